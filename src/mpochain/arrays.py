@@ -1,0 +1,144 @@
+"""Arrays of NumPy, PyTorch and JAX through one namespace: element types, checks, and factorisations that converge.
+
+Only what opt_einsum and array-api-compat do not give: promotion of short floats, and a singular value decomposition
+with a second way when LAPACK's divide and conquer fails.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from typing import Any
+
+import array_api_compat
+import numpy as np
+
+from mpochain.errors import DTypeError, NonFiniteError, ShapeError
+
+__all__ = ["cast", "dtype_name", "namespace", "norm", "promoted", "qr", "require_finite", "require_matrix", "svd"]
+
+Array = Any
+"""An array of NumPy, PyTorch or JAX."""
+
+_COMPUTE_DTYPE = {"bfloat16": "float32", "float16": "float32", "float32": "float32", "float64": "float64"}
+
+
+def namespace(*arrays: Array) -> Any:
+    """The array API namespace of ``arrays``; all must be of one library.
+
+    Raises:
+        DTypeError: not an array of a supported library, or arrays of several libraries.
+
+    Example:
+        >>> namespace(np.ones(2)).__name__
+        'array_api_compat.numpy'
+    """
+    try:
+        return array_api_compat.array_namespace(*arrays)
+    except TypeError as error:
+        kinds = ", ".join(sorted({type(a).__module__ + "." + type(a).__name__ for a in arrays}))
+        raise DTypeError(
+            f"expected arrays of one library (NumPy, PyTorch or JAX), got {kinds}; convert them first"
+        ) from error
+
+
+def dtype_name(x: Array) -> str:
+    """The element type without its library, such as ``"float32"``.
+
+    Example:
+        >>> dtype_name(np.ones(1, dtype=np.float16))
+        'float16'
+    """
+    return str(x.dtype).rsplit(".", maxsplit=1)[-1]
+
+
+def cast(x: Array, dtype: str) -> Array:
+    """``x`` with elements of type ``dtype`` (a name), unchanged if it has them already."""
+    return x if dtype_name(x) == dtype else namespace(x).astype(x, getattr(namespace(x), dtype))
+
+
+def promoted(x: Array, name: str) -> Array:
+    """``x`` in the precision computed in: bfloat16 and float16 become float32, float32 and float64 stay.
+
+    Raises:
+        DTypeError: integer, boolean or complex elements.
+    """
+    kind = dtype_name(x)
+    if kind not in _COMPUTE_DTYPE:
+        raise DTypeError(
+            f"{name} has elements of type {kind}; expected one of {', '.join(_COMPUTE_DTYPE)}. Convert it to a float "
+            "type first (quantised weights: dequantise them)"
+        )
+    return cast(x, _COMPUTE_DTYPE[kind])
+
+
+def require_matrix(x: Array, name: str) -> None:
+    """Raise ShapeError unless ``x`` is a matrix with at least one entry."""
+    namespace(x)
+    if x.ndim != 2 or 0 in x.shape:
+        raise ShapeError(f"{name} must be a matrix (out, in) without empty axes, got shape {tuple(x.shape)}")
+
+
+def require_finite(x: Array, name: str) -> None:
+    """Raise NonFiniteError with the number of NaN and infinite entries of ``x``, if any."""
+    xp = namespace(x)
+    if bool(xp.all(xp.isfinite(x))):
+        return
+    nan = int(xp.sum(xp.astype(xp.isnan(x), xp.int64)))
+    inf = int(xp.sum(xp.astype(xp.isinf(x), xp.int64)))
+    raise NonFiniteError(
+        f"{name} of shape {tuple(x.shape)} holds {nan} NaN and {inf} infinite entries; a decomposition needs finite "
+        "numbers. Check how the tensor was made or loaded"
+    )
+
+
+def norm(x: Array) -> float:
+    """Frobenius norm, safe from overflow and underflow of the squares."""
+    xp = namespace(x)
+    peak = float(xp.max(xp.abs(x))) if 0 not in x.shape else 0.0
+    if peak == 0.0 or not np.isfinite(peak):
+        return peak
+    scaled = xp.reshape(x, (-1,)) / peak
+    return peak * float(np.sqrt(float(xp.sum(scaled * scaled))))
+
+
+def qr(x: Array) -> tuple[Array, Array]:
+    """Reduced QR: ``x (m, n) = Q (m, k) @ R (k, n)`` with ``k = min(m, n)`` and orthonormal columns of ``Q``."""
+    return tuple(namespace(x).linalg.qr(x, mode="reduced"))
+
+
+def svd(x: Array) -> tuple[Array, Array, Array]:
+    """Reduced SVD ``x (m, n) = U (m, k) @ diag(s) @ Vh (k, n)``, singular values descending.
+
+    LAPACK's divide and conquer fails to converge on rare finite matrices. Then the eigenvectors of the smaller Gram
+    matrix, in float64, give the factors, and one QR restores the orthogonality that squaring costs.
+    """
+    xp = namespace(x)
+    # numpy and torch raise errors of different families; JAX returns NaN instead.
+    with contextlib.suppress(np.linalg.LinAlgError, RuntimeError):
+        u, s, vh = xp.linalg.svd(x, full_matrices=False)
+        if bool(xp.all(xp.isfinite(s))):
+            return u, s, vh
+    return _svd_by_gram(x)
+
+
+def _svd_by_gram(x: Array) -> tuple[Array, Array, Array]:
+    xp = namespace(x)
+    if x.shape[0] < x.shape[1]:
+        u, s, vh = _svd_by_gram(xp.matrix_transpose(x))
+        return xp.matrix_transpose(vh), s, xp.matrix_transpose(u)
+    kind = dtype_name(x)
+    wide = cast(x, "float64")
+    _, v = xp.linalg.eigh(xp.matrix_transpose(wide) @ wide)
+    v = xp.flip(v, axis=-1)
+    # x v = u s: the columns are orthogonal up to rounding, and R carries what is left.
+    u, r = qr(wide @ v)
+    s = xp.linalg.diagonal(r)
+    signs = xp.where(s < 0, -xp.ones_like(s), xp.ones_like(s))
+    s, u = s * signs, u * signs
+    order = xp.argsort(s, descending=True)
+    s, u, vh = (
+        xp.take(s, order, axis=0),
+        xp.take(u, order, axis=1),
+        xp.take(xp.matrix_transpose(v), order, axis=0),
+    )
+    return cast(u, kind), cast(s, kind), cast(vh, kind)

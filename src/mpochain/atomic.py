@@ -1,0 +1,45 @@
+"""Writing files so that a kill at any moment leaves the old or the new one, and finding out early if one cannot."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from pathlib import Path
+
+from mpochain.errors import OutputError
+
+__all__ = ["require_writable", "write_bytes"]
+
+
+def write_bytes(path: Path, data: bytes) -> None:
+    """Write ``data`` to ``path`` by way of a temporary neighbour and a rename.
+
+    Raises:
+        OutputError: the folder cannot be written.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+        try:
+            with os.fdopen(handle, "wb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+            Path(name).replace(path)
+        except BaseException:
+            Path(name).unlink(missing_ok=True)
+            raise
+    except OSError as error:
+        raise OutputError(f"cannot write {path}: {error.strerror or error}") from error
+
+
+def require_writable(folder: Path) -> Path:
+    """Make ``folder`` if needed and prove that a file can be written there, before any work that needs it.
+
+    Raises:
+        OutputError: it cannot be made or written.
+    """
+    probe = folder / ".mpochain-write-test"
+    write_bytes(probe, b"")
+    probe.unlink()
+    return folder

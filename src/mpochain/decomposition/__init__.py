@@ -1,0 +1,20 @@
+"""Matrices to cores, one file per algorithm.
+
+Every algorithm takes a matrix and a :class:`~mpochain.ChainSpec` and returns a :class:`Decomposition`: the cores and
+the squared weight each bond discarded, which is the exact squared error of the whole.
+"""
+
+from mpochain.decomposition.interleave import deinterleave, interleave
+from mpochain.decomposition.randomized import randomized
+from mpochain.decomposition.sweep import Decomposition, check_cutoff, retained_rank
+from mpochain.decomposition.tt_svd import tt_svd
+
+__all__ = [
+    "Decomposition",
+    "check_cutoff",
+    "deinterleave",
+    "interleave",
+    "randomized",
+    "retained_rank",
+    "tt_svd",
+]

@@ -1,0 +1,52 @@
+"""A matrix as a tensor whose axis ``k`` joins the out and in index of site ``k``, and back."""
+
+from __future__ import annotations
+
+from mpochain.arrays import Array, namespace
+from mpochain.errors import SpecError
+from mpochain.spec import ChainSpec
+
+__all__ = ["deinterleave", "interleave"]
+
+
+def interleave(matrix: Array, spec: ChainSpec) -> Array:
+    """``(out_features, in_features)`` to ``(o_1 i_1, ..., o_n i_n)``, zero-padded where the spec says so.
+
+    Raises:
+        SpecError: the matrix is not of ``spec.shape``.
+    """
+    xp = namespace(matrix)
+    if tuple(matrix.shape) != spec.shape:
+        padding = "" if spec.shape == spec.padded_shape else f" (padded to {spec.padded_shape})"
+        raise SpecError(
+            f"the matrix is {tuple(matrix.shape)} but out_dims {spec.out_dims} and in_dims {spec.in_dims} multiply to "
+            f"{spec.shape}{padding}; choose dims whose products are the shape, or a ChainSpec with out_features= and "
+            "in_features= to pad"
+        )
+    for axis, missing in enumerate(p - s for p, s in zip(spec.padded_shape, spec.shape, strict=True)):
+        if missing:
+            shape = [*matrix.shape]
+            shape[axis] = missing
+            zeros = xp.zeros(tuple(shape), dtype=matrix.dtype, device=_device(matrix))
+            matrix = xp.concat([matrix, zeros], axis=axis)
+    n = spec.sites
+    split = xp.reshape(matrix, (*spec.out_dims, *spec.in_dims))
+    paired = xp.permute_dims(split, tuple(axis for k in range(n) for axis in (k, n + k)))
+    return xp.reshape(paired, tuple(o * i for o, i in zip(spec.out_dims, spec.in_dims, strict=True)))
+
+
+def deinterleave(tensor: Array, spec: ChainSpec) -> Array:
+    """The inverse of :func:`interleave`: back to ``(out_features, in_features)``, padding cut off."""
+    xp = namespace(tensor)
+    n = spec.sites
+    paired = xp.reshape(tensor, tuple(d for k in range(n) for d in (spec.out_dims[k], spec.in_dims[k])))
+    split = xp.permute_dims(paired, (*range(0, 2 * n, 2), *range(1, 2 * n, 2)))
+    matrix = xp.reshape(split, spec.padded_shape)
+    return matrix[: spec.out_features, : spec.in_features]
+
+
+def _device(x: Array) -> object:
+    # JAX places new arrays itself; its arrays may not name one single device.
+    import array_api_compat
+
+    return None if array_api_compat.is_jax_array(x) else array_api_compat.device(x)

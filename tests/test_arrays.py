@@ -1,0 +1,68 @@
+from __future__ import annotations
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from mpochain import MPOError, arrays
+
+LIBRARIES = {"numpy": np.asarray, "torch": torch.tensor, "jax": jnp.asarray}
+
+
+@pytest.mark.parametrize("library", LIBRARIES)
+@pytest.mark.parametrize("shape", [(6, 4), (4, 6), (5, 5), (1, 3), (3, 1)])
+def test_both_singular_value_decompositions_agree(library, shape):
+    x = LIBRARIES[library](np.random.default_rng(1).normal(size=shape))
+    for u, s, vh in (arrays.svd(x), arrays._svd_by_gram(x)):
+        np.testing.assert_allclose(np.asarray((u * s) @ vh), np.asarray(x), atol=1e-12)
+        np.testing.assert_allclose(np.asarray(u.T @ u), np.eye(min(shape)), atol=1e-10)
+        np.testing.assert_allclose(np.asarray(s), np.linalg.svd(np.asarray(x), compute_uv=False), atol=1e-10)
+
+
+@pytest.mark.parametrize(("library", "error"), [("numpy", np.linalg.LinAlgError), ("torch", torch.linalg.LinAlgError)])
+def test_a_decomposition_that_does_not_converge_is_done_another_way(monkeypatch, library, error):
+    x = LIBRARIES[library](np.random.default_rng(2).normal(size=(7, 5)))
+    xp = arrays.namespace(x)
+
+    def fail(*args, **kwargs):
+        raise error("SVD did not converge")
+
+    monkeypatch.setattr(xp.linalg, "svd", fail)
+    u, s, vh = arrays.svd(x)
+    np.testing.assert_allclose(np.asarray((u * s) @ vh), np.asarray(x), atol=1e-12)
+
+
+@given(st.lists(st.floats(-1e30, 1e30), min_size=1, max_size=8), st.sampled_from([1e-200, 1.0, 1e200]))
+def test_the_norm_neither_overflows_nor_vanishes(values, scale):
+    x = np.array(values) * scale
+    np.testing.assert_allclose(arrays.norm(x), np.linalg.norm(np.longdouble(x)), rtol=1e-12)
+
+
+def test_non_finite_entries_are_counted_and_named():
+    x = np.array([[1.0, np.nan], [np.inf, -np.inf]])
+    with pytest.raises(MPOError, match=r"the weight of blocks.3 .* holds 1 NaN and 2 infinite"):
+        arrays.require_finite(x, "the weight of blocks.3")
+
+
+@pytest.mark.parametrize("dtype", [torch.int32, torch.bool, torch.complex64, torch.uint8])
+def test_only_floats_are_promoted(dtype):
+    with pytest.raises(MPOError, match="W has elements of type"):
+        arrays.promoted(torch.zeros(2, 2, dtype=dtype), "W")
+
+
+@pytest.mark.parametrize(
+    ("dtype", "wide"),
+    [(torch.bfloat16, torch.float32), (torch.float16, torch.float32), (torch.float64, torch.float64)],
+)
+def test_short_floats_become_float32(dtype, wide):
+    assert arrays.promoted(torch.zeros(2, dtype=dtype), "W").dtype == wide
+
+
+def test_mixed_libraries_are_refused():
+    with pytest.raises(MPOError, match="one library"):
+        arrays.namespace(np.ones(2), torch.ones(2))
+    with pytest.raises(MPOError, match="one library"):
+        arrays.namespace([1.0, 2.0])
