@@ -1,0 +1,183 @@
+"""Every way to run a chain: contiguous groups of sites merged first, then opt_einsum's path over what is left.
+
+opt_einsum cannot be told that work on cores alone is free once cached (its issue 199), so the grouping is enumerated
+here and each merged chain is searched on its own. A path that contracts two cores before either meets the input is the
+sweep of a coarser grouping, which is enumerated too, so only sweeps remain, and they need no permuted copies (see
+:mod:`mpochain.planning.schedule`). The two plain sweeps of each grouping are candidates as well: fewest multiply-adds,
+which is what opt_einsum minimises, is not always the least time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import combinations, pairwise
+
+import opt_einsum
+
+from mpochain.planning.schedule import Schedule, lower
+from mpochain.spec import ChainSpec
+
+__all__ = ["Candidate", "candidates", "equation"]
+
+# opt_einsum's exhaustive search takes 0.1 s for 8 cores and is asked once per grouping; `dp` finds the same paths of a
+# chain in milliseconds, since a chain never gains from an outer product.
+_EXHAUSTIVE_OPERANDS = 5
+_EXHAUSTIVE_SITES = 6
+
+Group = tuple[int, ...]
+PathPair = tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """One way to run a chain.
+
+    Attributes:
+        groups: contiguous sites merged into one core each.
+        order: order in which the merged cores meet the input.
+        path: the order as an opt_einsum path over ``(input, merged cores...)``.
+        searched: whether opt_einsum's search gave this order.
+        equation: einsum equation of the merged chain.
+        schedule: the lowered steps.
+    """
+
+    groups: tuple[Group, ...]
+    order: tuple[int, ...]
+    path: tuple[PathPair, ...]
+    searched: bool
+    equation: str
+    schedule: Schedule
+
+    @property
+    def rebuilds(self) -> bool:
+        """Whether all sites are merged: the dense matrix, then one product."""
+        return len(self.groups) == 1
+
+    def __str__(self) -> str:
+        folds = " ".join("{" + ",".join(str(site) for site in group) + "}" for group in self.groups)
+        if self.rebuilds:
+            return f"rebuild {folds}, one product"
+        return f"{folds} order {'>'.join(map(str, self.order))}"
+
+
+def equation(sites: int) -> str:
+    """The einsum equation of a chain: input, then cores, to output.
+
+    Example:
+        >>> equation(2)
+        'abc,debf,fgch->aeg'
+    """
+    symbols = iter(opt_einsum.get_symbol(k) for k in range(3 * sites + 2))
+    batch = next(symbols)
+    ins = [next(symbols) for _ in range(sites)]
+    cores, outs, bond = [], [], next(symbols)
+    for in_ in ins:
+        out, left, bond = next(symbols), bond, next(symbols)
+        outs.append(out)
+        cores.append(left + out + in_ + bond)
+    return f"{batch}{''.join(ins)},{','.join(cores)}->{batch}{''.join(outs)}"
+
+
+def _groupings(sites: int) -> Iterator[tuple[Group, ...]]:
+    """Contiguous groupings: all of them for short chains; for long ones those with at most one merged run."""
+    if sites <= _EXHAUSTIVE_SITES:
+        for count in range(sites):
+            for cuts in combinations(range(1, sites), count):
+                edges = (0, *cuts, sites)
+                yield tuple(tuple(range(a, b)) for a, b in pairwise(edges))
+        return
+    yield tuple((k,) for k in range(sites))
+    for start in range(sites):
+        for stop in range(start + 2, sites + 1):
+            yield (*((k,) for k in range(start)), tuple(range(start, stop)), *((k,) for k in range(stop, sites)))
+
+
+def _merge_positions(spec: ChainSpec, groups: tuple[Group, ...]) -> list[int]:
+    """The cheapest order to merge each group, as positions in the shrinking list of cores."""
+    positions = []
+    for index, group in enumerate(groups):
+        if len(group) == 1:
+            continue
+        symbols = [opt_einsum.get_symbol(k) for k in range(3 * len(group) + 1)]
+        terms = ["".join(symbols[3 * k : 3 * k + 4]) for k in range(len(group))]
+        output = symbols[0] + "".join(symbols[3 * k + axis] for k in range(len(group)) for axis in (1, 2)) + symbols[-1]
+        shapes = [spec.core_shapes[site] for site in group]
+        # Each group before this one is already a single core.
+        names = list(range(len(group)))
+        for a, b in _path(f"{','.join(terms)}->{output}", shapes):
+            pair = sorted((names[a], names[b]))
+            for k in sorted((a, b), reverse=True):
+                del names[k]
+            # opt_einsum appends the result; its place in the chain is where its left member stood.
+            positions.append((index, pair))
+            names.append(pair[0])
+    return _as_list_positions(groups, positions)
+
+
+def _as_list_positions(groups: tuple[Group, ...], pairs: list[tuple[int, list[int]]]) -> list[int]:
+    result = []
+    heads = [[*range(len(group))] for group in groups]
+    for index, (left, right) in pairs:
+        before = sum(len(h) for h in heads[:index])
+        result.append(before + heads[index].index(left))
+        heads[index].remove(right)
+    return result
+
+
+def _path(eq: str, shapes: Sequence[tuple[int, ...]]) -> list[PathPair]:
+    operands = len(shapes)
+    if operands == 1:
+        return []
+    search = "optimal" if operands <= _EXHAUSTIVE_OPERANDS else "dp"
+    path, _ = opt_einsum.contract_path(eq, *shapes, shapes=True, optimize=search)
+    return list(path)
+
+
+def _sweep_order(path: list[PathPair], count: int) -> tuple[int, ...] | None:
+    """The order of cores if the input takes part in every contraction of the path, else None."""
+    names: list[int | None] = [None, *range(count)]
+    order = []
+    for pair in path:
+        members = [names[k] for k in pair]
+        if None not in members or len(pair) != 2:
+            return None
+        (core,) = (member for member in members if member is not None)
+        order.append(core)
+        for k in sorted(pair, reverse=True):
+            del names[k]
+        names.append(None)
+    return tuple(order)
+
+
+def _path_of(order: tuple[int, ...]) -> tuple[PathPair, ...]:
+    """The inverse of :func:`_sweep_order`: each core meets the input's current intermediate."""
+    names: list[int | None] = [None, *range(len(order))]
+    path = []
+    for core in order:
+        pair = tuple(sorted((names.index(None), names.index(core))))
+        path.append(pair)
+        for k in reversed(pair):
+            del names[k]
+        names.append(None)
+    return tuple(path)
+
+
+def candidates(spec: ChainSpec, batch: int) -> Iterator[Candidate]:
+    """Every sweep worth considering for ``batch`` rows, the dense rebuild among them.
+
+    Example:
+        >>> [str(c) for c in candidates(ChainSpec((8, 8), (8, 8), max_bond=4), batch=16)]
+        ['rebuild {0,1}, one product', '{0} {1} order 1>0', '{0} {1} order 0>1']
+    """
+    for groups in _groupings(spec.sites):
+        merges = _merge_positions(spec, groups)
+        shapes = list(spec.core_shapes)
+        for step in lower(spec, groups, merges, ()).merges:
+            shapes[step.position : step.position + 2] = [step.result]
+        count = len(groups)
+        eq = equation(count)
+        found = _sweep_order(_path(eq, [(batch, *(i for _, _, i, _ in shapes)), *shapes]), count)
+        plain = tuple(range(count))
+        for order in dict.fromkeys(order for order in (found, plain[::-1], plain) if order is not None):
+            yield Candidate(groups, order, _path_of(order), order == found, eq, lower(spec, groups, merges, order))

@@ -1,0 +1,194 @@
+"""The plan of one chain at one batch size: the choice among candidates, made once and printable."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Literal
+
+from mpochain.arrays import Array, namespace
+from mpochain.errors import ShapeError, SpecError
+from mpochain.planning.candidates import Candidate, candidates
+from mpochain.planning.cost import dense_time, schedule_time
+from mpochain.planning.schedule import Schedule
+from mpochain.spec import ChainSpec
+
+__all__ = ["ContractionPlan", "Memory", "Mode", "batch_bucket", "plan"]
+
+Mode = Literal["inference", "training"]
+Memory = Literal["compact", "fast"]
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class ContractionPlan:
+    """How a chain meets an input: what is merged first, then the order of the sweep. Made from shapes alone.
+
+    Call it with ``x (..., in_features)`` and the cores, of any array library. Any number of rows is correct; the plan
+    is the best known one for about ``batch`` rows.
+
+    Attributes:
+        spec: the chain.
+        batch: rows the plan was made for.
+        mode: ``"inference"``, or ``"training"`` (forward and backward).
+        memory: ``"compact"`` (merges are paid at every call) or ``"fast"`` (merged cores may be kept).
+        chosen: the candidate that is run.
+        considered: all candidates with their predicted seconds, fastest first.
+    """
+
+    spec: ChainSpec
+    batch: int
+    mode: Mode
+    memory: Memory
+    chosen: Candidate
+    considered: tuple[tuple[Candidate, float], ...]
+
+    @property
+    def schedule(self) -> Schedule:
+        """The lowered steps."""
+        return self.chosen.schedule
+
+    @property
+    def equation(self) -> str:
+        """Einsum equation after merging: input, then merged cores, to output."""
+        return self.chosen.equation
+
+    @property
+    def folds(self) -> tuple[tuple[int, ...], ...]:
+        """Groups of sites that are merged into one core each."""
+        return self.chosen.groups
+
+    @property
+    def path(self) -> tuple[tuple[int, ...], ...]:
+        """opt_einsum's path over the input and the merged cores."""
+        return self.chosen.path
+
+    @property
+    def macs(self) -> int:
+        """Multiply-adds of one forward call with ``batch`` rows, merges included unless they are cached."""
+        return self.batch * self.schedule.sweep_macs + self._merge_macs
+
+    @property
+    def dense_macs(self) -> int:
+        """Multiply-adds of the dense layer with ``batch`` rows."""
+        return self.batch * self.spec.dense_parameters
+
+    @property
+    def peak_elements(self) -> int:
+        """Most elements alive in one step of the forward pass: its input, its output and the cores."""
+        return self.schedule.peak_elements(self.batch)
+
+    @property
+    def predicted_seconds(self) -> float:
+        """Predicted time of one call."""
+        return self.considered[0][1]
+
+    @property
+    def _merge_macs(self) -> int:
+        return 0 if self.memory == "fast" else self.schedule.merge_macs
+
+    def merge(self, *cores: Array) -> tuple[Array, ...]:
+        """The merged cores, for callers that keep them between calls of :meth:`sweep`."""
+        return self.schedule.merge(cores, namespace(*cores))
+
+    def sweep(self, x: Array, *merged: Array) -> Array:
+        """``x (..., in_features)`` through merged cores to ``(..., out_features)``."""
+        xp = namespace(x, *merged)
+        if x.ndim == 0 or x.shape[-1] != self.spec.in_features:
+            raise ShapeError(
+                f"the plan is for {self.spec.in_features} input features; the last axis of x must be that, got shape "
+                f"{tuple(x.shape)}"
+            )
+        # Without the -1 that schedules use, so that an array with an empty batch axis has a definite shape.
+        lead = tuple(x.shape[:-1])
+        rows = 1
+        for size in lead:
+            rows *= size
+        y = self.schedule.sweep(xp.reshape(x, (rows, self.spec.in_features)), merged, xp)
+        return xp.reshape(y, (*lead, self.spec.out_features))
+
+    def __call__(self, x: Array, *cores: Array) -> Array:
+        """``x (..., in_features)`` to ``(..., out_features)``.
+
+        Raises:
+            ShapeError: cores that are not of the plan's spec, or an ``x`` of another width.
+        """
+        shapes = tuple(tuple(core.shape) for core in cores)
+        if shapes != self.spec.core_shapes:
+            raise ShapeError(f"the plan is for cores of shapes {self.spec.core_shapes}, got {shapes}")
+        return self.sweep(x, *self.merge(*cores))
+
+    def __repr__(self) -> str:
+        return f"ContractionPlan({self.spec!r}, batch={self.batch}, mode={self.mode!r}, memory={self.memory!r})"
+
+    def __str__(self) -> str:
+        out_features, in_features = self.spec.shape
+        dense = dense_time(out_features, in_features, self.batch, training=self.mode == "training")
+        lines = [
+            f"plan      {self.spec}",
+            f"for       batch {self.batch}, {self.mode}, {self.memory}",
+            f"equation  {self.equation}",
+            f"fold      {' '.join('{' + ','.join(map(str, group)) + '}' for group in self.folds)}",
+            f"path      {' '.join(str(pair) for pair in self.path)} over (input, cores...): "
+            + f"sites meet the input in the order {', '.join(map(str, self.chosen.order))}",
+            f"MACs      {self.macs:,} (dense {self.dense_macs:,}, {self.macs / self.dense_macs:.2f}x)",
+            f"peak      {self.peak_elements:,} elements",
+            f"predicted {self.predicted_seconds * 1e6:.1f} µs (dense {dense * 1e6:.1f} µs)",
+            "considered",
+        ]
+        for candidate, seconds in self.considered:
+            mark = "*" if candidate is self.chosen else " "
+            lines.append(f"  {mark} {seconds * 1e6:10.1f} µs  {candidate}")
+        return "\n".join(lines)
+
+
+def batch_bucket(batch: int) -> int:
+    """The next power of two at or above ``batch``, at least 1: plans are made per bucket.
+
+    Example:
+        >>> [batch_bucket(n) for n in (0, 1, 3, 1024, 1025)]
+        [1, 1, 4, 1024, 2048]
+    """
+    return 1 << max(batch - 1, 0).bit_length()
+
+
+def plan(spec: ChainSpec, batch: int = 1, *, mode: Mode = "inference", memory: Memory = "compact") -> ContractionPlan:
+    """The plan for a chain at a batch size, from shapes alone; cached.
+
+    Args:
+        spec: the chain.
+        batch: number of input rows (the product of all leading axes).
+        mode: ``"inference"``, or ``"training"`` to count forward and backward.
+        memory: ``"compact"`` pays for merges at every call, ``"fast"`` assumes merged cores are kept.
+
+    Raises:
+        SpecError: a spec, batch, mode or memory that is none.
+
+    Example:
+        >>> print(plan(ChainSpec((48, 64), (24, 32), max_bond=4), batch=32))  # doctest: +ELLIPSIS
+        plan      3072x768 (48,64)|(24,32) bonds (4), 12,800 parameters
+        for       batch 32, inference, compact
+        equation  abc,dbfe,ecgh->afg
+        ...
+    """
+    if not isinstance(spec, ChainSpec):
+        raise SpecError(f"plan needs a ChainSpec, got {type(spec).__name__}; a chain's is chain.spec")
+    if isinstance(batch, bool) or not isinstance(batch, int) or batch < 1:
+        raise SpecError(f"batch must be a positive integer, got {batch!r}")
+    if mode not in ("inference", "training"):
+        raise SpecError(f"mode must be 'inference' or 'training', got {mode!r}")
+    if memory not in ("compact", "fast"):
+        raise SpecError(f"memory must be 'compact' or 'fast', got {memory!r}")
+    return _plan(spec, batch, mode, memory)
+
+
+@lru_cache(maxsize=4096)
+def _plan(spec: ChainSpec, batch: int, mode: Mode, memory: Memory) -> ContractionPlan:
+    timed = [
+        (
+            candidate,
+            schedule_time(candidate.schedule, batch, training=mode == "training", merged_is_cached=memory == "fast"),
+        )
+        for candidate in candidates(spec, batch)
+    ]
+    timed.sort(key=lambda pair: pair[1])
+    return ContractionPlan(spec, batch, mode, memory, timed[0][0], tuple(timed))

@@ -1,0 +1,177 @@
+from __future__ import annotations
+
+import math
+import pickle
+
+import jax.numpy as jnp
+import numpy as np
+import opt_einsum
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from strategies import SEEDS, cores, specs
+
+from mpochain import ChainSpec, MPOChain, MPOError, plan
+from mpochain.planning import candidates
+from mpochain.planning.plan import batch_bucket
+
+LIBRARIES = {"numpy": np.asarray, "torch": torch.tensor, "jax": jnp.asarray}
+
+
+@given(specs(), SEEDS, st.sampled_from([1, 2, 9]))
+def test_every_candidate_equals_dense(spec, seed, batch):
+    chain = MPOChain(tuple(cores(spec, seed)), spec)
+    x = np.random.default_rng(seed).normal(size=(batch, spec.in_features))
+    expected = x @ chain.to_matrix().T
+    seen = set()
+    for candidate in candidates(spec, batch):
+        schedule = candidate.schedule
+        y = schedule.sweep(x, schedule.merge(chain.cores, np), np)
+        np.testing.assert_allclose(y, expected, rtol=1e-8, atol=1e-9 * max(np.abs(expected).max(), 1.0))
+        seen.add((candidate.groups, candidate.order))
+    plain = tuple((k,) for k in range(spec.sites))
+    order = tuple(range(spec.sites))
+    assert (plain, order) in seen
+    assert (plain, order[::-1]) in seen
+    assert (((*order,),), (0,)) in seen, "the dense rebuild is always a candidate"
+
+
+@given(specs(max_sites=4, padding=False), st.sampled_from([1, 8]))
+def test_counted_macs_are_those_of_opt_einsum(spec, batch):
+    for candidate in candidates(spec, batch):
+        schedule = candidate.schedule
+        shapes = list(spec.core_shapes)
+        for step in schedule.merges:
+            shapes[step.position : step.position + 2] = [step.result]
+        ins = [i for _, _, i, _ in shapes]
+        _, info = opt_einsum.contract_path(
+            candidate.equation, (batch, *ins), *shapes, shapes=True, optimize=list(candidate.path)
+        )
+        sizes = info.size_dict
+        ours = batch * schedule.sweep_macs
+        assert ours == sum(_macs(contraction[2], sizes) for contraction in info.contraction_list)
+
+
+def _macs(equation, sizes):
+    return math.prod(sizes[index] for index in set(equation) - set(",->"))
+
+
+@given(specs(max_sites=4), st.integers(1, 70))
+def test_the_plan_runs_any_batch(spec, batch):
+    chain = MPOChain(tuple(cores(spec, 1)), spec)
+    W = chain.to_matrix()
+    for mode in ("inference", "training"):
+        for memory in ("compact", "fast"):
+            made = plan(spec, batch, mode=mode, memory=memory)
+            for lead in [(), (0,), (3,), (2, 0, 2), (2, 3)]:
+                x = np.random.default_rng(0).normal(size=(*lead, spec.in_features))
+                y = made(x, *chain.cores)
+                assert y.shape == (*lead, spec.out_features)
+                np.testing.assert_allclose(y, x @ W.T, rtol=1e-8, atol=1e-9 * max(np.abs(W).max(), 1) * W.shape[1])
+                np.testing.assert_array_equal(made.sweep(x, *made.merge(*chain.cores)), y)
+
+
+@pytest.mark.parametrize("library", LIBRARIES)
+def test_every_library(library):
+    spec = ChainSpec((3, 4, 2), (2, 5, 3), max_bond=4, in_features=29)
+    chain = MPOChain(tuple(LIBRARIES[library](core) for core in cores(spec, 0)), spec)
+    x = LIBRARIES[library](np.random.default_rng(1).normal(size=(6, 29)))
+    y = plan(spec, 6)(x, *chain.cores)
+    assert type(y) is type(x)
+    np.testing.assert_allclose(np.asarray(y), np.asarray(x) @ np.asarray(chain.to_matrix()).T, atol=1e-10)
+
+
+def test_plans_are_cached_and_picklable():
+    spec = ChainSpec((4, 4), (4, 4), 3)
+    assert plan(spec, 8) is plan(ChainSpec((4, 4), (4, 4), 3), 8)
+    copy = pickle.loads(pickle.dumps(plan(spec, 8)))
+    x = np.ones((8, 16))
+    np.testing.assert_array_equal(copy(x, *cores(spec, 0)), plan(spec, 8)(x, *cores(spec, 0)))
+
+
+def test_running_a_plan_never_asks_opt_einsum(monkeypatch):
+    spec = ChainSpec((4, 4, 2), (4, 4, 3), 3)
+    made = plan(spec, 8)
+
+    def fail(*args, **kwargs):
+        raise AssertionError("a path was searched while running")
+
+    monkeypatch.setattr(opt_einsum, "contract_path", fail)
+    made(np.ones((8, 48)), *cores(spec, 0))
+    assert plan(spec, 8) is made
+
+
+def test_the_plan_explains_itself():
+    made = plan(ChainSpec((12, 16, 16), (8, 8, 12), 32), 32)
+    text = str(made)
+    for word in ("equation", "fold", "path", "MACs", "peak", "predicted", "dense", "rebuild", "bonds (32,32)"):
+        assert word in text
+    assert made.dense_macs == 32 * 768 * 3072
+    assert f"{made.dense_macs:,}" in text
+    assert text.count("*") == 1
+    assert made.predicted_seconds == min(seconds for _, seconds in made.considered)
+
+
+def test_the_choice_follows_the_work():
+    # Many rows and wide bonds: rebuild. One row and a narrow bond: sweep. Cached merges: never a merge at each call.
+    wide = ChainSpec((48, 64), (24, 32), 32)
+    assert plan(wide, 4096).chosen.rebuilds
+    assert not plan(ChainSpec((48, 64), (24, 32), 4), 1).chosen.rebuilds
+    skewed = ChainSpec((512, 8), (8, 512), 16)
+    made = plan(skewed, 2048)
+    assert made.folds == ((0,), (1,))
+    assert made.macs * 15 < made.dense_macs
+    fast = plan(wide, 4096, memory="fast")
+    assert fast.macs == fast.dense_macs
+    assert plan(wide, 4096).macs > plan(wide, 4096).dense_macs
+
+
+def test_peak_elements_are_counted():
+    # Right-first sweep of a 6x4 chain with 2 rows: state (2*2, 2) -> (2*2, 2*3): cores 2*2*2 + 2*3*2, plus 8 + 24.
+    spec = ChainSpec((2, 3), (2, 2), 2)
+    for candidate in candidates(spec, 2):
+        if candidate.order == (1, 0):
+            assert candidate.schedule.peak_elements(2) == 8 + 12 + max(8 + 24, 24 + 12)
+
+
+def test_long_chains_are_planned_in_reasonable_time():
+    spec = ChainSpec((2,) * 12, (2,) * 12, 4)
+    made = plan(spec, 16)
+    chain = MPOChain(tuple(cores(spec, 0)), spec)
+    x = np.random.default_rng(0).normal(size=(2, spec.in_features))
+    np.testing.assert_allclose(made(x, *chain.cores), chain @ x, rtol=1e-8, atol=1e-4)
+
+
+@given(st.integers(0, 10**7))
+def test_buckets(rows):
+    bucket = batch_bucket(rows)
+    assert bucket >= max(rows, 1)
+    assert bucket == 1 or bucket < 2 * rows
+    assert bucket & (bucket - 1) == 0
+
+
+class TestBadInput:
+    SPEC = ChainSpec((2, 3), (2, 2), 2)
+
+    @pytest.mark.parametrize("batch", [0, -3, 1.5, "8", True])
+    def test_batch(self, batch):
+        with pytest.raises(MPOError, match="batch must be a positive integer"):
+            plan(self.SPEC, batch)
+
+    def test_choices(self):
+        with pytest.raises(MPOError, match="mode must be 'inference' or 'training', got 'test'"):
+            plan(self.SPEC, 1, mode="test")
+        with pytest.raises(MPOError, match="memory must be 'compact' or 'fast'"):
+            plan(self.SPEC, 1, memory="big")
+        with pytest.raises(MPOError, match="plan needs a ChainSpec, got tuple"):
+            plan(((2, 3), (2, 2)), 1)
+
+    def test_arrays(self):
+        made = plan(self.SPEC, 1)
+        with pytest.raises(MPOError, match=r"6 features|4 input features"):
+            made(np.ones((3, 5)), *cores(self.SPEC, 0))
+        with pytest.raises(MPOError, match="the plan is for cores of shapes"):
+            made(np.ones((3, 4)), *cores(ChainSpec((2, 3), (2, 2), 1), 0))
+        with pytest.raises(MPOError, match="one library"):
+            made(torch.ones(3, 4), *cores(self.SPEC, 0))
