@@ -1,0 +1,49 @@
+"""Tensor-network (MPO / TT-matrix) layers for PyTorch: planned contractions, exact errors, honest costs.
+
+Importing this package does not import torch; names that need it load it when they are first used.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from mpochain import errors, shapes
+from mpochain.chain import MPOChain, decompose, decompose_terms
+from mpochain.errors import MPOError
+from mpochain.planning import ContractionPlan, plan
+from mpochain.spec import ChainSpec
+
+if TYPE_CHECKING:
+    from mpochain.nn import MPOLinear
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "ChainSpec",
+    "ContractionPlan",
+    "MPOChain",
+    "MPOError",
+    "MPOLinear",
+    "decompose",
+    "decompose_terms",
+    "errors",
+    "plan",
+    "shapes",
+]
+
+_NEEDS_TORCH = {"MPOLinear": "mpochain.nn"}
+
+
+def __getattr__(name: str) -> Any:
+    if name in _NEEDS_TORCH:
+        value = getattr(import_module(_NEEDS_TORCH[name]), name)
+        globals()[name] = value
+        return value
+    if name in ("nn", "picogpt"):
+        return import_module(f"mpochain.{name}")
+    raise AttributeError(f"module 'mpochain' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -1,0 +1,5 @@
+"""Runs plans in torch."""
+
+from mpochain.execute.runner import ChainRunner
+
+__all__ = ["ChainRunner"]

@@ -1,0 +1,340 @@
+"""A linear layer whose weight is a chain, or a short sum of chains."""
+
+from __future__ import annotations
+
+import math
+import sys
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from mpochain import shapes
+from mpochain.chain import Method, MPOChain, decompose, decompose_terms
+from mpochain.errors import DTypeError, ShapeError, SpecError
+from mpochain.execute import ChainRunner
+from mpochain.nn.initialization import normal_
+from mpochain.planning import ContractionPlan
+from mpochain.spec import ChainSpec
+
+__all__ = ["MPOLinear"]
+
+
+class MPOLinear(nn.Module):
+    """``y = x W^T + b`` with ``W`` held as cores: ``(..., in_features) -> (..., out_features)``.
+
+    A drop-in for :class:`torch.nn.Linear`. Random initialisation gives ``W`` the variance that ``nn.Linear`` has, for
+    any number of sites, bonds and terms.
+
+    Args:
+        in_features: size of each input row.
+        out_features: size of each output row.
+        max_bond: largest bond; clipped to what is attainable, see :attr:`spec`.
+        sites: number of sites of the default, balanced dims.
+        out_dims: out dim of each site, instead of the default.
+        in_dims: in dim of each site, instead of the default.
+        spec: the whole spec, instead of dims and ``max_bond``.
+        terms: several specs of different dims; the weight is the sum of their chains.
+        bias: whether there is a bias.
+        device: where the parameters live.
+        dtype: their element type.
+
+    Raises:
+        SpecError: dims that do not multiply to the features, no bond given, or contradictory arguments.
+
+    Example:
+        >>> layer = MPOLinear(768, 3072, max_bond=16)
+        >>> print(layer.spec)
+        3072x768 (48,64)|(24,32) bonds (16), 51,200 parameters
+        >>> layer(torch.zeros(2, 5, 768)).shape
+        torch.Size([2, 5, 3072])
+    """
+
+    bias: Tensor | None
+    _runners: tuple[ChainRunner, ...]
+
+    def __init__(
+        self,
+        in_features: int,
+        out_features: int,
+        max_bond: int | None = None,
+        *,
+        sites: int = 2,
+        out_dims: Iterable[int] | None = None,
+        in_dims: Iterable[int] | None = None,
+        spec: ChainSpec | None = None,
+        terms: Sequence[ChainSpec] | None = None,
+        bias: bool = True,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__()
+        specs = _specs((out_features, in_features), max_bond, sites, out_dims, in_dims, spec, terms)
+        if spec is None and terms is None and max_bond is None:
+            raise SpecError("a random chain needs max_bond=, spec= or terms=; full bonds would exceed the dense layer")
+        self.in_features = in_features
+        self.out_features = out_features
+        self._runners = tuple(ChainRunner(each) for each in specs)
+        self._core_names = tuple(
+            tuple(f"core_{term}_{site}" for site in range(each.sites)) for term, each in enumerate(specs)
+        )
+        for names, each in zip(self._core_names, specs, strict=True):
+            for name, shape in zip(names, each.core_shapes, strict=True):
+                self.register_parameter(name, nn.Parameter(torch.empty(shape, device=device, dtype=dtype)))
+        self.register_parameter(
+            "bias", nn.Parameter(torch.empty(out_features, device=device, dtype=dtype)) if bias else None
+        )
+        self.reset_parameters()
+
+    def reset_parameters(self, weight_std: float | None = None) -> None:
+        """Draw new parameters.
+
+        Args:
+            weight_std: standard deviation of the entries of ``W``; by default that of ``nn.Linear``,
+                ``1 / sqrt(3 in_features)``.
+        """
+        std = 1 / math.sqrt(3 * self.in_features) if weight_std is None else weight_std
+        for each, cores in zip(self.specs, self.cores, strict=True):
+            normal_(cores, each, std / math.sqrt(len(self.specs)))
+        if self.bias is not None:
+            bound = 1 / math.sqrt(self.in_features)
+            nn.init.uniform_(self.bias, -bound, bound)
+
+    @classmethod
+    def from_linear(
+        cls,
+        linear: nn.Module,
+        spec: ChainSpec | None = None,
+        *,
+        out_dims: Iterable[int] | None = None,
+        in_dims: Iterable[int] | None = None,
+        max_bond: int | None = None,
+        cutoff: float | None = None,
+        sites: int = 2,
+        terms: Sequence[ChainSpec] | None = None,
+        method: Method = "tt_svd",
+        seed: int = 0,
+        name: str | None = None,
+    ) -> MPOLinear:
+        """A layer whose chain approximates the weight of a dense one; the bias is copied exactly.
+
+        Args:
+            linear: a ``torch.nn.Linear`` or Hugging Face ``Conv1D``; it is left as it is and shares no memory.
+            spec: the chain's spec; or give dims, ``max_bond`` and ``cutoff`` (balanced dims over ``sites`` by default).
+            out_dims: out dim of each site.
+            in_dims: in dim of each site.
+            max_bond: largest bond; ``None`` for lossless.
+            cutoff: allowed relative Frobenius error of the weight, in ``[0, 1)``.
+            sites: number of sites of the default dims.
+            terms: several specs, for a sum of chains.
+            method: ``"tt_svd"`` or ``"randomized"``.
+            seed: of the randomised method.
+            name: what to call the layer in errors.
+
+        Raises:
+            DTypeError: a module that is no linear layer, or weights that are not floats.
+            SpecError: dims that do not fit.
+            NonFiniteError: NaN or infinite weights.
+
+        Example:
+            >>> dense = nn.Linear(128, 512)
+            >>> layer = MPOLinear.from_linear(dense, out_dims=(16, 32), in_dims=(8, 16), cutoff=0.01)
+            >>> x = torch.randn(3, 128)
+            >>> bool((layer(x) - dense(x)).norm() < 0.02 * dense(x).norm())
+            True
+        """
+        label = f"the weight of {name or type(linear).__name__}"
+        weight, bias = _dense_parameters(linear, name)
+        with torch.no_grad():
+            source = weight.detach()
+            specs = _specs(tuple(source.shape), max_bond, sites, out_dims, in_dims, spec, terms)
+            chains: tuple[MPOChain, ...]
+            if len(specs) == 1:
+                chains = (decompose(source, specs[0], cutoff=cutoff, method=method, seed=seed, name=label),)
+            else:
+                if cutoff is not None:
+                    raise SpecError("cutoff= chooses the bonds of one chain; give the bonds of terms in their specs")
+                chains = decompose_terms(source, specs, method=method, seed=seed, name=label)
+        layer = cls.from_chains(chains, bias=None if bias is None else bias.detach())
+        return layer.train(linear.training)
+
+    @classmethod
+    def from_chains(cls, chains: MPOChain | Sequence[MPOChain], bias: Tensor | None = None) -> MPOLinear:
+        """A layer that holds copies of given chains of torch tensors, and of a bias.
+
+        Raises:
+            SpecError: no chain, or chains of different shapes.
+            ShapeError: a bias that is not of ``(out_features,)``.
+        """
+        chains = (chains,) if isinstance(chains, MPOChain) else tuple(chains)
+        if not chains:
+            raise SpecError("a layer needs at least one chain")
+        first = chains[0].cores[0]
+        if not isinstance(first, Tensor):
+            raise DTypeError(f"a layer holds chains of torch tensors, got {type(first).__name__}; convert the cores")
+        out_features, in_features = chains[0].shape
+        if bias is not None and tuple(bias.shape) != (out_features,):
+            raise ShapeError(f"the bias must have shape ({out_features},), got {tuple(bias.shape)}")
+        with torch.device("meta"):
+            layer = cls(
+                in_features,
+                out_features,
+                terms=[chain.spec for chain in chains],
+                bias=bias is not None,
+                dtype=first.dtype,
+            )
+        layer = layer.to_empty(device=first.device)
+        with torch.no_grad():
+            for chain, cores in zip(chains, layer.cores, strict=True):
+                for ours, theirs in zip(cores, chain.cores, strict=True):
+                    ours.copy_(theirs)
+            if bias is not None and layer.bias is not None:
+                layer.bias = nn.Parameter(bias.detach().clone())
+        return layer
+
+    @property
+    def specs(self) -> tuple[ChainSpec, ...]:
+        """The clipped spec of every term."""
+        return tuple(runner.spec for runner in self._runners)
+
+    @property
+    def spec(self) -> ChainSpec:
+        """The clipped spec of the layer's chain.
+
+        Raises:
+            SpecError: the layer is a sum of several; see :attr:`specs`.
+        """
+        if len(self._runners) > 1:
+            raise SpecError(f"this layer is a sum of {len(self._runners)} chains; their specs are layer.specs")
+        return self._runners[0].spec
+
+    @property
+    def cores(self) -> tuple[tuple[Tensor, ...], ...]:
+        """The core parameters of every term, shapes ``(r_left, out, in, r_right)``."""
+        return tuple(tuple(getattr(self, name) for name in names) for names in self._core_names)
+
+    @property
+    def chains(self) -> tuple[MPOChain, ...]:
+        """The terms as values, detached copies."""
+        return tuple(
+            MPOChain(tuple(core.detach().clone() for core in cores), spec)
+            for cores, spec in zip(self.cores, self.specs, strict=True)
+        )
+
+    @property
+    def weight(self) -> Tensor:
+        """The dense ``W (out_features, in_features)``, differentiable in the cores; built at every access."""
+        terms = [MPOChain(cores, spec).to_matrix() for cores, spec in zip(self.cores, self.specs, strict=True)]
+        return sum(terms[1:], start=terms[0])
+
+    def to_linear(self) -> nn.Linear:
+        """The dense layer with the same function, sharing no memory."""
+        weight = self.weight.detach()
+        linear = nn.Linear(
+            self.in_features, self.out_features, self.bias is not None, device=weight.device, dtype=weight.dtype
+        )
+        with torch.no_grad():
+            linear.weight.copy_(weight)
+            if self.bias is not None:
+                linear.bias = nn.Parameter(self.bias.detach().clone())
+        return linear.train(self.training)
+
+    def plan(self, batch: int, *, training: bool = False) -> tuple[ContractionPlan, ...]:
+        """The plan of every term for ``batch`` input rows.
+
+        Raises:
+            SpecError: a batch that is not a positive integer.
+        """
+        if isinstance(batch, bool) or not isinstance(batch, int) or batch < 1:
+            raise SpecError(f"batch must be a positive integer, got {batch!r}")
+        return tuple(runner.plan(batch, training=training) for runner in self._runners)
+
+    def precompile(self, batch_sizes: Iterable[int] = (1, 32, 2048)) -> MPOLinear:
+        """Make the plans for these numbers of rows now, for inference and training, and return the layer.
+
+        Raises:
+            SpecError: a batch size below 1.
+        """
+        for batch in batch_sizes:
+            for training in (False, True):
+                self.plan(batch, training=training)
+        return self
+
+    def forward(self, x: Tensor) -> Tensor:
+        """``(..., in_features)`` to ``(..., out_features)``.
+
+        Raises:
+            ShapeError: the last axis of ``x`` is not ``in_features``.
+        """
+        if x.ndim == 0 or x.shape[-1] != self.in_features:
+            raise ShapeError(f"{self} got x of shape {tuple(x.shape)}; expected (..., {self.in_features})")
+        rows = x.reshape(-1, self.in_features)
+        bias = self.bias
+        y = None
+        for runner, names in zip(self._runners, self._core_names, strict=True):
+            part = runner(rows, [getattr(self, name) for name in names], bias)
+            y, bias = part if y is None else y + part, None
+        assert y is not None
+        return y.reshape(*x.shape[:-1], self.out_features)
+
+    def extra_repr(self) -> str:
+        """Features, specs and bias, for ``print(layer)``."""
+        terms = " + ".join(str(spec) for spec in self.specs)
+        return f"{self.in_features} -> {self.out_features}, {terms}, bias={self.bias is not None}"
+
+
+def _specs(
+    shape: tuple[int, ...],
+    max_bond: int | None,
+    sites: int,
+    out_dims: Iterable[int] | None,
+    in_dims: Iterable[int] | None,
+    spec: ChainSpec | None,
+    terms: Sequence[ChainSpec] | None,
+) -> tuple[ChainSpec, ...]:
+    """The specs a layer of ``shape (out, in)`` is asked to have."""
+    out_features, in_features = shape
+    ways = [spec is not None, terms is not None, any(arg is not None for arg in (out_dims, in_dims, max_bond))]
+    if sum(ways) > 1:
+        raise SpecError("give one of: spec=; terms=; or out_dims=, in_dims= and max_bond=")
+    specs: tuple[ChainSpec, ...]
+    if terms is not None:
+        specs = tuple(terms)
+    elif spec is not None:
+        specs = (spec,)
+    else:
+        if (out_dims is None) != (in_dims is None):
+            raise SpecError("give out_dims= and in_dims= together")
+        specs = (
+            ChainSpec(
+                shapes.balanced(out_features, sites) if out_dims is None else out_dims,
+                shapes.balanced(in_features, sites) if in_dims is None else in_dims,
+                max_bond,
+            ),
+        )
+    if not specs:
+        raise SpecError("terms= needs at least one spec")
+    for each in specs:
+        if not isinstance(each, ChainSpec):
+            raise SpecError(f"expected a ChainSpec, got {type(each).__name__}")
+        if each.shape != (out_features, in_features):
+            raise SpecError(
+                f"out_dims {each.out_dims} and in_dims {each.in_dims} make a {each.shape} matrix, but the layer is "
+                f"{in_features} -> {out_features} with weight ({out_features}, {in_features}); "
+                f"try out_dims={shapes.balanced(out_features, each.sites)}, "
+                f"in_dims={shapes.balanced(in_features, each.sites)}, or ChainSpec(out_features=, in_features=) to pad"
+            )
+    return specs
+
+
+def _dense_parameters(linear: nn.Module, name: str | None) -> tuple[Tensor, Tensor | None]:
+    """``W (out, in)`` and bias of a dense layer of torch or Hugging Face."""
+    if isinstance(linear, nn.Linear):
+        return linear.weight, linear.bias
+    # An object of that class exists only once its module is imported; importing transformers to ask would cost seconds.
+    hugging_face: Any = sys.modules.get("transformers.pytorch_utils")
+    if hugging_face is not None and isinstance(linear, hugging_face.Conv1D):
+        return linear.weight.T, linear.bias
+    label = f"{name}: " if name else ""
+    raise DTypeError(f"{label}expected torch.nn.Linear or Hugging Face Conv1D, got {type(linear).__name__}")

@@ -1,0 +1,111 @@
+"""Imports point down the layers, deferred ones too; torch and opt_einsum stay where they belong."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import mpochain
+
+ROOT = Path(mpochain.__file__).parent
+
+_VALUES = {"errors", "spec", "shapes", "arrays", "decomposition", "chain"}
+_LAYERS = _VALUES | {"planning", "execute", "nn"}
+
+# Layer -> layers it may import. docs/decisions.md says where this differs from the first design.
+ALLOWED = {
+    "errors": set(),
+    "atomic": {"errors"},
+    "spec": {"errors"},
+    "shapes": {"errors", "spec"},
+    "arrays": {"errors"},
+    "decomposition": {"errors", "spec", "shapes", "arrays"},
+    "chain": {"errors", "spec", "arrays", "decomposition"},
+    "planning": {"errors", "spec", "arrays"},
+    "execute": {"errors", "spec", "planning"},
+    "nn": _VALUES | {"planning", "execute"},
+    "train": {"errors", "atomic", "nn"},
+    "report": {"errors", "atomic", "spec"},
+    "picogpt": _LAYERS | {"atomic", "train", "report"},
+    "cli": _LAYERS | {"atomic", "train", "report", "picogpt"},
+    "__init__": {"errors", "spec", "shapes", "chain", "planning", "nn", "picogpt"},
+}
+TORCH = {"execute", "nn", "train", "picogpt", "cli"}
+OPT_EINSUM = {"planning"}
+
+
+def _imported(tree: ast.AST) -> list[str]:
+    names = []
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            names += [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, "imports are absolute"
+            names.append(node.module)
+            if node.module == "mpochain":
+                names += [f"mpochain.{alias.name}" for alias in node.names]
+    return names
+
+
+def violations(root: Path) -> list[str]:
+    found = []
+    for file in sorted(root.rglob("*.py")):
+        layer = file.relative_to(root).parts[0].removesuffix(".py")
+        if layer not in ALLOWED:
+            found.append(f"{layer} is in no layer")
+            continue
+        for name in _imported(ast.parse(file.read_text())):
+            head, _, rest = name.partition(".")
+            target = rest.partition(".")[0]
+            if head == "mpochain" and target and target != layer and target not in ALLOWED[layer]:
+                found.append(f"{layer} imports mpochain.{target}")
+            if head == "torch" and layer not in TORCH:
+                found.append(f"{layer} imports torch")
+            if head == "opt_einsum" and layer not in OPT_EINSUM:
+                found.append(f"{layer} imports opt_einsum")
+    return found
+
+
+def test_imports_point_down():
+    assert violations(ROOT) == []
+
+
+@pytest.mark.parametrize(
+    ("place", "line", "message"),
+    [
+        ("spec.py", "from mpochain.chain import MPOChain", "spec imports mpochain.chain"),
+        ("planning/cost.py", "def f():\n    import torch", "planning imports torch"),
+        ("decomposition/tt_svd.py", "from mpochain import nn", "decomposition imports mpochain.nn"),
+        ("chain.py", "def f():\n    from mpochain.planning import plan", "chain imports mpochain.planning"),
+        ("helpers.py", "import math", "helpers is in no layer"),
+    ],
+)
+def test_a_planted_violation_is_caught(tmp_path, place, line, message):
+    file = tmp_path / place
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text(line)
+    assert violations(tmp_path) == [message]
+
+
+def test_importing_the_package_does_not_import_torch():
+    code = (
+        "import sys, mpochain, numpy as np\n"
+        "W = np.ones((4, 4)); c = mpochain.decompose(W, out_dims=(2, 2), in_dims=(2, 2))\n"
+        "mpochain.plan(c.spec, 3)(np.ones((3, 4)), *c.cores)\n"
+        "assert 'torch' not in sys.modules, 'torch was imported'\n"
+        "assert callable(mpochain.decompose) and callable(mpochain.plan)\n"
+        "mpochain.MPOLinear; assert 'torch' in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_every_public_name_resolves():
+    for name in mpochain.__all__:
+        assert getattr(mpochain, name) is not None
+    assert set(mpochain.__all__) <= set(dir(mpochain))
+    with pytest.raises(AttributeError, match="no attribute 'nonsense'"):
+        mpochain.nonsense  # noqa: B018
