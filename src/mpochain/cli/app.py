@@ -1,0 +1,38 @@
+"""The application: subcommands joined, and errors turned into one line and an exit status.
+
+Exit 0 done, 1 failed, 2 wrong usage, 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import sys
+
+import typer
+
+from mpochain.cli.demo import demo
+from mpochain.cli.train import train
+from mpochain.errors import MPOError
+
+__all__ = ["app", "main"]
+
+app = typer.Typer(
+    name="mpochain",
+    help="Tensor-network layers for PyTorch: planned contractions, exact errors, honest costs.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+app.command()(demo)
+app.command()(train)
+
+
+def main() -> None:
+    """Run the command line."""
+    try:
+        app()
+    except MPOError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(1)
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        sys.exit(130)

@@ -1,0 +1,49 @@
+"""``mpochain train``: one PicoGPT from random initialisation, kept as safetensors."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+__all__ = ["train"]
+
+
+def train(
+    out: Annotated[Path, typer.Option(help="File for the trained weights (.safetensors).")],
+    max_bond: Annotated[int | None, typer.Option(help="Bond of the chains; none for the dense model.", min=1)] = None,
+    steps: Annotated[int, typer.Option(help="Optimiser steps of 32 x 256 tokens.", min=1)] = 2000,
+    learning_rate: Annotated[float, typer.Option(help="Peak learning rate.")] = 3e-3,
+    seed: Annotated[int, typer.Option(help="Of the initialisation and the batches.")] = 42,
+    corpus: Annotated[Path | None, typer.Option(help="Text file; otherwise found as the README says.")] = None,
+    evaluate_every: Annotated[int, typer.Option(help="Steps between evaluations; 0 for the end only.", min=0)] = 0,
+) -> None:
+    """Train a PicoGPT; print its validation loss and accuracy as JSON. After Ctrl-C the same command goes on."""
+    from mpochain import picogpt
+    from mpochain.atomic import require_writable
+    from mpochain.train import TrainConfig
+
+    require_writable(out.parent)
+    text = picogpt.load_corpus(corpus)
+    print(f"corpus: {text}", file=sys.stderr)
+    model = picogpt.build(max_bond, vocab_size=len(text.vocabulary), seed=seed)
+    config = TrainConfig(steps=steps, learning_rate=learning_rate, seed=seed, evaluate_every=evaluate_every)
+    state = out.with_suffix(".state.safetensors")
+    label = "dense" if max_bond is None else f"χ={max_bond}"
+    result = picogpt.train_picogpt(model, text, config, checkpoint=state, label=label)
+    final = result.curve[-1].metrics
+    picogpt.save_weights(out, model, text, {"config": config.model_dump(mode="json"), "validation": final})
+    state.unlink()
+    record = {
+        "corpus": text.name,
+        "parameters": sum(p.numel() for p in model.parameters()),
+        "validation": final,
+        "steps": result.steps,
+        "seconds": round(result.seconds, 1),
+        "tokens_per_second": round(result.tokens_per_second),
+        "weights": str(out),
+    }
+    print(json.dumps(record, indent=2, ensure_ascii=False))

@@ -1,0 +1,280 @@
+"""The main job in one go: a dense PicoGPT, its chains at several bonds, and what they cost and keep."""
+
+from __future__ import annotations
+
+import json
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from mpochain.atomic import require_writable, write_bytes
+from mpochain.nn import MPOLinear
+from mpochain.picogpt.corpus import Corpus
+from mpochain.picogpt.evaluation import evaluate
+from mpochain.picogpt.model import PicoGPT, build, decompose_linears
+from mpochain.picogpt.training import train_picogpt
+from mpochain.picogpt.weights import load_weights, shipped
+from mpochain.report import Column, markdown, provenance, text
+from mpochain.report.figures import Series, draw, require_matplotlib
+from mpochain.train import TrainConfig
+
+__all__ = ["COLUMNS", "DemoResult", "DemoRow", "demo"]
+
+COLUMNS = (
+    Column("name", "model"),
+    Column("parameters", "parameters", ","),
+    Column("compression", "smaller", ".1f"),
+    Column("error", "weight error", ".3f"),
+    Column("loss_before", "loss", ".3f"),
+    Column("accuracy_before", "accuracy", ".1%"),
+    Column("loss_after", "loss tuned", ".3f"),
+    Column("accuracy_after", "accuracy tuned", ".1%"),
+    Column("macs_per_token", "MACs/token", ","),
+    Column("milliseconds_one", "ms 1x256", ".1f"),
+    Column("milliseconds_many", "ms 32x256", ".0f"),
+)
+
+
+@dataclass(frozen=True)
+class DemoRow:
+    """One model of the demo.
+
+    Attributes:
+        name: ``dense`` or the bond.
+        parameters: of the whole model.
+        compression: parameters of the dense model over these.
+        error: relative Frobenius error of all its linears together; None for the dense model.
+        loss_before: validation loss as decomposed, nats per token.
+        accuracy_before: validation token accuracy as decomposed.
+        loss_after: the same after fine-tuning; None for the dense model.
+        accuracy_after: the same after fine-tuning; None for the dense model.
+        macs_per_token: multiply-adds of all linears per token, by the plan for 32 x 256 tokens.
+        milliseconds_one: median forward time of one sequence of 256 tokens.
+        milliseconds_many: median forward time of 32 sequences of 256 tokens.
+        layer_errors: relative error of each linear.
+        tuning_losses: training loss of each fine-tuning step.
+    """
+
+    name: str
+    parameters: int
+    compression: float
+    error: float | None
+    loss_before: float
+    accuracy_before: float
+    loss_after: float | None
+    accuracy_after: float | None
+    macs_per_token: int
+    milliseconds_one: float
+    milliseconds_many: float
+    layer_errors: dict[str, float]
+    tuning_losses: list[float]
+
+
+@dataclass(frozen=True)
+class DemoResult:
+    """All rows, and where they came from."""
+
+    corpus: str
+    dense_model: str
+    rows: tuple[DemoRow, ...]
+    provenance: dict[str, Any]
+    seconds: float
+
+    def table(self) -> str:
+        """The table as text."""
+        return text(COLUMNS, [asdict(row) for row in self.rows])
+
+
+def demo(
+    corpus: Corpus,
+    out: Path,
+    *,
+    bonds: Sequence[int] = (4, 8, 16, 32),
+    dense_steps: int = 300,
+    tuning_steps: int = 60,
+    batch_size: int = 32,
+    log: Callable[[str], None] = print,
+) -> DemoResult:
+    """Decompose a dense PicoGPT at several bonds, measure, fine-tune, measure again, and write what came out.
+
+    The dense model is the one this project trained on the corpus, where there is one; otherwise it is trained briefly.
+
+    Args:
+        corpus: the text.
+        out: folder for ``demo.json``, ``demo.md`` and the figures.
+        bonds: χ of each compressed model.
+        dense_steps: training steps of the dense model where none is shipped.
+        tuning_steps: fine-tuning steps of each compressed model; 0 for none.
+        batch_size: sequences per training step.
+        log: told what happens.
+
+    Raises:
+        OutputError: the folder cannot be written.
+        MissingDependencyError: matplotlib is missing.
+        CorpusError: the text is too short for a context of 256.
+    """
+    began = time.perf_counter()
+    require_writable(out)
+    require_matplotlib()
+    corpus.require_context(PicoGPT.context)
+    dense, origin = _dense_model(corpus, dense_steps, batch_size)
+    log(f"dense model: {origin}")
+    models: dict[str, PicoGPT] = {"dense": dense}
+    quality: dict[str, dict[str, Any]] = {"dense": {"before": evaluate(dense, corpus.validation)}}
+    for bond in bonds:
+        name = f"χ={bond}"
+        log(f"{name}: TT-SVD of every linear, evaluation, {tuning_steps} steps of fine-tuning, evaluation")
+        models[name] = model = decompose_linears(dense, bond)
+        record: dict[str, Any] = {"errors": _layer_errors(dense, model), "losses": []}
+        record["before"] = evaluate(model, corpus.validation)
+        if tuning_steps:
+            config = TrainConfig(
+                steps=tuning_steps, batch_size=batch_size, learning_rate=2e-3, warmup_steps=tuning_steps // 6
+            )
+            tuned = train_picogpt(model, corpus, config, label=name)
+            record["losses"], final = tuned.losses, tuned.curve[-1].metrics
+            record["after"] = final["loss"], final["accuracy"]
+        quality[name] = record
+    log("timing")
+    one, many = _forward_milliseconds(models, 1), _forward_milliseconds(models, batch_size)
+    dense_parameters = _count(dense)
+    rows = []
+    for name, model in models.items():
+        record = quality[name]
+        squared = record.get("errors", {})
+        after = record.get("after", (None, None))
+        rows.append(
+            DemoRow(
+                name=name,
+                parameters=_count(model),
+                compression=dense_parameters / _count(model),
+                error=_whole_error(dense, squared) if squared else None,
+                loss_before=record["before"].loss,
+                accuracy_before=record["before"].accuracy,
+                loss_after=after[0],
+                accuracy_after=after[1],
+                macs_per_token=_macs_per_token(model, batch_size * PicoGPT.context),
+                milliseconds_one=one[name],
+                milliseconds_many=many[name],
+                layer_errors=squared,
+                tuning_losses=record.get("losses", []),
+            )
+        )
+    result = DemoResult(
+        str(corpus), origin, tuple(rows), provenance(threads=torch.get_num_threads()), time.perf_counter() - began
+    )
+    _write(result, out)
+    return result
+
+
+def _dense_model(corpus: Corpus, steps: int, batch_size: int) -> tuple[PicoGPT, str]:
+    path = shipped(corpus)
+    if path is not None:
+        model, record = load_weights(path)
+        trained = record["training"]["config"]
+        return model, f"shipped with this package, trained for {trained['steps']} steps on this corpus"
+    model = build(vocab_size=len(corpus.vocabulary), seed=42)
+    config = TrainConfig(steps=steps, batch_size=batch_size, warmup_steps=min(100, steps // 6))
+    train_picogpt(model, corpus, config, label="dense")
+    return model, f"trained now for {steps} steps; none is shipped for this corpus"
+
+
+def _count(model: nn.Module) -> int:
+    return sum(p.numel() for p in model.parameters())
+
+
+def _layer_errors(dense: PicoGPT, model: PicoGPT) -> dict[str, float]:
+    """Relative Frobenius error of every chain to the weight it stands for, by dense subtraction."""
+    weights = dict(dense.named_modules())
+    errors = {}
+    for name, layer in model.named_modules():
+        if isinstance(layer, MPOLinear):
+            original = weights[name]
+            assert isinstance(original, nn.Linear)
+            (chain,) = layer.chains
+            errors[name] = chain.relative_error_to(original.weight.detach())
+    return errors
+
+
+def _whole_error(dense: PicoGPT, errors: dict[str, float]) -> float:
+    """One relative error for all layers: squares weighted by the squared norm of each weight."""
+    weights = dict(dense.named_parameters())
+    norms = {name: float(weights[f"{name}.weight"].detach().norm()) ** 2 for name in errors}
+    lost = sum(norms[name] * error**2 for name, error in errors.items())
+    return float((lost / sum(norms.values())) ** 0.5)
+
+
+def _macs_per_token(model: PicoGPT, tokens: int) -> int:
+    total = 0
+    for layer in model.modules():
+        if isinstance(layer, MPOLinear):
+            total += round(sum(plan.macs / plan.batch for plan in layer.plan(tokens)))
+        elif isinstance(layer, nn.Linear):
+            total += layer.weight.numel()
+    return total
+
+
+def _forward_milliseconds(models: dict[str, PicoGPT], batch: int, rounds: int = 7) -> dict[str, float]:
+    """Median forward time of each model; the rounds go over all models in turn, so that noise meets them alike."""
+    times: dict[str, list[float]] = {name: [] for name in models}
+    tokens = torch.zeros(batch, PicoGPT.context, dtype=torch.long)
+    with torch.no_grad():
+        for k in range(rounds + 1):
+            for name, model in models.items():
+                began = time.perf_counter()
+                model(tokens)
+                if k:  # the first round makes plans and warms caches
+                    times[name].append((time.perf_counter() - began) * 1e3)
+    return {name: statistics.median(values) for name, values in times.items()}
+
+
+def _write(result: DemoResult, out: Path) -> None:
+    records = [asdict(row) for row in result.rows]
+    write_bytes(out / "demo.json", json.dumps(asdict(result), indent=2, ensure_ascii=False).encode())
+    page = (
+        f"# PicoGPT, dense and as chains\n\nCorpus: {result.corpus}.\nDense model: {result.dense_model}.\n\n"
+        f"{markdown(COLUMNS, records)}\n\n"
+        "Loss in nats per token and token accuracy on the whole validation split; weight error is the relative "
+        "Frobenius error of all linears together; times are medians of forward passes, plans chosen by cost model.\n"
+    )
+    write_bytes(out / "demo.md", page.encode())
+    dense, *chains = result.rows
+    curve = [("as decomposed", "accuracy_before"), ("after fine-tuning", "accuracy_after")]
+    draw(
+        out / "accuracy.png",
+        [
+            Series(label, [row["parameters"] for row in records[1:]], [row[key] for row in records[1:]])
+            for label, key in curve
+            if all(row[key] is not None for row in records[1:])
+        ]
+        + [Series("dense", [dense.parameters], [dense.accuracy_before], line=False)],
+        title="Validation accuracy against size",
+        x="parameters",
+        y="token accuracy",
+        axes={"xscale": "log"},
+    )
+    draw(
+        out / "errors.png",
+        [Series(row.name, list(row.layer_errors), list(row.layer_errors.values())) for row in chains],
+        title="Relative error of each linear after TT-SVD",
+        x="layer",
+        y="relative Frobenius error",
+        axes={"ylim": (0, 1.02)},
+    )
+    if any(row.tuning_losses for row in chains):
+        draw(
+            out / "losses.png",
+            [
+                Series(row.name, list(range(1, len(row.tuning_losses) + 1)), row.tuning_losses, markers=False)
+                for row in chains
+            ],
+            title="Fine-tuning after TT-SVD",
+            x="step",
+            y="training loss, nats per token",
+        )

@@ -1,0 +1,52 @@
+"""Training PicoGPT on a corpus."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from mpochain.picogpt.corpus import Corpus
+from mpochain.picogpt.evaluation import evaluate
+from mpochain.picogpt.model import PicoGPT
+from mpochain.train import TrainConfig, TrainResult, train
+
+__all__ = ["train_picogpt"]
+
+
+def _loss(model: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
+    inputs, targets = batch
+    return F.cross_entropy(model(inputs).flatten(0, 1), targets.flatten())
+
+
+def train_picogpt(
+    model: PicoGPT,
+    corpus: Corpus,
+    config: TrainConfig,
+    *,
+    checkpoint: Path | None = None,
+    label: str = "PicoGPT",
+) -> TrainResult:
+    """Train on random windows of the training split, evaluating on the full validation split.
+
+    Raises:
+        CorpusError: a split is too short for one window, or the model has another vocabulary.
+        CheckpointError: see :func:`mpochain.train.train`.
+    """
+    corpus.require_context(model.context)
+    corpus.require_vocabulary(model.vocab_size)
+    tokens = corpus.train
+    offsets = torch.arange(model.context + 1)
+
+    def sample(generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        starts = torch.randint(tokens.numel() - model.context, (config.batch_size, 1), generator=generator)
+        windows = tokens[starts + offsets].long()
+        return windows[:, :-1], windows[:, 1:]
+
+    def metrics() -> dict[str, float]:
+        result = evaluate(model, corpus.validation, context=model.context)
+        return {"loss": result.loss, "accuracy": result.accuracy}
+
+    return train(model, sample, _loss, config, evaluate=metrics, checkpoint=checkpoint, label=label)

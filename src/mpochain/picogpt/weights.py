@@ -1,0 +1,79 @@
+"""Trained PicoGPTs as files: safetensors with what is needed to build the model, no pickle."""
+
+from __future__ import annotations
+
+import json
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import safetensors
+import torch
+from safetensors.torch import save
+
+from mpochain.atomic import write_bytes
+from mpochain.errors import CheckpointError
+from mpochain.picogpt.corpus import Corpus
+from mpochain.picogpt.model import PicoGPT, build
+
+__all__ = ["load_weights", "save_weights", "shipped"]
+
+_FORMAT = {"format": "mpochain-picogpt", "version": "1"}
+
+
+def save_weights(path: Path, model: PicoGPT, corpus: Corpus, training: dict[str, Any]) -> None:
+    """Write a trained model with the corpus it was trained on and how.
+
+    Raises:
+        OutputError: the path cannot be written.
+    """
+    record = {
+        "vocab_size": model.vocab_size,
+        "max_bond": model.max_bond,
+        "corpus": {"name": corpus.name, "sha256": corpus.sha256},
+        "training": training,
+    }
+    tensors = {name: value.contiguous() for name, value in model.state_dict().items()}
+    write_bytes(path, save(tensors, metadata=_FORMAT | {"record": json.dumps(record)}))
+
+
+def load_weights(path: Path) -> tuple[PicoGPT, dict[str, Any]]:
+    """The model of a file written by :func:`save_weights`, and its record.
+
+    Raises:
+        CheckpointError: a missing or damaged file, or tensors that do not fit the model it describes.
+    """
+    try:
+        with safetensors.safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+            if {key: metadata.get(key) for key in _FORMAT} != _FORMAT:
+                raise CheckpointError(f"{path} holds no PicoGPT of version {_FORMAT['version']}")
+            record = json.loads(metadata["record"])
+            size, bond = record["vocab_size"], record["max_bond"]
+            # Before anything is allocated: a hostile file must not name a model of any size it likes.
+            if not (isinstance(size, int) and 1 <= size <= 1 << 16):
+                raise CheckpointError(f"{path}: vocab_size must be an integer up to 65,536, got {size!r}")
+            if not (bond is None or (isinstance(bond, int) and 1 <= bond <= 1 << 10)):
+                raise CheckpointError(f"{path}: max_bond must be null or an integer up to 1,024, got {bond!r}")
+            model = build(bond, vocab_size=size, seed=0)
+            wanted = model.state_dict()
+            if set(file.keys()) != set(wanted):
+                odd = sorted(set(file.keys()) ^ set(wanted))[:3]
+                raise CheckpointError(f"{path} does not fit its model: missing or unexpected tensors {odd}")
+            with torch.no_grad():
+                for name, value in wanted.items():
+                    shape = tuple(file.get_slice(name).get_shape())
+                    if shape != tuple(value.shape):
+                        raise CheckpointError(f"{path}: {name} has shape {shape}, expected {tuple(value.shape)}")
+                    value.copy_(file.get_tensor(name))
+    except (safetensors.SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
+        raise CheckpointError(f"{path} cannot be read as a PicoGPT: {error}") from error
+    return model, record
+
+
+def shipped(corpus: Corpus, max_bond: int | None = None) -> Path | None:
+    """The file of the model that this project trained on ``corpus``, if there is one."""
+    kind = "dense" if max_bond is None else f"chi{max_bond}"
+    file = resources.files("mpochain.picogpt").joinpath("trained", f"{kind}-{corpus.sha256[:8]}.safetensors")
+    path = Path(str(file))
+    return path if path.exists() else None

@@ -1,0 +1,6 @@
+"""Records to tables, JSON and figures. No torch."""
+
+from mpochain.report.provenance import provenance
+from mpochain.report.table import Column, markdown, text
+
+__all__ = ["Column", "markdown", "provenance", "text"]

@@ -1,0 +1,83 @@
+"""Figures, readable in grey: series differ in marker and dash before they differ in colour."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from mpochain.errors import MissingDependencyError
+
+__all__ = ["Series", "draw", "require_matplotlib"]
+
+_STYLES = (("o", "-"), ("s", "--"), ("^", "-."), ("D", ":"), ("v", (0, (5, 1))), ("P", (0, (1, 1))))
+_COLOURS = ("#000000", "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00")
+
+
+@dataclass(frozen=True)
+class Series:
+    """One line of a figure.
+
+    Attributes:
+        label: in the legend.
+        x: positions; text for a categorical axis.
+        y: values.
+        line: whether the points are joined.
+        markers: whether the points are marked.
+    """
+
+    label: str
+    x: Sequence[Any]
+    y: Sequence[float]
+    line: bool = True
+    markers: bool = True
+
+
+def require_matplotlib() -> None:
+    """Raise MissingDependencyError, before any work, unless figures can be drawn."""
+    if find_spec("matplotlib") is None:
+        raise MissingDependencyError("figures need matplotlib; install it with: pip install 'mpochain[plot]'")
+
+
+def draw(
+    path: Path, series: Sequence[Series], *, title: str, x: str, y: str, axes: Mapping[str, Any] | None = None
+) -> None:
+    """Draw series into a PNG file.
+
+    Args:
+        path: the file.
+        series: what to draw, in order.
+        title: above the figure.
+        x: label of the horizontal axis, with its unit.
+        y: label of the vertical axis, with its unit.
+        axes: further settings of matplotlib's axes, such as ``xscale="log"``.
+
+    Raises:
+        MissingDependencyError: matplotlib is not installed.
+    """
+    require_matplotlib()
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(8, 4.8), layout="constrained")
+    plot = figure.subplots()
+    categories = any(isinstance(value, str) for one in series for value in one.x)
+    for k, one in enumerate(series):
+        marker, dash = _STYLES[k % len(_STYLES)]
+        plot.plot(
+            one.x,
+            one.y,
+            label=one.label,
+            color=_COLOURS[k % len(_COLOURS)],
+            marker=marker if one.markers else None,
+            linestyle=dash if one.line else "none",
+            markersize=5,
+            linewidth=1.4,
+        )
+    plot.set(title=title, xlabel=x, ylabel=y, **(axes or {}))
+    if categories:
+        plot.tick_params(axis="x", labelrotation=90, labelsize=7)
+    plot.grid(visible=True, linewidth=0.4, alpha=0.6)
+    plot.legend(frameon=False)
+    figure.savefig(path, dpi=150)

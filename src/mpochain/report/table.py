@@ -1,0 +1,76 @@
+"""One description of a table, drawn for the terminal and for a Markdown page."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+__all__ = ["Column", "markdown", "text"]
+
+
+@dataclass(frozen=True)
+class Column:
+    """A column of a table.
+
+    Attributes:
+        key: field of the records.
+        title: heading, with its unit.
+        format: format specification of the values; a missing value (``None``) is shown as a dash.
+    """
+
+    key: str
+    title: str
+    format: str = ""
+
+    def cell(self, record: Mapping[str, Any]) -> str:
+        """The value of this column as text."""
+        value = record[self.key]
+        return "-" if value is None else format(value, self.format)
+
+
+def _cells(columns: Sequence[Column], records: Sequence[Mapping[str, Any]]) -> tuple[list[list[str]], list[int]]:
+    rows = [[column.title for column in columns], *([column.cell(r) for column in columns] for r in records)]
+    return rows, [max(len(row[k]) for row in rows) for k in range(len(columns))]
+
+
+def text(columns: Sequence[Column], records: Sequence[Mapping[str, Any]]) -> str:
+    """The table for a terminal: the first column left-aligned, the others right.
+
+    Example:
+        >>> print(text([Column("name", "model"), Column("n", "count", ",")], [{"name": "dense", "n": 1234}]))
+        model  count
+        -----  -----
+        dense  1,234
+    """
+    rows, widths = _cells(columns, records)
+    rows.insert(1, ["-" * width for width in widths])
+    return "\n".join(
+        "  ".join(
+            cell.ljust(width) if k == 0 else cell.rjust(width)
+            for k, (cell, width) in enumerate(zip(row, widths, strict=True))
+        ).rstrip()
+        for row in rows
+    )
+
+
+def markdown(columns: Sequence[Column], records: Sequence[Mapping[str, Any]]) -> str:
+    """The table as Markdown.
+
+    Example:
+        >>> print(markdown([Column("name", "model"), Column("n", "count", ",")], [{"name": "dense", "n": 1234}]))
+        | model | count |
+        |:------|------:|
+        | dense | 1,234 |
+    """
+    rows, widths = _cells(columns, records)
+    body = [
+        "| "
+        + " | ".join(c.ljust(w) if k == 0 else c.rjust(w) for k, (c, w) in enumerate(zip(row, widths, strict=True)))
+        + " |"
+        for row in rows
+    ]
+    rule = "|" + "|".join(
+        (":" if k == 0 else "") + "-" * (w + 1) + ("" if k == 0 else ":") for k, w in enumerate(widths)
+    )
+    return "\n".join([body[0], rule + "|", *body[1:]])

@@ -1,0 +1,69 @@
+"""How a long run tells its user where it is: a bar on a terminal, a line now and then elsewhere. Always on stderr."""
+
+from __future__ import annotations
+
+import sys
+import time
+from types import TracebackType
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+__all__ = ["TrainingProgress"]
+
+
+class TrainingProgress:
+    """Loss, tokens per second and time left of a training run.
+
+    Args:
+        label: what is trained.
+        steps: total number of steps.
+        start: steps done in an earlier session.
+        tokens_per_step: for the rate.
+        line_seconds: without a terminal, a plain line this often.
+    """
+
+    def __init__(
+        self, label: str, steps: int, *, start: int = 0, tokens_per_step: int, line_seconds: float = 30.0
+    ) -> None:
+        self._label, self._steps, self._start = label, steps, start
+        self._tokens_per_step, self._line_seconds = tokens_per_step, line_seconds
+        console = Console(file=sys.stderr)
+        self._bar: Progress | None = None
+        if console.is_terminal:
+            self._bar = Progress(
+                TextColumn("{task.description}"),
+                BarColumn(),
+                MofNCompleteColumn(),
+                TextColumn("loss {task.fields[loss]:.3f}  {task.fields[rate]:,.0f} tokens/s"),
+                TimeRemainingColumn(),
+                console=console,
+            )
+
+    def __enter__(self) -> TrainingProgress:
+        self._began = self._spoke = time.monotonic()
+        if self._bar is not None:
+            self._bar.start()
+            self._task = self._bar.add_task(
+                self._label, total=self._steps, completed=self._start, loss=float("nan"), rate=0.0
+            )
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, tb: TracebackType | None) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+
+    def update(self, step: int, loss: float) -> None:
+        """Report that ``step`` steps are done."""
+        now = time.monotonic()
+        rate = (step - self._start) * self._tokens_per_step / max(now - self._began, 1e-9)
+        if self._bar is not None:
+            self._bar.update(self._task, completed=step, loss=loss, rate=rate)
+        elif now - self._spoke >= self._line_seconds:
+            self._spoke = now
+            left = (self._steps - step) * self._tokens_per_step / rate
+            print(
+                f"{self._label}: step {step}/{self._steps}, loss {loss:.3f}, {rate:,.0f} tokens/s, {left:.0f} s left",
+                file=sys.stderr,
+                flush=True,
+            )
