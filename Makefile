@@ -5,13 +5,17 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: demo test lint format clean
+.PHONY: demo test bench lint format clean
 
 demo: $(VENV)/demo.installed  ## run the main job: PicoGPT, dense and compressed
 	$(BIN)/mpochain demo
 
 test: lint  ## everything that must be green: style, types, tests
 	$(BIN)/python -m pytest
+
+bench: $(VENV)/dev.installed  ## time chains beside dense and low rank, a few minutes
+	MPOCHAIN_BENCH_GRID=small $(BIN)/python -m pytest benchmarks --benchmark-enable --benchmark-only \
+		--benchmark-autosave --benchmark-columns=median,iqr,rounds --benchmark-max-time=0.2 --benchmark-sort=median
 
 lint: $(VENV)/dev.installed
 	$(BIN)/ruff check .

@@ -9,8 +9,9 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from mpochain import errors, shapes
-from mpochain.chain import MPOChain, decompose, decompose_terms
+from mpochain.chain import MPOChain
 from mpochain.errors import MPOError
+from mpochain.factorization import decompose, decompose_terms
 from mpochain.planning import ContractionPlan, plan
 from mpochain.spec import ChainSpec
 

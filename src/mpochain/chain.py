@@ -7,56 +7,23 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from mpochain.arrays import Array, cast, dtype_name, namespace, norm, promoted, qr, require_finite, svd
+from mpochain.arrays import Array, cast, dtype_name, namespace, norm, promoted, require_finite
 from mpochain.decomposition import (
-    Decomposition,
     check_cutoff,
     deinterleave,
+    fold_left,
+    fold_right,
+    orthogonalize,
     randomized,
-    retained_rank,
+    round_cores,
     tt_svd,
 )
 from mpochain.errors import ShapeError, SpecError
 from mpochain.spec import ChainSpec
 
-__all__ = ["MPOChain", "decompose", "decompose_terms"]
+__all__ = ["MPOChain", "Method"]
 
 Method = Literal["tt_svd", "randomized"]
-
-
-def _fold_left(core: Array) -> Array:
-    """``(r, o, i, s)`` as the matrix ``(r o i, s)``."""
-    return namespace(core).reshape(core, (-1, core.shape[3]))
-
-
-def _fold_right(core: Array) -> Array:
-    """``(r, o, i, s)`` as the matrix ``(r, o i s)``."""
-    return namespace(core).reshape(core, (core.shape[0], -1))
-
-
-def _absorb_left(matrix: Array, core: Array) -> Array:
-    """``matrix (q, r)`` times ``core (r, o, i, s)``."""
-    return namespace(core).reshape(matrix @ _fold_right(core), (-1, *core.shape[1:]))
-
-
-def _absorb_right(core: Array, matrix: Array) -> Array:
-    """``core (r, o, i, s)`` times ``matrix (s, q)``."""
-    return namespace(core).reshape(_fold_left(core) @ matrix, (*core.shape[:3], -1))
-
-
-def _orthogonalize(cores: Sequence[Array], center: int) -> list[Array]:
-    """QR from both ends towards ``center``; bonds shrink to what their side can feed."""
-    cores = list(cores)
-    xp = namespace(*cores)
-    for k in range(center):
-        q, r = qr(_fold_left(cores[k]))
-        cores[k] = xp.reshape(q, (*cores[k].shape[:3], -1))
-        cores[k + 1] = _absorb_left(r, cores[k + 1])
-    for k in range(len(cores) - 1, center, -1):
-        q, r = qr(xp.matrix_transpose(_fold_right(cores[k])))
-        cores[k] = xp.reshape(xp.matrix_transpose(q), (-1, *cores[k].shape[1:]))
-        cores[k - 1] = _absorb_right(cores[k - 1], xp.matrix_transpose(r))
-    return cores
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -80,9 +47,9 @@ class MPOChain:
     Example:
         >>> import numpy as np
         >>> W = np.random.default_rng(0).normal(size=(64, 64))
-        >>> chain = MPOChain.from_matrix(W, out_dims=(4, 4, 4), in_dims=(4, 4, 4), max_bond=8)
+        >>> chain = MPOChain.from_matrix(W, ChainSpec((4, 4, 4), (4, 4, 4), max_bond=8))
         >>> chain
-        MPOChain(64x64 (4,4,4)|(4,4,4) bonds (8,8), 1,280 parameters, float64, relative_error=0.83)
+        MPOChain(64x64 (4,4,4)|(4,4,4) bonds (8,8), 1,280 parameters, float64, relative_error=0.782)
         >>> x = np.ones((10, 64))
         >>> np.allclose(chain @ x, x @ chain.to_matrix().T)
         True
@@ -122,7 +89,7 @@ class MPOChain:
         if any(bond != core.shape[3] for bond, core in zip(_spec_of(cores).bonds, cores, strict=False)):
             kind = dtype_name(cores[0])
             wide = [promoted(core, f"core {k}") for k, core in enumerate(cores)]
-            wide = _orthogonalize(_orthogonalize(wide, len(cores) - 1), 0)
+            wide = orthogonalize(orthogonalize(wide, len(cores) - 1), 0)
             cores = tuple(cast(core, kind) for core in wide)
         return cls(cores, _spec_of(cores, *shape))
 
@@ -130,28 +97,39 @@ class MPOChain:
     def from_matrix(
         cls,
         matrix: Array,
-        spec: ChainSpec | None = None,
+        spec: ChainSpec,
         *,
-        out_dims: Iterable[int] | None = None,
-        in_dims: Iterable[int] | None = None,
-        max_bond: int | None = None,
         cutoff: float | None = None,
         method: Method = "tt_svd",
         seed: int = 0,
         name: str = "matrix",
     ) -> MPOChain:
-        """Decompose a matrix; see :func:`decompose`."""
-        return decompose(
-            matrix,
-            spec,
-            out_dims=out_dims,
-            in_dims=in_dims,
-            max_bond=max_bond,
-            cutoff=cutoff,
-            method=method,
-            seed=seed,
-            name=name,
-        )
+        """The chain of a matrix; :func:`mpochain.decompose` is the same with dims in place of a spec.
+
+        Args:
+            matrix: ``(out_features, in_features)``, any float type; bfloat16 and float16 are computed in float32 and
+                cast back.
+            spec: dims and the largest bonds.
+            cutoff: allowed relative Frobenius error of the whole chain, in ``[0, 1)``.
+            method: ``"tt_svd"`` (exact SVDs) or ``"randomized"``.
+            seed: of the randomised method.
+            name: what to call the matrix in errors.
+
+        Raises:
+            SpecError: dims that do not multiply to the shape, an impossible cutoff, an unknown method.
+            DTypeError: elements that are not floats.
+            NonFiniteError: NaN or infinite entries.
+        """
+        if method == "tt_svd":
+            result = tt_svd(matrix, spec, cutoff=cutoff, name=name)
+        elif method == "randomized":
+            result = randomized(matrix, spec, cutoff=cutoff, seed=seed, name=name)
+        else:
+            raise SpecError(f"method must be 'tt_svd' or 'randomized', got {method!r}")
+        # A cutoff may leave a bond wider than its smaller neighbour can feed; from_cores takes that back.
+        chain = cls.from_cores(result.cores, spec)
+        chain = cls(chain.cores, chain.spec, result.relative_error)
+        return chain._with_exact_error(lambda: matrix) if chain._is_padded else chain
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -173,9 +151,9 @@ class MPOChain:
     def to_matrix(self) -> Array:
         """The dense matrix ``(out_features, in_features)``, in the cores' element type."""
         xp = namespace(*self.cores)
-        tensor = _fold_left(self.cores[0])
+        tensor = fold_left(self.cores[0])
         for core in self.cores[1:]:
-            tensor = xp.reshape(tensor @ _fold_right(core), (-1, core.shape[3]))
+            tensor = xp.reshape(tensor @ fold_right(core), (-1, core.shape[3]))
         return deinterleave(tensor, self.spec)
 
     def apply(self, x: Array) -> Array:
@@ -222,7 +200,7 @@ class MPOChain:
         """
         if not isinstance(center, int) or not 0 <= center < self.spec.sites:
             raise SpecError(f"center must be a site from 0 to {self.spec.sites - 1}, got {center!r}")
-        return self._rebuilt(_orthogonalize(self._wide(), center), 0.0)
+        return self._rebuilt(orthogonalize(self._wide(), center), 0.0)
 
     def truncate(self, max_bond: int | None = None, *, cutoff: float | None = None) -> MPOChain:
         """A chain with smaller bonds, the best two-sided truncation bond by bond.
@@ -239,31 +217,20 @@ class MPOChain:
 
         Example:
             >>> import numpy as np
-            >>> chain = MPOChain.from_matrix(np.eye(16), out_dims=(4, 4), in_dims=(4, 4))
+            >>> chain = MPOChain.from_matrix(np.eye(16), ChainSpec((4, 4), (4, 4)))
             >>> chain.spec.bonds, chain.truncate(cutoff=1e-6).spec.bonds
             ((16,), (1,))
         """
         wanted = self.spec if max_bond is None else self.spec.with_bonds(max_bond)
-        allowed = check_cutoff(cutoff)
-        cores = _orthogonalize(self._wide(), 0)
-        total = norm(cores[0])
-        share = None if allowed is None else (allowed * total) ** 2 / max(self.spec.sites - 1, 1)
-        xp = namespace(*cores)
-        discarded = []
-        for k, bond in enumerate(wanted.bonds):
-            u, s, vh = svd(_fold_left(cores[k]))
-            rank, dropped = retained_rank(s, bond, share)
-            discarded.append(dropped)
-            cores[k] = xp.reshape(u[:, :rank], (*cores[k].shape[:3], rank))
-            cores[k + 1] = _absorb_left(s[:rank, None] * vh[:rank, :], cores[k + 1])
-        result = self._rebuilt(cores, Decomposition(tuple(cores), tuple(discarded), total).relative_error)
+        rounded = round_cores(self._wide(), wanted.bonds, check_cutoff(cutoff))
+        result = self._rebuilt(rounded.cores, rounded.relative_error)
         return result._with_exact_error(self.to_matrix) if self._is_padded else result
 
     def norm(self) -> float:
         """Frobenius norm of the matrix, from the cores alone; a padded chain is made dense to leave the padding out."""
         if self._is_padded:
             return norm(promoted(self.to_matrix(), "matrix"))
-        return norm(_orthogonalize(self._wide(), 0)[0])
+        return norm(orthogonalize(self._wide(), 0)[0])
 
     def relative_error_to(self, matrix: Array) -> float:
         """``||matrix - chain|| / ||matrix||`` by dense subtraction, the definition itself.
@@ -354,142 +321,4 @@ def _spec_of(cores: Sequence[Array], out_features: int | None = None, in_feature
         bonds=edges[1:-1],
         out_features=out_features,
         in_features=in_features,
-    )
-
-
-def _resolved_spec(
-    matrix: Array,
-    spec: ChainSpec | None,
-    out_dims: Iterable[int] | None,
-    in_dims: Iterable[int] | None,
-    max_bond: int | None,
-) -> ChainSpec:
-    if spec is not None:
-        if not isinstance(spec, ChainSpec):
-            raise SpecError(f"spec must be a ChainSpec, got {type(spec).__name__}")
-        if out_dims is not None or in_dims is not None or max_bond is not None:
-            raise SpecError("give either spec, or out_dims, in_dims and max_bond, not both")
-        return spec
-    if out_dims is None or in_dims is None:
-        raise SpecError(
-            f"a chain of a {tuple(matrix.shape)} matrix needs spec= or both out_dims= and in_dims=; "
-            "mpochain.shapes.balanced(n, sites) offers dims"
-        )
-    return ChainSpec(out_dims, in_dims, max_bond)
-
-
-def decompose(
-    matrix: Array,
-    spec: ChainSpec | None = None,
-    *,
-    out_dims: Iterable[int] | None = None,
-    in_dims: Iterable[int] | None = None,
-    max_bond: int | None = None,
-    cutoff: float | None = None,
-    method: Method = "tt_svd",
-    seed: int = 0,
-    name: str = "matrix",
-) -> MPOChain:
-    """Decompose a matrix ``(out_features, in_features)`` into a chain.
-
-    Args:
-        matrix: NumPy, PyTorch or JAX, any float type; bfloat16 and float16 are computed in float32 and cast back.
-        spec: dims and bonds of the chain; or give ``out_dims``, ``in_dims`` and ``max_bond``.
-        out_dims: out dim of each site.
-        in_dims: in dim of each site.
-        max_bond: largest bond; ``None`` for lossless.
-        cutoff: allowed relative Frobenius error of the whole chain, in ``[0, 1)``; combines with ``max_bond``.
-        method: ``"tt_svd"`` (exact SVDs) or ``"randomized"``.
-        seed: of the randomised method.
-        name: what to call the matrix in errors, such as the name of its layer.
-
-    Returns:
-        A chain whose ``relative_error`` is exact.
-
-    Raises:
-        SpecError: dims that do not multiply to the shape, an impossible bond or cutoff, an unknown method.
-        DTypeError: elements that are not floats.
-        NonFiniteError: NaN or infinite entries.
-
-    Example:
-        >>> import numpy as np
-        >>> W = np.random.default_rng(0).normal(size=(64, 32))
-        >>> decompose(W, ChainSpec((8, 8), (4, 8), max_bond=16)).relative_error
-        0.535...
-        >>> decompose(W, out_dims=(8, 8), in_dims=(4, 8), cutoff=0.3).spec.bonds
-        (22,)
-    """
-    spec = _resolved_spec(matrix, spec, out_dims, in_dims, max_bond)
-    if method == "tt_svd":
-        result = tt_svd(matrix, spec, cutoff=cutoff, name=name)
-    elif method == "randomized":
-        result = randomized(matrix, spec, cutoff=cutoff, seed=seed, name=name)
-    else:
-        raise SpecError(f"method must be 'tt_svd' or 'randomized', got {method!r}")
-    # A cutoff may leave a bond wider than its smaller neighbour can feed; from_cores takes that back.
-    chain = MPOChain.from_cores(result.cores, spec)
-    chain = MPOChain(chain.cores, chain.spec, result.relative_error)
-    return chain._with_exact_error(lambda: matrix) if spec.shape != spec.padded_shape else chain
-
-
-def decompose_terms(
-    matrix: Array,
-    specs: Sequence[ChainSpec],
-    *,
-    rounds: int = 4,
-    method: Method = "tt_svd",
-    seed: int = 0,
-    name: str = "matrix",
-) -> tuple[MPOChain, ...]:
-    """Decompose a matrix into a sum of chains with different dims.
-
-    Each term in turn is fitted to what the others leave, over several rounds; the round with the smallest error is
-    kept, so more rounds never give a worse sum.
-
-    Args:
-        matrix: ``(out_features, in_features)``.
-        specs: one per term, all of the matrix's shape.
-        rounds: passes over the terms; the first is greedy.
-        method: see :func:`decompose`.
-        seed: see :func:`decompose`.
-        name: what to call the matrix in errors.
-
-    Returns:
-        One chain per spec. Their ``relative_error`` is that of the term to its own target; the error of the sum is
-        ``||matrix - sum||``.
-
-    Raises:
-        SpecError: no spec, fewer than one round, or dims that do not fit.
-
-    Example:
-        >>> import numpy as np
-        >>> from mpochain import shapes
-        >>> W = np.random.default_rng(0).normal(size=(16, 16))
-        >>> terms = decompose_terms(W, [shapes.low_rank(16, 16, 2), ChainSpec((4, 4), (4, 4), max_bond=2)])
-        >>> [term.spec.parameters for term in terms]
-        [64, 64]
-    """
-    specs = tuple(specs)
-    if not specs:
-        raise SpecError("a sum of chains needs at least one spec")
-    if isinstance(rounds, bool) or not isinstance(rounds, int) or rounds < 1:
-        raise SpecError(f"rounds must be a positive integer, got {rounds!r}")
-    wide = promoted(matrix, name)
-    terms: list[MPOChain | None] = [None] * len(specs)
-    best: tuple[float, tuple[MPOChain, ...]] | None = None
-    residual = wide
-    for _ in range(rounds if len(specs) > 1 else 1):
-        for k, spec in enumerate(specs):
-            old = terms[k]
-            target = residual if old is None else residual + old.to_matrix()
-            new = decompose(target, spec, method=method, seed=seed, name=name)
-            terms[k] = new
-            residual = target - new.to_matrix()
-        error = norm(residual)
-        if best is None or error < best[0]:
-            best = error, tuple(term for term in terms if term is not None)
-    assert best is not None
-    kind = dtype_name(matrix)
-    return tuple(
-        MPOChain(tuple(cast(core, kind) for core in term.cores), term.spec, term.relative_error) for term in best[1]
     )

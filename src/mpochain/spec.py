@@ -75,7 +75,7 @@ class ChainSpec:
     Example:
         >>> spec = ChainSpec(out_dims=(12, 16, 16), in_dims=(8, 8, 12), max_bond=32)
         >>> spec.shape, spec.parameters
-        ((3072, 768), 141312)
+        ((3072, 768), 140288)
         >>> print(ChainSpec((8, 16), (8, 16), max_bond=500))
         128x128 (8,16)|(8,16) bonds (64) clipped from (500), 20,480 parameters
     """

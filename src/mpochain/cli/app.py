@@ -6,9 +6,11 @@ Exit 0 done, 1 failed, 2 wrong usage, 130 interrupted.
 from __future__ import annotations
 
 import sys
+from typing import Annotated
 
 import typer
 
+import mpochain
 from mpochain.cli.demo import demo
 from mpochain.cli.train import train
 from mpochain.errors import MPOError
@@ -22,6 +24,21 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        print(f"mpochain {mpochain.__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Print it.")] = False,
+) -> None:
+    pass
+
+
 app.command()(demo)
 app.command()(train)
 
@@ -33,6 +50,3 @@ def main() -> None:
     except MPOError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(1)
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        sys.exit(130)

@@ -15,8 +15,9 @@ __all__ = ["train"]
 def train(
     out: Annotated[Path, typer.Option(help="File for the trained weights (.safetensors).")],
     max_bond: Annotated[int | None, typer.Option(help="Bond of the chains; none for the dense model.", min=1)] = None,
-    steps: Annotated[int, typer.Option(help="Optimiser steps of 32 x 256 tokens.", min=1)] = 2000,
-    learning_rate: Annotated[float, typer.Option(help="Peak learning rate.")] = 3e-3,
+    steps: Annotated[int, typer.Option(help="Optimiser steps.", min=1)] = 2000,
+    batch_size: Annotated[int, typer.Option(help="Sequences of 256 characters per step.", min=1)] = 32,
+    learning_rate: Annotated[float, typer.Option(help="Peak learning rate.", min=1e-9)] = 3e-3,
     seed: Annotated[int, typer.Option(help="Of the initialisation and the batches.")] = 42,
     corpus: Annotated[Path | None, typer.Option(help="Text file; otherwise found as the README says.")] = None,
     evaluate_every: Annotated[int, typer.Option(help="Steps between evaluations; 0 for the end only.", min=0)] = 0,
@@ -30,10 +31,21 @@ def train(
     text = picogpt.load_corpus(corpus)
     print(f"corpus: {text}", file=sys.stderr)
     model = picogpt.build(max_bond, vocab_size=len(text.vocabulary), seed=seed)
-    config = TrainConfig(steps=steps, learning_rate=learning_rate, seed=seed, evaluate_every=evaluate_every)
+    config = TrainConfig(
+        steps=steps,
+        batch_size=batch_size,
+        learning_rate=learning_rate,
+        warmup_steps=min(100, steps // 6),
+        seed=seed,
+        evaluate_every=evaluate_every,
+    )
     state = out.with_suffix(".state.safetensors")
     label = "dense" if max_bond is None else f"χ={max_bond}"
-    result = picogpt.train_picogpt(model, text, config, checkpoint=state, label=label)
+    try:
+        result = picogpt.train_picogpt(model, text, config, checkpoint=state, label=label)
+    except KeyboardInterrupt:
+        print(f"interrupted; the state is kept in {state}, the same command goes on from there", file=sys.stderr)
+        raise typer.Exit(130) from None
     final = result.curve[-1].metrics
     picogpt.save_weights(out, model, text, {"config": config.model_dump(mode="json"), "validation": final})
     state.unlink()

@@ -6,6 +6,7 @@ the squared weight each bond discarded, which is the exact squared error of the 
 
 from mpochain.decomposition.interleave import deinterleave, interleave
 from mpochain.decomposition.randomized import randomized
+from mpochain.decomposition.rounding import fold_left, fold_right, orthogonalize, round_cores
 from mpochain.decomposition.sweep import Decomposition, check_cutoff, retained_rank
 from mpochain.decomposition.tt_svd import tt_svd
 
@@ -13,8 +14,12 @@ __all__ = [
     "Decomposition",
     "check_cutoff",
     "deinterleave",
+    "fold_left",
+    "fold_right",
     "interleave",
+    "orthogonalize",
     "randomized",
     "retained_rank",
+    "round_cores",
     "tt_svd",
 ]

@@ -11,9 +11,10 @@ import torch
 from torch import Tensor, nn
 
 from mpochain import shapes
-from mpochain.chain import Method, MPOChain, decompose, decompose_terms
+from mpochain.chain import Method, MPOChain
 from mpochain.errors import DTypeError, ShapeError, SpecError
 from mpochain.execute import ChainRunner
+from mpochain.factorization import decompose, decompose_terms
 from mpochain.nn.initialization import normal_
 from mpochain.planning import ContractionPlan
 from mpochain.spec import ChainSpec

@@ -168,7 +168,7 @@ def candidates(spec: ChainSpec, batch: int) -> Iterator[Candidate]:
 
     Example:
         >>> [str(c) for c in candidates(ChainSpec((8, 8), (8, 8), max_bond=4), batch=16)]
-        ['rebuild {0,1}, one product', '{0} {1} order 1>0', '{0} {1} order 0>1']
+        ['rebuild {0,1}, one product', '{0} {1} order 0>1', '{0} {1} order 1>0']
     """
     for groups in _groupings(spec.sites):
         merges = _merge_positions(spec, groups)

@@ -164,10 +164,11 @@ def plan(spec: ChainSpec, batch: int = 1, *, mode: Mode = "inference", memory: M
         SpecError: a spec, batch, mode or memory that is none.
 
     Example:
-        >>> print(plan(ChainSpec((48, 64), (24, 32), max_bond=4), batch=32))  # doctest: +ELLIPSIS
+        >>> print(plan(ChainSpec((48, 64), (24, 32), max_bond=4), batch=32))
         plan      3072x768 (48,64)|(24,32) bonds (4), 12,800 parameters
         for       batch 32, inference, compact
-        equation  abc,dbfe,ecgh->afg
+        equation  abc,debf,fgch->aeg
+        fold      {0} {1}
         ...
     """
     if not isinstance(spec, ChainSpec):

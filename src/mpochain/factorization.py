@@ -1,0 +1,141 @@
+"""A matrix as a chain, or as a sum of chains of different dims."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+from mpochain.arrays import Array, cast, dtype_name, norm, promoted
+from mpochain.chain import Method, MPOChain
+from mpochain.errors import SpecError
+from mpochain.spec import ChainSpec
+
+__all__ = ["decompose", "decompose_terms"]
+
+
+def _resolved_spec(
+    matrix: Array,
+    spec: ChainSpec | None,
+    out_dims: Iterable[int] | None,
+    in_dims: Iterable[int] | None,
+    max_bond: int | None,
+) -> ChainSpec:
+    if spec is not None:
+        if not isinstance(spec, ChainSpec):
+            raise SpecError(f"spec must be a ChainSpec, got {type(spec).__name__}")
+        if out_dims is not None or in_dims is not None or max_bond is not None:
+            raise SpecError("give either spec, or out_dims, in_dims and max_bond, not both")
+        return spec
+    if out_dims is None or in_dims is None:
+        raise SpecError(
+            f"a chain of a {tuple(matrix.shape)} matrix needs spec= or both out_dims= and in_dims=; "
+            "mpochain.shapes.balanced(n, sites) offers dims"
+        )
+    return ChainSpec(out_dims, in_dims, max_bond)
+
+
+def decompose(
+    matrix: Array,
+    spec: ChainSpec | None = None,
+    *,
+    out_dims: Iterable[int] | None = None,
+    in_dims: Iterable[int] | None = None,
+    max_bond: int | None = None,
+    cutoff: float | None = None,
+    method: Method = "tt_svd",
+    seed: int = 0,
+    name: str = "matrix",
+) -> MPOChain:
+    """Decompose a matrix ``(out_features, in_features)`` into a chain.
+
+    Args:
+        matrix: NumPy, PyTorch or JAX, any float type; bfloat16 and float16 are computed in float32 and cast back.
+        spec: dims and bonds of the chain; or give ``out_dims``, ``in_dims`` and ``max_bond``.
+        out_dims: out dim of each site.
+        in_dims: in dim of each site.
+        max_bond: largest bond; ``None`` for lossless.
+        cutoff: allowed relative Frobenius error of the whole chain, in ``[0, 1)``; combines with ``max_bond``.
+        method: ``"tt_svd"`` (exact SVDs) or ``"randomized"``.
+        seed: of the randomised method.
+        name: what to call the matrix in errors, such as the name of its layer.
+
+    Returns:
+        A chain whose ``relative_error`` is exact.
+
+    Raises:
+        SpecError: dims that do not multiply to the shape, an impossible bond or cutoff, an unknown method.
+        DTypeError: elements that are not floats.
+        NonFiniteError: NaN or infinite entries.
+
+    Example:
+        >>> import numpy as np
+        >>> W = np.random.default_rng(0).normal(size=(64, 32))
+        >>> decompose(W, ChainSpec((8, 8), (4, 8), max_bond=16)).relative_error
+        0.447...
+        >>> decompose(W, out_dims=(8, 8), in_dims=(4, 8), cutoff=0.3).spec.bonds
+        (22,)
+    """
+    spec = _resolved_spec(matrix, spec, out_dims, in_dims, max_bond)
+    return MPOChain.from_matrix(matrix, spec, cutoff=cutoff, method=method, seed=seed, name=name)
+
+
+def decompose_terms(
+    matrix: Array,
+    specs: Sequence[ChainSpec],
+    *,
+    rounds: int = 4,
+    method: Method = "tt_svd",
+    seed: int = 0,
+    name: str = "matrix",
+) -> tuple[MPOChain, ...]:
+    """Decompose a matrix into a sum of chains with different dims.
+
+    Each term in turn is fitted to what the others leave, over several rounds; the round with the smallest error is
+    kept, so more rounds never give a worse sum.
+
+    Args:
+        matrix: ``(out_features, in_features)``.
+        specs: one per term, all of the matrix's shape.
+        rounds: passes over the terms; the first is greedy.
+        method: see :func:`decompose`.
+        seed: see :func:`decompose`.
+        name: what to call the matrix in errors.
+
+    Returns:
+        One chain per spec. Their ``relative_error`` is that of the term to its own target; the error of the sum is
+        ``||matrix - sum||``.
+
+    Raises:
+        SpecError: no spec, fewer than one round, or dims that do not fit.
+
+    Example:
+        >>> import numpy as np
+        >>> from mpochain import shapes
+        >>> W = np.random.default_rng(0).normal(size=(16, 16))
+        >>> terms = decompose_terms(W, [shapes.low_rank(16, 16, 2), ChainSpec((4, 4), (4, 4), max_bond=2)])
+        >>> [term.spec.parameters for term in terms]
+        [64, 64]
+    """
+    specs = tuple(specs)
+    if not specs:
+        raise SpecError("a sum of chains needs at least one spec")
+    if isinstance(rounds, bool) or not isinstance(rounds, int) or rounds < 1:
+        raise SpecError(f"rounds must be a positive integer, got {rounds!r}")
+    wide = promoted(matrix, name)
+    terms: list[MPOChain | None] = [None] * len(specs)
+    best: tuple[float, tuple[MPOChain, ...]] | None = None
+    residual = wide
+    for _ in range(rounds if len(specs) > 1 else 1):
+        for k, spec in enumerate(specs):
+            old = terms[k]
+            target = residual if old is None else residual + old.to_matrix()
+            new = decompose(target, spec, method=method, seed=seed, name=name)
+            terms[k] = new
+            residual = target - new.to_matrix()
+        error = norm(residual)
+        if best is None or error < best[0]:
+            best = error, tuple(term for term in terms if term is not None)
+    assert best is not None
+    kind = dtype_name(matrix)
+    return tuple(
+        MPOChain(tuple(cast(core, kind) for core in term.cores), term.spec, term.relative_error) for term in best[1]
+    )

@@ -1,0 +1,63 @@
+from __future__ import annotations
+
+import pytest
+
+from mpochain import MPOError
+from mpochain.atomic import require_writable, write_bytes
+from mpochain.report import Column, markdown, provenance, text
+from mpochain.report import figures as figures_module
+from mpochain.report.figures import Series, draw
+
+COLUMNS = (Column("name", "model"), Column("size", "size", ","), Column("error", "error", ".2f"))
+RECORDS = [{"name": "dense", "size": 12345, "error": None}, {"name": "χ=4", "size": 7, "error": 0.5}]
+
+
+def test_tables_line_up():
+    lines = text(COLUMNS, RECORDS).splitlines()
+    assert lines[2] == "dense  12,345      -"
+    assert lines[3] == "χ=4         7   0.50"
+    page = markdown(COLUMNS, RECORDS).splitlines()
+    assert len({len(line) for line in page}) == 1
+    assert all(line.count("|") == 4 for line in page)
+
+
+def test_provenance_names_what_a_figure_needs():
+    record = provenance(threads=2)
+    assert record["threads"] == 2
+    for key in ("commit", "torch", "numpy", "opt_einsum", "mpochain", "processor", "python"):
+        assert key in record
+    assert record["mpochain"] == "0.1.0"
+
+
+def test_a_figure_is_drawn(tmp_path):
+    series = [Series("a", [1, 10, 100], [1, 2, 3]), Series("b", [1, 10], [2, 2], line=False)]
+    draw(tmp_path / "f.png", series, title="t", x="x", y="y", axes={"xscale": "log"})
+    assert (tmp_path / "f.png").stat().st_size > 5000
+
+
+def test_without_matplotlib_it_says_what_to_install(tmp_path, monkeypatch):
+    monkeypatch.setattr(figures_module, "find_spec", lambda name: None)
+    with pytest.raises(MPOError, match=r"pip install 'mpochain\[plot\]'"):
+        draw(tmp_path / "f.png", [], title="", x="", y="")
+
+
+def test_a_failed_write_leaves_the_old_file(tmp_path, monkeypatch):
+    path = tmp_path / "f"
+    write_bytes(path, b"old")
+
+    def fail(handle):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("os.fsync", fail)
+    with pytest.raises(MPOError, match="cannot write .*No space left"):
+        write_bytes(path, b"new")
+    assert path.read_bytes() == b"old"
+    assert [p.name for p in tmp_path.iterdir()] == ["f"]
+
+
+def test_a_folder_that_cannot_be_written_is_found_early(tmp_path):
+    assert require_writable(tmp_path / "new" / "folder").is_dir()
+    assert list((tmp_path / "new" / "folder").iterdir()) == []
+    (tmp_path / "file").write_text("")
+    with pytest.raises(MPOError, match="cannot write"):
+        require_writable(tmp_path / "file")

@@ -1,0 +1,164 @@
+"""The loop on a model small enough to be exact: resuming, interrupting, refusing what does not fit."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import os
+import signal
+
+import pytest
+import torch
+from pydantic import ValidationError
+from torch import nn
+from torch.nn import functional as F
+
+from mpochain import MPOError, MPOLinear
+from mpochain.train import TrainConfig, train
+from mpochain.train.config import learning_rate
+from mpochain.train.state import read_record
+
+CONFIG = TrainConfig(steps=12, batch_size=4, warmup_steps=3, evaluate_every=5, checkpoint_every=2)
+
+
+def model(bond=2):
+    torch.manual_seed(0)
+    return nn.Sequential(MPOLinear(8, 8, max_bond=bond), nn.ReLU(), nn.Linear(8, 3))
+
+
+def sample(generator):
+    x = torch.randn(4, 8, generator=generator)
+    return x, x[:, :3].argmax(-1)
+
+
+def loss(network, batch):
+    return F.cross_entropy(network(batch[0]), batch[1])
+
+
+def test_it_learns_and_keeps_its_history(capsys):
+    network = model()
+    config = CONFIG.model_copy(update={"steps": 300, "learning_rate": 0.02})
+    result = train(network, sample, loss, config, evaluate=lambda: {"answer": 42.0})
+    assert sum(result.losses[-50:]) < 0.5 * sum(result.losses[:50])
+    assert [point.step for point in result.curve] == list(range(5, 301, 5))
+    assert result.curve[-1].metrics == {"answer": 42.0}
+    assert result.curve[1].train_loss == pytest.approx(sum(result.losses[5:10]) / 5)
+    assert result.tokens == 300 * 4
+    assert result.tokens_per_second > 0
+    assert network.training
+    assert capsys.readouterr().out == "", "progress belongs on stderr"
+
+
+def test_resuming_goes_on_to_the_bit(tmp_path):
+    whole = model()
+    expected = train(whole, sample, loss, CONFIG)
+
+    class StopError(Exception):
+        pass
+
+    seen = 0
+
+    def failing(network, batch):
+        nonlocal seen
+        seen += 1
+        if seen == 8:
+            raise StopError
+        return loss(network, batch)
+
+    path = tmp_path / "deep" / "state.safetensors"
+    first = model()
+    with pytest.raises(StopError):
+        train(first, sample, failing, CONFIG, checkpoint=path)
+    assert read_record(path)["result"]["steps"] == 6
+    second = model()
+    result = train(second, sample, loss, CONFIG, checkpoint=path)
+    assert result.losses == expected.losses
+    assert result.curve == expected.curve
+    for a, b in zip(whole.state_dict().values(), second.state_dict().values(), strict=True):
+        assert torch.equal(a, b)
+    # A finished run is not repeated.
+    third = model()
+    assert train(third, sample, loss, CONFIG, checkpoint=path).losses == expected.losses
+    for a, b in zip(whole.state_dict().values(), third.state_dict().values(), strict=True):
+        assert torch.equal(a, b)
+
+
+def test_ctrl_c_ends_between_steps_with_the_state_kept(tmp_path):
+    path = tmp_path / "state.safetensors"
+    seen = 0
+
+    def interrupting(network, batch):
+        nonlocal seen
+        seen += 1
+        if seen == 5:
+            os.kill(os.getpid(), signal.SIGINT)
+        return loss(network, batch)
+
+    before = signal.getsignal(signal.SIGINT)
+    with pytest.raises(KeyboardInterrupt):
+        train(model(), sample, interrupting, CONFIG, checkpoint=path)
+    assert signal.getsignal(signal.SIGINT) is before
+    assert read_record(path)["result"]["steps"] == 5
+    resumed = model()
+    train(resumed, sample, loss, CONFIG, checkpoint=path)
+    whole = model()
+    train(whole, sample, loss, CONFIG)
+    assert all(torch.equal(a, b) for a, b in zip(whole.parameters(), resumed.parameters(), strict=True))
+
+
+def test_the_state_holds_no_pickle_and_leaves_no_litter(tmp_path):
+    path = tmp_path / "state.safetensors"
+    train(model(), sample, loss, CONFIG, checkpoint=path)
+    assert [p.name for p in tmp_path.iterdir()] == ["state.safetensors"]
+    header = path.read_bytes()
+    size = int.from_bytes(header[:8], "little")
+    assert json.loads(header[8 : 8 + size])["__metadata__"]["format"] == "mpochain-training"
+
+
+class TestBadState:
+    @pytest.fixture
+    def path(self, tmp_path):
+        path = tmp_path / "state.safetensors"
+        train(model(), sample, loss, CONFIG, checkpoint=path)
+        return path
+
+    def test_another_configuration(self, path):
+        with pytest.raises(MPOError, match="a run with learning_rate=0.003, not 0.1"):
+            train(model(), sample, loss, CONFIG.model_copy(update={"learning_rate": 0.1}), checkpoint=path)
+
+    def test_another_model(self, path):
+        with pytest.raises(MPOError, match=r"0\.core_0_0 has shape \(1, 2, 2, 2\), the model needs \(1, 2, 2, 4\)"):
+            train(model(bond=4), sample, loss, CONFIG, checkpoint=path)
+        with pytest.raises(MPOError, match="of another model: missing"):
+            train(nn.Linear(8, 3), sample, loss, CONFIG, checkpoint=path)
+
+    @pytest.mark.parametrize("keep", [0, 5, 100, -3])
+    def test_a_truncated_file(self, path, keep):
+        path.write_bytes(path.read_bytes()[:keep])
+        with pytest.raises(MPOError, match="cannot be read as a training state"):
+            train(model(), sample, loss, CONFIG, checkpoint=path)
+
+    def test_another_kind_of_file(self, path):
+        from safetensors.torch import save_file
+
+        save_file({"a": torch.zeros(1)}, path)
+        with pytest.raises(MPOError, match="is not a training state"):
+            train(model(), sample, loss, CONFIG, checkpoint=path)
+
+    def test_nowhere_to_write(self, tmp_path):
+        (tmp_path / "file").write_text("")
+        with pytest.raises(MPOError, match="cannot write"):
+            train(model(), sample, loss, CONFIG, checkpoint=tmp_path / "file" / "state.safetensors")
+
+
+def test_the_schedule_warms_up_and_decays():
+    rates = [learning_rate(CONFIG, step) for step in range(CONFIG.steps)]
+    assert rates[:4] == pytest.approx([CONFIG.learning_rate * f for f in (1 / 3, 2 / 3, 1, 1)])
+    assert all(a > b for a, b in itertools.pairwise(rates))
+    assert 0 < rates[-1] < 0.1 * CONFIG.learning_rate
+
+
+@pytest.mark.parametrize("bad", [{"steps": 0}, {"learning_rate": 0.0}, {"betas": (1.0, 0.9)}, {"stepz": 3}])
+def test_bad_configurations(bad):
+    with pytest.raises(ValidationError):
+        TrainConfig(**bad)
