@@ -28,7 +28,7 @@ format: $(VENV)/dev.installed
 
 $(BIN)/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "mpochain needs Python 3.11 or newer; set PYTHON=/path/to/it" >&2; exit 1; }
-	$(PYTHON) -m venv $(VENV)
+	$(PYTHON) -m venv $(VENV) || { rm -rf $(VENV); exit 1; }
 
 # The stamps make a second run start at once, and a changed pin install again.
 $(VENV)/demo.installed: pyproject.toml constraints.txt | $(BIN)/python

@@ -2,21 +2,33 @@
 
 from __future__ import annotations
 
+import os
 import shlex
 import subprocess
+import sys
 
 from sybil import Sybil
 from sybil.parsers.markdown import CodeBlockParser, PythonCodeBlockParser
 
 
 def _check_command(example) -> None:
+    """Ask each command what it would do: the tests cannot run what runs the tests, or minutes of timing."""
     for line in example.parsed.splitlines():
         words = shlex.split(line, comments=True)
+        environment = dict(os.environ)
+        while words and "=" in words[0]:
+            name, _, value = words.pop(0).partition("=")
+            environment[name] = value
         if not words:
             continue
-        # A target that runs the tests cannot be run by them; that make knows it, and what it would do, can be asked.
-        assert words[0] == "make", f"no rule to check {line!r}"
-        subprocess.run(["make", "--dry-run", *words[1:]], check=True, capture_output=True)
+        if words[0] == "make":
+            command = ["make", "--dry-run", *words[1:]]
+        elif words[0] == "pytest":
+            kept = [word for word in words[1:] if not word.startswith(("--benchmark-json", "--benchmark-compare"))]
+            command = [sys.executable, "-m", "pytest", "--collect-only", "--quiet", *kept]
+        else:
+            raise AssertionError(f"no rule to check {line!r}")
+        subprocess.run(command, check=True, capture_output=True, env=environment)
 
 
 pytest_collect_file = Sybil(

@@ -73,7 +73,7 @@ def test_truncation_is_monotone_and_accounts_for_its_error(spec, seed):
         assert all(a <= b + 1e-9 for a, b in itertools.pairwise(errors))
 
 
-@given(specs(padding=False), SEEDS, st.floats(0, 0.9))
+@given(specs(), SEEDS, st.floats(0, 0.9))
 def test_truncation_by_cutoff_stays_within_it(spec, seed, cutoff):
     chain = chain_of(spec, seed)
     small = chain.truncate(cutoff=cutoff)
@@ -151,6 +151,15 @@ def test_a_chain_is_a_frozen_value():
     assert "bonds (2)" in repr(chain)
 
 
+def test_sums_stay_on_their_device_and_keep_their_type():
+    spec = ChainSpec((2, 3, 2), (2, 2, 2), 3)
+    meta = MPOChain(tuple(torch.empty(shape, device="meta") for shape in spec.core_shapes), spec)
+    assert all(core.device.type == "meta" for core in (meta * 2.0).cores)
+    short = MPOChain(tuple(core.astype(np.float32) for core in cores(spec, 0)), spec)
+    assert {core.dtype for core in (short * np.float64(2)).cores} == {np.dtype(np.float32)}
+    assert {core.dtype for core in (short + short).cores} == {np.dtype(np.float32)}
+
+
 class TestBadInput:
     CHAIN = chain_of(ChainSpec((2, 3), (2, 2), 3), 0)
 
@@ -161,6 +170,17 @@ class TestBadInput:
             MPOChain((np.ones((2, 2)),))
         with pytest.raises(MPOError, match="r_left, out, in, r_right"):
             MPOChain(())
+
+    def test_cores_of_several_kinds(self):
+        a, b = self.CHAIN.cores
+        with pytest.raises(MPOError, match="one element type, got float32, float64"):
+            MPOChain((a, b.astype(np.float32)))
+        with pytest.raises(MPOError, match="one library"):
+            MPOChain((a, torch.tensor(b)))
+
+    def test_bonds_over_the_attainable(self):
+        with pytest.raises(MPOError, match=r"bonds \(9,\), more than the attainable \(4,\); MPOChain.from_cores"):
+            MPOChain((np.ones((1, 2, 2, 9)), np.ones((9, 3, 2, 1))))
 
     def test_cores_of_another_spec(self):
         with pytest.raises(MPOError, match="do not fit the spec"):

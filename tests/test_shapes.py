@@ -80,5 +80,6 @@ def test_bad_sizes(bad):
 def test_bad_skew_and_ratio():
     with pytest.raises(MPOError, match="does not divide out_features=65"):
         shapes.skewed(65, 128, 2)
-    with pytest.raises(MPOError, match="max_ratio"):
-        shapes.padded(100, 2, max_ratio=1.0)
+    for ratio in (1.0, float("nan")):
+        with pytest.raises(MPOError, match="max_ratio"):
+            shapes.padded(100, 2, max_ratio=ratio)

@@ -64,6 +64,7 @@ def test_padding_is_visible():
         ({"out_dims": (2, 2), "in_dims": (2, 2), "max_bond": 1.5}, "max_bond must hold integers"),
         ({"out_dims": (2, 2), "in_dims": (2, 2), "bonds": (0,)}, "bonds must hold positive"),
         ({"out_dims": (2, 2), "in_dims": (2, 2), "bonds": (2, 2)}, "1 inner bonds"),
+        ({"out_dims": (2, 2), "in_dims": (2, 2), "bonds": 2}, "bonds must be a sequence"),
         ({"out_dims": (2, 2), "in_dims": (2, 2), "bonds": (2,), "max_bond": 2}, "not both"),
         ({"out_dims": (2, 2), "in_dims": (2, 2), "out_features": 5}, "fewer than out_features=5"),
         ({"out_dims": (2, 2), "in_dims": (2, 2), "in_features": 0}, "in_features must hold positive"),

@@ -14,7 +14,20 @@ import numpy as np
 
 from mpochain.errors import DTypeError, NonFiniteError, ShapeError
 
-__all__ = ["cast", "dtype_name", "namespace", "norm", "promoted", "qr", "require_finite", "require_matrix", "svd"]
+__all__ = [
+    "asarray",
+    "cast",
+    "detached",
+    "dtype_name",
+    "namespace",
+    "norm",
+    "promoted",
+    "qr",
+    "require_finite",
+    "require_matrix",
+    "svd",
+    "zeros",
+]
 
 Array = Any
 """An array of NumPy, PyTorch or JAX."""
@@ -51,9 +64,30 @@ def dtype_name(x: Array) -> str:
     return str(x.dtype).rsplit(".", maxsplit=1)[-1]
 
 
-def cast(x: Array, dtype: str) -> Array:
-    """``x`` with elements of type ``dtype`` (a name), unchanged if it has them already."""
-    return x if dtype_name(x) == dtype else namespace(x).astype(x, getattr(namespace(x), dtype))
+def cast(x: Array, like: Array | str) -> Array:
+    """``x`` with elements of the type of ``like`` (an array, or a name such as ``"float32"``)."""
+    dtype = getattr(namespace(x), like) if isinstance(like, str) else like.dtype
+    return x if x.dtype == dtype else namespace(x).astype(x, dtype)
+
+
+def detached(x: Array) -> Array:
+    """``x`` without its gradient history, where its library keeps one."""
+    return x.detach() if hasattr(x, "detach") else x
+
+
+def _device(like: Array) -> Any:
+    # JAX places new arrays itself; its arrays may not name one single device.
+    return None if array_api_compat.is_jax_array(like) else array_api_compat.device(like)
+
+
+def asarray(values: np.ndarray[Any, Any], like: Array) -> Array:
+    """NumPy ``values`` in the library and on the device of ``like``."""
+    return namespace(like).asarray(values, device=_device(like))
+
+
+def zeros(shape: tuple[int, ...], like: Array) -> Array:
+    """Zeros of the library, element type and device of ``like``."""
+    return namespace(like).zeros(shape, dtype=like.dtype, device=_device(like))
 
 
 def promoted(x: Array, name: str) -> Array:
@@ -94,6 +128,7 @@ def require_finite(x: Array, name: str) -> None:
 def norm(x: Array) -> float:
     """Frobenius norm, safe from overflow and underflow of the squares."""
     xp = namespace(x)
+    x = detached(x)
     peak = float(xp.max(xp.abs(x))) if 0 not in x.shape else 0.0
     if peak == 0.0 or not np.isfinite(peak):
         return peak
@@ -126,12 +161,15 @@ def _svd_by_gram(x: Array) -> tuple[Array, Array, Array]:
     if x.shape[0] < x.shape[1]:
         u, s, vh = _svd_by_gram(xp.matrix_transpose(x))
         return xp.matrix_transpose(vh), s, xp.matrix_transpose(u)
-    kind = dtype_name(x)
     wide = cast(x, "float64")
     _, v = xp.linalg.eigh(xp.matrix_transpose(wide) @ wide)
     v = xp.flip(v, axis=-1)
-    # x v = u s: the columns are orthogonal up to rounding, and R carries what is left.
+    # x v = u s up to the rounding of the squares, which R still carries: its own decomposition takes that out.
     u, r = qr(wide @ v)
+    with contextlib.suppress(np.linalg.LinAlgError, RuntimeError):
+        rotation, s, wh = xp.linalg.svd(r, full_matrices=False)
+        if bool(xp.all(xp.isfinite(s))):
+            return cast(u @ rotation, x), cast(s, x), cast(wh @ xp.matrix_transpose(v), x)
     s = xp.linalg.diagonal(r)
     signs = xp.where(s < 0, -xp.ones_like(s), xp.ones_like(s))
     s, u = s * signs, u * signs
@@ -141,4 +179,4 @@ def _svd_by_gram(x: Array) -> tuple[Array, Array, Array]:
         xp.take(u, order, axis=1),
         xp.take(xp.matrix_transpose(v), order, axis=0),
     )
-    return cast(u, kind), cast(s, kind), cast(vh, kind)
+    return cast(u, x), cast(s, x), cast(vh, x)

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from mpochain.arrays import Array, cast, dtype_name, namespace, norm, promoted, require_finite
+from mpochain.arrays import Array, cast, dtype_name, namespace, norm, promoted, require_finite, zeros
 from mpochain.decomposition import (
     check_cutoff,
     deinterleave,
@@ -18,7 +18,7 @@ from mpochain.decomposition import (
     round_cores,
     tt_svd,
 )
-from mpochain.errors import ShapeError, SpecError
+from mpochain.errors import DTypeError, ShapeError, SpecError
 from mpochain.spec import ChainSpec
 
 __all__ = ["MPOChain", "Method"]
@@ -37,12 +37,14 @@ class MPOChain:
     Args:
         cores: arrays of shape ``(r_left, out, in, r_right)``, neighbours sharing a bond, end bonds 1.
         spec: their spec; needed only when the matrix is padded. Derived from the cores if ``None``.
-        relative_error: ``||before - chain|| / ||before||`` of the operation that made the chain, exact from the
-            discarded singular values; 0 for operations that discard nothing.
+        relative_error: ``||before - chain|| / ||before||`` of the decomposition or truncation that made the chain:
+            exact from the discarded singular values, measured where padding or a short float type adds to it; 0
+            where nothing was discarded.
 
     Raises:
         ShapeError: cores that do not fit each other or the spec, or a bond over the attainable one (use
             :meth:`from_cores`, which reduces it without loss).
+        DTypeError: cores of several libraries or element types.
 
     Example:
         >>> import numpy as np
@@ -62,11 +64,21 @@ class MPOChain:
     def __post_init__(self) -> None:
         cores = tuple(self.cores)
         object.__setattr__(self, "cores", cores)
-        spec = _spec_of(cores) if self.spec is None else self.spec
+        given: ChainSpec | None = self.__dict__["spec"]
+        spec = _spec_of(cores) if given is None else given
+        if given is None and spec.clipped:
+            raise ShapeError(
+                f"the cores have bonds {spec.requested}, more than the attainable {spec.bonds}; "
+                "MPOChain.from_cores(cores) reduces them without loss"
+            )
         object.__setattr__(self, "spec", spec)
+        namespace(*cores)
         shapes = tuple(tuple(core.shape) for core in cores)
         if shapes != spec.core_shapes:
             raise ShapeError(f"cores of shapes {shapes} do not fit the spec, whose cores are {spec.core_shapes}")
+        kinds = {dtype_name(core) for core in cores}
+        if len(kinds) > 1:
+            raise DTypeError(f"the cores of a chain have one element type, got {', '.join(sorted(kinds))}; cast them")
 
     @classmethod
     def from_cores(cls, cores: Iterable[Array], spec: ChainSpec | None = None) -> MPOChain:
@@ -87,10 +99,9 @@ class MPOChain:
         cores = tuple(cores)
         shape = spec.shape if spec is not None else (None, None)
         if any(bond != core.shape[3] for bond, core in zip(_spec_of(cores).bonds, cores, strict=False)):
-            kind = dtype_name(cores[0])
             wide = [promoted(core, f"core {k}") for k, core in enumerate(cores)]
             wide = orthogonalize(orthogonalize(wide, len(cores) - 1), 0)
-            cores = tuple(cast(core, kind) for core in wide)
+            cores = tuple(cast(core, cores[0]) for core in wide)
         return cls(cores, _spec_of(cores, *shape))
 
     @classmethod
@@ -108,7 +119,7 @@ class MPOChain:
 
         Args:
             matrix: ``(out_features, in_features)``, any float type; bfloat16 and float16 are computed in float32 and
-                cast back.
+                cast back. Gradients do not flow through a decomposition.
             spec: dims and the largest bonds.
             cutoff: allowed relative Frobenius error of the whole chain, in ``[0, 1)``.
             method: ``"tt_svd"`` (exact SVDs) or ``"randomized"``.
@@ -129,7 +140,9 @@ class MPOChain:
         # A cutoff may leave a bond wider than its smaller neighbour can feed; from_cores takes that back.
         chain = cls.from_cores(result.cores, spec)
         chain = cls(chain.cores, chain.spec, result.relative_error)
-        return chain._with_exact_error(lambda: matrix) if chain._is_padded else chain
+        # Neither padding nor the rounding of a short type is in the discarded singular values.
+        inexact = chain._is_padded or dtype_name(matrix) in ("bfloat16", "float16")
+        return chain._with_exact_error(lambda: matrix) if inexact else chain
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -222,7 +235,12 @@ class MPOChain:
             ((16,), (1,))
         """
         wanted = self.spec if max_bond is None else self.spec.with_bonds(max_bond)
-        rounded = round_cores(self._wide(), wanted.bonds, check_cutoff(cutoff))
+        allowed = check_cutoff(cutoff)
+        cores = self._wide()
+        if allowed and self._is_padded:
+            # The allowance is relative to the features, not to whatever the padding holds.
+            allowed *= min(self.norm() / (norm(orthogonalize(cores, 0)[0]) or 1.0), 1.0)
+        rounded = round_cores(cores, wanted.bonds, allowed)
         result = self._rebuilt(rounded.cores, rounded.relative_error)
         return result._with_exact_error(self.to_matrix) if self._is_padded else result
 
@@ -241,7 +259,7 @@ class MPOChain:
         if tuple(matrix.shape) != self.shape:
             raise ShapeError(f"the chain is {self.shape}, got a matrix of shape {tuple(matrix.shape)}")
         wide = promoted(matrix, "matrix")
-        difference = norm(wide - cast(self.to_matrix(), dtype_name(wide)))
+        difference = norm(wide - cast(self.to_matrix(), wide))
         scale = norm(wide)
         return difference / scale if scale else (0.0 if difference == 0.0 else math.inf)
 
@@ -264,8 +282,8 @@ class MPOChain:
         xp = namespace(*self.cores, *other.cores)
         cores = [xp.concat([self.cores[0], other.cores[0]], axis=3)]
         for a, b in zip(self.cores[1:-1], other.cores[1:-1], strict=True):
-            upper = xp.concat([a, xp.zeros((a.shape[0], *b.shape[1:]), dtype=a.dtype)], axis=3)
-            lower = xp.concat([xp.zeros((b.shape[0], *a.shape[1:]), dtype=b.dtype), b], axis=3)
+            upper = xp.concat([a, zeros((a.shape[0], *b.shape[1:]), a)], axis=3)
+            lower = xp.concat([zeros((b.shape[0], *a.shape[1:]), b), b], axis=3)
             cores.append(xp.concat([upper, lower], axis=0))
         cores.append(xp.concat([self.cores[-1], other.cores[-1]], axis=0))
         return MPOChain.from_cores(cores, mine)
@@ -274,7 +292,7 @@ class MPOChain:
         """The chain of the matrix times a number, carried by the first core."""
         if not isinstance(factor, (int, float)) and getattr(factor, "ndim", None) != 0:
             return NotImplemented
-        return MPOChain((self.cores[0] * factor, *self.cores[1:]), self.spec)
+        return MPOChain((cast(self.cores[0] * factor, self.cores[0]), *self.cores[1:]), self.spec)
 
     __rmul__ = __mul__
 
@@ -302,8 +320,7 @@ class MPOChain:
         return wide
 
     def _rebuilt(self, cores: Sequence[Array], relative_error: float) -> MPOChain:
-        kind = dtype_name(self.cores[0])
-        chain = MPOChain.from_cores(tuple(cast(core, kind) for core in cores), self.spec)
+        chain = MPOChain.from_cores(tuple(cast(core, self.cores[0]) for core in cores), self.spec)
         return MPOChain(chain.cores, chain.spec, relative_error)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-from mpochain.arrays import Array, cast, dtype_name, norm, promoted
+from mpochain.arrays import Array, cast, detached, namespace, norm, promoted
 from mpochain.chain import Method, MPOChain
 from mpochain.errors import SpecError
 from mpochain.spec import ChainSpec
@@ -49,6 +49,7 @@ def decompose(
 
     Args:
         matrix: NumPy, PyTorch or JAX, any float type; bfloat16 and float16 are computed in float32 and cast back.
+            Gradients do not flow through a decomposition.
         spec: dims and bonds of the chain; or give ``out_dims``, ``in_dims`` and ``max_bond``.
         out_dims: out dim of each site.
         in_dims: in dim of each site.
@@ -74,6 +75,7 @@ def decompose(
         >>> decompose(W, out_dims=(8, 8), in_dims=(4, 8), cutoff=0.3).spec.bonds
         (22,)
     """
+    namespace(matrix)
     spec = _resolved_spec(matrix, spec, out_dims, in_dims, max_bond)
     return MPOChain.from_matrix(matrix, spec, cutoff=cutoff, method=method, seed=seed, name=name)
 
@@ -115,12 +117,12 @@ def decompose_terms(
         >>> [term.spec.parameters for term in terms]
         [64, 64]
     """
-    specs = tuple(specs)
+    specs = (specs,) if isinstance(specs, ChainSpec) else tuple(specs)
     if not specs:
         raise SpecError("a sum of chains needs at least one spec")
     if isinstance(rounds, bool) or not isinstance(rounds, int) or rounds < 1:
         raise SpecError(f"rounds must be a positive integer, got {rounds!r}")
-    wide = promoted(matrix, name)
+    wide = promoted(detached(matrix), name)
     terms: list[MPOChain | None] = [None] * len(specs)
     best: tuple[float, tuple[MPOChain, ...]] | None = None
     residual = wide
@@ -135,7 +137,6 @@ def decompose_terms(
         if best is None or error < best[0]:
             best = error, tuple(term for term in terms if term is not None)
     assert best is not None
-    kind = dtype_name(matrix)
     return tuple(
-        MPOChain(tuple(cast(core, kind) for core in term.cores), term.spec, term.relative_error) for term in best[1]
+        MPOChain(tuple(cast(core, matrix) for core in term.cores), term.spec, term.relative_error) for term in best[1]
     )

@@ -14,7 +14,7 @@ from functools import lru_cache
 from mpochain.errors import SpecError
 from mpochain.spec import ChainSpec
 
-__all__ = ["balanced", "candidate_specs", "factorizations", "low_rank", "padded", "skewed"]
+__all__ = ["balanced", "candidate_specs", "default_dims", "factorizations", "low_rank", "padded", "skewed"]
 
 
 def _check(value: int, name: str) -> int:
@@ -84,7 +84,7 @@ def padded(n: int, sites: int = 2, *, max_ratio: float = 2.0) -> tuple[int, ...]
         >>> padded(50257, 2), 206 * 244, padded(768, 2)
         ((206, 244), 50264, (24, 32))
     """
-    if max_ratio < 2.0:
+    if not max_ratio >= 2.0:
         raise SpecError(f"max_ratio must be at least 2, got {max_ratio}")
     size = _check(n, "n")
     while True:
@@ -92,6 +92,19 @@ def padded(n: int, sites: int = 2, *, max_ratio: float = 2.0) -> tuple[int, ...]
         if dims[-1] <= max_ratio * dims[0]:
             return dims
         size += 1
+
+
+def default_dims(n: int, sites: int = 2) -> tuple[int, ...]:
+    """Balanced dims where ``n`` has useful ones, padded dims where it has not, as a prime.
+
+    A dim of 1 or a quotient over 16 makes a chain that is hardly smaller than the matrix.
+
+    Example:
+        >>> default_dims(768), default_dims(65), default_dims(97)
+        ((24, 32), (5, 13), (7, 14))
+    """
+    dims = balanced(n, sites)
+    return dims if sites == 1 or (dims[0] > 1 and dims[-1] <= 16 * dims[0]) else padded(n, sites)
 
 
 def low_rank(out_features: int, in_features: int, rank: int | None = None) -> ChainSpec:
@@ -177,13 +190,7 @@ def candidate_specs(
     ]
     for n in sites:
         # Descending against ascending dims is the cheaper of the balanced orders; padding only where it is needed.
-        out_dims, in_dims = (_dims_with_padding(size, n) for size in (out_features, in_features))
+        out_dims, in_dims = (default_dims(size, n) for size in (out_features, in_features))
         shapes.append(ChainSpec(out_dims[::-1], in_dims, out_features=out_features, in_features=in_features))
     found = {bounded: None for shape in shapes if (bounded := _largest_bond(shape, parameters, macs))}
     return sorted(found, key=lambda spec: (spec.macs(), spec.sites))
-
-
-def _dims_with_padding(size: int, sites: int) -> tuple[int, ...]:
-    """Balanced dims where the size has them, padded dims where it does not; small sizes are left alone."""
-    dims = balanced(size, sites)
-    return dims if dims[-1] <= 16 * dims[0] or size < 2**sites else padded(size, sites)

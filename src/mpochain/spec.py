@@ -111,8 +111,8 @@ class ChainSpec:
         if max_bond is not None:
             requested = _positive_ints([max_bond], "max_bond") * (sites - 1)
         elif bonds is not None:
-            bonds = tuple(bonds)
-            requested = _positive_ints(bonds, "bonds") if bonds else ()
+            bonds = tuple(bonds) if isinstance(bonds, Iterable) else bonds
+            requested = () if bonds == () else _positive_ints(bonds, "bonds")
             if len(requested) != sites - 1:
                 raise SpecError(f"{sites} sites have {sites - 1} inner bonds, got bonds={requested}")
         else:

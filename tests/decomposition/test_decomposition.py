@@ -45,7 +45,10 @@ def test_the_squared_error_is_the_sum_of_the_discarded_squares(method, spec, see
     chain = decompose(W, spec, method=method)
     assert chain.spec == spec
     actual = norm(W - chain.to_matrix())
-    assert math.sqrt(sum(result.discarded)) == pytest.approx(actual, rel=1e-7, abs=1e-12 * result.norm)
+    assert math.sqrt(sum(result.discarded)) * result.norm == pytest.approx(actual, rel=1e-7, abs=1e-12 * result.norm)
+    assert result.norm == pytest.approx(norm(W))
+    norms = [norm(core) for core in result.cores]
+    assert max(norms) == pytest.approx(min(norms)), "cores share the norm"
     assert chain.relative_error == pytest.approx(chain.relative_error_to(W), rel=1e-7, abs=1e-12)
 
 
@@ -123,8 +126,10 @@ def test_short_floats_are_computed_in_float32_and_cast_back(dtype):
     chain = decompose(W, out_dims=(4, 8), in_dims=(6, 4), max_bond=5)
     assert chain.dtype == dtype
     exact = decompose(W.double(), out_dims=(4, 8), in_dims=(6, 4), max_bond=5)
-    assert chain.relative_error == pytest.approx(exact.relative_error, rel=1e-4)
-    assert chain.relative_error_to(W) == pytest.approx(exact.relative_error, rel=0.02)
+    assert chain.relative_error == pytest.approx(exact.relative_error, rel=0.02)
+    assert chain.relative_error == pytest.approx(chain.relative_error_to(W), rel=1e-6)
+    full = decompose(W, out_dims=(4, 8), in_dims=(6, 4))
+    assert 0 < full.relative_error == pytest.approx(full.relative_error_to(W)), "the rounding of the type is counted"
 
 
 @pytest.mark.parametrize("shape", ["dims", "low rank"])
@@ -143,6 +148,32 @@ def test_the_randomised_method_is_repeatable_and_has_a_seed():
     first = decompose(W, **dims).to_matrix()
     np.testing.assert_array_equal(first, decompose(W, **dims).to_matrix())
     assert np.abs(first - decompose(W, **dims, seed=1).to_matrix()).max() > 0
+
+
+@pytest.mark.parametrize("scale", [1e-200, 1e-30, 1e30, 1e200])
+@pytest.mark.parametrize("method", METHODS)
+def test_scale_changes_nothing(scale, method):
+    W = np.random.default_rng(0).normal(size=(20, 30))
+    dims = {"out_dims": (4, 5), "in_dims": (5, 6), "method": method}
+    one, other = decompose(W, max_bond=6, **dims), decompose(W * scale, max_bond=6, **dims)
+    assert other.relative_error == pytest.approx(one.relative_error, rel=1e-9)
+    assert other.relative_error_to(W * scale) == pytest.approx(one.relative_error, rel=1e-9)
+    assert other.truncate(3).relative_error == pytest.approx(one.truncate(3).relative_error, rel=1e-9)
+    assert decompose(W * scale, cutoff=0.3, **dims).spec == decompose(W, cutoff=0.3, **dims).spec
+
+
+def test_no_core_overflows_a_short_type():
+    W = torch.full((4096, 64), 1100.0).half()
+    chain = decompose(W, out_dims=(4096, 1), in_dims=(1, 64), max_bond=1)
+    assert all(bool(core.isfinite().all()) for core in chain.cores)
+    assert chain.relative_error < 1e-3
+
+
+def test_a_parameter_is_decomposed_without_its_history():
+    weight = torch.nn.Linear(12, 12).weight
+    chain = decompose(weight, out_dims=(3, 4), in_dims=(4, 3), max_bond=4)
+    assert not any(core.requires_grad for core in chain.cores)
+    assert chain.relative_error == pytest.approx(chain.relative_error_to(weight), rel=1e-4)
 
 
 def test_a_zero_matrix_is_a_chain():
@@ -239,7 +270,11 @@ class TestBadInput:
         with pytest.raises(MPOError, match="must be a matrix"):
             decompose(np.ones(shape), self.SPEC)
 
-    @pytest.mark.parametrize("option", ["oversampling", "power_iterations"])
+    def test_lists_are_no_matrices(self):
+        with pytest.raises(MPOError, match="one library"):
+            decompose([[1.0, 2.0]])
+
+    @pytest.mark.parametrize("option", ["oversampling", "power_iterations", "seed"])
     def test_randomised_options(self, option):
         with pytest.raises(MPOError, match=option):
             randomized(np.ones((6, 4)), self.SPEC, **{option: -1})

@@ -146,6 +146,22 @@ def test_a_cache_that_cannot_be_written_is_only_a_note(edition, monkeypatch, tmp
     assert "not cached" in capsys.readouterr().err
 
 
+def test_an_unreadable_cache_entry_is_passed_over(edition, tmp_path):
+    load_corpus()
+    (cached,) = (tmp_path / "cache").rglob("tiny.txt")
+    cached.unlink()
+    cached.mkdir()
+    assert load_corpus().source.startswith("https://")
+
+
+def test_many_distinct_characters():
+    text = "".join(map(chr, range(0x4E00, 0x4E00 + 20_000))) + "".join(map(chr, range(0xAC00, 0xAC00 + 11_000)))
+    text += "".join(map(chr, range(0x20000, 0x20000 + 5_000)))
+    corpus = Corpus.from_text(text)
+    assert corpus.tokens.min() == 0
+    assert corpus.tokens.max() == len(corpus.vocabulary) - 1 == 35_999
+
+
 class TestBadFiles:
     def test_missing(self, tmp_path, monkeypatch):
         with pytest.raises(MPOError, match="cannot read the corpus .*none.txt .*No such file"):

@@ -135,9 +135,35 @@ def test_peak_elements_are_counted():
             assert candidate.schedule.peak_elements(2) == 8 + 12 + max(8 + 24, 24 + 12)
 
 
-def test_long_chains_are_planned_in_reasonable_time():
+def test_what_one_caller_asked_for_does_not_show_in_anothers_plan():
+    exact, wide = ChainSpec((4, 8), (8, 4), 32), ChainSpec((4, 8), (8, 4), 500)
+    for first, second in ((exact, wide), (wide, exact)):
+        assert ("clipped" in str(plan(first, 7))) is first.clipped
+        assert ("clipped" in str(plan(second, 7))) is second.clipped
+
+
+def _least_merge_macs(shapes):
+    """By trying every order of merging neighbours."""
+    if len(shapes) == 1:
+        return 0
+    options = []
+    for k in range(len(shapes) - 1):
+        (r, o, i, s), (_, p, j, t) = shapes[k], shapes[k + 1]
+        rest = [*shapes[:k], (r, o * p, i * j, t), *shapes[k + 2 :]]
+        options.append(r * o * i * s * p * j * t + _least_merge_macs(rest))
+    return min(options)
+
+
+@given(specs(max_sites=5))
+def test_groups_are_merged_in_the_cheapest_order(spec):
+    (candidate,) = (c for c in candidates(spec, 1) if c.rebuilds)
+    assert candidate.schedule.merge_macs == _least_merge_macs(list(spec.core_shapes))
+
+
+def test_long_chains_are_planned_too():
     spec = ChainSpec((2,) * 12, (2,) * 12, 4)
     made = plan(spec, 16)
+    assert plan(ChainSpec((2,) * 24, (2,) * 24, 4), 16).macs > 0
     chain = MPOChain(tuple(cores(spec, 0)), spec)
     x = np.random.default_rng(0).normal(size=(2, spec.in_features))
     np.testing.assert_allclose(made(x, *chain.cores), chain @ x, rtol=1e-8, atol=1e-4)

@@ -106,6 +106,55 @@ def test_ctrl_c_ends_between_steps_with_the_state_kept(tmp_path):
     assert all(torch.equal(a, b) for a, b in zip(whole.parameters(), resumed.parameters(), strict=True))
 
 
+def test_ctrl_c_in_the_last_step_is_not_lost(tmp_path):
+    seen = 0
+
+    def interrupting(network, batch):
+        nonlocal seen
+        seen += 1
+        if seen == CONFIG.steps:
+            os.kill(os.getpid(), signal.SIGINT)
+        return loss(network, batch)
+
+    path = tmp_path / "state.safetensors"
+    with pytest.raises(KeyboardInterrupt):
+        train(model(), sample, interrupting, CONFIG, checkpoint=path)
+    assert train(model(), sample, loss, CONFIG, checkpoint=path).steps == CONFIG.steps
+
+
+@pytest.mark.parametrize("kind", ["frozen", "tied"])
+def test_frozen_and_tied_parameters_resume_too(tmp_path, kind):
+    def build():
+        network = model()
+        if kind == "frozen":
+            network[2].weight.requires_grad_(False)
+        else:
+            network.append(nn.Linear(3, 8))
+            network[3].weight = nn.Parameter(network[2].weight.detach().T.clone())
+            network.append(nn.Linear(8, 3))
+            network[4].weight = network[2].weight
+        return network
+
+    class StopError(Exception):
+        pass
+
+    count = iter(range(100))
+
+    def failing(network, batch):
+        if next(count) == 7:
+            raise StopError
+        return loss(network, batch)
+
+    whole = build()
+    expected = train(whole, sample, loss, CONFIG)
+    path = tmp_path / "state.safetensors"
+    with pytest.raises(StopError):
+        train(build(), sample, failing, CONFIG, checkpoint=path)
+    resumed = build()
+    assert train(resumed, sample, loss, CONFIG, checkpoint=path).losses == expected.losses
+    assert all(torch.equal(a, b) for a, b in zip(whole.parameters(), resumed.parameters(), strict=True))
+
+
 def test_the_state_holds_no_pickle_and_leaves_no_litter(tmp_path):
     path = tmp_path / "state.safetensors"
     train(model(), sample, loss, CONFIG, checkpoint=path)
@@ -127,7 +176,9 @@ class TestBadState:
             train(model(), sample, loss, CONFIG.model_copy(update={"learning_rate": 0.1}), checkpoint=path)
 
     def test_another_model(self, path):
-        with pytest.raises(MPOError, match=r"0\.core_0_0 has shape \(1, 2, 2, 2\), the model needs \(1, 2, 2, 4\)"):
+        with pytest.raises(
+            MPOError, match=r"0\.core_0_0 is \(1, 2, 2, 2\) torch.float32, the run needs \(1, 2, 2, 4\)"
+        ):
             train(model(bond=4), sample, loss, CONFIG, checkpoint=path)
         with pytest.raises(MPOError, match="of another model: missing"):
             train(nn.Linear(8, 3), sample, loss, CONFIG, checkpoint=path)
@@ -145,16 +196,65 @@ class TestBadState:
         with pytest.raises(MPOError, match="is not a training state"):
             train(model(), sample, loss, CONFIG, checkpoint=path)
 
+    def test_another_identity(self, tmp_path):
+        path = tmp_path / "named"
+        train(model(), sample, loss, CONFIG, checkpoint=path, identity={"corpus": "one"})
+        with pytest.raises(MPOError, match="a run with corpus='one', not 'two'"):
+            train(model(), sample, loss, CONFIG, checkpoint=path, identity={"corpus": "two"})
+        with pytest.raises(MPOError, match="a run with corpus='one', not None"):
+            train(model(), sample, loss, CONFIG, checkpoint=path)
+
+    def test_another_element_type(self, path):
+        with pytest.raises(MPOError, match=r"torch.float32, the run needs .* torch.float64"):
+            train(model().double(), sample, loss, CONFIG, checkpoint=path)
+
+    @pytest.mark.parametrize(
+        ("change", "message"),
+        [
+            ({"setting": []}, "damaged"),
+            ({"result": {"steps": "six"}}, "damaged"),
+            ({"result": None}, "damaged"),
+            ({"generator": torch.zeros(3, dtype=torch.uint8)}, "generator is"),
+            ({"optimizer.exp_avg.2.bias": torch.zeros(7)}, r"optimizer.exp_avg.2.bias is \(7,\)"),
+            ({"optimizer.step.2.bias": None}, "missing"),
+            ({"more": torch.zeros(1)}, "unexpected"),
+        ],
+    )
+    def test_a_spoiled_part_leaves_the_model_alone(self, path, change, message):
+        from safetensors import safe_open
+        from safetensors.torch import load_file, save_file
+
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata()
+        record, tensors = json.loads(metadata["record"]), load_file(path)
+        for key, value in change.items():
+            if key in record:
+                record[key] = value
+            elif value is None:
+                del tensors[key]
+            else:
+                tensors[key] = value
+        save_file(tensors, path, {**metadata, "record": json.dumps(record)})
+        network = model()
+        before = [p.clone() for p in network.parameters()]
+        with pytest.raises(MPOError, match=message):
+            train(network, sample, loss, CONFIG, checkpoint=path)
+        assert all(torch.equal(a, b) for a, b in zip(before, network.parameters(), strict=True))
+
     def test_nowhere_to_write(self, tmp_path):
         (tmp_path / "file").write_text("")
+
+        def never(network, batch):
+            raise AssertionError("a step was taken before the folder was tried")
+
         with pytest.raises(MPOError, match="cannot write"):
-            train(model(), sample, loss, CONFIG, checkpoint=tmp_path / "file" / "state.safetensors")
+            train(model(), sample, never, CONFIG, checkpoint=tmp_path / "file" / "state.safetensors")
 
 
 def test_the_schedule_warms_up_and_decays():
     rates = [learning_rate(CONFIG, step) for step in range(CONFIG.steps)]
     assert rates[:4] == pytest.approx([CONFIG.learning_rate * f for f in (1 / 3, 2 / 3, 1, 1)])
-    assert all(a > b for a, b in itertools.pairwise(rates))
+    assert all(a > b for a, b in itertools.pairwise(rates[3:]))
     assert 0 < rates[-1] < 0.1 * CONFIG.learning_rate
 
 

@@ -18,16 +18,19 @@ def train(
     steps: Annotated[int, typer.Option(help="Optimiser steps.", min=1)] = 2000,
     batch_size: Annotated[int, typer.Option(help="Sequences of 256 characters per step.", min=1)] = 32,
     learning_rate: Annotated[float, typer.Option(help="Peak learning rate.", min=1e-9)] = 3e-3,
-    seed: Annotated[int, typer.Option(help="Of the initialisation and the batches.")] = 42,
+    seed: Annotated[int, typer.Option(help="Of initialisation and batches.", min=0, max=2**63 - 1)] = 42,
     corpus: Annotated[Path | None, typer.Option(help="Text file; otherwise found as the README says.")] = None,
     evaluate_every: Annotated[int, typer.Option(help="Steps between evaluations; 0 for the end only.", min=0)] = 0,
 ) -> None:
     """Train a PicoGPT; print its validation loss and accuracy as JSON. After Ctrl-C the same command goes on."""
     from mpochain import picogpt
     from mpochain.atomic import require_writable
+    from mpochain.errors import OutputError
     from mpochain.train import TrainConfig
 
     require_writable(out.parent)
+    if out.is_dir():
+        raise OutputError(f"cannot write {out}: it is a folder; give the name of a file in it")
     text = picogpt.load_corpus(corpus)
     print(f"corpus: {text}", file=sys.stderr)
     model = picogpt.build(max_bond, vocab_size=len(text.vocabulary), seed=seed)
@@ -39,7 +42,7 @@ def train(
         seed=seed,
         evaluate_every=evaluate_every,
     )
-    state = out.with_suffix(".state.safetensors")
+    state = out.with_name(f"{out.name}.state")
     label = "dense" if max_bond is None else f"χ={max_bond}"
     try:
         result = picogpt.train_picogpt(model, text, config, checkpoint=state, label=label)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from mpochain.arrays import Array, namespace
+from mpochain.arrays import Array, namespace, zeros
 from mpochain.errors import SpecError
 from mpochain.spec import ChainSpec
 
@@ -27,8 +27,7 @@ def interleave(matrix: Array, spec: ChainSpec) -> Array:
         if missing:
             shape = [*matrix.shape]
             shape[axis] = missing
-            zeros = xp.zeros(tuple(shape), dtype=matrix.dtype, device=_device(matrix))
-            matrix = xp.concat([matrix, zeros], axis=axis)
+            matrix = xp.concat([matrix, zeros(tuple(shape), matrix)], axis=axis)
     n = spec.sites
     split = xp.reshape(matrix, (*spec.out_dims, *spec.in_dims))
     paired = xp.permute_dims(split, tuple(axis for k in range(n) for axis in (k, n + k)))
@@ -43,10 +42,3 @@ def deinterleave(tensor: Array, spec: ChainSpec) -> Array:
     split = xp.permute_dims(paired, (*range(0, 2 * n, 2), *range(1, 2 * n, 2)))
     matrix = xp.reshape(split, spec.padded_shape)
     return matrix[: spec.out_features, : spec.in_features]
-
-
-def _device(x: Array) -> object:
-    # JAX places new arrays itself; its arrays may not name one single device.
-    import array_api_compat
-
-    return None if array_api_compat.is_jax_array(x) else array_api_compat.device(x)

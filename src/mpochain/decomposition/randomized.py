@@ -10,7 +10,7 @@ from functools import partial
 
 import numpy as np
 
-from mpochain.arrays import Array, dtype_name, namespace, norm, qr, svd
+from mpochain.arrays import Array, asarray, dtype_name, namespace, norm, qr, svd
 from mpochain.decomposition.sweep import Decomposition, retained_rank, sweep
 from mpochain.decomposition.tt_svd import _split as exact_split
 from mpochain.errors import SpecError
@@ -21,10 +21,8 @@ __all__ = ["randomized"]
 
 def _gaussian(like: Array, rows: int, columns: int, seed: int) -> Array:
     # Drawn by NumPy whatever the library, so that one seed means one result.
-    xp = namespace(like)
     draw = np.random.default_rng(seed).standard_normal((rows, columns), dtype=np.float32)
-    # Multiplying by an element of `like` with value 0 would lose NaN checks; asarray with device places it instead.
-    return xp.asarray(draw.astype(dtype_name(like)), device=getattr(like, "device", None))
+    return asarray(draw.astype(dtype_name(like)), like)
 
 
 def _range(matrix: Array, width: int, power_iterations: int, seed: int) -> Array:
@@ -89,7 +87,7 @@ def randomized(
         name: what to call the matrix in errors.
 
     Raises:
-        SpecError: the dims do not fit, or cutoff, oversampling or power_iterations are out of range.
+        SpecError: the dims do not fit, or cutoff, oversampling, power_iterations or seed are out of range.
         DTypeError: the matrix is not of a float type.
         NonFiniteError: it holds NaN or infinity.
 
@@ -101,7 +99,7 @@ def randomized(
         >>> randomized(W, spec).relative_error < 1.01 * best
         True
     """
-    for label, value in (("oversampling", oversampling), ("power_iterations", power_iterations)):
+    for label, value in (("oversampling", oversampling), ("power_iterations", power_iterations), ("seed", seed)):
         if isinstance(value, bool) or not isinstance(value, int) or value < 0:
             raise SpecError(f"{label} must be a non-negative integer, got {value!r}")
     split = partial(_split, oversampling=oversampling, power_iterations=power_iterations, seed=seed)

@@ -58,7 +58,8 @@ def round_cores(cores: Sequence[Array], bonds: Sequence[int], cutoff: float | No
     """
     cores = orthogonalize(cores, 0)
     total = norm(cores[0])
-    share = None if cutoff is None else (cutoff * total) ** 2 / max(len(cores) - 1, 1)
+    cores[0] = cores[0] / total if total else cores[0]
+    share = None if cutoff is None else cutoff**2 / max(len(cores) - 1, 1)
     xp = namespace(*cores)
     discarded = []
     for k, bond in enumerate(bonds):
@@ -67,4 +68,4 @@ def round_cores(cores: Sequence[Array], bonds: Sequence[int], cutoff: float | No
         discarded.append(dropped)
         cores[k] = xp.reshape(u[:, :rank], (*cores[k].shape[:3], rank))
         cores[k + 1] = _absorb_left(s[:rank, None] * vh[:rank, :], cores[k + 1])
-    return Decomposition(tuple(cores), tuple(discarded), total)
+    return Decomposition((cores[0] * total, *cores[1:]), tuple(discarded), total)

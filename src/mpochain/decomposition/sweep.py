@@ -8,8 +8,10 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from numbers import Real
+from typing import Any
 
-from mpochain.arrays import Array, cast, dtype_name, namespace, norm, promoted, require_finite, require_matrix
+from mpochain.arrays import Array, cast, detached, namespace, norm, promoted, require_finite, require_matrix
 from mpochain.decomposition.interleave import interleave
 from mpochain.errors import SpecError
 from mpochain.spec import ChainSpec
@@ -31,7 +33,7 @@ class Decomposition:
 
     Attributes:
         cores: arrays of shape ``(r_left, out, in, r_right)``.
-        discarded: squared Frobenius norm dropped at each inner bond.
+        discarded: squared Frobenius norm dropped at each inner bond, over the squared norm of the matrix.
         norm: Frobenius norm of the decomposed matrix.
     """
 
@@ -46,10 +48,10 @@ class Decomposition:
         The discarded blocks are orthogonal to each other and to what is kept, so their squares add up. Rounding of
         the arithmetic (and of a cast back to a shorter type) is not in it.
         """
-        return math.sqrt(sum(self.discarded)) / self.norm if self.norm else 0.0
+        return math.sqrt(math.fsum(self.discarded))
 
 
-def check_cutoff(cutoff: float | None) -> float | None:
+def check_cutoff(cutoff: Any) -> float | None:
     """The cutoff as a float, or ``None`` for none.
 
     Raises:
@@ -57,7 +59,7 @@ def check_cutoff(cutoff: float | None) -> float | None:
     """
     if cutoff is None:
         return None
-    if isinstance(cutoff, bool) or not isinstance(cutoff, (int, float)) or not 0.0 <= cutoff < 1.0:
+    if isinstance(cutoff, bool) or not isinstance(cutoff, Real) or not 0.0 <= float(cutoff) < 1.0:
         raise SpecError(
             f"cutoff must be a number in [0, 1), got {cutoff!r}; it is the allowed error ||W - chain|| / ||W|| of the "
             "whole chain"
@@ -95,17 +97,18 @@ def sweep(matrix: Array, spec: ChainSpec, split: Split, *, cutoff: float | None,
     """Split off one site after another, from the first.
 
     Each of the ``n - 1`` splits may discard ``(cutoff ||W||)^2 / (n - 1)``, so that the whole stays within
-    ``cutoff ||W||``.
+    ``cutoff ||W||``. The cores have equal Frobenius norms and carry no gradient history.
     """
     require_matrix(matrix, name)
     cutoff = check_cutoff(cutoff)
-    kind = dtype_name(matrix)
-    wide = promoted(matrix, name)
+    wide = promoted(detached(matrix), name)
     require_finite(wide, name)
     xp = namespace(wide)
     rest = interleave(wide, spec)
     total = norm(rest)
-    share = None if cutoff is None else (cutoff * total) ** 2 / max(spec.sites - 1, 1)
+    # Of unit norm, so that no square overflows or vanishes.
+    rest = rest / total if total else rest
+    share = None if cutoff is None else cutoff**2 / max(spec.sites - 1, 1)
     left, cores, discarded = 1, [], []
     for k, bond in enumerate(spec.bonds):
         size = spec.out_dims[k] * spec.in_dims[k]
@@ -114,4 +117,13 @@ def sweep(matrix: Array, spec: ChainSpec, split: Split, *, cutoff: float | None,
         discarded.append(dropped)
         left = q.shape[1]
     cores.append(xp.reshape(rest, (left, spec.out_dims[-1], spec.in_dims[-1], 1)))
-    return Decomposition(tuple(cast(core, kind) for core in cores), tuple(discarded), total)
+    return Decomposition(tuple(cast(core, matrix) for core in _balanced(cores, total)), tuple(discarded), total)
+
+
+def _balanced(cores: list[Array], scale: float) -> list[Array]:
+    """Cores times ``scale`` in all, each of the same norm: none overflows a short type, and all learn alike."""
+    norms = [norm(core) for core in cores]
+    if not scale or not all(norms):
+        return [core * scale for core in cores]
+    logarithm = (math.log(scale) + sum(map(math.log, norms))) / len(cores)
+    return [core * math.exp(logarithm - math.log(each)) for core, each in zip(cores, norms, strict=True)]

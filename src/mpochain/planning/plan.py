@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import operator
+from dataclasses import dataclass, replace
 from functools import lru_cache
-from typing import Literal
+from typing import Any, Literal
 
 from mpochain.arrays import Array, namespace
 from mpochain.errors import ShapeError, SpecError
@@ -13,7 +14,7 @@ from mpochain.planning.cost import dense_time, schedule_time
 from mpochain.planning.schedule import Schedule
 from mpochain.spec import ChainSpec
 
-__all__ = ["ContractionPlan", "Memory", "Mode", "batch_bucket", "plan"]
+__all__ = ["ContractionPlan", "Memory", "Mode", "batch_bucket", "check_batch", "plan"]
 
 Mode = Literal["inference", "training"]
 Memory = Literal["compact", "fast"]
@@ -151,6 +152,21 @@ def batch_bucket(batch: int) -> int:
     return 1 << max(batch - 1, 0).bit_length()
 
 
+def check_batch(batch: Any) -> int:
+    """``batch`` as an int.
+
+    Raises:
+        SpecError: not a positive integer.
+    """
+    try:
+        number = operator.index(batch)
+    except TypeError:
+        number = 0
+    if isinstance(batch, bool) or number < 1:
+        raise SpecError(f"batch must be a positive integer, got {batch!r}")
+    return number
+
+
 def plan(spec: ChainSpec, batch: int = 1, *, mode: Mode = "inference", memory: Memory = "compact") -> ContractionPlan:
     """The plan for a chain at a batch size, from shapes alone; cached.
 
@@ -173,13 +189,14 @@ def plan(spec: ChainSpec, batch: int = 1, *, mode: Mode = "inference", memory: M
     """
     if not isinstance(spec, ChainSpec):
         raise SpecError(f"plan needs a ChainSpec, got {type(spec).__name__}; a chain's is chain.spec")
-    if isinstance(batch, bool) or not isinstance(batch, int) or batch < 1:
-        raise SpecError(f"batch must be a positive integer, got {batch!r}")
+    batch = check_batch(batch)
     if mode not in ("inference", "training"):
         raise SpecError(f"mode must be 'inference' or 'training', got {mode!r}")
     if memory not in ("compact", "fast"):
         raise SpecError(f"memory must be 'compact' or 'fast', got {memory!r}")
-    return _plan(spec, batch, mode, memory)
+    # Plans are shared by all specs of one shape; what one caller asked for before clipping must not show in another's.
+    made = _plan(spec.with_bonds(bonds=spec.bonds), batch, mode, memory)
+    return replace(made, spec=spec) if spec.clipped else made
 
 
 @lru_cache(maxsize=4096)

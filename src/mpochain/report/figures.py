@@ -42,7 +42,14 @@ def require_matplotlib() -> None:
 
 
 def draw(
-    path: Path, series: Sequence[Series], *, title: str, x: str, y: str, axes: Mapping[str, Any] | None = None
+    path: Path,
+    series: Sequence[Series],
+    *,
+    title: str,
+    x: str,
+    y: str,
+    axes: Mapping[str, Any] | None = None,
+    note: str = "",
 ) -> None:
     """Draw series into a PNG file.
 
@@ -53,6 +60,7 @@ def draw(
         x: label of the horizontal axis, with its unit.
         y: label of the vertical axis, with its unit.
         axes: further settings of matplotlib's axes, such as ``xscale="log"``.
+        note: small print below, such as where the numbers came from.
 
     Raises:
         MissingDependencyError: matplotlib is not installed.
@@ -80,4 +88,6 @@ def draw(
         plot.tick_params(axis="x", labelrotation=90, labelsize=7)
     plot.grid(visible=True, linewidth=0.4, alpha=0.6)
     plot.legend(frameon=False)
+    if note:
+        figure.supxlabel(note, fontsize=6, color="#555555")
     figure.savefig(path, dpi=150)

@@ -27,6 +27,9 @@ class TrainConfig(BaseModel):
         evaluate_every: steps between evaluations; 0 for none but the last.
         checkpoint_every: steps between checkpoints.
 
+    Raises:
+        pydantic.ValidationError: a value out of range or an unknown name (also a ValueError).
+
     Example:
         >>> TrainConfig(steps=10, warmup_steps=2).steps
         10

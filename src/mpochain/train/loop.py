@@ -5,7 +5,7 @@ from __future__ import annotations
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -13,12 +13,14 @@ from types import FrameType
 from typing import Any
 
 import torch
+from pydantic import TypeAdapter, ValidationError
 from torch import Tensor, nn
 
+from mpochain.atomic import require_writable
 from mpochain.errors import CheckpointError
 from mpochain.train.config import TrainConfig, learning_rate
 from mpochain.train.progress import TrainingProgress
-from mpochain.train.state import load_state, save_state
+from mpochain.train.state import load_state, read_record, save_state
 
 __all__ = ["CurvePoint", "TrainResult", "train"]
 
@@ -65,6 +67,9 @@ class TrainResult:
         return self.tokens / self.seconds if self.seconds else 0.0
 
 
+_RESULT = TypeAdapter(TrainResult)
+
+
 @contextmanager
 def _interrupt_between_steps() -> Iterator[Callable[[], bool]]:
     """Ctrl-C sets a flag, so that no optimiser step is cut in half; a second Ctrl-C stops at once."""
@@ -93,6 +98,7 @@ def train(
     *,
     evaluate: Callable[[], dict[str, float]] | None = None,
     checkpoint: Path | None = None,
+    identity: Mapping[str, Any] | None = None,
     label: str = "training",
 ) -> TrainResult:
     """Train ``model`` in place.
@@ -104,14 +110,17 @@ def train(
         config: see :class:`TrainConfig`.
         evaluate: called every ``config.evaluate_every`` steps and at the end; its time is not counted as training.
         checkpoint: file to keep the state in; if it exists the run goes on from there, to the bit.
+        identity: what else makes this run this run, such as the hash of its data (JSON); a checkpoint of another one
+            is refused.
         label: shown with the progress.
 
     Raises:
-        CheckpointError: the checkpoint is damaged, or of another model or configuration.
+        CheckpointError: the checkpoint is damaged, or of another model, configuration or identity.
+        OutputError: the checkpoint's folder cannot be written, found before the first step.
         KeyboardInterrupt: after Ctrl-C, once the running step is done and the checkpoint written.
     """
     optimizer = torch.optim.AdamW(
-        model.parameters(),
+        [parameter for parameter in model.parameters() if parameter.requires_grad],
         lr=config.learning_rate,
         betas=config.betas,
         weight_decay=config.weight_decay,
@@ -119,13 +128,16 @@ def train(
     )
     generator = torch.Generator().manual_seed(config.seed)
     result = TrainResult()
-    if checkpoint is not None and checkpoint.exists():
-        record = load_state(checkpoint, model, optimizer, generator)
-        result = _restore(checkpoint, record, config)
+    setting = {**config.model_dump(mode="json"), **(identity or {})}
+    if checkpoint is not None:
+        require_writable(checkpoint.parent)
+        if checkpoint.exists():
+            result = _restore(checkpoint, read_record(checkpoint), setting)
+            load_state(checkpoint, model, optimizer, generator)
 
     def keep() -> None:
         if checkpoint is not None:
-            record = {"config": config.model_dump(mode="json"), "result": asdict(result)}
+            record = {"setting": setting, "result": asdict(result)}
             save_state(checkpoint, model, optimizer, generator, record)
 
     def note() -> None:
@@ -161,10 +173,9 @@ def train(
                 last = result.steps == config.steps
                 if last or (config.evaluate_every and result.steps % config.evaluate_every == 0):
                     note()
-                if last or result.steps % config.checkpoint_every == 0:
+                if last or interrupted() or result.steps % config.checkpoint_every == 0:
                     keep()
-                if interrupted() and not last:
-                    keep()
+                if interrupted():
                     raise KeyboardInterrupt
         finally:
             if progress is not None:
@@ -172,17 +183,18 @@ def train(
     return result
 
 
-def _restore(checkpoint: Path, record: dict[str, Any], config: TrainConfig) -> TrainResult:
-    stored = record.get("config", {})
-    for name, value in config.model_dump(mode="json").items():
-        if stored.get(name) != value:
+def _restore(checkpoint: Path, record: dict[str, Any], setting: dict[str, Any]) -> TrainResult:
+    """The result so far of a run with this setting, from its record."""
+    stored = record.get("setting")
+    if not isinstance(stored, dict):
+        raise CheckpointError(f"{checkpoint}: the record of the run is damaged; remove the file to start anew")
+    for name in sorted({*stored, *setting}):
+        if stored.get(name) != setting.get(name):
             raise CheckpointError(
-                f"{checkpoint} is of a run with {name}={stored.get(name)!r}, not {value!r}; use its configuration, "
-                "another file, or remove it to start anew"
+                f"{checkpoint} is of a run with {name}={stored.get(name)!r}, not {setting.get(name)!r}; use its "
+                "setting, another file, or remove it to start anew"
             )
     try:
-        stored_result = dict(record["result"])
-        curve = [CurvePoint(**point) for point in stored_result.pop("curve")]
-        return TrainResult(**stored_result, curve=curve)
-    except (KeyError, TypeError, ValueError) as error:
+        return _RESULT.validate_python(record["result"])
+    except (KeyError, ValidationError) as error:
         raise CheckpointError(f"{checkpoint}: the record of the run is damaged ({error}); remove it") from error

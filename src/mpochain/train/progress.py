@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 import time
 from types import TracebackType
@@ -41,7 +42,8 @@ class TrainingProgress:
             )
 
     def __enter__(self) -> TrainingProgress:
-        self._began = self._spoke = time.monotonic()
+        self._began = time.monotonic()
+        self._spoke = -math.inf  # the first step is told at once: it says that work has begun
         if self._bar is not None:
             self._bar.start()
             self._task = self._bar.add_task(

@@ -6,7 +6,6 @@ Written to a neighbour and renamed, so a kill at any moment leaves the old file 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,23 +17,35 @@ from torch import Tensor, nn
 from mpochain.atomic import write_bytes
 from mpochain.errors import CheckpointError
 
-__all__ = ["load_state", "save_state"]
+__all__ = ["load_state", "read_record", "save_state"]
 
 _FORMAT = {"format": "mpochain-training", "version": "1"}
 
+# What AdamW keeps for each parameter it has updated.
+_MOMENTS = ("step", "exp_avg", "exp_avg_sq")
 
-def _optimizer_tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> Iterator[tuple[str, Tensor]]:
-    for name, parameter in model.named_parameters():
-        for key, value in optimizer.state[parameter].items():
-            yield f"optimizer.{key}.{name}", value
+
+def _model_tensors(model: nn.Module) -> dict[str, Tensor]:
+    """Every tensor of the model once: tied parameters are one."""
+    seen: set[tuple[int, torch.Size, tuple[int, ...]]] = set()
+    tensors = {}
+    for name, value in model.state_dict().items():
+        place = (value.data_ptr(), value.shape, value.stride())
+        if value.numel() == 0 or place not in seen:
+            seen.add(place)
+            tensors[f"model.{name}"] = value
+    return tensors
 
 
 def save_state(
     path: Path, model: nn.Module, optimizer: torch.optim.Optimizer, generator: torch.Generator, record: dict[str, Any]
 ) -> None:
     """Write parameters, optimiser moments, the batch generator and ``record`` (JSON) to ``path``."""
-    tensors = {f"model.{name}": value.contiguous() for name, value in model.state_dict().items()}
-    tensors |= dict(_optimizer_tensors(model, optimizer))
+    tensors = {name: value.contiguous() for name, value in _model_tensors(model).items()}
+    for name, parameter in model.named_parameters():
+        # Frozen parameters have no moments.
+        for key, value in optimizer.state.get(parameter, {}).items():
+            tensors[f"optimizer.{key}.{name}"] = value.contiguous()
     tensors["generator"] = generator.get_state()
     write_bytes(path, save(tensors, metadata=_FORMAT | {"record": json.dumps(record)}))
 
@@ -69,30 +80,37 @@ def load_state(
         CheckpointError: a damaged file, or one of another model.
     """
     record = read_record(path)
-    wanted = {f"model.{name}": value for name, value in model.state_dict().items()}
+    model_tensors = _model_tensors(model)
+    wanted = {name: (tuple(value.shape), value.dtype) for name, value in model_tensors.items()}
+    moments: dict[str, tuple[nn.Parameter, str]] = {}
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            for key in _MOMENTS:
+                moments[f"optimizer.{key}.{name}"] = parameter, key
+                counter = key == "step"
+                shape, dtype = ((), torch.float32) if counter else (tuple(parameter.shape), parameter.dtype)
+                wanted[f"optimizer.{key}.{name}"] = shape, dtype
+    state = generator.get_state()
+    wanted["generator"] = tuple(state.shape), state.dtype
+    # All of it is checked before any of it is used, so that a bad file leaves the model as it was.
     with safetensors.safe_open(path, framework="pt") as file:
         names = set(file.keys())
-        found = {name for name in names if name.startswith("model.")}
-        if found != set(wanted):
+        if names != set(wanted):
             raise CheckpointError(
-                f"{path} is of another model: missing {sorted(set(wanted) - found)[:3]}, "
-                f"unexpected {sorted(found - set(wanted))[:3]}"
+                f"{path} is of another model: missing {sorted(set(wanted) - names)[:3]}, "
+                f"unexpected {sorted(names - set(wanted))[:3]}"
             )
-        for name, value in wanted.items():
-            shape = tuple(file.get_slice(name).get_shape())
-            if shape != tuple(value.shape):
-                raise CheckpointError(f"{path}: {name} has shape {shape}, the model needs {tuple(value.shape)}")
-        with torch.no_grad():
-            for name, value in wanted.items():
-                value.copy_(file.get_tensor(name))
-            for name, parameter in model.named_parameters():
-                suffix = f".{name}"
-                for key in ("step", "exp_avg", "exp_avg_sq"):
-                    full = f"optimizer.{key}{suffix}"
-                    if full not in names:
-                        raise CheckpointError(f"{path}: {full} is missing; remove the file to start anew")
-                    optimizer.state[parameter][key] = file.get_tensor(full)
-        if "generator" not in names:
-            raise CheckpointError(f"{path}: the batch generator's state is missing; remove the file to start anew")
-        generator.set_state(file.get_tensor("generator"))
+        found = {name: file.get_tensor(name) for name in wanted}
+    for name, (shape, dtype) in wanted.items():
+        got = found[name]
+        if (tuple(got.shape), got.dtype) != (shape, dtype):
+            raise CheckpointError(f"{path}: {name} is {tuple(got.shape)} {got.dtype}, the run needs {shape} {dtype}")
+    with torch.no_grad():
+        for name, value in model_tensors.items():
+            value.copy_(found[name])
+        for full, (parameter, key) in moments.items():
+            # In the memory layout of the parameter, which fused optimisers take for granted.
+            moment = found[full] if key == "step" else torch.empty_like(parameter).copy_(found[full])
+            optimizer.state[parameter][key] = moment
+    generator.set_state(found["generator"])
     return record
