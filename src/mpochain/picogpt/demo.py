@@ -174,6 +174,7 @@ def demo(
             )
         )
     setting = {
+        "corpus": corpus.name,
         "corpus_sha256": corpus.sha256,
         "bonds": list(bonds),
         "tuning": _tuning(tuning_steps, batch_size).model_dump(mode="json") if tuning_steps else None,
@@ -271,7 +272,7 @@ def _write(result: DemoResult, out: Path) -> None:
     write_bytes(out / "demo.md", page.encode())
     dense, *chains = result.rows
     made = result.provenance
-    note = f"mpochain {made['mpochain']}, commit {str(made['commit'])[:12]}, torch {made['torch']}; {result.corpus}"
+    note = f"mpochain {made['mpochain']}, commit {str(made['commit'])[:12]}, torch {made['torch']}; {result.setting['corpus']}"
     curve = [("as decomposed", "accuracy_before"), ("after fine-tuning", "accuracy_after")]
     draw(
         out / "accuracy.png",
