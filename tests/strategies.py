@@ -14,8 +14,8 @@ SEEDS = st.integers(0, 2**16)
 
 
 @st.composite
-def specs(draw, max_sites=5, full=False, padding=True, max_entries=20_000):
-    sites = draw(st.integers(1, max_sites))
+def specs(draw, max_sites=5, min_sites=1, full=False, padding=True, max_entries=20_000):
+    sites = draw(st.integers(min_sites, max_sites))
     dims = st.lists(DIMS, min_size=sites, max_size=sites)
     out_dims, in_dims = draw(
         st.tuples(dims, dims).filter(lambda pair: math.prod(pair[0]) * math.prod(pair[1]) <= max_entries)

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from mpochain import ChainSpec, MPOChain, MPOLinear, plan, shapes
-from mpochain.execute.runner import ChainRunner, run_schedule
+from mpochain.execute import ChainRunner, Program, run_portable
+from mpochain.execute.sweep import steps_of
 from mpochain.planning import candidates
 
 SPECS = {
@@ -61,7 +62,38 @@ def _candidate(number, runner):
 def _portable(schedule, rows, cores):
     import array_api_compat.torch as xp
 
-    return schedule.sweep(rows, schedule.merge(cores, xp), xp)
+    torch.testing.assert_close(
+        schedule.sweep(rows, schedule.merge(cores, xp), xp), run_portable(schedule, rows, cores), rtol=0, atol=0
+    )
+    return run_portable(schedule, rows, cores)
+
+
+def _tiled(tile):
+    def run(schedule, rows, cores):
+        program = Program(schedule, steps_of(schedule), tile)
+        return program.run(rows, program.matrices(cores), None)
+
+    return run
+
+
+def _fast(x, cores, spec):
+    def fast(layer):
+        layer._runners[0].set_memory("fast")
+        return layer
+
+    return _layer(x, cores, spec, fast)
+
+
+def _threads(count):
+    def run(x, cores, spec):
+        before = torch.get_num_threads()
+        torch.set_num_threads(count)
+        try:
+            return _layer(x, cores, spec)
+        finally:
+            torch.set_num_threads(before)
+
+    return run
 
 
 WAYS = {
@@ -82,9 +114,12 @@ WAYS = {
     },
     **{f"candidate {k}, portable": Way(_candidate(k, _portable)) for k in range(7)},
     **{
-        f"candidate {k}, torch": Way(_candidate(k, lambda s, rows, cores: run_schedule(s, rows, cores, None)))
-        for k in range(7)
+        f"candidate {k}, tiled by {tile}": Way(_candidate(k, _tiled(tile)))
+        for k, tile in [(0, 4), (1, 1), (1, 4), (1, 1000), (2, 2), (2, 5), (3, 4), (4, 4), (5, 1), (6, 1000)]
     },
+    "fast layer": Way(_fast),
+    "fast layer, second call": Way(lambda x, cores, spec: (_fast(x, cores, spec), _fast(x, cores, spec))[1]),
+    **{f"{threads} thread": Way(_threads(threads)) for threads in (1, 2)},
 }
 
 

@@ -16,7 +16,7 @@ from mpochain.planning import ContractionPlan, plan
 from mpochain.spec import ChainSpec
 
 if TYPE_CHECKING:
-    from mpochain.nn import MPOLinear
+    from mpochain.nn import MPOLinear, set_execution
 
 __version__ = "0.1.0"
 
@@ -30,10 +30,11 @@ __all__ = [
     "decompose_terms",
     "errors",
     "plan",
+    "set_execution",
     "shapes",
 ]
 
-_NEEDS_TORCH = {"MPOLinear": "mpochain.nn"}
+_NEEDS_TORCH = {"MPOLinear": "mpochain.nn", "set_execution": "mpochain.nn"}
 
 
 def __getattr__(name: str) -> Any:

@@ -1,5 +1,5 @@
 """Runs plans in torch."""
 
-from mpochain.execute.runner import ChainRunner
+from mpochain.execute.runner import ChainRunner, Program, run_portable
 
-__all__ = ["ChainRunner"]
+__all__ = ["ChainRunner", "Program", "run_portable"]

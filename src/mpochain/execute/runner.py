@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from types import SimpleNamespace
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+from torch.optim.optimizer import register_optimizer_step_post_hook
 
+from mpochain.execute.operator import compiled_sweep
+from mpochain.execute.sweep import Steps, run_sweep, steps_of
 from mpochain.planning import ContractionPlan, Memory, Schedule, plan
 from mpochain.planning.plan import batch_bucket
 from mpochain.spec import ChainSpec
 
-__all__ = ["ChainRunner", "run_schedule"]
+__all__ = ["ChainRunner", "Program", "run_portable"]
 
 # The operations schedules need, under the names of the array API; a plain namespace that compilers see through.
 _XP = SimpleNamespace(
@@ -28,15 +32,73 @@ _XP = SimpleNamespace(
 _TRACED_BATCH = 256
 
 
-def run_schedule(schedule: Schedule, x: Tensor, cores: Sequence[Tensor], bias: Tensor | None) -> Tensor:
-    """``x (rows, in_features)`` to ``(rows, out_features)``, the bias joined to the last product where it can be."""
-    merged = schedule.merge(cores, _XP)
-    only = schedule.sweeps[0]
-    if len(schedule.sweeps) == 1 and schedule.spec.padded_shape == schedule.spec.shape:
-        return F.linear(x, only.matrix(merged[0], _XP), bias)
-    y = schedule.sweep(x, merged, _XP)
-    # Autocast makes y shorter than the bias; a plain sum would make it long again.
-    return y if bias is None else y + bias.to(y.dtype)
+def run_portable(schedule: Schedule, x: Tensor, cores: Sequence[Tensor]) -> Tensor:
+    """The schedule step by step in reshapes, permutes and products alone: what export and functorch see through."""
+    return schedule.sweep(x, schedule.merge(cores, _XP), _XP)
+
+
+@dataclass(frozen=True)
+class Program:
+    """A plan as torch runs it.
+
+    Attributes:
+        schedule: merges, then sweep.
+        steps: the sizes of the sweep.
+        tile: rows worked on at a time.
+    """
+
+    schedule: Schedule
+    steps: Steps
+    tile: int
+
+    @classmethod
+    def of(cls, made: ContractionPlan) -> Program:
+        """The program of a plan."""
+        return cls(made.schedule, steps_of(made.schedule), made.tile)
+
+    def matrices(self, cores: Sequence[Tensor]) -> tuple[Tensor, ...]:
+        """Merged cores as the matrices ``(K, C)`` of the sweep's steps; differentiable."""
+        merged = self.schedule.merge(cores, _XP)
+        return tuple(step.matrix(merged[step.site], _XP) for step in self.schedule.sweeps)
+
+    def run(self, x: Tensor, matrices: Sequence[Tensor], bias: Tensor | None) -> Tensor:
+        """``x (rows, in_features)`` to ``(rows, out_features)``."""
+        spec = self.schedule.spec
+        padded_out, padded_in = spec.padded_shape
+        if padded_in != spec.in_features:
+            x = F.pad(x, (0, padded_in - spec.in_features))
+        if len(matrices) == 1:
+            if padded_out == spec.out_features:
+                return F.linear(x, matrices[0], bias)
+            y = F.linear(x, matrices[0])
+        elif torch.compiler.is_compiling():
+            y = compiled_sweep(x, matrices, self.steps, self.tile)
+        else:
+            y = run_sweep(x, matrices, self.steps, self.tile)
+        if padded_out != spec.out_features:
+            y = y[:, : spec.out_features]
+        # Autocast makes y shorter than the bias; a plain sum would make it long again.
+        return y if bias is None else y + bias.to(y.dtype)
+
+
+class _OptimizerSteps:
+    """Counts the steps of every optimiser: fused ones change parameters without counting a new version of them."""
+
+    def __init__(self) -> None:
+        self.count = 0
+        self._watching = False
+
+    def watch(self) -> None:
+        """Begin to count; done once, when the first chain is set to fast execution."""
+        if not self._watching:
+            self._watching = True
+            register_optimizer_step_post_hook(self._counted)
+
+    def _counted(self, *_: object) -> None:
+        self.count += 1
+
+
+_STEPS = _OptimizerSteps()
 
 
 class ChainRunner:
@@ -44,7 +106,8 @@ class ChainRunner:
 
     Args:
         spec: the chain.
-        memory: ``"compact"``; cached folded cores belong to ``"fast"`` execution.
+        memory: ``"compact"`` keeps nothing but the cores; ``"fast"`` keeps merged cores between calls that need no
+            gradient, up to the dense matrix.
     """
 
     def __init__(self, spec: ChainSpec, memory: Memory = "compact") -> None:
@@ -53,25 +116,62 @@ class ChainRunner:
         self._reset()
 
     def _reset(self) -> None:
-        self._schedules: dict[tuple[int, bool], Schedule] = {}
+        if self.memory == "fast":
+            _STEPS.watch()
+        self._programs: dict[tuple[int, bool], Program] = {}
+        self._kept: dict[tuple[int, bool], tuple[tuple[object, ...], tuple[Tensor, ...]]] = {}
         # Made ahead, so that a traced forward meets a finished plan and no search.
-        self._traced = plan(self.spec, _TRACED_BATCH, mode="inference", memory=self.memory).schedule
+        self._traced = Program.of(plan(self.spec, _TRACED_BATCH, mode="inference", memory="compact"))
+
+    def set_memory(self, memory: Memory) -> None:
+        """Choose between compact and fast execution; drops what was kept.
+
+        Raises:
+            SpecError: neither ``"compact"`` nor ``"fast"``.
+        """
+        plan(self.spec, 1, memory=memory)
+        self.memory = memory
+        self._reset()
 
     def plan(self, rows: int, *, training: bool) -> ContractionPlan:
         """The plan used for ``rows`` input rows."""
-        return plan(self.spec, batch_bucket(rows), mode="training" if training else "inference", memory=self.memory)
+        # With gradients the merges must be part of the graph at every call, so nothing can be kept.
+        memory: Memory = "compact" if training else self.memory
+        return plan(self.spec, batch_bucket(rows), mode="training" if training else "inference", memory=memory)
 
     def __call__(self, x: Tensor, cores: Sequence[Tensor], bias: Tensor | None = None) -> Tensor:
         """``x (rows, in_features)`` to ``(rows, out_features)``."""
-        if torch.compiler.is_compiling():
-            return run_schedule(self._traced, x, cores, bias)
+        if torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active():
+            if torch.compiler.is_exporting() or not torch.compiler.is_compiling():
+                y = run_portable(self._traced.schedule, x, cores)
+                return y if bias is None else y + bias.to(y.dtype)
+            return self._traced.run(x, self._traced.matrices(cores), bias)
         rows, training = x.shape[0], torch.is_grad_enabled()
         # The same arithmetic as batch_bucket, spared a call on the hot path.
         key = (rows - 1).bit_length() if rows > 1 else 0, training
-        schedule = self._schedules.get(key)
-        if schedule is None:
-            schedule = self._schedules[key] = self.plan(rows, training=training).schedule
-        return run_schedule(schedule, x, cores, bias)
+        program = self._programs.get(key)
+        if program is None:
+            program = self._programs[key] = Program.of(self.plan(rows, training=training))
+        if training or self.memory == "compact":
+            return program.run(x, program.matrices(cores), bias)
+        return program.run(x, self._cached_matrices(key, program, cores), bias)
+
+    def _cached_matrices(self, key: tuple[int, bool], program: Program, cores: Sequence[Tensor]) -> tuple[Tensor, ...]:
+        """The matrices of fast execution, made again when a core changed.
+
+        A tensor's version counts its changes in place (``load_state_dict``, edits), optimiser steps are counted for
+        all; its address, type and device change when it is replaced (``.to``, assignment).
+        """
+        if any(core.is_inference() for core in cores):
+            return program.matrices(cores)  # they count no versions, so a change could not be seen
+        own = ((id(core), core._version, core.data_ptr(), core.dtype, core.device) for core in cores)
+        state = (_STEPS.count, *own)
+        kept = self._kept.get(key)
+        if kept is not None and kept[0] == state:
+            return kept[1]
+        matrices = tuple(matrix.contiguous() for matrix in program.matrices(cores))
+        self._kept[key] = state, matrices
+        return matrices
 
     # Copies and pickles carry the choice, not the cache: plans are made again where they are used.
     def __getstate__(self) -> dict[str, object]:

@@ -16,7 +16,7 @@ from mpochain.errors import DTypeError, ShapeError, SpecError
 from mpochain.execute import ChainRunner
 from mpochain.factorization import decompose, decompose_terms
 from mpochain.nn.initialization import normal_
-from mpochain.planning import ContractionPlan
+from mpochain.planning import ContractionPlan, Memory
 from mpochain.planning.plan import check_batch
 from mpochain.spec import ChainSpec
 
@@ -258,6 +258,16 @@ class MPOLinear(nn.Module):
         """
         batch = check_batch(batch)
         return tuple(runner.plan(batch, training=training) for runner in self._runners)
+
+    def set_memory(self, memory: Memory) -> MPOLinear:
+        """Run compactly (nothing kept but the cores) or fast (folded cores kept between calls), and return the layer.
+
+        Raises:
+            SpecError: neither ``"compact"`` nor ``"fast"``.
+        """
+        for runner in self._runners:
+            runner.set_memory(memory)
+        return self
 
     def precompile(self, batch_sizes: Iterable[int] = (1, 32, 2048)) -> MPOLinear:
         """Make the plans for these numbers of rows now, for inference and training, and return the layer.

@@ -272,7 +272,8 @@ def _write(result: DemoResult, out: Path) -> None:
     write_bytes(out / "demo.md", page.encode())
     dense, *chains = result.rows
     made = result.provenance
-    note = f"mpochain {made['mpochain']}, commit {str(made['commit'])[:12]}, torch {made['torch']}; {result.setting['corpus']}"
+    commit = str(made["commit"])[:12]
+    note = f"mpochain {made['mpochain']}, commit {commit}, torch {made['torch']}; {result.setting['corpus']}"
     curve = [("as decomposed", "accuracy_before"), ("after fine-tuning", "accuracy_after")]
     draw(
         out / "accuracy.png",

@@ -10,7 +10,7 @@ from typing import Any, Literal
 from mpochain.arrays import Array, namespace
 from mpochain.errors import ShapeError, SpecError
 from mpochain.planning.candidates import Candidate, candidates
-from mpochain.planning.cost import dense_time, schedule_time
+from mpochain.planning.cost import dense_time, low_rank_time, schedule_time, tile_rows
 from mpochain.planning.schedule import Schedule
 from mpochain.spec import ChainSpec
 
@@ -64,6 +64,11 @@ class ContractionPlan:
         return self.chosen.path
 
     @property
+    def tile(self) -> int:
+        """Rows that torch works on at a time, so that intermediate states stay in cache."""
+        return tile_rows(self.schedule, self.batch)
+
+    @property
     def macs(self) -> int:
         """Multiply-adds of one forward call with ``batch`` rows, merges included unless they are cached."""
         return self.batch * self.schedule.sweep_macs + self._merge_macs
@@ -75,8 +80,8 @@ class ContractionPlan:
 
     @property
     def peak_elements(self) -> int:
-        """Most elements alive in one step of the forward pass: its input, its output and the cores."""
-        return self.schedule.peak_elements(self.batch)
+        """Most elements alive in one step of the forward pass on one tile: its input, its output and the cores."""
+        return self.schedule.peak_elements(self.tile)
 
     @property
     def predicted_seconds(self) -> float:
@@ -123,7 +128,10 @@ class ContractionPlan:
 
     def __str__(self) -> str:
         out_features, in_features = self.spec.shape
-        dense = dense_time(out_features, in_features, self.batch, training=self.mode == "training")
+        training = self.mode == "training"
+        dense = dense_time(out_features, in_features, self.batch, training=training)
+        rank = max(self.spec.parameters // (out_features + in_features), 1)
+        low_rank = low_rank_time(out_features, in_features, rank, self.batch, training=training)
         lines = [
             f"plan      {self.spec}",
             f"for       batch {self.batch}, {self.mode}, {self.memory}",
@@ -132,8 +140,9 @@ class ContractionPlan:
             f"path      {' '.join(str(pair) for pair in self.path)} over (input, cores...): "
             + f"sites meet the input in the order {', '.join(map(str, self.chosen.order))}",
             f"MACs      {self.macs:,} (dense {self.dense_macs:,}, {self.macs / self.dense_macs:.2f}x)",
-            f"peak      {self.peak_elements:,} elements",
-            f"predicted {self.predicted_seconds * 1e6:.1f} µs (dense {dense * 1e6:.1f} µs)",
+            f"peak      {self.peak_elements:,} elements, {self.tile} rows at a time",
+            f"predicted {self.predicted_seconds * 1e6:.1f} µs (dense {dense * 1e6:.1f} µs, rank {rank} at equal "
+            f"parameters {low_rank * 1e6:.1f} µs)",
             "considered",
         ]
         for candidate, seconds in self.considered:

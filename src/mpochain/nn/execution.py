@@ -1,0 +1,40 @@
+"""How the chains of a whole model are run."""
+
+from __future__ import annotations
+
+from torch import nn
+
+from mpochain.errors import SpecError
+from mpochain.nn.linear import MPOLinear
+from mpochain.planning import Memory
+
+__all__ = ["set_execution"]
+
+
+def set_execution(module: nn.Module, *, memory: Memory = "compact") -> int:
+    """Choose how every chain in a layer or model is run.
+
+    Args:
+        module: an :class:`MPOLinear`, or any module that holds some.
+        memory: ``"compact"`` keeps nothing but the cores. ``"fast"`` keeps folded cores, up to the dense matrix,
+            between calls without gradients; they are made again when a core changes (an optimiser step,
+            ``load_state_dict``, an edit in place, ``.to``). Only edits through ``tensor.data``, which torch does not
+            count, go unseen: call this again after one.
+
+    Returns:
+        The number of layers it was applied to.
+
+    Raises:
+        SpecError: an unknown ``memory``, or a module without chains.
+
+    Example:
+        >>> layer = MPOLinear(16, 16, max_bond=4)
+        >>> set_execution(nn.Sequential(layer, nn.ReLU()), memory="fast")
+        1
+    """
+    layers = [layer for layer in module.modules() if isinstance(layer, MPOLinear)]
+    if not layers:
+        raise SpecError(f"{type(module).__name__} holds no MPOLinear; compress it first, or pass the right module")
+    for layer in layers:
+        layer.set_memory(memory)
+    return len(layers)
