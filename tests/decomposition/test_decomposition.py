@@ -15,9 +15,9 @@ from strategies import SEEDS, matrix, specs
 
 from mpochain import ChainSpec, MPOError, decompose, decompose_terms, shapes
 from mpochain.arrays import norm
-from mpochain.decomposition import deinterleave, interleave, randomized, retained_rank, tt_svd
+from mpochain.decomposition import deinterleave, gram, interleave, randomized, retained_rank, tt_svd
 
-METHODS = ["tt_svd", "randomized"]
+METHODS = ["gram", "tt_svd", "randomized"]
 LIBRARIES = {"numpy": np.asarray, "torch": torch.tensor, "jax": jnp.asarray}
 
 
@@ -41,7 +41,7 @@ def test_full_bonds_are_exact(method, spec, seed):
 @given(spec=specs(padding=False), seed=SEEDS)
 def test_the_squared_error_is_the_sum_of_the_discarded_squares(method, spec, seed):
     W = matrix(spec, seed)
-    result = {"tt_svd": tt_svd, "randomized": randomized}[method](W, spec)
+    result = {"gram": gram, "tt_svd": tt_svd, "randomized": randomized}[method](W, spec)
     chain = decompose(W, spec, method=method)
     assert chain.spec == spec
     actual = norm(W - chain.to_matrix())
@@ -140,6 +140,18 @@ def test_the_randomised_error_is_close_to_the_best(shape):
     spec = ChainSpec((16, 16), (16, 16), max_bond=20) if shape == "dims" else shapes.low_rank(256, 256, 20)
     best, fast = decompose(W, spec), decompose(W, spec, method="randomized")
     assert best.relative_error <= fast.relative_error <= 1.01 * best.relative_error
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@given(spec=specs(padding=False), seed=SEEDS, decay=st.sampled_from([0.0, 0.5, 2.0, 6.0]))
+def test_gram_is_as_good_as_exact_singular_values(dtype, spec, seed, decay):
+    W = matrix(spec, seed)
+    W = (W * np.arange(1.0, W.shape[1] + 1) ** -decay).astype(dtype)
+    exact, fast = decompose(W, spec, method="tt_svd"), decompose(W, spec, method="gram")
+    floor = 1e-6 if dtype == "float32" else 1e-14
+    if spec.sites == 2:
+        assert exact.relative_error <= fast.relative_error + floor
+    assert fast.relative_error <= 1.001 * exact.relative_error + floor
 
 
 def test_the_randomised_method_is_repeatable_and_has_a_seed():

@@ -4,6 +4,7 @@ Every algorithm takes a matrix and a :class:`~mpochain.ChainSpec` and returns a 
 the squared weight each bond discarded, which is the exact squared error of the whole.
 """
 
+from mpochain.decomposition.gram import gram
 from mpochain.decomposition.interleave import deinterleave, interleave
 from mpochain.decomposition.randomized import randomized
 from mpochain.decomposition.rounding import fold_left, fold_right, orthogonalize, round_cores
@@ -16,6 +17,7 @@ __all__ = [
     "deinterleave",
     "fold_left",
     "fold_right",
+    "gram",
     "interleave",
     "orthogonalize",
     "randomized",

@@ -12,7 +12,7 @@ import numpy as np
 
 from mpochain.arrays import Array, asarray, dtype_name, namespace, norm, qr, svd
 from mpochain.decomposition.sweep import Decomposition, retained_rank, sweep
-from mpochain.decomposition.tt_svd import _split as exact_split
+from mpochain.decomposition.tt_svd import split as exact_split
 from mpochain.errors import SpecError
 from mpochain.spec import ChainSpec
 

@@ -6,10 +6,11 @@ from mpochain.arrays import Array, svd
 from mpochain.decomposition.sweep import Decomposition, retained_rank, sweep
 from mpochain.spec import ChainSpec
 
-__all__ = ["tt_svd"]
+__all__ = ["split", "tt_svd"]
 
 
-def _split(matrix: Array, max_rank: int, tolerance: float | None) -> tuple[Array, Array, float]:
+def split(matrix: Array, max_rank: int, tolerance: float | None) -> tuple[Array, Array, float]:
+    """Split one unfolding by SVD; see :data:`mpochain.decomposition.sweep.Split`."""
     u, s, vh = svd(matrix)
     rank, discarded = retained_rank(s, max_rank, tolerance)
     return u[:, :rank], s[:rank, None] * vh[:rank, :], discarded
@@ -39,4 +40,4 @@ def tt_svd(matrix: Array, spec: ChainSpec, *, cutoff: float | None = None, name:
         >>> tt_svd(W, ChainSpec((3, 4), (4, 3))).relative_error
         0.0
     """
-    return sweep(matrix, spec, _split, cutoff=cutoff, name=name)
+    return sweep(matrix, spec, split, cutoff=cutoff, name=name)

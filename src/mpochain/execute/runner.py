@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from types import SimpleNamespace
 
 import torch
@@ -50,16 +50,28 @@ class Program:
     schedule: Schedule
     steps: Steps
     tile: int
+    _layout: tuple[tuple[int, tuple[int, ...] | None, int, int], ...] = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        # Site, permutation if one is needed, and shape of each matrix, apart from the steps' methods: on the hot path.
+        layout = tuple(
+            (step.site, None if step.axes == (0, 1, 2, 3) else step.axes, step.kept, step.summed)
+            for step in self.schedule.sweeps
+        )
+        object.__setattr__(self, "_layout", layout)
 
     @classmethod
     def of(cls, made: ContractionPlan) -> Program:
         """The program of a plan."""
         return cls(made.schedule, steps_of(made.schedule), made.tile)
 
-    def matrices(self, cores: Sequence[Tensor]) -> tuple[Tensor, ...]:
+    def matrices(self, cores: Sequence[Tensor]) -> list[Tensor]:
         """Merged cores as the matrices ``(K, C)`` of the sweep's steps; differentiable."""
-        merged = self.schedule.merge(cores, _XP)
-        return tuple(step.matrix(merged[step.site], _XP) for step in self.schedule.sweeps)
+        merged = self.schedule.merge(cores, _XP) if self.schedule.merges else cores
+        return [
+            (merged[site] if axes is None else merged[site].permute(axes)).reshape(kept, summed)
+            for site, axes, kept, summed in self._layout
+        ]
 
     def run(self, x: Tensor, matrices: Sequence[Tensor], bias: Tensor | None) -> Tensor:
         """``x (rows, in_features)`` to ``(rows, out_features)``."""
@@ -119,7 +131,7 @@ class ChainRunner:
         if self.memory == "fast":
             _STEPS.watch()
         self._programs: dict[tuple[int, bool], Program] = {}
-        self._kept: dict[tuple[int, bool], tuple[tuple[object, ...], tuple[Tensor, ...]]] = {}
+        self._kept: dict[tuple[int, bool], tuple[tuple[object, ...], list[Tensor]]] = {}
         # Made ahead, so that a traced forward meets a finished plan and no search.
         self._traced = Program.of(plan(self.spec, _TRACED_BATCH, mode="inference", memory="compact"))
 
@@ -156,7 +168,7 @@ class ChainRunner:
             return program.run(x, program.matrices(cores), bias)
         return program.run(x, self._cached_matrices(key, program, cores), bias)
 
-    def _cached_matrices(self, key: tuple[int, bool], program: Program, cores: Sequence[Tensor]) -> tuple[Tensor, ...]:
+    def _cached_matrices(self, key: tuple[int, bool], program: Program, cores: Sequence[Tensor]) -> list[Tensor]:
         """The matrices of fast execution, made again when a core changed.
 
         A tensor's version counts its changes in place (``load_state_dict``, edits), optimiser steps are counted for
@@ -169,7 +181,7 @@ class ChainRunner:
         kept = self._kept.get(key)
         if kept is not None and kept[0] == state:
             return kept[1]
-        matrices = tuple(matrix.contiguous() for matrix in program.matrices(cores))
+        matrices = [matrix.contiguous() for matrix in program.matrices(cores)]
         self._kept[key] = state, matrices
         return matrices
 

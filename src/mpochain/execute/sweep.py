@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
+from torch.nn import functional as F
 
 from mpochain.planning import Schedule
 
@@ -65,6 +66,17 @@ def sweep_forward(x: Tensor, matrices: Sequence[Tensor], steps: Steps, tile: int
         tile: rows worked on at a time.
     """
     rows = x.shape[0]
+    if rows <= tile:
+        state = x
+        for matrix, (_, c, a, p) in zip(matrices, steps, strict=True):
+            # The plain cases first and without further calls: on few rows, calls are what a sweep costs.
+            if a == 1:
+                state = F.linear(state.view(-1, c), matrix)
+            elif rows * p == 1:
+                state = torch.mm(matrix, state.view(c, a))
+            else:
+                state = _product(matrix, state.view(rows * p, c, a), None)
+        return state.view(rows, -1) if rows else x.new_empty(0, steps[-1][0] * steps[-1][2] * steps[-1][3])
     kept, _, after, before = steps[-1]
     y = x.new_empty(rows, before * kept * after)
     last = len(steps) - 1

@@ -118,7 +118,7 @@ class MPOLinear(nn.Module):
         cutoff: float | None = None,
         sites: int | None = None,
         terms: Sequence[ChainSpec] | None = None,
-        method: Method = "tt_svd",
+        method: Method = "gram",
         seed: int = 0,
         name: str | None = None,
     ) -> MPOLinear:
@@ -133,7 +133,7 @@ class MPOLinear(nn.Module):
             cutoff: allowed relative Frobenius error of the weight, in ``[0, 1)``.
             sites: number of sites of the default dims, 2 if not given.
             terms: several specs, for a sum of chains.
-            method: ``"tt_svd"`` or ``"randomized"``.
+            method: ``"gram"``, ``"tt_svd"`` or ``"randomized"``; see :func:`mpochain.decompose`.
             seed: of the randomised method.
             name: what to call the layer in errors.
 
@@ -286,16 +286,20 @@ class MPOLinear(nn.Module):
         Raises:
             ShapeError: the last axis of ``x`` is not ``in_features``.
         """
-        if x.ndim == 0 or x.shape[-1] != self.in_features:
+        shape = x.shape
+        if not shape or shape[-1] != self.in_features:
             raise ShapeError(f"{self} got x of shape {tuple(x.shape)}; expected (..., {self.in_features})")
-        rows = x.reshape(-1, self.in_features)
+        rows = x if len(shape) == 2 else x.reshape(-1, self.in_features)
         bias = self.bias
         y = None
+        parameters: dict[str, Any] = self._parameters
         for runner, names in zip(self._runners, self._core_names, strict=True):
-            part = runner(rows, [getattr(self, name) for name in names], bias)
+            # Past Module.__getattr__, which costs more than a small product; a parametrised core is not in the dict.
+            cores = [parameters[name] if name in parameters else getattr(self, name) for name in names]
+            part = runner(rows, cores, bias)
             y, bias = part if y is None else y + part, None
         assert y is not None
-        return y.reshape(*x.shape[:-1], self.out_features)
+        return y if len(shape) == 2 else y.reshape(*shape[:-1], self.out_features)
 
     def extra_repr(self) -> str:
         """Features, specs and bias, for ``print(layer)``."""

@@ -71,6 +71,13 @@ def _product_time(machine: Machine, batch: int, m: int, k: int, n: int) -> float
     return max(flops / (machine.gemm_rate * efficiency), traffic / bandwidth) + machine.call_seconds
 
 
+def _matrix_time(machine: Machine, step: SweepStep) -> float:
+    """Seconds to bring a core's axes into the order of the step; nothing where they are in it."""
+    if step.axes == (0, 1, 2, 3):
+        return 0.0
+    return step.kept * step.summed / machine.transpose_rate + machine.call_seconds
+
+
 def _step_time(machine: Machine, step: SweepStep, rows: int, training: bool) -> float:
     count = rows * step.before
     if step.after == 1:
@@ -93,6 +100,8 @@ def schedule_time(
     else:
         tile = tile_rows(schedule, batch, machine)
         seconds = sum(_step_time(machine, step, tile, training) for step in schedule.sweeps) * math.ceil(batch / tile)
+        if not merged_is_cached:
+            seconds += sum(_matrix_time(machine, step) for step in schedule.sweeps) * (2 if training else 1)
     if not merged_is_cached:
         for merge in schedule.merges:
             (r, o, i, s), (_, p, j, t) = merge.left, merge.right

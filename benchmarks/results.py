@@ -1,0 +1,35 @@
+"""Results on disk, one JSON line per finished cell, so that an interrupted run goes on where it stopped."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import grid
+import torch
+
+from mpochain.report import provenance
+
+FOLDER = Path(os.environ.get("MPOCHAIN_BENCH_RESULTS", str(Path(__file__).parent / "results")))
+
+
+def _file(group: str) -> Path:
+    return FOLDER / f"{group}-{grid.NAME}.jsonl"
+
+
+def load(group: str) -> dict[str, dict[str, Any]]:
+    """Finished cells of a group in the chosen grid, by name."""
+    file = _file(group)
+    if not file.exists():
+        return {}
+    return {record["cell"]: record for record in map(json.loads, file.read_text().splitlines())}
+
+
+def add(group: str, record: dict[str, Any]) -> None:
+    """Append a finished cell with where it came from."""
+    FOLDER.mkdir(parents=True, exist_ok=True)
+    record = {**record, "provenance": provenance(threads=torch.get_num_threads())}
+    with _file(group).open("a", encoding="utf-8") as file:
+        file.write(json.dumps(record, ensure_ascii=False) + "\n")

@@ -1,0 +1,63 @@
+"""The sweep with the eigenvectors of a Gram matrix in place of a full SVD, where that is as good.
+
+The leading left singular vectors of ``A`` are eigenvectors of ``A A^T``, whose side is the smaller side of ``A`` and
+which one fast matrix product makes. Squaring loses the directions with singular values below ``sqrt(eps)`` of the
+largest, so where so little is discarded that they would matter, the split is done by SVD after all.
+"""
+
+from __future__ import annotations
+
+from mpochain.arrays import Array, dtype_name, namespace, norm, qr
+from mpochain.decomposition.sweep import Decomposition, retained_rank, sweep
+from mpochain.decomposition.tt_svd import split as exact_split
+from mpochain.spec import ChainSpec
+
+__all__ = ["gram"]
+
+# Squared share of the matrix below which a discarded remainder is too close to the rounding of the squares to trust.
+_LEAST_DISCARDED = {"float32": 1e-6, "float64": 1e-14}
+
+
+def _split(matrix: Array, max_rank: int, tolerance: float | None) -> tuple[Array, Array, float]:
+    xp = namespace(matrix)
+    rows, columns = matrix.shape
+    if tolerance is None and max_rank >= min(rows, columns):
+        return exact_split(matrix, max_rank, tolerance)
+    transposed = xp.matrix_transpose(matrix)
+    values, vectors = xp.linalg.eigh(matrix @ transposed if rows <= columns else transposed @ matrix)
+    values = xp.flip(xp.where(values > 0, values, xp.zeros_like(values)), axis=0)
+    rank, _ = retained_rank(xp.sqrt(values), max_rank, tolerance)
+    leading = xp.flip(vectors, axis=1)[:, :rank]
+    # Of a tall matrix these are right singular vectors; their images span the left ones.
+    basis = leading if rows <= columns else qr(matrix @ leading)[0]
+    rest = xp.matrix_transpose(basis) @ matrix
+    discarded = norm(matrix - basis @ rest) ** 2
+    over = tolerance is not None and rank < max_rank and discarded > tolerance
+    if over or discarded < _LEAST_DISCARDED[dtype_name(matrix)]:
+        return exact_split(matrix, max_rank, tolerance)
+    return basis, rest, discarded
+
+
+def gram(matrix: Array, spec: ChainSpec, *, cutoff: float | None = None, name: str = "matrix") -> Decomposition:
+    """Decompose a matrix as :func:`~mpochain.decomposition.tt_svd` does, several times faster.
+
+    The error is within one part in a thousand of TT-SVD's; where a split discards next to nothing it is TT-SVD's own.
+
+    Args:
+        matrix: ``(out_features, in_features)``, any float type; bfloat16 and float16 are computed in float32.
+        spec: dims, and the largest bonds to use.
+        cutoff: allowed relative Frobenius error of the whole chain, in ``[0, 1)``.
+        name: what to call the matrix in errors.
+
+    Raises:
+        SpecError: the dims do not fit the matrix, or the cutoff is out of range.
+        DTypeError: the matrix is not of a float type.
+        NonFiniteError: it holds NaN or infinity.
+
+    Example:
+        >>> import numpy as np
+        >>> W = np.random.default_rng(0).normal(size=(48, 48))
+        >>> round(gram(W, ChainSpec((6, 8), (6, 8), max_bond=9)).relative_error, 3)
+        0.695
+    """
+    return sweep(matrix, spec, _split, cutoff=cutoff, name=name)
