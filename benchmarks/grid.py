@@ -14,7 +14,7 @@ NAME = os.environ.get("MPOCHAIN_BENCH_GRID", "tiny")
 GRIDS = {
     "tiny": {"shapes": [(32, 16)], "bonds": [2], "batches": [3], "kinds": ["2 sites", "3 sites", "skewed"]},
     "small": {
-        "shapes": [(128, 128), (3072, 768), (4096, 4096)],
+        "shapes": [(128, 128), (768, 768), (3072, 768)],
         "bonds": [4, 32],
         "batches": [1, 256],
         "kinds": ["2 sites", "3 sites", "skewed"],

@@ -7,6 +7,7 @@ out of it with the reason kept.
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import lru_cache
 from importlib.util import find_spec
 
 import torch
@@ -160,8 +161,9 @@ PEERS: dict[str, tuple[str, Maker]] = {
 }
 
 
-def implementations(spec: ChainSpec) -> tuple[dict[str, nn.Module | Function], dict[str, str]]:
-    """All implementations of one chain of a random matrix, and why each missing one is missing."""
+@lru_cache(maxsize=1)
+def _made(spec: ChainSpec) -> tuple[dict[str, nn.Module | Function], dict[str, str]]:
+    """Kept for the batch sizes of one chain, since peers take long to decompose a large matrix."""
     weight = torch.randn(spec.shape, generator=torch.Generator().manual_seed(0)) / spec.in_features**0.5
     chain = mpo.decompose(weight, spec)
     made: dict[str, nn.Module | Function] = {name: maker(spec, weight, chain) for name, maker in OWN.items()}
@@ -175,3 +177,9 @@ def implementations(spec: ChainSpec) -> tuple[dict[str, nn.Module | Function], d
         except Exception as error:  # whatever a peer raises is the reason it is not in the cell
             missing[name] = f"{type(error).__name__}: {error}"[:200]
     return made, missing
+
+
+def implementations(spec: ChainSpec) -> tuple[dict[str, nn.Module | Function], dict[str, str]]:
+    """All implementations of one chain of a random matrix, and why each missing one is missing."""
+    made, missing = _made(spec)
+    return dict(made), dict(missing)

@@ -29,7 +29,11 @@ class Timing:
 
 
 def interleave(
-    functions: Mapping[str, Callable[[int], Any]], *, rounds: int = 9, round_seconds: float = 2e-3
+    functions: Mapping[str, Callable[[int], Any]],
+    *,
+    rounds: int = 9,
+    round_seconds: float = 2e-3,
+    most_seconds: float = 1.0,
 ) -> dict[str, dict[str, float]]:
     """Time functions against each other.
 
@@ -37,18 +41,22 @@ def interleave(
         functions: called with the number of the call, so that they can rotate their inputs.
         rounds: how often each is timed; the order is reversed every other round, so that none always follows another.
         round_seconds: how long a round of one function should last; short calls are repeated within it.
+        most_seconds: a function whose rounds would take longer in all gets fewer of them, at least 3.
     """
-    calls = {}
+    calls, turns = {}, {}
     for name, function in functions.items():
         function(0)  # plans, caches, threads
         began = time.perf_counter()
         function(1)
         once = max(time.perf_counter() - began, 1e-9)
         calls[name] = max(1, min(1000, round(round_seconds / once)))
+        turns[name] = max(min(rounds, 3), min(rounds, int(most_seconds / (once * calls[name]))))
     seconds: dict[str, list[float]] = {name: [] for name in functions}
     for turn in range(rounds):
         names = list(functions) if turn % 2 == 0 else list(functions)[::-1]
         for name in names:
+            if turn >= turns[name]:
+                continue
             function, count = functions[name], calls[name]
             began = time.perf_counter()
             for k in range(count):
@@ -60,5 +68,5 @@ def interleave(
             low, middle, high = statistics.quantiles(values, n=4, method="inclusive")
         else:
             low = middle = high = values[0]
-        result[name] = asdict(Timing(middle, low, high, rounds, calls[name]))
+        result[name] = asdict(Timing(middle, low, high, turns[name], calls[name]))
     return result
