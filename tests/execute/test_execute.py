@@ -94,6 +94,37 @@ def test_autocast_runs_the_custom_backward():
         assert (ours - theirs).norm() < 0.05 * theirs.norm()
 
 
+@pytest.mark.parametrize("change", ["optimiser", "load", "edit", "replace", "dtype", "data"])
+def test_kept_views_follow_their_cores(change):
+    spec = ChainSpec((8, 16), (8, 16), 4)
+    layer = MPOLinear(128, 128, spec=spec)
+    x = torch.randn(1, 128)
+    with torch.no_grad():
+        before = layer(x)
+        (runner,) = layer._runners
+        (kept,) = runner._kept.values()
+        assert [m.data_ptr() for m in kept[1]] == [c.data_ptr() for c in layer.cores[0]][::-1], "views own no memory"
+    if change == "optimiser":
+        layer(x).square().sum().backward()
+        torch.optim.AdamW(layer.parameters(), lr=0.1, fused=True).step()
+    elif change == "load":
+        layer.load_state_dict(MPOLinear(128, 128, spec=spec).state_dict(), assign=True)
+    elif change == "edit":
+        with torch.no_grad():
+            layer.core_0_1.mul_(2)
+    elif change == "replace":
+        layer.core_0_1 = nn.Parameter(layer.core_0_1.detach() * 2)
+    elif change == "data":
+        layer.core_0_1.data.mul_(2)
+    else:
+        layer.double()
+        x = x.double()
+    with torch.no_grad():
+        after = layer(x)
+    torch.testing.assert_close(after, nn.functional.linear(x, layer.weight, layer.bias), atol=1e-4, rtol=1e-4)
+    assert change == "dtype" or (after - before).abs().max() > 1e-3
+
+
 class TestFast:
     def layer(self):
         torch.manual_seed(0)

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from mpochain.execute.operator import compiled_sweep
-from mpochain.execute.sweep import Steps, run_sweep, steps_of
+from mpochain.execute.sweep import NARROW, Steps, run_sweep, steps_of
 from mpochain.planning import ContractionPlan, Memory, Schedule, plan
 from mpochain.planning.plan import batch_bucket
 from mpochain.spec import ChainSpec
@@ -27,6 +27,11 @@ _XP = SimpleNamespace(
     broadcast_to=torch.broadcast_to,
     zeros_like=torch.zeros_like,
 )
+
+# Elements of all states of a sweep up to which autograd may save them in training: 1 MiB in float32, and 32 MiB where
+# the last step is narrow, since its states are dear to compute again and few beside input and output.
+_SMALL_STATES = 1 << 18
+_SMALL_STATES_NARROW = 1 << 23
 
 # Batch that traced graphs are planned for: their batch is symbolic, so one plan has to serve every size.
 _TRACED_BATCH = 256
@@ -45,12 +50,15 @@ class Program:
         schedule: merges, then sweep.
         steps: the sizes of the sweep.
         tile: rows worked on at a time.
+        only_views: whether the matrices of the sweep are the cores' own memory in another shape.
     """
 
     schedule: Schedule
     steps: Steps
     tile: int
     _layout: tuple[tuple[int, tuple[int, ...] | None, int, int], ...] = field(init=False, repr=False)
+    only_views: bool = field(init=False)
+    _autograd_rows: int = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
         # Site, permutation if one is needed, and shape of each matrix, apart from the steps' methods: on the hot path.
@@ -59,6 +67,12 @@ class Program:
             for step in self.schedule.sweeps
         )
         object.__setattr__(self, "_layout", layout)
+        views = not self.schedule.merges and all(axes is None for _, axes, _, _ in layout)
+        object.__setattr__(self, "only_views", views)
+        saved = sum(step.before * step.after * step.summed for step in self.schedule.sweeps)
+        narrow = 1 < self.schedule.sweeps[-1].after < NARROW
+        limit = _SMALL_STATES_NARROW if narrow else _SMALL_STATES
+        object.__setattr__(self, "_autograd_rows", limit // saved)
 
     @classmethod
     def of(cls, made: ContractionPlan) -> Program:
@@ -73,6 +87,13 @@ class Program:
             for site, axes, kept, summed in self._layout
         ]
 
+    def _by_autograd(self, x: Tensor, matrices: Sequence[Tensor]) -> Tensor:
+        """The sweep step by step, its few states saved by autograd, which is less work than computing them twice."""
+        rows, state = x.shape[0], x
+        for matrix, (_, c, a, p) in zip(matrices, self.steps, strict=True):
+            state = state.reshape(rows * p, c) @ matrix.t() if a == 1 else matrix @ state.reshape(rows * p, c, a)
+        return state.reshape(rows, self.schedule.spec.padded_shape[0])
+
     def run(self, x: Tensor, matrices: Sequence[Tensor], bias: Tensor | None) -> Tensor:
         """``x (rows, in_features)`` to ``(rows, out_features)``."""
         spec = self.schedule.spec
@@ -85,6 +106,8 @@ class Program:
             y = F.linear(x, matrices[0])
         elif torch.compiler.is_compiling():
             y = compiled_sweep(x, matrices, self.steps, self.tile)
+        elif x.shape[0] <= self._autograd_rows and torch.is_grad_enabled():
+            y = self._by_autograd(x, matrices)
         else:
             y = run_sweep(x, matrices, self.steps, self.tile)
         if padded_out != spec.out_features:
@@ -164,9 +187,23 @@ class ChainRunner:
         program = self._programs.get(key)
         if program is None:
             program = self._programs[key] = Program.of(self.plan(rows, training=training))
+        if not training and program.only_views:
+            return program.run(x, self._views(key, program, cores), bias)
         if training or self.memory == "compact":
             return program.run(x, program.matrices(cores), bias)
         return program.run(x, self._cached_matrices(key, program, cores), bias)
+
+    def _views(self, key: tuple[int, bool], program: Program, cores: Sequence[Tensor]) -> list[Tensor]:
+        """The cores in the shapes of the sweep, kept between calls: they hold no memory of their own.
+
+        A change in place shows in a view; a core that was replaced has another address, which the old memory cannot
+        be given again while a view holds it.
+        """
+        state = tuple([(core.data_ptr(), core.dtype) for core in cores])
+        kept = self._kept.get(key)
+        if kept is None or kept[0] != state:
+            kept = self._kept[key] = state, [matrix.detach() for matrix in program.matrices(cores)]
+        return kept[1]
 
     def _cached_matrices(self, key: tuple[int, bool], program: Program, cores: Sequence[Tensor]) -> list[Tensor]:
         """The matrices of fast execution, made again when a core changed.

@@ -21,14 +21,14 @@ from torch.nn import functional as F
 
 from mpochain.planning import Schedule
 
-__all__ = ["Steps", "run_sweep", "steps_of", "sweep_backward", "sweep_forward"]
+__all__ = ["NARROW", "Steps", "run_sweep", "steps_of", "sweep_backward", "sweep_forward"]
 
 # (kept K, summed C, after A, before) of every step; plain integers, so that they can be an operator's argument.
 Steps = tuple[tuple[int, int, int, int], ...]
 
 # Below this many columns a batch of small products wastes most of a vector unit; two copies and one large product are
 # faster, although both copies move the whole state (measured 48 against 69 ms, 4096x4096, dims (512,8)|(8,512), χ=16).
-_NARROW = 16
+NARROW = 16
 
 
 def steps_of(schedule: Schedule) -> Steps:
@@ -46,7 +46,7 @@ def _product(matrix: Tensor, state: Tensor, out: Tensor | None) -> Tensor:
         return result.view(p, k, 1)
     if p == 1:
         return torch.mm(matrix, state[0], out=None if out is None else out[0]).unsqueeze(0)
-    if a < _NARROW and c >= 2 * a and k >= 2 * a:
+    if a < NARROW and c >= 2 * a and k >= 2 * a:
         folded = torch.mm(state.transpose(1, 2).reshape(p * a, c), matrix.t()).view(p, a, k).transpose(1, 2)
         return folded.contiguous() if out is None else out.copy_(folded)
     return (
