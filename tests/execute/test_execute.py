@@ -147,7 +147,8 @@ class TestFast:
             assert self.kept(layer)[0] is matrix
             mpo.set_execution(layer, memory="compact")
             torch.testing.assert_close(layer(x), first, atol=1e-4, rtol=1e-4)
-            assert self.kept(layer) == []
+            own = {core.data_ptr() for core in layer.cores[0]}
+            assert {kept.data_ptr() for kept in self.kept(layer)} <= own, "compact execution keeps views at most"
 
     @pytest.mark.parametrize(
         "change", ["optimiser", "load", "edit", "replace", "dtype", "assign", "fused optimiser", "foreach optimiser"]

@@ -188,7 +188,11 @@ def lower(spec: ChainSpec, groups: Sequence[Sequence[int]], merges: Sequence[int
         if right_bound:
             state[site + 1] //= size[3]
         before, after = math.prod(state[:site]), math.prod(state[site + 1 :])
-        a, b, c, d = (*kept_axes, *summed_axes)
+        # Moving an axis of size 1 moves nothing: the core is in order if its other axes are.
+        order_of_axes = [*kept_axes, *summed_axes]
+        if [axis for axis in order_of_axes if size[axis] > 1] == [axis for axis in range(4) if size[axis] > 1]:
+            order_of_axes = [0, 1, 2, 3]
+        a, b, c, d = order_of_axes
         sweep_steps.append(SweepStep(site, (a, b, c, d), kept, summed, before, after))
         state[site] = kept
         done.add(site)
