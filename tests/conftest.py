@@ -5,7 +5,7 @@ import os
 import pytest
 from hypothesis import HealthCheck, settings
 
-# Before any test imports torch: the suite shares small machines, and JAX must be able to check float64.
+# Before any test imports JAX, which otherwise turns float64 into float32 without a word.
 os.environ.setdefault("JAX_ENABLE_X64", "1")
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 

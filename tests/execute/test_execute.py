@@ -81,12 +81,18 @@ def test_training_saves_only_the_input_and_the_cores():
 
 
 def test_autocast_runs_the_custom_backward():
-    layer = MPOLinear(256, 256, out_dims=(16, 16), in_dims=(16, 16), max_bond=2)
-    assert not layer.plan(64, training=True)[0].chosen.rebuilds
-    x = torch.randn(64, 256, requires_grad=True)
+    layer = MPOLinear(256, 256, out_dims=(4, 8, 8), in_dims=(8, 8, 4), max_bond=2)
+    assert not layer.plan(4096, training=True)[0].chosen.rebuilds
+    x = torch.randn(4096, 256, requires_grad=True)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         y = layer(x)
     assert y.dtype == torch.bfloat16
+    names = set()
+    node = [y.grad_fn]
+    while node:
+        names.add(type(node[-1]).__name__)
+        node += [before for before, _ in node.pop().next_functions if before is not None]
+    assert "_SweepBackward" in names
     y.float().square().sum().backward()
     expected = torch.autograd.grad(layer(x).square().sum(), [x, *layer.parameters()])
     for ours, theirs in zip([x.grad, *(p.grad for p in layer.parameters())], expected, strict=True):
@@ -123,6 +129,18 @@ def test_kept_views_follow_their_cores(change):
         after = layer(x)
     torch.testing.assert_close(after, nn.functional.linear(x, layer.weight, layer.bias), atol=1e-4, rtol=1e-4)
     assert change == "dtype" or (after - before).abs().max() > 1e-3
+
+
+def test_a_core_whose_memory_is_not_in_order_is_followed_too():
+    spec = ChainSpec((8, 16), (8, 16), 4)
+    layer = MPOLinear(128, 128, spec=spec)
+    layer.core_0_0 = nn.Parameter(layer.core_0_0.detach().transpose(1, 3).contiguous().transpose(1, 3))
+    assert not layer.core_0_0.is_contiguous()
+    x = torch.randn(1, 128)
+    with torch.no_grad():
+        layer(x)
+        layer.core_0_0.mul_(2)
+        torch.testing.assert_close(layer(x), nn.functional.linear(x, layer.weight, layer.bias), atol=1e-5, rtol=1e-5)
 
 
 class TestFast:

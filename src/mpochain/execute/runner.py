@@ -202,7 +202,11 @@ class ChainRunner:
         state = tuple([(core.data_ptr(), core.dtype) for core in cores])
         kept = self._kept.get(key)
         if kept is None or kept[0] != state:
-            kept = self._kept[key] = state, [matrix.detach() for matrix in program.matrices(cores)]
+            matrices = [matrix.detach() for matrix in program.matrices(cores)]
+            # A core whose memory is not in order was copied, and a copy would not see the next change.
+            if not all(core.is_contiguous() for core in cores):
+                return matrices
+            kept = self._kept[key] = state, matrices
         return kept[1]
 
     def _cached_matrices(self, key: tuple[int, bool], program: Program, cores: Sequence[Tensor]) -> list[Tensor]:

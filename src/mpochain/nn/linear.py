@@ -27,7 +27,8 @@ class MPOLinear(nn.Module):
     """``y = x W^T + b`` with ``W`` held as cores: ``(..., in_features) -> (..., out_features)``.
 
     A drop-in for :class:`torch.nn.Linear`. Random initialisation gives ``W`` the variance that ``nn.Linear`` has, for
-    any number of sites, bonds and terms.
+    any number of sites, bonds and terms. Gradients can be taken once: a second derivative of a tiled sweep is refused
+    by torch (``to_linear()`` has them all).
 
     Args:
         in_features: size of each input row.

@@ -50,7 +50,7 @@ _SMALLEST_TILE = 16
 def tile_rows(schedule: Schedule, batch: int, machine: Machine = DEFAULT_MACHINE) -> int:
     """Rows to work on at a time so that the states of the sweep stay in cache: a power of two, or all of them.
 
-    Measured for 4096x4096, two sites, χ=4, 1,024 rows: 28 ms in tiles of 64 (5 MiB), 37 ms in tiles of 256, 57 ms
+    Measured for 4096x4096, two sites, χ=4, 1,024 rows: 28 ms in tiles of 64 (5 MiB), 37 ms in tiles of 256, over 45 ms
     untiled; tiles of 16 and of 64 are within 4 %.
     """
     if len(schedule.sweeps) == 1:
