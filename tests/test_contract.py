@@ -11,8 +11,10 @@ from torch import Tensor, nn
 
 from mpochain import ChainSpec, MPOChain, MPOLinear, plan, shapes
 from mpochain.execute import ChainRunner, Program, run_portable
+from mpochain.execute.measurement import setting_of
 from mpochain.execute.sweep import steps_of
-from mpochain.planning import candidates
+from mpochain.planning import Machine, candidates
+from mpochain.planning.store import STORE
 
 SPECS = {
     "two sites": ChainSpec((3, 4), (2, 5), 3),
@@ -68,19 +70,41 @@ def _portable(schedule, rows, cores):
     return run_portable(schedule, rows, cores)
 
 
-def _tiled(tile):
+def _program(tile, panel=0, keeps_states=False):
     def run(schedule, rows, cores):
-        program = Program(schedule, steps_of(schedule), tile)
-        # The cases are small enough to be left to autograd; here the backward pass of our own is under test.
-        object.__setattr__(program, "_autograd_rows", -1)
-        return program.run(rows, program.matrices(cores), None)
+        parts = panel if schedule.merges else 0
+        return Program(schedule, steps_of(schedule), tile, parts, keeps_states)(rows, cores, None)
 
     return run
 
 
+def _twice(x, cores, spec):
+    """Half of the chain onto the other half, as terms of a sum are accumulated."""
+    rows, runner = x.reshape(-1, spec.in_features), ChainRunner(spec)
+    halved = (cores[0] / 2, *cores[1:])
+    return runner(rows, halved, None, runner(rows, halved)).reshape(*x.shape[:-1], spec.out_features)
+
+
+def _bound(x, cores, spec, memory="compact"):
+    """Parameters in place of the test's cores where no gradient is recorded: only they are bound to an input shape."""
+    if torch.is_grad_enabled():
+        return _layer(x, cores, spec)
+    layer = MPOLinear.from_chains(MPOChain(cores, spec)).set_execution(memory=memory)
+    layer(x)
+    assert layer._runners[0].bound or spec.padded_shape != spec.shape or memory == "compact"
+    return layer(x)
+
+
+def _tuned(x, cores, spec):
+    setting = setting_of(x.dtype, x.device)
+    # Constants need not be measured for what is tested here.
+    STORE._machines[str(setting)] = Machine(measured=True)
+    return _layer(x, cores, spec, lambda layer: layer.set_execution(autotune=True))
+
+
 def _fast(x, cores, spec):
     def fast(layer):
-        layer._runners[0].set_memory("fast")
+        layer.set_execution(memory="fast")
         return layer
 
     return _layer(x, cores, spec, fast)
@@ -116,9 +140,15 @@ WAYS = {
     },
     **{f"candidate {k}, portable": Way(_candidate(k, _portable)) for k in range(7)},
     **{
-        f"candidate {k}, tiled by {tile}": Way(_candidate(k, _tiled(tile)))
+        f"candidate {k}, tiled by {tile}": Way(_candidate(k, _program(tile)))
         for k, tile in [(0, 4), (1, 1), (1, 4), (1, 1000), (2, 2), (2, 5), (3, 4), (4, 4), (5, 1), (6, 1000)]
     },
+    **{f"candidate {k}, states kept": Way(_candidate(k, _program(9, keeps_states=True))) for k in range(5)},
+    **{f"rebuilt in panels of {panel}": Way(_candidate(0, _program(9, panel))) for panel in (1, 2, 1000)},
+    "a sum, in place": Way(_twice),
+    "bound layer": Way(_bound),
+    "bound fast layer": Way(lambda x, cores, spec: _bound(x, cores, spec, "fast")),
+    "tuned layer": Way(_tuned),
     "fast layer": Way(_fast),
     "fast layer, second call": Way(lambda x, cores, spec: (_fast(x, cores, spec), _fast(x, cores, spec))[1]),
     **{f"{threads} thread": Way(_threads(threads)) for threads in (1, 2)},

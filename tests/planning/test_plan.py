@@ -110,7 +110,9 @@ def test_the_plan_explains_itself():
     assert made.dense_macs == 32 * 768 * 3072
     assert f"{made.dense_macs:,}" in text
     assert text.count("*") == 1
-    assert made.predicted_seconds == min(seconds for _, seconds in made.considered)
+    assert made.predicted_seconds == min(each.predicted for each in made.considered)
+    assert made.measured_seconds is None
+    assert "measured" not in text
 
 
 def test_the_choice_follows_the_work():

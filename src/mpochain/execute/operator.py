@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from mpochain.execute.autocast import autocast_dtype
 from mpochain.execute.sweep import Steps, sweep_backward, sweep_forward
 
 __all__ = ["compiled_sweep"]
@@ -59,9 +60,8 @@ _sweep.register_autograd(_differentiate, setup_context=_setup)
 
 def compiled_sweep(x: Tensor, matrices: Sequence[Tensor], steps: Steps, tile: int) -> Tensor:
     """``x (rows, in)`` to ``(rows, out)`` as one operator in a compiled graph."""
-    kind = x.device.type
-    if torch.is_autocast_enabled(kind):
+    dtype = autocast_dtype(x.device)
+    if dtype is not None:
         # An operator of our own is not on autocast's list.
-        dtype = torch.get_autocast_dtype(kind)
         x, matrices = x.to(dtype), [matrix.to(dtype) for matrix in matrices]
     return torch.ops.mpochain.sweep(x, list(matrices), [size for step in steps for size in step], tile)

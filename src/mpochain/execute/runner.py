@@ -2,118 +2,37 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field
-from types import SimpleNamespace
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
-from mpochain.execute.operator import compiled_sweep
-from mpochain.execute.sweep import NARROW, Steps, run_sweep, steps_of
-from mpochain.planning import ContractionPlan, Memory, Schedule, plan
+from mpochain.execute.autocast import autocast_dtype
+from mpochain.execute.bound import Bound, bind
+from mpochain.execute.measurement import setting_of
+from mpochain.execute.program import Program, run_portable
+from mpochain.execute.tuning import tuned
+from mpochain.planning import ContractionPlan, Memory, plan
 from mpochain.planning.plan import batch_bucket
 from mpochain.spec import ChainSpec
 
-__all__ = ["ChainRunner", "Program", "run_portable"]
-
-# The operations schedules need, under the names of the array API; a plain namespace that compilers see through.
-_XP = SimpleNamespace(
-    reshape=torch.reshape,
-    permute_dims=torch.permute,
-    concat=torch.concat,
-    broadcast_to=torch.broadcast_to,
-    zeros_like=torch.zeros_like,
-)
-
-# Elements of all states of a sweep up to which autograd may save them in training: 1 MiB in float32, and 32 MiB where
-# the last step is narrow, since its states are dear to compute again and few beside input and output.
-_SMALL_STATES = 1 << 18
-_SMALL_STATES_NARROW = 1 << 23
+__all__ = ["ChainRunner"]
 
 # Batch that traced graphs are planned for: their batch is symbolic, so one plan has to serve every size.
 _TRACED_BATCH = 256
 
+# Input shapes bound at a time; a loop over ever new lengths starts again rather than growing.
+_MOST_BOUND = 64
 
-def run_portable(schedule: Schedule, x: Tensor, cores: Sequence[Tensor]) -> Tensor:
-    """The schedule step by step in reshapes, permutes and products alone: what export and functorch see through."""
-    return schedule.sweep(x, schedule.merge(cores, _XP), _XP)
+# What programs are kept under: the exponent of the batch's bucket, whether gradients are recorded, and the setting.
+_Key = tuple[int, bool, torch.dtype, torch.device, int]
 
 
-@dataclass(frozen=True)
-class Program:
-    """A plan as torch runs it.
-
-    Attributes:
-        schedule: merges, then sweep.
-        steps: the sizes of the sweep.
-        tile: rows worked on at a time.
-        only_views: whether the matrices of the sweep are the cores' own memory in another shape.
-    """
-
-    schedule: Schedule
-    steps: Steps
-    tile: int
-    _layout: tuple[tuple[int, tuple[int, ...] | None, int, int], ...] = field(init=False, repr=False)
-    only_views: bool = field(init=False)
-    _autograd_rows: int = field(init=False, repr=False)
-
-    def __post_init__(self) -> None:
-        # Site, permutation if one is needed, and shape of each matrix, apart from the steps' methods: on the hot path.
-        layout = tuple(
-            (step.site, None if step.axes == (0, 1, 2, 3) else step.axes, step.kept, step.summed)
-            for step in self.schedule.sweeps
-        )
-        object.__setattr__(self, "_layout", layout)
-        views = not self.schedule.merges and all(axes is None for _, axes, _, _ in layout)
-        object.__setattr__(self, "only_views", views)
-        saved = sum(step.before * step.after * step.summed for step in self.schedule.sweeps)
-        narrow = 1 < self.schedule.sweeps[-1].after < NARROW
-        limit = _SMALL_STATES_NARROW if narrow else _SMALL_STATES
-        object.__setattr__(self, "_autograd_rows", limit // saved)
-
-    @classmethod
-    def of(cls, made: ContractionPlan) -> Program:
-        """The program of a plan."""
-        return cls(made.schedule, steps_of(made.schedule), made.tile)
-
-    def matrices(self, cores: Sequence[Tensor]) -> list[Tensor]:
-        """Merged cores as the matrices ``(K, C)`` of the sweep's steps; differentiable."""
-        merged = self.schedule.merge(cores, _XP) if self.schedule.merges else cores
-        return [
-            (merged[site] if axes is None else merged[site].permute(axes)).reshape(kept, summed)
-            for site, axes, kept, summed in self._layout
-        ]
-
-    def _by_autograd(self, x: Tensor, matrices: Sequence[Tensor]) -> Tensor:
-        """The sweep step by step, its few states saved by autograd, which is less work than computing them twice."""
-        rows, state = x.shape[0], x
-        for matrix, (_, c, a, p) in zip(matrices, self.steps, strict=True):
-            state = state.reshape(rows * p, c) @ matrix.t() if a == 1 else matrix @ state.reshape(rows * p, c, a)
-        return state.reshape(rows, self.schedule.spec.padded_shape[0])
-
-    def run(self, x: Tensor, matrices: Sequence[Tensor], bias: Tensor | None) -> Tensor:
-        """``x (rows, in_features)`` to ``(rows, out_features)``."""
-        spec = self.schedule.spec
-        padded_out, padded_in = spec.padded_shape
-        if padded_in != spec.in_features:
-            x = F.pad(x, (0, padded_in - spec.in_features))
-        if len(matrices) == 1:
-            if padded_out == spec.out_features:
-                return F.linear(x, matrices[0], bias)
-            y = F.linear(x, matrices[0])
-        elif torch.compiler.is_compiling():
-            y = compiled_sweep(x, matrices, self.steps, self.tile)
-        elif x.shape[0] <= self._autograd_rows and torch.is_grad_enabled():
-            y = self._by_autograd(x, matrices)
-        else:
-            y = run_sweep(x, matrices, self.steps, self.tile)
-        if padded_out != spec.out_features:
-            y = y[:, : spec.out_features]
-        # Autocast makes y shorter than the bias; a plain sum would make it long again.
-        return y if bias is None else y + bias.to(y.dtype)
+def _runs_for_real(device: torch.device | str) -> bool:
+    """Whether a product takes time there: not on ``meta``, nor while tensors are fake."""
+    probe = torch.empty(0, device=device)
+    return type(probe) is Tensor and not probe.is_meta
 
 
 class _OptimizerSteps:
@@ -143,57 +62,117 @@ class ChainRunner:
         spec: the chain.
         memory: ``"compact"`` keeps nothing but the cores; ``"fast"`` keeps merged cores between calls that need no
             gradient, up to the dense matrix.
+        autotune: whether plans are measured when a batch size is first met, instead of predicted.
     """
 
-    def __init__(self, spec: ChainSpec, memory: Memory = "compact") -> None:
+    def __init__(self, spec: ChainSpec, memory: Memory = "compact", autotune: bool = False) -> None:
         self.spec = spec
         self.memory: Memory = memory
+        self.autotune = autotune
         self._reset()
 
     def _reset(self) -> None:
         if self.memory == "fast":
             _STEPS.watch()
-        self._programs: dict[tuple[int, bool], Program] = {}
-        self._kept: dict[tuple[int, bool], tuple[tuple[object, ...], list[Tensor]]] = {}
+        self._programs: dict[_Key, Program] = {}
+        self._kept: dict[_Key, tuple[tuple[object, ...], list[Tensor]]] = {}
+        self.bound: dict[torch.Size, Bound] = {}
         # Made ahead, so that a traced forward meets a finished plan and no search.
         self._traced = Program.of(plan(self.spec, _TRACED_BATCH, mode="inference", memory="compact"))
 
-    def set_memory(self, memory: Memory) -> None:
-        """Choose between compact and fast execution; drops what was kept.
+    def set_execution(self, memory: Memory, autotune: bool) -> None:
+        """Choose between compact and fast execution, predicted and measured plans; drops what was kept.
 
         Raises:
-            SpecError: neither ``"compact"`` nor ``"fast"``.
+            SpecError: a memory that is neither ``"compact"`` nor ``"fast"``.
         """
         plan(self.spec, 1, memory=memory)
-        self.memory = memory
+        self.memory, self.autotune = memory, bool(autotune)
         self._reset()
 
-    def plan(self, rows: int, *, training: bool) -> ContractionPlan:
-        """The plan used for ``rows`` input rows."""
+    def plan(
+        self, rows: int, *, training: bool, dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu"
+    ) -> ContractionPlan:
+        """The plan used for ``rows`` input rows; measured now if that is wanted and has not been done."""
         # With gradients the merges must be part of the graph at every call, so nothing can be kept.
         memory: Memory = "compact" if training else self.memory
-        return plan(self.spec, batch_bucket(rows), mode="training" if training else "inference", memory=memory)
+        setting = setting_of(dtype, device)
+        make = tuned if self.autotune and _runs_for_real(device) else plan
+        return make(
+            self.spec, batch_bucket(rows), mode="training" if training else "inference", memory=memory, setting=setting
+        )
 
-    def __call__(self, x: Tensor, cores: Sequence[Tensor], bias: Tensor | None = None) -> Tensor:
-        """``x (rows, in_features)`` to ``(rows, out_features)``."""
-        if torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active():
-            if torch.compiler.is_exporting() or not torch.compiler.is_compiling():
+    def __call__(
+        self, x: Tensor, cores: Sequence[Tensor], bias: Tensor | None = None, onto: Tensor | None = None
+    ) -> Tensor:
+        """``x (rows, in_features)`` to ``(rows, out_features)``.
+
+        Args:
+            x: the rows.
+            cores: of the chain.
+            bias: added to the result, unless ``onto`` is given.
+            onto: the sum of earlier terms, to which the result is added.
+        """
+        compiling = torch.compiler.is_compiling()
+        if compiling or torch._C._are_functorch_transforms_active():
+            if torch.compiler.is_exporting() or not compiling:
                 y = run_portable(self._traced.schedule, x, cores)
-                return y if bias is None else y + bias.to(y.dtype)
-            return self._traced.run(x, self._traced.matrices(cores), bias)
-        rows, training = x.shape[0], torch.is_grad_enabled()
-        # The same arithmetic as batch_bucket, spared a call on the hot path.
-        key = (rows - 1).bit_length() if rows > 1 else 0, training
+                y = y if bias is None else y + bias.to(y.dtype)
+            else:
+                y = self._traced.run(x, self._traced.matrices(cores), bias)
+            return y if onto is None else onto + y
+        training = torch.is_grad_enabled()
+        key, program = self._program(x, training)
+        if training:
+            y = program(x, cores, bias)
+            return y if onto is None else onto + y
+        if type(x) is not Tensor:
+            return program(x, cores, bias, onto)  # what a subclass, as a fake tensor, makes of memory is its own affair
+        if program.only_views:
+            return program.run(x, self._views(key, program, cores), bias, onto)
+        if self.memory == "compact":
+            return program(x, cores, bias, onto)
+        return program.run(x, self._cached_matrices(key, program, cores), bias, onto)
+
+    def _program(self, x: Tensor, training: bool) -> tuple[_Key, Program]:
+        rows, device = x.shape[0], x.device
+        dtype = autocast_dtype(device) or x.dtype
+        # The same arithmetic as batch_bucket, spared a call.
+        key = (rows - 1).bit_length() if rows > 1 else 0, training, dtype, device, torch.get_num_threads()
         program = self._programs.get(key)
         if program is None:
-            program = self._programs[key] = Program.of(self.plan(rows, training=training))
-        if not training and program.only_views:
-            return program.run(x, self._views(key, program, cores), bias)
-        if training or self.memory == "compact":
-            return program.run(x, program.matrices(cores), bias)
-        return program.run(x, self._cached_matrices(key, program, cores), bias)
+            made = self.plan(rows, training=training, dtype=dtype, device=device)
+            program = self._programs[key] = Program.of(made)
+        return key, program
 
-    def _views(self, key: tuple[int, bool], program: Program, cores: Sequence[Tensor]) -> list[Tensor]:
+    def bind(self, x: Tensor, shape: torch.Size, names: Sequence[str], parameters: Mapping[str, Tensor | None]) -> None:
+        """Make the next call without gradients for inputs of this shape a bound one, if it can be.
+
+        Args:
+            x: the rows of an input, on which this runner was just called.
+            shape: of the input itself.
+            names: of the cores.
+            parameters: in which they, and ``bias``, are found.
+        """
+        cores = [core for name in names if (core := parameters.get(name)) is not None]
+        if len(cores) < len(names) or type(x) is not Tensor:
+            return  # a parametrised core is made anew at every call
+        key, program = self._program(x, training=False)
+        views, steps = program.only_views, _STEPS.count
+        if not views and self.memory == "compact":
+            return
+        matrices = self._views(key, program, cores) if views else self._cached_matrices(key, program, cores)
+        if key not in self._kept or self._kept[key][1] is not matrices:
+            return  # they could not be kept
+        watched = [(name, core, None if views else core._version) for name, core in zip(names, cores, strict=True)]
+        bias = parameters.get("bias")
+        bound = bind(program, matrices, shape, bias, watched, None if views else lambda: _STEPS.count == steps)
+        if bound is not None:
+            if len(self.bound) >= _MOST_BOUND:
+                self.bound.clear()
+            self.bound[shape] = bound
+
+    def _views(self, key: _Key, program: Program, cores: Sequence[Tensor]) -> list[Tensor]:
         """The cores in the shapes of the sweep, kept between calls: they hold no memory of their own.
 
         A change in place shows in a view; a core that was replaced has another address, which the old memory cannot
@@ -209,7 +188,7 @@ class ChainRunner:
             kept = self._kept[key] = state, matrices
         return kept[1]
 
-    def _cached_matrices(self, key: tuple[int, bool], program: Program, cores: Sequence[Tensor]) -> list[Tensor]:
+    def _cached_matrices(self, key: _Key, program: Program, cores: Sequence[Tensor]) -> list[Tensor]:
         """The matrices of fast execution, made again when a core changed.
 
         A tensor's version counts its changes in place (``load_state_dict``, edits), optimiser steps are counted for
@@ -228,7 +207,7 @@ class ChainRunner:
 
     # Copies and pickles carry the choice, not the cache: plans are made again where they are used.
     def __getstate__(self) -> dict[str, object]:
-        return {"spec": self.spec, "memory": self.memory}
+        return {"spec": self.spec, "memory": self.memory, "autotune": self.autotune}
 
     def __setstate__(self, state: dict[str, object]) -> None:
         self.__dict__.update(state)

@@ -19,17 +19,13 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
+from mpochain.execute.autocast import autocast_dtype
 from mpochain.planning import Schedule
 
-__all__ = ["NARROW", "Steps", "run_sweep", "steps_of", "sweep_backward", "sweep_forward"]
+__all__ = ["Steps", "folds", "run_sweep", "steps_of", "sweep_backward", "sweep_forward"]
 
 # (kept K, summed C, after A, before) of every step; plain integers, so that they can be an operator's argument.
 Steps = tuple[tuple[int, int, int, int], ...]
-
-# Below this many columns a batch of small products wastes most of a vector unit; two copies and one large product are
-# faster, although both copies move the whole state (48 to 54 against 66 to 73 ms for 4096x4096, dims (512,8)|(8,512),
-# χ=16, 2,048 rows).
-NARROW = 16
 
 
 def steps_of(schedule: Schedule) -> Steps:
@@ -37,27 +33,45 @@ def steps_of(schedule: Schedule) -> Steps:
     return tuple((step.kept, step.summed, step.after, step.before) for step in schedule.sweeps)
 
 
-def _product(matrix: Tensor, state: Tensor, out: Tensor | None) -> Tensor:
-    """``matrix (K, C)`` on ``state (P, C, A)``: ``(P, K, A)``, into ``out`` if given."""
+def folds(kept: int, summed: int, after: int, count: int) -> bool:
+    """Whether ``count`` products ``(K, C) @ (C, A)`` are faster as one, at the price of moving states there and back.
+
+    A narrow product takes about as long as one of 16 columns: 0.29 ns for each entry of the matrix. As one large
+    product it takes what its arithmetic takes, 1.4 ns for each element that is moved, and 25 µs of calls. The constants
+    were fitted to some 80 shapes; see ``docs/decisions.md``.
+    """
+    if not 1 < after < 16:
+        return False
+    entries = kept * summed
+    return entries * (0.29 - 0.0105 * after) > 1.4 * after * (kept + summed) + 25_000 / max(count, 1)
+
+
+def _product(matrix: Tensor, state: Tensor, out: Tensor | None, beta: int = 0) -> Tensor:
+    """``matrix (K, C)`` on ``state (P, C, A)``: ``(P, K, A)``, into ``out`` if given, added to it if ``beta`` is 1."""
     p, c, a = state.shape
     k = matrix.shape[0]
     if a == 1:
         flat = state.view(p, c)
-        result = torch.mm(flat, matrix.t(), out=out.view(p, k)) if out is not None else torch.mm(flat, matrix.t())
-        return result.view(p, k, 1)
-    if p == 1:
-        return torch.mm(matrix, state[0], out=None if out is None else out[0]).unsqueeze(0)
-    if a < NARROW and c >= 2 * a and k >= 2 * a:
+        if out is None:
+            return torch.mm(flat, matrix.t()).view(p, k, 1)
+        out.view(p, k).addmm_(flat, matrix.t(), beta=beta)
+    elif p == 1:
+        if out is None:
+            return torch.mm(matrix, state[0]).unsqueeze(0)
+        out[0].addmm_(matrix, state[0], beta=beta)
+    elif folds(k, c, a, p):
         folded = torch.mm(state.transpose(1, 2).reshape(p * a, c), matrix.t()).view(p, a, k).transpose(1, 2)
-        return folded.contiguous() if out is None else out.copy_(folded)
-    return (
-        torch.bmm(matrix.expand(p, k, c), state, out=out)
-        if out is not None
-        else torch.bmm(matrix.expand(p, k, c), state)
-    )
+        if out is None:
+            return folded.contiguous()
+        out.add_(folded) if beta else out.copy_(folded)
+    else:
+        if out is None:
+            return torch.bmm(matrix.expand(p, k, c), state)
+        out.baddbmm_(matrix.expand(p, k, c), state, beta=beta)
+    return out
 
 
-def sweep_forward(x: Tensor, matrices: Sequence[Tensor], steps: Steps, tile: int) -> Tensor:
+def sweep_forward(x: Tensor, matrices: Sequence[Tensor], steps: Steps, tile: int, onto: Tensor | None = None) -> Tensor:
     """``x (rows, in)`` to ``(rows, out)``, outside autograd.
 
     Args:
@@ -65,9 +79,10 @@ def sweep_forward(x: Tensor, matrices: Sequence[Tensor], steps: Steps, tile: int
         matrices: one ``(K, C)`` per step.
         steps: their sizes.
         tile: rows worked on at a time.
+        onto: contiguous ``(rows, out)`` to add the result to, in place.
     """
     rows = x.shape[0]
-    if rows <= tile:
+    if rows <= tile and onto is None:
         state = x
         for matrix, (_, c, a, p) in zip(matrices, steps, strict=True):
             # The plain cases first and without further calls: on few rows, calls are what a sweep costs.
@@ -79,14 +94,14 @@ def sweep_forward(x: Tensor, matrices: Sequence[Tensor], steps: Steps, tile: int
                 state = _product(matrix, state.view(rows * p, c, a), None)
         return state.view(rows, -1) if rows else x.new_empty(0, steps[-1][0] * steps[-1][2] * steps[-1][3])
     kept, _, after, before = steps[-1]
-    y = x.new_empty(rows, before * kept * after)
+    y = x.new_empty(rows, before * kept * after) if onto is None else onto
     last = len(steps) - 1
     for start in range(0, rows, tile):
         state, part = x[start : start + tile], y[start : start + tile]
         n = state.shape[0]
         for number, (matrix, (k, c, a, p)) in enumerate(zip(matrices, steps, strict=True)):
             target = part.view(n * p, k, a) if number == last else None
-            state = _product(matrix, state.view(n * p, c, a), target)
+            state = _product(matrix, state.view(n * p, c, a), target, 0 if onto is None else 1)
     return y
 
 
@@ -145,14 +160,17 @@ class _Sweep(torch.autograd.Function):
         return grad_x, None, None, *grads
 
 
-def run_sweep(x: Tensor, matrices: Sequence[Tensor], steps: Steps, tile: int) -> Tensor:
-    """``x (rows, in)`` to ``(rows, out)``, differentiable once, under autocast as a matrix product would be."""
-    kind = x.device.type
-    if torch.is_autocast_enabled(kind):
-        dtype = torch.get_autocast_dtype(kind)
-        with torch.autocast(kind, enabled=False):
+def run_sweep(x: Tensor, matrices: Sequence[Tensor], steps: Steps, tile: int, onto: Tensor | None = None) -> Tensor:
+    """``x (rows, in)`` to ``(rows, out)``, differentiable once, under autocast as a matrix product would be.
+
+    Added in place to ``onto``, which is then returned, if that can be done without a gradient or a cast.
+    """
+    dtype = autocast_dtype(x.device)
+    if dtype is not None:
+        with torch.autocast(x.device.type, enabled=False):
             return run_sweep(x.to(dtype), [matrix.to(dtype) for matrix in matrices], steps, tile)
     x = x.contiguous()
     if torch.is_grad_enabled() and (x.requires_grad or any(matrix.requires_grad for matrix in matrices)):
         return _Sweep.apply(x, steps, tile, *matrices)  # type: ignore[no-untyped-call]
-    return sweep_forward(x, matrices, steps, tile)
+    fits = onto is not None and onto.dtype == x.dtype and onto.is_contiguous()
+    return sweep_forward(x, matrices, steps, tile, onto if fits else None)

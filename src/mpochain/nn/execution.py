@@ -11,7 +11,7 @@ from mpochain.planning import Memory
 __all__ = ["set_execution"]
 
 
-def set_execution(module: nn.Module, *, memory: Memory = "compact") -> int:
+def set_execution(module: nn.Module, *, memory: Memory = "compact", autotune: bool = False) -> int:
     """Choose how every chain in a layer or model is run.
 
     Args:
@@ -20,6 +20,10 @@ def set_execution(module: nn.Module, *, memory: Memory = "compact") -> int:
             between calls without gradients; they are made again when a core changes (an optimiser step,
             ``load_state_dict``, an edit in place, ``.to``). Only edits through ``tensor.data``, which torch does not
             count, go unseen: call this again after one.
+        autotune: measure the most promising plans when a layer first meets a batch size (rounded up to a power of
+            two), element type, device and number of threads, instead of predicting the fastest; the first call then
+            takes some tenths of a second, :meth:`MPOLinear.precompile` does it ahead. What won is kept in the user's
+            cache for the next process.
 
     Returns:
         The number of layers it was applied to.
@@ -36,5 +40,5 @@ def set_execution(module: nn.Module, *, memory: Memory = "compact") -> int:
     if not layers:
         raise SpecError(f"{type(module).__name__} holds no MPOLinear; compress it first, or pass the right module")
     for layer in layers:
-        layer.set_memory(memory)
+        layer.set_execution(memory=memory, autotune=autotune)
     return len(layers)

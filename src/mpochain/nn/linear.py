@@ -258,20 +258,25 @@ class MPOLinear(nn.Module):
             SpecError: a batch that is not a positive integer.
         """
         batch = check_batch(batch)
-        return tuple(runner.plan(batch, training=training) for runner in self._runners)
+        core = self.cores[0][0]
+        return tuple(
+            runner.plan(batch, training=training, dtype=core.dtype, device=core.device) for runner in self._runners
+        )
 
-    def set_memory(self, memory: Memory) -> MPOLinear:
-        """Run compactly (nothing kept but the cores) or fast (folded cores kept between calls), and return the layer.
+    def set_execution(self, *, memory: Memory = "compact", autotune: bool = False) -> MPOLinear:
+        """Choose how the layer is run, see :func:`mpochain.set_execution`, and return it.
 
         Raises:
-            SpecError: neither ``"compact"`` nor ``"fast"``.
+            SpecError: a memory that is neither ``"compact"`` nor ``"fast"``.
         """
         for runner in self._runners:
-            runner.set_memory(memory)
+            runner.set_execution(memory, autotune)
         return self
 
     def precompile(self, batch_sizes: Iterable[int] = (1, 32, 2048)) -> MPOLinear:
         """Make the plans for these numbers of rows now, for inference and training, and return the layer.
+
+        They are measured if the layer was set to ``autotune=True``; see :func:`mpochain.set_execution`.
 
         Raises:
             SpecError: a batch size below 1.
@@ -288,18 +293,23 @@ class MPOLinear(nn.Module):
             ShapeError: the last axis of ``x`` is not ``in_features``.
         """
         shape = x.shape
+        bindable = not torch.compiler.is_compiling() and not torch.is_grad_enabled()
+        if bindable:
+            bound = self._runners[0].bound.get(shape)
+            if bound is not None:
+                # Past Module.__getattr__ too, which costs more than a small product.
+                y = bound(x, self._parameters)
+                if y is not None:
+                    return y
         if not shape or shape[-1] != self.in_features:
             raise ShapeError(f"{self} got x of shape {tuple(x.shape)}; expected (..., {self.in_features})")
         rows = x if len(shape) == 2 else x.reshape(-1, self.in_features)
-        bias = self.bias
         y = None
-        parameters: dict[str, Any] = self._parameters
-        for runner, names in zip(self._runners, self._core_names, strict=True):
-            # Past Module.__getattr__, which costs more than a small product; a parametrised core is not in the dict.
-            cores = [parameters[name] if name in parameters else getattr(self, name) for name in names]
-            part = runner(rows, cores, bias)
-            y, bias = part if y is None else y + part, None
+        for runner, cores in zip(self._runners, self.cores, strict=True):
+            y = runner(rows, cores, self.bias if y is None else None, y)
         assert y is not None
+        if bindable and len(self._runners) == 1:
+            self._runners[0].bind(rows, shape, self._core_names[0], self._parameters)
         return y if len(shape) == 2 else y.reshape(*shape[:-1], self.out_features)
 
     def extra_repr(self) -> str:

@@ -5,19 +5,30 @@ from __future__ import annotations
 import operator
 from dataclasses import dataclass, replace
 from functools import lru_cache
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 from mpochain.arrays import Array, namespace
 from mpochain.errors import ShapeError, SpecError
-from mpochain.planning.candidates import Candidate, candidates
-from mpochain.planning.cost import dense_time, low_rank_time, schedule_time, tile_rows
+from mpochain.planning.candidates import candidates
+from mpochain.planning.cost import dense_time, low_rank_time, schedule_time
+from mpochain.planning.machine import DEFAULT_SETTING, Machine, Setting
 from mpochain.planning.schedule import Schedule
+from mpochain.planning.store import STORE
+from mpochain.planning.variants import Variant, default_variant
 from mpochain.spec import ChainSpec
 
-__all__ = ["ContractionPlan", "Memory", "Mode", "batch_bucket", "check_batch", "plan"]
+__all__ = ["Considered", "ContractionPlan", "Memory", "Mode", "batch_bucket", "check_batch", "plan"]
 
 Mode = Literal["inference", "training"]
 Memory = Literal["compact", "fast"]
+
+
+class Considered(NamedTuple):
+    """A variant with its times in seconds; ``measured`` is None for one that was not timed."""
+
+    variant: Variant
+    predicted: float
+    measured: float | None = None
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -32,16 +43,22 @@ class ContractionPlan:
         batch: rows the plan was made for.
         mode: ``"inference"``, or ``"training"`` (forward and backward).
         memory: ``"compact"`` (merges are paid at every call) or ``"fast"`` (merged cores may be kept).
-        chosen: the candidate that is run.
-        considered: all candidates with their predicted seconds, fastest first.
+        setting: element type, device and threads it was made for.
+        machine: the constants its predictions come from.
+        chosen: what is run.
+        considered: all candidates with their times, in the order of preference.
+        dense_measured: measured seconds of the dense layer, where candidates were timed.
     """
 
     spec: ChainSpec
     batch: int
     mode: Mode
     memory: Memory
-    chosen: Candidate
-    considered: tuple[tuple[Candidate, float], ...]
+    setting: Setting
+    machine: Machine
+    chosen: Variant
+    considered: tuple[Considered, ...]
+    dense_measured: float | None = None
 
     @property
     def schedule(self) -> Schedule:
@@ -51,22 +68,22 @@ class ContractionPlan:
     @property
     def equation(self) -> str:
         """Einsum equation after merging: input, then merged cores, to output."""
-        return self.chosen.equation
+        return self.chosen.candidate.equation
 
     @property
     def folds(self) -> tuple[tuple[int, ...], ...]:
         """Groups of sites that are merged into one core each."""
-        return self.chosen.groups
+        return self.chosen.candidate.groups
 
     @property
     def path(self) -> tuple[tuple[int, ...], ...]:
         """opt_einsum's path over the input and the merged cores."""
-        return self.chosen.path
+        return self.chosen.candidate.path
 
     @property
     def tile(self) -> int:
         """Rows that torch works on at a time, so that intermediate states stay in cache."""
-        return tile_rows(self.schedule, self.batch)
+        return self.chosen.tile
 
     @property
     def macs(self) -> int:
@@ -86,7 +103,23 @@ class ContractionPlan:
     @property
     def predicted_seconds(self) -> float:
         """Predicted time of one call."""
-        return self.considered[0][1]
+        return self.considered[0].predicted
+
+    @property
+    def measured_seconds(self) -> float | None:
+        """Measured time of one call, or None if the plan is a prediction."""
+        return self.considered[0].measured
+
+    def timed(self, considered: tuple[Considered, ...], dense: float) -> ContractionPlan:
+        """This plan after measurement.
+
+        Args:
+            considered: variants with their times, the one to run first.
+            dense: measured seconds of the dense layer.
+        """
+        timed = {each.variant.candidate for each in considered}
+        rest = tuple(each for each in self.considered if each.variant.candidate not in timed)
+        return replace(self, chosen=considered[0].variant, considered=considered + rest, dense_measured=dense)
 
     @property
     def _merge_macs(self) -> int:
@@ -129,26 +162,34 @@ class ContractionPlan:
     def __str__(self) -> str:
         out_features, in_features = self.spec.shape
         training = self.mode == "training"
-        dense = dense_time(out_features, in_features, self.batch, training=training)
+        dense = dense_time(out_features, in_features, self.batch, training=training, machine=self.machine)
         rank = max(self.spec.parameters // (out_features + in_features), 1)
-        low_rank = low_rank_time(out_features, in_features, rank, self.batch, training=training)
+        low_rank = low_rank_time(out_features, in_features, rank, self.batch, training=training, machine=self.machine)
+        constants = "measured here" if self.machine.measured else "defaults"
         lines = [
             f"plan      {self.spec}",
-            f"for       batch {self.batch}, {self.mode}, {self.memory}",
+            f"for       batch {self.batch}, {self.mode}, {self.memory}, {self.setting}",
             f"equation  {self.equation}",
             f"fold      {' '.join('{' + ','.join(map(str, group)) + '}' for group in self.folds)}",
             f"path      {' '.join(str(pair) for pair in self.path)} over (input, cores...): "
-            + f"sites meet the input in the order {', '.join(map(str, self.chosen.order))}",
+            + f"sites meet the input in the order {', '.join(map(str, self.chosen.candidate.order))}",
             f"MACs      {self.macs:,} (dense {self.dense_macs:,}, {self.macs / self.dense_macs:.2f}x)",
             f"peak      {self.peak_elements:,} elements, {self.tile} rows at a time",
-            f"predicted {self.predicted_seconds * 1e6:.1f} µs (dense {dense * 1e6:.1f} µs, rank {rank} at equal "
-            f"parameters {low_rank * 1e6:.1f} µs)",
-            "considered",
+            f"predicted {_micro(self.predicted_seconds)} (dense {_micro(dense)}, rank {rank} at equal parameters "
+            f"{_micro(low_rank)}; machine constants: {constants})",
         ]
-        for candidate, seconds in self.considered:
-            mark = "*" if candidate is self.chosen else " "
-            lines.append(f"  {mark} {seconds * 1e6:10.1f} µs  {candidate}")
+        if self.measured_seconds is not None and self.dense_measured is not None:
+            lines.append(f"measured  {_micro(self.measured_seconds)} (dense {_micro(self.dense_measured)})")
+        lines.append("considered, predicted" + ("" if self.measured_seconds is None else " and measured"))
+        for variant, predicted, measured in self.considered:
+            mark = "*" if variant is self.chosen else " "
+            timed = "" if self.measured_seconds is None else "not timed" if measured is None else _micro(measured)
+            lines.append(f"  {mark} {_micro(predicted):>13}  {timed and f'{timed:>13}  '}{variant}")
         return "\n".join(lines)
+
+
+def _micro(seconds: float) -> str:
+    return f"{seconds * 1e6:,.1f} µs"
 
 
 def batch_bucket(batch: int) -> int:
@@ -176,22 +217,33 @@ def check_batch(batch: Any) -> int:
     return number
 
 
-def plan(spec: ChainSpec, batch: int = 1, *, mode: Mode = "inference", memory: Memory = "compact") -> ContractionPlan:
+def plan(
+    spec: ChainSpec,
+    batch: int = 1,
+    *,
+    mode: Mode = "inference",
+    memory: Memory = "compact",
+    setting: Setting = DEFAULT_SETTING,
+) -> ContractionPlan:
     """The plan for a chain at a batch size, from shapes alone; cached.
+
+    Nothing is timed. Predictions use the constants of this machine if they were measured before (``autotune=True`` of
+    :func:`mpochain.set_execution` does), else defaults.
 
     Args:
         spec: the chain.
         batch: number of input rows (the product of all leading axes).
         mode: ``"inference"``, or ``"training"`` to count forward and backward.
         memory: ``"compact"`` pays for merges at every call, ``"fast"`` assumes merged cores are kept.
+        setting: element type, device and threads.
 
     Raises:
-        SpecError: a spec, batch, mode or memory that is none.
+        SpecError: a spec, batch, mode, memory or setting that is none.
 
     Example:
         >>> print(plan(ChainSpec((48, 64), (24, 32), max_bond=4), batch=32))
         plan      3072x768 (48,64)|(24,32) bonds (4), 12,800 parameters
-        for       batch 32, inference, compact
+        for       batch 32, inference, compact, float32 on cpu
         equation  abc,debf,fgch->aeg
         fold      {0} {1}
         ...
@@ -203,19 +255,24 @@ def plan(spec: ChainSpec, batch: int = 1, *, mode: Mode = "inference", memory: M
         raise SpecError(f"mode must be 'inference' or 'training', got {mode!r}")
     if memory not in ("compact", "fast"):
         raise SpecError(f"memory must be 'compact' or 'fast', got {memory!r}")
+    if not isinstance(setting, Setting):
+        raise SpecError(f"setting must be a Setting, got {type(setting).__name__}")
     # Plans are shared by all specs of one shape; what one caller asked for before clipping must not show in another's.
-    made = _plan(spec.with_bonds(bonds=spec.bonds), batch, mode, memory)
+    made = _plan(spec.with_bonds(bonds=spec.bonds), batch, mode, memory, setting, STORE.machine(setting))
     return replace(made, spec=spec) if spec.clipped else made
 
 
 @lru_cache(maxsize=4096)
-def _plan(spec: ChainSpec, batch: int, mode: Mode, memory: Memory) -> ContractionPlan:
-    timed = [
-        (
-            candidate,
-            schedule_time(candidate.schedule, batch, training=mode == "training", merged_is_cached=memory == "fast"),
+def _plan(
+    spec: ChainSpec, batch: int, mode: Mode, memory: Memory, setting: Setting, machine: Machine
+) -> ContractionPlan:
+    training, cached = mode == "training", memory == "fast"
+    considered = []
+    for candidate in candidates(spec, batch):
+        variant = default_variant(candidate, batch, training=training, merged_is_cached=cached, machine=machine)
+        seconds = schedule_time(
+            variant.schedule, batch, variant.tile, training=training, merged_is_cached=cached, machine=machine
         )
-        for candidate in candidates(spec, batch)
-    ]
-    timed.sort(key=lambda pair: pair[1])
-    return ContractionPlan(spec, batch, mode, memory, timed[0][0], tuple(timed))
+        considered.append(Considered(variant, seconds))
+    considered.sort(key=lambda each: each.predicted)
+    return ContractionPlan(spec, batch, mode, memory, setting, machine, considered[0].variant, tuple(considered))

@@ -9,6 +9,8 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+from mpochain.hardware import processor
+
 __all__ = ["provenance"]
 
 _PACKAGES = ("mpochain", "torch", "numpy", "opt_einsum")
@@ -39,16 +41,6 @@ def _commit() -> str | None:
     return head + ("+changes" if changes else "")
 
 
-def _processor() -> str:
-    try:
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    except OSError:
-        pass
-    return platform.processor() or platform.machine()
-
-
 def provenance(*, threads: int) -> dict[str, Any]:
     """What a published figure must carry.
 
@@ -65,7 +57,7 @@ def provenance(*, threads: int) -> dict[str, Any]:
         "commit": _commit(),
         "python": platform.python_version(),
         "system": f"{platform.system()} {platform.machine()}",
-        "processor": _processor(),
+        "processor": processor(),
         "cpus": os.cpu_count(),
         "threads": threads,
         **versions,

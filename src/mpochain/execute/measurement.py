@@ -1,0 +1,135 @@
+"""Times on this machine: of calls against each other, and of the products and copies that predictions are made from."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+from mpochain.planning import Machine, Setting
+from mpochain.planning.store import STORE
+
+__all__ = ["dtype_of", "interleaved", "measure_machine", "setting_of"]
+
+_ROUND_SECONDS = 1e-3
+
+
+def setting_of(dtype: torch.dtype, device: torch.device | str) -> Setting:
+    """The setting of products of this type and place at torch's present number of threads.
+
+    Types that plans do not know, which torch will refuse or not in its own words, are planned as float32.
+    """
+    name = str(dtype).removeprefix("torch.")
+    known = name if name in ("float64", "float32", "bfloat16", "float16") else "float32"
+    return Setting(known, torch.device(device).type, torch.get_num_threads())
+
+
+def dtype_of(setting: Setting) -> torch.dtype:
+    """Torch's element type of a setting."""
+    dtype = getattr(torch, setting.dtype)
+    assert isinstance(dtype, torch.dtype)
+    return dtype
+
+
+def _wait(device: str) -> None:
+    if device != "cpu":
+        torch.get_device_module(device).synchronize()
+
+
+def interleaved(
+    calls: Sequence[Callable[[], object]], device: str, *, rounds: int = 5, budget: float = 1.0
+) -> list[float]:
+    """Median seconds of each call, timed in turn so that a slow moment of the machine meets all of them.
+
+    A call over twice as slow as the fastest is timed once, after one to warm up.
+
+    Args:
+        calls: what to time.
+        device: where they run.
+        rounds: how often each is timed.
+        budget: seconds after which no further round begins.
+    """
+    began = time.perf_counter()
+    values: list[list[float]] = []
+    for call in calls:
+        call()
+        values.append([_once(call, 1, device)])
+    fastest = min(once for (once,) in values)
+    turns = [index for index, (once,) in enumerate(values) if once <= 2 * fastest]
+    counts = {index: max(1, min(200, round(_ROUND_SECONDS / values[index][0]))) for index in turns}
+    for turn in range(rounds):
+        if time.perf_counter() - began > budget:
+            break
+        for index in turns if turn % 2 else turns[::-1]:
+            # The first single call is too short to be compared with rounds of many.
+            kept = values[index] if turn or counts[index] == 1 else []
+            values[index] = [*kept, _once(calls[index], counts[index], device)]
+    return [statistics.median(each) for each in values]
+
+
+def _once(call: Callable[[], object], count: int, device: str) -> float:
+    _wait(device)
+    began = time.perf_counter()
+    for _ in range(count):
+        call()
+    _wait(device)
+    return (time.perf_counter() - began) / count
+
+
+def measure_machine(setting: Setting) -> Machine:
+    """Measure the constants that predictions are made from, in about a second, and keep them in the user's cache.
+
+    Args:
+        setting: what to measure; its threads are torch's present ones, whatever it says.
+
+    Example:
+        >>> measure_machine(Setting("float32")).gemm_rate > 1e8
+        True
+    """
+    device, dtype = setting.device, dtype_of(setting)
+    setting = Setting(setting.dtype, device, torch.get_num_threads())
+    generator = torch.Generator(device).manual_seed(0)
+
+    def filled(*shape: int) -> Tensor:
+        return torch.randn(*shape, generator=generator, device=device, dtype=torch.float32).to(dtype)
+
+    with torch.no_grad():
+
+        def product(rows: int, summed: int, columns: int) -> float:
+            a, b = filled(rows, summed), filled(columns, summed).t()
+            (seconds,) = interleaved([lambda: torch.mm(a, b)], device, budget=0.3)
+            return seconds
+
+        a, b = filled(4, 4), filled(4, 4)
+        (call,) = interleaved([lambda: torch.mm(a.view(2, 8).view(4, 4), b)], device)
+        side = 1024
+        rate = 2 * side**3 / product(side, side, side)
+        halves = []
+        for narrow, wide in ((8, 1024), (32, 1024)):
+            for shape in ((wide, narrow, wide), (wide, wide, narrow)):
+                seconds = max(product(*shape) - call, 1e-9)
+                efficiency = min(2 * narrow * wide * wide / seconds / rate, 0.99)
+                halves.append(narrow * (1 / efficiency - 1))
+        element = setting.element_bytes
+        defaults = Machine()
+        inside, outside = 512, 4096
+        near = inside * inside * element / max(product(1, inside, inside) - call, 1e-9)
+        far = outside * outside * element / max(product(1, outside, outside) - call, 1e-9)
+        state = filled(256, 64, 32)
+        (copying,) = interleaved([lambda: state.transpose(1, 2).contiguous()], device)
+    machine = Machine(
+        gemm_rate=rate,
+        half_side=min(max(statistics.median(halves), 1.0), 512.0),
+        cache_bytes=defaults.cache_bytes,
+        cache_bandwidth=max(near, far),
+        bandwidth=far,
+        transpose_rate=state.numel() / copying,
+        call_seconds=call,
+        element_bytes=element,
+        measured=True,
+    )
+    STORE.add_machine(setting, machine)
+    return machine

@@ -1,0 +1,106 @@
+"""What was measured survives the process, and nothing else does."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from mpochain import ChainSpec, MPOError, plan
+from mpochain.planning import Machine, Setting
+from mpochain.planning.store import Store
+
+SLOW = Machine(gemm_rate=1e9, measured=True)
+HERE = Setting("float32", threads=2)
+
+
+def test_the_next_process_reads_what_this_one_kept():
+    Store().add_machine(HERE, SLOW)
+    Store().add_decision("key", {"seconds": 1.0})
+    again = Store()
+    assert again.machine(HERE) == SLOW
+    assert again.decision("key") == {"seconds": 1.0}
+    assert again.machine(Setting("float32", threads=1)) == Machine()
+    assert again.machine(Setting("bfloat16", threads=2)) == Machine(element_bytes=2)
+    assert again.decision("another key") is None
+
+
+def test_what_another_process_kept_meanwhile_is_not_lost():
+    first, second = Store(), Store()
+    first.add_decision("a", {"seconds": 1.0})
+    second.add_decision("b", {"seconds": 2.0})
+    assert Store().decision("a")
+    assert Store().decision("b")
+
+
+@pytest.mark.parametrize(
+    "content",
+    ["", "{", "[]", "null", '{"environment": {}}', "\x00\xff", "[" * 100_000, '{"environment": 1, "machines": 2}'],
+)
+def test_a_damaged_file_counts_as_empty_and_is_replaced(content):
+    store = Store()
+    store.path.parent.mkdir(parents=True)
+    store.path.write_text(content, encoding="utf-8")
+    assert store.machine(HERE) == Machine()
+    store.add_machine(HERE, SLOW)
+    assert Store().machine(HERE) == SLOW
+
+
+@pytest.mark.parametrize("key", ["format", "processor", "cpus", "torch", "mpochain"])
+def test_a_file_of_another_machine_or_version_is_not_believed(key):
+    store = Store()
+    store.add_machine(HERE, SLOW)
+    content = json.loads(store.path.read_text())
+    content["environment"][key] = "another"
+    store.path.write_text(json.dumps(content))
+    assert Store().machine(HERE) == Machine()
+
+
+@given(st.sampled_from(sorted(Machine().as_dict())), st.sampled_from([None, "x", -1, 0, float("inf"), [], 1e300]))
+def test_nonsense_constants_are_not_believed(name, value):
+    with pytest.raises(ValueError, match="constant"):
+        Machine.from_dict({**Machine().as_dict(), name: value})
+    with pytest.raises(ValueError, match="constant"):
+        Machine.from_dict({name: value})
+
+
+def test_one_nonsense_machine_spoils_no_other():
+    store = Store()
+    store.add_machine(HERE, SLOW)
+    store.add_machine(Setting("float64"), SLOW)
+    content = json.loads(store.path.read_text())
+    content["machines"][str(HERE)]["gemm_rate"] = -1
+    store.path.write_text(json.dumps(content))
+    again = Store()
+    assert again.machine(HERE) == Machine()
+    assert again.machine(Setting("float64")) == SLOW
+
+
+def test_a_cache_that_cannot_be_written_is_said_and_costs_nothing_else(tmp_path, monkeypatch):
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
+    store = Store()
+    with pytest.warns(UserWarning, match="what was measured is used but not kept: cannot write"):
+        store.add_machine(HERE, SLOW)
+    assert store.machine(HERE) == SLOW
+
+
+def test_plans_use_measured_constants_and_say_so():
+    spec = ChainSpec((8, 16), (8, 16), 4)
+    assert "machine constants: defaults" in str(plan(spec, 8, setting=HERE))
+    from mpochain.planning.store import STORE
+
+    STORE.add_machine(HERE, SLOW)
+    made = plan(spec, 8, setting=HERE)
+    assert made.machine == SLOW
+    assert "machine constants: measured here" in str(made)
+    assert plan(spec, 8).machine == Machine()
+
+
+def test_bad_settings():
+    with pytest.raises(MPOError, match="a plan is for one of float64, float32, bfloat16, float16, got 'int8'"):
+        Setting("int8")
+    with pytest.raises(MPOError, match="setting must be a Setting, got str"):
+        plan(ChainSpec((2, 2), (2, 2), 2), 1, setting="bfloat16")
