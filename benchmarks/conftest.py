@@ -1,4 +1,4 @@
-"""What every benchmark file shares: the seed, and where the numbers came from."""
+"""What every benchmark file shares: the seed, plans of its own, and where the numbers came from."""
 
 from __future__ import annotations
 
@@ -6,6 +6,17 @@ import pytest
 import torch
 
 from mpochain.report import provenance
+
+
+@pytest.fixture(scope="session")
+def _cache(tmp_path_factory):
+    return tmp_path_factory.mktemp("cache")
+
+
+@pytest.fixture(autouse=True)
+def _own_plans(_cache, monkeypatch) -> None:
+    """A run measures its plans itself: those in the user's cache are of another day and another load."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(_cache))
 
 
 @pytest.fixture(autouse=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass
+from itertools import product
 
 import pytest
 
@@ -11,55 +12,77 @@ from mpochain import ChainSpec, shapes
 
 NAME = os.environ.get("MPOCHAIN_BENCH_GRID", "tiny")
 
+KINDS = ("2 sites", "3 sites", "2 sites skewed", "3 sites skewed")
+
+
+@dataclass(frozen=True)
+class Block:
+    """All combinations of these."""
+
+    shapes: tuple[tuple[int, int], ...]
+    kinds: tuple[str, ...]
+    bonds: tuple[int, ...]
+    batches: tuple[int, ...]
+    dtype: str = "float32"
+
+
+_SMALL = ((128, 128), (768, 768), (3072, 768))
+_FULL = ((128, 128), (512, 128), (768, 768), (3072, 768), (768, 3072), (4096, 4096))
+_BONDS = (4, 8, 16, 32, 64)
+_BATCHES = (1, 16, 256, 2048)
+
 GRIDS = {
-    "tiny": {"shapes": [(32, 16)], "bonds": [2], "batches": [3], "kinds": ["2 sites", "3 sites", "skewed"]},
-    "small": {
-        "shapes": [(128, 128), (768, 768), (3072, 768)],
-        "bonds": [4, 32],
-        "batches": [1, 256],
-        "kinds": ["2 sites", "3 sites", "skewed"],
-    },
-    "full": {
-        "shapes": [(128, 128), (512, 128), (768, 768), (3072, 768), (768, 3072), (4096, 4096)],
-        "bonds": [4, 8, 16, 32, 64],
-        "batches": [1, 16, 256, 2048],
-        "kinds": ["2 sites", "3 sites", "skewed"],
-    },
+    "tiny": [Block(((32, 16),), KINDS, (2,), (3,), dtype) for dtype in ("float32", "bfloat16")],
+    "small": [
+        Block(_SMALL, KINDS[:3], (4, 32), (1, 256)),
+        Block(((768, 768),), ("2 sites",), (4,), (1, 256), "bfloat16"),
+    ],
+    "full": [
+        Block(_FULL, KINDS, _BONDS, _BATCHES),
+        # A batch size that one of the targets names.
+        Block(((4096, 4096),), ("2 sites",), (4,), (1024,)),
+        Block(_FULL, KINDS, _BONDS, _BATCHES, "bfloat16"),
+    ],
 }
 
 
 @dataclass(frozen=True)
 class Cell:
-    """One chain at one batch size."""
+    """One chain of one element type at one batch size."""
 
     kind: str
     bond: int
     spec: ChainSpec
     batch: int
+    dtype: str = "float32"
 
     @property
     def name(self) -> str:
         out, in_ = self.spec.shape
-        return f"{out}x{in_} {self.kind} χ={self.bond} batch={self.batch}"
+        short = " bf16" if self.dtype == "bfloat16" else ""
+        return f"{out}x{in_} {self.kind} χ={self.bond} batch={self.batch}{short}"
 
 
-def _spec(kind: str, out: int, in_: int, bond: int) -> ChainSpec:
-    if kind == "skewed":
-        return shapes.skewed(out, in_, 8 if min(out, in_) >= 128 else 2, bond)
+def spec_of(kind: str, out: int, in_: int, bond: int) -> ChainSpec:
+    """The chain of a kind."""
+    smaller = min(out, in_)
+    if kind == "2 sites skewed":
+        return shapes.skewed(out, in_, 8 if smaller >= 128 else 2, bond)
+    if kind == "3 sites skewed":
+        skew = 4 if smaller > 128 else 2
+        return ChainSpec((out // skew**2, skew, skew), (skew, skew, in_ // skew**2), bond)
     sites = int(kind[0])
     return ChainSpec(shapes.balanced(out, sites), shapes.balanced(in_, sites), bond)
 
 
-def cells() -> list[Cell]:
-    """The cells of the chosen grid."""
-    grid = GRIDS[NAME]
-    return [
-        Cell(kind, bond, _spec(kind, out, in_, bond), batch)
-        for out, in_ in grid["shapes"]
-        for kind in grid["kinds"]
-        for bond in grid["bonds"]
-        for batch in grid["batches"]
-    ]
+def cells(grid: str = NAME) -> list[Cell]:
+    """The cells of a grid; one whose bonds are clipped to those of an earlier cell is that cell, and is left out."""
+    found: dict[tuple[ChainSpec, int, str], Cell] = {}
+    for block in GRIDS[grid]:
+        for (out, in_), kind, bond, batch in product(block.shapes, block.kinds, block.bonds, block.batches):
+            cell = Cell(kind, bond, spec_of(kind, out, in_, bond), batch, block.dtype)
+            found.setdefault((cell.spec, batch, block.dtype), cell)
+    return list(found.values())
 
 
 CELLS = [pytest.param(cell, id=cell.name.replace(" ", "-")) for cell in cells()]

@@ -2,11 +2,21 @@
 
 from __future__ import annotations
 
+import random
 import statistics
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
+
+# A call of a peer this long, and this many times as long as the fastest peer's, is timed once.
+_SLOW_SECONDS = 0.1
+_SLOW_RATIO = 3.0
+
+# A call this long is timed twice at least, not three times: its spread is small, and a grid has an end.
+_LONG_SECONDS = 0.2
+
+_MANY = 10
 
 
 @dataclass(frozen=True)
@@ -28,45 +38,59 @@ class Timing:
     calls: int
 
 
+def _timed(function: Callable[[int], Any], calls: int, first: int) -> float:
+    began = time.perf_counter()
+    for k in range(first, first + calls):
+        function(k)
+    return max((time.perf_counter() - began) / calls, 1e-9)
+
+
 def interleave(
     functions: Mapping[str, Callable[[int], Any]],
     *,
+    peers: Collection[str] = (),
     rounds: int = 9,
     round_seconds: float = 2e-3,
-    most_seconds: float = 1.0,
+    most_seconds: float = 0.06,
 ) -> dict[str, dict[str, float]]:
     """Time functions against each other.
 
     Args:
-        functions: called with the number of the call, so that they can rotate their inputs.
-        rounds: how often each is timed; the order is reversed every other round, so that none always follows another.
+        functions: called with the number of the call, so that they can rotate their inputs; each has been called once
+            before, so that plans, caches and threads are there.
+        peers: names of those that are timed only once where they are far behind the fastest of them.
+        rounds: how often each is timed; the order is drawn anew each round, so that none always follows another, or
+            itself, and finds caches as that left them.
         round_seconds: how long a round of one function should last; short calls are repeated within it.
-        most_seconds: a function whose rounds would take longer in all gets fewer of them, at least 3.
+        most_seconds: a function whose rounds would take longer in all gets fewer of them, down to three, or to two if
+            its calls are long.
     """
-    calls, turns = {}, {}
+    once = {name: _timed(function, 1, 1) for name, function in functions.items()}
     for name, function in functions.items():
-        function(0)  # plans, caches, threads
-        began = time.perf_counter()
-        function(1)
-        once = max(time.perf_counter() - began, 1e-9)
-        calls[name] = max(1, min(1000, round(round_seconds / once)))
-        turns[name] = max(min(rounds, 3), min(rounds, int(most_seconds / (once * calls[name]))))
-    seconds: dict[str, list[float]] = {name: [] for name in functions}
-    for turn in range(rounds):
-        names = list(functions) if turn % 2 == 0 else list(functions)[::-1]
-        for name in names:
-            if turn >= turns[name]:
-                continue
-            function, count = functions[name], calls[name]
-            began = time.perf_counter()
-            for k in range(count):
-                function(k)
-            seconds[name].append((time.perf_counter() - began) / count)
-    result = {}
-    for name, values in seconds.items():
-        if len(values) > 1:
-            low, middle, high = statistics.quantiles(values, n=4, method="inclusive")
-        else:
-            low = middle = high = values[0]
-        result[name] = asdict(Timing(middle, low, high, turns[name], calls[name]))
-    return result
+        # One short call among others runs from cold caches, and would make its rounds too short.
+        if _MANY * once[name] < round_seconds:
+            once[name] = _timed(function, _MANY, 1)
+    calls = {name: max(1, min(1000, round(round_seconds / seconds))) for name, seconds in once.items()}
+    turns = {}
+    for name, seconds in once.items():
+        least = 2 if seconds > _LONG_SECONDS else 3
+        turns[name] = min(rounds, max(least, int(most_seconds / (seconds * calls[name]))))
+    fastest = min((once[name] for name in functions if name in peers), default=0.0)
+    for name in peers:
+        if name in functions and once[name] > max(_SLOW_SECONDS, _SLOW_RATIO * fastest):
+            turns[name] = 1
+    # A call that fills a round on its own has had its first round.
+    seconds = {name: [once[name]] if calls[name] == 1 else [] for name in functions}
+    order = random.Random(0)
+    for turn in range(max(turns.values())):
+        for name in order.sample(list(functions), len(functions)):
+            if len(seconds[name]) < turns[name]:
+                seconds[name].append(_timed(functions[name], calls[name], 2 + turn))
+    return {name: asdict(_timing(values, calls[name])) for name, values in seconds.items()}
+
+
+def _timing(values: list[float], calls: int) -> Timing:
+    if len(values) == 1:
+        return Timing(values[0], values[0], values[0], 1, calls)
+    low, middle, high = statistics.quantiles(values, n=4, method="inclusive")
+    return Timing(middle, low, high, len(values), calls)

@@ -1,201 +1,213 @@
-"""``docs/benchmarks.md`` and its figures from the committed results: ``python benchmarks/render.py [grid]``."""
+"""``docs/benchmarks.md`` and its figures from the results: ``python benchmarks/render.py [grid [folder]]``."""
 
 from __future__ import annotations
 
 import json
-import math
 import os
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any
 
-from mpochain.planning import plan
-from mpochain.report import Column, markdown
+import tables
+from ratios import OWN, Record, geometric_mean, over_autograd, over_best_peer, ratio
+from targets import Target, targets
+
 from mpochain.report.figures import Series, draw
-from mpochain.spec import ChainSpec
 
 ROOT = Path(__file__).parent.parent
-OWN = ("dense", "low rank", "compact", "fast")
-AUTOGRAD = ("dense", "compact", "rebuild", "plain chain")
+GROUPS = ("forward", "training", "decomposition", "planning", "dispatch", "memory")
+DTYPES = ("float32", "bfloat16")
+
+Groups = dict[str, list[Record]]
 
 
-def geometric_mean(values: Iterable[float]) -> float | None:
-    logs = [math.log(value) for value in values]
-    return math.exp(sum(logs) / len(logs)) if logs else None
+def provenance(groups: Groups) -> dict[str, list[str]]:
+    """Every value that a key has in any record."""
+    made = [record["provenance"] for records in groups.values() for record in records]
+    keys = ("commit", "processor", "cpus", "threads", "python", "torch", "numpy", "opt_einsum")
+    return {key: sorted({str(origin.get(key)) for origin in made}) for key in keys}
 
 
-def median(cell: dict[str, Any], name: str) -> float | None:
-    timing = cell["timings"].get(name)
-    return timing["median"] if timing else None
-
-
-def ratio(cell: dict[str, Any], slow: str, fast: str) -> float | None:
-    a, b = median(cell, slow), median(cell, fast)
-    return a / b if a and b else None
-
-
-def best_peer(cell: dict[str, Any], own: Sequence[str]) -> str | None:
-    peers = {name: timing["median"] for name, timing in cell["timings"].items() if name not in own}
-    return min(peers, key=peers.__getitem__) if peers else None
-
-
-def forward_rows(cells: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    rows = []
-    for cell in cells:
-        peer = best_peer(cell, OWN)
-        made = plan(ChainSpec.from_dict(cell["spec"]), cell["batch"])
-        rows.append(
-            {
-                "cell": cell["cell"],
-                **{name: value * 1e6 if (value := median(cell, name)) else None for name in OWN},
-                "peer": f"{peer} {median(cell, peer) * 1e6:,.0f}" if peer else None,
-                "gain": ratio(cell, "dense", "compact"),
-                "fast gain": ratio(cell, "dense", "fast"),
-                "peer gain": ratio(cell, peer, "compact") if peer else None,
-                "macs": made.macs / made.dense_macs,
-                "chosen": str(made.chosen),
-                "spread": (cell["timings"]["compact"]["high"] - cell["timings"]["compact"]["low"])
-                / cell["timings"]["compact"]["median"],
-            }
-        )
-    return rows
-
-
-FORWARD = (
-    Column("cell", "cell"),
-    Column("dense", "dense µs", ",.0f"),
-    Column("low rank", "low rank µs", ",.0f"),
-    Column("compact", "compact µs", ",.0f"),
-    Column("spread", "spread", ".0%"),
-    Column("fast", "fast µs", ",.0f"),
-    Column("peer", "best peer µs"),
-    Column("gain", "dense/compact", ".2f"),
-    Column("fast gain", "dense/fast", ".2f"),
-    Column("peer gain", "peer/compact", ".2f"),
-    Column("macs", "MACs/dense", ".2f"),
-    Column("chosen", "plan"),
-)
-
-TRAINING = (
-    Column("cell", "cell"),
-    Column("dense", "dense µs", ",.0f"),
-    Column("compact", "chain µs", ",.0f"),
-    Column("rebuild", "rebuild µs", ",.0f"),
-    Column("plain chain", "plain chain µs", ",.0f"),
-    Column("tltorch factorized", "tltorch factorized µs", ",.0f"),
-    Column("tltorch reconstructed", "tltorch reconstructed µs", ",.0f"),
-    Column("gain", "dense/chain", ".2f"),
-)
-
-
-def training_rows(cells: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    names = [column.key for column in TRAINING[1:-1]]
-    return [
-        {
-            "cell": cell["cell"],
-            **{name: value * 1e6 if (value := median(cell, name)) else None for name in names},
-            "gain": ratio(cell, "dense", "compact"),
-        }
-        for cell in cells
-    ]
-
-
-def share(values: list[float | None], least: float) -> str:
+def share(values: Iterable[float | None], least: float) -> str:
+    """How many of the known values reach this."""
     known = [value for value in values if value is not None]
     return f"{sum(value >= least for value in known)} of {len(known)}"
 
 
-def summary(forward: list[dict[str, Any]], training: list[dict[str, Any]]) -> list[str]:
-    lines = []
-    if forward:
-        rows = forward_rows(forward)
-        peers = sorted({name for cell in forward for name in cell["timings"] if name not in OWN})
-        lines += [
-            f"- Compact inference beats dense in {share([row['gain'] for row in rows], 1.0)} cells, and is at least as "
-            f"fast as the best peer (5 % tolerance) in {share([row['peer gain'] for row in rows], 0.95)}.",
-            f"- Fast inference is no slower than dense (5 % tolerance) in "
-            f"{share([row['fast gain'] for row in rows], 0.95)} cells.",
-        ]
-        mean = geometric_mean(row["peer gain"] for row in rows if row["peer gain"])
-        if mean:
-            lines.append(f"- Geometric mean over the best peer of each cell: {mean:.2f}.")
-        for peer in peers:
-            gains = [r for cell in forward if (r := ratio(cell, peer, "compact"))]
-            lines.append(f"- Geometric mean over {peer}: {geometric_mean(gains):.2f} ({len(gains)} cells).")
-    if training:
-        best = []
-        for cell in training:
-            own = median(cell, "compact")
-            others = [t for name in ("rebuild", "plain chain") if (t := median(cell, name))]
-            best.append(min(others) / own)
-        lines.append(
-            f"- A training step is no slower than the better of rebuilding and a plain chain by autograd (5 % "
-            f"tolerance) in {share(best, 0.95)} cells; geometric mean {geometric_mean(best):.2f}."
-        )
-        for peer in ("tltorch factorized", "tltorch reconstructed"):
-            gains = [r for cell in training if (r := ratio(cell, peer, "compact"))]
-            if gains:
-                lines.append(
-                    f"- Training, geometric mean over {peer}: {geometric_mean(gains):.2f} ({len(gains)} cells)."
-                )
+def _of(groups: Groups, group: str, dtype: str) -> list[Record]:
+    return [record for record in groups.get(group, []) if record["dtype"] == dtype]
+
+
+def forward_summary(cells: list[Record], dtype: str) -> list[str]:
+    """Wins and means of inference."""
+    lines = [
+        f"- Inference, {dtype}: compact beats dense in {share([ratio(cell, 'dense') for cell in cells], 1.0)} cells "
+        f"and the best peer in {share([over_best_peer(cell) for cell in cells], 1.0)}; fast beats dense in "
+        f"{share([ratio(cell, 'dense', 'fast') for cell in cells], 1.0)}. Measuring plans makes compact "
+        f"{geometric_mean(ratio(cell, 'predicted') for cell in cells):.2f}x as fast as the cost model alone.",
+    ]
+    means = []
+    for peer in sorted({name for cell in cells for name in cell["timings"] if name not in OWN}):
+        gains = [gain for cell in cells if (gain := ratio(cell, peer))]
+        means.append(f"{peer} {geometric_mean(gains):.2f} ({len(gains)} cells)")
+    if means:
+        lines.append(f"- Inference, {dtype}, geometric mean of peer/compact: {', '.join(means)}.")
     return lines
 
 
-def main(grid: str) -> None:
-    os.environ["MPOCHAIN_BENCH_GRID"] = grid
-    sys.path.insert(0, str(Path(__file__).parent))
-    import results
+def training_summary(cells: list[Record], dtype: str) -> list[str]:
+    """Wins and means of training."""
+    means = []
+    for name in ("dense", "rebuild", "plain chain", "tltorch factorized", "tltorch reconstructed", "torch-mpo"):
+        gains = [gain for cell in cells if (gain := ratio(cell, name))]
+        if gains:
+            means.append(f"{name} {geometric_mean(gains):.2f} ({len(gains)} cells)")
+    return [
+        f"- Training, {dtype}: the chain beats dense in {share([ratio(cell, 'dense') for cell in cells], 1.0)} cells "
+        f"and the better way by autograd in {share([over_autograd(cell) for cell in cells], 1.0)}; geometric mean of "
+        f"other/chain: {', '.join(means)}."
+    ]
 
-    forward, training = (list(results.load(group).values()) for group in ("forward", "training"))
-    if not forward:
-        sys.exit(f"no results of the {grid} grid; run `make bench` first")
-    made = [cell["provenance"] for cell in forward + training]
-    keys = ("commit", "processor", "cpus", "threads", "python", "torch", "numpy", "opt_einsum")
-    origin = {key: sorted({str(record.get(key)) for record in made}) for key in keys}
-    figures = ROOT / "docs" / "figures"
-    figures.mkdir(parents=True, exist_ok=True)
-    rows = forward_rows(forward)
+
+def summary(groups: Groups) -> list[str]:
+    """The whole grid in a few lines."""
+    parts = (("forward", forward_summary), ("training", training_summary))
+    return [
+        line
+        for group, lines in parts
+        for dtype in DTYPES
+        if (cells := _of(groups, group, dtype))
+        for line in lines(cells, dtype)
+    ]
+
+
+def draw_forward(path: Path, groups: Groups, note: str) -> None:
+    """Speed-up over dense against multiply-adds."""
+    series = []
+    for dtype in DTYPES:
+        rows = tables.forward_rows(_of(groups, "forward", dtype))
+        for label, key in (("compact", "gain"), ("fast", "fast gain")):
+            if rows:
+                macs, gains = [row["macs"] for row in rows], [row[key] for row in rows]
+                series.append(Series(f"{label}, {dtype}", macs, gains, line=False))
     draw(
-        figures / "forward.png",
-        [
-            Series(label, [row["macs"] for row in rows], [row[key] for row in rows], line=False)
-            for label, key in (("compact", "gain"), ("fast", "fast gain"))
-        ],
+        path,
+        series,
         title="Inference: speed-up over the dense layer against multiply-adds",
-        x="multiply-adds of the plan over those of the dense layer",
+        x="multiply-adds of the compact plan over those of the dense layer",
         y="dense time / chain time",
         axes={"xscale": "log", "yscale": "log"},
-        note=f"{grid} grid, commit {', '.join(c[:12] for c in origin['commit'])}, {origin['threads'][0]} threads",
+        note=note,
     )
-    page = [
+
+
+def draw_peers(path: Path, groups: Groups, note: str) -> None:
+    """Compact over the best peer, cells sorted."""
+    series = []
+    for dtype in DTYPES:
+        gains = sorted(gain for cell in _of(groups, "forward", dtype) if (gain := over_best_peer(cell)))
+        if gains:
+            places = [100 * (k + 0.5) / len(gains) for k in range(len(gains))]
+            series.append(Series(dtype, places, gains, markers=len(gains) < 100))
+    draw(
+        path,
+        [*series, Series("equal", [0, 100], [1, 1], markers=False)],
+        title="Inference: compact beside the best peer of each cell",
+        x="cells, from the worst to the best, %",
+        y="best peer's time / compact time",
+        axes={"yscale": "log"},
+        note=note,
+    )
+
+
+def _folded(title: str, body: str) -> list[str]:
+    return ["<details>", f"<summary>{title}</summary>", "", body, "", "</details>", ""]
+
+
+def _per_shape(cells: list[Record], table: Callable[[list[Record]], str]) -> list[str]:
+    lines = []
+    for name, group in tables.by_shape(cells):
+        lines += _folded(f"{name}, {len(group)} cells", table(group))
+    return lines
+
+
+def _targets(found: list[Target]) -> list[str]:
+    lines = ["## Targets", "", "Ratios within one run, float32. Missed targets first.", "", tables.targets(found), ""]
+    for target in found:
+        if target.missed:
+            lines += _folded(
+                f"All misses ({len(target.missed)}): {target.text}", "\n".join(f"- {one}" for one in target.missed)
+            )
+    return lines
+
+
+def page(grid: str, groups: Groups) -> str:
+    """The whole page."""
+    lines = [
         "# Benchmarks",
         "",
-        f"Made by `make bench` and `python benchmarks/render.py {grid}` from `benchmarks/results/*-{grid}.jsonl`; not "
-        "edited by hand. Medians in microseconds, float32, rounds of all implementations interleaved in one run; "
-        "spread is the interquartile range of the compact chain over its median. Losses are shown like gains.",
+        f"Made by `make {'bench' if grid == 'small' else 'bench-full'}` and `python benchmarks/render.py {grid}` from "
+        f"`benchmarks/results/*-{grid}.jsonl`; not edited by hand. Medians; rounds of all implementations of a cell "
+        "interleaved in one run, all on the same cores; their outputs agree. Compact and fast run the plan that was "
+        "measured to be best, the predicted plan is the cost model's. Spread is the interquartile range of the compact "
+        "chain over its median. A cell whose bonds are clipped to those of a smaller χ is listed once. Losses are "
+        "shown like gains.",
         "",
-        *[f"- {key}: {', '.join(values)}" for key, values in origin.items()],
+        *[f"- {key}: {', '.join(values)}" for key, values in provenance(groups).items()],
         "",
-        "## Summary",
-        "",
-        *summary(forward, training),
-        "",
-        "![speed-up against multiply-adds](figures/forward.png)",
-        "",
-        "## Inference",
-        "",
-        markdown(FORWARD, rows),
-        "",
+        *_targets(targets(groups)),
     ]
+    forward, training = groups.get("forward", []), groups.get("training", [])
+    if forward or training:
+        lines += ["## Summary", "", *summary(groups), ""]
+    if forward:
+        lines += ["Inference, geometric means by shape:", "", tables.forward_means(forward), ""]
     if training:
-        page += ["## Training step (forward and backward)", "", markdown(TRAINING, training_rows(training)), ""]
-    missing = {f"{name}: {why}" for cell in forward + training for name, why in cell["missing"].items()}
-    if missing:
-        page += ["## Left out", "", *[f"- {line}" for line in sorted(missing)], ""]
-    (ROOT / "docs" / "benchmarks.md").write_text("\n".join(page), encoding="utf-8")
-    print(json.dumps({"cells": len(forward) + len(training), "page": "docs/benchmarks.md"}))
+        lines += ["Training steps, geometric means by shape:", "", tables.training_means(training), ""]
+    if forward:
+        lines += [
+            "![speed-up against multiply-adds](figures/forward.png)",
+            "",
+            "![compact beside the best peer](figures/peers.png)",
+            "",
+            "## Inference",
+            "",
+            *_per_shape(forward, tables.forward),
+        ]
+    if training:
+        lines += ["## Training step (forward and backward)", "", *_per_shape(training, tables.training)]
+    for group, title, table in (
+        ("decomposition", "Decomposition of a random weight", tables.decomposition),
+        ("planning", "Planning chains never seen before", tables.planning),
+        ("dispatch", "Dispatch: 128x128, χ=4, one row", tables.dispatch),
+        ("memory", "Memory of a training step beyond inputs, outputs, parameters and gradients", tables.memory),
+    ):
+        if groups.get(group):
+            lines += [f"## {title}", "", table(groups[group]), ""]
+    lines += ["## Left out", "", tables.left_out(groups), ""]
+    return "\n".join(lines)
+
+
+def main(grid: str = "small", folder: str = str(ROOT / "docs")) -> None:
+    """Read all groups of the grid, write the page and its figures into the folder."""
+    docs = Path(folder)
+    os.environ["MPOCHAIN_BENCH_GRID"] = grid
+    import results
+
+    groups = {group: records for group in GROUPS if (records := list(results.load(group).values()))}
+    if not groups:
+        sys.exit(f"no results of the {grid} grid; run `make bench` first")
+    figures = docs / "figures"
+    figures.mkdir(parents=True, exist_ok=True)
+    if "forward" in groups:
+        origin = provenance(groups)
+        commits = ", ".join(commit[:12] for commit in origin["commit"])
+        note = f"{grid} grid, commit {commits}, {', '.join(origin['threads'])} threads"
+        draw_forward(figures / "forward.png", groups, note)
+        draw_peers(figures / "peers.png", groups, note)
+    (docs / "benchmarks.md").write_text(page(grid, groups), encoding="utf-8")
+    print(json.dumps({group: len(records) for group, records in groups.items()}))
 
 
 if __name__ == "__main__":
-    main(sys.argv[1] if len(sys.argv) > 1 else "small")
+    main(*sys.argv[1:])

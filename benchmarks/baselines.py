@@ -1,0 +1,30 @@
+"""The two ways to train a chain by autograd alone, with the parameters of a given layer."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from mpochain import MPOChain, MPOLinear
+
+
+class Rebuild(nn.Module):
+    """The dense weight by autograd, then one product: what most libraries do."""
+
+    def __init__(self, layer: MPOLinear) -> None:
+        super().__init__()
+        self.layer = layer
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.linear(x, self.layer.weight)
+
+
+class PlainChain(nn.Module):
+    """The cores one after another by autograd, untiled."""
+
+    def __init__(self, layer: MPOLinear) -> None:
+        super().__init__()
+        self.layer = layer
+
+    def forward(self, x: Tensor) -> Tensor:
+        return MPOChain(self.layer.cores[0], self.layer.spec) @ x

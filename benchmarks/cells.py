@@ -1,0 +1,126 @@
+"""One cell from start to record: warm up, leave out what fails or takes too long, time the rest, keep the result."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Collection, Iterable
+from typing import Any
+
+import pytest
+import results
+import torch
+from grid import Cell
+from interleave import interleave
+from torch import Tensor
+
+from mpochain.planning import ContractionPlan
+
+_LONGEST_CALL = 5.0
+# A peer is not even tried where its time at the batch size before says that one call takes this long. From a single
+# row nothing can be foretold: what rebuilds the matrix takes as long there as for a hundred rows.
+_HOPELESS_CALL = 2 * _LONGEST_CALL
+_NEXT_BATCH = 16
+_TOOK = "one call took"
+
+Functions = dict[str, Callable[[int], Any]]
+
+
+def skip_if_finished(benchmark, group: str, name: str) -> None:
+    """Skip what an earlier run has recorded."""
+    if benchmark.enabled and name in results.load(group):
+        pytest.skip("finished in an earlier run")
+
+
+def rotating(cell: Cell, requires_grad: bool = False) -> list[Tensor]:
+    """Several inputs, so that a cell does not run from cache alone."""
+    shape = cell.batch, cell.spec.in_features
+    count = max(2, min(8, (1 << 24) // (shape[0] * shape[1])))
+    dtype = getattr(torch, cell.dtype)
+    return [torch.randn(shape, dtype=dtype, requires_grad=requires_grad) for _ in range(count)]
+
+
+def hopeless(group: str, cell: Cell, names: Iterable[str]) -> dict[str, str]:
+    """Peers that took so long for fewer rows of the same chain that they would take minutes here, with the reason."""
+    found = {}
+    for record in results.load(group).values():
+        growth = cell.batch / record["batch"]
+        if growth <= 1 or (record["spec"], record["dtype"]) != (cell.spec.as_dict(), cell.dtype):
+            continue
+        for name in names:
+            why, timing = record["missing"].get(name, ""), record["timings"].get(name)
+            if why.startswith(_TOOK):
+                found[name] = why
+            elif timing and growth <= _NEXT_BATCH and timing["median"] * growth > _HOPELESS_CALL:
+                found[name] = f"{_TOOK} {timing['median']:.1f} s at batch {record['batch']}"
+    return found
+
+
+def warm_up(
+    functions: Functions,
+    peers: Collection[str],
+    batch: int,
+    check: Callable[[str, Any], None] = lambda name, result: None,
+    longest: float = _LONGEST_CALL,
+) -> dict[str, str]:
+    """Call each once, take out of ``functions`` the peers that fail or take too long, and return why.
+
+    Args:
+        functions: called with 0.
+        peers: those that may be taken out; others raise.
+        batch: rows of a call.
+        check: given the name and the result; what it raises is raised.
+        longest: seconds that a peer's call may take.
+    """
+    missing = {}
+    for name in list(functions):
+        began = time.perf_counter()
+        try:
+            result = functions[name](0)
+        except Exception as error:
+            if name not in peers:
+                raise
+            missing[name] = f"{type(error).__name__}: {error}"[:200]
+            del functions[name]
+            continue
+        seconds = time.perf_counter() - began
+        check(name, result)
+        if name in peers and seconds > longest:
+            missing[name] = f"{_TOOK} {seconds:.1f} s at batch {batch}"
+            del functions[name]
+    return missing
+
+
+def chosen(plan: ContractionPlan) -> dict[str, Any]:
+    """What a record keeps of a plan."""
+    return {
+        "chosen": str(plan.chosen),
+        "rebuilds": plan.chosen.rebuilds,
+        "macs": plan.macs,
+        "dense_macs": plan.dense_macs,
+        "predicted_seconds": plan.predicted_seconds,
+    }
+
+
+def finish(
+    benchmark,
+    group: str,
+    cell: Cell,
+    functions: Functions,
+    peers: Collection[str],
+    missing: dict[str, str],
+    plans: dict[str, dict[str, Any]],
+) -> None:
+    """Time what is left and record the cell."""
+    enabled = benchmark.enabled
+    if not enabled:
+        broken = {name: why for name, why in missing.items() if "not installed" not in why}
+        assert not broken, broken
+    timings = interleave(functions, peers=peers, **({} if enabled else {"rounds": 1, "round_seconds": 0.0}))
+    benchmark.group = f"{group}: {cell.name}"
+    benchmark.extra_info.update(cell=cell.name, timings=timings, missing=missing)
+    seconds = timings["compact"]["median"]
+    benchmark.pedantic(functions["compact"], args=(0,), rounds=max(1, min(3, int(0.02 / seconds))))
+    if enabled:
+        record = {"cell": cell.name, "kind": cell.kind, "bond": cell.bond, "batch": cell.batch, "dtype": cell.dtype}
+        record |= {"spec": cell.spec.as_dict(), "timings": timings, "plans": plans, "missing": missing}
+        results.add(group, record)

@@ -1,0 +1,148 @@
+"""Every peer from the cores of the chain itself, run by its own best documented call.
+
+All hold the same numbers, so their outputs must agree, and none has to decompose a matrix first.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+from mpochain import MPOChain
+from mpochain.planning.candidates import equation
+
+Function = Callable[[Tensor], Tensor]
+
+
+def _tltorch(implementation: str) -> Callable[[MPOChain], nn.Module]:
+    def make(chain: MPOChain) -> nn.Module:
+        from tltorch import FactorizedLinear
+
+        spec = chain.spec
+        layer = FactorizedLinear(
+            spec.in_dims,
+            spec.out_dims,
+            bias=False,
+            factorization="blocktt",
+            rank=(1, *spec.bonds, 1),
+            implementation=implementation,
+        ).to(chain.dtype)
+        _fill(layer.weight.factors, chain.cores)
+        return layer
+
+    return make
+
+
+def torchtt(chain: MPOChain) -> Function:
+    """Its own TT-matrix times a full tensor."""
+    with warnings.catch_warnings():
+        # It misses its C++ part, which has solvers and no product, at every import.
+        warnings.simplefilter("ignore")
+        import torchtt
+
+    spec = chain.spec
+    matrix = torchtt.TT(list(chain.cores))
+    return lambda x: (matrix @ x.reshape(-1, *spec.in_dims)).reshape(x.shape[0], -1)
+
+
+def tntorch(chain: MPOChain) -> Function:
+    """It multiplies rows from the right, so its matrix is the transposed one."""
+    from tntorch.matrix import TTMatrix, tt_multiply
+
+    spec = chain.spec
+    cores = [core.transpose(1, 2).contiguous() for core in chain.cores]
+    matrix = TTMatrix(cores, list(spec.bonds), list(spec.in_dims), list(spec.out_dims))
+    return lambda x: tt_multiply(matrix, x)
+
+
+def torch_mpo(chain: MPOChain) -> nn.Module:
+    """Its cores are matrices ``(r_left out, r_right in)``."""
+    from torch_mpo.layers import TTLinear
+
+    spec = chain.spec
+    layer = TTLinear(
+        spec.in_features,
+        spec.out_features,
+        inp_modes=list(spec.in_dims),
+        out_modes=list(spec.out_dims),
+        tt_ranks=[1, *spec.bonds, 1],
+        bias=False,
+    ).to(chain.dtype)
+    _fill(layer.cores, [core.permute(0, 1, 3, 2).flatten(2).flatten(0, 1) for core in chain.cores])
+    return layer
+
+
+def _fill(parameters, values) -> None:
+    with torch.no_grad():
+        for parameter, value in zip(parameters, values, strict=True):
+            parameter.copy_(value)
+
+
+def opt_einsum(chain: MPOChain) -> Function:
+    """One precompiled expression per batch size."""
+    import opt_einsum
+
+    spec, expressions = chain.spec, {}
+
+    def run(x: Tensor) -> Tensor:
+        rows = x.shape[0]
+        if rows not in expressions:
+            expressions[rows] = opt_einsum.contract_expression(
+                equation(spec.sites), (rows, *spec.in_dims), *spec.core_shapes, optimize="optimal"
+            )
+        return expressions[rows](x.reshape(rows, *spec.in_dims), *chain.cores).reshape(rows, -1)
+
+    return run
+
+
+def cotengra(chain: MPOChain) -> Function:
+    """One precompiled expression per batch size."""
+    import cotengra
+
+    spec, expressions = chain.spec, {}
+
+    def run(x: Tensor) -> Tensor:
+        rows = x.shape[0]
+        if rows not in expressions:
+            expressions[rows] = cotengra.einsum_expression(
+                equation(spec.sites), (rows, *spec.in_dims), *spec.core_shapes, optimize="optimal"
+            )
+        return expressions[rows](x.reshape(rows, *spec.in_dims), *chain.cores).reshape(rows, -1)
+
+    return run
+
+
+def quimb(chain: MPOChain) -> Function:
+    """One precompiled expression per batch size."""
+    from quimb.tensor.contraction import array_contract_expression
+
+    spec, expressions = chain.spec, {}
+    inputs, output = equation(spec.sites).split("->")
+
+    def run(x: Tensor) -> Tensor:
+        rows = x.shape[0]
+        if rows not in expressions:
+            expressions[rows] = array_contract_expression(
+                inputs=[tuple(term) for term in inputs.split(",")],
+                output=tuple(output),
+                shapes=[(rows, *spec.in_dims), *spec.core_shapes],
+                optimize="optimal",
+            )
+        return expressions[rows](x.reshape(rows, *spec.in_dims), *chain.cores).reshape(rows, -1)
+
+    return run
+
+
+PEERS: dict[str, tuple[str, Callable[[MPOChain], nn.Module | Function]]] = {
+    "tltorch factorized": ("tltorch", _tltorch("factorized")),
+    "tltorch reconstructed": ("tltorch", _tltorch("reconstructed")),
+    "torchTT": ("torchtt", torchtt),
+    "tntorch": ("tntorch", tntorch),
+    "torch-mpo": ("torch_mpo", torch_mpo),
+    "opt_einsum": ("opt_einsum", opt_einsum),
+    "cotengra": ("cotengra", cotengra),
+    "quimb": ("quimb", quimb),
+}

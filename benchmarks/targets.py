@@ -1,0 +1,217 @@
+"""What the library promises, beside what was measured: every target is computed from the records, misses included."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+from ratios import Record, geometric_mean, median, over_autograd, over_best_peer, ratio
+
+# Two runs of the same code differ by this much.
+_EQUAL = 1 / 1.05
+
+_SHORT_SECONDS = 50e-6
+_LARGE_FLOPS = 5e7
+_MEMORY_BYTES = 64 << 20
+
+Groups = Mapping[str, list[Record]]
+
+
+@dataclass(frozen=True)
+class Target:
+    """A promise and how it stands.
+
+    Attributes:
+        text: what is promised.
+        measured: what was found, or that the grid lacks it.
+        met: None where the grid lacks it.
+        missed: where it is missed, worst first.
+    """
+
+    text: str
+    measured: str
+    met: bool | None
+    missed: tuple[str, ...] = ()
+
+
+def _absent(text: str) -> Target:
+    return Target(text, "not in this grid", None)
+
+
+def _at_least(text: str, values: Mapping[str, float | None], least: float, show: Callable[[float], str]) -> Target:
+    """A target of every cell: its value is at least this."""
+    known = {cell: value for cell, value in values.items() if value is not None}
+    if not known:
+        return _absent(text)
+    missed = sorted((cell for cell, value in known.items() if value < least), key=known.__getitem__)
+    worst = min(known.values())
+    return Target(
+        text,
+        f"{len(known) - len(missed)} of {len(known)} cells, worst {show(worst)}",
+        not missed,
+        tuple(f"{cell} ({show(known[cell])})" for cell in missed),
+    )
+
+
+def _at_most(text: str, values: Mapping[str, float | None], most: float, show: Callable[[float], str]) -> Target:
+    """A target of every cell: its value is at most this."""
+    less = {cell: None if value is None else -value for cell, value in values.items()}
+    return _at_least(text, less, -most, lambda value: show(-value))
+
+
+def _mean(text: str, values: list[float | None], least: float) -> Target:
+    mean = geometric_mean(values)
+    if mean is None:
+        return _absent(text)
+    count = sum(value is not None for value in values)
+    return Target(text, f"{mean:.2f}x over {count} cells", mean >= least)
+
+
+def _times(value: float) -> str:
+    return f"{value:.2f}x"
+
+
+def _micro(seconds: float) -> str:
+    return f"{seconds * 1e6:.1f} µs"
+
+
+def _inference(cells: list[Record]) -> list[Target]:
+    long, short = (
+        [cell for cell in cells if (median(cell, "dense") > _SHORT_SECONDS) is long] for long in (True, False)
+    )
+    dense_kept = [cell for cell in short if cell["plans"]["fast"]["rebuilds"]]
+    shares = {}
+    for cell in cells:
+        plan = cell["plans"]["compact"]
+        fewer = plan["dense_macs"] / plan["macs"]
+        if fewer > 1 and 2 * plan["dense_macs"] >= _LARGE_FLOPS:
+            shares[cell["cell"]] = ratio(cell, "dense") / fewer
+    return [
+        _at_least(
+            "Compact inference is as fast as the best peer in every cell (5 % tolerance)",
+            {cell["cell"]: over_best_peer(cell) for cell in cells},
+            _EQUAL,
+            _times,
+        ),
+        _mean(
+            "Compact inference, geometric mean over tltorch factorized: at least 4x",
+            [ratio(cell, "tltorch factorized") for cell in cells],
+            4.0,
+        ),
+        _mean(
+            "Compact inference, geometric mean over the best peer of each cell: at least 1.5x",
+            [over_best_peer(cell) for cell in cells],
+            1.5,
+        ),
+        _at_least(
+            "Fast inference is no slower than dense where dense takes over 50 µs (5 % tolerance)",
+            {cell["cell"]: ratio(cell, "dense", "fast") for cell in long},
+            _EQUAL,
+            _times,
+        ),
+        _at_most(
+            "Fast inference by the kept dense matrix is within 3 µs of dense where dense takes up to 50 µs",
+            {cell["cell"]: median(cell, "fast") - median(cell, "dense") for cell in dense_kept},
+            3e-6,
+            _micro,
+        ),
+        _at_least(
+            "A compact plan with k times fewer multiply-adds than dense is at least 0.75 k times as fast, in cells of "
+            "at least 0.05 GFLOP (shown: share of k)",
+            shares,
+            0.75,
+            lambda value: f"{value:.2f}",
+        ),
+    ]
+
+
+def _named(records: list[Record], name: str, least: float) -> Target:
+    cell = next((record for record in records if record["cell"] == name), None)
+    text = f"{name}: compact at least {least:g}x over dense"
+    gain = ratio(cell, "dense") if cell else None
+    return _absent(text) if gain is None else Target(text, _times(gain), gain >= least)
+
+
+def _training(cells: list[Record]) -> list[Target]:
+    return [
+        _at_least(
+            "A training step is no slower than the better of rebuild and plain chain (5 % tolerance)",
+            {cell["cell"]: over_autograd(cell) for cell in cells},
+            _EQUAL,
+            _times,
+        ),
+        _mean(
+            "Training step, geometric mean over tltorch factorized: at least 2x",
+            [ratio(cell, "tltorch factorized") for cell in cells],
+            2.0,
+        ),
+    ]
+
+
+def memory_over(record: Record) -> int:
+    """Bytes of the chain's training step beyond what it may need besides the 64 MiB."""
+    rebuilds = record["plans"]["compact"]["rebuilds"]
+    return record["beyond"]["compact"] - (record["dense_and_gradient"] if rebuilds else 0)
+
+
+def _small_costs(groups: Groups) -> list[Target]:
+    planning = groups.get("planning", [])
+    return [
+        _at_most(
+            "A training step of the chain takes at most 64 MiB beside inputs, outputs and gradients (and the dense "
+            "weight with its gradient where it rebuilds)",
+            {record["cell"]: memory_over(record) for record in groups.get("memory", [])},
+            _MEMORY_BYTES,
+            lambda value: f"{value / 2**20:.1f} MiB",
+        ),
+        _at_most(
+            "A forward pass takes at most 6 µs beyond its products",
+            {
+                record["cell"]: median(record, "layer") - median(record, "products")
+                for record in groups.get("dispatch", [])
+            },
+            6e-6,
+            _micro,
+        ),
+        _at_most(
+            "Planning a new shape takes at most 50 ms (shown: slowest of all shapes)",
+            {record["cell"]: record["maximum"] for record in planning},
+            50e-3,
+            lambda value: f"{value * 1e3:.1f} ms",
+        ),
+    ]
+
+
+def _decomposition(records: list[Record]) -> list[Target]:
+    record = next((record for record in records if record["cell"] == "3072x3072 2 sites χ=64"), None)
+    found = []
+    # The error of the exact SVD is the optimum; "the same" leaves room for rounding alone.
+    for method, least, most, label in (
+        ("gram", 4.0, 1e-4, "at the same error"),
+        ("randomized", 25.0, 0.01, "within 1 % of the optimal error"),
+    ):
+        text = f"3072x3072, χ=64: {method} at least {least:g}x over TensorLy {label}"
+        gain = ratio(record, "TensorLy", method) if record else None
+        if record is None or gain is None:
+            found.append(_absent(text))
+            continue
+        above = record["above_exact"][method]
+        found.append(Target(text, f"{gain:.1f}x, error {above:+.2%}", gain >= least and above <= most))
+    return found
+
+
+def targets(groups: Groups) -> list[Target]:
+    """All targets, missed ones first, those that the grid lacks last; float32, ratios within one run."""
+    forward, training = (
+        [cell for cell in groups.get(group, []) if cell["dtype"] == "float32"] for group in ("forward", "training")
+    )
+    found = [
+        *_inference(forward),
+        _named(forward, "4096x4096 2 sites χ=4 batch=1024", 6.0),
+        _named(forward, "4096x4096 2 sites χ=4 batch=1", 25.0),
+        _named(forward, "4096x4096 2 sites skewed χ=16 batch=2048", 10.0),
+        *_training(training),
+        *_small_costs(groups),
+        *_decomposition(groups.get("decomposition", [])),
+    ]
+    return sorted(found, key=lambda target: {False: 0, True: 1, None: 2}[target.met])

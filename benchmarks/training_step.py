@@ -1,0 +1,52 @@
+"""The layers that are trained in a cell, and one step of them: forward, then backward to the input and to all cores."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+from baselines import PlainChain, Rebuild
+from implementations import implementations
+from states import rejected
+from torch import Tensor, nn
+
+from mpochain import ChainSpec
+
+TRAINED = ("compact", "tltorch factorized", "tltorch reconstructed", "torch-mpo")
+PEERS = TRAINED[1:]
+
+# Autograd keeps states and makes gradients of them.
+_STATES_ALIVE = 4
+
+
+def layers(
+    spec: ChainSpec, batch: int, dtype: torch.dtype, *, kept: int = _STATES_ALIVE
+) -> tuple[dict[str, nn.Module], dict[str, str]]:
+    """Layers by name, and why each missing one is missing."""
+    made, missing, _, _ = implementations(spec, dtype)
+    chain = made["compact"]
+    found = {
+        "dense": nn.Linear(spec.in_features, spec.out_features, bias=False, dtype=dtype),
+        **{name: made[name] for name in TRAINED if name in made},
+        "rebuild": Rebuild(chain),
+        "plain chain": PlainChain(chain),
+    }
+    missing = {name: why for name, why in missing.items() if name in PEERS}
+    missing |= rejected(found, spec, batch, kept=kept)
+    return {name: layer for name, layer in found.items() if name not in missing}, missing
+
+
+def step(layer: nn.Module, inputs: Sequence[Tensor], grad: Tensor) -> Callable[[int], Tensor]:
+    """A function that makes one step on one of the inputs and returns the output."""
+    parameters = list(layer.parameters())
+
+    def run(k: int) -> Tensor:
+        x = inputs[k % len(inputs)]
+        x.grad = None
+        for parameter in parameters:
+            parameter.grad = None
+        y = layer(x)
+        y.backward(grad)
+        return y
+
+    return run
