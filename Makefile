@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: demo test bench bench-full lint format clean
+.PHONY: demo test bench bench-full study lint format clean
 
 demo: $(VENV)/demo.installed  ## run the main job: PicoGPT, dense and compressed
 	$(BIN)/mpochain demo
@@ -14,9 +14,18 @@ test: lint  ## everything that must be green: style, types, tests
 	$(BIN)/python -m pytest
 
 bench bench-full: $(VENV)/bench.installed  ## time chains beside dense, low rank and every peer; finished cells are kept
-	MPOCHAIN_BENCH_GRID=$(if $(filter bench,$@),small,full) $(BIN)/python -W ignore -m pytest benchmarks -W ignore \
-		--benchmark-enable --benchmark-only --benchmark-columns=median,iqr,rounds --benchmark-group-by=group
-	$(BIN)/python benchmarks/render.py $(if $(filter bench,$@),small,full)
+	$(MEASURE)
+	$(BIN)/python benchmarks/disturbed.py $(GRID)
+	$(MEASURE)
+	$(BIN)/python benchmarks/render.py $(GRID)
+
+bench: GRID := small
+bench-full: GRID := full
+MEASURE = MPOCHAIN_BENCH_GRID=$(GRID) $(BIN)/python -W ignore -m pytest benchmarks -W ignore --benchmark-enable \
+	--benchmark-only --benchmark-columns=median,iqr,rounds --benchmark-group-by=group
+
+study: $(VENV)/demo.installed  ## the PicoGPT study; hours, goes on where it was interrupted, then writes docs/study.md
+	$(BIN)/mpochain study --preset best --preset paper --out studies/picogpt --page docs/study.md
 
 lint: $(VENV)/dev.installed
 	$(BIN)/ruff check .

@@ -26,9 +26,14 @@ def _check_command(example) -> None:
         elif words[0] == "pytest":
             kept = [word for word in words[1:] if not word.startswith(("--benchmark-json", "--benchmark-compare"))]
             command = [sys.executable, "-m", "pytest", "--collect-only", "--quiet", *kept]
+        elif words[0] == "mpochain":
+            command = [sys.executable, "-m", "mpochain", words[1], "--help"]
         else:
             raise AssertionError(f"no rule to check {line!r}")
-        subprocess.run(command, check=True, capture_output=True, env=environment)
+        run = subprocess.run(command, check=True, capture_output=True, env=environment, text=True)
+        if words[0] == "mpochain":
+            missing = [word for word in words if word.startswith("--") and word not in run.stdout]
+            assert not missing, f"{words[1]} has no option {missing}"
 
 
 pytest_collect_file = Sybil(

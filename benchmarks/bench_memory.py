@@ -8,10 +8,11 @@ import grid
 import pytest
 import results
 import torch
-from allocations import peak_bytes
 from cells import chosen, skip_if_finished, warm_up
 from grid import Cell
 from training_step import PEERS, layers, step
+
+from mpochain.train.memory import peak_bytes
 
 _LAYERS = ("dense", "compact", *PEERS, "plain chain")
 

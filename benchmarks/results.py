@@ -11,6 +11,7 @@ from typing import Any
 import grid
 import torch
 
+from mpochain.atomic import write_bytes
 from mpochain.report import provenance
 
 FOLDER = Path(os.environ.get("MPOCHAIN_BENCH_RESULTS", str(Path(__file__).parent / "results")))
@@ -40,3 +41,9 @@ def add(group: str, record: dict[str, Any]) -> None:
     with _file(group).open("a", encoding="utf-8") as file:
         file.write(json.dumps(record, ensure_ascii=False) + "\n")
     finished[record["cell"]] = record
+
+
+def rewrite(group: str, records: list[dict[str, Any]]) -> None:
+    """Keep these cells of a group and no others."""
+    write_bytes(_file(group), "".join(json.dumps(each, ensure_ascii=False) + "\n" for each in records).encode())
+    load.cache_clear()

@@ -39,7 +39,7 @@ class Way:
 
 def _layer(x, cores, spec, wrap=lambda layer: layer):
     layer = MPOLinear(spec.in_features, spec.out_features, spec=spec, bias=False, dtype=x.dtype)
-    for name, core in zip(layer._core_names[0], cores, strict=True):
+    for name, core in zip(layer.core_names[0], cores, strict=True):
         # Plain tensors in place of the parameters, so that gradients reach the test's own cores.
         del layer._parameters[name]
         setattr(layer, name, core)

@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 from mpochain.arrays import Array, cast, dtype_name, namespace, norm, promoted, require_finite, zeros
 from mpochain.decomposition import (
+    automatic,
     check_cutoff,
     deinterleave,
     fold_left,
@@ -24,7 +25,7 @@ from mpochain.spec import ChainSpec
 
 __all__ = ["MPOChain", "Method"]
 
-Method = Literal["gram", "tt_svd", "randomized"]
+Method = Literal["auto", "gram", "tt_svd", "randomized"]
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -112,7 +113,8 @@ class MPOChain:
         spec: ChainSpec,
         *,
         cutoff: float | None = None,
-        method: Method = "gram",
+        method: Method = "auto",
+        tolerance: float = 1e-3,
         seed: int = 0,
         name: str = "matrix",
     ) -> MPOChain:
@@ -123,24 +125,28 @@ class MPOChain:
                 cast back. Gradients do not flow through a decomposition.
             spec: dims and the largest bonds.
             cutoff: allowed relative Frobenius error of the whole chain, in ``[0, 1)``.
-            method: ``"gram"`` (an error within 0.1 % of the next, several times faster), ``"tt_svd"`` (exact SVDs) or
-                ``"randomized"`` (fastest for small bonds).
+            method: ``"auto"`` (the fastest whose error is within ``tolerance`` of exact SVDs), or one of ``"tt_svd"``
+                (exact SVDs), ``"gram"`` (within 0.1 %) and ``"randomized"`` (fastest for small bonds).
+            tolerance: of ``"auto"``: by what share the error may exceed that of exact SVDs; 0.01 is enough for the
+                randomised one where bonds are small.
             seed: of the randomised method.
             name: what to call the matrix in errors.
 
         Raises:
-            SpecError: dims that do not multiply to the shape, an impossible cutoff, an unknown method.
+            SpecError: dims that do not multiply to the shape, an impossible cutoff or tolerance, an unknown method.
             DTypeError: elements that are not floats.
             NonFiniteError: NaN or infinite entries.
         """
-        if method == "gram":
+        if method == "auto":
+            result = automatic(matrix, spec, cutoff=cutoff, tolerance=tolerance, seed=seed, name=name)
+        elif method == "gram":
             result = gram(matrix, spec, cutoff=cutoff, name=name)
         elif method == "tt_svd":
             result = tt_svd(matrix, spec, cutoff=cutoff, name=name)
         elif method == "randomized":
             result = randomized(matrix, spec, cutoff=cutoff, seed=seed, name=name)
         else:
-            raise SpecError(f"method must be 'gram', 'tt_svd' or 'randomized', got {method!r}")
+            raise SpecError(f"method must be 'auto', 'gram', 'tt_svd' or 'randomized', got {method!r}")
         # A cutoff may leave a bond wider than its smaller neighbour can feed; from_cores takes that back.
         chain = cls.from_cores(result.cores, spec)
         chain = cls(chain.cores, chain.spec, result.relative_error)

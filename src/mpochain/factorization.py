@@ -41,7 +41,8 @@ def decompose(
     in_dims: Iterable[int] | None = None,
     max_bond: int | None = None,
     cutoff: float | None = None,
-    method: Method = "gram",
+    method: Method = "auto",
+    tolerance: float = 1e-3,
     seed: int = 0,
     name: str = "matrix",
 ) -> MPOChain:
@@ -55,8 +56,10 @@ def decompose(
         in_dims: in dim of each site.
         max_bond: largest bond; ``None`` for lossless.
         cutoff: allowed relative Frobenius error of the whole chain, in ``[0, 1)``; combines with ``max_bond``.
-        method: ``"gram"`` (an error within 0.1 % of the next, several times faster), ``"tt_svd"`` (exact SVDs) or
-            ``"randomized"`` (fastest for small bonds).
+        method: ``"auto"`` (the fastest whose error is within ``tolerance`` of exact SVDs), or one of ``"tt_svd"``
+            (exact SVDs), ``"gram"`` (within 0.1 %) and ``"randomized"`` (fastest for small bonds).
+        tolerance: of ``"auto"``: by what share the error may exceed that of exact SVDs; 0.01 is enough for the
+            randomised one where bonds are small.
         seed: of the randomised method.
         name: what to call the matrix in errors, such as the name of its layer.
 
@@ -64,7 +67,7 @@ def decompose(
         A chain whose ``relative_error`` is exact.
 
     Raises:
-        SpecError: dims that do not multiply to the shape, an impossible bond or cutoff, an unknown method.
+        SpecError: dims that do not multiply to the shape, an impossible bond, cutoff or tolerance, an unknown method.
         DTypeError: elements that are not floats.
         NonFiniteError: NaN or infinite entries.
 
@@ -78,7 +81,7 @@ def decompose(
     """
     namespace(matrix)
     spec = _resolved_spec(matrix, spec, out_dims, in_dims, max_bond)
-    return MPOChain.from_matrix(matrix, spec, cutoff=cutoff, method=method, seed=seed, name=name)
+    return MPOChain.from_matrix(matrix, spec, cutoff=cutoff, method=method, tolerance=tolerance, seed=seed, name=name)
 
 
 def decompose_terms(
@@ -86,7 +89,7 @@ def decompose_terms(
     specs: Sequence[ChainSpec],
     *,
     rounds: int = 4,
-    method: Method = "gram",
+    method: Method = "auto",
     seed: int = 0,
     name: str = "matrix",
 ) -> tuple[MPOChain, ...]:

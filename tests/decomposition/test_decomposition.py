@@ -3,21 +3,22 @@
 from __future__ import annotations
 
 import math
+import sys
 
 import jax.numpy as jnp
 import numpy as np
 import pytest
 import tensorly
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from strategies import SEEDS, matrix, specs
 
 from mpochain import ChainSpec, MPOError, decompose, decompose_terms, shapes
 from mpochain.arrays import norm
-from mpochain.decomposition import deinterleave, gram, interleave, randomized, retained_rank, tt_svd
+from mpochain.decomposition import automatic, deinterleave, gram, interleave, randomized, retained_rank, tt_svd
 
-METHODS = ["gram", "tt_svd", "randomized"]
+METHODS = ["auto", "gram", "tt_svd", "randomized"]
 LIBRARIES = {"numpy": np.asarray, "torch": torch.tensor, "jax": jnp.asarray}
 
 
@@ -41,7 +42,7 @@ def test_full_bonds_are_exact(method, spec, seed):
 @given(spec=specs(padding=False), seed=SEEDS)
 def test_the_squared_error_is_the_sum_of_the_discarded_squares(method, spec, seed):
     W = matrix(spec, seed)
-    result = {"gram": gram, "tt_svd": tt_svd, "randomized": randomized}[method](W, spec)
+    result = {"auto": automatic, "gram": gram, "tt_svd": tt_svd, "randomized": randomized}[method](W, spec)
     chain = decompose(W, spec, method=method)
     assert chain.spec == spec
     actual = norm(W - chain.to_matrix())
@@ -152,6 +153,39 @@ def test_gram_is_as_good_as_exact_singular_values(dtype, spec, seed, decay):
     if spec.sites == 2:
         assert exact.relative_error <= fast.relative_error + floor
     assert fast.relative_error <= 1.001 * exact.relative_error + floor
+
+
+@pytest.mark.parametrize("tolerance", [0, 1e-3, 0.01])
+@given(seed=SEEDS, decay=st.sampled_from([0.0, 0.3, 2.0]), rank=st.integers(1, 6), wide=st.booleans())
+@settings(max_examples=20)
+def test_the_chosen_way_is_within_the_stated_tolerance(tolerance, seed, decay, rank, wide):
+    rows, columns = (288, 576) if wide else (320, 288)
+    W = np.random.default_rng(seed).normal(size=(rows, columns)) * np.arange(1.0, columns + 1) ** -decay
+    spec = shapes.low_rank(rows, columns, rank)
+    exact, chosen = decompose(W, spec, method="tt_svd"), decompose(W, spec, tolerance=tolerance)
+    assert exact.relative_error <= chosen.relative_error * (1 + 1e-12)
+    assert chosen.relative_error <= (1 + tolerance) * exact.relative_error + 1e-12
+    assert chosen.relative_error == pytest.approx(chosen.relative_error_to(W), rel=1e-6, abs=1e-12)
+
+
+def test_each_tolerance_has_its_way(monkeypatch):
+    taken = []
+    automatic_module = sys.modules["mpochain.decomposition.automatic"]
+
+    def counted(name, original):
+        def split(*arguments, **options):
+            taken.append(name)
+            return original(*arguments, **options)
+
+        return split
+
+    for name in ("exact_split", "gram_split", "randomized_split"):
+        monkeypatch.setattr(automatic_module, name, counted(name, getattr(automatic_module, name)))
+    W = np.random.default_rng(0).normal(size=(400, 400))
+    for tolerance, bond in ((0, 4), (1e-3, 4), (0.01, 4), (0.01, 40)):
+        decompose(W, shapes.low_rank(400, 400, bond), tolerance=tolerance)
+    decompose(W, shapes.low_rank(400, 400, 4), tolerance=0.01, cutoff=0.5)
+    assert taken == ["exact_split", "gram_split", "randomized_split", "gram_split", "gram_split"]
 
 
 def test_the_randomised_method_is_repeatable_and_has_a_seed():
@@ -272,6 +306,11 @@ class TestBadInput:
     def test_cutoff(self, cutoff):
         with pytest.raises(MPOError, match=r"cutoff must be a number in \[0, 1\)"):
             decompose(np.ones((6, 4)), self.SPEC, cutoff=cutoff)
+
+    @pytest.mark.parametrize("tolerance", [-0.1, float("nan"), float("inf"), "0.1", True])
+    def test_tolerance(self, tolerance):
+        with pytest.raises(MPOError, match="tolerance must be a number of at least 0"):
+            decompose(np.ones((6, 4)), self.SPEC, tolerance=tolerance)
 
     def test_method(self):
         with pytest.raises(MPOError, match="method must be"):

@@ -183,5 +183,5 @@ def test_slow_calls_are_timed_once():
         time.sleep(seconds)
 
     fast, slow = interleaved([lambda: call("fast", 0.002), lambda: call("slow", 0.02)], "cpu", rounds=3)
-    assert counts == {"fast": 5, "slow": 2}
+    assert counts["slow"] <= 4 < counts["fast"]
     assert 0.002 <= fast < slow

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 from mpochain import MPOError, MPOLinear, decompose, picogpt
 from mpochain.picogpt.corpus import GUTENBERG, TINY_SHAKESPEARE
-from mpochain.picogpt.model import site_spec
+from mpochain.picogpt.design import Design, site_spec
 from mpochain.train import TrainConfig
 
 
@@ -43,6 +43,63 @@ def test_no_linear_stays_dense_and_biases_are_where_they_belong():
         name.rpartition(".")[2] for name, m in model.named_modules() if isinstance(m, MPOLinear) and m.bias is not None
     }
     assert biased == {"w_o", "w_1", "w_2"}
+
+
+class TestDesigns:
+    @pytest.mark.parametrize("bond", [4, 8, 16, 32])
+    @pytest.mark.parametrize("vocabulary", [65, 84])
+    def test_controls_have_as_many_parameters_or_a_few_fewer(self, bond, vocabulary):
+        paper = count(picogpt.build(bond, vocab_size=vocabulary))
+        for family in ("low rank", "skewed"):
+            control = count(picogpt.build(design=Design(family, bond), vocab_size=vocabulary))
+            assert 0.9 * paper <= control <= paper, family
+        narrow = Design(width=picogpt.narrow_width(paper, vocabulary))
+        assert count(picogpt.build(design=narrow, vocab_size=vocabulary)) <= paper
+        wider = Design(width=narrow.width + 4)
+        assert count(picogpt.build(design=wider, vocab_size=vocabulary)) > paper
+
+    def test_controls_learn_the_same_function_type(self):
+        tokens = torch.zeros(1, 5, dtype=torch.long)
+        for design in (Design("low rank", 4), Design("skewed", 4), Design(width=64)):
+            assert picogpt.build(design=design, seed=0)(tokens).shape == (1, 5, 65)
+
+    def test_skewed_chains_save_multiply_adds(self):
+        paper, skewed, low = (Design(family, 16).spec(128, 128) for family in ("paper", "skewed", "low rank"))
+        assert low.macs() < skewed.macs() < paper.macs()
+
+    @pytest.mark.parametrize(
+        ("arguments", "message"),
+        [
+            (("dense", 4), "a dense design has no max_bond"),
+            (("paper",), "a paper design needs a max_bond"),
+            (("kronecker", 4), "family must be one of dense, paper, low rank, skewed"),
+            (("dense", None, 130), "width must be a multiple of 4, got 130"),
+            (("dense", None, "128"), "width must be a positive integer"),
+        ],
+    )
+    def test_designs_that_are_none(self, arguments, message):
+        with pytest.raises(MPOError, match=message):
+            Design(*arguments)
+
+    def test_contradictions(self):
+        with pytest.raises(MPOError, match="not both"):
+            picogpt.build(4, design=Design())
+        with pytest.raises(MPOError, match="initialization must be one of"):
+            picogpt.build(4, initialization="mine")
+        with pytest.raises(MPOError, match="no PicoGPT has 10 parameters"):
+            picogpt.narrow_width(10)
+        dense = picogpt.build(design=Design(width=64), seed=0)
+        with pytest.raises(MPOError, match="of width 64 cannot be decomposed into one of width 128"):
+            picogpt.decompose_linears(dense, 4)
+        with pytest.raises(MPOError, match="needs a design with chains"):
+            picogpt.decompose_linears(dense, Design(width=64))
+
+    def test_the_papers_initialization_is_wrong_for_three_sites_as_known(self):
+        model = picogpt.build(16, initialization="paper", seed=0)
+        block = model.blocks[0]
+        assert block.attention.w_q.weight.std().item() == pytest.approx(0.088, rel=0.1)
+        assert block.w_1.weight.std().item() == pytest.approx(0.026, rel=0.15)
+        assert block.w_2.weight.std().item() == pytest.approx(0.0093, rel=0.15)
 
 
 def test_a_seed_gives_one_model_and_leaves_the_global_generator_alone():
@@ -158,12 +215,12 @@ class TestTraining:
 class TestWeights:
     CORPUS = picogpt.Corpus.from_text(prose(3000), name="prose")
 
-    @pytest.mark.parametrize("bond", [None, 8])
-    def test_round_trip_is_the_identity(self, tmp_path, bond):
-        model = picogpt.build(bond, vocab_size=30, seed=3)
+    @pytest.mark.parametrize("design", [Design(), Design("paper", 8), Design("skewed", 4), Design(width=32)], ids=str)
+    def test_round_trip_is_the_identity(self, tmp_path, design):
+        model = picogpt.build(design=design, vocab_size=30, seed=3)
         picogpt.save_weights(tmp_path / "m.safetensors", model, self.CORPUS, {"steps": 0})
         again, record = picogpt.load_weights(tmp_path / "m.safetensors")
-        assert again.max_bond == bond
+        assert again.design == model.design
         assert record["corpus"]["name"] == "prose"
         assert record["training"] == {"steps": 0}
         for a, b in zip(model.state_dict().items(), again.state_dict().items(), strict=True):
@@ -185,6 +242,7 @@ class TestWeights:
         path = tmp_path / "m.safetensors"
         picogpt.save_weights(path, picogpt.build(8, vocab_size=30), self.CORPUS, {})
         tensors = load_file(path)
+        # As the first files were written, which are read still.
         record = {"vocab_size": 30, "max_bond": 8, "corpus": {}, "training": {}, **change}
         metadata = {"format": "mpochain-picogpt", "version": "1", "record": json.dumps(record)}
         save_file(tensors, path, metadata)

@@ -12,6 +12,7 @@ import typer
 
 import mpochain
 from mpochain.cli.demo import demo
+from mpochain.cli.study import study
 from mpochain.cli.train import train
 from mpochain.errors import MPOError
 
@@ -40,6 +41,7 @@ def _options(
 
 
 app.command()(demo)
+app.command()(study)
 app.command()(train)
 
 

@@ -4,6 +4,7 @@ Every algorithm takes a matrix and a :class:`~mpochain.ChainSpec` and returns a 
 the squared weight each bond discarded, which is the exact squared error of the whole.
 """
 
+from mpochain.decomposition.automatic import automatic
 from mpochain.decomposition.gram import gram
 from mpochain.decomposition.interleave import deinterleave, interleave
 from mpochain.decomposition.randomized import randomized
@@ -13,6 +14,7 @@ from mpochain.decomposition.tt_svd import tt_svd
 
 __all__ = [
     "Decomposition",
+    "automatic",
     "check_cutoff",
     "deinterleave",
     "fold_left",

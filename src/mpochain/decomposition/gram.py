@@ -12,13 +12,14 @@ from mpochain.decomposition.sweep import Decomposition, retained_rank, sweep
 from mpochain.decomposition.tt_svd import split as exact_split
 from mpochain.spec import ChainSpec
 
-__all__ = ["gram"]
+__all__ = ["gram", "split"]
 
 # Squared share of the matrix below which a discarded remainder is too close to the rounding of the squares to trust.
 _LEAST_DISCARDED = {"float32": 1e-6, "float64": 1e-14}
 
 
-def _split(matrix: Array, max_rank: int, tolerance: float | None) -> tuple[Array, Array, float]:
+def split(matrix: Array, max_rank: int, tolerance: float | None) -> tuple[Array, Array, float]:
+    """Split one unfolding by a Gram matrix; see :data:`mpochain.decomposition.sweep.Split`."""
     xp = namespace(matrix)
     rows, columns = matrix.shape
     if tolerance is None and max_rank >= min(rows, columns):
@@ -60,4 +61,4 @@ def gram(matrix: Array, spec: ChainSpec, *, cutoff: float | None = None, name: s
         >>> round(gram(W, ChainSpec((6, 8), (6, 8), max_bond=9)).relative_error, 3)
         0.695
     """
-    return sweep(matrix, spec, _split, cutoff=cutoff, name=name)
+    return sweep(matrix, spec, split, cutoff=cutoff, name=name)

@@ -16,7 +16,10 @@ from mpochain.decomposition.tt_svd import split as exact_split
 from mpochain.errors import SpecError
 from mpochain.spec import ChainSpec
 
-__all__ = ["randomized"]
+__all__ = ["DEFAULT_OVERSAMPLING", "DEFAULT_POWER_ITERATIONS", "randomized", "split"]
+
+DEFAULT_OVERSAMPLING = 8
+DEFAULT_POWER_ITERATIONS = 3
 
 
 def _gaussian(like: Array, rows: int, columns: int, seed: int) -> Array:
@@ -37,9 +40,10 @@ def _range(matrix: Array, width: int, power_iterations: int, seed: int) -> Array
     return q
 
 
-def _split(
+def split(
     matrix: Array, max_rank: int, tolerance: float | None, *, oversampling: int, power_iterations: int, seed: int
 ) -> tuple[Array, Array, float]:
+    """Split one unfolding by a range finder; see :data:`mpochain.decomposition.sweep.Split`."""
     xp = namespace(matrix)
     smallest = min(matrix.shape)
     # Without a cutoff the wanted rank is known; with one it is found by doubling.
@@ -67,8 +71,8 @@ def randomized(
     spec: ChainSpec,
     *,
     cutoff: float | None = None,
-    oversampling: int = 8,
-    power_iterations: int = 3,
+    oversampling: int = DEFAULT_OVERSAMPLING,
+    power_iterations: int = DEFAULT_POWER_ITERATIONS,
     seed: int = 0,
     name: str = "matrix",
 ) -> Decomposition:
@@ -102,5 +106,5 @@ def randomized(
     for label, value in (("oversampling", oversampling), ("power_iterations", power_iterations), ("seed", seed)):
         if isinstance(value, bool) or not isinstance(value, int) or value < 0:
             raise SpecError(f"{label} must be a non-negative integer, got {value!r}")
-    split = partial(_split, oversampling=oversampling, power_iterations=power_iterations, seed=seed)
-    return sweep(matrix, spec, split, cutoff=cutoff, name=name)
+    chosen = partial(split, oversampling=oversampling, power_iterations=power_iterations, seed=seed)
+    return sweep(matrix, spec, chosen, cutoff=cutoff, name=name)

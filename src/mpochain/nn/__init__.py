@@ -2,5 +2,6 @@
 
 from mpochain.nn.execution import set_execution
 from mpochain.nn.linear import MPOLinear
+from mpochain.nn.rates import learning_rate_scales
 
-__all__ = ["MPOLinear", "set_execution"]
+__all__ = ["MPOLinear", "learning_rate_scales", "set_execution"]

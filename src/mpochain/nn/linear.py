@@ -82,10 +82,10 @@ class MPOLinear(nn.Module):
         self.in_features = in_features
         self.out_features = out_features
         self._runners = tuple(ChainRunner(each) for each in specs)
-        self._core_names = tuple(
+        self.core_names = tuple(
             tuple(f"core_{term}_{site}" for site in range(each.sites)) for term, each in enumerate(specs)
         )
-        for names, each in zip(self._core_names, specs, strict=True):
+        for names, each in zip(self.core_names, specs, strict=True):
             for name, shape in zip(names, each.core_shapes, strict=True):
                 self.register_parameter(name, nn.Parameter(torch.empty(shape, device=device, dtype=dtype)))
         self.register_parameter(
@@ -119,7 +119,7 @@ class MPOLinear(nn.Module):
         cutoff: float | None = None,
         sites: int | None = None,
         terms: Sequence[ChainSpec] | None = None,
-        method: Method = "gram",
+        method: Method = "auto",
         seed: int = 0,
         name: str | None = None,
     ) -> MPOLinear:
@@ -134,7 +134,7 @@ class MPOLinear(nn.Module):
             cutoff: allowed relative Frobenius error of the weight, in ``[0, 1)``.
             sites: number of sites of the default dims, 2 if not given.
             terms: several specs, for a sum of chains.
-            method: ``"gram"``, ``"tt_svd"`` or ``"randomized"``; see :func:`mpochain.decompose`.
+            method: ``"auto"``, ``"gram"``, ``"tt_svd"`` or ``"randomized"``; see :func:`mpochain.decompose`.
             seed: of the randomised method.
             name: what to call the layer in errors.
 
@@ -223,7 +223,7 @@ class MPOLinear(nn.Module):
     @property
     def cores(self) -> tuple[tuple[Tensor, ...], ...]:
         """The core parameters of every term, shapes ``(r_left, out, in, r_right)``."""
-        return tuple(tuple(getattr(self, name) for name in names) for names in self._core_names)
+        return tuple(tuple(getattr(self, name) for name in names) for names in self.core_names)
 
     @property
     def chains(self) -> tuple[MPOChain, ...]:
@@ -309,7 +309,7 @@ class MPOLinear(nn.Module):
             y = runner(rows, cores, self.bias if y is None else None, y)
         assert y is not None
         if bindable and len(self._runners) == 1:
-            self._runners[0].bind(rows, shape, self._core_names[0], self._parameters)
+            self._runners[0].bind(rows, shape, self.core_names[0], self._parameters)
         return y if len(shape) == 2 else y.reshape(*shape[:-1], self.out_features)
 
     def extra_repr(self) -> str:

@@ -18,6 +18,7 @@ from mpochain.nn import MPOLinear
 from mpochain.picogpt.corpus import Corpus
 from mpochain.picogpt.evaluation import evaluate
 from mpochain.picogpt.model import PicoGPT, build, decompose_linears
+from mpochain.picogpt.size import macs_per_token, parameter_count
 from mpochain.picogpt.training import train_picogpt
 from mpochain.picogpt.weights import load_weights, shipped
 from mpochain.report import Column, markdown, provenance, text
@@ -150,7 +151,7 @@ def demo(
         quality[name] = record
     log("timing")
     one, many = _forward_milliseconds(models, 1), _forward_milliseconds(models, batch_size)
-    dense_parameters = _count(dense)
+    dense_parameters = parameter_count(dense)
     rows = []
     for name, model in models.items():
         record = quality[name]
@@ -159,14 +160,14 @@ def demo(
         rows.append(
             DemoRow(
                 name=name,
-                parameters=_count(model),
-                compression=dense_parameters / _count(model),
+                parameters=parameter_count(model),
+                compression=dense_parameters / parameter_count(model),
                 error=_whole_error(dense, squared) if squared else None,
                 loss_before=record["before"].loss,
                 accuracy_before=record["before"].accuracy,
                 loss_after=after[0],
                 accuracy_after=after[1],
-                macs_per_token=_macs_per_token(model, batch_size * PicoGPT.context),
+                macs_per_token=macs_per_token(model, batch_size * PicoGPT.context),
                 milliseconds_one=one[name],
                 milliseconds_many=many[name],
                 layer_errors=squared,
@@ -209,10 +210,6 @@ def _tuning(steps: int, batch_size: int) -> TrainConfig:
     return TrainConfig(steps=steps, batch_size=batch_size, learning_rate=8e-3, warmup_steps=steps // 6)
 
 
-def _count(model: nn.Module) -> int:
-    return sum(p.numel() for p in model.parameters())
-
-
 def _layer_errors(dense: PicoGPT, model: PicoGPT) -> dict[str, float]:
     """Relative Frobenius error of every chain to the weight it stands for, by dense subtraction."""
     weights = dict(dense.named_modules())
@@ -232,16 +229,6 @@ def _whole_error(dense: PicoGPT, errors: dict[str, float]) -> float:
     norms = {name: float(weights[f"{name}.weight"].detach().norm()) ** 2 for name in errors}
     lost = sum(norms[name] * error**2 for name, error in errors.items())
     return float((lost / sum(norms.values())) ** 0.5)
-
-
-def _macs_per_token(model: PicoGPT, tokens: int) -> int:
-    total = 0
-    for layer in model.modules():
-        if isinstance(layer, MPOLinear):
-            total += round(sum(plan.macs / plan.batch for plan in layer.plan(tokens)))
-        elif isinstance(layer, nn.Linear):
-            total += layer.weight.numel()
-    return total
 
 
 def _forward_milliseconds(models: dict[str, PicoGPT], batch: int, rounds: int = 7) -> dict[str, float]:

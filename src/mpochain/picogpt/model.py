@@ -8,56 +8,41 @@ from __future__ import annotations
 
 import copy
 import math
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from mpochain import shapes
-from mpochain.errors import ShapeError
+from mpochain.errors import ShapeError, SpecError
 from mpochain.nn import MPOLinear
+from mpochain.picogpt.design import WIDTH, Design
 from mpochain.spec import ChainSpec
 
-__all__ = ["PicoGPT", "build", "decompose_linears", "site_spec"]
+__all__ = ["Initialization", "PicoGPT", "build", "decompose_linears", "narrow_width"]
 
-WIDTH, HEADS, LAYERS, CONTEXT, HIDDEN = 128, 4, 4, 256, 512
-
-_SITES = {
-    (128, 128): ((8, 16), (8, 16)),
-    (512, 128): ((8, 8, 8), (4, 4, 8)),
-    (128, 512): ((4, 4, 8), (8, 8, 8)),
-}
+HEADS, LAYERS, CONTEXT, EXPANSION = 4, 4, 256, 4
 
 # Of linear weights and embeddings, as in the paper's code.
 _WEIGHT_STD = 0.02
 
-
-def site_spec(out_features: int, in_features: int, max_bond: int | None) -> ChainSpec:
-    """The paper's sites for a linear of this shape; the head's output is factored in two, balanced.
-
-    Example:
-        >>> print(site_spec(65, 128, 16))
-        65x128 (5,13)|(8,16) bonds (16), 3,968 parameters
-    """
-    dims = _SITES.get((out_features, in_features))
-    if dims is None:
-        dims = shapes.balanced(out_features, 2), shapes.balanced(in_features, 2)
-    return ChainSpec(*dims, max_bond)
+# "scaled" gives the matrix of every chain the deviation of a dense weight; "paper" draws cores as its code does.
+Initialization = Literal["scaled", "paper"]
 
 
 class Attention(nn.Module):
     """Causal self-attention: ``(B, T, D) -> (B, T, D)``."""
 
-    def __init__(self) -> None:
+    def __init__(self, width: int) -> None:
         super().__init__()
-        self.w_q: nn.Module = nn.Linear(WIDTH, WIDTH, bias=False)
-        self.w_k: nn.Module = nn.Linear(WIDTH, WIDTH, bias=False)
-        self.w_v: nn.Module = nn.Linear(WIDTH, WIDTH, bias=False)
-        self.w_o: nn.Module = nn.Linear(WIDTH, WIDTH)
+        self.w_q: nn.Module = nn.Linear(width, width, bias=False)
+        self.w_k: nn.Module = nn.Linear(width, width, bias=False)
+        self.w_v: nn.Module = nn.Linear(width, width, bias=False)
+        self.w_o: nn.Module = nn.Linear(width, width)
 
     def forward(self, x: Tensor) -> Tensor:
         """Attend within each row of the batch, never to later positions."""
-        heads = (*x.shape[:2], HEADS, WIDTH // HEADS)
+        heads = (*x.shape[:2], HEADS, x.shape[2] // HEADS)
         q, k, v = (w(x).view(heads).transpose(1, 2) for w in (self.w_q, self.w_k, self.w_v))  # (B, H, T, D/H)
         mixed = F.scaled_dot_product_attention(q, k, v, is_causal=True)
         return self.w_o(mixed.transpose(1, 2).reshape(x.shape))
@@ -66,13 +51,13 @@ class Attention(nn.Module):
 class Block(nn.Module):
     """One pre-norm layer: ``(B, T, D) -> (B, T, D)``."""
 
-    def __init__(self) -> None:
+    def __init__(self, width: int) -> None:
         super().__init__()
-        self.ln1 = nn.LayerNorm(WIDTH)
-        self.attention = Attention()
-        self.ln2 = nn.LayerNorm(WIDTH)
-        self.w_1: nn.Module = nn.Linear(WIDTH, HIDDEN)
-        self.w_2: nn.Module = nn.Linear(HIDDEN, WIDTH)
+        self.ln1 = nn.LayerNorm(width)
+        self.attention = Attention(width)
+        self.ln2 = nn.LayerNorm(width)
+        self.w_1: nn.Module = nn.Linear(width, EXPANSION * width)
+        self.w_2: nn.Module = nn.Linear(EXPANSION * width, width)
 
     def forward(self, x: Tensor) -> Tensor:
         """Attention, then the position-wise network, each added to its input."""
@@ -85,6 +70,7 @@ class PicoGPT(nn.Module):
 
     Args:
         vocab_size: number of characters.
+        width: features between layers.
 
     Example:
         >>> PicoGPT(65)(torch.zeros(2, 7, dtype=torch.long)).shape
@@ -93,15 +79,15 @@ class PicoGPT(nn.Module):
 
     context = CONTEXT
 
-    def __init__(self, vocab_size: int = 65) -> None:
+    def __init__(self, vocab_size: int = 65, width: int = WIDTH) -> None:
         super().__init__()
         self.vocab_size = vocab_size
-        self.max_bond: int | None = None
-        self.embedding = nn.Embedding(vocab_size, WIDTH)
-        self.register_buffer("positions", _sinusoids(), persistent=False)
-        self.blocks = nn.ModuleList(Block() for _ in range(LAYERS))
-        self.ln_f = nn.LayerNorm(WIDTH)
-        self.head: nn.Module = nn.Linear(WIDTH, vocab_size, bias=False)
+        self.design = Design(width=width)
+        self.embedding = nn.Embedding(vocab_size, width)
+        self.register_buffer("positions", _sinusoids(width), persistent=False)
+        self.blocks = nn.ModuleList(Block(width) for _ in range(LAYERS))
+        self.ln_f = nn.LayerNorm(width)
+        self.head: nn.Module = nn.Linear(width, vocab_size, bias=False)
 
     def forward(self, tokens: Tensor) -> Tensor:
         """Logits of the next character at every position.
@@ -119,11 +105,11 @@ class PicoGPT(nn.Module):
         return self.head(self.ln_f(x))
 
 
-def _sinusoids() -> Tensor:
+def _sinusoids(width: int) -> Tensor:
     """Fixed positions ``(T, D)`` of Vaswani et al. 2017: sines in even columns, cosines in odd ones."""
     time = torch.arange(CONTEXT, dtype=torch.float64)[:, None]
-    frequency = torch.exp(torch.arange(0, WIDTH, 2, dtype=torch.float64) * (-math.log(10000.0) / WIDTH))
-    table = torch.empty(CONTEXT, WIDTH, dtype=torch.float64)
+    frequency = torch.exp(torch.arange(0, width, 2, dtype=torch.float64) * (-math.log(10000.0) / width))
+    table = torch.empty(CONTEXT, width, dtype=torch.float64)
     table[:, 0::2], table[:, 1::2] = torch.sin(time * frequency), torch.cos(time * frequency)
     return table.float()
 
@@ -138,43 +124,75 @@ def _linears(model: PicoGPT) -> list[tuple[nn.Module, str, nn.Linear]]:
     ]
 
 
-def build(max_bond: int | None = None, *, vocab_size: int = 65, seed: int | None = None) -> PicoGPT:
+def build(
+    max_bond: int | None = None,
+    *,
+    design: Design | None = None,
+    vocab_size: int = 65,
+    seed: int | None = None,
+    initialization: Initialization = "scaled",
+) -> PicoGPT:
     """A randomly initialised PicoGPT.
 
     Args:
         max_bond: ``None`` for dense linears, or the bond of chains with the paper's sites in place of every linear.
+        design: the linears, instead of ``max_bond``.
         vocab_size: number of characters.
         seed: of the initialisation; the global generator is left untouched. ``None`` draws from the global one.
+        initialization: ``"scaled"`` gives the matrix of every chain the deviation of a dense weight, 0.02; ``"paper"``
+            draws cores as the paper's code does, which is right for two sites only.
 
     Raises:
-        SpecError: a bond that is not a positive integer.
+        SpecError: a bond that is not a positive integer, both ``max_bond`` and ``design``, or another initialisation.
 
     Example:
         >>> [sum(p.numel() for p in build(bond).parameters()) for bond in (None, 16)]
         [808448, 177408]
     """
+    if design is None:
+        design = Design() if max_bond is None else Design("paper", max_bond)
+    elif max_bond is not None:
+        raise SpecError("give max_bond= or design=, not both")
+    if initialization not in get_args(Initialization):
+        raise SpecError(f"initialization must be one of {get_args(Initialization)}, got {initialization!r}")
     with torch.random.fork_rng(devices=[], enabled=seed is not None):
         if seed is not None:
             torch.manual_seed(seed)
-        model = PicoGPT(vocab_size)
+        model = PicoGPT(vocab_size, design.width)
         nn.init.normal_(model.embedding.weight, std=_WEIGHT_STD)
         for parent, name, linear in _linears(model):
+            spec = design.spec(linear.out_features, linear.in_features)
             layer: nn.Linear | MPOLinear = linear
-            if max_bond is None:
+            if spec is None:
                 nn.init.normal_(linear.weight, std=_WEIGHT_STD)
             else:
-                spec = site_spec(linear.out_features, linear.in_features, max_bond)
                 layer = MPOLinear(linear.in_features, linear.out_features, spec=spec, bias=linear.bias is not None)
-                layer.reset_parameters(_WEIGHT_STD)
+                if initialization == "scaled":
+                    layer.reset_parameters(_WEIGHT_STD)
+                else:
+                    for core in layer.cores[0]:
+                        nn.init.normal_(core, std=_paper_std(spec))
                 setattr(parent, name, layer)
             if layer.bias is not None:
                 nn.init.zeros_(layer.bias)
-    model.max_bond = max_bond
+    model.design = design
     return model
 
 
-def decompose_linears(model: PicoGPT, max_bond: int) -> PicoGPT:
+def _paper_std(spec: ChainSpec) -> float:
+    """Deviation of the paper's cores, ``in^(-1/4) χ^(-(n-1)/(2n))``."""
+    return float(spec.in_features**-0.25 * spec.max_bond ** (-(spec.sites - 1) / (2 * spec.sites)))
+
+
+def decompose_linears(model: PicoGPT, design: Design | int) -> PicoGPT:
     """A new PicoGPT in which every linear of a dense one is its TT-SVD; the given model is left as it is.
+
+    Args:
+        model: a dense one.
+        design: the chains, or the bond of chains with the paper's sites.
+
+    Raises:
+        SpecError: a design of another width, or one without chains.
 
     Example:
         >>> dense = build(seed=0)
@@ -182,10 +200,40 @@ def decompose_linears(model: PicoGPT, max_bond: int) -> PicoGPT:
         >>> sum(p.numel() for p in chains.parameters())
         79168
     """
+    wanted = design if isinstance(design, Design) else Design("paper", design)
+    if wanted.width != model.design.width:
+        raise SpecError(f"a model of width {model.design.width} cannot be decomposed into one of width {wanted.width}")
     result = copy.deepcopy(model)
     names = {module: name for name, module in result.named_modules()}
     for parent, name, linear in _linears(result):
-        spec = site_spec(linear.out_features, linear.in_features, max_bond)
+        spec = wanted.spec(linear.out_features, linear.in_features)
+        if spec is None:
+            raise SpecError("a decomposition needs a design with chains, got a dense one")
         setattr(parent, name, MPOLinear.from_linear(linear, spec, name=names[linear]))
-    result.max_bond = max_bond
+    result.design = wanted
     return result
+
+
+def narrow_width(parameters: int, vocab_size: int = 65) -> int:
+    """Width of the largest dense PicoGPT with at most this many parameters.
+
+    Raises:
+        SpecError: there is none.
+
+    Example:
+        >>> width = narrow_width(177_408)
+        >>> width, sum(p.numel() for p in PicoGPT(65, width).parameters())
+        (56, 160160)
+    """
+    width = 0
+    while _dense_parameters(width + HEADS, vocab_size) <= parameters:
+        width += HEADS
+    if not width:
+        raise SpecError(f"no PicoGPT has {parameters:,} parameters or fewer")
+    return width
+
+
+def _dense_parameters(width: int, vocab_size: int) -> int:
+    # q, k, v, o and both position-wise matrices; biases of o, W_1 and W_2; four LayerNorm vectors.
+    block = (4 + 2 * EXPANSION) * width**2 + (2 + EXPANSION) * width + 4 * width
+    return LAYERS * block + 2 * width + 2 * vocab_size * width

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from mpochain.nn import learning_rate_scales
 from mpochain.picogpt.corpus import Corpus
 from mpochain.picogpt.evaluation import evaluate
 from mpochain.picogpt.model import PicoGPT
@@ -26,10 +27,19 @@ def train_picogpt(
     corpus: Corpus,
     config: TrainConfig,
     *,
+    core_rates: bool = False,
     checkpoint: Path | None = None,
     label: str = "PicoGPT",
 ) -> TrainResult:
     """Train on random windows of the training split, evaluating on the full validation split.
+
+    Args:
+        model: trained in place.
+        corpus: the text.
+        config: see :class:`mpochain.train.TrainConfig`.
+        core_rates: whether cores learn at rates by their fan-in, see :func:`mpochain.nn.learning_rate_scales`.
+        checkpoint: file to keep the state in.
+        label: shown with the progress.
 
     Raises:
         CorpusError: a split is too short for one window, or the model has another vocabulary.
@@ -49,5 +59,15 @@ def train_picogpt(
         result = evaluate(model, corpus.validation, context=model.context)
         return {"loss": result.loss, "accuracy": result.accuracy}
 
-    identity = {"corpus": corpus.sha256, "max_bond": model.max_bond}
-    return train(model, sample, _loss, config, evaluate=metrics, checkpoint=checkpoint, identity=identity, label=label)
+    identity = {"corpus": corpus.sha256, **model.design.as_dict()}
+    return train(
+        model,
+        sample,
+        _loss,
+        config,
+        scales=learning_rate_scales(model) if core_rates else None,
+        evaluate=metrics,
+        checkpoint=checkpoint,
+        identity=identity,
+        label=label,
+    )

@@ -14,9 +14,12 @@ from safetensors.torch import save
 from mpochain.atomic import write_bytes
 from mpochain.errors import CheckpointError
 from mpochain.picogpt.corpus import Corpus
+from mpochain.picogpt.design import Design
 from mpochain.picogpt.model import PicoGPT, build
 
 __all__ = ["load_weights", "save_weights", "shipped"]
+
+_WIDEST = 1024
 
 _FORMAT = {"format": "mpochain-picogpt", "version": "1"}
 
@@ -29,7 +32,7 @@ def save_weights(path: Path, model: PicoGPT, corpus: Corpus, training: dict[str,
     """
     record = {
         "vocab_size": model.vocab_size,
-        "max_bond": model.max_bond,
+        "design": model.design.as_dict(),
         "corpus": {"name": corpus.name, "sha256": corpus.sha256},
         "training": training,
     }
@@ -49,13 +52,16 @@ def load_weights(path: Path) -> tuple[PicoGPT, dict[str, Any]]:
             if {key: metadata.get(key) for key in _FORMAT} != _FORMAT:
                 raise CheckpointError(f"{path} holds no PicoGPT of version {_FORMAT['version']}")
             record = json.loads(metadata["record"])
-            size, bond = record["vocab_size"], record["max_bond"]
+            size, design = record["vocab_size"], _design(record)
             # Before anything is allocated: a hostile file must not name a model of any size it likes.
             if not (isinstance(size, int) and 1 <= size <= 1 << 16):
                 raise CheckpointError(f"{path}: vocab_size must be an integer up to 65,536, got {size!r}")
+            bond = design.max_bond
             if not (bond is None or (isinstance(bond, int) and 1 <= bond <= 1 << 10)):
                 raise CheckpointError(f"{path}: max_bond must be null or an integer up to 1,024, got {bond!r}")
-            model = build(bond, vocab_size=size, seed=0)
+            if design.width > _WIDEST:
+                raise CheckpointError(f"{path}: width must be an integer up to {_WIDEST}, got {design.width}")
+            model = build(design=design, vocab_size=size, seed=0)
             wanted = model.state_dict()
             if set(file.keys()) != set(wanted):
                 odd = sorted(set(file.keys()) ^ set(wanted))[:3]
@@ -69,6 +75,13 @@ def load_weights(path: Path) -> tuple[PicoGPT, dict[str, Any]]:
     except (safetensors.SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
         raise CheckpointError(f"{path} cannot be read as a PicoGPT: {error}") from error
     return model, record
+
+
+def _design(record: dict[str, Any]) -> Design:
+    if "design" in record:
+        return Design(**record["design"])
+    bond = record["max_bond"]  # the first files knew no other design
+    return Design() if bond is None else Design("paper", bond)
 
 
 def shipped(corpus: Corpus, max_bond: int | None = None) -> Path | None:

@@ -17,7 +17,7 @@ from pydantic import TypeAdapter, ValidationError
 from torch import Tensor, nn
 
 from mpochain.atomic import require_writable
-from mpochain.errors import CheckpointError
+from mpochain.errors import CheckpointError, SpecError
 from mpochain.train.config import TrainConfig, learning_rate
 from mpochain.train.progress import TrainingProgress
 from mpochain.train.state import load_state, read_record, save_state
@@ -96,6 +96,7 @@ def train(
     loss: Loss,
     config: TrainConfig,
     *,
+    scales: Mapping[str, float] | None = None,
     evaluate: Callable[[], dict[str, float]] | None = None,
     checkpoint: Path | None = None,
     identity: Mapping[str, Any] | None = None,
@@ -108,6 +109,7 @@ def train(
         sample: draws a batch ``(inputs, targets)`` from a generator; the only source of randomness of the loop.
         loss: mean loss per token of a batch, differentiable.
         config: see :class:`TrainConfig`.
+        scales: factors of the learning rate by parameter name, 1 for those that are not named.
         evaluate: called every ``config.evaluate_every`` steps and at the end; its time is not counted as training.
         checkpoint: file to keep the state in; if it exists the run goes on from there, to the bit.
         identity: what else makes this run this run, such as the hash of its data (JSON); a checkpoint of another one
@@ -116,11 +118,12 @@ def train(
 
     Raises:
         CheckpointError: the checkpoint is damaged, or of another model, configuration or identity.
+        SpecError: a scale for a parameter that the model has not.
         OutputError: the checkpoint's folder cannot be written, found before the first step.
         KeyboardInterrupt: after Ctrl-C, once the running step is done and the checkpoint written.
     """
     optimizer = torch.optim.AdamW(
-        [parameter for parameter in model.parameters() if parameter.requires_grad],
+        _groups(model, scales or {}),
         lr=config.learning_rate,
         betas=config.betas,
         weight_decay=config.weight_decay,
@@ -129,6 +132,8 @@ def train(
     generator = torch.Generator().manual_seed(config.seed)
     result = TrainResult()
     setting = {**config.model_dump(mode="json"), **(identity or {})}
+    if scales is not None:
+        setting["scales"] = dict(sorted(scales.items()))
     if checkpoint is not None:
         require_writable(checkpoint.parent)
         if checkpoint.exists():
@@ -159,7 +164,7 @@ def train(
                     progress = TrainingProgress(label, config.steps, start=result.steps, tokens_per_step=tokens)
                     progress.__enter__()
                 for group in optimizer.param_groups:
-                    group["lr"] = learning_rate(config, result.steps)
+                    group["lr"] = learning_rate(config, result.steps) * group["scale"]
                 value = loss(model, (inputs, targets))
                 value.backward()
                 torch.nn.utils.clip_grad_norm_(model.parameters(), config.clip_norm)
@@ -181,6 +186,19 @@ def train(
             if progress is not None:
                 progress.__exit__(None, None, None)
     return result
+
+
+def _groups(model: nn.Module, scales: Mapping[str, float]) -> list[dict[str, Any]]:
+    """The trainable parameters, one group for each factor of the learning rate."""
+    groups: dict[float, list[nn.Parameter]] = {}
+    unknown = dict(scales)
+    for name, parameter in model.named_parameters():
+        scale = unknown.pop(name, 1.0)
+        if parameter.requires_grad:
+            groups.setdefault(scale, []).append(parameter)
+    if unknown:
+        raise SpecError(f"the model has no parameters {sorted(unknown)[:3]}; scales go by the names of the model")
+    return [{"params": parameters, "scale": scale} for scale, parameters in groups.items()]
 
 
 def _restore(checkpoint: Path, record: dict[str, Any], setting: dict[str, Any]) -> TrainResult:

@@ -7,15 +7,24 @@ from typing import Any
 
 from torch.profiler import ProfilerActivity, profile
 
+__all__ = ["peak_bytes"]
+
 
 def peak_bytes(function: Callable[[], Any]) -> int:
     """Most bytes on the CPU that were allocated since the call began and not yet freed, at any one time in it.
 
     Freeing what was allocated before counts too, so drop that first. Scratch memory that kernels do not take from
     torch's allocator is not seen.
+
+    Example:
+        >>> import torch
+        >>> peak_bytes(lambda: torch.ones(1000).sum()) >= 4000
+        True
     """
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
         result = function()  # alive until the profiler has stopped
+    assert profiler.profiler is not None
+    assert profiler.profiler.kineto_results is not None
     events = [event for event in profiler.profiler.kineto_results.events() if event.name() == "[memory]"]
     peak = current = 0
     for event in sorted(events, key=lambda event: event.start_ns()):

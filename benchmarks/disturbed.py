@@ -1,0 +1,51 @@
+"""Take out cells that something else on the machine disturbed: ``python benchmarks/disturbed.py [grid]``.
+
+The dense layer's time does not depend on the chain beside it, so a cell whose dense time is far above what it is in
+other cells of the same shape was not measured on a quiet machine. Nothing but the dense time decides, whoever gains by
+it. The next run measures again what was taken out.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import statistics
+import sys
+from collections import defaultdict
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+# Dense times of one shape vary by some 10 % over the cells of a quiet run.
+_FAR_ABOVE = 1.5
+
+
+def disturbed(records: Iterable[dict[str, Any]]) -> list[str]:
+    """Names of the cells whose dense time is far above the median of its shape, batch and type."""
+    groups = defaultdict(list)
+    for record in records:
+        sizes = tuple(math.prod(record["spec"][dims]) for dims in ("out_dims", "in_dims"))
+        groups[sizes, record["batch"], record["dtype"]].append((record["timings"]["dense"]["median"], record["cell"]))
+    found = []
+    for cells in groups.values():
+        usual = statistics.median(seconds for seconds, _ in cells)
+        found += [name for seconds, name in cells if seconds > _FAR_ABOVE * usual]
+    return found
+
+
+def main(grid: str) -> None:
+    os.environ["MPOCHAIN_BENCH_GRID"] = grid
+    sys.path.insert(0, str(Path(__file__).parent))
+    import results
+
+    for group in ("forward", "training"):
+        records = results.load(group)
+        names = disturbed(records.values())
+        if names:
+            results.rewrite(group, [record for name, record in records.items() if name not in names])
+        print(json.dumps({"group": group, "cells": len(records), "disturbed": names}, ensure_ascii=False))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1] if len(sys.argv) > 1 else "small")

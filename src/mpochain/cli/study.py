@@ -1,0 +1,61 @@
+"""``mpochain study``: the paper's experiment, controls and times, and a page of it all."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+__all__ = ["study"]
+
+
+def study(
+    preset: Annotated[list[str] | None, typer.Option(help="quick, paper or best; give it again for more.")] = None,
+    out: Annotated[Path, typer.Option(help="Folder of the runs; what finished there is kept.")] = Path(
+        "mpochain-study"
+    ),
+    only: Annotated[list[str] | None, typer.Option(help="Rows to run, by their name; all if not given.")] = None,
+    page: Annotated[Path | None, typer.Option(help="Markdown file to write; study.md in the folder.")] = None,
+    page_only: Annotated[bool, typer.Option("--page-only", help="Run nothing, write the page again.")] = False,
+    corpus: Annotated[Path | None, typer.Option(help="Text file; otherwise found as the README says.")] = None,
+) -> None:
+    """Rerun the PicoGPT study: tables, figures and one HTML page. After Ctrl-C the same command goes on."""
+    # The profiler that counts memory would write to the terminal.
+    os.environ.setdefault("KINETO_LOG_LEVEL", "5")
+
+    from mpochain import picogpt
+    from mpochain.atomic import require_writable
+    from mpochain.errors import SpecError
+    from mpochain.picogpt.study import PRESETS, run_preset
+    from mpochain.picogpt.study import preset as runs_of
+    from mpochain.picogpt.study.page import write_page
+    from mpochain.report.figures import require_matplotlib
+
+    require_writable(out)
+    require_matplotlib()
+    if not page_only:
+        text = picogpt.load_corpus(corpus)
+        print(f"corpus: {text}", file=sys.stderr)
+        names = preset or ["quick"]
+        rows = {run.row for name in names for run in runs_of(name, len(text.vocabulary))}
+        unknown = sorted(set(only or ()) - rows)
+        if unknown:
+            raise SpecError(f"{', '.join(names)} has no row {unknown[0]!r}; it has {', '.join(sorted(rows))}")
+        assert set(names) <= set(PRESETS)
+        try:
+            for name in names:
+                run_preset(
+                    name,
+                    text,
+                    out,
+                    only=lambda run: not only or run.row in only,
+                    log=lambda line: print(line, file=sys.stderr, flush=True),
+                )
+        except KeyboardInterrupt:
+            print("interrupted; the same command goes on from here", file=sys.stderr)
+            raise typer.Exit(130) from None
+    for file in write_page(out, page or out / "study.md"):
+        print(file)

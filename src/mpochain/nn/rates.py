@@ -1,0 +1,38 @@
+"""Learning rates of cores by their fan-in."""
+
+from __future__ import annotations
+
+from torch import nn
+
+from mpochain.nn.linear import MPOLinear
+
+__all__ = ["learning_rate_scales"]
+
+
+def learning_rate_scales(module: nn.Module) -> dict[str, float]:
+    """Factors of the learning rate that let every core move its output as a dense layer would, under Adam.
+
+    Adam's steps have one size whatever the gradient, so the change of an output grows with the number of entries that
+    are summed, and the rate of a dense layer should fall as ``1 / in_features`` (maximal update parametrisation). The
+    core of site ``k``, met from the right, sums over ``i_k`` and its right bond, so relative to the dense layer its
+    factor is ``in_features / (i_k r_k)``. Source: arXiv 2406.06248, there for products of two structured factors.
+
+    Args:
+        module: a layer, or a model that holds some.
+
+    Returns:
+        A factor for the name of each core; other parameters are not named.
+
+    Example:
+        >>> layer = MPOLinear(128, 128, out_dims=(8, 16), in_dims=(8, 16), max_bond=4)
+        >>> learning_rate_scales(layer)
+        {'core_0_0': 4.0, 'core_0_1': 8.0}
+    """
+    scales = {}
+    for prefix, layer in module.named_modules():
+        if isinstance(layer, MPOLinear):
+            for names, cores in zip(layer.core_names, layer.cores, strict=True):
+                for name, core in zip(names, cores, strict=True):
+                    summed = core.shape[2] * core.shape[3]
+                    scales[f"{prefix}.{name}" if prefix else name] = layer.in_features / summed
+    return scales

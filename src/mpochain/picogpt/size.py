@@ -1,0 +1,35 @@
+"""How large a model is, and how much work a token is for it."""
+
+from __future__ import annotations
+
+from torch import nn
+
+from mpochain.nn import MPOLinear
+
+__all__ = ["macs_per_token", "parameter_count"]
+
+
+def parameter_count(module: nn.Module) -> int:
+    """Number of parameters, shared ones once.
+
+    Example:
+        >>> parameter_count(nn.Linear(3, 2))
+        8
+    """
+    return sum(p.numel() for p in module.parameters())
+
+
+def macs_per_token(module: nn.Module, tokens: int) -> int:
+    """Multiply-adds of all linears per token, by the plans for ``tokens`` rows; attention itself is not counted.
+
+    Example:
+        >>> macs_per_token(nn.Sequential(nn.Linear(3, 2), nn.ReLU()), tokens=8)
+        6
+    """
+    total = 0
+    for layer in module.modules():
+        if isinstance(layer, MPOLinear):
+            total += round(sum(plan.macs / plan.batch for plan in layer.plan(tokens)))
+        elif isinstance(layer, nn.Linear):
+            total += layer.weight.numel()
+    return total

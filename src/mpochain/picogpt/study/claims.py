@@ -1,0 +1,110 @@
+"""What arXiv 2603.28534 says, and whether it holds here: each claim with the number that decides it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+__all__ = ["PUBLISHED", "Published", "claims"]
+
+
+@dataclass(frozen=True)
+class Published:
+    """A row of the paper's table."""
+
+    parameters: int
+    loss: float
+    accuracy: float
+
+
+PUBLISHED = {
+    "dense": Published(1_020_224, 1.860, 0.528),
+    "χ=4": Published(78_336, 2.220, 0.368),
+    "χ=8": Published(110_592, 1.950, 0.468),
+    "χ=16": Published(191_872, 1.850, 0.516),
+    "χ=32": Published(408_832, 1.850, 0.524),
+}
+
+# Published for a "random" 128x128 matrix at χ=4.
+_PUBLISHED_ERROR = 0.395
+
+Rows = Sequence[Mapping[str, Any]]
+
+
+def claims(presets: Mapping[str, Rows], folder: Path) -> list[str]:
+    """A sentence for each claim: holds, does not hold, or not testable with what has been run.
+
+    Args:
+        presets: the rows of the table of each preset that was run.
+        folder: of the study, where the errors on trained weights are.
+    """
+    return [
+        _counts(presets),
+        *(_accuracies(name, rows) for name, rows in presets.items() if name != "quick"),
+        *(_share(name, rows) for name, rows in presets.items() if name != "quick"),
+        *(_densest(name, rows) for name, rows in presets.items() if name != "quick"),
+        _errors(folder),
+        "What is published as accuracy per parameter is accuracy over the square root of the parameters, times the "
+        "square root of ten. The tables here show accuracy/√N under that name.",
+    ]
+
+
+def _row(rows: Rows, name: str) -> Mapping[str, Any] | None:
+    return next((row for row in rows if row["row"] == name), None)
+
+
+def _counts(presets: Mapping[str, Rows]) -> str:
+    found = {row["row"]: row["parameters"] for rows in presets.values() for row in rows if row["row"] in PUBLISHED}
+    if not found:
+        return "Parameter counts: not testable with these runs."
+    wrong = [f"{name} {count:,} ({PUBLISHED[name].parameters:,})" for name, count in found.items()]
+    return (
+        f"Parameter counts: do not hold; true counts, published ones in brackets: {', '.join(wrong)}. At width 128 "
+        "every tensor of the dense architecture has a multiple of 128 entries, so the total must be one; 1,020,224 is "
+        "64 more than one."
+    )
+
+
+def _accuracies(name: str, rows: Rows) -> str:
+    parts = []
+    for row in ("dense", "χ=4", "χ=8", "χ=16", "χ=32"):
+        found = _row(rows, row)
+        if found is not None:
+            reached = "reached" if found["accuracy"] >= PUBLISHED[row].accuracy else "not reached"
+            parts.append(f"{row} {found['accuracy']:.1%} (published {PUBLISHED[row].accuracy:.1%}, {reached})")
+    return f"Accuracies, {name} settings: {'; '.join(parts) if parts else 'not testable with these runs'}."
+
+
+def _share(name: str, rows: Rows) -> str:
+    dense, chain = _row(rows, "dense"), _row(rows, "χ=16")
+    if dense is None or chain is None:
+        return f"χ=16 keeps 97.7 % of the dense accuracy, {name} settings: not testable with these runs."
+    share = chain["accuracy"] / dense["accuracy"]
+    verdict = "holds" if share >= 0.977 else "does not hold"
+    return f"χ=16 keeps 97.7 % of the dense accuracy, {name} settings: {verdict}, {share:.1%}."
+
+
+def _densest(name: str, rows: Rows) -> str:
+    found = {row: each["per_root"] for row in PUBLISHED if (each := _row(rows, row)) is not None}
+    if len(found) < len(PUBLISHED):
+        return f"χ=8 has the most accuracy per root of parameters, {name} settings: not testable with these runs."
+    best = max(found, key=found.__getitem__)
+    verdict = "holds" if best == "χ=8" else "does not hold"
+    return f"χ=8 has the most accuracy per root of parameters, {name} settings: {verdict}, the most has {best}."
+
+
+def _errors(folder: Path) -> str:
+    for preset in ("best", "paper", "quick"):
+        file = folder / preset / "reconstruction.json"
+        if file.exists():
+            records = json.loads(file.read_text(encoding="utf-8"))["reconstruction"]
+            chosen = [r for r in records if r["shape"] == [128, 128] and r["sites"] == 2 and r["bond"] == 4]
+            trained = sum(r["error"] for r in chosen) / len(chosen)
+            return (
+                f"An error of {_PUBLISHED_ERROR} for a random 128x128 matrix at χ=4: does not hold, it is "
+                f"{chosen[0]['random']:.3f}; trained weights have {trained:.3f}."
+            )
+    return "Errors of decompositions: not testable with these runs."

@@ -1,0 +1,316 @@
+"""``study.md``, one HTML file and the figures, from the records alone."""
+
+from __future__ import annotations
+
+import json
+import math
+import statistics
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+from mpochain.atomic import require_writable, write_bytes
+from mpochain.errors import CheckpointError
+from mpochain.picogpt.design import Design
+from mpochain.picogpt.study.claims import PUBLISHED, claims
+from mpochain.report import Column
+from mpochain.report.figures import Series, draw
+from mpochain.report.page import Figure, Heading, Page, Table, Text
+
+__all__ = ["write_page"]
+
+_ORDER = ("best", "paper", "quick")
+
+_TITLES = {
+    "best": "This library's settings",
+    "paper": "The paper's settings",
+    "quick": "A quick run: shows that all of it works, and nothing about quality",
+}
+
+_QUALITY = (
+    Column("row", "model"),
+    Column("parameters", "parameters", ","),
+    Column("published_parameters", "published", ","),
+    Column("compression", "smaller", ".2f"),
+    Column("block_compression", "block smaller", ".2f"),
+    Column("loss", "validation loss", ".3f"),
+    Column("perplexity", "perplexity", ".3f"),
+    Column("accuracy", "accuracy", ".2%"),
+    Column("spread", "± (seeds)"),
+    Column("published_accuracy", "published", ".1%"),
+    Column("kept", "of dense", ".1%"),
+    Column("per_root", "accuracy/√N", ".2e"),
+    Column("tokens_per_second", "training tokens/s", ",.0f"),
+)
+
+_TIMES = (
+    Column("design", "linears"),
+    Column("macs_per_token", "MACs/token", ","),
+    Column("compact_one", "ms one, compact", ".1f"),
+    Column("fast_one", "ms one, fast", ".1f"),
+    Column("compact_many", "ms 32, compact", ".0f"),
+    Column("fast_many", "ms 32, fast", ".0f"),
+    Column("step", "ms step", ".0f"),
+    Column("step_bfloat16", "ms step, bfloat16", ".0f"),
+    Column("step_peak", "MiB step", ",.0f"),
+)
+
+_ERRORS = (
+    Column("group", "layers"),
+    Column("sites", "sites"),
+    Column("bond", "χ"),
+    Column("parameters", "parameters", ","),
+    Column("error", "chain", ".3f"),
+    Column("low_rank", "low rank, as many parameters", ".3f"),
+    Column("random", "chain of noise", ".3f"),
+)
+
+
+def write_page(out: Path, page: Path) -> list[Path]:
+    """Write the page, its HTML twin beside it, and figures in a folder beside both.
+
+    Args:
+        out: folder of the study, with a folder for each preset.
+        page: the Markdown file.
+
+    Returns:
+        The files that were written.
+
+    Raises:
+        CheckpointError: no records, or a damaged one.
+        OutputError: the page's folder cannot be written.
+        MissingDependencyError: matplotlib is missing.
+    """
+    presets = {name: records for name in _ORDER if (records := _runs(out / name))}
+    if not presets:
+        raise CheckpointError(f"{out} holds no finished run of a study; run one first")
+    figures = require_writable(page.parent / "figures")
+    made = Page("The PicoGPT study")
+    made.blocks.append(
+        Text(
+            (
+                "Made from records by a command (`mpochain study --page-only`), not edited by hand. Quality is that of "
+                "the whole validation split: loss in nats per token, accuracy of the most likely token, half its range "
+                "over seeds. Published figures are those of arXiv 2603.28534.",
+            )
+        )
+    )
+    files: list[Path] = []
+    made.blocks += [Heading("The paper's claims"), Text(tuple(claims({k: _rows(v) for k, v in presets.items()}, out)))]
+    for name, records in presets.items():
+        rows = _rows(records)
+        made.blocks += [Heading(_TITLES[name]), Text(_origin(records)), Table(_QUALITY, rows)]
+        files += _figures(figures, name, rows, records)
+        captions = {"accuracy": "Validation accuracy against parameters", "losses": "Training loss"}
+        made.blocks += [Figure(figures / f"study-{name}-{key}.png", caption) for key, caption in captions.items()]
+        made.blocks += _timing(out / name, figures, name, rows, files)
+        made.blocks += _reconstruction(out / name, figures, name, files)
+    write_bytes(page, made.markdown(page.parent).encode())
+    write_bytes(page.with_suffix(".html"), made.html().encode())
+    return [page, page.with_suffix(".html"), *files]
+
+
+def _read(file: Path) -> dict[str, Any]:
+    try:
+        record = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{file} is damaged ({error}); remove it and run the study again") from error
+    if not isinstance(record, dict):
+        raise CheckpointError(f"{file} is damaged (no object); remove it and run the study again")
+    return record
+
+
+def _runs(folder: Path) -> list[dict[str, Any]]:
+    return [record for file in sorted(folder.glob("*.json")) if "setting" in (record := _read(file))]
+
+
+def _design(record: dict[str, Any]) -> Design:
+    return Design(**record["setting"]["design"])
+
+
+def _rows(records: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """One row for all seeds of a model, larger models first, ways to start side by side."""
+    groups: dict[str, list[dict[str, Any]]] = {}
+    for record in records:
+        groups.setdefault(record["setting"]["row"], []).append(record)
+    dense = groups.get("dense")
+    rows = []
+    for name, runs in groups.items():
+        first, design = runs[0], _design(runs[0])
+        accuracies = [run["validation"]["accuracy"] for run in runs]
+        losses = [run["validation"]["loss"] for run in runs]
+        accuracy, loss = statistics.fmean(accuracies), statistics.fmean(losses)
+        published = PUBLISHED.get(name)
+        speeds = [run["training"]["tokens_per_second"] for run in runs if run["training"]]
+        rows.append(
+            {
+                "row": name,
+                "design": design,
+                "start": first["setting"]["start"],
+                "parameters": first["parameters"],
+                "compression": dense[0]["parameters"] / first["parameters"] if dense else None,
+                "block_compression": dense[0]["block_parameters"] / first["block_parameters"] if dense else None,
+                "loss": loss,
+                "perplexity": math.exp(loss),
+                "accuracy": accuracy,
+                "spread": f"{(max(accuracies) - min(accuracies)) / 2:.2%} ({len(runs)})" if len(runs) > 1 else "- (1)",
+                "kept": accuracy / statistics.fmean(run["validation"]["accuracy"] for run in dense) if dense else None,
+                "per_root": accuracy / math.sqrt(first["parameters"]),
+                "tokens_per_second": statistics.fmean(speeds) if speeds else None,
+                "published_parameters": published.parameters if published else None,
+                "published_accuracy": published.accuracy if published else None,
+            }
+        )
+    return sorted(rows, key=lambda row: (row["row"] != "dense", row["design"].max_bond or 0, -row["parameters"]))
+
+
+def _origin(records: list[dict[str, Any]]) -> tuple[str, ...]:
+    keys = ("commit", "processor", "cpus", "threads", "python", "torch")
+    corpora = sorted({record["corpus"]["name"] for record in records})
+    lines = [f"corpus: {', '.join(corpora)}"]
+    for key in keys:
+        values = sorted({str(record["provenance"].get(key)) for record in records})
+        lines.append(f"{key}: {', '.join(value[:12] if key == 'commit' else value for value in values)}")
+    return tuple(lines)
+
+
+def _series(
+    rows: Iterable[dict[str, Any]], x: str, keep: Callable[[dict[str, Any]], bool], label: str
+) -> Series | None:
+    points = sorted((row[x], row["accuracy"]) for row in rows if keep(row) and row[x] is not None)
+    return Series(label, [a for a, _ in points], [b for _, b in points]) if points else None
+
+
+_KINDS: dict[str, Callable[[dict[str, Any]], bool]] = {
+    "dense": lambda row: row["design"].family == "dense",
+    "chains, random start": lambda row: row["design"].family == "paper" and row["start"] == "random",
+    "chains, TT-SVD": lambda row: row["row"].endswith("TT-SVD"),
+    "chains, TT-SVD and tuning": lambda row: "TT-SVD and" in row["row"],
+    "low rank": lambda row: row["design"].family == "low rank",
+    "skewed chains": lambda row: row["design"].family == "skewed",
+}
+
+
+def _figures(folder: Path, name: str, rows: list[dict[str, Any]], records: list[dict[str, Any]]) -> list[Path]:
+    accuracy, losses = (folder / f"study-{name}-{key}.png" for key in ("accuracy", "losses"))
+    series = [_series(rows, "parameters", keep, label) for label, keep in _KINDS.items()]
+    draw(
+        accuracy,
+        [one for one in series if one is not None],
+        title="Validation accuracy against size",
+        x="parameters",
+        y="token accuracy",
+        axes={"xscale": "log"},
+    )
+    seen: dict[str, dict[str, Any]] = {}
+    for record in records:
+        if record["training"] and record["setting"]["design"]["family"] in ("dense", "paper"):
+            seen.setdefault(record["setting"]["row"], record)
+    draw(
+        losses,
+        [
+            Series(
+                row,
+                [10 * (k + 1) for k in range(len(record["training"]["losses"]))],
+                record["training"]["losses"],
+                markers=False,
+            )
+            for row, record in list(seen.items())[:6]
+        ],
+        title="Training loss, means of ten steps",
+        x="step",
+        y="nats per token",
+    )
+    return [accuracy, losses]
+
+
+def _timing(
+    folder: Path, figures: Path, name: str, rows: list[dict[str, Any]], files: list[Path]
+) -> list[Heading | Text | Table | Figure]:
+    if not (folder / "timing.json").exists():
+        return []
+    records = _read(folder / "timing.json")["timing"]
+    times = []
+    for record in records:
+        design = Design(**record["design"])
+        milliseconds = {
+            key: record[f"{key}_seconds"] * 1e3 if f"{key}_seconds" in record else None
+            for key in ("compact_one", "fast_one", "compact_many", "fast_many", "step", "step_bfloat16")
+        }
+        peak = record["step_peak_bytes"] / 2**20
+        times.append(
+            {"design": str(design), "macs_per_token": record["macs_per_token"], "step_peak": peak, **milliseconds}
+        )
+    fastest = {
+        Design(**record["design"]): min(
+            record[f"{key}_seconds"] for key in ("compact_many", "fast_many") if f"{key}_seconds" in record
+        )
+        for record in records
+    }
+    for row in rows:
+        seconds = fastest.get(row["design"])
+        row["milliseconds"] = seconds * 1e3 if seconds else None
+    file = figures / f"study-{name}-time.png"
+    series = [_series(rows, "milliseconds", keep, label) for label, keep in _KINDS.items()]
+    draw(
+        file,
+        [one for one in series if one is not None],
+        title="Validation accuracy against time",
+        x="ms for 32 sequences of 256 tokens, the better of compact and fast",
+        y="token accuracy",
+    )
+    files.append(file)
+    return [
+        Heading("Times", 3),
+        Text(
+            (
+                "Medians of forward passes over 1 and 32 sequences of 256 tokens, and of a training step of 32; plans "
+                "are measured, all designs in turn in one run. MiB: what a step takes at most beyond what was alive.",
+            )
+        ),
+        Table(_TIMES, times),
+        Figure(file, "Validation accuracy against time"),
+    ]
+
+
+_GROUPS = {"q, k, v, o (128x128)": (128, 128), "W_1 (512x128)": (512, 128), "W_2 (128x512)": (128, 512)}
+
+
+def _reconstruction(folder: Path, figures: Path, name: str, files: list[Path]) -> list[Heading | Text | Table | Figure]:
+    if not (folder / "reconstruction.json").exists():
+        return []
+    records = _read(folder / "reconstruction.json")["reconstruction"]
+    rows = []
+    for label, shape in (*_GROUPS.items(), ("head", None)):
+        group = [
+            each
+            for each in records
+            if (tuple(each["shape"]) == shape if shape else tuple(each["shape"]) not in _GROUPS.values())
+        ]
+        for key in sorted({(each["sites"], each["bond"]) for each in group}):
+            members = [each for each in group if (each["sites"], each["bond"]) == key]
+            means = {what: statistics.fmean(each[what] for each in members) for what in ("error", "low_rank", "random")}
+            rows.append(
+                {"group": label, "sites": key[0], "bond": key[1], "parameters": members[0]["parameters"], **means}
+            )
+    file = figures / f"study-{name}-errors.png"
+    two = [each for each in records if each["sites"] == 2]
+    draw(
+        file,
+        [
+            Series(f"χ={bond}", [each["layer"] for each in two if each["bond"] == bond], values)
+            for bond in sorted({each["bond"] for each in two})
+            if (values := [each["error"] for each in two if each["bond"] == bond])
+        ],
+        title="Relative error of each trained weight, two sites",
+        x="layer",
+        y="relative Frobenius error",
+        axes={"ylim": (0, 1.02)},
+    )
+    files.append(file)
+    return [
+        Heading("Errors on trained weights", 3),
+        Text(("Relative Frobenius errors of balanced chains of the trained dense weights, means over the layers.",)),
+        Table(_ERRORS, rows),
+        Figure(file, "Relative error of each trained weight in two sites"),
+    ]

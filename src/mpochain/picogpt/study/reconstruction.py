@@ -1,0 +1,59 @@
+"""How well chains hold trained weights: every layer, two and three sites, every bond, beside low rank and noise."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from mpochain import shapes
+from mpochain.factorization import decompose
+from mpochain.picogpt.model import PicoGPT
+from mpochain.spec import ChainSpec
+
+__all__ = ["reconstruction"]
+
+_BONDS = (4, 8, 16, 32)
+
+
+def reconstruction(model: PicoGPT) -> list[dict[str, Any]]:
+    """Relative Frobenius errors of the linears of a dense model.
+
+    Returns:
+        One record for each layer, number of sites and bond: the spec, its parameters, the error of the chain, of low
+        rank at as many parameters (fewer by less than a rank), and of the chain of a random matrix of the same shape.
+    """
+    records = []
+    random: dict[ChainSpec, float] = {}
+    for name, layer in model.named_modules():
+        if not isinstance(layer, nn.Linear):
+            continue
+        weight = layer.weight.detach().double()
+        out, in_ = weight.shape
+        for sites in (2, 3):
+            dims = shapes.balanced(out, sites), shapes.balanced(in_, sites)
+            for bond in _BONDS:
+                spec = ChainSpec(*dims, bond)
+                if spec not in random:
+                    noise = torch.randn(out, in_, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+                    random[spec] = _error(noise, spec)
+                rank = max(spec.parameters // (out + in_), 1)
+                records.append(
+                    {
+                        "layer": name,
+                        "shape": [out, in_],
+                        "sites": sites,
+                        "bond": bond,
+                        "spec": spec.as_dict(),
+                        "parameters": spec.parameters,
+                        "error": _error(weight, spec),
+                        "low_rank": _error(weight, shapes.low_rank(out, in_, rank)),
+                        "random": random[spec],
+                    }
+                )
+    return records
+
+
+def _error(matrix: Tensor, spec: ChainSpec) -> float:
+    return float(decompose(matrix, spec, method="tt_svd").relative_error)

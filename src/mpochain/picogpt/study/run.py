@@ -1,0 +1,153 @@
+"""Runs of a study, each kept as one JSON and one file of weights: what finished is never run again."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from mpochain.atomic import require_writable, write_bytes
+from mpochain.errors import CheckpointError
+from mpochain.picogpt.corpus import Corpus
+from mpochain.picogpt.evaluation import evaluate
+from mpochain.picogpt.model import PicoGPT, build, decompose_linears
+from mpochain.picogpt.size import parameter_count
+from mpochain.picogpt.study.reconstruction import reconstruction
+from mpochain.picogpt.study.settings import RunSetting, preset
+from mpochain.picogpt.study.timing import timing
+from mpochain.picogpt.training import train_picogpt
+from mpochain.picogpt.weights import load_weights, save_weights
+from mpochain.report import provenance
+
+__all__ = ["run_preset"]
+
+_FORMAT = 1
+
+
+def run_preset(
+    name: str,
+    corpus: Corpus,
+    out: Path,
+    *,
+    only: Callable[[RunSetting], bool] = lambda _: True,
+    log: Callable[[str], None] = print,
+) -> None:
+    """Run what a preset still lacks: its runs, the errors of its dense weights, and the times of its designs.
+
+    Args:
+        name: of the preset.
+        corpus: the text.
+        out: folder of this study; the preset has a folder of its own in it.
+        only: which runs to make; errors and times are made once all of them are there.
+        log: told what happens.
+
+    Raises:
+        OutputError: the folder cannot be written.
+        CheckpointError: a kept run is damaged or of another setting or corpus.
+        CorpusError: the text is too short.
+        KeyboardInterrupt: after Ctrl-C; the same call goes on.
+    """
+    folder = require_writable(out / name)
+    corpus.require_context(PicoGPT.context)
+    runs = preset(name, len(corpus.vocabulary))
+    for number, setting in enumerate(runs, 1):
+        if finished(setting, corpus, folder) is None and only(setting):
+            log(f"{name} {number}/{len(runs)}: {setting.name}")
+            _run(setting, corpus, folder)
+    if any(finished(setting, corpus, folder) is None for setting in runs):
+        return
+    dense = next(setting for setting in runs if setting.design.family == "dense")
+    designs = list(dict.fromkeys(setting.design for setting in runs))
+    many = max(setting.config.batch_size for setting in runs if setting.config is not None)
+    parts: dict[str, Callable[[], object]] = {
+        "reconstruction": lambda: reconstruction(_weights(dense.name, folder)),
+        "timing": lambda: timing(designs, len(corpus.vocabulary), sequences=many),
+    }
+    for part, make in parts.items():
+        file = folder / f"{part}.json"
+        if not file.exists():
+            log(f"{name}: {part}")
+            made = make()
+            _write(file, {"provenance": provenance(threads=torch.get_num_threads()), part: made})
+
+
+def finished(setting: RunSetting, corpus: Corpus, folder: Path) -> dict[str, Any] | None:
+    """The record of a run, None if it has not finished.
+
+    Raises:
+        CheckpointError: it is damaged, or of another setting or corpus.
+    """
+    file = folder / f"{setting.name}.json"
+    if not file.exists():
+        return None
+    try:
+        record = json.loads(file.read_text(encoding="utf-8"))
+        kept, text, version = record["setting"], record["corpus"]["sha256"], record["format"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise CheckpointError(f"{file} is damaged ({error}); remove it to run it again") from error
+    if version != _FORMAT:
+        raise CheckpointError(f"{file} is of format {version!r}, this version writes {_FORMAT}; use another folder")
+    if kept != setting.model_dump(mode="json"):
+        raise CheckpointError(f"{file} is of another setting of this run; use another folder, or remove it")
+    if text != corpus.sha256:
+        raise CheckpointError(f"{file} is of another corpus, {record['corpus']['name']}; use another folder")
+    assert isinstance(record, dict)
+    return record
+
+
+def _weights(name: str, folder: Path) -> PicoGPT:
+    file = folder / f"{name}.safetensors"
+    if not file.exists():
+        raise CheckpointError(f"{file} is missing, although its run finished; remove {name}.json to run it again")
+    model, _ = load_weights(file)
+    return model
+
+
+def _run(setting: RunSetting, corpus: Corpus, folder: Path) -> None:
+    size = len(corpus.vocabulary)
+    if setting.source is None:
+        model = build(design=setting.design, vocab_size=size, seed=setting.seed, initialization=setting.initialization)
+    else:
+        model = decompose_linears(_weights(setting.source, folder), setting.design)
+    state = folder / f"{setting.name}.state"
+    record: dict[str, Any] = {
+        "format": _FORMAT,
+        "setting": setting.model_dump(mode="json"),
+        "corpus": {"name": corpus.name, "sha256": corpus.sha256},
+        "parameters": parameter_count(model),
+        "block_parameters": parameter_count(model.blocks[0]),
+        "training": None,
+    }
+    if setting.config is not None:
+        result = train_picogpt(
+            model, corpus, setting.config, core_rates=setting.core_rates, checkpoint=state, label=setting.row
+        )
+        record["training"] = {
+            "curve": [[point.step, point.train_loss, point.metrics] for point in result.curve],
+            # Every loss would be 2,000 numbers a run; means of ten steps draw the same curve.
+            "losses": [
+                round(sum(part) / len(part), 5)
+                for start in range(0, len(result.losses), 10)
+                if (part := result.losses[start : start + 10])
+            ],
+            "seconds": result.seconds,
+            "tokens_per_second": result.tokens_per_second,
+        }
+    final = evaluate(model, corpus.validation)
+    record["validation"] = {
+        "loss": final.loss,
+        "perplexity": final.perplexity,
+        "accuracy": final.accuracy,
+        "tokens": final.tokens,
+    }
+    record["provenance"] = provenance(threads=torch.get_num_threads())
+    save_weights(folder / f"{setting.name}.safetensors", model, corpus, record["setting"])
+    _write(folder / f"{setting.name}.json", record)
+    state.unlink(missing_ok=True)
+
+
+def _write(file: Path, record: dict[str, Any]) -> None:
+    write_bytes(file, (json.dumps(record, indent=1, ensure_ascii=False) + "\n").encode())

@@ -1,0 +1,96 @@
+"""Times of every design of a study, all in turn, so that noise meets them alike."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from mpochain.nn import set_execution
+from mpochain.picogpt.design import Design
+from mpochain.picogpt.model import PicoGPT, build
+from mpochain.picogpt.size import macs_per_token
+from mpochain.train.memory import peak_bytes
+
+__all__ = ["timing"]
+
+
+def timing(designs: Iterable[Design], vocab_size: int, *, sequences: int = 32, rounds: int = 5) -> list[dict[str, Any]]:
+    """Forward passes over one and many sequences, compact and fast, and a training step of many; plans are measured.
+
+    The bfloat16 step is the same under autocast.
+
+    Args:
+        designs: what to time.
+        vocab_size: number of characters.
+        sequences: how many are many.
+        rounds: how often each is timed, after once to warm up.
+
+    Returns:
+        One record for each design: multiply-adds per token, seconds, and peak bytes of a training step beyond what was
+        alive before it.
+    """
+    models = {design: build(design=design, vocab_size=vocab_size, seed=0) for design in designs}
+    calls: dict[tuple[Design, str], Callable[[], object]] = {}
+    records: dict[Design, dict[str, Any]] = {}
+    for design, model in models.items():
+        one = torch.randint(vocab_size, (1, PicoGPT.context))
+        many = torch.randint(vocab_size, (sequences, PicoGPT.context))
+        chains = design.family != "dense"
+        if chains:
+            set_execution(model, autotune=True)
+        step = _Step(model, many)
+        step()
+        records[design] = {
+            "design": design.as_dict(),
+            "macs_per_token": macs_per_token(model, many.numel()),
+            "step_peak_bytes": peak_bytes(step),
+        }
+        calls[design, "step"] = step
+        calls[design, "step_bfloat16"] = _Step(model, many, torch.bfloat16)
+        for memory in ("compact", "fast") if chains else ("compact",):
+            # A model runs in one way at a time, so each way has its own.
+            other = build(design=design, vocab_size=vocab_size, seed=0)
+            if chains:
+                set_execution(other, memory=memory, autotune=True)
+            for label, tokens in (("one", one), ("many", many)):
+                calls[design, f"{memory}_{label}"] = _forward(other, tokens)
+    seconds: dict[tuple[Design, str], list[float]] = {key: [] for key in calls}
+    for turn in range(rounds + 1):
+        for key, call in calls.items():
+            began = time.perf_counter()
+            call()
+            if turn:  # the first round makes plans and warms caches
+                seconds[key].append(time.perf_counter() - began)
+    for (design, what), values in seconds.items():
+        records[design][f"{what}_seconds"] = statistics.median(values)
+    return list(records.values())
+
+
+def _forward(model: PicoGPT, tokens: Tensor) -> Callable[[], object]:
+    def run() -> object:
+        with torch.no_grad():
+            return model(tokens)
+
+    return run
+
+
+class _Step:
+    """Forward, backward and optimiser, as the training loop does them."""
+
+    def __init__(self, model: PicoGPT, tokens: Tensor, autocast: torch.dtype | None = None) -> None:
+        self._model, self._tokens, self._autocast = model, tokens, autocast
+        self._optimizer = torch.optim.AdamW(model.parameters(), lr=0.0, fused=True)
+
+    def __call__(self) -> None:
+        with torch.autocast("cpu", dtype=self._autocast, enabled=self._autocast is not None):
+            logits = self._model(self._tokens)
+        F.cross_entropy(logits.float().flatten(0, 1), self._tokens.flatten()).backward()
+        torch.nn.utils.clip_grad_norm_(self._model.parameters(), 1.0)
+        self._optimizer.step()
+        self._optimizer.zero_grad(set_to_none=True)

@@ -1,0 +1,204 @@
+"""The study end to end, with real files and real processes."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+
+import pytest
+from texts import prose
+
+from mpochain import MPOError, picogpt
+from mpochain.picogpt import study
+from mpochain.picogpt.study import run as study_run
+from mpochain.picogpt.study.claims import claims
+from mpochain.picogpt.study.page import write_page
+
+
+@pytest.fixture(scope="module")
+def corpus_file(tmp_path_factory):
+    file = tmp_path_factory.mktemp("corpus") / "prose.txt"
+    file.write_text(prose(6000), encoding="utf-8")
+    return file
+
+
+@pytest.fixture(scope="module")
+def done(tmp_path_factory, corpus_file):
+    """The quick study, run once by the command line."""
+    out = tmp_path_factory.mktemp("study")
+    command = [sys.executable, "-m", "mpochain", "study", "--preset", "quick", "--out", str(out)]
+    run = subprocess.run([*command, "--corpus", str(corpus_file)], capture_output=True, text=True, timeout=600)
+    assert run.returncode == 0, run.stderr
+    return out, run
+
+
+def records(out):
+    return {
+        file.stem: json.loads(file.read_text(encoding="utf-8"))
+        for file in (out / "quick").glob("*.json")
+        if file.stem not in ("timing", "reconstruction")
+    }
+
+
+@pytest.mark.parametrize("name", study.PRESETS)
+def test_presets_are_sound(name):
+    runs = study.preset(name, 65)
+    names = [run.name for run in runs]
+    assert len(set(names)) == len(names)
+    for position, run in enumerate(runs):
+        assert study.RunSetting.model_validate_json(run.model_dump_json()) == run
+        assert (run.start == "tt_svd") is (run.source is not None)
+        assert run.source is None or run.source in names[:position], "a source is run before what needs it"
+
+
+def test_the_paper_preset_is_the_papers():
+    runs = study.preset("paper", 65)
+    assert [run.row for run in runs] == ["dense"] * 3 + ["χ=4"] + ["χ=8"] * 3 + ["χ=16"] * 3 + ["χ=32"]
+    for run in runs:
+        config = run.config
+        assert (config.steps, config.batch_size, config.learning_rate) == (2000, 32, 3e-4)
+        assert (config.betas, config.weight_decay, config.warmup_steps, config.clip_norm) == (
+            (0.9, 0.95),
+            0.1,
+            100,
+            1.0,
+        )
+        assert run.initialization == "paper"
+
+
+def test_the_best_preset_has_every_row_of_the_issue():
+    runs = study.preset("best", 65)
+    seeds = {row: sorted(run.seed for run in runs if run.row == row) for row in {run.row for run in runs}}
+    for row in ("dense", "χ=8", "χ=16"):
+        assert seeds[row] == [42, 43, 44]
+    for bond in (4, 8, 16, 32):
+        for row in (f"χ={bond}", f"χ={bond}, TT-SVD", f"χ={bond}, TT-SVD and 500 steps"):
+            assert 42 in seeds[row]
+        for row in (f"low rank as χ={bond}", f"skewed as χ={bond}"):
+            assert seeds[row] == [42]
+        assert any(row.startswith("dense, width") and row.endswith(f"as χ={bond}") for row in seeds)
+
+
+class TestQuick:
+    def test_every_run_is_a_record_with_all_a_reader_needs(self, done):
+        out, _ = done
+        found = records(out)
+        assert set(found) == {run.name for run in study.preset("quick", len(set(prose(6000))))}
+        for record in found.values():
+            assert {"commit", "torch", "threads", "processor"} <= set(record["provenance"])
+            assert record["setting"]["seed"] == 42
+            assert 0 < record["validation"]["accuracy"] < 1
+            assert record["validation"]["tokens"] == 599
+            trained = record["training"]
+            assert (trained is None) is (record["setting"]["config"] is None)
+            if trained:
+                assert trained["tokens_per_second"] > 0
+                assert [point[0] for point in trained["curve"]] == [3, 6]
+        assert not list((out / "quick").glob("*.state"))
+
+    def test_the_page_and_its_twin(self, done):
+        out, run = done
+        page, twin = (out / f"study.{suffix}" for suffix in ("md", "html"))
+        text, html = page.read_text(encoding="utf-8"), twin.read_text(encoding="utf-8")
+        for word in ("χ=4, TT-SVD and 6 steps", "low rank as χ=4", "skewed as χ=4", "MACs/token", "random 128x128"):
+            assert word in text
+            assert word in html
+        assert 'src="http' not in html
+        assert "href=" not in html
+        assert html.count("data:image/png;base64,") == text.count("![") == 4
+        for line in run.stdout.splitlines():
+            assert (out / line).exists()
+        for link in [part.split(")")[0] for part in text.split("](")[1:]]:
+            assert (out / link).read_bytes().startswith(b"\x89PNG")
+
+    def test_nothing_that_finished_is_run_again(self, done, corpus_file, monkeypatch):
+        out, _ = done
+        monkeypatch.setattr(study_run, "_run", lambda *a: pytest.fail("run again"))
+        monkeypatch.setattr(study_run, "timing", lambda *a: pytest.fail("timed again"))
+        study.run_preset("quick", picogpt.load_corpus(corpus_file), out)
+        before = (out / "study.md").read_text(encoding="utf-8")
+        write_page(out, out / "study.md")
+        assert (out / "study.md").read_text(encoding="utf-8") == before, "the page is made from the records alone"
+
+    def test_another_corpus_is_refused(self, done):
+        out, _ = done
+        other = picogpt.Corpus.from_text(prose(6001))
+        with pytest.raises(MPOError, match="is of another corpus"):
+            study.run_preset("quick", other, out)
+
+    @pytest.mark.parametrize(
+        ("change", "message"),
+        [
+            (lambda text: text[:50], "is damaged"),
+            (lambda text: text.replace('"seed": 42', '"seed": 41'), "is of another setting"),
+            (lambda text: text.replace('"format": 1', '"format": 9'), "is of format 9"),
+            (lambda text: "[]", "is damaged"),
+        ],
+    )
+    def test_a_record_that_is_not_ours(self, done, corpus_file, tmp_path, change, message):
+        out, _ = done
+        (tmp_path / "quick").mkdir()
+        text = (out / "quick" / "dense-seed42.json").read_text(encoding="utf-8")
+        (tmp_path / "quick" / "dense-seed42.json").write_text(change(text), encoding="utf-8")
+        with pytest.raises(MPOError, match=message):
+            study.run_preset("quick", picogpt.load_corpus(corpus_file), tmp_path)
+
+    def test_lost_weights_are_said(self, done, corpus_file, tmp_path):
+        out, _ = done
+        (tmp_path / "quick").mkdir()
+        (tmp_path / "quick" / "dense-seed42.json").write_bytes((out / "quick" / "dense-seed42.json").read_bytes())
+        with pytest.raises(MPOError, match=r"dense-seed42\.safetensors is missing, although its run finished"):
+            study.run_preset("quick", picogpt.load_corpus(corpus_file), tmp_path)
+
+
+def test_an_interrupted_run_goes_on(tmp_path, monkeypatch):
+    corpus = picogpt.Corpus.from_text(prose(6000))
+    stopped = {"count": 0}
+    original = study_run.train_picogpt
+
+    def interrupted(model, text, config, **options):
+        stopped["count"] += 1
+        if stopped["count"] == 1:
+            original(model, text, config, **options)
+            raise KeyboardInterrupt
+        return original(model, text, config, **options)
+
+    monkeypatch.setattr(study_run, "train_picogpt", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        study.run_preset("quick", corpus, tmp_path, only=lambda run: run.row == "dense")
+    (state,) = (tmp_path / "quick").glob("*.state")
+    study.run_preset("quick", corpus, tmp_path, only=lambda run: run.row == "dense")
+    assert not state.exists()
+    assert set(records(tmp_path)) == {"dense-seed42"}
+
+
+def test_claims_follow_the_numbers(tmp_path):
+    def rows(accuracies):
+        return [
+            {"row": name, "accuracy": accuracy, "parameters": count, "per_root": accuracy / count**0.5}
+            for (name, count), accuracy in zip(
+                {"dense": 808_448, "χ=4": 42_336, "χ=8": 79_168, "χ=16": 177_408, "χ=32": 472_192}.items(),
+                accuracies,
+                strict=True,
+            )
+        ]
+
+    text = "\n".join(claims({"best": rows([0.53, 0.37, 0.5, 0.52, 0.52])}, tmp_path))
+    assert "χ=16 keeps 97.7 % of the dense accuracy, best settings: holds, 98.1%." in text
+    assert "does not hold, the most has χ=4" in text
+    assert "dense 53.0% (published 52.8%, reached)" in text
+    text = "\n".join(claims({"best": rows([0.53, 0.2, 0.5, 0.5, 0.52])}, tmp_path))
+    assert "best settings: does not hold, 94.3%." in text
+    assert "best settings: holds, the most has χ=8" in text
+    text = "\n".join(claims({"best": []}, tmp_path))
+    assert text.count("not testable with these runs") == 5
+
+
+def test_bad_input(tmp_path):
+    with pytest.raises(MPOError, match="there is no preset 'huge'; there are quick, paper, best"):
+        study.preset("huge", 65)
+    with pytest.raises(MPOError, match="holds no finished run"):
+        write_page(tmp_path, tmp_path / "study.md")
+    with pytest.raises(MPOError, match="too short"):
+        study.run_preset("quick", picogpt.Corpus.from_text(prose(2000)), tmp_path)
