@@ -85,29 +85,11 @@ def _twice(x, cores, spec):
     return runner(rows, halved, None, runner(rows, halved)).reshape(*x.shape[:-1], spec.out_features)
 
 
-def _bound(x, cores, spec, memory="compact"):
-    """Parameters in place of the test's cores where no gradient is recorded: only they are bound to an input shape."""
-    if torch.is_grad_enabled():
-        return _layer(x, cores, spec)
-    layer = MPOLinear.from_chains(MPOChain(cores, spec)).set_execution(memory=memory)
-    layer(x)
-    assert layer._runners[0].bound or spec.padded_shape != spec.shape or memory == "compact"
-    return layer(x)
-
-
 def _tuned(x, cores, spec):
     setting = setting_of(x.dtype, x.device)
     # Constants need not be measured for what is tested here.
     STORE._machines[str(setting)] = Machine(measured=True)
     return _layer(x, cores, spec, lambda layer: layer.set_execution(autotune=True))
-
-
-def _fast(x, cores, spec):
-    def fast(layer):
-        layer.set_execution(memory="fast")
-        return layer
-
-    return _layer(x, cores, spec, fast)
 
 
 def _threads(count):
@@ -146,11 +128,7 @@ WAYS = {
     **{f"candidate {k}, states kept": Way(_candidate(k, _program(9, keeps_states=True))) for k in range(5)},
     **{f"rebuilt in panels of {panel}": Way(_candidate(0, _program(9, panel))) for panel in (1, 2, 1000)},
     "a sum, in place": Way(_twice),
-    "bound layer": Way(_bound),
-    "bound fast layer": Way(lambda x, cores, spec: _bound(x, cores, spec, "fast")),
     "tuned layer": Way(_tuned),
-    "fast layer": Way(_fast),
-    "fast layer, second call": Way(lambda x, cores, spec: (_fast(x, cores, spec), _fast(x, cores, spec))[1]),
     **{f"{threads} thread": Way(_threads(threads)) for threads in (1, 2)},
 }
 
@@ -198,6 +176,7 @@ class TestContract:
         torch.testing.assert_close(way.run(wide, cores, spec), _dense(wide, cores, spec), rtol=1e-9, atol=1e-9)
 
     def test_without_gradients(self, spec, way):
-        x, cores = _case(spec, (6,), torch.float64)
-        with torch.no_grad():
-            torch.testing.assert_close(way.run(x, cores, spec), _dense(x, cores, spec), rtol=1e-9, atol=1e-9)
+        for lead in BATCHES.values():
+            x, cores = _case(spec, lead, torch.float64)
+            with torch.no_grad():
+                torch.testing.assert_close(way.run(x, cores, spec), _dense(x, cores, spec), rtol=1e-9, atol=1e-9)

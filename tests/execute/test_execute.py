@@ -108,8 +108,8 @@ def test_kept_views_follow_their_cores(change):
     with torch.no_grad():
         before = layer(x)
         (runner,) = layer._runners
-        (kept,) = runner._kept.values()
-        assert [m.data_ptr() for m in kept[1]] == [c.data_ptr() for c in layer.cores[0]][::-1], "views own no memory"
+        ((_, _, kept),) = runner._kept.values()
+        assert [m.data_ptr() for m in kept] == [c.data_ptr() for c in layer.cores[0]][::-1], "views own no memory"
     if change == "optimiser":
         layer(x).square().sum().backward()
         torch.optim.AdamW(layer.parameters(), lr=0.1, fused=True).step()
@@ -153,7 +153,7 @@ class TestFast:
     @staticmethod
     def kept(layer):
         (runner,) = layer._runners
-        return [matrix for _, matrices in runner._kept.values() for matrix in matrices]
+        return [matrix for *_, matrices in runner._kept.values() for matrix in matrices]
 
     def test_the_second_call_reuses_what_the_first_folded(self):
         layer, x = self.layer(), torch.randn(64, 768)

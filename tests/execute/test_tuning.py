@@ -80,6 +80,8 @@ def test_the_hopeless_are_not_timed():
         lambda record: record["timed"][0].update(groups=[[0, 7]]),
         lambda record: record["timed"][0].update(order="x"),
         lambda record: record["timed"][0].update(tile=0),
+        lambda record: record["timed"][0].update(tile=float("inf")),
+        lambda record: record.update(dense=-1.0),
         lambda record: record["timed"][0].update(seconds=-1),
         lambda record: record["timed"][0].update(seconds=None),
         lambda record: record["timed"][0].pop("panel"),

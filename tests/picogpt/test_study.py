@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import signal
 import subprocess
 import sys
 
 import pytest
+import torch
 from texts import prose
 
 from mpochain import MPOError, picogpt
@@ -101,12 +103,21 @@ class TestQuick:
         out, run = done
         page, twin = (out / f"study.{suffix}" for suffix in ("md", "html"))
         text, html = page.read_text(encoding="utf-8"), twin.read_text(encoding="utf-8")
-        for word in ("χ=4, TT-SVD and 6 steps", "low rank as χ=4", "skewed as χ=4", "MACs/token", "random 128x128"):
+        for word in (
+            "χ=4, TT-SVD and 6 steps",
+            "low rank as χ=4",
+            "skewed as χ=4",
+            "MACs/token",
+            "over 1 and 2 sequences",
+        ):
             assert word in text
             assert word in html
         assert 'src="http' not in html
         assert "href=" not in html
         assert html.count("data:image/png;base64,") == text.count("![") == 4
+        assert "An error of 0.395 for a random 128x128 matrix at χ=4: not testable" in text, (
+            "quick weights are no evidence"
+        )
         for line in run.stdout.splitlines():
             assert (out / line).exists()
         for link in [part.split(")")[0] for part in text.split("](")[1:]]:
@@ -134,6 +145,7 @@ class TestQuick:
             (lambda text: text.replace('"seed": 42', '"seed": 41'), "is of another setting"),
             (lambda text: text.replace('"format": 1', '"format": 9'), "is of format 9"),
             (lambda text: "[]", "is damaged"),
+            (lambda text: text.replace('"validation"', '"value"'), r"is damaged \(validation: Field required\)"),
         ],
     )
     def test_a_record_that_is_not_ours(self, done, corpus_file, tmp_path, change, message):
@@ -152,25 +164,60 @@ class TestQuick:
             study.run_preset("quick", picogpt.load_corpus(corpus_file), tmp_path)
 
 
-def test_an_interrupted_run_goes_on(tmp_path, monkeypatch):
+def only_dense(run):
+    return run.row == "dense"
+
+
+def test_an_interrupted_run_goes_on_to_the_bit(tmp_path, monkeypatch):
     corpus = picogpt.Corpus.from_text(prose(6000))
-    stopped = {"count": 0}
-    original = study_run.train_picogpt
+    study.run_preset("quick", corpus, tmp_path / "whole", only=only_dense)
 
-    def interrupted(model, text, config, **options):
-        stopped["count"] += 1
-        if stopped["count"] == 1:
-            original(model, text, config, **options)
-            raise KeyboardInterrupt
-        return original(model, text, config, **options)
+    original, steps = torch.optim.AdamW.step, []
 
-    monkeypatch.setattr(study_run, "train_picogpt", interrupted)
+    def third_is_interrupted(self, *arguments):
+        steps.append(1)
+        if len(steps) == 3:
+            signal.raise_signal(signal.SIGINT)
+        return original(self, *arguments)
+
+    monkeypatch.setattr(torch.optim.AdamW, "step", third_is_interrupted)
     with pytest.raises(KeyboardInterrupt):
-        study.run_preset("quick", corpus, tmp_path, only=lambda run: run.row == "dense")
-    (state,) = (tmp_path / "quick").glob("*.state")
-    study.run_preset("quick", corpus, tmp_path, only=lambda run: run.row == "dense")
+        study.run_preset("quick", corpus, tmp_path / "cut", only=only_dense)
+    (state,) = (tmp_path / "cut" / "quick").glob("*.state")
+    steps.clear()
+    monkeypatch.setattr(torch.optim.AdamW, "step", lambda self, *a: (steps.append(1), original(self, *a))[1])
+    study.run_preset("quick", corpus, tmp_path / "cut", only=only_dense)
+    assert len(steps) == 3, "the three steps that were left"
     assert not state.exists()
-    assert set(records(tmp_path)) == {"dense-seed42"}
+    whole, cut = (records(tmp_path / name)["dense-seed42"] for name in ("whole", "cut"))
+    assert cut["validation"] == whole["validation"]
+    assert cut["training"]["losses"] == whole["training"]["losses"]
+
+
+def test_a_state_of_another_start_is_refused(tmp_path, monkeypatch):
+    corpus = picogpt.Corpus.from_text(prose(6000))
+    study.run_preset("quick", corpus, tmp_path, only=only_dense)
+    row = "χ=4, TT-SVD and 6 steps"
+
+    def stop(*_):
+        raise RuntimeError("stop")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(study_run, "evaluate", stop)
+        with pytest.raises(RuntimeError, match="stop"):
+            study.run_preset("quick", corpus, tmp_path, only=lambda run: run.row == row)
+    model, _ = picogpt.load_weights(tmp_path / "quick" / "dense-seed42.safetensors")
+    with torch.no_grad():
+        model.head.weight.mul_(2)
+    picogpt.save_weights(tmp_path / "quick" / "dense-seed42.safetensors", model, corpus, {})
+    with pytest.raises(MPOError, match="is of a run with start="):
+        study.run_preset("quick", corpus, tmp_path, only=lambda run: run.row == row)
+
+
+def test_what_needs_a_dense_run_says_so(tmp_path):
+    corpus = picogpt.Corpus.from_text(prose(6000))
+    with pytest.raises(MPOError, match=r"dense-seed42\.safetensors is missing, run dense-seed42 first"):
+        study.run_preset("quick", corpus, tmp_path, only=lambda run: run.row == "χ=4, TT-SVD")
 
 
 def test_claims_follow_the_numbers(tmp_path):
@@ -200,5 +247,7 @@ def test_bad_input(tmp_path):
         study.preset("huge", 65)
     with pytest.raises(MPOError, match="holds no finished run"):
         write_page(tmp_path, tmp_path / "study.md")
+    with pytest.raises(MPOError, match=r"name it page\.md"):
+        write_page(tmp_path, tmp_path / "page.html")
     with pytest.raises(MPOError, match="too short"):
         study.run_preset("quick", picogpt.Corpus.from_text(prose(2000)), tmp_path)

@@ -58,12 +58,25 @@ def test_a_file_of_another_machine_or_version_is_not_believed(key):
     assert Store().machine(HERE) == Machine()
 
 
-@given(st.sampled_from(sorted(Machine().as_dict())), st.sampled_from([None, "x", -1, 0, float("inf"), [], 1e300]))
+@pytest.mark.parametrize("machine", [Machine(), SLOW])
+def test_constants_come_back_as_they_were(machine):
+    assert Machine.from_dict(json.loads(json.dumps(machine.as_dict()))) == machine
+
+
+@given(
+    st.sampled_from(sorted(Machine().as_dict())),
+    st.sampled_from([None, "x", -1, 0, float("inf"), float("nan"), [], 1e300]),
+)
 def test_nonsense_constants_are_not_believed(name, value):
-    with pytest.raises(ValueError, match="constant"):
-        Machine.from_dict({**Machine().as_dict(), name: value})
-    with pytest.raises(ValueError, match="constant"):
+    with pytest.raises(ValueError, match=f"the constant {name} must be"):
+        Machine.from_dict({**SLOW.as_dict(), name: value})
+    with pytest.raises(ValueError, match="exactly the constants"):
         Machine.from_dict({name: value})
+
+
+def test_a_whole_number_has_to_be_one():
+    with pytest.raises(ValueError, match="cache_bytes must be a positive int, got 4194304.0"):
+        Machine.from_dict({**SLOW.as_dict(), "cache_bytes": 4194304.0})
 
 
 def test_one_nonsense_machine_spoils_no_other():

@@ -1,15 +1,26 @@
-"""The element type that autocast would give a matrix product."""
+"""What autocast would do to a matrix product, for code that autocast does not know."""
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
+
 import torch
+from torch import Tensor
 
-__all__ = ["autocast_dtype"]
+__all__ = ["autocast_dtype", "without_autocast"]
 
 
-def autocast_dtype(device: torch.device) -> torch.dtype | None:
-    """Autocast's type for products on a device; None where it is off, or where there is none, as on ``meta``."""
-    kind = device.type
-    if torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind):
+def autocast_dtype(x: Tensor) -> torch.dtype | None:
+    """The type that autocast gives products of ``x``; None where it is off, and for float64, which it leaves alone."""
+    kind = x.device.type
+    if x.dtype != torch.float64 and torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind):
         return torch.get_autocast_dtype(kind)
     return None
+
+
+def without_autocast(x: Tensor) -> AbstractContextManager[object]:
+    """A context in which products of ``x`` are made in its own type."""
+    kind = x.device.type
+    if torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind):
+        return torch.autocast(kind, enabled=False)
+    return nullcontext()

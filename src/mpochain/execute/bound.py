@@ -56,14 +56,19 @@ def bind(
     watch = [(name, core, core.data_ptr(), version) for name, core, version in watched]
     if bias is not None:
         watch.append(("bias", bias, bias.data_ptr(), None))
+    threads = torch.get_num_threads()
 
     def bound(x: Tensor, parameters: Mapping[str, Tensor | None]) -> Tensor | None:
+        if bias is None and parameters.get("bias") is not None:
+            return None
         for name, tensor, pointer, version in watch:
-            if parameters[name] is not tensor or tensor.data_ptr() != pointer:
+            if parameters.get(name) is not tensor or tensor.data_ptr() != pointer:
                 return None
             if version is not None and tensor._version != version:
                 return None
-        return run(x) if still_valid is None or still_valid() else None
+        if torch.get_num_threads() != threads or (still_valid is not None and not still_valid()):
+            return None
+        return run(x)
 
     return bound
 

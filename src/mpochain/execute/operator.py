@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mpochain.execute.autocast import autocast_dtype
+from mpochain.execute.autocast import autocast_dtype, without_autocast
 from mpochain.execute.sweep import Steps, sweep_backward, sweep_forward
 
 __all__ = ["compiled_sweep"]
@@ -34,7 +34,8 @@ def _(x: Tensor, matrices: list[Tensor], sizes: list[int], tile: int) -> Tensor:
 
 @torch.library.custom_op("mpochain::sweep_backward", mutates_args=())
 def _backward(grad: Tensor, x: Tensor, matrices: list[Tensor], sizes: list[int], tile: int) -> list[Tensor]:
-    grad_x, grads = sweep_backward(grad, x.contiguous(), matrices, _unpacked(sizes), tile, needs_x=True)
+    with without_autocast(x):
+        grad_x, grads = sweep_backward(grad, x.contiguous(), matrices, _unpacked(sizes), tile, needs_x=True)
     assert grad_x is not None
     return [grad_x, *grads]
 
@@ -60,7 +61,7 @@ _sweep.register_autograd(_differentiate, setup_context=_setup)
 
 def compiled_sweep(x: Tensor, matrices: Sequence[Tensor], steps: Steps, tile: int) -> Tensor:
     """``x (rows, in)`` to ``(rows, out)`` as one operator in a compiled graph."""
-    dtype = autocast_dtype(x.device)
+    dtype = autocast_dtype(x)
     if dtype is not None:
         # An operator of our own is not on autocast's list.
         x, matrices = x.to(dtype), [matrix.to(dtype) for matrix in matrices]

@@ -127,7 +127,7 @@ class Program:
 
     def _in_panels(self, x: Tensor, cores: Sequence[Tensor], bias: Tensor | None, onto: Tensor | None) -> Tensor:
         """The matrix rebuilt a panel of rows at a time, each used while it is in cache: it is never whole."""
-        dtype = autocast_dtype(x.device)
+        dtype = autocast_dtype(x)
         if dtype is not None:
             # A product into a given output is not on autocast's list.
             x, cores = x.to(dtype), [core.to(dtype) for core in cores]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from mpochain.execute.autocast import autocast_dtype
@@ -13,7 +13,7 @@ from mpochain.execute.bound import Bound, bind
 from mpochain.execute.measurement import setting_of
 from mpochain.execute.program import Program, run_portable
 from mpochain.execute.tuning import tuned
-from mpochain.planning import ContractionPlan, Memory, plan
+from mpochain.planning import ContractionPlan, Memory, Schedule, plan
 from mpochain.planning.plan import batch_bucket
 from mpochain.spec import ChainSpec
 
@@ -27,6 +27,26 @@ _MOST_BOUND = 64
 
 # What programs are kept under: the exponent of the batch's bucket, whether gradients are recorded, and the setting.
 _Key = tuple[int, bool, torch.dtype, torch.device, int]
+
+
+# A core with its address, type and version.
+_CoreState = tuple[Tensor, int, torch.dtype, int]
+
+
+def _same(one: list[_CoreState], other: list[_CoreState]) -> bool:
+    return all(a[0] is b[0] and a[1:] == b[1:] for a, b in zip(one, other, strict=True))
+
+
+def _same_memory(one: list[_CoreState], other: list[_CoreState]) -> bool:
+    return all(a[0] is b[0] and a[1] == b[1] for a, b in zip(one, other, strict=True))
+
+
+def _keepable(x: Tensor, cores: Sequence[Tensor]) -> bool:
+    """Whether anything may be kept of these cores: parameters of a module, met by a plain tensor.
+
+    Others come and go: those of ``functional_call``, of parametrisations, dual numbers, fake and traced tensors.
+    """
+    return type(x) is Tensor and all(type(core) is nn.Parameter for core in cores)
 
 
 def _runs_for_real(device: torch.device | str) -> bool:
@@ -74,8 +94,10 @@ class ChainRunner:
     def _reset(self) -> None:
         if self.memory == "fast":
             _STEPS.watch()
-        self._programs: dict[_Key, Program] = {}
-        self._kept: dict[_Key, tuple[tuple[object, ...], list[Tensor]]] = {}
+        self._programs: dict[_Key, tuple[Program, int]] = {}
+        # Programs of one schedule and type share their matrices, under the number of that pair.
+        self._numbers: dict[tuple[Schedule, torch.dtype], int] = {}
+        self._kept: dict[int, tuple[int, list[_CoreState], list[Tensor]]] = {}
         self.bound: dict[torch.Size, Bound] = {}
         # Made ahead, so that a traced forward meets a finished plan and no search.
         self._traced = Program.of(plan(self.spec, _TRACED_BATCH, mode="inference", memory="compact"))
@@ -122,28 +144,25 @@ class ChainRunner:
                 y = self._traced.run(x, self._traced.matrices(cores), bias)
             return y if onto is None else onto + y
         training = torch.is_grad_enabled()
-        key, program = self._program(x, training)
+        program, number = self._program(x, training)
         if training:
             y = program(x, cores, bias)
             return y if onto is None else onto + y
-        if type(x) is not Tensor:
-            return program(x, cores, bias, onto)  # what a subclass, as a fake tensor, makes of memory is its own affair
-        if program.only_views:
-            return program.run(x, self._views(key, program, cores), bias, onto)
-        if self.memory == "compact":
+        if not _keepable(x, cores) or not (program.only_views or self.memory == "fast"):
             return program(x, cores, bias, onto)
-        return program.run(x, self._cached_matrices(key, program, cores), bias, onto)
+        return program.run(x, self._matrices(program, number, cores), bias, onto)
 
-    def _program(self, x: Tensor, training: bool) -> tuple[_Key, Program]:
+    def _program(self, x: Tensor, training: bool) -> tuple[Program, int]:
         rows, device = x.shape[0], x.device
-        dtype = autocast_dtype(device) or x.dtype
+        dtype = autocast_dtype(x) or x.dtype
         # The same arithmetic as batch_bucket, spared a call.
         key = (rows - 1).bit_length() if rows > 1 else 0, training, dtype, device, torch.get_num_threads()
-        program = self._programs.get(key)
-        if program is None:
-            made = self.plan(rows, training=training, dtype=dtype, device=device)
-            program = self._programs[key] = Program.of(made)
-        return key, program
+        found = self._programs.get(key)
+        if found is None:
+            program = Program.of(self.plan(rows, training=training, dtype=dtype, device=device))
+            number = self._numbers.setdefault((program.schedule, dtype), len(self._numbers))
+            found = self._programs[key] = program, number
+        return found
 
     def bind(self, x: Tensor, shape: torch.Size, names: Sequence[str], parameters: Mapping[str, Tensor | None]) -> None:
         """Make the next call without gradients for inputs of this shape a bound one, if it can be.
@@ -155,54 +174,48 @@ class ChainRunner:
             parameters: in which they, and ``bias``, are found.
         """
         cores = [core for name in names if (core := parameters.get(name)) is not None]
-        if len(cores) < len(names) or type(x) is not Tensor:
-            return  # a parametrised core is made anew at every call
-        key, program = self._program(x, training=False)
-        views, steps = program.only_views, _STEPS.count
-        if not views and self.memory == "compact":
+        # A parametrised core or bias is made anew at every call; under autocast matrices have another type.
+        if len(cores) < len(names) or "bias" not in parameters or autocast_dtype(x) is not None:
             return
-        matrices = self._views(key, program, cores) if views else self._cached_matrices(key, program, cores)
-        if key not in self._kept or self._kept[key][1] is not matrices:
+        program, number = self._program(x, training=False)
+        views, steps = program.only_views, _STEPS.count
+        if not _keepable(x, cores) or not (views or self.memory == "fast"):
+            return
+        matrices = self._matrices(program, number, cores)
+        if number not in self._kept or self._kept[number][2] is not matrices:
             return  # they could not be kept
         watched = [(name, core, None if views else core._version) for name, core in zip(names, cores, strict=True)]
-        bias = parameters.get("bias")
+        bias = parameters["bias"]
         bound = bind(program, matrices, shape, bias, watched, None if views else lambda: _STEPS.count == steps)
         if bound is not None:
             if len(self.bound) >= _MOST_BOUND:
                 self.bound.clear()
             self.bound[shape] = bound
 
-    def _views(self, key: _Key, program: Program, cores: Sequence[Tensor]) -> list[Tensor]:
-        """The cores in the shapes of the sweep, kept between calls: they hold no memory of their own.
+    def _matrices(self, program: Program, number: int, cores: Sequence[Tensor]) -> list[Tensor]:
+        """The matrices of the sweep, kept between calls and made again when a core changed.
 
-        A change in place shows in a view; a core that was replaced has another address, which the old memory cannot
-        be given again while a view holds it.
+        Views of the cores hold no memory of their own, and a change in place shows in them. Others are copies (fast
+        execution only): a tensor's version counts its changes in place (``load_state_dict``, edits), optimiser steps
+        are counted for all. A core that was replaced is another object; its address and type change with ``.to``.
         """
-        state = tuple([(core.data_ptr(), core.dtype) for core in cores])
-        kept = self._kept.get(key)
-        if kept is None or kept[0] != state:
-            matrices = [matrix.detach() for matrix in program.matrices(cores)]
-            # A core whose memory is not in order was copied, and a copy would not see the next change.
-            if not all(core.is_contiguous() for core in cores):
-                return matrices
-            kept = self._kept[key] = state, matrices
-        return kept[1]
-
-    def _cached_matrices(self, key: _Key, program: Program, cores: Sequence[Tensor]) -> list[Tensor]:
-        """The matrices of fast execution, made again when a core changed.
-
-        A tensor's version counts its changes in place (``load_state_dict``, edits), optimiser steps are counted for
-        all; its address, type and device change when it is replaced (``.to``, assignment).
-        """
-        if any(core.is_inference() for core in cores):
+        views = program.only_views
+        if views and not all(core.is_contiguous() for core in cores):
+            return program.matrices(cores)  # copied, and a copy would not see the next change
+        if not views and any(core.is_inference() for core in cores):
             return program.matrices(cores)  # they count no versions, so a change could not be seen
-        own = ((id(core), core._version, core.data_ptr(), core.dtype, core.device) for core in cores)
-        state = (_STEPS.count, *own)
-        kept = self._kept.get(key)
-        if kept is not None and kept[0] == state:
-            return kept[1]
-        matrices = [matrix.contiguous() for matrix in program.matrices(cores)]
-        self._kept[key] = state, matrices
+        # The cores themselves, so that none is freed and its identity given to another while it is compared with.
+        state = [(core, core.data_ptr(), core.dtype, 0 if views else core._version) for core in cores]
+        steps = 0 if views else _STEPS.count
+        kept = self._kept.get(number)
+        if kept is not None and kept[0] == steps and _same(kept[1], state):
+            return kept[2]
+        matrices = [matrix.detach() if views else matrix.contiguous() for matrix in program.matrices(cores)]
+        if any(not _same_memory(old, state) for _, old, _ in self._kept.values()) or kept is not None:
+            # What was made of the old cores would hold their memory, in other programs and bound calls too.
+            self._kept.clear()
+            self.bound.clear()
+        self._kept[number] = steps, state, matrices
         return matrices
 
     # Copies and pickles carry the choice, not the cache: plans are made again where they are used.

@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
-from mpochain.execute.autocast import autocast_dtype
+from mpochain.execute.autocast import autocast_dtype, without_autocast
 from mpochain.planning import Schedule
 
 __all__ = ["Steps", "folds", "run_sweep", "steps_of", "sweep_backward", "sweep_forward"]
@@ -156,7 +156,9 @@ class _Sweep(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> Any:
         x, *matrices = ctx.saved_tensors
-        grad_x, grads = sweep_backward(grad, x, matrices, ctx.steps, ctx.tile, ctx.needs_input_grad[0])
+        # Backward may be called where autocast is on, which the forward pass has settled already.
+        with without_autocast(x):
+            grad_x, grads = sweep_backward(grad, x, matrices, ctx.steps, ctx.tile, ctx.needs_input_grad[0])
         return grad_x, None, None, *grads
 
 
@@ -165,9 +167,9 @@ def run_sweep(x: Tensor, matrices: Sequence[Tensor], steps: Steps, tile: int, on
 
     Added in place to ``onto``, which is then returned, if that can be done without a gradient or a cast.
     """
-    dtype = autocast_dtype(x.device)
+    dtype = autocast_dtype(x)
     if dtype is not None:
-        with torch.autocast(x.device.type, enabled=False):
+        with without_autocast(x):
             return run_sweep(x.to(dtype), [matrix.to(dtype) for matrix in matrices], steps, tile)
     x = x.contiguous()
     if torch.is_grad_enabled() and (x.requires_grad or any(matrix.requires_grad for matrix in matrices)):

@@ -41,8 +41,9 @@ def tuned(spec: ChainSpec, batch: int, *, mode: Mode, memory: Memory, setting: S
         batch: number of input rows.
         mode: ``"inference"`` or ``"training"``.
         memory: ``"compact"`` or ``"fast"``.
-        setting: element type, device and threads, the latter torch's present ones.
+        setting: element type and device; threads are torch's present ones, whatever it says.
     """
+    setting = replace(setting, threads=torch.get_num_threads())
     exact = spec.with_bonds(bonds=spec.bonds)
     made = _tuned(exact, batch, mode, memory, setting, str(STORE.path))
     return replace(made, spec=spec) if spec.clipped else made
@@ -84,8 +85,9 @@ def _recalled(predicted: ContractionPlan, record: object) -> ContractionPlan | N
                 return None
             variant = replace(like.variant, tile=tile, panel=panel, keeps_states=entry["keeps_states"] is True)
             considered.append(Considered(variant, like.predicted, seconds))
-        return predicted.timed(tuple(considered), float(record["dense"])) if considered else None
-    except (KeyError, TypeError, ValueError):
+        dense = float(record["dense"])
+        return predicted.timed(tuple(considered), dense) if considered and dense > 0 else None
+    except (KeyError, TypeError, ValueError, OverflowError):
         return None
 
 
@@ -100,16 +102,22 @@ def _timed(predicted: ContractionPlan) -> ContractionPlan:
             for other in rivals(variant, training=training, merged_is_cached=cached, machine=predicted.machine):
                 variants[other] = seconds
     bench = _Bench(predicted)
-    # Work of one's own, whatever the caller is in the middle of.
-    with torch.inference_mode(False), torch.set_grad_enabled(training), torch.autocast(bench.device, enabled=False):
+    # Work of its own, whatever the caller is in the middle of.
+    with (
+        torch.inference_mode(False),
+        torch.set_grad_enabled(training),
+        torch.autocast(bench.device, enabled=False),
+        torch.autograd.graph.saved_tensors_hooks(lambda tensor: tensor, lambda tensor: tensor),
+    ):
         times, dense = bench.seconds(list(variants))
         best = min(times, key=times.__getitem__)
-        near = [other for other in neighbours(best, predicted.machine) if other not in times]
+        near = [other for other in dict.fromkeys(neighbours(best, predicted.machine)) if other not in times]
         if near:
             for other in near:
                 variants[other] = variants[best]
+            # Timed at another moment, so only its times relative to the best are comparable with the first ones.
             again, _ = bench.seconds([best, *near])
-            times = {**times, **again}
+            times |= {other: again[other] / again[best] * times[best] for other in near}
     ranked = sorted(times, key=times.__getitem__)
     return predicted.timed(tuple(Considered(each, variants[each], times[each]) for each in ranked), dense)
 

@@ -18,8 +18,8 @@ def set_execution(module: nn.Module, *, memory: Memory = "compact", autotune: bo
         module: an :class:`MPOLinear`, or any module that holds some.
         memory: ``"compact"`` keeps nothing but the cores. ``"fast"`` keeps folded cores, up to the dense matrix,
             between calls without gradients; they are made again when a core changes (an optimiser step,
-            ``load_state_dict``, an edit in place, ``.to``). Only edits through ``tensor.data``, which torch does not
-            count, go unseen: call this again after one.
+            ``load_state_dict``, an edit in place, ``.to``). Only edits that torch does not count go unseen, through
+            ``tensor.data``, ``tensor.detach().numpy()`` or another process: call this again after one.
         autotune: measure the most promising plans when a layer first meets a batch size (rounded up to a power of
             two), element type, device and number of threads, instead of predicting the fastest; the first call then
             takes some tenths of a second, :meth:`MPOLinear.precompile` does it ahead. What won is kept in the user's

@@ -293,7 +293,9 @@ class MPOLinear(nn.Module):
             ShapeError: the last axis of ``x`` is not ``in_features``.
         """
         shape = x.shape
-        bindable = not torch.compiler.is_compiling() and not torch.is_grad_enabled()
+        bindable = not (
+            torch.compiler.is_compiling() or torch.is_grad_enabled() or torch._C._are_functorch_transforms_active()
+        )
         if bindable:
             bound = self._runners[0].bound.get(shape)
             if bound is not None:

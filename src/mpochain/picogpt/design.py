@@ -9,9 +9,9 @@ from mpochain import shapes
 from mpochain.errors import SpecError
 from mpochain.spec import ChainSpec
 
-__all__ = ["WIDTH", "Design", "Family", "site_spec"]
+__all__ = ["HEADS", "WIDTH", "Design", "Family", "site_spec"]
 
-WIDTH = 128
+WIDTH, HEADS = 128, 4
 
 Family = Literal["dense", "paper", "low rank", "skewed"]
 
@@ -23,9 +23,6 @@ _SITES = {
 
 # The skew of the study's two-site chains: their multiply-adds are this many times those of low rank.
 _SKEW = 4
-
-# Divides every width, which has four heads and as many sines as cosines.
-_WIDTH_STEP = 4
 
 
 def site_spec(out_features: int, in_features: int, max_bond: int | None) -> ChainSpec:
@@ -47,7 +44,8 @@ class Design:
 
     Attributes:
         family: ``"dense"``; ``"paper"``, chains of the paper's sites; or a control, ``"low rank"`` or ``"skewed"``
-            two-site chains, which give every linear as many parameters as the paper's chain has, or a few fewer.
+            two-site chains, which give every linear at most as many parameters as the paper's chain has: as many as
+            whole bonds allow, which is up to 29 % fewer for a single linear at χ=4, and 5 % fewer for the model.
         max_bond: χ of the paper's sites, which sets the size of the controls too; None for dense.
         width: features of the stream between layers; the hidden layer is four times as wide.
 
@@ -71,8 +69,8 @@ class Design:
             raise SpecError(f"a {self.family} design {'has no' if self.family == 'dense' else 'needs a'} max_bond")
         if isinstance(self.width, bool) or not isinstance(self.width, int) or not 0 < self.width <= 1 << 14:
             raise SpecError(f"width must be a positive integer up to {1 << 14}, got {self.width!r}")
-        if self.width % _WIDTH_STEP:
-            raise SpecError(f"width must be a multiple of {_WIDTH_STEP}, got {self.width}")
+        if self.width % HEADS:
+            raise SpecError(f"width must be a multiple of {HEADS}, got {self.width}")
 
     def spec(self, out_features: int, in_features: int) -> ChainSpec | None:
         """The chain of a linear of this shape; None for a dense one."""

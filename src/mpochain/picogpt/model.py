@@ -16,12 +16,12 @@ from torch.nn import functional as F
 
 from mpochain.errors import ShapeError, SpecError
 from mpochain.nn import MPOLinear
-from mpochain.picogpt.design import WIDTH, Design
+from mpochain.picogpt.design import HEADS, WIDTH, Design
 from mpochain.spec import ChainSpec
 
 __all__ = ["Initialization", "PicoGPT", "build", "decompose_linears", "narrow_width"]
 
-HEADS, LAYERS, CONTEXT, EXPANSION = 4, 4, 256, 4
+LAYERS, CONTEXT, EXPANSION = 4, 256, 4
 
 # Of linear weights and embeddings, as in the paper's code.
 _WEIGHT_STD = 0.02

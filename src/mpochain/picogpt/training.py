@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -28,6 +30,7 @@ def train_picogpt(
     config: TrainConfig,
     *,
     core_rates: bool = False,
+    start: Mapping[str, Any] | None = None,
     checkpoint: Path | None = None,
     label: str = "PicoGPT",
 ) -> TrainResult:
@@ -38,6 +41,7 @@ def train_picogpt(
         corpus: the text.
         config: see :class:`mpochain.train.TrainConfig`.
         core_rates: whether cores learn at rates by their fan-in, see :func:`mpochain.nn.learning_rate_scales`.
+        start: where the weights came from (JSON); a checkpoint of a run that started elsewhere is refused.
         checkpoint: file to keep the state in.
         label: shown with the progress.
 
@@ -59,7 +63,7 @@ def train_picogpt(
         result = evaluate(model, corpus.validation, context=model.context)
         return {"loss": result.loss, "accuracy": result.accuracy}
 
-    identity = {"corpus": corpus.sha256, **model.design.as_dict()}
+    identity = {"corpus": corpus.sha256, **model.design.as_dict(), "start": dict(start or {})}
     return train(
         model,
         sample,

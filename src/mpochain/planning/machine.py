@@ -92,9 +92,11 @@ class Machine:
         names = {field.name for field in fields(cls)}
         if not isinstance(record, dict) or set(record) != names:
             raise ValueError(f"a machine has exactly the constants {sorted(names)}")
-        for name, value in record.items():
-            if not (isinstance(value, int | float) and 0 < value < 1e30):
-                raise ValueError(f"the constant {name} must be a positive number, got {value!r}")
+        for field in fields(cls):
+            value, kind = record[field.name], type(field.default)
+            right = isinstance(value, kind) and isinstance(value, bool) is (kind is bool)
+            if not right or not (kind is bool or 0 < value < 1e30):
+                raise ValueError(f"the constant {field.name} must be a positive {kind.__name__}, got {value!r}")
         return cls(**record)
 
 

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-import json
 import math
 import statistics
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 from mpochain.atomic import require_writable, write_bytes
-from mpochain.errors import CheckpointError
+from mpochain.errors import CheckpointError, OutputError
 from mpochain.picogpt.design import Design
 from mpochain.picogpt.study.claims import PUBLISHED, claims
+from mpochain.picogpt.study.records import read_part, read_record
+from mpochain.picogpt.study.settings import RunSetting
 from mpochain.report import Column
 from mpochain.report.figures import Series, draw
 from mpochain.report.page import Figure, Heading, Page, Table, Text
@@ -20,6 +21,7 @@ from mpochain.report.page import Figure, Heading, Page, Table, Text
 __all__ = ["write_page"]
 
 _ORDER = ("best", "paper", "quick")
+_PARTS = ("timing", "reconstruction")
 
 _TITLES = {
     "best": "This library's settings",
@@ -39,6 +41,7 @@ _QUALITY = (
     Column("spread", "± (seeds)"),
     Column("published_accuracy", "published", ".1%"),
     Column("kept", "of dense", ".1%"),
+    Column("share", "size of paper's χ", ".2f"),
     Column("per_root", "accuracy/√N", ".2e"),
     Column("tokens_per_second", "training tokens/s", ",.0f"),
 )
@@ -48,8 +51,8 @@ _TIMES = (
     Column("macs_per_token", "MACs/token", ","),
     Column("compact_one", "ms one, compact", ".1f"),
     Column("fast_one", "ms one, fast", ".1f"),
-    Column("compact_many", "ms 32, compact", ".0f"),
-    Column("fast_many", "ms 32, fast", ".0f"),
+    Column("compact_many", "ms many, compact", ".0f"),
+    Column("fast_many", "ms many, fast", ".0f"),
     Column("step", "ms step", ".0f"),
     Column("step_bfloat16", "ms step, bfloat16", ".0f"),
     Column("step_peak", "MiB step", ",.0f"),
@@ -78,9 +81,11 @@ def write_page(out: Path, page: Path) -> list[Path]:
 
     Raises:
         CheckpointError: no records, or a damaged one.
-        OutputError: the page's folder cannot be written.
+        OutputError: the page is not named ``.md``, or its folder cannot be written.
         MissingDependencyError: matplotlib is missing.
     """
+    if page.suffix != ".md":
+        raise OutputError(f"the page is Markdown, with an HTML file beside it: name it {page.with_suffix('.md').name}")
     presets = {name: records for name in _ORDER if (records := _runs(out / name))}
     if not presets:
         raise CheckpointError(f"{out} holds no finished run of a study; run one first")
@@ -99,7 +104,11 @@ def write_page(out: Path, page: Path) -> list[Path]:
     made.blocks += [Heading("The paper's claims"), Text(tuple(claims({k: _rows(v) for k, v in presets.items()}, out)))]
     for name, records in presets.items():
         rows = _rows(records)
-        made.blocks += [Heading(_TITLES[name]), Text(_origin(records)), Table(_QUALITY, rows)]
+        made.blocks += [
+            Heading(_TITLES[name]),
+            Text((_corpora(records), *_origin([each["provenance"] for each in records]))),
+            Table(_QUALITY, rows),
+        ]
         files += _figures(figures, name, rows, records)
         captions = {"accuracy": "Validation accuracy against parameters", "losses": "Training loss"}
         made.blocks += [Figure(figures / f"study-{name}-{key}.png", caption) for key, caption in captions.items()]
@@ -110,18 +119,8 @@ def write_page(out: Path, page: Path) -> list[Path]:
     return [page, page.with_suffix(".html"), *files]
 
 
-def _read(file: Path) -> dict[str, Any]:
-    try:
-        record = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"{file} is damaged ({error}); remove it and run the study again") from error
-    if not isinstance(record, dict):
-        raise CheckpointError(f"{file} is damaged (no object); remove it and run the study again")
-    return record
-
-
 def _runs(folder: Path) -> list[dict[str, Any]]:
-    return [record for file in sorted(folder.glob("*.json")) if "setting" in (record := _read(file))]
+    return [read_record(file) for file in sorted(folder.glob("*.json")) if file.stem not in _PARTS]
 
 
 def _design(record: dict[str, Any]) -> Design:
@@ -129,11 +128,12 @@ def _design(record: dict[str, Any]) -> Design:
 
 
 def _rows(records: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """One row for all seeds of a model, larger models first, ways to start side by side."""
+    """One row for all seeds of a model: the dense one first, then by χ, controls beside what they are compared with."""
     groups: dict[str, list[dict[str, Any]]] = {}
     for record in records:
         groups.setdefault(record["setting"]["row"], []).append(record)
     dense = groups.get("dense")
+    by_name = {_name(record): record for record in records}
     rows = []
     for name, runs in groups.items():
         first, design = runs[0], _design(runs[0])
@@ -154,24 +154,68 @@ def _rows(records: list[dict[str, Any]]) -> list[dict[str, Any]]:
                 "perplexity": math.exp(loss),
                 "accuracy": accuracy,
                 "spread": f"{(max(accuracies) - min(accuracies)) / 2:.2%} ({len(runs)})" if len(runs) > 1 else "- (1)",
-                "kept": accuracy / statistics.fmean(run["validation"]["accuracy"] for run in dense) if dense else None,
+                "kept": _kept(runs, dense, by_name),
+                "share": first["parameters"] / paper if (paper := _paper_parameters(first, records)) else None,
                 "per_root": accuracy / math.sqrt(first["parameters"]),
                 "tokens_per_second": statistics.fmean(speeds) if speeds else None,
                 "published_parameters": published.parameters if published else None,
                 "published_accuracy": published.accuracy if published else None,
             }
         )
-    return sorted(rows, key=lambda row: (row["row"] != "dense", row["design"].max_bond or 0, -row["parameters"]))
+    return sorted(
+        rows, key=lambda row: (row["row"] != "dense", _bond(row), row["design"].family != "paper", row["row"])
+    )
 
 
-def _origin(records: list[dict[str, Any]]) -> tuple[str, ...]:
-    keys = ("commit", "processor", "cpus", "threads", "python", "torch")
-    corpora = sorted({record["corpus"]["name"] for record in records})
-    lines = [f"corpus: {', '.join(corpora)}"]
-    for key in keys:
-        values = sorted({str(record["provenance"].get(key)) for record in records})
-        lines.append(f"{key}: {', '.join(value[:12] if key == 'commit' else value for value in values)}")
+def _name(record: dict[str, Any]) -> str:
+    return RunSetting.model_validate(record["setting"]).name
+
+
+def _kept(
+    runs: list[dict[str, Any]], dense: list[dict[str, Any]] | None, by_name: dict[str, dict[str, Any]]
+) -> float | None:
+    """Mean share of the dense accuracy: of the run it was decomposed from, else of the dense run of the same seed."""
+    shares = []
+    for run in runs:
+        source = by_name.get(run["setting"]["source"] or "")
+        same_seed = [each for each in dense or [] if each["setting"]["seed"] == run["setting"]["seed"]]
+        compared = source or (same_seed[0] if same_seed else None)
+        if compared is None:
+            return None
+        shares.append(run["validation"]["accuracy"] / compared["validation"]["accuracy"])
+    return statistics.fmean(shares)
+
+
+def _paper_parameters(record: dict[str, Any], records: list[dict[str, Any]]) -> int | None:
+    """Parameters of the paper's chains that a control is compared with."""
+    bond = _bond({"design": _design(record), "row": record["setting"]["row"]})
+    found = [each for each in records if _design(each) == Design("paper", bond)] if bond else []
+    return int(found[0]["parameters"]) if found else None
+
+
+def _bond(row: dict[str, Any]) -> int:
+    """The χ a row is compared at; narrow dense models have it in their name alone."""
+    if row["design"].max_bond is not None:
+        return int(row["design"].max_bond)
+    name = row["row"].rpartition("χ=")[2]
+    return int(name) if name.isdigit() else 0
+
+
+def _origin(provenances: Sequence[dict[str, Any]]) -> tuple[str, ...]:
+    lines = []
+    for key in ("commit", "processor", "cpus", "threads", "python", "torch"):
+        values = sorted({str(each.get(key)) for each in provenances})
+        lines.append(f"{key}: {', '.join(_short(value) if key == 'commit' else value for value in values)}")
     return tuple(lines)
+
+
+def _short(commit: str) -> str:
+    head, plus, changes = commit.partition("+")
+    return head[:12] + plus + changes
+
+
+def _corpora(records: list[dict[str, Any]]) -> str:
+    return f"corpus: {', '.join(sorted({record['corpus']['name'] for record in records}))}"
 
 
 def _series(
@@ -182,7 +226,7 @@ def _series(
 
 
 _KINDS: dict[str, Callable[[dict[str, Any]], bool]] = {
-    "dense": lambda row: row["design"].family == "dense",
+    "dense, narrow ones too": lambda row: row["design"].family == "dense",
     "chains, random start": lambda row: row["design"].family == "paper" and row["start"] == "random",
     "chains, TT-SVD": lambda row: row["row"].endswith("TT-SVD"),
     "chains, TT-SVD and tuning": lambda row: "TT-SVD and" in row["row"],
@@ -202,22 +246,16 @@ def _figures(folder: Path, name: str, rows: list[dict[str, Any]], records: list[
         y="token accuracy",
         axes={"xscale": "log"},
     )
-    seen: dict[str, dict[str, Any]] = {}
-    for record in records:
-        if record["training"] and record["setting"]["design"]["family"] in ("dense", "paper"):
-            seen.setdefault(record["setting"]["row"], record)
+    first = {record["setting"]["row"]: record for record in reversed(records) if record["training"]}
+    shown = [row["row"] for row in rows if row["row"] in first and row["row"] in PUBLISHED]
     draw(
         losses,
         [
-            Series(
-                row,
-                [10 * (k + 1) for k in range(len(record["training"]["losses"]))],
-                record["training"]["losses"],
-                markers=False,
-            )
-            for row, record in list(seen.items())[:6]
+            Series(row, [10 * (k + 1) for k in range(len(values))], values, markers=False)
+            for row in shown
+            if (values := first[row]["training"]["losses"])
         ],
-        title="Training loss, means of ten steps",
+        title="Training loss from a random start, means of ten steps",
         x="step",
         y="nats per token",
     )
@@ -229,7 +267,8 @@ def _timing(
 ) -> list[Heading | Text | Table | Figure]:
     if not (folder / "timing.json").exists():
         return []
-    records = _read(folder / "timing.json")["timing"]
+    part, provenance = read_part(folder / "timing.json", "timing")
+    records, many = part["designs"], part["sequences"]
     times = []
     for record in records:
         design = Design(**record["design"])
@@ -256,7 +295,7 @@ def _timing(
         file,
         [one for one in series if one is not None],
         title="Validation accuracy against time",
-        x="ms for 32 sequences of 256 tokens, the better of compact and fast",
+        x=f"ms for {many} sequences of 256 tokens, the better of compact and fast",
         y="token accuracy",
     )
     files.append(file)
@@ -264,10 +303,12 @@ def _timing(
         Heading("Times", 3),
         Text(
             (
-                "Medians of forward passes over 1 and 32 sequences of 256 tokens, and of a training step of 32; plans "
-                "are measured, all designs in turn in one run. MiB: what a step takes at most beyond what was alive.",
+                f"Medians of forward passes over 1 and {many} sequences of 256 tokens, and of a training step of "
+                f"{many}; plans are measured, all designs in turn in one run. MiB: what a step takes at most beyond "
+                "what was alive before it.",
             )
         ),
+        Text(_origin([provenance])),
         Table(_TIMES, times),
         Figure(file, "Validation accuracy against time"),
     ]
@@ -279,7 +320,7 @@ _GROUPS = {"q, k, v, o (128x128)": (128, 128), "W_1 (512x128)": (512, 128), "W_2
 def _reconstruction(folder: Path, figures: Path, name: str, files: list[Path]) -> list[Heading | Text | Table | Figure]:
     if not (folder / "reconstruction.json").exists():
         return []
-    records = _read(folder / "reconstruction.json")["reconstruction"]
+    records, provenance = read_part(folder / "reconstruction.json", "reconstruction")
     rows = []
     for label, shape in (*_GROUPS.items(), ("head", None)):
         group = [
@@ -311,6 +352,7 @@ def _reconstruction(folder: Path, figures: Path, name: str, files: list[Path]) -
     return [
         Heading("Errors on trained weights", 3),
         Text(("Relative Frobenius errors of balanced chains of the trained dense weights, means over the layers.",)),
+        Text(_origin([provenance])),
         Table(_ERRORS, rows),
         Figure(file, "Relative error of each trained weight in two sites"),
     ]

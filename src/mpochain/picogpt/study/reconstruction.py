@@ -22,7 +22,7 @@ def reconstruction(model: PicoGPT) -> list[dict[str, Any]]:
 
     Returns:
         One record for each layer, number of sites and bond: the spec, its parameters, the error of the chain, of low
-        rank at as many parameters (fewer by less than a rank), and of the chain of a random matrix of the same shape.
+        rank at as many parameters (fewer by less than a rank; rank 1 at least), and of the chain of a random matrix.
     """
     records = []
     random: dict[ChainSpec, float] = {}

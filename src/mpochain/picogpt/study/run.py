@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -16,6 +17,7 @@ from mpochain.picogpt.evaluation import evaluate
 from mpochain.picogpt.model import PicoGPT, build, decompose_linears
 from mpochain.picogpt.size import parameter_count
 from mpochain.picogpt.study.reconstruction import reconstruction
+from mpochain.picogpt.study.records import FORMAT, read_record
 from mpochain.picogpt.study.settings import RunSetting, preset
 from mpochain.picogpt.study.timing import timing
 from mpochain.picogpt.training import train_picogpt
@@ -23,8 +25,6 @@ from mpochain.picogpt.weights import load_weights, save_weights
 from mpochain.report import provenance
 
 __all__ = ["run_preset"]
-
-_FORMAT = 1
 
 
 def run_preset(
@@ -64,7 +64,10 @@ def run_preset(
     many = max(setting.config.batch_size for setting in runs if setting.config is not None)
     parts: dict[str, Callable[[], object]] = {
         "reconstruction": lambda: reconstruction(_weights(dense.name, folder)),
-        "timing": lambda: timing(designs, len(corpus.vocabulary), sequences=many),
+        "timing": lambda: {
+            "sequences": many,
+            "designs": timing(designs, len(corpus.vocabulary), sequences=many),
+        },
     }
     for part, make in parts.items():
         file = folder / f"{part}.json"
@@ -83,39 +86,38 @@ def finished(setting: RunSetting, corpus: Corpus, folder: Path) -> dict[str, Any
     file = folder / f"{setting.name}.json"
     if not file.exists():
         return None
-    try:
-        record = json.loads(file.read_text(encoding="utf-8"))
-        kept, text, version = record["setting"], record["corpus"]["sha256"], record["format"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise CheckpointError(f"{file} is damaged ({error}); remove it to run it again") from error
-    if version != _FORMAT:
-        raise CheckpointError(f"{file} is of format {version!r}, this version writes {_FORMAT}; use another folder")
-    if kept != setting.model_dump(mode="json"):
+    record = read_record(file)
+    if record["setting"] != setting.model_dump(mode="json"):
         raise CheckpointError(f"{file} is of another setting of this run; use another folder, or remove it")
-    if text != corpus.sha256:
+    if record["corpus"]["sha256"] != corpus.sha256:
         raise CheckpointError(f"{file} is of another corpus, {record['corpus']['name']}; use another folder")
-    assert isinstance(record, dict)
     return record
 
 
 def _weights(name: str, folder: Path) -> PicoGPT:
     file = folder / f"{name}.safetensors"
     if not file.exists():
-        raise CheckpointError(f"{file} is missing, although its run finished; remove {name}.json to run it again")
+        finished = (folder / f"{name}.json").exists()
+        what = f"although its run finished; remove {name}.json to run it again" if finished else f"run {name} first"
+        raise CheckpointError(f"{file} is missing, {what}")
     model, _ = load_weights(file)
     return model
 
 
 def _run(setting: RunSetting, corpus: Corpus, folder: Path) -> None:
     size = len(corpus.vocabulary)
+    start: dict[str, Any] = {"initialization": setting.initialization, "seed": setting.seed}
     if setting.source is None:
         model = build(design=setting.design, vocab_size=size, seed=setting.seed, initialization=setting.initialization)
     else:
+        source = folder / f"{setting.source}.safetensors"
         model = decompose_linears(_weights(setting.source, folder), setting.design)
+        start = {"source": setting.source, "sha256": hashlib.sha256(source.read_bytes()).hexdigest()}
     state = folder / f"{setting.name}.state"
     record: dict[str, Any] = {
-        "format": _FORMAT,
+        "format": FORMAT,
         "setting": setting.model_dump(mode="json"),
+        "start": start,
         "corpus": {"name": corpus.name, "sha256": corpus.sha256},
         "parameters": parameter_count(model),
         "block_parameters": parameter_count(model.blocks[0]),
@@ -123,7 +125,13 @@ def _run(setting: RunSetting, corpus: Corpus, folder: Path) -> None:
     }
     if setting.config is not None:
         result = train_picogpt(
-            model, corpus, setting.config, core_rates=setting.core_rates, checkpoint=state, label=setting.row
+            model,
+            corpus,
+            setting.config,
+            core_rates=setting.core_rates,
+            start=start,
+            checkpoint=state,
+            label=setting.row,
         )
         record["training"] = {
             "curve": [[point.step, point.train_loss, point.metrics] for point in result.curve],

@@ -84,7 +84,7 @@ _TUNING = TrainConfig(steps=500, learning_rate=3e-3, warmup_steps=50, evaluate_e
 
 
 def _best(vocab_size: int) -> list[RunSetting]:
-    """This library's initialisation and rates; random starts, TT-SVD with and without tuning, and every control."""
+    """This library's initialisation; random starts, TT-SVD with and without tuning, and every control."""
 
     def trained(row: str, design: Design, seed: int) -> RunSetting:
         config = TrainConfig(learning_rate=_RATE, seed=seed, evaluate_every=250)
