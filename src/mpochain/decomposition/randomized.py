@@ -53,12 +53,16 @@ def split(
         if 2 * width >= smallest:
             return exact_split(matrix, max_rank, tolerance)
         q = _range(matrix, width, power_iterations, seed)
-        u, s, _ = svd(xp.matrix_transpose(q) @ matrix)
-        missed = norm(matrix - q @ (xp.matrix_transpose(q) @ matrix)) ** 2
-        if tolerance is None or rank == max_rank or missed <= tolerance:
+        projected = xp.matrix_transpose(q) @ matrix
+        u, s, _ = svd(projected)
+        if tolerance is None:
+            spare = None
+            break
+        missed = norm(matrix - q @ projected) ** 2
+        if rank == max_rank or missed <= tolerance:
+            spare = max(tolerance - missed, 0.0)
             break
         rank = min(2 * rank, max_rank)
-    spare = None if tolerance is None else max(tolerance - missed, 0.0)
     kept, _ = retained_rank(s, max_rank, spare)
     basis = q @ u[:, :kept]
     rest = xp.matrix_transpose(basis) @ matrix

@@ -102,10 +102,11 @@ def sweep(matrix: Array, spec: ChainSpec, split: Split, *, cutoff: float | None,
     require_matrix(matrix, name)
     cutoff = check_cutoff(cutoff)
     wide = promoted(detached(matrix), name)
-    require_finite(wide, name)
+    total = norm(wide)
+    if not math.isfinite(total):
+        require_finite(wide, name)
     xp = namespace(wide)
     rest = interleave(wide, spec)
-    total = norm(rest)
     # Of unit norm, so that no square overflows or vanishes.
     rest = rest / total if total else rest
     share = None if cutoff is None else cutoff**2 / max(spec.sites - 1, 1)
