@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import math
 import pickle
+from itertools import permutations
 
 import jax.numpy as jnp
 import numpy as np
@@ -13,7 +14,8 @@ from hypothesis import strategies as st
 from strategies import SEEDS, cores, specs
 
 from mpochain import ChainSpec, MPOChain, MPOError, plan
-from mpochain.planning import candidates
+from mpochain.planning import candidates, lower
+from mpochain.planning.candidates import _fewest_macs
 from mpochain.planning.plan import batch_bucket
 
 LIBRARIES = {"numpy": np.asarray, "torch": torch.tensor, "jax": jnp.asarray}
@@ -154,6 +156,26 @@ def _least_merge_macs(shapes):
         rest = [*shapes[:k], (r, o * p, i * j, t), *shapes[k + 2 :]]
         options.append(r * o * i * s * p * j * t + _least_merge_macs(rest))
     return min(options)
+
+
+@given(specs(max_sites=5))
+def test_the_sweep_of_fewest_macs_is_found(spec):
+    groups = [(site,) for site in range(spec.sites)]
+    macs = {order: lower(spec, groups, [], order).sweep_macs for order in permutations(range(spec.sites))}
+    assert macs[_fewest_macs(spec.core_shapes)] == min(macs.values())
+
+
+@given(specs(max_sites=4), st.sampled_from([1, 64]))
+def test_opt_einsum_finds_no_better_sweep(spec, batch):
+    """Where its path over a grouping is a sweep, it is one of fewest multiply-adds."""
+    for candidate in candidates(spec, batch):
+        if candidate.searched:
+            shapes = list(spec.core_shapes)
+            for step in candidate.schedule.merges:
+                shapes[step.position : step.position + 2] = [step.result]
+            groups = candidate.groups
+            merged = lower(spec, groups, [step.position for step in candidate.schedule.merges], _fewest_macs(shapes))
+            assert candidate.schedule.sweep_macs == merged.sweep_macs
 
 
 @given(specs(max_sites=5))

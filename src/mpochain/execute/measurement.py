@@ -16,6 +16,7 @@ __all__ = ["dtype_of", "interleaved", "measure_machine", "setting_of"]
 
 _ROUND_SECONDS = 1e-3
 _SURE_SECONDS = 0.02
+_LONG_SECONDS = 0.2
 
 
 def setting_of(dtype: torch.dtype, device: torch.device | str) -> Setting:
@@ -45,7 +46,7 @@ def interleaved(
 ) -> list[float]:
     """Median seconds of each call, timed in turn so that a slow moment of the machine meets all of them.
 
-    A call over twice as slow as the fastest is timed once, after one to warm up.
+    A call over twice as slow as the fastest is timed once, after one to warm up if it is short.
 
     Args:
         calls: what to time.
@@ -56,7 +57,10 @@ def interleaved(
     began = time.perf_counter()
     values: list[list[float]] = []
     for call in calls:
-        call()
+        once = _once(call, 1, device)
+        if once > _LONG_SECONDS:
+            values.append([once])  # what a first call costs beyond others is nothing beside it
+            continue
         once = _once(call, 1, device)
         if once < _SURE_SECONDS:
             # It may have met a thread asleep, a cold cache or a kernel not yet made (a bfloat16 sweep of 1 ms took 4.4

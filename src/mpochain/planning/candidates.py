@@ -1,4 +1,4 @@
-"""The ways to run a chain: contiguous groups of sites merged first, then opt_einsum's path over what is left.
+"""The ways to run a chain: contiguous groups of sites merged first, then the best path over what is left.
 
 opt_einsum cannot be told that work on cores alone is free once cached (its issue 199), so the grouping is enumerated
 here and each merged chain is searched on its own. A path that contracts two cores before either meets the input is the
@@ -22,10 +22,11 @@ from mpochain.spec import ChainSpec
 
 __all__ = ["Candidate", "candidates", "equation"]
 
-# opt_einsum's exhaustive search takes 0.1 s for 8 cores and is asked once per grouping; `dp` finds the same paths of a
-# chain in milliseconds, since a chain never gains from an outer product. Long chains get their plain sweeps only.
-_EXHAUSTIVE_OPERANDS = 5
-_SEARCHED_OPERANDS = 8
+# opt_einsum's exhaustive search takes 1 ms for four cores, 0.1 s for 8, and is asked once per grouping. Longer ones
+# are searched here, over sweeps alone, since any other path is a sweep of a coarser grouping; very long ones get their
+# plain sweeps only.
+_EXHAUSTIVE_CORES = 4
+_SEARCHED_CORES = 10
 _EXHAUSTIVE_SITES = 6
 
 Group = tuple[int, ...]
@@ -40,7 +41,7 @@ class Candidate:
         groups: contiguous sites merged into one core each.
         order: order in which the merged cores meet the input.
         path: the order as an opt_einsum path over ``(input, merged cores...)``.
-        searched: whether opt_einsum's search gave this order.
+        searched: whether a search for the fewest multiply-adds gave this order.
         equation: einsum equation of the merged chain.
         schedule: the lowered steps.
     """
@@ -131,14 +132,34 @@ def _cheapest_splits(spec: ChainSpec) -> dict[tuple[int, int], int]:
 
 
 def _path(eq: str, shapes: Sequence[tuple[int, ...]]) -> list[PathPair]:
-    # opt_einsum's searches themselves: its contract_path would check, copy and count for a third of the time.
+    # opt_einsum's search itself: its contract_path would check, copy and count for a third of the time.
     terms, output = eq.split("->")
     inputs = terms.split(",")
     sizes = {
         index: size for term, shape in zip(inputs, shapes, strict=True) for index, size in zip(term, shape, strict=True)
     }
-    search = opt_einsum.paths.optimal if len(inputs) <= _EXHAUSTIVE_OPERANDS else opt_einsum.paths.dynamic_programming
-    return list(search([frozenset(term) for term in inputs], frozenset(output), sizes, None))
+    return list(opt_einsum.paths.optimal([frozenset(term) for term in inputs], frozenset(output), sizes, None))
+
+
+def _fewest_macs(shapes: Sequence[tuple[int, int, int, int]]) -> tuple[int, ...]:
+    """The sweep of fewest multiply-adds, by dynamic programming over the sets of cores that have met the input."""
+    count = len(shapes)
+    state = {0: math.prod(in_ for _, _, in_, _ in shapes)}
+    best: dict[int, tuple[int, tuple[int, ...]]] = {0: (0, ())}
+    for done in range((1 << count) - 1):
+        macs, order = best[done]
+        for core, (left, out, in_, right) in enumerate(shapes):
+            if done >> core & 1:
+                continue
+            left_met, right_met = bool(core and done >> (core - 1) & 1), bool(done >> (core + 1) & 1)
+            summed = in_ * (left if left_met else 1) * (right if right_met else 1)
+            kept = out * (1 if left_met else left) * (1 if right_met else right)
+            after = done | 1 << core
+            state[after] = state[done] // summed * kept
+            found = macs + state[done] * kept, (*order, core)
+            if after not in best or found < best[after]:
+                best[after] = found
+    return best[(1 << count) - 1][1]
 
 
 def _sweep_order(path: list[PathPair], count: int) -> tuple[int, ...] | None:
@@ -187,8 +208,10 @@ def candidates(spec: ChainSpec, batch: int) -> Iterator[Candidate]:
         count = len(groups)
         eq = equation(count)
         found = None
-        if count < _SEARCHED_OPERANDS:
+        if count <= _EXHAUSTIVE_CORES:
             found = _sweep_order(_path(eq, [(batch, *(i for _, _, i, _ in shapes)), *shapes]), count)
+        elif count <= _SEARCHED_CORES:
+            found = _fewest_macs(shapes)
         plain = tuple(range(count))
         for order in dict.fromkeys(order for order in (found, plain[::-1], plain) if order is not None):
             yield Candidate(groups, order, _path_of(order), order == found, eq, lower(spec, groups, merges, order))
