@@ -81,59 +81,44 @@ def _fill(parameters, values) -> None:
             parameter.copy_(value)
 
 
-def opt_einsum(chain: MPOChain) -> Function:
-    """One precompiled expression per batch size."""
-    import opt_einsum
-
-    spec, expressions = chain.spec, {}
+def _expressions(chain: MPOChain, make: Callable[..., Callable[..., Tensor]]) -> Function:
+    """One precompiled expression per batch size: ``make(input shape, core shapes...)``."""
+    spec, made = chain.spec, {}
 
     def run(x: Tensor) -> Tensor:
-        rows = x.shape[0]
-        if rows not in expressions:
-            expressions[rows] = opt_einsum.contract_expression(
-                equation(spec.sites), (rows, *spec.in_dims), *spec.core_shapes, optimize="optimal"
-            )
-        return expressions[rows](x.reshape(rows, *spec.in_dims), *chain.cores).reshape(rows, -1)
+        shape = x.shape[0], *spec.in_dims
+        if shape not in made:
+            made[shape] = make(shape, *spec.core_shapes)
+        return made[shape](x.reshape(shape), *chain.cores).reshape(x.shape[0], -1)
 
     return run
+
+
+def opt_einsum(chain: MPOChain) -> Function:
+    import opt_einsum
+
+    terms = equation(chain.spec.sites)
+    return _expressions(chain, lambda *shapes: opt_einsum.contract_expression(terms, *shapes, optimize="optimal"))
 
 
 def cotengra(chain: MPOChain) -> Function:
-    """One precompiled expression per batch size."""
     import cotengra
 
-    spec, expressions = chain.spec, {}
-
-    def run(x: Tensor) -> Tensor:
-        rows = x.shape[0]
-        if rows not in expressions:
-            expressions[rows] = cotengra.einsum_expression(
-                equation(spec.sites), (rows, *spec.in_dims), *spec.core_shapes, optimize="optimal"
-            )
-        return expressions[rows](x.reshape(rows, *spec.in_dims), *chain.cores).reshape(rows, -1)
-
-    return run
+    terms = equation(chain.spec.sites)
+    return _expressions(chain, lambda *shapes: cotengra.einsum_expression(terms, *shapes, optimize="optimal"))
 
 
 def quimb(chain: MPOChain) -> Function:
-    """One precompiled expression per batch size."""
     from quimb.tensor.contraction import array_contract_expression
 
-    spec, expressions = chain.spec, {}
-    inputs, output = equation(spec.sites).split("->")
-
-    def run(x: Tensor) -> Tensor:
-        rows = x.shape[0]
-        if rows not in expressions:
-            expressions[rows] = array_contract_expression(
-                inputs=[tuple(term) for term in inputs.split(",")],
-                output=tuple(output),
-                shapes=[(rows, *spec.in_dims), *spec.core_shapes],
-                optimize="optimal",
-            )
-        return expressions[rows](x.reshape(rows, *spec.in_dims), *chain.cores).reshape(rows, -1)
-
-    return run
+    inputs, output = equation(chain.spec.sites).split("->")
+    terms = [tuple(term) for term in inputs.split(",")]
+    return _expressions(
+        chain,
+        lambda *shapes: array_contract_expression(
+            inputs=terms, output=tuple(output), shapes=list(shapes), optimize="optimal"
+        ),
+    )
 
 
 PEERS: dict[str, tuple[str, Callable[[MPOChain], nn.Module | Function]]] = {

@@ -141,6 +141,13 @@ def _targets(found: list[Target]) -> list[str]:
     return lines
 
 
+def _progress(grid: str, groups: Groups) -> str:
+    from grid import cells
+
+    whole = len(cells(grid))
+    return ", ".join(f"{group} {len(groups.get(group, []))} of {whole}" for group in ("forward", "training"))
+
+
 def page(grid: str, groups: Groups) -> str:
     """The whole page."""
     lines = [
@@ -151,8 +158,10 @@ def page(grid: str, groups: Groups) -> str:
         "interleaved in one run, all on the same cores; their outputs agree. Compact and fast run the plan that was "
         "measured to be best, the predicted plan is the cost model's. Spread is the interquartile range of the compact "
         "chain over its median. A cell whose bonds are clipped to those of a smaller χ is listed once. Losses are "
-        "shown like gains.",
+        "shown like gains. Cells in which dense took over 1.5 times its median for the shape were disturbed by "
+        "something else on the machine, and measured again (`benchmarks/disturbed.py`).",
         "",
+        f"- cells measured: {_progress(grid, groups)}",
         *[f"- {key}: {', '.join(values)}" for key, values in provenance(groups).items()],
         "",
         *_targets(targets(groups)),
