@@ -21,7 +21,7 @@ bench bench-full: $(VENV)/bench.installed  ## time chains beside dense, low rank
 
 bench: GRID := small
 bench-full: GRID := full
-MEASURE = MPOCHAIN_BENCH_GRID=$(GRID) $(BIN)/python -W ignore -m pytest benchmarks -W ignore --benchmark-enable \
+MEASURE = MPOCHAIN_BENCH_RECORD=1 MPOCHAIN_BENCH_GRID=$(GRID) $(BIN)/python -W ignore -m pytest benchmarks -W ignore --benchmark-enable \
 	--benchmark-only --benchmark-columns=median,iqr,rounds --benchmark-group-by=group
 
 study: $(VENV)/demo.installed  ## the PicoGPT study; hours, goes on where it was interrupted, then writes docs/study.md

@@ -14,7 +14,6 @@ import statistics
 import sys
 from collections import defaultdict
 from collections.abc import Iterable
-from pathlib import Path
 from typing import Any
 
 # Dense times of one shape vary by some 10 % over the cells of a quiet run.
@@ -36,7 +35,6 @@ def disturbed(records: Iterable[dict[str, Any]]) -> list[str]:
 
 def main(grid: str) -> None:
     os.environ["MPOCHAIN_BENCH_GRID"] = grid
-    sys.path.insert(0, str(Path(__file__).parent))
     import results
 
     for group in ("forward", "training"):

@@ -1,4 +1,8 @@
-"""Results on disk, one JSON line per finished cell, so that an interrupted run goes on where it stopped."""
+"""Results on disk, one JSON line per finished cell, so that an interrupted run goes on where it stopped.
+
+Only a run with ``MPOCHAIN_BENCH_RECORD`` set, as ``make bench`` does, writes them and skips what they hold. Any other
+is plain pytest-benchmark: it measures everything, every time.
+"""
 
 from __future__ import annotations
 
@@ -15,6 +19,11 @@ from mpochain.atomic import write_bytes
 from mpochain.report import provenance
 
 FOLDER = Path(os.environ.get("MPOCHAIN_BENCH_RESULTS", str(Path(__file__).parent / "results")))
+
+RECORDING = bool(os.environ.get("MPOCHAIN_BENCH_RECORD"))
+
+# Times of another machine or library do not stand for this one's.
+_CIRCUMSTANCES = ("processor", "cpus", "threads", "torch")
 
 # Asks git three times; once a process is enough.
 _provenance = cache(provenance)
@@ -33,14 +42,28 @@ def load(group: str) -> dict[str, dict[str, Any]]:
     return {record["cell"]: record for record in map(json.loads, file.read_text(encoding="utf-8").splitlines())}
 
 
+def finished(group: str) -> dict[str, dict[str, Any]]:
+    """Cells that need not be measured again: recorded on a machine, and with a torch and threads, like these."""
+    if not RECORDING:
+        return {}
+    here = _provenance(threads=torch.get_num_threads())
+    return {
+        name: record
+        for name, record in load(group).items()
+        if all(record["provenance"].get(key) == here[key] for key in _CIRCUMSTANCES)
+    }
+
+
 def add(group: str, record: dict[str, Any]) -> None:
-    """Append a finished cell with where it came from."""
-    finished = load(group)
+    """Append a finished cell with where it came from; the last record of a cell counts."""
+    if not RECORDING:
+        return
+    known = load(group)
     FOLDER.mkdir(parents=True, exist_ok=True)
     record = {**record, "provenance": _provenance(threads=torch.get_num_threads())}
     with _file(group).open("a", encoding="utf-8") as file:
         file.write(json.dumps(record, ensure_ascii=False) + "\n")
-    finished[record["cell"]] = record
+    known[record["cell"]] = record
 
 
 def rewrite(group: str, records: list[dict[str, Any]]) -> None:

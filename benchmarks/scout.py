@@ -36,8 +36,7 @@ def _serve(connection: Connection) -> None:
         task = connection.recv()
         try:
             _attempt(*task)
-        except Exception:
-            # What can be raised is raised, and recorded, where it is timed.
+        except Exception:  # of any kind: here only death counts, errors are recorded where the peer is timed
             connection.send("raised")
         else:
             connection.send("ran")

@@ -12,7 +12,7 @@ from mpochain import errors, shapes
 from mpochain.chain import MPOChain
 from mpochain.errors import MPOError
 from mpochain.factorization import decompose, decompose_terms
-from mpochain.planning import ContractionPlan, plan
+from mpochain.planning import ContractionPlan, Setting, plan
 from mpochain.spec import ChainSpec
 
 if TYPE_CHECKING:
@@ -26,6 +26,7 @@ __all__ = [
     "MPOChain",
     "MPOError",
     "MPOLinear",
+    "Setting",
     "decompose",
     "decompose_terms",
     "errors",

@@ -58,7 +58,7 @@ class TestDesigns:
         wider = Design(width=narrow.width + 4)
         assert count(picogpt.build(design=wider, vocab_size=vocabulary)) > paper
 
-    def test_controls_learn_the_same_function_type(self):
+    def test_controls_read_and_write_the_same_characters(self):
         tokens = torch.zeros(1, 5, dtype=torch.long)
         for design in (Design("low rank", 4), Design("skewed", 4), Design(width=64)):
             assert picogpt.build(design=design, seed=0)(tokens).shape == (1, 5, 65)

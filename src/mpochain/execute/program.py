@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from mpochain.execute.autocast import autocast_dtype
 from mpochain.execute.operator import compiled_sweep
 from mpochain.execute.sweep import Steps, run_sweep, steps_of
-from mpochain.planning import ContractionPlan, MergeStep, Schedule
+from mpochain.planning import MergeStep, Schedule, Variant
 
 __all__ = ["Program", "run_portable"]
 
@@ -64,11 +64,10 @@ class Program:
         object.__setattr__(self, "only_views", views)
 
     @classmethod
-    def of(cls, made: ContractionPlan) -> Program:
-        """The program of a plan."""
-        chosen = made.chosen
-        panel = chosen.panel if chosen.panels > 1 else 0
-        return cls(made.schedule, steps_of(made.schedule), chosen.tile, panel, chosen.keeps_states)
+    def of(cls, variant: Variant) -> Program:
+        """The program of a plan's variant."""
+        panel = variant.panel if variant.panels > 1 else 0
+        return cls(variant.schedule, steps_of(variant.schedule), variant.tile, panel, variant.keeps_states)
 
     def matrices(self, cores: Sequence[Tensor]) -> list[Tensor]:
         """Merged cores as the matrices ``(K, C)`` of the sweep's steps; differentiable."""

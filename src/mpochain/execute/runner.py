@@ -28,7 +28,6 @@ _MOST_BOUND = 64
 # What programs are kept under: the exponent of the batch's bucket, whether gradients are recorded, and the setting.
 _Key = tuple[int, bool, torch.dtype, torch.device, int]
 
-
 # A core with its address, type and version.
 _CoreState = tuple[Tensor, int, torch.dtype, int]
 
@@ -99,8 +98,10 @@ class ChainRunner:
         self._numbers: dict[tuple[Schedule, torch.dtype], int] = {}
         self._kept: dict[int, tuple[int, list[_CoreState], list[Tensor]]] = {}
         self.bound: dict[torch.Size, Bound] = {}
+        # Shapes at which there is more to do than products, so that no call asks twice.
+        self._unbindable: set[torch.Size] = set()
         # Made ahead, so that a traced forward meets a finished plan and no search.
-        self._traced = Program.of(plan(self.spec, _TRACED_BATCH, mode="inference", memory="compact"))
+        self._traced = Program.of(plan(self.spec, _TRACED_BATCH, mode="inference", memory="compact").chosen)
 
     def set_execution(self, memory: Memory, autotune: bool) -> None:
         """Choose between compact and fast execution, predicted and measured plans; drops what was kept.
@@ -159,7 +160,7 @@ class ChainRunner:
         key = (rows - 1).bit_length() if rows > 1 else 0, training, dtype, device, torch.get_num_threads()
         found = self._programs.get(key)
         if found is None:
-            program = Program.of(self.plan(rows, training=training, dtype=dtype, device=device))
+            program = Program.of(self.plan(rows, training=training, dtype=dtype, device=device).chosen)
             number = self._numbers.setdefault((program.schedule, dtype), len(self._numbers))
             found = self._programs[key] = program, number
         return found
@@ -173,13 +174,18 @@ class ChainRunner:
             names: of the cores.
             parameters: in which they, and ``bias``, are found.
         """
+        if shape in self._unbindable:
+            return
         cores = [core for name in names if (core := parameters.get(name)) is not None]
         # A parametrised core or bias is made anew at every call; under autocast matrices have another type.
         if len(cores) < len(names) or "bias" not in parameters or autocast_dtype(x) is not None:
             return
         program, number = self._program(x, training=False)
         views, steps = program.only_views, _STEPS.count
-        if not _keepable(x, cores) or not (views or self.memory == "fast"):
+        if not _keepable(x, cores):
+            return
+        if not (views or self.memory == "fast"):
+            self._refuse(shape)
             return
         matrices = self._matrices(program, number, cores)
         if number not in self._kept or self._kept[number][2] is not matrices:
@@ -187,10 +193,17 @@ class ChainRunner:
         watched = [(name, core, None if views else core._version) for name, core in zip(names, cores, strict=True)]
         bias = parameters["bias"]
         bound = bind(program, matrices, shape, bias, watched, None if views else lambda: _STEPS.count == steps)
-        if bound is not None:
-            if len(self.bound) >= _MOST_BOUND:
-                self.bound.clear()
-            self.bound[shape] = bound
+        if bound is None:
+            self._refuse(shape)
+            return
+        if len(self.bound) >= _MOST_BOUND:
+            self.bound.clear()
+        self.bound[shape] = bound
+
+    def _refuse(self, shape: torch.Size) -> None:
+        if len(self._unbindable) >= _MOST_BOUND:
+            self._unbindable.clear()
+        self._unbindable.add(shape)
 
     def _matrices(self, program: Program, number: int, cores: Sequence[Tensor]) -> list[Tensor]:
         """The matrices of the sweep, kept between calls and made again when a core changed.

@@ -13,7 +13,6 @@ from torch.nn import functional as F
 from mpochain.execute.bound import bind
 from mpochain.execute.measurement import dtype_of, interleaved, measure_machine
 from mpochain.execute.program import Program
-from mpochain.execute.sweep import steps_of
 from mpochain.planning import Considered, ContractionPlan, Memory, Mode, Setting, Variant, plan
 from mpochain.planning.store import STORE
 from mpochain.planning.variants import neighbours, rivals
@@ -148,8 +147,7 @@ class _Bench:
         return dict(zip(variants, rest, strict=True)), first
 
     def _call(self, variant: Variant) -> Callable[[], object]:
-        panel = variant.panel if variant.panels > 1 else 0
-        program = Program(variant.schedule, steps_of(variant.schedule), variant.tile, panel, variant.keeps_states)
+        program = Program.of(variant)
         if not self.training and (program.only_views or self.made.memory == "fast"):
             matrices = [matrix.contiguous() for matrix in program.matrices(self.cores)]
             bound = bind(program, matrices, self.x.shape, None, [], None)

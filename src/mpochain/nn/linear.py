@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import math
-import sys
 from collections.abc import Iterable, Sequence
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -15,6 +13,7 @@ from mpochain.chain import Method, MPOChain
 from mpochain.errors import DTypeError, ShapeError, SpecError
 from mpochain.execute import ChainRunner
 from mpochain.factorization import decompose, decompose_terms
+from mpochain.nn.dense import dense_parameters
 from mpochain.nn.initialization import normal_
 from mpochain.planning import ContractionPlan, Memory
 from mpochain.planning.plan import check_batch
@@ -151,7 +150,7 @@ class MPOLinear(nn.Module):
             True
         """
         label = f"the weight of {name or type(linear).__name__}"
-        weight, bias = _dense_parameters(linear, name)
+        weight, bias = dense_parameters(linear, name)
         with torch.no_grad():
             source = weight.detach()
             specs = _specs(tuple(source.shape), max_bond, sites, out_dims, in_dims, spec, terms)
@@ -363,28 +362,3 @@ def _specs(
                 f"in_dims={shapes.balanced(in_features, each.sites)}, or ChainSpec(out_features=, in_features=) to pad"
             )
     return specs
-
-
-def _dense_parameters(linear: nn.Module, name: str | None) -> tuple[Tensor, Tensor | None]:
-    """``W (out, in)`` and bias of a dense layer of torch or Hugging Face."""
-    label = f"{name}: " if name else ""
-    weight: Tensor | None = None
-    bias: Tensor | None = None
-    forward: Any = None
-    if isinstance(linear, nn.Linear):
-        weight, bias, forward = linear.weight, linear.bias, nn.Linear.forward
-    # An object of that class exists only once its module is imported; importing transformers to ask would cost seconds.
-    hugging_face: Any = sys.modules.get("transformers.pytorch_utils")
-    if hugging_face is not None and isinstance(linear, hugging_face.Conv1D):
-        conv: Any = linear
-        weight, bias, forward = conv.weight.T, conv.bias, hugging_face.Conv1D.forward
-    if weight is None:
-        raise DTypeError(f"{label}expected torch.nn.Linear or Hugging Face Conv1D, got {type(linear).__name__}")
-    if type(linear).forward is not forward:
-        raise DTypeError(
-            f"{label}{type(linear).__name__} has a forward of its own, which a chain of its weight would not repeat; "
-            "convert a plain nn.Linear, or decompose the weight with mpochain.decompose"
-        )
-    if isinstance(weight, nn.UninitializedParameter) or weight.device.type == "meta":
-        raise DTypeError(f"{label}the weight has no numbers yet (lazy or on the meta device); materialise it first")
-    return weight, bias

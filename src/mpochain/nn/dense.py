@@ -1,0 +1,53 @@
+"""What is taken from a dense layer: its weight and bias, whichever library it is of."""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+from torch import Tensor, nn
+
+from mpochain.errors import DTypeError
+
+__all__ = ["dense_parameters"]
+
+
+def dense_parameters(linear: nn.Module, name: str | None = None) -> tuple[Tensor, Tensor | None]:
+    """Weight and bias of a dense layer of torch or Hugging Face, neither of them copied.
+
+    Args:
+        linear: a ``torch.nn.Linear`` or Hugging Face ``Conv1D``.
+        name: what to call the layer in errors.
+
+    Returns:
+        ``W (out_features, in_features)``, a view for ``Conv1D``, and the bias or None.
+
+    Raises:
+        DTypeError: another module, one with a forward of its own, or a weight without numbers.
+
+    Example:
+        >>> weight, bias = dense_parameters(nn.Linear(3, 2, bias=False))
+        >>> weight.shape, bias
+        (torch.Size([2, 3]), None)
+    """
+    label = f"{name}: " if name else ""
+    weight: Tensor | None = None
+    bias: Tensor | None = None
+    forward: Any = None
+    if isinstance(linear, nn.Linear):
+        weight, bias, forward = linear.weight, linear.bias, nn.Linear.forward
+    # An object of that class exists only once its module is imported; importing transformers to ask would cost seconds.
+    hugging_face: Any = sys.modules.get("transformers.pytorch_utils")
+    if hugging_face is not None and isinstance(linear, hugging_face.Conv1D):
+        conv: Any = linear
+        weight, bias, forward = conv.weight.T, conv.bias, hugging_face.Conv1D.forward
+    if weight is None:
+        raise DTypeError(f"{label}expected torch.nn.Linear or Hugging Face Conv1D, got {type(linear).__name__}")
+    if type(linear).forward is not forward:
+        raise DTypeError(
+            f"{label}{type(linear).__name__} has a forward of its own, which a chain of its weight would not repeat; "
+            "convert a plain nn.Linear, or decompose the weight with mpochain.decompose"
+        )
+    if isinstance(weight, nn.UninitializedParameter) or weight.device.type == "meta":
+        raise DTypeError(f"{label}the weight has no numbers yet (lazy or on the meta device); materialise it first")
+    return weight, bias
