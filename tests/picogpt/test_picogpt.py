@@ -112,10 +112,23 @@ def test_a_seed_gives_one_model_and_leaves_the_global_generator_alone():
 
 
 @pytest.mark.parametrize("bond", [None, 4])
-def test_initial_weights_have_the_papers_deviation(bond):
+def test_initial_weights_have_the_deviation_of_their_fan_in(bond):
     model = picogpt.build(bond, seed=0)
-    deviations = [m.weight.std().item() for m in model.modules() if isinstance(m, (nn.Linear, MPOLinear))]
-    assert sum(deviations) / len(deviations) == pytest.approx(0.02, rel=0.1)
+    scaled = [
+        module.weight.std().item() * (3 * module.in_features) ** 0.5
+        for module in model.modules()
+        if isinstance(module, (nn.Linear, MPOLinear))
+    ]
+    assert sum(scaled) / len(scaled) == pytest.approx(1, rel=0.1)
+    positions = model.get_buffer("positions")
+    assert model.embedding.weight.std().item() == pytest.approx(positions.std().item(), rel=0.25)
+
+
+def test_initial_dense_weights_of_the_paper():
+    model = picogpt.build(initialization="paper", seed=0)
+    for module in model.modules():
+        if isinstance(module, (nn.Linear, nn.Embedding)):
+            assert module.weight.std().item() == pytest.approx(0.02, rel=0.05)
 
 
 def test_the_future_is_not_read():

@@ -14,7 +14,7 @@ from texts import prose
 from mpochain import MPOError, picogpt
 from mpochain.picogpt import study
 from mpochain.picogpt.study import run as study_run
-from mpochain.picogpt.study.claims import claims
+from mpochain.picogpt.study.claims import beyond, claims
 from mpochain.picogpt.study.page import write_page
 
 
@@ -91,6 +91,8 @@ class TestQuick:
             assert {"commit", "torch", "threads", "processor"} <= set(record["provenance"])
             assert record["setting"]["seed"] == 42
             assert 0 < record["validation"]["accuracy"] < 1
+            assert record["macs_per_token"] > 0
+            assert record["step_peak_bytes"] > 2 * 256 * 128 * 4, "activations of two sequences at least"
             assert record["validation"]["tokens"] == 599
             trained = record["training"]
             assert (trained is None) is (record["setting"]["config"] is None)
@@ -169,6 +171,8 @@ def only_dense(run):
 
 
 def test_an_interrupted_run_goes_on_to_the_bit(tmp_path, monkeypatch):
+    # Weighing makes steps too, which would be counted below.
+    monkeypatch.setattr(study_run, "_costs", lambda *_: {"macs_per_token": 1, "step_peak_bytes": 1})
     corpus = picogpt.Corpus.from_text(prose(6000))
     study.run_preset("quick", corpus, tmp_path / "whole", only=only_dense)
 
@@ -240,6 +244,28 @@ def test_claims_follow_the_numbers(tmp_path):
     assert "best settings: holds, the most has χ=8" in text
     text = "\n".join(claims({"best": []}, tmp_path))
     assert text.count("not testable with these runs") == 5
+
+
+def test_what_is_beyond_the_paper_follows_the_numbers():
+    def row(name, accuracy, macs):
+        return {"row": name, "accuracy": accuracy, "macs_per_token": macs}
+
+    rows = [
+        row("χ=4", 0.4, 500),
+        row("low rank as χ=4", 0.5, 100),
+        row("χ=4, TT-SVD", 0.9, 500),
+        row("χ=4, TT-SVD and 500 steps", 0.3, 500),
+        row("χ=8", 0.5, 500),
+        row("skewed as χ=8", 0.4, 600),
+        row("χ=16", 0.6, 500),
+    ]
+    assert beyond(rows) == [
+        "At the size of χ=4 the paper's shapes, 40.0% at 500 MACs/token, are beaten in accuracy and in multiply-adds: "
+        "low rank 50.0% at 100 MACs/token.",
+        "χ=4, TT-SVD and 500 steps does not beat χ=4 from a random start: 30.0% against 40.0%.",
+        "At the size of χ=8 the paper's shapes, 50.0% at 500 MACs/token, are not beaten: "
+        "skewed 40.0% at 600 MACs/token.",
+    ]
 
 
 def test_bad_input(tmp_path):

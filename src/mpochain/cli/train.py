@@ -18,6 +18,7 @@ def train(
     steps: Annotated[int, typer.Option(help="Optimiser steps.", min=1)] = 2000,
     batch_size: Annotated[int, typer.Option(help="Sequences of 256 characters per step.", min=1)] = 32,
     learning_rate: Annotated[float, typer.Option(help="Peak learning rate.", min=1e-9)] = 3e-3,
+    core_rates: Annotated[bool, typer.Option(help="Whether cores learn at rates by their fan-in.")] = True,
     seed: Annotated[int, typer.Option(help="Of initialisation and batches.", min=0, max=2**63 - 1)] = 42,
     corpus: Annotated[Path | None, typer.Option(help="Text file; otherwise found as the README says.")] = None,
     evaluate_every: Annotated[int, typer.Option(help="Steps between evaluations; 0 for the end only.", min=0)] = 0,
@@ -45,12 +46,13 @@ def train(
     state = out.with_name(f"{out.name}.state")
     label = "dense" if max_bond is None else f"χ={max_bond}"
     try:
-        result = picogpt.train_picogpt(model, text, config, checkpoint=state, label=label)
+        result = picogpt.train_picogpt(model, text, config, core_rates=core_rates, checkpoint=state, label=label)
     except KeyboardInterrupt:
         print(f"interrupted; the state is kept in {state}, the same command goes on from there", file=sys.stderr)
         raise typer.Exit(130) from None
     final = result.curve[-1].metrics
-    picogpt.save_weights(out, model, text, {"config": config.model_dump(mode="json"), "validation": final})
+    training = {"config": config.model_dump(mode="json"), "core_rates": core_rates, "validation": final}
+    picogpt.save_weights(out, model, text, training)
     state.unlink()
     record = {
         "corpus": text.name,

@@ -23,11 +23,15 @@ __all__ = ["Initialization", "PicoGPT", "build", "decompose_linears", "narrow_wi
 
 LAYERS, CONTEXT, EXPANSION = 4, 256, 4
 
-# Of linear weights and embeddings, as in the paper's code.
-_WEIGHT_STD = 0.02
+# "fan-in" gives the matrix of every linear, dense or chain, the deviation of nn.Linear; "paper" draws weights and cores
+# as the paper's code does.
+Initialization = Literal["fan-in", "paper"]
 
-# "scaled" gives the matrix of every chain the deviation of a dense weight; "paper" draws cores as its code does.
-Initialization = Literal["scaled", "paper"]
+# Of embeddings: as strong as the sinusoids of the positions, or the first layers see little but where they are.
+_EMBEDDING_STD = 0.5
+
+# Of embeddings and dense weights in the paper's code.
+_PAPER_STD = 0.02
 
 
 class Attention(nn.Module):
@@ -130,7 +134,7 @@ def build(
     design: Design | None = None,
     vocab_size: int = 65,
     seed: int | None = None,
-    initialization: Initialization = "scaled",
+    initialization: Initialization = "fan-in",
 ) -> PicoGPT:
     """A randomly initialised PicoGPT.
 
@@ -139,8 +143,9 @@ def build(
         design: the linears, instead of ``max_bond``.
         vocab_size: number of characters.
         seed: of the initialisation; the global generator is left untouched. ``None`` draws from the global one.
-        initialization: ``"scaled"`` gives the matrix of every chain the deviation of a dense weight, 0.02; ``"paper"``
-            draws cores as the paper's code does, which is right for two sites only.
+        initialization: ``"fan-in"`` gives the matrix of every linear, dense or chain, the deviation of ``nn.Linear``,
+            ``1 / sqrt(3 in_features)``, and embeddings about that of the positions; ``"paper"`` draws embeddings and
+            dense weights with 0.02, and cores as the paper's code does, which is right for two sites only.
 
     Raises:
         SpecError: a bond that is not a positive integer, both ``max_bond`` and ``design``, or another initialisation.
@@ -159,17 +164,16 @@ def build(
         if seed is not None:
             torch.manual_seed(seed)
         model = PicoGPT(vocab_size, design.width)
-        nn.init.normal_(model.embedding.weight, std=_WEIGHT_STD)
+        paper = initialization == "paper"
+        nn.init.normal_(model.embedding.weight, std=_PAPER_STD if paper else _EMBEDDING_STD)
         for parent, name, linear in _linears(model):
             spec = design.spec(linear.out_features, linear.in_features)
             layer: nn.Linear | MPOLinear = linear
             if spec is None:
-                nn.init.normal_(linear.weight, std=_WEIGHT_STD)
+                nn.init.normal_(linear.weight, std=_PAPER_STD if paper else 1 / math.sqrt(3 * linear.in_features))
             else:
                 layer = MPOLinear(linear.in_features, linear.out_features, spec=spec, bias=linear.bias is not None)
-                if initialization == "scaled":
-                    layer.reset_parameters(_WEIGHT_STD)
-                else:
+                if paper:
                     for core in layer.cores[0]:
                         nn.init.normal_(core, std=_paper_std(spec))
                 setattr(parent, name, layer)

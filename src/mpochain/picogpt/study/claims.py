@@ -9,7 +9,7 @@ from typing import Any
 
 from mpochain.picogpt.study.records import read_part
 
-__all__ = ["PUBLISHED", "Published", "claims"]
+__all__ = ["PUBLISHED", "Published", "beyond", "claims"]
 
 
 @dataclass(frozen=True)
@@ -51,6 +51,36 @@ def claims(presets: Mapping[str, Rows], folder: Path) -> list[str]:
         "What is published as accuracy per parameter is accuracy over the square root of the parameters, times the "
         "square root of ten. The tables here show accuracy/√N under that name.",
     ]
+
+
+def beyond(rows: Rows) -> list[str]:
+    """What the paper did not try, at each of its sizes: other shapes, and a start from the trained dense weights."""
+    lines = []
+    for bond in (4, 8, 16, 32):
+        paper = _row(rows, f"χ={bond}")
+        rivals = [row for row in rows if row["row"].endswith(f" as χ={bond}")]
+        if paper is not None and rivals:
+            cheaper = [row for row in rivals if row["macs_per_token"] < paper["macs_per_token"]]
+            best = max(rivals, key=lambda row: row["accuracy"])
+            wins = [
+                *(["accuracy"] if best["accuracy"] > paper["accuracy"] else []),
+                *(["multiply-adds"] if cheaper else []),
+            ]
+            shown = "; ".join(f"{row['row'].removesuffix(f' as χ={bond}')} {_quality(row)}" for row in rivals)
+            verdict = f"beaten in {' and in '.join(wins)}" if wins else "not beaten"
+            lines.append(f"At the size of χ={bond} the paper's shapes, {_quality(paper)}, are {verdict}: {shown}.")
+        tuned = next((row for row in rows if row["row"].startswith(f"χ={bond}, TT-SVD and")), None)
+        if paper is not None and tuned is not None:
+            verdict = "beats" if tuned["accuracy"] > paper["accuracy"] else "does not beat"
+            lines.append(
+                f"{tuned['row']} {verdict} χ={bond} from a random start: {tuned['accuracy']:.1%} against "
+                f"{paper['accuracy']:.1%}."
+            )
+    return lines
+
+
+def _quality(row: Mapping[str, Any]) -> str:
+    return f"{row['accuracy']:.1%} at {row['macs_per_token']:,} MACs/token"
 
 
 def _row(rows: Rows, name: str) -> Mapping[str, Any] | None:

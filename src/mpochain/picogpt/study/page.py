@@ -10,7 +10,8 @@ from typing import Any
 from mpochain.atomic import require_writable, write_bytes
 from mpochain.errors import CheckpointError, OutputError
 from mpochain.picogpt.design import Design
-from mpochain.picogpt.study.claims import PUBLISHED, claims
+from mpochain.picogpt.model import PicoGPT
+from mpochain.picogpt.study.claims import PUBLISHED, beyond, claims
 from mpochain.picogpt.study.records import read_part, read_record
 from mpochain.picogpt.study.rows import rows_of
 from mpochain.report import Column
@@ -42,19 +43,27 @@ _QUALITY = (
     Column("kept", "of dense", ".1%"),
     Column("share", "size of paper's χ", ".2f"),
     Column("per_root", "accuracy/√N", ".2e"),
-    Column("tokens_per_second", "training tokens/s", ",.0f"),
+    Column("macs_per_token", "MACs/token", ","),
+    Column("step_peak", "MiB step", ",.0f"),
 )
 
 _TIMES = (
     Column("design", "linears"),
-    Column("macs_per_token", "MACs/token", ","),
     Column("compact_one", "ms one, compact", ".1f"),
     Column("fast_one", "ms one, fast", ".1f"),
     Column("compact_many", "ms many, compact", ".0f"),
     Column("fast_many", "ms many, fast", ".0f"),
     Column("step", "ms step", ".0f"),
     Column("step_bfloat16", "ms step, bfloat16", ".0f"),
-    Column("step_peak", "MiB step", ",.0f"),
+    Column("tokens", "training tokens/s", ",.0f"),
+)
+
+_CHOICES = (
+    Column("design", "linears"),
+    Column("rate", "learning rate"),
+    Column("cores", "cores"),
+    Column("loss", "validation loss", ".3f"),
+    Column("accuracy", "accuracy", ".2%"),
 )
 
 _ERRORS = (
@@ -95,22 +104,27 @@ def write_page(out: Path, page: Path) -> list[Path]:
             (
                 "Made from records by a command (`mpochain study --page-only`), not edited by hand. Quality is that of "
                 "the whole validation split: loss in nats per token, accuracy of the most likely token, half its range "
-                "over seeds. Published figures are those of arXiv 2603.28534.",
+                "over seeds. MACs are multiply-adds of all linears per token, by the plans of a training batch; MiB is "
+                "what a training step takes at most beyond what was alive before it. Published figures are those of "
+                "arXiv 2603.28534.",
             )
         )
     )
     files: list[Path] = []
-    made.blocks += [
-        Heading("The paper's claims"),
-        Text(tuple(claims({k: rows_of(v) for k, v in presets.items()}, out))),
-    ]
+    tables = {
+        name: rows_of([each for each in runs if not each["setting"]["ablation"]]) for name, runs in presets.items()
+    }
+    made.blocks += [Heading("The paper's claims"), Text(tuple(claims(tables, out)))]
     for name, records in presets.items():
-        rows = rows_of(records)
+        rows = tables[name]
         made.blocks += [
             Heading(_TITLES[name]),
             Text((_corpora(records), *_origin([each["provenance"] for each in records]))),
             Table(_QUALITY, rows),
         ]
+        if name != "quick" and (lines := beyond(rows)):
+            made.blocks += [Heading("Other shapes, other starts", 3), Text(tuple(lines))]
+        made.blocks += _choices(records)
         files += _figures(figures, name, rows, records)
         captions = {"accuracy": "Validation accuracy against parameters", "losses": "Training loss"}
         made.blocks += [Figure(figures / f"study-{name}-{key}.png", caption) for key, caption in captions.items()]
@@ -186,6 +200,27 @@ def _figures(folder: Path, name: str, rows: list[dict[str, Any]], records: list[
     return [accuracy, losses]
 
 
+def _choices(records: list[dict[str, Any]]) -> list[Heading | Text | Table | Figure]:
+    """What the learning rates are worth: every ablation beside the run that it changes in one thing."""
+    settings = [each["setting"] for each in records if each["setting"]["ablation"]]
+    if not settings:
+        return []
+    rows = [
+        {
+            "design": str(Design(**each["setting"]["design"])),
+            "rate": each["setting"]["config"]["learning_rate"],
+            "cores": "by fan-in" if each["setting"]["core_rates"] else "as all",
+            "loss": each["validation"]["loss"],
+            "accuracy": each["validation"]["accuracy"],
+        }
+        for each in records
+        if each["setting"]["start"] == "random"
+        and any(all(each["setting"][key] == other[key] for key in ("design", "seed")) for other in settings)
+    ]
+    rows.sort(key=lambda row: (row["design"] != "dense", row["design"], row["cores"], row["rate"]))
+    return [Heading("Learning rates", 3), Table(_CHOICES, rows)]
+
+
 def _timing(
     folder: Path, figures: Path, name: str, rows: list[dict[str, Any]], files: list[Path]
 ) -> list[Heading | Text | Table | Figure]:
@@ -200,10 +235,8 @@ def _timing(
             key: record[f"{key}_seconds"] * 1e3 if f"{key}_seconds" in record else None
             for key in ("compact_one", "fast_one", "compact_many", "fast_many", "step", "step_bfloat16")
         }
-        peak = record["step_peak_bytes"] / 2**20
-        times.append(
-            {"design": str(design), "macs_per_token": record["macs_per_token"], "step_peak": peak, **milliseconds}
-        )
+        tokens = many * PicoGPT.context / record["step_seconds"]
+        times.append({"design": str(design), **milliseconds, "tokens": tokens})
     fastest = {
         Design(**record["design"]): min(
             record[f"{key}_seconds"] for key in ("compact_many", "fast_many") if f"{key}_seconds" in record
@@ -228,8 +261,7 @@ def _timing(
         Text(
             (
                 f"Medians of forward passes over 1 and {many} sequences of 256 tokens, and of a training step of "
-                f"{many}; plans are measured, all designs in turn in one run. MiB: what a step takes at most beyond "
-                "what was alive before it.",
+                f"{many}; plans are measured, all designs in turn in one run.",
             )
         ),
         Text(_origin([provenance])),

@@ -41,6 +41,8 @@ class _Record(BaseModel):
     corpus: _Corpus
     parameters: int
     block_parameters: int
+    macs_per_token: int
+    step_peak_bytes: int
     training: _Training | None
     validation: _Validation
     provenance: dict[str, Any]

@@ -31,7 +31,6 @@ def rows_of(records: list[dict[str, Any]]) -> list[dict[str, Any]]:
         losses = [run["validation"]["loss"] for run in runs]
         accuracy, loss = statistics.fmean(accuracies), statistics.fmean(losses)
         published = PUBLISHED.get(name)
-        speeds = [run["training"]["tokens_per_second"] for run in runs if run["training"]]
         rows.append(
             {
                 "row": name,
@@ -47,7 +46,8 @@ def rows_of(records: list[dict[str, Any]]) -> list[dict[str, Any]]:
                 "kept": _kept(runs, dense, by_name),
                 "share": first["parameters"] / paper if (paper := _paper_parameters(first, records)) else None,
                 "per_root": accuracy / math.sqrt(first["parameters"]),
-                "tokens_per_second": statistics.fmean(speeds) if speeds else None,
+                "macs_per_token": first["macs_per_token"],
+                "step_peak": first["step_peak_bytes"] / 2**20,
                 "published_parameters": published.parameters if published else None,
                 "published_accuracy": published.accuracy if published else None,
             }

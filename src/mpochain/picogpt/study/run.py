@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import json
 from collections.abc import Callable
@@ -15,14 +16,17 @@ from mpochain.errors import CheckpointError
 from mpochain.picogpt.corpus import Corpus
 from mpochain.picogpt.evaluation import evaluate
 from mpochain.picogpt.model import PicoGPT, build, decompose_linears
-from mpochain.picogpt.size import parameter_count
+from mpochain.picogpt.size import macs_per_token, parameter_count
 from mpochain.picogpt.study.reconstruction import reconstruction
 from mpochain.picogpt.study.records import FORMAT, read_record
 from mpochain.picogpt.study.settings import RunSetting, preset
+from mpochain.picogpt.study.step import TrainingStep
 from mpochain.picogpt.study.timing import timing
 from mpochain.picogpt.training import train_picogpt
 from mpochain.picogpt.weights import load_weights, save_weights
 from mpochain.report import provenance
+from mpochain.train import TrainConfig
+from mpochain.train.memory import peak_bytes
 
 __all__ = ["run_preset"]
 
@@ -151,10 +155,20 @@ def _run(setting: RunSetting, corpus: Corpus, folder: Path) -> None:
         "accuracy": final.accuracy,
         "tokens": final.tokens,
     }
+    record |= _costs(model, (setting.config or TrainConfig()).batch_size)
     record["provenance"] = provenance(threads=torch.get_num_threads())
-    save_weights(folder / f"{setting.name}.safetensors", model, corpus, record["setting"])
+    training = {**record["setting"], "validation": record["validation"]}
+    save_weights(folder / f"{setting.name}.safetensors", model, corpus, training)
     _write(folder / f"{setting.name}.json", record)
     state.unlink(missing_ok=True)
+
+
+def _costs(model: PicoGPT, sequences: int) -> dict[str, int]:
+    """Multiply-adds per token, and the most bytes of a training step beyond what was alive before it."""
+    tokens = torch.zeros(sequences, PicoGPT.context, dtype=torch.long)
+    step = TrainingStep(copy.deepcopy(model), tokens)
+    step()  # the state of the optimiser is no part of what a step takes
+    return {"macs_per_token": macs_per_token(model, tokens.numel()), "step_peak_bytes": peak_bytes(step)}
 
 
 def _write(file: Path, record: dict[str, Any]) -> None:

@@ -9,13 +9,11 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from mpochain.nn import set_execution
 from mpochain.picogpt.design import Design
 from mpochain.picogpt.model import PicoGPT, build
-from mpochain.picogpt.size import macs_per_token
-from mpochain.train.memory import peak_bytes
+from mpochain.picogpt.study.step import TrainingStep
 
 __all__ = ["timing"]
 
@@ -32,8 +30,7 @@ def timing(designs: Iterable[Design], vocab_size: int, *, sequences: int = 32, r
         rounds: how often each is timed, after once to warm up.
 
     Returns:
-        One record for each design: multiply-adds per token, seconds, and peak bytes of a training step beyond what was
-        alive before it.
+        One record for each design, with seconds.
     """
     models = {design: build(design=design, vocab_size=vocab_size, seed=0) for design in designs}
     calls: dict[tuple[Design, str], Callable[[], object]] = {}
@@ -44,15 +41,9 @@ def timing(designs: Iterable[Design], vocab_size: int, *, sequences: int = 32, r
         chains = design.family != "dense"
         if chains:
             set_execution(model, autotune=True)
-        step = _Step(model, many)
-        step()
-        records[design] = {
-            "design": design.as_dict(),
-            "macs_per_token": macs_per_token(model, many.numel()),
-            "step_peak_bytes": peak_bytes(step),
-        }
-        calls[design, "step"] = step
-        calls[design, "step_bfloat16"] = _Step(model, many, torch.bfloat16)
+        records[design] = {"design": design.as_dict()}
+        calls[design, "step"] = TrainingStep(model, many)
+        calls[design, "step_bfloat16"] = TrainingStep(model, many, torch.bfloat16)
         for memory in ("compact", "fast") if chains else ("compact",):
             # A model runs in one way at a time, so each way has its own.
             other = build(design=design, vocab_size=vocab_size, seed=0)
@@ -78,19 +69,3 @@ def _forward(model: PicoGPT, tokens: Tensor) -> Callable[[], object]:
             return model(tokens)
 
     return run
-
-
-class _Step:
-    """Forward, backward and optimiser, as the training loop does them."""
-
-    def __init__(self, model: PicoGPT, tokens: Tensor, autocast: torch.dtype | None = None) -> None:
-        self._model, self._tokens, self._autocast = model, tokens, autocast
-        self._optimizer = torch.optim.AdamW(model.parameters(), lr=0.0, fused=True)
-
-    def __call__(self) -> None:
-        with torch.autocast("cpu", dtype=self._autocast, enabled=self._autocast is not None):
-            logits = self._model(self._tokens)
-        F.cross_entropy(logits.float().flatten(0, 1), self._tokens.flatten()).backward()
-        torch.nn.utils.clip_grad_norm_(self._model.parameters(), 1.0)
-        self._optimizer.step()
-        self._optimizer.zero_grad(set_to_none=True)
