@@ -12,7 +12,7 @@ from typing import Any
 
 from mpochain.report.table import Column, markdown
 
-__all__ = ["Figure", "Heading", "Page", "Table", "Text"]
+__all__ = ["Block", "Figure", "Heading", "Page", "Table", "Text"]
 
 _STYLE = """
 body { font: 16px/1.5 system-ui, sans-serif; max-width: 72rem; margin: 2rem auto; padding: 0 1rem; color: #111; }

@@ -47,7 +47,7 @@ def rows_of(records: list[dict[str, Any]]) -> list[dict[str, Any]]:
                 "share": first["parameters"] / paper if (paper := _paper_parameters(first, records)) else None,
                 "per_root": accuracy / math.sqrt(first["parameters"]),
                 "macs_per_token": first["macs_per_token"],
-                "step_peak": first["step_peak_bytes"] / 2**20,
+                "step_peak": peak / 2**20 if (peak := first["step_peak_bytes"]) else None,
                 "published_parameters": published.parameters if published else None,
                 "published_accuracy": published.accuracy if published else None,
             }

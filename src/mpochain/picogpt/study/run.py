@@ -155,7 +155,7 @@ def _run(setting: RunSetting, corpus: Corpus, folder: Path) -> None:
         "accuracy": final.accuracy,
         "tokens": final.tokens,
     }
-    record |= _costs(model, (setting.config or TrainConfig()).batch_size)
+    record |= _costs(model, setting.config)
     record["provenance"] = provenance(threads=torch.get_num_threads())
     training = {**record["setting"], "validation": record["validation"]}
     save_weights(folder / f"{setting.name}.safetensors", model, corpus, training)
@@ -163,12 +163,15 @@ def _run(setting: RunSetting, corpus: Corpus, folder: Path) -> None:
     state.unlink(missing_ok=True)
 
 
-def _costs(model: PicoGPT, sequences: int) -> dict[str, int]:
-    """Multiply-adds per token, and the most bytes of a training step beyond what was alive before it."""
-    tokens = torch.zeros(sequences, PicoGPT.context, dtype=torch.long)
-    step = TrainingStep(copy.deepcopy(model), tokens)
-    step()  # the state of the optimiser is no part of what a step takes
-    return {"macs_per_token": macs_per_token(model, tokens.numel()), "step_peak_bytes": peak_bytes(step)}
+def _costs(model: PicoGPT, config: TrainConfig | None) -> dict[str, int | None]:
+    """Multiply-adds per token, and the most bytes of a training step, if it trains, beyond what was alive before it."""
+    tokens = torch.zeros((config or TrainConfig()).batch_size, PicoGPT.context, dtype=torch.long)
+    peak = None
+    if config is not None:
+        step = TrainingStep(copy.deepcopy(model), tokens)
+        step()  # the state of the optimiser is no part of what a step takes
+        peak = peak_bytes(step)
+    return {"macs_per_token": macs_per_token(model, tokens.numel()), "step_peak_bytes": peak}
 
 
 def _write(file: Path, record: dict[str, Any]) -> None:

@@ -125,7 +125,14 @@ def _quick(vocab_size: int) -> list[RunSetting]:
             RunSetting(row=str(Design(family, 4)), design=Design(family, 4), core_rates=True, config=config)
             for family in _FAMILIES
         ),
-        RunSetting(row="χ=4, one rate for all", design=Design("paper", 4), ablation=True, config=config),
+        RunSetting(
+            row="χ=4, rates by fan-in",
+            design=Design("paper", 4),
+            initialization="paper",
+            core_rates=True,
+            ablation=True,
+            config=config,
+        ),
         RunSetting(row=f"{narrow} as χ=4", design=narrow, config=config),
     ]
 

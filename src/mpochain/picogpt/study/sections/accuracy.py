@@ -1,0 +1,34 @@
+"""Accuracy against what it costs: one line of a figure for each kind of model."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from mpochain.report.figures import Series
+
+__all__ = ["accuracy_series"]
+
+_KINDS: dict[str, Callable[[Mapping[str, Any]], bool]] = {
+    "dense, narrow ones too": lambda row: row["design"].family == "dense",
+    "chains, random start": lambda row: row["design"].family == "paper" and row["start"] == "random",
+    "chains, TT-SVD": lambda row: row["row"].endswith("TT-SVD"),
+    "chains, TT-SVD and tuning": lambda row: "TT-SVD and" in row["row"],
+    "low rank": lambda row: row["design"].family == "low rank",
+    "skewed chains": lambda row: row["design"].family == "skewed",
+}
+
+
+def accuracy_series(rows: Sequence[Mapping[str, Any]], cost: str) -> list[Series]:
+    """The accuracy of rows over one of their fields; kinds of which there are none, and rows without it, are left out.
+
+    Args:
+        rows: see :func:`mpochain.picogpt.study.rows.rows_of`.
+        cost: the field.
+    """
+    series = []
+    for label, keep in _KINDS.items():
+        points = sorted((row[cost], row["accuracy"]) for row in rows if keep(row) and row.get(cost) is not None)
+        if points:
+            series.append(Series(label, [x for x, _ in points], [y for _, y in points]))
+    return series

@@ -1,0 +1,38 @@
+"""What the choice of learning rates is worth."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from mpochain.picogpt.design import Design
+from mpochain.report import Column
+from mpochain.report.page import Block, Heading, Table
+
+__all__ = ["rates"]
+
+_COLUMNS = (
+    Column("design", "linears"),
+    Column("rate", "learning rate"),
+    Column("cores", "rates of cores"),
+    Column("loss", "validation loss", ".3f"),
+    Column("accuracy", "accuracy", ".2%"),
+)
+
+
+def rates(records: list[dict[str, Any]]) -> list[Block]:
+    """Every ablation of a preset beside the run that it changes in one thing."""
+    ablations = [each["setting"] for each in records if each["setting"]["ablation"]]
+    rows = [
+        {
+            "design": str(Design(**each["setting"]["design"])),
+            "rate": each["setting"]["config"]["learning_rate"],
+            "cores": "by fan-in" if each["setting"]["core_rates"] else "as all",
+            "loss": each["validation"]["loss"],
+            "accuracy": each["validation"]["accuracy"],
+        }
+        for each in records
+        if each["setting"]["start"] == "random"
+        and any(all(each["setting"][key] == other[key] for key in ("design", "seed")) for other in ablations)
+    ]
+    rows.sort(key=lambda row: (row["design"] != "dense", row["design"], row["cores"], row["rate"]))
+    return [Heading("Learning rates", 3), Table(_COLUMNS, rows)] if rows else []

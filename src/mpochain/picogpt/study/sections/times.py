@@ -1,0 +1,74 @@
+"""What the models cost in time, and accuracy against it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from mpochain.picogpt.design import Design
+from mpochain.picogpt.model import PicoGPT
+from mpochain.picogpt.study.records import read_part
+from mpochain.picogpt.study.sections.accuracy import accuracy_series
+from mpochain.picogpt.study.sections.origin import origin
+from mpochain.report import Column
+from mpochain.report.figures import draw
+from mpochain.report.page import Block, Figure, Heading, Table, Text
+
+__all__ = ["times"]
+
+_COLUMNS = (
+    Column("design", "linears"),
+    Column("compact_one", "ms one, compact", ".1f"),
+    Column("fast_one", "ms one, fast", ".1f"),
+    Column("compact_many", "ms many, compact", ".0f"),
+    Column("fast_many", "ms many, fast", ".0f"),
+    Column("step", "ms step", ".0f"),
+    Column("step_bfloat16", "ms step, bfloat16", ".0f"),
+    Column("tokens", "training tokens/s", ",.0f"),
+)
+_MILLISECONDS = ("compact_one", "fast_one", "compact_many", "fast_many", "step", "step_bfloat16")
+
+
+def times(name: str, rows: list[dict[str, Any]], folder: Path, figures: Path) -> list[Block]:
+    """The times of the designs of a preset; nothing while they have not been measured.
+
+    Args:
+        name: of the preset.
+        rows: of its table.
+        folder: of its records.
+        figures: folder to draw in.
+    """
+    if not (folder / "timing.json").exists():
+        return []
+    part, provenance = read_part(folder / "timing.json", "timing")
+    many = part["sequences"]
+    table, fastest = [], {}
+    for record in part["designs"]:
+        design = Design(**record["design"])
+        # Dense linears run in one way only.
+        milliseconds = {
+            key: record[f"{key}_seconds"] * 1e3 if f"{key}_seconds" in record else None for key in _MILLISECONDS
+        }
+        tokens = many * PicoGPT.context / record["step_seconds"]
+        table.append({"design": str(design), **milliseconds, "tokens": tokens})
+        fastest[design] = min(value for key in ("compact_many", "fast_many") if (value := milliseconds[key]))
+    file = figures / f"study-{name}-time.png"
+    draw(
+        file,
+        accuracy_series([{**row, "milliseconds": fastest.get(row["design"])} for row in rows], "milliseconds"),
+        title="Validation accuracy against time",
+        x=f"ms for {many} sequences of 256 tokens, the better of compact and fast",
+        y="token accuracy",
+    )
+    return [
+        Heading("Times", 3),
+        Text(
+            (
+                f"Medians of forward passes over 1 and {many} sequences of 256 tokens, and of a training step of "
+                f"{many}; plans are measured, all designs in turn in one run.",
+            )
+        ),
+        Text(origin([provenance])),
+        Table(_COLUMNS, table),
+        Figure(file, "Validation accuracy against time"),
+    ]
