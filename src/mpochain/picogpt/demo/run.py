@@ -2,104 +2,30 @@
 
 from __future__ import annotations
 
-import json
 import statistics
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
-from mpochain.atomic import require_writable, write_bytes
+from mpochain.atomic import require_writable
 from mpochain.nn import MPOLinear
 from mpochain.picogpt.corpus import Corpus
+from mpochain.picogpt.demo.page import write_page
+from mpochain.picogpt.demo.result import DemoResult, DemoRow
 from mpochain.picogpt.evaluation import evaluate
 from mpochain.picogpt.model import PicoGPT, build, decompose_linears
 from mpochain.picogpt.size import macs_per_token, parameter_count
 from mpochain.picogpt.training import train_picogpt
 from mpochain.picogpt.weights import load_weights, shipped
-from mpochain.report import Column, markdown, provenance, text
-from mpochain.report.figures import Series, draw, require_matplotlib
+from mpochain.report import provenance
+from mpochain.report.figures import require_matplotlib
 from mpochain.train import TrainConfig
 
-__all__ = ["COLUMNS", "DemoResult", "DemoRow", "demo"]
-
-COLUMNS = (
-    Column("name", "model"),
-    Column("parameters", "parameters", ","),
-    Column("compression", "smaller", ".1f"),
-    Column("error", "weight error", ".3f"),
-    Column("loss_before", "loss", ".3f"),
-    Column("accuracy_before", "accuracy", ".1%"),
-    Column("loss_after", "loss tuned", ".3f"),
-    Column("accuracy_after", "accuracy tuned", ".1%"),
-    Column("macs_per_token", "MACs/token", ","),
-    Column("milliseconds_one", "ms one", ".1f"),
-    Column("milliseconds_many", "ms batch", ".0f"),
-)
-
-
-@dataclass(frozen=True)
-class DemoRow:
-    """One model of the demo.
-
-    Attributes:
-        name: ``dense`` or the bond.
-        parameters: of the whole model.
-        compression: parameters of the dense model over these.
-        error: relative Frobenius error of all its linears together; None for the dense model.
-        loss_before: validation loss as decomposed, nats per token.
-        accuracy_before: validation token accuracy as decomposed.
-        loss_after: the same after fine-tuning; None for the dense model.
-        accuracy_after: the same after fine-tuning; None for the dense model.
-        macs_per_token: multiply-adds of all linears per token, by the plan for a whole batch.
-        milliseconds_one: median forward time of one sequence of 256 tokens.
-        milliseconds_many: median forward time of a batch of such sequences.
-        layer_errors: relative error of each linear.
-        tuning_losses: training loss of each fine-tuning step.
-    """
-
-    name: str
-    parameters: int
-    compression: float
-    error: float | None
-    loss_before: float
-    accuracy_before: float
-    loss_after: float | None
-    accuracy_after: float | None
-    macs_per_token: int
-    milliseconds_one: float
-    milliseconds_many: float
-    layer_errors: dict[str, float]
-    tuning_losses: list[float]
-
-
-@dataclass(frozen=True)
-class DemoResult:
-    """All rows, and where they came from.
-
-    Attributes:
-        corpus: which text, as a sentence.
-        dense_model: where the dense model came from, as a sentence.
-        setting: what the run was asked to do, and the hash of its text.
-        rows: one per model, the dense one first.
-        provenance: versions, machine, threads, commit.
-        seconds: duration of the run.
-    """
-
-    corpus: str
-    dense_model: str
-    setting: dict[str, Any]
-    rows: tuple[DemoRow, ...]
-    provenance: dict[str, Any]
-    seconds: float
-
-    def table(self) -> str:
-        """The table as text."""
-        return text(COLUMNS, [asdict(row) for row in self.rows])
+__all__ = ["demo"]
 
 
 def demo(
@@ -115,6 +41,7 @@ def demo(
     """Decompose a dense PicoGPT at several bonds, measure, fine-tune, measure again, and write what came out.
 
     The dense model is the one this project trained on the corpus, where there is one; otherwise it is trained briefly.
+    Chains that this project trained on the corpus from a random start are shown beside the decomposed ones.
 
     Args:
         corpus: the text.
@@ -149,6 +76,11 @@ def demo(
             record["losses"], final = tuned.losses, tuned.curve[-1].metrics
             record["after"] = final["loss"], final["accuracy"]
         quality[name] = record
+        trained = shipped(corpus, bond)
+        if trained is not None:
+            log(f"{name}: evaluation of the chains that were trained from a random start")
+            models[f"{name}, trained"], _ = load_weights(trained)
+            quality[f"{name}, trained"] = {"before": evaluate(models[f"{name}, trained"], corpus.validation)}
     log("timing")
     one, many = _forward_milliseconds(models, 1), _forward_milliseconds(models, batch_size)
     dense_parameters = parameter_count(dense)
@@ -189,7 +121,7 @@ def demo(
         provenance(threads=torch.get_num_threads()),
         time.perf_counter() - began,
     )
-    _write(result, out)
+    write_page(result, out)
     return result
 
 
@@ -243,58 +175,3 @@ def _forward_milliseconds(models: dict[str, PicoGPT], batch: int, rounds: int = 
                 if k:  # the first round makes plans and warms caches
                     times[name].append((time.perf_counter() - began) * 1e3)
     return {name: statistics.median(values) for name, values in times.items()}
-
-
-def _write(result: DemoResult, out: Path) -> None:
-    records = [asdict(row) for row in result.rows]
-    write_bytes(out / "demo.json", json.dumps(asdict(result), indent=2, ensure_ascii=False).encode())
-    page = (
-        f"# PicoGPT, dense and as chains\n\nCorpus: {result.corpus}.\nDense model: {result.dense_model}.\n\n"
-        f"{markdown(COLUMNS, records)}\n\n"
-        "Loss in nats per token and token accuracy on the whole validation split; weight error is the relative "
-        "Frobenius error of all linears together; `ms one` and `ms batch` are medians of forward passes over 1 and "
-        f"{result.setting['batch_size']} sequences of 256 tokens, plans chosen by cost model.\n\n"
-        + "".join(f"- {key}: {value}\n" for key, value in (result.setting | result.provenance).items())
-    )
-    write_bytes(out / "demo.md", page.encode())
-    dense, *chains = result.rows
-    made = result.provenance
-    commit = str(made["commit"])[:12]
-    note = f"mpochain {made['mpochain']}, commit {commit}, torch {made['torch']}; {result.setting['corpus']}"
-    curve = [("as decomposed", "accuracy_before"), ("after fine-tuning", "accuracy_after")]
-    draw(
-        out / "accuracy.png",
-        [
-            Series(label, [row["parameters"] for row in records[1:]], [row[key] for row in records[1:]])
-            for label, key in curve
-            if all(row[key] is not None for row in records[1:])
-        ]
-        + [Series("dense", [dense.parameters], [dense.accuracy_before], line=False)],
-        title="Validation accuracy against size",
-        x="parameters",
-        y="token accuracy",
-        axes={"xscale": "log"},
-        note=note,
-    )
-    draw(
-        out / "errors.png",
-        [Series(row.name, list(row.layer_errors), list(row.layer_errors.values())) for row in chains],
-        title="Relative error of each linear after TT-SVD",
-        x="layer",
-        y="relative Frobenius error",
-        axes={"ylim": (0, 1.02)},
-        note=note,
-    )
-    (out / "losses.png").unlink(missing_ok=True)  # of an earlier run, if this one tunes nothing
-    if any(row.tuning_losses for row in chains):
-        draw(
-            out / "losses.png",
-            [
-                Series(row.name, list(range(1, len(row.tuning_losses) + 1)), row.tuning_losses, markers=False)
-                for row in chains
-            ],
-            title="Fine-tuning after TT-SVD",
-            x="step",
-            y="training loss, nats per token",
-            note=note,
-        )
