@@ -17,7 +17,7 @@ def train(
     max_bond: Annotated[int | None, typer.Option(help="Bond of the chains; none for the dense model.", min=1)] = None,
     steps: Annotated[int, typer.Option(help="Optimiser steps.", min=1)] = 2000,
     batch_size: Annotated[int, typer.Option(help="Sequences of 256 characters per step.", min=1)] = 32,
-    learning_rate: Annotated[float, typer.Option(help="Peak learning rate.", min=1e-9)] = 3e-3,
+    learning_rate: Annotated[float, typer.Option(help="Peak learning rate.", min=1e-9)] = 6e-3,
     core_rates: Annotated[bool, typer.Option(help="Whether cores learn at rates by their fan-in.")] = True,
     seed: Annotated[int, typer.Option(help="Of initialisation and batches.", min=0, max=2**63 - 1)] = 42,
     corpus: Annotated[Path | None, typer.Option(help="Text file; otherwise found as the README says.")] = None,

@@ -19,7 +19,7 @@ from mpochain.picogpt.demo.result import DemoResult, DemoRow
 from mpochain.picogpt.evaluation import evaluate
 from mpochain.picogpt.model import PicoGPT, build, decompose_linears
 from mpochain.picogpt.size import macs_per_token, parameter_count
-from mpochain.picogpt.training import train_picogpt
+from mpochain.picogpt.training import LEARNING_RATE, train_picogpt
 from mpochain.picogpt.weights import load_weights, shipped
 from mpochain.report import provenance
 from mpochain.report.figures import require_matplotlib
@@ -132,7 +132,9 @@ def _dense_model(corpus: Corpus, steps: int, batch_size: int) -> tuple[PicoGPT, 
         trained = record["training"]["config"]
         return model, f"shipped with this package, trained for {trained['steps']} steps on this corpus"
     model = build(vocab_size=len(corpus.vocabulary), seed=42)
-    config = TrainConfig(steps=steps, batch_size=batch_size, warmup_steps=min(100, steps // 6))
+    config = TrainConfig(
+        steps=steps, batch_size=batch_size, learning_rate=LEARNING_RATE, warmup_steps=min(100, steps // 6)
+    )
     train_picogpt(model, corpus, config, label="dense")
     return model, f"trained now for {steps} steps; none is shipped for this corpus"
 

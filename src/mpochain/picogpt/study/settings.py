@@ -10,6 +10,7 @@ from mpochain.errors import SpecError
 from mpochain.picogpt.design import Design, Family
 from mpochain.picogpt.model import Initialization, build, narrow_width
 from mpochain.picogpt.size import parameter_count
+from mpochain.picogpt.training import LEARNING_RATE
 from mpochain.train import TrainConfig
 
 __all__ = ["PRESETS", "RunSetting", "preset"]
@@ -80,7 +81,6 @@ def _paper(_: int) -> list[RunSetting]:
     return runs
 
 
-_RATE = 6e-3
 _OTHER_RATES = (3e-3, 1e-2)
 _TUNING = TrainConfig(steps=500, learning_rate=3e-3, warmup_steps=50, evaluate_every=100)
 
@@ -88,7 +88,7 @@ _TUNING = TrainConfig(steps=500, learning_rate=3e-3, warmup_steps=50, evaluate_e
 def _best(vocab_size: int) -> list[RunSetting]:
     """This library's initialisation; random starts, TT-SVD with and without tuning, and every control."""
 
-    def trained(row: str, design: Design, seed: int, rate: float = _RATE, **other: Any) -> RunSetting:
+    def trained(row: str, design: Design, seed: int, rate: float = LEARNING_RATE, **other: Any) -> RunSetting:
         config = TrainConfig(learning_rate=rate, seed=seed, evaluate_every=250)
         chains = design.family != "dense"
         return RunSetting(row=row, design=design, config=config, seed=seed, **{"core_rates": chains, **other})
