@@ -16,17 +16,20 @@ from mpochain.planning import ContractionPlan, Setting, plan
 from mpochain.spec import ChainSpec
 
 if TYPE_CHECKING:
-    from mpochain.nn import MPOLinear, set_execution
+    from mpochain.compression import compress
+    from mpochain.nn import InterpolativeLinear, MPOLinear, set_execution
 
 __version__ = "0.1.0"
 
 __all__ = [
     "ChainSpec",
     "ContractionPlan",
+    "InterpolativeLinear",
     "MPOChain",
     "MPOError",
     "MPOLinear",
     "Setting",
+    "compress",
     "decompose",
     "decompose_terms",
     "errors",
@@ -35,7 +38,12 @@ __all__ = [
     "shapes",
 ]
 
-_NEEDS_TORCH = {"MPOLinear": "mpochain.nn", "set_execution": "mpochain.nn"}
+_NEEDS_TORCH = {
+    "InterpolativeLinear": "mpochain.nn",
+    "MPOLinear": "mpochain.nn",
+    "compress": "mpochain.compression",
+    "set_execution": "mpochain.nn",
+}
 
 
 def __getattr__(name: str) -> Any:

@@ -27,6 +27,7 @@ __all__ = [
     "require_finite",
     "require_matrix",
     "svd",
+    "to_numpy",
     "zeros",
 ]
 
@@ -84,6 +85,16 @@ def _device(like: Array) -> Any:
 def asarray(values: np.ndarray[Any, Any], like: Array) -> Array:
     """NumPy ``values`` in the library and on the device of ``like``."""
     return namespace(like).asarray(values, device=_device(like))
+
+
+def to_numpy(x: Array) -> np.ndarray[Any, Any]:
+    """The values of ``x`` as a NumPy array, copied only where they are elsewhere.
+
+    Example:
+        >>> to_numpy(np.ones(2))
+        array([1., 1.])
+    """
+    return np.asarray(x.detach().cpu() if array_api_compat.is_torch_array(x) else x)
 
 
 def zeros(shape: tuple[int, ...], like: Array) -> Array:

@@ -7,13 +7,22 @@ the squared weight each bond discarded, which is the exact squared error of the 
 from mpochain.decomposition.automatic import automatic
 from mpochain.decomposition.gram import gram
 from mpochain.decomposition.interleave import deinterleave, interleave
+from mpochain.decomposition.interpolative import (
+    Interpolation,
+    interpolative,
+    interpolative_parameters,
+    interpolative_rank,
+)
 from mpochain.decomposition.randomized import randomized
 from mpochain.decomposition.rounding import fold_left, fold_right, orthogonalize, round_cores
 from mpochain.decomposition.sweep import Decomposition, check_cutoff, retained_rank
 from mpochain.decomposition.tt_svd import tt_svd
+from mpochain.decomposition.weighted import WeightedLowRank, weighted_low_rank
 
 __all__ = [
     "Decomposition",
+    "Interpolation",
+    "WeightedLowRank",
     "automatic",
     "check_cutoff",
     "deinterleave",
@@ -21,9 +30,13 @@ __all__ = [
     "fold_right",
     "gram",
     "interleave",
+    "interpolative",
+    "interpolative_parameters",
+    "interpolative_rank",
     "orthogonalize",
     "randomized",
     "retained_rank",
     "round_cores",
     "tt_svd",
+    "weighted_low_rank",
 ]

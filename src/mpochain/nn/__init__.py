@@ -1,7 +1,8 @@
 """Layers that hold chains."""
 
 from mpochain.nn.execution import set_execution
+from mpochain.nn.interpolative import InterpolativeLinear
 from mpochain.nn.linear import MPOLinear
 from mpochain.nn.rates import learning_rate_scales
 
-__all__ = ["MPOLinear", "learning_rate_scales", "set_execution"]
+__all__ = ["InterpolativeLinear", "MPOLinear", "learning_rate_scales", "set_execution"]

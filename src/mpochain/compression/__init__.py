@@ -1,0 +1,20 @@
+"""Whole models: which layers, what they see, how a budget is shared among them, and what became of them."""
+
+from mpochain.compression.allocation import Curve, allocate
+from mpochain.compression.methods import METHODS
+from mpochain.compression.moments import Moments, collect_moments
+from mpochain.compression.records import CompressionReport, LayerRecord
+from mpochain.compression.targets import select
+from mpochain.compression.whole import compress
+
+__all__ = [
+    "METHODS",
+    "CompressionReport",
+    "Curve",
+    "LayerRecord",
+    "Moments",
+    "allocate",
+    "collect_moments",
+    "compress",
+    "select",
+]

@@ -1,0 +1,109 @@
+"""How a budget is shared among layers: where a parameter takes away the most error."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mpochain.errors import SpecError
+
+__all__ = ["Curve", "allocate"]
+
+_BISECTIONS = 200
+
+
+@dataclass(frozen=True, eq=False)
+class Curve:
+    """What one layer can become.
+
+    Attributes:
+        costs: of each choice, such as parameters or bytes.
+        errors: what each choice adds to the loss, in a unit that all layers share.
+    """
+
+    costs: NDArray[Any]
+    errors: NDArray[Any]
+
+    def __post_init__(self) -> None:
+        costs, errors = np.asarray(self.costs, dtype=np.int64), np.asarray(self.errors, dtype=np.float64)
+        if costs.ndim != 1 or costs.shape != errors.shape or not costs.size:
+            raise SpecError(f"a curve has as many costs as errors, got {costs.shape} and {errors.shape}")
+        if not np.isfinite(errors).all() or (errors < 0).any() or (costs < 0).any():
+            raise SpecError("the costs and errors of a curve must be finite and not negative")
+        object.__setattr__(self, "costs", costs)
+        object.__setattr__(self, "errors", errors)
+
+
+def allocate(curves: Mapping[str, Curve], budget: int) -> dict[str, int]:
+    """One choice for each layer, so that the errors add up to little and the costs to at most ``budget``.
+
+    The choices that minimise ``error + price * cost`` for the lowest price that the budget allows: best possible for
+    the cost they have together, whatever the form of the curves (Lagrange; Everett 1963). What is left of the budget,
+    less than a step of one layer, then goes to the layers that gain the most by it.
+
+    Args:
+        curves: of each layer.
+        budget: the most that all choices together may cost.
+
+    Returns:
+        The number of the choice of each layer.
+
+    Raises:
+        SpecError: no layers, or a budget that even the cheapest choices exceed.
+
+    Example:
+        >>> steep = Curve(np.array([0, 10, 20]), np.array([9.0, 1.0, 0.0]))
+        >>> flat = Curve(np.array([0, 10, 20]), np.array([2.0, 1.0, 0.0]))
+        >>> allocate({"a": steep, "b": flat}, 20)
+        {'a': 1, 'b': 1}
+    """
+    if not curves:
+        raise SpecError("there is no layer to share a budget among")
+    least = sum(int(curve.costs.min()) for curve in curves.values())
+    if least > budget:
+        raise SpecError(f"the smallest choices of all layers cost {least:,} together, more than the budget {budget:,}")
+
+    def choices(price: float) -> dict[str, int]:
+        chosen = {}
+        for name, curve in curves.items():
+            total = curve.errors + price * curve.costs
+            ties = np.flatnonzero(total == total.min())
+            chosen[name] = int(ties[np.argmin(curve.costs[ties])])
+        return chosen
+
+    def cost(chosen: Mapping[str, int]) -> int:
+        return sum(int(curves[name].costs[choice]) for name, choice in chosen.items())
+
+    best = choices(0.0)
+    if cost(best) > budget:
+        # At a price over every error for one unit of cost the cheapest choices win.
+        low, high = 0.0, 2.0 * max(float(curve.errors.max()) for curve in curves.values()) + 1.0
+        for _ in range(_BISECTIONS):
+            middle = (low + high) / 2 if low else high / 2
+            low, high = (middle, high) if cost(choices(middle)) > budget else (low, middle)
+            if high - low <= 1e-12 * high:
+                break
+        best = choices(high)
+    return _filled(curves, best, budget - cost(best))
+
+
+def _filled(curves: Mapping[str, Curve], chosen: dict[str, int], left: int) -> dict[str, int]:
+    """Spend what is left, the largest fall of the error for its cost first."""
+    while True:
+        steps = []
+        for name, choice in chosen.items():
+            curve = curves[name]
+            more, gain = curve.costs - curve.costs[choice], curve.errors[choice] - curve.errors
+            able = np.flatnonzero((more > 0) & (more <= left) & (gain > 0))
+            if able.size:
+                step = able[np.argmax(gain[able] / more[able])]
+                steps.append((float(gain[step] / more[step]), name, int(step), int(more[step])))
+        if not steps:
+            return chosen
+        _, name, step, spent = max(steps)
+        chosen[name] = step
+        left -= spent

@@ -1,0 +1,49 @@
+"""How small a model is to be, as its user says it."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+
+from torch import nn
+
+from mpochain.errors import SpecError
+from mpochain.nn.dense import dense_parameters
+
+__all__ = ["parameter_budget"]
+
+_UNITS = {"B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
+
+
+def parameter_budget(budget: float | str, layers: Mapping[str, nn.Module]) -> int:
+    """The most parameters that all layers together may have.
+
+    Args:
+        budget: a share of what they have now, in ``(0, 1]``, or as ``"60%"``; or bytes, as ``"200MB"`` or ``"190MiB"``.
+        layers: dense layers, all of one element size if the budget is in bytes.
+
+    Raises:
+        SpecError: no such share, an unknown unit, or layers of several element sizes.
+
+    Example:
+        >>> layers = {"a": nn.Linear(100, 100), "b": nn.Linear(100, 50)}
+        >>> parameter_budget(0.5, layers), parameter_budget("50%", layers), parameter_budget("20kB", layers)
+        (7500, 7500, 5000)
+    """
+    weights = [dense_parameters(layer)[0] for layer in layers.values()]
+    total = sum(weight.numel() for weight in weights)
+    help_ = "give a share in (0, 1] such as 0.6 or '60%', or bytes such as '200MB'"
+    if isinstance(budget, str):
+        found = re.fullmatch(r"\s*([0-9]*\.?[0-9]+)\s*(%|[kKmMgG]?i?B)\s*", budget)
+        if found is None:
+            raise SpecError(f"budget {budget!r} is neither a share nor a size; {help_}")
+        number, unit = float(found[1]), found[2].upper()
+        if unit != "%":
+            sizes = {weight.element_size() for weight in weights}
+            if len(sizes) != 1:
+                raise SpecError(f"a budget in bytes needs layers of one element size, these have {sorted(sizes)}")
+            return int(number * _UNITS[unit]) // sizes.pop()
+        budget = number / 100
+    if isinstance(budget, bool) or not isinstance(budget, float | int) or not 0.0 < budget <= 1.0:
+        raise SpecError(f"budget {budget!r} is out of range; {help_}")
+    return int(budget * total)

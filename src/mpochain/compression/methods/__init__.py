@@ -1,0 +1,15 @@
+"""Ways to make a layer smaller, one file each: what it can become, and the layer that was chosen."""
+
+from mpochain.compression.methods.balanced import Balanced
+from mpochain.compression.methods.interpolation import Interpolative
+from mpochain.compression.methods.low_rank import LowRank
+from mpochain.compression.methods.method import Method
+
+__all__ = ["METHODS", "Balanced", "Interpolative", "LowRank", "Method"]
+
+METHODS: dict[str, Method] = {
+    "interpolative": Interpolative(),
+    "svd_llm": LowRank(weighted=True),
+    "svd": LowRank(weighted=False),
+    "tt_svd": Balanced(),
+}

@@ -1,0 +1,52 @@
+"""Two factors by SVD: plain, and with truncation-aware whitening as SVD-LLM has it."""
+
+from __future__ import annotations
+
+import numpy as np
+from torch import Tensor, nn
+
+from mpochain import shapes
+from mpochain.chain import MPOChain
+from mpochain.compression.allocation import Curve
+from mpochain.compression.moments import Moments
+from mpochain.decomposition import WeightedLowRank, weighted_low_rank
+from mpochain.nn import MPOLinear
+
+__all__ = ["LowRank"]
+
+
+class LowRank:
+    """Factors ``(out, r)`` and ``(r, in)``, every layer at the same share of its parameters.
+
+    Args:
+        weighted: by the inputs, which is truncation-aware whitening (SVD-LLM, arXiv 2403.07378).
+    """
+
+    uniform = True
+
+    def __init__(self, *, weighted: bool) -> None:
+        self.needs = "inputs" if weighted else "nothing"
+        self._weighted = weighted
+
+    def curve(self, weight: Tensor, moments: Moments | None) -> Curve:
+        """See :class:`~mpochain.compression.methods.method.Method`."""
+        out, in_ = weight.shape
+        errors = self._fit(weight, moments).errors
+        ranks = np.arange(1, len(errors))
+        # Beyond this rank two factors are no smaller than the matrix.
+        useful = ranks * (out + in_) < out * in_
+        return Curve(np.append(ranks[useful] * (out + in_), out * in_), np.append(errors[1:][useful], 0.0))
+
+    def build(self, weight: Tensor, bias: Tensor | None, moments: Moments | None, choice: int) -> nn.Module | None:
+        """See :class:`~mpochain.compression.methods.method.Method`."""
+        out, in_ = weight.shape
+        rank = choice + 1
+        if rank * (out + in_) >= out * in_:
+            return None
+        left, right = (each.to(weight.dtype) for each in self._fit(weight, moments).factors(rank))
+        spec = shapes.low_rank(out, in_, rank)
+        chain = MPOChain((left.reshape(spec.core_shapes[0]), right.reshape(spec.core_shapes[1])), spec)
+        return MPOLinear.from_chains(chain, bias)
+
+    def _fit(self, weight: Tensor, moments: Moments | None) -> WeightedLowRank:
+        return weighted_low_rank(weight, moments.gram if moments is not None and self._weighted else None)

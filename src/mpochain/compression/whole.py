@@ -1,0 +1,234 @@
+"""A whole model made smaller, in one call."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from mpochain.compression.allocation import Curve, allocate
+from mpochain.compression.budget import parameter_budget
+from mpochain.compression.fisher import SampledLoss
+from mpochain.compression.methods import METHODS, Method
+from mpochain.compression.moments import Moments, collect_moments, moment_bytes
+from mpochain.compression.records import CompressionReport, LayerRecord
+from mpochain.compression.targets import dense_layers, select
+from mpochain.errors import SpecError
+from mpochain.nn import InterpolativeLinear, MPOLinear
+from mpochain.nn.dense import dense_parameters
+from mpochain.report import provenance
+
+__all__ = ["compress"]
+
+# Moments of as many layers are kept at a time as fit into this share of the model's own bytes, but no less than the
+# second number: the rest takes another pass over the data.
+_MOMENT_SHARE, _LEAST_MOMENT_BYTES = 0.6, 1 << 28
+
+# A layer that was not looked at is worth a line from this share of the model's parameters on.
+_LARGE = 0.01
+
+
+def compress(
+    model: nn.Module,
+    budget: float | str,
+    *,
+    calibration: Iterable[Any] | None = None,
+    targets: Iterable[str] | None = None,
+    ignore: Iterable[str] = (),
+    method: str = "interpolative",
+    loss: Callable[[Any], Tensor] | None = None,
+    dry_run: bool = False,
+    seed: int = 0,
+) -> CompressionReport:
+    """Make the linear layers of a model smaller, in place, so that together they fit a budget.
+
+    Layers are low rank in interpolative form by default, with the rank of each where its parameters matter most: the
+    error is measured on the inputs the layer really sees, and weighted by the gradient of the loss by its outputs. A
+    layer that would gain nothing stays dense.
+
+    Args:
+        model: changed in place; its embeddings, norms and biases stay as they are.
+        budget: share of the layers' parameters that may be left, such as ``0.6`` or ``"60%"``, or bytes, ``"200MB"``.
+        calibration: batches the model can be called with: tensors, tuples of arguments or mappings of named ones. They
+            are gone through several times, so give a list or a data loader, not a generator.
+        targets: layers to compress, see :func:`mpochain.compression.select`; by default all linear layers whose weight
+            is not shared with another module.
+        ignore: layers to leave out, which wins over ``targets``.
+        method: ``"interpolative"``; or a published one, every layer at the same share: ``"svd_llm"`` (whitened low
+            rank), ``"svd"`` and ``"tt_svd"`` (no data needed).
+        loss: from the model's output to a scalar summed over tokens, whose gradients weigh the outputs; by default
+            cross-entropy to labels that the model draws itself.
+        dry_run: whether to report what would be done, and change nothing.
+        seed: of the labels that are drawn.
+
+    Returns:
+        A record for each layer; ``print(report.table())``.
+
+    Raises:
+        SpecError: a budget that cannot be met, patterns that match nothing, an unknown method, or data that it needs.
+        NonFiniteError: NaN or infinite activations or weights, naming the layer.
+
+    Example:
+        >>> model = nn.Sequential(nn.Linear(32, 64), nn.ReLU(), nn.Linear(64, 8))
+        >>> report = compress(model, 0.5, calibration=[torch.randn(100, 32)])
+        >>> report.parameters_after <= 0.5 * report.parameters_before, model[0]
+        (True, InterpolativeLinear(32 -> 64, rank ..., bias=True))
+    """
+    began = time.perf_counter()
+    if method not in METHODS:
+        raise SpecError(f"there is no method {method!r}; there are {', '.join(METHODS)}")
+    way = METHODS[method]
+    layers = dense_layers(model, ignore) if targets is None else select(model, targets, ignore)
+    if not layers:
+        raise SpecError("there is no layer left to compress; see targets= and ignore=")
+    allowed = parameter_budget(budget, layers)
+    batches = _batches(calibration, way, method)
+    parameters = sum(parameter.numel() for parameter in model.parameters())
+    untouched = _untouched(model, layers, parameters)
+    curves: dict[str, Curve] = {}
+    only: dict[str, Moments] | None = None
+    chunks = list(_chunks(model, layers, way))
+    for chunk in chunks:
+        found = _moments(model, chunk, batches, way, loss, seed)
+        only = found if len(chunks) == 1 else None
+        for name, layer in chunk.items():
+            curves[name] = way.curve(dense_parameters(layer)[0].detach(), found.get(name))
+    chosen = _uniform(curves, layers, allowed) if way.uniform else allocate(curves, allowed)
+    records: dict[str, LayerRecord] = {}
+    built: dict[str, nn.Module] = {}
+    for chunk in chunks:
+        # All of them before any is put in place: the statistics are those of the dense model.
+        found = only if only is not None else _moments(model, chunk, batches, way, loss, seed)
+        for name, layer in chunk.items():
+            weight, bias = dense_parameters(layer, name)
+            made = way.build(weight.detach(), None if bias is None else bias.detach(), found.get(name), chosen[name])
+            records[name] = _record(name, weight.detach(), made, found.get(name))
+            if made is not None and not dry_run:
+                for parameter in made.parameters():
+                    parameter.requires_grad_(weight.requires_grad)
+                built[name] = made.train(layer.training)
+    for name, made in built.items():
+        parent, _, child = name.rpartition(".")
+        setattr(model.get_submodule(parent), child, made)
+    return CompressionReport(
+        layers=tuple(records[name] for name in layers),
+        method=method,
+        budget=budget,
+        allowed=allowed,
+        model_parameters=parameters,
+        untouched=untouched,
+        seconds=time.perf_counter() - began,
+        provenance=provenance(threads=torch.get_num_threads()),
+    )
+
+
+def _batches(calibration: Iterable[Any] | None, way: Method, method: str) -> Iterable[Any]:
+    if calibration is None:
+        if way.needs != "nothing":
+            raise SpecError(
+                f"method {method!r} needs calibration= batches; some thousand tokens of text like that the model is "
+                'for, or choose method="svd", which needs none'
+            )
+        return ()
+    if isinstance(calibration, Iterator):
+        raise SpecError("calibration is gone through several times, and an iterator only once; give a list of batches")
+    if isinstance(calibration, Tensor | Mapping | str):
+        raise SpecError(f"calibration is a list of batches, got one {type(calibration).__name__}; put it into a list")
+    return calibration
+
+
+def _chunks(model: nn.Module, layers: Mapping[str, nn.Module], way: Method) -> Iterator[dict[str, nn.Module]]:
+    """The layers in parts whose moments fit into memory together."""
+    room = sum(parameter.numel() * parameter.element_size() for parameter in model.parameters()) * _MOMENT_SHARE
+    chunk: dict[str, nn.Module] = {}
+    taken = 0
+    for name, layer in layers.items():
+        size = moment_bytes({name: layer}, gradients=way.needs == "gradients") if way.needs != "nothing" else 0
+        if chunk and taken + size > max(room, _LEAST_MOMENT_BYTES):
+            yield chunk
+            chunk, taken = {}, 0
+        chunk[name] = layer
+        taken += size
+    yield chunk
+
+
+def _moments(
+    model: nn.Module,
+    layers: Mapping[str, nn.Module],
+    batches: Iterable[Any],
+    way: Method,
+    loss: Callable[[Any], Tensor] | None,
+    seed: int,
+) -> dict[str, Moments]:
+    if way.needs == "nothing":
+        return {}
+    if way.needs == "inputs":
+        return collect_moments(model, layers, batches)
+    return collect_moments(model, layers, batches, loss=loss or SampledLoss(seed))
+
+
+def _uniform(curves: Mapping[str, Curve], layers: Mapping[str, nn.Module], allowed: int) -> dict[str, int]:
+    """The largest choice of each layer within the share that all of them are allowed."""
+    total = sum(dense_parameters(layer)[0].numel() for layer in layers.values())
+    chosen = {}
+    for name, curve in curves.items():
+        room = dense_parameters(layers[name])[0].numel() * allowed / total
+        fitting = [choice for choice, cost in enumerate(curve.costs) if cost <= room]
+        if not fitting:
+            raise SpecError(f"{name} cannot be made as small as {allowed / total:.1%} of its parameters; allow more")
+        chosen[name] = fitting[-1]
+    return chosen
+
+
+def _record(name: str, weight: Tensor, made: nn.Module | None, moments: Moments | None) -> LayerRecord:
+    out, in_ = (int(size) for size in weight.shape)
+    dense = weight.numel() * weight.element_size()
+    record = {
+        "name": name,
+        "shape": (out, in_),
+        "form": "dense",
+        "parameters_before": out * in_,
+        "parameters_after": out * in_,
+        "bytes_before": dense,
+        "bytes_after": dense,
+        "macs_before": out * in_,
+        "macs_after": out * in_,
+        "weight_error": 0.0,
+        "output_error": 0.0 if moments is not None else None,
+        "loss_increase": 0.0 if moments is not None and moments.output_gram is not None else None,
+    }
+    if isinstance(made, InterpolativeLinear | MPOLinear):
+        held = [each for key, each in made.state_dict().items() if key != "bias"]
+        wide = weight.double()
+        difference = wide - made.weight.detach().double()
+        record |= {
+            "form": f"rank {made.rank}, interpolative" if isinstance(made, InterpolativeLinear) else str(made.spec),
+            "parameters_after": sum(each.numel() for each in held if each.is_floating_point()),
+            "bytes_after": sum(each.numel() * each.element_size() for each in held),
+            "macs_after": made.macs() if isinstance(made, InterpolativeLinear) else made.spec.macs(),
+            "weight_error": float(difference.norm() / wide.norm()) if wide.any() else 0.0,
+        }
+        if moments is not None:
+            gram = moments.gram.double()
+            seen = float((difference @ gram * difference).sum())
+            whole = float((wide @ gram * wide).sum())
+            record["output_error"] = math.sqrt(max(seen, 0.0) / whole) if whole else 0.0
+            if moments.output_gram is not None:
+                weighted = moments.output_gram.double() @ difference @ gram
+                record["loss_increase"] = float((weighted * difference).sum()) / 2
+    return LayerRecord(**record)  # type: ignore[arg-type]
+
+
+def _untouched(model: nn.Module, layers: Mapping[str, nn.Module], parameters: int) -> tuple[tuple[str, int], ...]:
+    """Modules with large parameters of their own that are not among the layers."""
+    found = [
+        (name, count)
+        for name, module in model.named_modules()
+        if name not in layers
+        and (count := sum(each.numel() for each in module.parameters(recurse=False))) >= _LARGE * parameters
+    ]
+    return tuple(sorted(found, key=lambda each: -each[1]))

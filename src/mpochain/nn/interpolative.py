@@ -1,0 +1,141 @@
+"""A low-rank linear layer that keeps some rows of its matrix, and combines the others from them."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from mpochain.decomposition import Interpolation, interpolative_parameters
+from mpochain.errors import ShapeError, SpecError
+
+__all__ = ["InterpolativeLinear"]
+
+
+class InterpolativeLinear(nn.Module):
+    """``y = x W^T + b`` with ``W`` of rank ``r`` held as ``r`` of its rows: ``(..., in) -> (..., out)``.
+
+    ``r`` outputs are ``x rows^T``, the others are combinations of these. Parameters and multiply-adds are
+    ``r (out + in - r)``, ``r^2`` fewer than two factors have for the very same matrix. Source: see
+    :func:`mpochain.decomposition.interpolative`.
+
+    Args:
+        in_features: size of each input row.
+        out_features: size of each output row.
+        rank: of the matrix, at most the smaller of both.
+        bias: whether there is a bias.
+        device: where the parameters live.
+        dtype: their element type.
+
+    Raises:
+        SpecError: sizes that are not positive integers, or a rank over them.
+
+    Example:
+        >>> layer = InterpolativeLinear(64, 48, rank=12, bias=False)
+        >>> sum(p.numel() for p in layer.parameters()), layer(torch.zeros(2, 5, 64)).shape
+        (1200, torch.Size([2, 5, 48]))
+    """
+
+    bias: Tensor | None
+    place: Tensor
+
+    def __init__(
+        self,
+        in_features: int,
+        out_features: int,
+        rank: int,
+        *,
+        bias: bool = True,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__()
+        for label, size in (("in_features", in_features), ("out_features", out_features), ("rank", rank)):
+            if isinstance(size, bool) or not isinstance(size, int) or size < 1:
+                raise SpecError(f"{label} must be a positive integer, got {size!r}")
+        if rank > min(in_features, out_features):
+            raise SpecError(
+                f"rank {rank} is over the smaller side of a {out_features}x{in_features} matrix; use nn.Linear"
+            )
+        self.in_features, self.out_features, self.rank = in_features, out_features, rank
+        where = {"device": device, "dtype": dtype}
+        self.rows = nn.Parameter(torch.empty(rank, in_features, **where))  # type: ignore[arg-type]
+        self.coefficients = nn.Parameter(torch.empty(out_features - rank, rank, **where))  # type: ignore[arg-type]
+        self.register_parameter(
+            "bias",
+            nn.Parameter(torch.empty(out_features, **where)) if bias else None,  # type: ignore[arg-type]
+        )
+        # Where each output is found in [x rows^T, x rows^T coefficients^T].
+        self.register_buffer("place", torch.arange(out_features, dtype=torch.int32, device=device))
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Draw new parameters; every entry of the matrix has the deviation of ``nn.Linear``, ``1 / sqrt(3 in)``."""
+        deviation = 1 / math.sqrt(3 * self.in_features)
+        nn.init.normal_(self.rows, std=deviation)
+        nn.init.normal_(self.coefficients, std=1 / math.sqrt(self.rank))
+        if self.bias is not None:
+            bound = 1 / math.sqrt(self.in_features)
+            nn.init.uniform_(self.bias, -bound, bound)
+
+    @classmethod
+    def from_interpolation(cls, interpolation: Interpolation, bias: Tensor | None = None) -> InterpolativeLinear:
+        """A layer that holds copies of the arrays of an interpolation of torch tensors, and of a bias.
+
+        Raises:
+            ShapeError: a bias that is not of ``(out_features,)``.
+        """
+        rows, coefficients = interpolation.rows, interpolation.coefficients
+        out_features = len(interpolation.place)
+        if bias is not None and tuple(bias.shape) != (out_features,):
+            raise ShapeError(f"the bias must have shape ({out_features},), got {tuple(bias.shape)}")
+        with torch.device("meta"):
+            layer = cls(rows.shape[1], out_features, rows.shape[0], bias=bias is not None, dtype=rows.dtype)
+        layer = layer.to_empty(device=rows.device)
+        with torch.no_grad():
+            layer.rows.copy_(rows)
+            layer.coefficients.copy_(coefficients)
+            layer.place.copy_(torch.tensor(interpolation.place, dtype=torch.int32))
+            if bias is not None and layer.bias is not None:
+                layer.bias = nn.Parameter(bias.detach().clone())
+        return layer
+
+    @property
+    def weight(self) -> Tensor:
+        """The dense ``W (out_features, in_features)``, differentiable; built at every access."""
+        return torch.cat([self.rows, self.coefficients @ self.rows]).index_select(0, self.place)
+
+    def to_linear(self) -> nn.Linear:
+        """The dense layer with the same function, sharing no memory."""
+        weight = self.weight.detach()
+        linear = nn.Linear(
+            self.in_features, self.out_features, self.bias is not None, device=weight.device, dtype=weight.dtype
+        )
+        with torch.no_grad():
+            linear.weight.copy_(weight)
+            if self.bias is not None:
+                linear.bias = nn.Parameter(self.bias.detach().clone())
+        return linear.train(self.training)
+
+    def macs(self) -> int:
+        """Multiply-adds of one input row."""
+        return interpolative_parameters(self.out_features, self.in_features, self.rank)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """``(..., in_features)`` to ``(..., out_features)``.
+
+        Raises:
+            ShapeError: the last axis of ``x`` is not ``in_features``.
+        """
+        if not x.ndim or x.shape[-1] != self.in_features:
+            raise ShapeError(f"{self} got x of shape {tuple(x.shape)}; expected (..., {self.in_features})")
+        kept = F.linear(x, self.rows)
+        others = F.linear(kept, self.coefficients)
+        y = torch.cat([kept, others], dim=-1).index_select(-1, self.place)
+        return y if self.bias is None else y + self.bias
+
+    def extra_repr(self) -> str:
+        """Features, rank and bias, for ``print(layer)``."""
+        return f"{self.in_features} -> {self.out_features}, rank {self.rank}, bias={self.bias is not None}"

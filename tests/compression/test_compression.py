@@ -1,0 +1,331 @@
+"""Whole models: what is chosen, what is measured, what is put in place."""
+
+from __future__ import annotations
+
+import itertools
+import json
+
+import numpy as np
+import pytest
+import torch
+import transformers
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import nn
+
+import mpochain as mpo
+from mpochain import MPOError
+from mpochain.compression import METHODS, Curve, allocate, collect_moments, select
+from mpochain.compression.budget import parameter_budget
+from mpochain.compression.fisher import SampledLoss
+from mpochain.compression.targets import dense_layers
+
+
+class Net(nn.Module):
+    """Two layers with the same input, one after them, and a head tied to the embedding."""
+
+    def __init__(self):
+        super().__init__()
+        self.embedding = nn.Embedding(11, 12)
+        nn.init.normal_(self.embedding.weight, std=0.5)  # so that its predictions are far from certain
+        self.left, self.right = nn.Linear(12, 20), nn.Linear(12, 20, bias=False)
+        self.down = nn.Linear(20, 12)
+        self.head = nn.Linear(12, 11, bias=False)
+        self.head.weight = self.embedding.weight
+
+    def forward(self, tokens):
+        x = self.embedding(tokens)
+        return self.head(x + self.down(torch.relu(self.left(x)) * self.right(x)))
+
+
+@pytest.fixture
+def net():
+    torch.manual_seed(0)
+    return Net()
+
+
+@pytest.fixture
+def batches():
+    generator = torch.Generator().manual_seed(1)
+    return [torch.randint(11, (4, 9), generator=generator) for _ in range(3)]
+
+
+@st.composite
+def curves(draw):
+    size = draw(st.integers(1, 5))
+    costs = draw(st.lists(st.integers(0, 20), min_size=size, max_size=size))
+    errors = draw(st.lists(st.floats(0, 100), min_size=size, max_size=size))
+    return Curve(np.array(costs), np.array(errors))
+
+
+class TestAllocation:
+    @given(st.lists(curves(), min_size=1, max_size=4), st.integers(0, 80))
+    def test_within_the_budget_and_best_for_what_it_costs(self, given_curves, budget):
+        named = {str(k): curve for k, curve in enumerate(given_curves)}
+        if sum(curve.costs.min() for curve in given_curves) > budget:
+            with pytest.raises(MPOError, match="more than the budget"):
+                allocate(named, budget)
+            return
+        chosen = allocate(named, budget)
+
+        def total(values, choices):
+            return sum(getattr(curve, values)[k] for curve, k in zip(given_curves, choices, strict=True))
+
+        mine = [chosen[str(k)] for k in range(len(given_curves))]
+        assert total("costs", mine) <= budget
+        every = list(itertools.product(*(range(len(curve.costs)) for curve in given_curves)))
+        best = min(total("errors", each) for each in every if total("costs", each) <= budget)
+        # By how much the best of all may be better: one layer's largest step, the gap of Lagrange's choices.
+        step = max(float(curve.errors.max() - curve.errors.min()) for curve in given_curves)
+        assert total("errors", mine) <= best + step + 1e-9
+
+    @given(st.lists(curves(), min_size=1, max_size=4), st.integers(0, 80))
+    def test_nothing_that_still_fits_would_help(self, given_curves, budget):
+        named = {str(k): curve for k, curve in enumerate(given_curves)}
+        if sum(curve.costs.min() for curve in given_curves) > budget:
+            return
+        chosen = allocate(named, budget)
+        left = budget - sum(curve.costs[chosen[name]] for name, curve in named.items())
+        for name, curve in named.items():
+            more = curve.costs - curve.costs[chosen[name]]
+            assert not ((more <= left) & (more > 0) & (curve.errors < curve.errors[chosen[name]])).any()
+
+    def test_wrong_curves(self):
+        with pytest.raises(MPOError, match="as many costs as errors"):
+            Curve(np.array([1, 2]), np.array([1.0]))
+        with pytest.raises(MPOError, match="finite and not negative"):
+            Curve(np.array([1]), np.array([np.nan]))
+        with pytest.raises(MPOError, match="no layer"):
+            allocate({}, 1)
+
+
+class TestTargets:
+    def test_names_patterns_and_classes(self, net):
+        assert list(select(net, ["down", "left"])) == ["left", "down"]
+        assert list(select(net, [r"re:(le|ri).*"])) == ["left", "right"]
+        assert list(select(net, ["Linear"], ignore=["right", "re:he.*"])) == ["left", "down"]
+        assert list(select(nn.ModuleDict({"a": net}), ["Linear"], ignore=["a"])) == []
+
+    def test_tied_heads_are_left_out_unless_named(self, net):
+        assert list(dense_layers(net)) == ["left", "right", "down"]
+        assert "head" in select(net, ["head"])
+
+    @pytest.mark.parametrize(
+        ("targets", "message"),
+        [
+            (["lefft"], "'lefft' matches no layer; the nearest names are left"),
+            (["re:("], "is no regular expression"),
+            (["re:nothing.*"], "matches no layer"),
+            (["embedding"], "'embedding' is a Embedding, which cannot be compressed"),
+            ([3], "must hold names"),
+        ],
+    )
+    def test_patterns_that_cannot_be_meant(self, net, targets, message):
+        with pytest.raises(MPOError, match=message):
+            select(net, targets)
+        if targets != ["embedding"]:
+            with pytest.raises(MPOError, match=message):
+                select(net, ["Linear"], ignore=targets)
+
+
+class TestBudget:
+    @pytest.mark.parametrize("budget", [0, -0.5, 1.5, True, "lots", "120%", "5 apples", None, float("nan")])
+    def test_budgets_that_are_none(self, net, budget):
+        with pytest.raises(MPOError, match="budget"):
+            parameter_budget(budget, dense_layers(net))
+
+    def test_bytes_need_one_size(self, net):
+        net.down.half()
+        with pytest.raises(MPOError, match="one element size"):
+            parameter_budget("1MB", dense_layers(net))
+        assert parameter_budget("1kB", {"left": net.left}) == 250
+        assert parameter_budget("1KiB", {"down": net.down}) == 512
+
+
+class TestMoments:
+    def test_they_are_the_moments(self, net, batches):
+        layers = dense_layers(net)
+        found = collect_moments(net, layers, batches, loss=SampledLoss(3))
+        x = net.embedding(torch.cat(batches)).detach().reshape(-1, 12)
+        torch.testing.assert_close(found["left"].gram, x.T @ x / len(x))
+        assert found["left"].gram is found["right"].gram, "the same input is kept once"
+        assert found["left"].rows == 3 * 4 * 9
+
+        loss, gradients = SampledLoss(3), []
+        for batch in batches:
+            hidden = torch.relu(net.left(net.embedding(batch))) * net.right(net.embedding(batch))
+            y = net.down(hidden).detach().requires_grad_()
+            loss(net.head(net.embedding(batch).detach() + y)).backward()
+            gradients.append(y.grad.reshape(-1, 12))
+        g = torch.cat(gradients)
+        torch.testing.assert_close(found["down"].output_gram, g.T @ g / len(g), rtol=1e-4, atol=1e-6)
+
+    def test_the_model_stays_as_it_was(self, net, batches):
+        net.train()
+        net.left.eval()
+        net.down.weight.requires_grad_(False)
+        before = {name: value.clone() for name, value in net.state_dict().items()}
+        collect_moments(net, dense_layers(net), batches, loss=SampledLoss(0))
+        assert net.training
+        assert not net.left.training
+        assert [name for name, p in net.named_parameters() if not p.requires_grad] == ["down.weight"]
+        assert all(p.grad is None for p in net.parameters())
+        assert all(torch.equal(value, before[name]) for name, value in net.state_dict().items())
+        assert not any(module._forward_pre_hooks or module._forward_hooks for module in net.modules())
+
+    def test_nan_names_the_layer(self, net, batches):
+        with torch.no_grad():
+            net.left.weight[0, 0] = float("nan")
+        with pytest.raises(MPOError, match="batch 1: the inputs of down hold NaN"):
+            collect_moments(net, dense_layers(net), batches)
+
+    def test_layers_that_no_batch_reaches(self, net, batches):
+        with pytest.raises(MPOError, match="no calibration batch reached spare"):
+            collect_moments(net, {"spare": nn.Linear(2, 2)}, batches)
+        with pytest.raises(MPOError, match="at least one batch"):
+            collect_moments(net, dense_layers(net), [])
+        with pytest.raises(MPOError, match="a calibration batch is a tensor"):
+            collect_moments(net, dense_layers(net), ["text"])
+
+
+def outputs(model, batches):
+    with torch.no_grad():
+        return torch.cat([model(batch) for batch in batches])
+
+
+def divergence(model, other, batches):
+    """Of the predictions of another model from those of the first: nats per token."""
+    before, after = (outputs(each, batches).log_softmax(-1) for each in (model, other))
+    return float((before.exp() * (before - after)).sum(-1).mean())
+
+
+class TestCompress:
+    @pytest.mark.parametrize("method", METHODS)
+    @pytest.mark.parametrize("budget", [0.8, 0.5])
+    def test_the_budget_is_kept_and_the_records_are_true(self, net, batches, method, budget):
+        weights = {name: layer.weight.detach().double() for name, layer in dense_layers(net).items()}
+        inputs = {name: each.gram.double() for name, each in collect_moments(net, dense_layers(net), batches).items()}
+        report = mpo.compress(net, budget, calibration=batches, method=method)
+        assert [record.name for record in report.layers] == ["left", "right", "down"]
+        assert report.parameters_before == 720
+        assert report.parameters_after <= budget * 720
+        assert sum(record.bytes_after for record in report.layers) <= budget * 720 * 4
+        for record in report.layers:
+            layer = net.get_submodule(record.name)
+            dense = isinstance(layer, nn.Linear)
+            assert dense is (record.form == "dense")
+            if dense:
+                continue
+            own = sum(p.numel() for name, p in layer.named_parameters() if name != "bias")
+            assert record.parameters_after == own
+            assert record.parameters_after < record.parameters_before
+            difference = weights[record.name] - layer.weight.detach().double()
+            assert record.weight_error == pytest.approx(
+                float(difference.norm() / weights[record.name].norm()), rel=1e-5
+            )
+            if method in ("svd_llm", "interpolative"):
+                H, W = inputs[record.name], weights[record.name]
+                error = float((difference @ H @ difference.T).trace() / (W @ H @ W.T).trace()) ** 0.5
+                assert record.output_error == pytest.approx(error, rel=1e-4)
+        assert torch.isfinite(outputs(net, batches)).all()
+        assert json.loads(json.dumps(report.as_dict()))["parameters_after"] == report.parameters_after
+
+    def test_the_default_is_nearer_than_what_was_published(self, net, batches):
+        lost = {}
+        for method in METHODS:
+            model = Net()
+            model.load_state_dict(net.state_dict())
+            mpo.compress(model, 0.6, calibration=batches, method=method)
+            lost[method] = divergence(net, model, batches)
+        assert lost["interpolative"] < lost["svd_llm"] < lost["svd"]
+
+    def test_the_predicted_increase_is_that_of_the_loss(self, net, batches):
+        """To second order, by the Kronecker-factored moments: within a factor of three for a small change."""
+        report = mpo.compress(net, 0.9, calibration=batches, dry_run=True)
+        (changed, *_) = [record for record in report.layers if record.form != "dense"]
+        model = Net()
+        model.load_state_dict(net.state_dict())
+        mpo.compress(model, 0.9, calibration=batches, targets=[record.name for record in report.layers])
+        predicted = sum(record.loss_increase for record in report.layers)
+        assert changed.loss_increase > 0
+        assert predicted / 3 < divergence(net, model, batches) < predicted * 3
+
+    def test_a_dry_run_changes_nothing(self, net, batches):
+        before = repr(net)
+        dry = mpo.compress(net, 0.5, calibration=batches, dry_run=True)
+        assert repr(net) == before
+        assert dry.layers == mpo.compress(net, 0.5, calibration=batches).layers
+        assert repr(net) != before
+
+    def test_the_whole_budget_leaves_all_dense(self, net, batches):
+        report = mpo.compress(net, 1.0, calibration=batches)
+        assert {record.form for record in report.layers} == {"dense"}
+        assert type(net.left) is nn.Linear
+
+    def test_the_table_says_what_was_left_out(self, net, batches):
+        table = mpo.compress(net, "60%", calibration=batches, ignore=["right"]).table()
+        assert "not looked at: right, 240 parameters" in table
+        assert "not looked at: embedding, 132 parameters" in table
+        assert "2 layers, " in table
+
+    def test_frozen_and_evaluating_layers_stay_so(self, net, batches):
+        net.left.requires_grad_(False)
+        net.down.eval()
+        mpo.compress(net, 0.4, calibration=batches, method="svd")
+        assert not any(p.requires_grad for p in net.left.parameters())
+        assert not net.down.training
+        assert net.right.training
+
+    def test_small_parts_of_the_statistics_at_a_time(self, net, batches, monkeypatch):
+        from mpochain.compression import whole
+
+        other = Net()
+        other.load_state_dict(net.state_dict())
+        report = mpo.compress(net, 0.5, calibration=batches)
+        monkeypatch.setattr(whole, "_MOMENT_SHARE", 0.0)
+        monkeypatch.setattr(whole, "_LEAST_MOMENT_BYTES", 1)
+        parts = mpo.compress(other, 0.5, calibration=batches)
+        assert [record.form for record in parts.layers] == [record.form for record in report.layers]
+        for mine, theirs in zip(net.parameters(), other.parameters(), strict=True):
+            torch.testing.assert_close(mine, theirs, rtol=1e-3, atol=1e-4)
+
+    @pytest.mark.parametrize(
+        ("arguments", "message"),
+        [
+            ({"method": "magic"}, "there is no method 'magic'; there are interpolative"),
+            ({"calibration": None}, "needs calibration= batches"),
+            ({"calibration": iter([])}, "an iterator only once"),
+            ({"calibration": torch.zeros(2, 2)}, "put it into a list"),
+            ({"budget": 0.001}, "cost"),
+            ({"ignore": ["Linear"]}, "no layer left"),
+            ({"method": "svd", "budget": 0.01}, "cannot be made as small as"),
+        ],
+    )
+    def test_what_cannot_be_done(self, net, batches, arguments, message):
+        with pytest.raises(MPOError, match=message):
+            mpo.compress(net, **{"budget": 0.5, "calibration": batches, **arguments})
+
+    @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
+    def test_other_element_types(self, batches, dtype):
+        torch.manual_seed(0)
+        model = Net().to(dtype)
+        report = mpo.compress(model, 0.6, calibration=batches)
+        assert {p.dtype for p in model.parameters()} == {dtype}
+        assert sum(record.bytes_after for record in report.layers) <= 0.6 * 720 * dtype.itemsize
+
+
+def test_a_hugging_face_model():
+    """GPT-2: Conv1D layers, one for q, k and v together, and a tied head."""
+    torch.manual_seed(0)
+    config = transformers.GPT2Config(vocab_size=50, n_positions=32, n_embd=24, n_layer=2, n_head=2)
+    model = transformers.GPT2LMHeadModel(config).eval()
+    batches = [{"input_ids": torch.randint(50, (2, 16))} for _ in range(2)]
+    before = model(**batches[0]).logits
+    report = mpo.compress(model, 0.7, calibration=batches)
+    assert [record.name.split(".")[-1] for record in report.layers] == ["c_attn", "c_proj", "c_fc", "c_proj"] * 2
+    assert report.layers[0].shape == (72, 24)
+    assert model.lm_head.weight is model.transformer.wte.weight, "the tie is kept"
+    after = model(**batches[0]).logits
+    assert after.shape == before.shape
+    assert not torch.equal(after, before)
+    assert model.generate(torch.zeros(1, 1, dtype=torch.long), max_new_tokens=3, do_sample=False).shape == (1, 4)

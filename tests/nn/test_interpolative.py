@@ -1,0 +1,118 @@
+"""The interpolative layer is its dense matrix, however it is run."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+
+from mpochain import InterpolativeLinear, MPOError
+from mpochain.decomposition import interpolative
+
+BATCHES = [(1,), (6,), (0,), (), (2, 1, 3)]
+
+
+def layer_of(out=9, in_=7, rank=3, bias=True, dtype=torch.float64, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    left, right = (torch.randn(*shape, generator=generator, dtype=dtype) for shape in ((out, rank), (rank, in_)))
+    offset = torch.randn(out, generator=generator, dtype=dtype) if bias else None
+    return InterpolativeLinear.from_interpolation(interpolative(left, right), offset), left @ right
+
+
+@pytest.mark.parametrize("lead", BATCHES)
+@pytest.mark.parametrize("bias", [True, False])
+def test_values_are_those_of_the_dense_matrix(lead, bias):
+    layer, W = layer_of(bias=bias)
+    x = torch.randn(*lead, 7, dtype=torch.float64)
+    expected = nn.functional.linear(x, W, layer.bias)
+    torch.testing.assert_close(layer(x), expected)
+    torch.testing.assert_close(layer.weight, W)
+    torch.testing.assert_close(layer.to_linear()(x), expected)
+
+
+def test_inputs_that_are_not_contiguous():
+    layer, W = layer_of()
+    x = torch.randn(7, 5, dtype=torch.float64).T
+    torch.testing.assert_close(layer(x), x @ W.T + layer.bias)
+
+
+def test_gradients():
+    layer, _ = layer_of()
+    x = torch.randn(4, 7, dtype=torch.float64, requires_grad=True)
+    rows, coefficients, bias = (each.detach().requires_grad_() for each in layer.parameters())
+
+    def run(x, rows, coefficients, bias):
+        values = {"rows": rows, "coefficients": coefficients, "bias": bias}
+        return torch.func.functional_call(layer, values, (x,))
+
+    assert torch.autograd.gradcheck(run, (x, rows, coefficients, bias))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
+def test_element_types(dtype):
+    layer, W = layer_of(dtype=torch.float32)
+    layer = layer.to(dtype)
+    assert layer.place.dtype == torch.int32, "an index is no float"
+    y = layer(torch.ones(2, 7, dtype=dtype))
+    assert y.dtype == dtype
+    torch.testing.assert_close(y.float(), (W.sum(1) + layer.bias.float()).expand(2, -1), rtol=0.05, atol=0.1)
+
+
+def test_compile_and_export():
+    layer, _ = layer_of()
+    x = torch.randn(5, 7, dtype=torch.float64)
+    torch._dynamo.reset()
+    compiled = torch.compile(layer, fullgraph=True, backend="aot_eager")
+    torch.testing.assert_close(compiled(x), layer(x))
+    program = torch.export.export(layer, (x,), dynamic_shapes={"x": {0: torch.export.Dim.DYNAMIC}})
+    torch.testing.assert_close(program.module()(x[:3]), layer(x[:3]))
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_threads(threads):
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        layer, W = layer_of(64, 48, 12)
+        x = torch.randn(100, 48, dtype=torch.float64)
+        torch.testing.assert_close(layer(x), x @ W.T + layer.bias)
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_its_state_is_all_of_it():
+    layer, _ = layer_of()
+    other = InterpolativeLinear(7, 9, 3, dtype=torch.float64)
+    other.load_state_dict(layer.state_dict())
+    x = torch.randn(2, 7, dtype=torch.float64)
+    assert torch.equal(other(x), layer(x))
+    assert torch.equal(copy.deepcopy(layer)(x), layer(x))
+
+
+def test_initial_weights_have_the_deviation_of_a_dense_layer():
+    torch.manual_seed(0)
+    layer = InterpolativeLinear(256, 512, 64, bias=False)
+    assert layer.weight.std().item() == pytest.approx(nn.Linear(256, 512).weight.std().item(), rel=0.1)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ((0, 4, 1), "in_features must be"),
+        ((4, 4, True), "rank must be"),
+        ((4, 3, 4), "rank 4 is over the smaller side"),
+    ],
+)
+def test_wrong_sizes(arguments, message):
+    with pytest.raises(MPOError, match=message):
+        InterpolativeLinear(*arguments)
+
+
+def test_wrong_inputs():
+    layer, _ = layer_of()
+    with pytest.raises(MPOError, match="got x of shape"):
+        layer(torch.zeros(2, 8, dtype=torch.float64))
+    with pytest.raises(MPOError, match="the bias must have shape"):
+        InterpolativeLinear.from_interpolation(interpolative(torch.ones(3, 1), torch.ones(1, 2)), torch.zeros(2))
