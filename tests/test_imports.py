@@ -32,13 +32,25 @@ ALLOWED = {
     "nn": _VALUES | {"planning", "execute"},
     "train": {"errors", "atomic", "nn"},
     "report": {"errors", "atomic", "hardware", "spec"},
+    "checkpoint": {"errors", "atomic", "spec", "nn"},
     "compression": _LAYERS | {"report"},
     "picogpt": _LAYERS | {"atomic", "train", "report"},
     "__main__": {"cli"},
-    "cli": _LAYERS | {"atomic", "train", "report", "compression", "picogpt"},
-    "__init__": {"errors", "spec", "shapes", "chain", "factorization", "planning", "nn", "compression", "picogpt"},
+    "cli": _LAYERS | {"atomic", "train", "report", "compression", "checkpoint", "picogpt"},
+    "__init__": {
+        "errors",
+        "spec",
+        "shapes",
+        "chain",
+        "factorization",
+        "planning",
+        "nn",
+        "compression",
+        "checkpoint",
+        "picogpt",
+    },
 }
-TORCH = {"execute", "nn", "train", "compression", "picogpt", "cli"}
+TORCH = {"checkpoint", "execute", "nn", "train", "compression", "picogpt", "cli"}
 OPT_EINSUM = {"planning"}
 # Only the top may take the package as a whole, through which every layer could be reached.
 WHOLE = {"cli"}

@@ -16,6 +16,7 @@ from mpochain.planning import ContractionPlan, Setting, plan
 from mpochain.spec import ChainSpec
 
 if TYPE_CHECKING:
+    from mpochain.checkpoint import load, save
     from mpochain.compression import compress
     from mpochain.nn import InterpolativeLinear, MPOLinear, set_execution
 
@@ -33,7 +34,9 @@ __all__ = [
     "decompose",
     "decompose_terms",
     "errors",
+    "load",
     "plan",
+    "save",
     "set_execution",
     "shapes",
 ]
@@ -42,6 +45,8 @@ _NEEDS_TORCH = {
     "InterpolativeLinear": "mpochain.nn",
     "MPOLinear": "mpochain.nn",
     "compress": "mpochain.compression",
+    "load": "mpochain.checkpoint",
+    "save": "mpochain.checkpoint",
     "set_execution": "mpochain.nn",
 }
 

@@ -1,0 +1,112 @@
+"""The shape of a compressed layer as plain data, and a layer without numbers from it."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+import torch
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
+from torch import nn
+
+from mpochain.errors import SpecError
+from mpochain.nn.interpolative import InterpolativeLinear
+from mpochain.nn.linear import MPOLinear
+from mpochain.spec import ChainSpec
+
+__all__ = ["describe", "skeleton"]
+
+Size = Annotated[int, Field(ge=1, le=1 << 31, strict=True)]
+# More sites or terms than anyone has use for, few enough to plan at once.
+_MOST_SITES, _MOST_TERMS = 16, 16
+Dims = Annotated[list[Size], Field(max_length=_MOST_SITES)]
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+
+class _Spec(_Strict):
+    out_dims: Dims
+    in_dims: Dims
+    bonds: Dims
+    out_features: Size
+    in_features: Size
+
+
+class _Chains(_Strict):
+    kind: Literal["chains"]
+    bias: bool
+    terms: Annotated[list[_Spec], Field(min_length=1, max_length=_MOST_TERMS)]
+
+
+class _Interpolative(_Strict):
+    kind: Literal["interpolative"]
+    out_features: Size
+    in_features: Size
+    rank: Size
+    bias: bool
+
+
+_LAYER: TypeAdapter[_Chains | _Interpolative] = TypeAdapter(
+    Annotated[_Chains | _Interpolative, Field(discriminator="kind")]
+)
+
+
+def describe(layer: nn.Module) -> dict[str, Any] | None:
+    """A compressed layer as JSON-ready data; None for any other module.
+
+    Example:
+        >>> describe(InterpolativeLinear(4, 3, 2))
+        {'kind': 'interpolative', 'out_features': 3, 'in_features': 4, 'rank': 2, 'bias': True}
+    """
+    if isinstance(layer, MPOLinear):
+        return {
+            "kind": "chains",
+            "bias": layer.bias is not None,
+            "terms": [spec.as_dict() for spec in layer.specs],
+        }
+    if isinstance(layer, InterpolativeLinear):
+        return {
+            "kind": "interpolative",
+            "out_features": layer.out_features,
+            "in_features": layer.in_features,
+            "rank": layer.rank,
+            "bias": layer.bias is not None,
+        }
+    return None
+
+
+def skeleton(description: Any, shape: tuple[int, int], name: str) -> nn.Module:
+    """The layer of a description on the meta device: nothing is allocated, whatever the description says.
+
+    Args:
+        description: from :func:`describe`, or from a file that nobody has looked at.
+        shape: ``(out_features, in_features)`` that it must have.
+        name: of the layer, for errors.
+
+    Raises:
+        SpecError: data that describes no layer, or one of another shape, naming the field.
+
+    Example:
+        >>> description = {"kind": "interpolative", "out_features": 3, "in_features": 4, "rank": 2, "bias": False}
+        >>> skeleton(description, (3, 4), "up").rows.device
+        device(type='meta')
+    """
+    try:
+        found = _LAYER.validate_python(description)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(each) for each in first["loc"])
+        raise SpecError(f"{name}.{where}: {first['msg']}" if where else f"{name}: {first['msg']}") from error
+    parts = found.terms if isinstance(found, _Chains) else [found]
+    for part in parts:
+        if (part.out_features, part.in_features) != shape:
+            raise SpecError(
+                f"{name} is a {part.out_features}x{part.in_features} matrix, but the layer that it replaces is "
+                f"{shape[0]}x{shape[1]}"
+            )
+    with torch.device("meta"):
+        if isinstance(found, _Interpolative):
+            return InterpolativeLinear(found.in_features, found.out_features, found.rank, bias=found.bias)
+        terms = [ChainSpec.from_dict(each.model_dump()) for each in found.terms]
+        return MPOLinear(shape[1], shape[0], terms=terms, bias=found.bias)

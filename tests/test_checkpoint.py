@@ -1,0 +1,207 @@
+"""Checkpoints with real files: round trips, damage, hostility, and kills in the middle of a write."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+import transformers
+from torch import nn
+
+import mpochain as mpo
+from mpochain import InterpolativeLinear, MPOError, MPOLinear, shapes
+
+
+def small():
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        MPOLinear(12, 20, terms=[shapes.low_rank(20, 12, 2), mpo.ChainSpec((4, 5), (3, 4), 2)]),
+        nn.LayerNorm(20),
+        InterpolativeLinear(20, 12, 3, bias=False),
+        nn.Linear(12, 4),
+    )
+    return model.eval()
+
+
+def architecture():
+    with torch.device("meta"):
+        return nn.Sequential(nn.Linear(12, 20), nn.LayerNorm(20), nn.Linear(20, 12, bias=False), nn.Linear(12, 4))
+
+
+def gpt2():
+    torch.manual_seed(0)
+    config = transformers.GPT2Config(vocab_size=50, n_positions=32, n_embd=24, n_layer=2, n_head=2)
+    model = transformers.GPT2LMHeadModel(config).eval()
+    batches = [torch.randint(50, (2, 16)) for _ in range(2)]
+    mpo.compress(model, 0.7, calibration=batches)
+    return model, batches[0]
+
+
+def same_state(one, other):
+    mine, theirs = one.state_dict(), other.state_dict()
+    assert list(mine) == list(theirs)
+    for name, value in mine.items():
+        assert value.dtype == theirs[name].dtype
+        assert torch.equal(value, theirs[name]), name
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_round_trip_is_the_same_to_the_bit(tmp_path, dtype):
+    model = small().to(dtype)
+    loaded = mpo.load(mpo.save(model, tmp_path / "new" / "folder"), architecture())
+    same_state(model, loaded)
+    x = torch.randn(3, 12, dtype=dtype)
+    assert torch.equal(model(x), loaded(x))
+    assert all(p.requires_grad for p in loaded.parameters())
+
+
+def test_a_hugging_face_model_by_its_folder_alone(tmp_path):
+    model, batch = gpt2()
+    loaded = mpo.load(mpo.save(model, tmp_path))
+    same_state(model, loaded)
+    assert loaded.lm_head.weight is loaded.transformer.wte.weight, "the tie is kept"
+    assert torch.equal(model(batch).logits, loaded(batch).logits)
+    assert loaded.generate(batch[:1], max_new_tokens=2, do_sample=False).shape == (1, 18)
+
+
+def test_dense_weights_are_never_allocated(tmp_path, monkeypatch):
+    """A compressed layer of 2^20 x 2^20 would be four tebibytes as a dense one."""
+    side = 1 << 20
+    model = nn.Sequential(MPOLinear(side, side, spec=shapes.low_rank(side, side, 1), bias=False))
+    with torch.device("meta"):
+        empty = nn.Sequential(nn.Linear(side, side, bias=False))
+    same_state(model, mpo.load(mpo.save(model, tmp_path), empty))
+
+
+def test_saving_again_replaces(tmp_path):
+    model = small()
+    mpo.save(model, tmp_path)
+    with torch.no_grad():
+        model[3].weight.zero_()
+    mpo.save(model, tmp_path)
+    assert len(list(tmp_path.iterdir())) == 2
+    assert not mpo.load(tmp_path, architecture())[3].weight.any()
+
+
+def test_a_kill_leaves_the_old_model_or_the_new_one(tmp_path):
+    """A process that saves two models in turn is killed, again and again, at moments that differ."""
+    code = (
+        "import sys, torch, mpochain as mpo\n"
+        "from torch import nn\n"
+        "models = [nn.Sequential(nn.Linear(600, 600)) for _ in range(2)]\n"
+        "for k, model in enumerate(models): nn.init.constant_(model[0].weight, k)\n"
+        "mpo.save(models[0], sys.argv[1]); print('first', flush=True)\n"
+        "while True:\n"
+        "    for model in models: mpo.save(model, sys.argv[1])\n"
+    )
+    for attempt in range(4):
+        folder = tmp_path / str(attempt)
+        process = subprocess.Popen([sys.executable, "-c", code, str(folder)], stdout=subprocess.PIPE)
+        assert process.stdout.readline() == b"first\n"
+        time.sleep(0.05 + 0.013 * attempt)
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+        process.stdout.close()
+        weight = mpo.load(folder, nn.Sequential(nn.Linear(600, 600)))[0].weight
+        assert weight.unique().tolist() in ([0.0], [1.0])
+
+
+def _edit(folder, change):
+    file = folder / "config.json"
+    data = json.loads(file.read_text())
+    change(data)
+    file.write_text(json.dumps(data))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda c: c.update(version=2), "version 2 is unknown"),
+        (lambda c: c.update(format="other"), "format: Input should be 'mpochain'"),
+        (lambda c: c.pop("layers"), "layers: Field required"),
+        (lambda c: c.update(extra=1), "extra: Extra inputs are not permitted"),
+        (lambda c: c.update(tensors="../../etc/passwd"), "tensors: String should match pattern"),
+        (lambda c: c.update(sha256="0" * 64), "is damaged"),
+        (lambda c: c["layers"].update(nothing={}), "the model has no layer 'nothing'"),
+        (lambda c: c["layers"].update({"": c["layers"]["0"]}), "the model has no layer ''"),
+        (lambda c: c["layers"].update({"1": c["layers"]["2"]}), "a LayerNorm cannot have been compressed"),
+        (lambda c: c["layers"]["2"].update(kind="magic"), "layers.2: Input tag 'magic'"),
+        (lambda c: c["layers"]["2"].update(rank=1 << 40), "layers.2.interpolative.rank: Input should be less than"),
+        (lambda c: c["layers"]["2"].update(rank=13), "rank 13 is over the smaller side"),
+        (lambda c: c["layers"]["2"].update(rank=4), "2.coefficients has shape"),
+        (
+            lambda c: c["layers"]["2"].update(out_features=1 << 30),
+            "1073741824x20 matrix, but the layer that it replaces",
+        ),
+        (lambda c: c["layers"]["0"]["terms"][0].update(out_dims=[1 << 20] * 17), "at most 16 items"),
+        (lambda c: c["layers"]["0"]["terms"].append(c["layers"]["0"]["terms"][0]), "missing or unexpected tensors"),
+        (lambda c: c["layers"].pop("2"), "missing or unexpected tensors"),
+        (lambda c: c.update(tied={"3.weight": "nothing"}), "missing or unexpected|the model has no tensors"),
+    ],
+)
+def test_configurations_that_are_not_believed(tmp_path, change, message):
+    mpo.save(small(), tmp_path)
+    _edit(tmp_path, change)
+    with pytest.raises(MPOError, match=message):
+        mpo.load(tmp_path, architecture())
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda m: m.update(name="os"), "transformers has no model 'os'"),
+        (lambda m: m.update(name="GPT2Config"), "transformers has no model 'GPT2Config'"),
+        (lambda m: m.update(name="__builtins__"), "model.name: String should match pattern"),
+        (lambda m: m["config"].update(n_layer=10**9), "n_layer is 1,000,000,000, more than the"),
+        (lambda m: m["config"].update(n_positions=10**8), "n_positions is 100,000,000"),
+        (lambda m: m["config"].update(vocab_size=10**12), "vocab_size is 1,000,000,000,000"),
+        (lambda m: m["config"].update(num_labels=10**9), "num_labels is 1,000,000,000"),
+        (lambda m: m["config"].update(n_embd=25), "model.config: |"),
+        (lambda m: m["config"].update(n_embd=48), "but the layer that it replaces is|has shape"),
+    ],
+)
+def test_architectures_that_are_not_believed(tmp_path, change, message):
+    mpo.save(gpt2()[0], tmp_path)
+    _edit(tmp_path, lambda c: change(c["model"]))
+    with pytest.raises(MPOError, match=message):
+        mpo.load(tmp_path)
+
+
+@pytest.mark.parametrize("keep", [0, 7, 8, 100, -1])
+def test_truncated_and_changed_tensors(tmp_path, keep):
+    folder = mpo.save(small(), tmp_path)
+    (file,) = folder.glob("*.safetensors")
+    data = file.read_bytes()
+    file.write_bytes(data[:keep])
+    with pytest.raises(MPOError, match="is damaged"):
+        mpo.load(folder, architecture())
+    file.write_bytes(data[:-1] + bytes([data[-1] ^ 1]))
+    with pytest.raises(MPOError, match="is damaged"):
+        mpo.load(folder, architecture())
+    file.unlink()
+    with pytest.raises(MPOError, match="cannot be read"):
+        mpo.load(folder, architecture())
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{", "null", "[" * 100_000])
+def test_a_configuration_that_is_none(tmp_path, text):
+    mpo.save(small(), tmp_path)
+    (tmp_path / "config.json").write_text(text)
+    with pytest.raises(MPOError, match="config.json"):
+        mpo.load(tmp_path, architecture())
+
+
+def test_nothing_there(tmp_path):
+    with pytest.raises(MPOError, match="cannot be read as the configuration"):
+        mpo.load(tmp_path / "none")
+    mpo.save(small(), tmp_path)
+    with pytest.raises(MPOError, match="give load\\(\\) the architecture"):
+        mpo.load(tmp_path)
+    (tmp_path / "file").write_text("")
+    with pytest.raises(MPOError, match="cannot write"):
+        mpo.save(small(), tmp_path / "file" / "below")
