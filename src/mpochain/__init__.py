@@ -18,7 +18,7 @@ from mpochain.spec import ChainSpec
 if TYPE_CHECKING:
     from mpochain.checkpoint import load, save
     from mpochain.compression import compress
-    from mpochain.nn import InterpolativeLinear, MPOLinear, set_execution
+    from mpochain.nn import InterpolativeLinear, MPOLinear, set_execution, to_dense
 
 __version__ = "0.1.0"
 
@@ -39,6 +39,7 @@ __all__ = [
     "save",
     "set_execution",
     "shapes",
+    "to_dense",
 ]
 
 _NEEDS_TORCH = {
@@ -48,6 +49,7 @@ _NEEDS_TORCH = {
     "load": "mpochain.checkpoint",
     "save": "mpochain.checkpoint",
     "set_execution": "mpochain.nn",
+    "to_dense": "mpochain.nn",
 }
 
 

@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import nn
 
+import mpochain as mpo
 from mpochain import InterpolativeLinear, MPOError
 from mpochain.decomposition import interpolative
 
@@ -108,6 +109,20 @@ def test_initial_weights_have_the_deviation_of_a_dense_layer():
 def test_wrong_sizes(arguments, message):
     with pytest.raises(MPOError, match=message):
         InterpolativeLinear(*arguments)
+
+
+def test_a_model_made_dense_again():
+    layer, _ = layer_of()
+    chain = mpo.MPOLinear(9, 7, max_bond=2, dtype=torch.float64)
+    model = nn.ModuleDict({"a": nn.Sequential(layer, nn.ReLU(), chain), "again": layer, "and again": layer})
+    x = torch.randn(3, 7, dtype=torch.float64)
+    expected = model["a"](x)
+    dense = mpo.to_dense(model)
+    assert dense is model
+    assert [type(m) for m in model["a"]] == [nn.Linear, nn.ReLU, nn.Linear]
+    assert model["again"] is model["and again"] is model["a"][0], "one layer in several places stays one"
+    torch.testing.assert_close(model["a"](x), expected)
+    assert type(mpo.to_dense(chain)) is nn.Linear
 
 
 def test_wrong_inputs():

@@ -1,8 +1,9 @@
 """Layers that hold chains."""
 
+from mpochain.nn.densify import to_dense
 from mpochain.nn.execution import set_execution
 from mpochain.nn.interpolative import InterpolativeLinear
 from mpochain.nn.linear import MPOLinear
 from mpochain.nn.rates import learning_rate_scales
 
-__all__ = ["InterpolativeLinear", "MPOLinear", "learning_rate_scales", "set_execution"]
+__all__ = ["InterpolativeLinear", "MPOLinear", "learning_rate_scales", "set_execution", "to_dense"]

@@ -1,15 +1,16 @@
-"""What is taken from a dense layer: its weight and bias, whichever library it is of."""
+"""Between dense layers and others: what is taken from one, whichever library it is of, and one made again."""
 
 from __future__ import annotations
 
 import sys
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from mpochain.errors import DTypeError
 
-__all__ = ["dense_parameters"]
+__all__ = ["dense_parameters", "linear_of"]
 
 
 def dense_parameters(linear: nn.Module, name: str | None = None) -> tuple[Tensor, Tensor | None]:
@@ -51,3 +52,19 @@ def dense_parameters(linear: nn.Module, name: str | None = None) -> tuple[Tensor
     if isinstance(weight, nn.UninitializedParameter) or weight.device.type == "meta":
         raise DTypeError(f"{label}the weight has no numbers yet (lazy or on the meta device); materialise it first")
     return weight, bias
+
+
+def linear_of(weight: Tensor, bias: Tensor | None, training: bool) -> nn.Linear:
+    """A dense layer with copies of a weight ``(out_features, in_features)`` and a bias.
+
+    Example:
+        >>> linear_of(torch.ones(3, 2), None, training=False)
+        Linear(in_features=2, out_features=3, bias=False)
+    """
+    out_features, in_features = weight.shape
+    linear = nn.Linear(in_features, out_features, bias is not None, device=weight.device, dtype=weight.dtype)
+    with torch.no_grad():
+        linear.weight.copy_(weight)
+        if bias is not None:
+            linear.bias = nn.Parameter(bias.detach().clone())
+    return linear.train(training)

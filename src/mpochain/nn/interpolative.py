@@ -10,6 +10,7 @@ from torch.nn import functional as F
 
 from mpochain.decomposition import Interpolation, interpolative_parameters
 from mpochain.errors import ShapeError, SpecError
+from mpochain.nn.dense import linear_of
 
 __all__ = ["InterpolativeLinear"]
 
@@ -109,15 +110,7 @@ class InterpolativeLinear(nn.Module):
 
     def to_linear(self) -> nn.Linear:
         """The dense layer with the same function, sharing no memory."""
-        weight = self.weight.detach()
-        linear = nn.Linear(
-            self.in_features, self.out_features, self.bias is not None, device=weight.device, dtype=weight.dtype
-        )
-        with torch.no_grad():
-            linear.weight.copy_(weight)
-            if self.bias is not None:
-                linear.bias = nn.Parameter(self.bias.detach().clone())
-        return linear.train(self.training)
+        return linear_of(self.weight.detach(), self.bias, self.training)
 
     def macs(self) -> int:
         """Multiply-adds of one input row."""

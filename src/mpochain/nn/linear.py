@@ -13,7 +13,7 @@ from mpochain.chain import Method, MPOChain
 from mpochain.errors import DTypeError, ShapeError, SpecError
 from mpochain.execute import ChainRunner
 from mpochain.factorization import decompose, decompose_terms
-from mpochain.nn.dense import dense_parameters
+from mpochain.nn.dense import dense_parameters, linear_of
 from mpochain.nn.initialization import normal_
 from mpochain.planning import ContractionPlan, Memory
 from mpochain.planning.plan import check_batch
@@ -240,15 +240,7 @@ class MPOLinear(nn.Module):
 
     def to_linear(self) -> nn.Linear:
         """The dense layer with the same function, sharing no memory."""
-        weight = self.weight.detach()
-        linear = nn.Linear(
-            self.in_features, self.out_features, self.bias is not None, device=weight.device, dtype=weight.dtype
-        )
-        with torch.no_grad():
-            linear.weight.copy_(weight)
-            if self.bias is not None:
-                linear.bias = nn.Parameter(self.bias.detach().clone())
-        return linear.train(self.training)
+        return linear_of(self.weight.detach(), self.bias, self.training)
 
     def plan(self, batch: int, *, training: bool = False) -> tuple[ContractionPlan, ...]:
         """The plan of every term for ``batch`` input rows.
