@@ -278,12 +278,17 @@ class TestWeights:
             picogpt.load_weights(tmp_path / "a.safetensors")
 
     def test_the_shipped_models_are_what_they_say(self):
-        for edition, size in ((TINY_SHAKESPEARE, 65), (GUTENBERG, 84)):
+        for edition, size, bond, accuracy in (
+            (TINY_SHAKESPEARE, 65, None, 0.56),
+            (TINY_SHAKESPEARE, 65, 16, 0.52),
+            (GUTENBERG, 84, None, 0.52),
+        ):
             corpus = picogpt.Corpus(edition.name, "test", edition.sha256, "")
-            model, record = picogpt.load_weights(picogpt.shipped(corpus))
+            model, record = picogpt.load_weights(picogpt.shipped(corpus, bond))
             assert model.vocab_size == size
+            assert model.design == (Design() if bond is None else Design("paper", bond))
             assert record["corpus"]["sha256"] == edition.sha256
-            assert record["training"]["validation"]["accuracy"] >= 0.45
+            assert record["training"]["validation"]["accuracy"] >= accuracy
         assert picogpt.shipped(self.CORPUS) is None
 
 

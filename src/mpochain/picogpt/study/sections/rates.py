@@ -26,7 +26,7 @@ def rates(records: list[dict[str, Any]]) -> list[Block]:
         {
             "design": str(Design(**each["setting"]["design"])),
             "rate": each["setting"]["config"]["learning_rate"],
-            "cores": "by fan-in" if each["setting"]["core_rates"] else "as all",
+            "cores": _cores(each["setting"]),
             "loss": each["validation"]["loss"],
             "accuracy": each["validation"]["accuracy"],
         }
@@ -34,5 +34,11 @@ def rates(records: list[dict[str, Any]]) -> list[Block]:
         if each["setting"]["start"] == "random"
         and any(all(each["setting"][key] == other[key] for key in ("design", "seed")) for other in ablations)
     ]
-    rows.sort(key=lambda row: (row["design"] != "dense", row["design"], row["cores"], row["rate"]))
+    rows.sort(key=lambda row: (row["design"] != "dense", row["design"], row["cores"] or "", row["rate"]))
     return [Heading("Learning rates", 3), Table(_COLUMNS, rows)] if rows else []
+
+
+def _cores(setting: dict[str, Any]) -> str | None:
+    if setting["design"]["family"] == "dense":
+        return None
+    return "by fan-in" if setting["core_rates"] else "as all"
