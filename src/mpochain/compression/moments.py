@@ -1,10 +1,13 @@
-"""What calibration data shows of each layer: second moments of its inputs, and of the gradient by its outputs.
+"""What calibration data shows of each layer: second moments of what it reads and writes, and of the gradients there.
 
-Sums are kept, never activations, so memory does not grow with the data.
+A low-rank approximation of ``W`` depends on the moments of its smaller side alone, so only these are kept: with
+``out <= in`` those of the outputs and of the gradient by them, otherwise those of the inputs and of the gradient by
+them. Sums are kept, never activations, so memory does not grow with the data.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -23,27 +26,29 @@ _ELEMENT = 4  # bytes of a float32
 
 @dataclass(frozen=True, eq=False)
 class Moments:
-    """Of one layer.
+    """Of one layer ``W (out, in)``, on its smaller side ``s``: means over input rows, float32.
 
     Attributes:
-        gram: ``E[x x^T] (in, in)``, the mean over input rows, float32; layers that are given the same input share it.
-        output_gram: ``E[g g^T] (out, out)`` with ``g`` the gradient of the loss by the output, float32; None if no
-            gradients were taken.
+        activations: ``(s, s)``: ``E[y y^T]`` with ``y = W x`` if ``out <= in``, else ``E[x x^T]``, which layers that
+            are given the same input share.
+        gradients: ``(s, s)``: ``E[g g^T]`` with ``g`` the gradient of the loss by the output if ``out <= in``, else
+            ``E[(W^T g)(W^T g)^T]``; None if no gradients were taken.
+        input_power: ``E[|x|^2] / in``.
+        gradient_power: ``E[|g|^2] / out``; None if no gradients were taken.
         rows: input rows that were seen.
     """
 
-    gram: Tensor
-    output_gram: Tensor | None
+    activations: Tensor
+    gradients: Tensor | None
+    input_power: float
+    gradient_power: float | None
     rows: int
 
 
 def moment_bytes(layers: Mapping[str, nn.Module], *, gradients: bool) -> int:
     """The most that :func:`collect_moments` keeps for these layers: bytes, if no two share their input."""
-    total = 0
-    for layer in layers.values():
-        out, in_ = dense_parameters(layer)[0].shape
-        total += in_**2 + (out**2 if gradients else 0)
-    return total * _ELEMENT
+    sides = (min(dense_parameters(layer)[0].shape) for layer in layers.values())
+    return sum(side**2 * (2 if gradients else 1) for side in sides) * _ELEMENT
 
 
 def run_batch(model: nn.Module, batch: Any) -> Any:
@@ -87,42 +92,48 @@ def collect_moments(
 
     Example:
         >>> model = nn.Sequential(nn.Linear(4, 3), nn.ReLU(), nn.Linear(3, 2))
-        >>> found = collect_moments(model, {"0": model[0]}, [torch.ones(5, 4)])
-        >>> found["0"].rows, found["0"].gram[0]
-        (5, tensor([1., 1., 1., 1.]))
+        >>> found = collect_moments(model, {"2": model[2]}, [torch.ones(5, 4)])
+        >>> found["2"].rows, found["2"].activations.shape  # of its two outputs
+        (5, torch.Size([2, 2]))
     """
-    sums = _Sums(gradients=loss is not None)
-    hooks = [layer.register_forward_pre_hook(sums.before(name)) for name, layer in layers.items()]
+    sums = {name: _Sums(name, layer) for name, layer in layers.items()}
+    last = _LastInput()
+    hooks = [
+        layer.register_forward_pre_hook(sums[name].before(last, loss is not None)) for name, layer in layers.items()
+    ]
     if loss is not None:
-        hooks += [layer.register_forward_hook(sums.after(name)) for name, layer in layers.items()]
+        hooks += [layer.register_forward_hook(sums[name].after) for name, layer in layers.items()]
     count = 0
     try:
         with _frozen(model):
             for count, batch in enumerate(batches, 1):
-                sums.next_batch()
+                last.clear()
                 with torch.set_grad_enabled(loss is not None):
                     output = run_batch(model, batch)
                     if loss is not None:
                         loss(output).backward()
-                sums.require_finite(count)
+                for each in sums.values():
+                    each.require_finite(count)
     finally:
         for hook in hooks:
             hook.remove()
     if not count:
         raise SpecError("calibration needs at least one batch")
-    unmet = [name for name in layers if name not in sums.rows]
+    unmet = [name for name, each in sums.items() if not each.rows]
     if unmet:
-        raise MPOError(
-            f"no calibration batch reached {unmet[0]}; leave it out with ignore=, or calibrate with other data"
-        )
-    grams = {name: total / sums.rows[name] for name, total in sums.grams.items()}
+        raise MPOError(f"no calibration batch reached {unmet[0]}; leave it out with ignore=, or use other data")
+    for each in sums.values():
+        each.divide()
     return {
         name: Moments(
-            grams[sums.owner[name]],
-            sums.output_grams[name] / sums.rows[name] if loss is not None else None,
-            sums.rows[name],
+            # Of another layer, where both are given the same input.
+            _present(sums[each.owner].activations),
+            each.gradients,
+            each.input_power / each.rows,
+            each.gradient_power / each.rows if loss is not None else None,
+            each.rows,
         )
-        for name in layers
+        for name, each in sums.items()
     }
 
 
@@ -143,65 +154,88 @@ def _frozen(model: nn.Module) -> Iterator[None]:
             module.training = mode
 
 
+class _LastInput:
+    """The input that a layer was given last, and which layer it was."""
+
+    def __init__(self) -> None:
+        self.x: Tensor | None = None
+        self.name = ""
+
+    def clear(self) -> None:
+        """Forget it, before another batch."""
+        self.x = None
+
+
 class _Sums:
-    """The running sums of all layers."""
+    """The running sums of one layer."""
 
-    def __init__(self, *, gradients: bool) -> None:
-        self.grams: dict[str, Tensor] = {}
-        self.output_grams: dict[str, Tensor] = {}
-        self.rows: dict[str, int] = {}
-        # Which layer's sum stands for a layer: its own, or that of one with the same input.
-        self.owner: dict[str, str] = {}
-        self._gradients = gradients
-        self._last: tuple[Tensor, str] | None = None
+    def __init__(self, name: str, layer: nn.Module) -> None:
+        self.name, self.owner = name, name
+        self.weight = dense_parameters(layer, name)[0].detach()
+        self.wide = self.weight.shape[0] <= self.weight.shape[1]
+        self.rows = 0
+        self.activations: Tensor | None = None
+        self.gradients: Tensor | None = None
+        self.input_power = self.gradient_power = 0.0
 
-    def next_batch(self) -> None:
-        self._last = None
+    def before(self, last: _LastInput, gradients: bool) -> Callable[[nn.Module, tuple[Any, ...]], Any]:
+        """The hook that is given the inputs."""
 
-    def before(self, name: str) -> Callable[[nn.Module, tuple[Any, ...]], tuple[Any, ...] | None]:
         def hook(_: nn.Module, arguments: tuple[Any, ...]) -> tuple[Any, ...] | None:
             x = arguments[0]
-            shared = self._last is not None and self._last[0] is x
-            owner = self._last[1] if shared and self._last is not None else name
-            if self.owner.setdefault(name, owner) != owner:
-                raise MPOError(
-                    f"{name} has the same input as {owner} in some calibration batches only; calibrate in one call per "
-                    "kind of batch"
-                )
-            rows = x.detach().reshape(-1, x.shape[-1]).float()
-            if owner == name:
-                _add(self.grams, name, rows)
-                self._last = x, name
-            self.rows[name] = self.rows.get(name, 0) + rows.shape[0]
-            if self._gradients and not x.requires_grad:
+            rows = x.detach().reshape(-1, x.shape[-1])
+            if self.wide:
+                self.activations = _added(self.activations, rows @ self.weight.T)
+            else:
+                owner = last.name if last.x is x else self.name
+                if self.rows and self.owner != owner:
+                    raise MPOError(
+                        f"{self.name} has the same input as another layer in some calibration batches only; calibrate "
+                        "in one call per kind of batch"
+                    )
+                self.owner = owner
+                if owner == self.name:
+                    self.activations = _added(self.activations, rows)
+                    last.x, last.name = x, self.name
+            self.rows += rows.shape[0]
+            self.input_power += float(rows.float().square().mean(1).sum())
+            if gradients and not x.requires_grad:
                 # Parameters are frozen, so gradients begin at the first layers that are looked at.
                 return (x.detach().requires_grad_(), *arguments[1:])
             return None
 
         return hook
 
-    def after(self, name: str) -> Callable[[nn.Module, tuple[Any, ...], Tensor], None]:
-        def add(gradient: Tensor) -> None:
-            _add(self.output_grams, name, gradient.detach().reshape(-1, gradient.shape[-1]).float())
+    def after(self, _: nn.Module, __: tuple[Any, ...], output: Tensor) -> None:
+        """The hook that is given the outputs."""
+        output.register_hook(self._add_gradient)
 
-        def hook(_: nn.Module, __: tuple[Any, ...], output: Tensor) -> None:
-            output.register_hook(add)
-
-        return hook
+    def _add_gradient(self, gradient: Tensor) -> None:
+        rows = gradient.detach().reshape(-1, gradient.shape[-1])
+        self.gradients = _added(self.gradients, rows if self.wide else rows @ self.weight)
+        self.gradient_power += float(rows.float().square().mean(1).sum())
 
     def require_finite(self, batch: int) -> None:
-        """The diagonal alone tells: a square is finite only where the entry is."""
-        for what, sums in (("inputs", self.grams), ("gradients", self.output_grams)):
-            for name, total in sums.items():
-                if not bool(torch.isfinite(total.diagonal()).all()):
-                    raise NonFiniteError(
-                        f"calibration batch {batch}: the {what} of {name} hold NaN or infinite numbers; check the "
-                        "batch, or run the model in a wider type"
-                    )
+        """The sums of squares tell: they are finite only where every entry is."""
+        for what, power in (("inputs", self.input_power), ("gradients", self.gradient_power)):
+            if not math.isfinite(power):
+                raise NonFiniteError(
+                    f"calibration batch {batch}: the {what} of {self.name} hold NaN or infinite numbers; check the "
+                    "batch, or run the model in a wider type"
+                )
+
+    def divide(self) -> None:
+        """Means in place of sums."""
+        for total in (self.activations, self.gradients):
+            if total is not None:
+                total /= self.rows
 
 
-def _add(sums: dict[str, Tensor], name: str, rows: Tensor) -> None:
-    if name in sums:
-        sums[name].addmm_(rows.T, rows)
-    else:
-        sums[name] = rows.T @ rows
+def _added(total: Tensor | None, rows: Tensor) -> Tensor:
+    rows = rows.float()
+    return rows.T @ rows if total is None else total.addmm_(rows.T, rows)
+
+
+def _present(total: Tensor | None) -> Tensor:
+    assert total is not None
+    return total

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
@@ -13,12 +12,12 @@ from torch import Tensor, nn
 from mpochain.compression.allocation import Curve, allocate
 from mpochain.compression.budget import parameter_budget
 from mpochain.compression.fisher import SampledLoss
-from mpochain.compression.methods import METHODS, Method
+from mpochain.compression.methods import METHODS, Built, Method
 from mpochain.compression.moments import Moments, collect_moments, moment_bytes
 from mpochain.compression.records import CompressionReport, LayerRecord
 from mpochain.compression.targets import dense_layers, select
 from mpochain.errors import SpecError
-from mpochain.nn import InterpolativeLinear, MPOLinear
+from mpochain.nn import InterpolativeLinear
 from mpochain.nn.dense import dense_parameters
 from mpochain.report import provenance
 
@@ -108,12 +107,12 @@ def compress(
             made = way.build(weight.detach(), None if bias is None else bias.detach(), found.get(name), chosen[name])
             records[name] = _record(name, weight.detach(), made, found.get(name))
             if made is not None and not dry_run:
-                for parameter in made.parameters():
+                for parameter in made.layer.parameters():
                     parameter.requires_grad_(weight.requires_grad)
-                built[name] = made.train(layer.training)
-    for name, made in built.items():
+                built[name] = made.layer.train(layer.training)
+    for name, new in built.items():
         parent, _, child = name.rpartition(".")
-        setattr(model.get_submodule(parent), child, made)
+        setattr(model.get_submodule(parent), child, new)
     return CompressionReport(
         layers=tuple(records[name] for name in layers),
         method=method,
@@ -184,10 +183,10 @@ def _uniform(curves: Mapping[str, Curve], layers: Mapping[str, nn.Module], allow
     return chosen
 
 
-def _record(name: str, weight: Tensor, made: nn.Module | None, moments: Moments | None) -> LayerRecord:
+def _record(name: str, weight: Tensor, made: Built | None, moments: Moments | None) -> LayerRecord:
     out, in_ = (int(size) for size in weight.shape)
     dense = weight.numel() * weight.element_size()
-    record = {
+    record: dict[str, Any] = {
         "name": name,
         "shape": (out, in_),
         "form": "dense",
@@ -199,28 +198,24 @@ def _record(name: str, weight: Tensor, made: nn.Module | None, moments: Moments 
         "macs_after": out * in_,
         "weight_error": 0.0,
         "output_error": 0.0 if moments is not None else None,
-        "loss_increase": 0.0 if moments is not None and moments.output_gram is not None else None,
+        "loss_increase": 0.0 if moments is not None and moments.gradients is not None else None,
     }
-    if isinstance(made, InterpolativeLinear | MPOLinear):
-        held = [each for key, each in made.state_dict().items() if key != "bias"]
-        wide = weight.double()
-        difference = wide - made.weight.detach().double()
-        record |= {
-            "form": f"rank {made.rank}, interpolative" if isinstance(made, InterpolativeLinear) else str(made.spec),
-            "parameters_after": sum(each.numel() for each in held if each.is_floating_point()),
-            "bytes_after": sum(each.numel() * each.element_size() for each in held),
-            "macs_after": made.macs() if isinstance(made, InterpolativeLinear) else made.spec.macs(),
-            "weight_error": float(difference.norm() / wide.norm()) if wide.any() else 0.0,
-        }
-        if moments is not None:
-            gram = moments.gram.double()
-            seen = float((difference @ gram * difference).sum())
-            whole = float((wide @ gram * wide).sum())
-            record["output_error"] = math.sqrt(max(seen, 0.0) / whole) if whole else 0.0
-            if moments.output_gram is not None:
-                weighted = moments.output_gram.double() @ difference @ gram
-                record["loss_increase"] = float((weighted * difference).sum()) / 2
-    return LayerRecord(**record)  # type: ignore[arg-type]
+    if made is None:
+        return LayerRecord(**record)
+    layer: Any = made.layer
+    held = [each for key, each in layer.state_dict().items() if key != "bias"]
+    wide = weight.double()
+    interpolative = isinstance(layer, InterpolativeLinear)
+    record |= {
+        "form": f"rank {layer.rank}, interpolative" if interpolative else str(layer.spec),
+        "parameters_after": sum(each.numel() for each in held if each.is_floating_point()),
+        "bytes_after": sum(each.numel() * each.element_size() for each in held),
+        "macs_after": layer.macs() if interpolative else layer.spec.macs(),
+        "weight_error": float((wide - layer.weight.detach().double()).norm() / wide.norm()) if wide.any() else 0.0,
+        "output_error": made.errors.output if made.errors is not None else None,
+        "loss_increase": made.errors.loss if made.errors is not None else None,
+    }
+    return LayerRecord(**record)
 
 
 def _untouched(model: nn.Module, layers: Mapping[str, nn.Module], parameters: int) -> tuple[tuple[str, int], ...]:

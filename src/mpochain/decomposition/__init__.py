@@ -17,7 +17,7 @@ from mpochain.decomposition.randomized import randomized
 from mpochain.decomposition.rounding import fold_left, fold_right, orthogonalize, round_cores
 from mpochain.decomposition.sweep import Decomposition, check_cutoff, retained_rank
 from mpochain.decomposition.tt_svd import tt_svd
-from mpochain.decomposition.weighted import WeightedLowRank, weighted_low_rank
+from mpochain.decomposition.weighted import WeightedLowRank, projected_low_rank, weighted_low_rank
 
 __all__ = [
     "Decomposition",
@@ -34,6 +34,7 @@ __all__ = [
     "interpolative_parameters",
     "interpolative_rank",
     "orthogonalize",
+    "projected_low_rank",
     "randomized",
     "retained_rank",
     "round_cores",

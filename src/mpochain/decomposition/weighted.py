@@ -29,7 +29,7 @@ from mpochain.arrays import (
 )
 from mpochain.errors import NonFiniteError, ShapeError, SpecError
 
-__all__ = ["WeightedLowRank", "weighted_low_rank"]
+__all__ = ["WeightedLowRank", "projected_low_rank", "weighted_low_rank"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -40,11 +40,14 @@ class WeightedLowRank:
         left: ``(out, k)``; the best matrix of rank ``r`` is ``left[:, :r] @ right[:r]``.
         right: ``(k, in)``.
         squares: ``(k,)``, what each rank takes away from the squared error, descending.
+        basis: ``(s, k)`` and ``(k, s)``, with ``s`` the smaller side; their leading parts multiply to the projection
+            that makes ``W`` the best matrix of a rank, see :meth:`projection`.
     """
 
     left: Array
     right: Array
     squares: NDArray[np.float64]
+    basis: tuple[Array, Array]
 
     @property
     def errors(self) -> NDArray[np.float64]:
@@ -55,6 +58,11 @@ class WeightedLowRank:
         """Weighted norm of what rank ``rank`` leaves out over that of the whole."""
         errors = self.errors
         return float(np.sqrt(errors[min(rank, len(errors) - 1)] / errors[0])) if errors[0] else 0.0
+
+    def projection(self, rank: int) -> Array:
+        """``B (s, s)`` of rank ``r``; the best matrix is ``B W`` if ``out <= in``, otherwise ``W B^T``."""
+        left, right = self.basis
+        return left[:, :rank] @ right[:rank]
 
     def factors(self, rank: int) -> tuple[Array, Array]:
         """``(out, r)`` and ``(r, in)`` of the best matrix of rank ``r``, in float64."""
@@ -95,30 +103,65 @@ def weighted_low_rank(
         >>> bool(np.isclose(error, fit.relative_error(2), rtol=1e-4)), round(fit.relative_error(2), 2)
         (True, 0.06)
     """
-    require_matrix(matrix, name)
+    wide = _wide(matrix, name)
     if not ridge >= 0.0:
         raise SpecError(f"ridge must be a number of at least 0, got {ridge!r}")
-    wide = cast(promoted(detached(matrix), name), "float64")
-    require_finite(wide, name)
-    xp = namespace(wide)
     out, in_ = wide.shape
     H = _moments(gram, in_, ridge, wide, f"the moments of the inputs of {name}")
     G = _moments(output_gram, out, ridge, wide, f"the weights of the outputs of {name}")
+    transposed = namespace(wide).matrix_transpose(wide)
     if out <= in_:
-        # Left singular vectors U, of the side that is smaller: W' = G^-1/2 U_r U_r^T G^1/2 W.
-        root, inverse = _roots(G) if G is not None else (None, None)
-        scaled = wide if root is None else root @ wide
-        squares, U = _eigenvectors(
-            scaled @ (xp.matrix_transpose(scaled) if H is None else H @ xp.matrix_transpose(scaled))
-        )
-        left = U if inverse is None else inverse @ U
-        right = xp.matrix_transpose(U) @ scaled
-        return WeightedLowRank(left, right, squares)
-    root, inverse = _roots(H) if H is not None else (None, None)
-    scaled = wide if root is None else wide @ root
-    squares, V = _eigenvectors(xp.matrix_transpose(scaled) @ (scaled if G is None else G @ scaled))
-    right = xp.matrix_transpose(V)
-    return WeightedLowRank(scaled @ V, right if inverse is None else right @ inverse, squares)
+        return _projected(wide, G, wide @ (transposed if H is None else H @ transposed))
+    return _projected(wide, H, transposed @ (wide if G is None else G @ wide))
+
+
+def projected_low_rank(matrix: Array, metric: Array | None, moments: Array, *, name: str = "matrix") -> WeightedLowRank:
+    """The same from what the smaller side of a matrix shows, which is all that matters; computed in float64.
+
+    With ``out <= in`` the metric is ``G`` and the moments are ``E[y y^T] = W H W^T``; otherwise the metric is ``H`` and
+    the moments are ``W^T G W``, those of the gradient before ``W``. All are square, of the smaller side.
+
+    Args:
+        matrix: ``W (out, in)``, any float type.
+        metric: symmetric, positive semidefinite; the identity if not given.
+        moments: symmetric, positive semidefinite.
+        name: what to call the matrix in errors.
+
+    Raises:
+        ShapeError: a metric or moments that are not of the smaller side.
+        DTypeError: elements that are not floats.
+        NonFiniteError: NaN or infinite entries.
+
+    Example:
+        >>> import numpy as np
+        >>> W = np.random.default_rng(0).normal(size=(3, 5))
+        >>> np.allclose(projected_low_rank(W, None, W @ W.T).squares, weighted_low_rank(W).squares)
+        True
+    """
+    wide = _wide(matrix, name)
+    side = min(wide.shape)
+    M = _moments(metric, side, 0.0, wide, f"the metric of {name}")
+    N = _moments(moments, side, 0.0, wide, f"the moments of {name}")
+    return _projected(wide, M, N)
+
+
+def _wide(matrix: Array, name: str) -> Array:
+    require_matrix(matrix, name)
+    wide = cast(promoted(detached(matrix), name), "float64")
+    require_finite(wide, name)
+    return wide
+
+
+def _projected(wide: Array, metric: Array | None, moments: Array) -> WeightedLowRank:
+    """By ``B = M^-1/2 U U^T M^1/2`` with ``U`` of ``M^1/2 N M^1/2``: the matrix is ``B W``, or ``W B^T`` if tall."""
+    xp = namespace(wide)
+    root, inverse = _roots(metric) if metric is not None else (None, None)
+    squares, U = _eigenvectors(moments if root is None else root @ moments @ root)
+    left = U if inverse is None else inverse @ U
+    right = xp.matrix_transpose(U if root is None else root @ U)
+    if wide.shape[0] <= wide.shape[1]:
+        return WeightedLowRank(left, right @ wide, squares, (left, right))
+    return WeightedLowRank(wide @ xp.matrix_transpose(right), xp.matrix_transpose(left), squares, (left, right))
 
 
 def _moments(given: Array | None, size: int, ridge: float, like: Array, name: str) -> Array | None:

@@ -3,9 +3,9 @@
 from mpochain.compression.methods.balanced import Balanced
 from mpochain.compression.methods.interpolation import Interpolative
 from mpochain.compression.methods.low_rank import LowRank
-from mpochain.compression.methods.method import Method
+from mpochain.compression.methods.method import Built, Method
 
-__all__ = ["METHODS", "Balanced", "Interpolative", "LowRank", "Method"]
+__all__ = ["METHODS", "Balanced", "Built", "Interpolative", "LowRank", "Method"]
 
 METHODS: dict[str, Method] = {
     "interpolative": Interpolative(),

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import numpy as np
-from torch import Tensor, nn
+from torch import Tensor
 
 from mpochain import shapes
 from mpochain.compression.allocation import Curve
+from mpochain.compression.methods.method import Built
 from mpochain.compression.moments import Moments
 from mpochain.decomposition import interleave
 from mpochain.factorization import decompose
@@ -33,12 +34,12 @@ class Balanced:
         useful = costs < weight.numel()
         return Curve(np.append(costs[useful], weight.numel()), np.append(errors[1:][useful], 0.0))
 
-    def build(self, weight: Tensor, bias: Tensor | None, moments: Moments | None, choice: int) -> nn.Module | None:  # noqa: ARG002
+    def build(self, weight: Tensor, bias: Tensor | None, moments: Moments | None, choice: int) -> Built | None:  # noqa: ARG002
         """See :class:`~mpochain.compression.methods.method.Method`."""
         spec = _spec(weight, choice + 1)
         if spec.parameters >= weight.numel():
             return None
-        return MPOLinear.from_chains(decompose(weight.detach(), spec), bias)
+        return Built(MPOLinear.from_chains(decompose(weight.detach(), spec), bias), None)
 
 
 def _spec(weight: Tensor, bond: int | None = None) -> ChainSpec:

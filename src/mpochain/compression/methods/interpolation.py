@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import numpy as np
-from torch import Tensor, nn
+from torch import Tensor
 
 from mpochain.compression.allocation import Curve
+from mpochain.compression.fit import errors_of, fit
+from mpochain.compression.methods.method import Built
 from mpochain.compression.moments import Moments
 from mpochain.decomposition import WeightedLowRank, interpolative, interpolative_parameters, weighted_low_rank
 from mpochain.nn import InterpolativeLinear
@@ -33,15 +35,17 @@ class Interpolative:
         smaller = np.asarray(costs, dtype=np.int64) < weight.numel()
         return Curve(np.append(np.asarray(costs)[smaller], weight.numel()), np.append(errors[ranks][smaller], 0.0))
 
-    def build(self, weight: Tensor, bias: Tensor | None, moments: Moments | None, choice: int) -> nn.Module | None:
+    def build(self, weight: Tensor, bias: Tensor | None, moments: Moments | None, choice: int) -> Built | None:
         """See :class:`~mpochain.compression.methods.method.Method`."""
         out, in_ = weight.shape
         if interpolative_parameters(out, in_, choice + 1) + _order_cost(weight) >= weight.numel():
             return None
-        left, right = _fit(weight, moments).factors(choice + 1)
+        found = _fit(weight, moments)
+        left, right = found.factors(choice + 1)
         short = interpolative(left, right)
         rows, coefficients = (each.to(weight.dtype) for each in (short.rows, short.coefficients))
-        return InterpolativeLinear.from_interpolation(type(short)(rows, coefficients, short.place), bias)
+        layer = InterpolativeLinear.from_interpolation(type(short)(rows, coefficients, short.place), bias)
+        return Built(layer, errors_of(weight, moments, found, choice + 1) if moments is not None else None)
 
 
 def _order_cost(weight: Tensor) -> int:
@@ -50,10 +54,4 @@ def _order_cost(weight: Tensor) -> int:
 
 
 def _fit(weight: Tensor, moments: Moments | None) -> WeightedLowRank:
-    if moments is None:
-        return weighted_low_rank(weight)
-    damped = moments.output_gram
-    if damped is not None:
-        damped = damped.double()
-        damped = damped + _DAMPING * damped.diagonal().mean() * damped.new_ones(len(damped)).diag()
-    return weighted_low_rank(weight, moments.gram, damped)
+    return weighted_low_rank(weight) if moments is None else fit(weight, moments, damping=_DAMPING)

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import numpy as np
-from torch import Tensor, nn
+from torch import Tensor
 
 from mpochain import shapes
 from mpochain.chain import MPOChain
 from mpochain.compression.allocation import Curve
+from mpochain.compression.fit import errors_of, fit
+from mpochain.compression.methods.method import Built
 from mpochain.compression.moments import Moments
 from mpochain.decomposition import WeightedLowRank, weighted_low_rank
 from mpochain.nn import MPOLinear
@@ -37,16 +39,20 @@ class LowRank:
         useful = ranks * (out + in_) < out * in_
         return Curve(np.append(ranks[useful] * (out + in_), out * in_), np.append(errors[1:][useful], 0.0))
 
-    def build(self, weight: Tensor, bias: Tensor | None, moments: Moments | None, choice: int) -> nn.Module | None:
+    def build(self, weight: Tensor, bias: Tensor | None, moments: Moments | None, choice: int) -> Built | None:
         """See :class:`~mpochain.compression.methods.method.Method`."""
         out, in_ = weight.shape
         rank = choice + 1
         if rank * (out + in_) >= out * in_:
             return None
-        left, right = (each.to(weight.dtype) for each in self._fit(weight, moments).factors(rank))
+        found = self._fit(weight, moments)
+        left, right = (each.to(weight.dtype) for each in found.factors(rank))
         spec = shapes.low_rank(out, in_, rank)
         chain = MPOChain((left.reshape(spec.core_shapes[0]), right.reshape(spec.core_shapes[1])), spec)
-        return MPOLinear.from_chains(chain, bias)
+        errors = errors_of(weight, moments, found, rank) if moments is not None else None
+        return Built(MPOLinear.from_chains(chain, bias), errors)
 
     def _fit(self, weight: Tensor, moments: Moments | None) -> WeightedLowRank:
-        return weighted_low_rank(weight, moments.gram if moments is not None and self._weighted else None)
+        if moments is None or not self._weighted:
+            return weighted_low_rank(weight)
+        return fit(weight, moments, damping=None)

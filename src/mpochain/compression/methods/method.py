@@ -2,14 +2,24 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Protocol
 
 from torch import Tensor, nn
 
 from mpochain.compression.allocation import Curve
+from mpochain.compression.fit import Errors
 from mpochain.compression.moments import Moments
 
-__all__ = ["Method"]
+__all__ = ["Built", "Method"]
+
+
+@dataclass(frozen=True)
+class Built:
+    """A smaller layer, and what it leaves out on the calibration data; None without data."""
+
+    layer: nn.Module
+    errors: Errors | None
 
 
 class Method(Protocol):
@@ -28,6 +38,6 @@ class Method(Protocol):
         """What the layer can become: parameters and error of each choice, the last of them the dense layer itself."""
         ...
 
-    def build(self, weight: Tensor, bias: Tensor | None, moments: Moments | None, choice: int) -> nn.Module | None:
+    def build(self, weight: Tensor, bias: Tensor | None, moments: Moments | None, choice: int) -> Built | None:
         """The layer of one choice of the curve; None for the dense layer as it is."""
         ...
