@@ -25,7 +25,7 @@ __all__ = ["compress"]
 
 # Moments of as many layers are kept at a time as fit into this share of the model's own bytes, but no less than the
 # second number: the rest takes another pass over the data.
-_MOMENT_SHARE, _LEAST_MOMENT_BYTES = 0.6, 1 << 28
+_MOMENT_SHARE, _LEAST_MOMENT_BYTES = 1.0, 1 << 28
 
 # A layer that was not looked at is worth a line from this share of the model's parameters on.
 _LARGE = 0.01
