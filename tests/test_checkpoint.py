@@ -161,6 +161,7 @@ def test_configurations_that_are_not_believed(tmp_path, change, message):
         (lambda m: m["config"].update(n_positions=10**8), "n_positions is 100,000,000"),
         (lambda m: m["config"].update(vocab_size=10**12), "vocab_size is 1,000,000,000,000"),
         (lambda m: m["config"].update(num_labels=10**9), "num_labels is 1,000,000,000"),
+        (lambda m: m["config"].update(attn_implementation="someone/kernel"), "no name of an implementation"),
         (lambda m: m["config"].update(n_embd=25), "model.config: |"),
         (lambda m: m["config"].update(n_embd=48), "but the layer that it replaces is|has shape"),
     ],

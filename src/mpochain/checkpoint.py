@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from mpochain.atomic import require_writable, write_bytes
 from mpochain.errors import CheckpointError, MissingDependencyError, MPOError, OutputError, SpecError
 from mpochain.nn import InterpolativeLinear, MPOLinear
+from mpochain.nn.replacement import replace_layers
 from mpochain.nn.structure import describe, skeleton
 
 __all__ = ["load", "save"]
@@ -222,6 +223,9 @@ def _check_sizes(config: Any, tensors: int, where: str) -> None:
     """Refuse numbers that would make an architecture too large to build, before any of it is built."""
     if isinstance(config, dict):
         for key, value in config.items():
+            if key.endswith("implementation") and isinstance(value, str) and not value.isidentifier():
+                # transformers would fetch code from there.
+                raise CheckpointError(f"{where}.{key} is {value!r}, which is no name of an implementation")
             number = isinstance(value, int) and not isinstance(value, bool)
             most = next((limit for part, limit in _MOST.items() if part in key), _LARGEST)
             if "layer" in key:
@@ -245,8 +249,7 @@ def _replace(model: nn.Module, layers: Mapping[str, Any], folder: Path) -> None:
             made = skeleton(description, _shape(old), f"layers.{name}")
         except MPOError as error:
             raise CheckpointError(f"{where}: {error}") from error
-        parent, _, child = name.rpartition(".")
-        setattr(model.get_submodule(parent), child, made)
+        replace_layers(model, {old: made})
 
 
 def _shape(layer: nn.Module) -> tuple[int, int]:

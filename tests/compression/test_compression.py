@@ -191,6 +191,10 @@ class TestMoments:
         with pytest.raises(MPOError, match="batch 1: the inputs of down hold NaN"):
             collect_moments(net, dense_layers(net), batches)
 
+    def test_layers_that_no_gradient_reaches(self, net, batches):
+        with pytest.raises(MPOError, match="no gradient of the loss reached left"):
+            collect_moments(net, dense_layers(net), batches, loss=lambda y: y.detach().requires_grad_().sum())
+
     def test_layers_that_no_batch_reaches(self, net, batches):
         with pytest.raises(MPOError, match="no calibration batch reached spare"):
             collect_moments(net, {"spare": nn.Linear(2, 2)}, batches)
@@ -280,6 +284,14 @@ class TestCompress:
         assert "not looked at: right, 240 parameters" in table
         assert "not looked at: embedding, 132 parameters" in table
         assert "2 layers, " in table
+
+    def test_a_layer_in_two_places_stays_one(self, batches):
+        torch.manual_seed(0)
+        shared = nn.Linear(12, 12)
+        model = nn.Sequential(nn.Embedding(11, 12), shared, nn.ReLU(), shared, nn.Linear(12, 11))
+        mpo.compress(model, 0.5, calibration=batches)
+        assert model[1] is model[3] is not shared
+        assert mpo.set_execution(model) == 0, "one way only, but no error"
 
     def test_frozen_and_evaluating_layers_stay_so(self, net, batches):
         net.left.requires_grad_(False)

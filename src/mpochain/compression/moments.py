@@ -122,6 +122,11 @@ def collect_moments(
     unmet = [name for name, each in sums.items() if not each.rows]
     if unmet:
         raise MPOError(f"no calibration batch reached {unmet[0]}; leave it out with ignore=, or use other data")
+    unweighted = [name for name, each in sums.items() if each.gradients is None]
+    if loss is not None and unweighted:
+        raise MPOError(
+            f"no gradient of the loss reached {unweighted[0]}; leave it out with ignore=, or give another loss="
+        )
     for each in sums.values():
         each.divide()
     return {
@@ -208,7 +213,8 @@ class _Sums:
 
     def after(self, _: nn.Module, __: tuple[Any, ...], output: Tensor) -> None:
         """The hook that is given the outputs."""
-        output.register_hook(self._add_gradient)
+        if output.requires_grad:
+            output.register_hook(self._add_gradient)
 
     def _add_gradient(self, gradient: Tensor) -> None:
         rows = gradient.detach().reshape(-1, gradient.shape[-1])

@@ -19,6 +19,7 @@ from mpochain.compression.targets import dense_layers, select
 from mpochain.errors import SpecError
 from mpochain.nn import InterpolativeLinear
 from mpochain.nn.dense import dense_parameters
+from mpochain.nn.replacement import replace_layers
 from mpochain.report import provenance
 
 __all__ = ["compress"]
@@ -98,7 +99,7 @@ def compress(
             curves[name] = way.curve(dense_parameters(layer)[0].detach(), found.get(name))
     chosen = _uniform(curves, layers, allowed) if way.uniform else allocate(curves, allowed)
     records: dict[str, LayerRecord] = {}
-    built: dict[str, nn.Module] = {}
+    built: dict[nn.Module, nn.Module] = {}
     for chunk in chunks:
         # All of them before any is put in place: the statistics are those of the dense model.
         found = only if only is not None else _moments(model, chunk, batches, way, loss, seed)
@@ -109,10 +110,8 @@ def compress(
             if made is not None and not dry_run:
                 for parameter in made.layer.parameters():
                     parameter.requires_grad_(weight.requires_grad)
-                built[name] = made.layer.train(layer.training)
-    for name, new in built.items():
-        parent, _, child = name.rpartition(".")
-        setattr(model.get_submodule(parent), child, new)
+                built[layer] = made.layer.train(layer.training)
+    replace_layers(model, built)
     return CompressionReport(
         layers=tuple(records[name] for name in layers),
         method=method,

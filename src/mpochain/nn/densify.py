@@ -6,6 +6,7 @@ from torch import nn
 
 from mpochain.nn.interpolative import InterpolativeLinear
 from mpochain.nn.linear import MPOLinear
+from mpochain.nn.replacement import replace_layers
 
 __all__ = ["to_dense"]
 
@@ -27,11 +28,6 @@ def to_dense(model: nn.Module) -> nn.Module:
     """
     if isinstance(model, MPOLinear | InterpolativeLinear):
         return model.to_linear()
-    made: dict[nn.Module, nn.Linear] = {}
-    for parent in list(model.modules()):
-        # Not named_children(), which leaves out the second name of a module.
-        for name, child in list(parent._modules.items()):
-            if isinstance(child, MPOLinear | InterpolativeLinear):
-                # One layer in several places stays one.
-                setattr(parent, name, made.setdefault(child, child.to_linear()))
+    held = [layer for layer in model.modules() if isinstance(layer, MPOLinear | InterpolativeLinear)]
+    replace_layers(model, {layer: layer.to_linear() for layer in held})
     return model

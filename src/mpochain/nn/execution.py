@@ -5,6 +5,7 @@ from __future__ import annotations
 from torch import nn
 
 from mpochain.errors import SpecError
+from mpochain.nn.interpolative import InterpolativeLinear
 from mpochain.nn.linear import MPOLinear
 from mpochain.planning import Memory
 
@@ -15,7 +16,8 @@ def set_execution(module: nn.Module, *, memory: Memory = "compact", autotune: bo
     """Choose how every chain in a layer or model is run.
 
     Args:
-        module: an :class:`MPOLinear`, or any module that holds some.
+        module: an :class:`MPOLinear`, or any module that holds some. An :class:`InterpolativeLinear` runs in one way
+            only and stays as it is.
         memory: ``"compact"`` keeps nothing but the cores. ``"fast"`` keeps folded cores, up to the dense matrix,
             between calls without gradients; they are made again when a core changes (an optimiser step,
             ``load_state_dict``, an edit in place, ``.to``). Only edits that torch does not count go unseen, through
@@ -29,7 +31,7 @@ def set_execution(module: nn.Module, *, memory: Memory = "compact", autotune: bo
         The number of layers it was applied to.
 
     Raises:
-        SpecError: an unknown ``memory``, or a module without chains.
+        SpecError: an unknown ``memory``, or a module without compressed layers.
 
     Example:
         >>> layer = MPOLinear(16, 16, max_bond=4)
@@ -37,7 +39,7 @@ def set_execution(module: nn.Module, *, memory: Memory = "compact", autotune: bo
         1
     """
     layers = [layer for layer in module.modules() if isinstance(layer, MPOLinear)]
-    if not layers:
+    if not layers and not any(isinstance(layer, InterpolativeLinear) for layer in module.modules()):
         raise SpecError(f"{type(module).__name__} holds no MPOLinear; compress it first, or pass the right module")
     for layer in layers:
         layer.set_execution(memory=memory, autotune=autotune)
