@@ -61,13 +61,13 @@ class InterpolativeLinear(nn.Module):
                 f"rank {rank} is over the smaller side of a {out_features}x{in_features} matrix; use nn.Linear"
             )
         self.in_features, self.out_features, self.rank = in_features, out_features, rank
-        where = {"device": device, "dtype": dtype}
-        self.rows = nn.Parameter(torch.empty(rank, in_features, **where))  # type: ignore[arg-type]
-        self.coefficients = nn.Parameter(torch.empty(out_features - rank, rank, **where))  # type: ignore[arg-type]
-        self.register_parameter(
-            "bias",
-            nn.Parameter(torch.empty(out_features, **where)) if bias else None,  # type: ignore[arg-type]
-        )
+
+        def empty(*shape: int) -> nn.Parameter:
+            return nn.Parameter(torch.empty(*shape, device=device, dtype=dtype))
+
+        self.rows = empty(rank, in_features)
+        self.coefficients = empty(out_features - rank, rank)
+        self.register_parameter("bias", empty(out_features) if bias else None)
         # Where each output is found in [x rows^T, x rows^T coefficients^T].
         self.register_buffer("place", torch.arange(out_features, dtype=torch.int32, device=device))
         self.reset_parameters()
