@@ -34,9 +34,11 @@ ALLOWED = {
     "report": {"errors", "atomic", "hardware", "spec"},
     "checkpoint": {"errors", "atomic", "spec", "nn"},
     "compression": _LAYERS | {"report"},
+    "language": {"errors", "atomic", "nn", "checkpoint"},
+    "jobs": {"errors", "atomic", "hardware", "nn", "train", "report", "compression", "checkpoint", "language"},
     "picogpt": _LAYERS | {"atomic", "train", "report"},
     "__main__": {"cli"},
-    "cli": _LAYERS | {"atomic", "train", "report", "compression", "checkpoint", "picogpt"},
+    "cli": _LAYERS | {"atomic", "train", "report", "compression", "checkpoint", "language", "jobs", "picogpt"},
     "__init__": {
         "errors",
         "spec",
@@ -50,7 +52,7 @@ ALLOWED = {
         "picogpt",
     },
 }
-TORCH = {"checkpoint", "execute", "nn", "train", "compression", "picogpt", "cli"}
+TORCH = {"checkpoint", "execute", "nn", "train", "compression", "language", "jobs", "picogpt", "cli"}
 OPT_EINSUM = {"planning"}
 # Only the top may take the package as a whole, through which every layer could be reached.
 WHOLE = {"cli"}

@@ -29,6 +29,10 @@ class CorpusError(MPOError):
     """A text corpus that is missing, altered or too short."""
 
 
+class RecipeError(MPOError, ValueError):
+    """A recipe that cannot be read, or that asks for what there is not."""
+
+
 class OutputError(MPOError):
     """A place to write results to that cannot be written."""
 

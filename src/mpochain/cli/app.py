@@ -11,7 +11,11 @@ from typing import Annotated
 import typer
 
 import mpochain
+from mpochain.cli.compress import compress, plan
+from mpochain.cli.convert import convert
 from mpochain.cli.demo import demo
+from mpochain.cli.evaluate import evaluate
+from mpochain.cli.inspect import inspect
 from mpochain.cli.study import study
 from mpochain.cli.train import train
 from mpochain.errors import MPOError
@@ -40,6 +44,11 @@ def _options(
     pass
 
 
+app.command()(plan)
+app.command()(compress)
+app.command("eval")(evaluate)
+app.command()(inspect)
+app.command()(convert)
 app.command()(demo)
 app.command()(study)
 app.command()(train)

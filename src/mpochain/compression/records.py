@@ -69,6 +69,8 @@ class CompressionReport:
         allowed: parameters that the layers may have together.
         model_parameters: of the whole model, before.
         untouched: large layers that were not looked at, with their parameters, largest first.
+        frontier: for other budgets, the share of the parameters that would be left and by how much all layers together
+            should raise the loss, nats per token, to second order; empty for methods that do not know.
         seconds: the time it took.
         provenance: versions, machine, threads, commit.
     """
@@ -79,6 +81,7 @@ class CompressionReport:
     allowed: int
     model_parameters: int
     untouched: tuple[tuple[str, int], ...]
+    frontier: tuple[tuple[float, float], ...]
     seconds: float
     provenance: dict[str, Any]
 
@@ -97,9 +100,9 @@ class CompressionReport:
         """Share of the model's parameters that is in these layers."""
         return self.parameters_before / self.model_parameters
 
-    def table(self) -> str:
-        """One line for each layer, then the totals, as text."""
-        rows = [
+    def rows(self) -> list[dict[str, Any]]:
+        """One for each layer, under :data:`COLUMNS`."""
+        return [
             {
                 **asdict(layer),
                 "size": f"{layer.shape[0]}x{layer.shape[1]}",
@@ -107,9 +110,12 @@ class CompressionReport:
             }
             for layer in self.layers
         ]
+
+    def table(self) -> str:
+        """One line for each layer, then the totals, as text."""
         before, after = self.parameters_before, self.parameters_after
         lines = [
-            text(COLUMNS, rows),
+            text(COLUMNS, self.rows()),
             "",
             f"{len(self.layers)} layers, {self.coverage:.1%} of {self.model_parameters:,} parameters: "
             f"{before:,} before, {after:,} after ({after / before:.1%}), allowed {self.allowed:,}",

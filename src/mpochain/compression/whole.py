@@ -28,6 +28,9 @@ __all__ = ["compress"]
 # second number: the rest takes another pass over the data.
 _MOMENT_SHARE, _LEAST_MOMENT_BYTES = 1.0, 1 << 28
 
+# Between two lines about the calibration.
+_SECONDS = 20.0
+
 # A layer that was not looked at is worth a line from this share of the model's parameters on.
 _LARGE = 0.01
 
@@ -43,6 +46,7 @@ def compress(
     loss: Callable[[Any], Tensor] | None = None,
     dry_run: bool = False,
     seed: int = 0,
+    log: Callable[[str], None] = lambda _: None,
 ) -> CompressionReport:
     """Make the linear layers of a model smaller, in place, so that together they fit a budget.
 
@@ -64,6 +68,7 @@ def compress(
             cross-entropy to labels that the model draws itself.
         dry_run: whether to report what would be done, and change nothing.
         seed: of the labels that are drawn.
+        log: told now and then what is being done.
 
     Returns:
         A record for each layer; ``print(report.table())``.
@@ -86,18 +91,21 @@ def compress(
     if not layers:
         raise SpecError("there is no layer left to compress; see targets= and ignore=")
     allowed = parameter_budget(budget, layers)
-    batches = _batches(calibration, way, method)
+    batches = _Told(_batches(calibration, way, method), log)
     parameters = sum(parameter.numel() for parameter in model.parameters())
     untouched = _untouched(model, layers, parameters)
     curves: dict[str, Curve] = {}
     only: dict[str, Moments] | None = None
     chunks = list(_chunks(model, layers, way))
     for chunk in chunks:
+        log(f"{way.needs} of {len(chunk)} layers, {next(iter(chunk))} and on")
         found = _moments(model, chunk, batches, way, loss, seed)
         only = found if len(chunks) == 1 else None
         for name, layer in chunk.items():
             curves[name] = way.curve(dense_parameters(layer)[0].detach(), found.get(name))
     chosen = _uniform(curves, layers, allowed) if way.uniform else allocate(curves, allowed)
+    frontier = () if way.uniform else _frontier(curves)
+    log("the budget is shared; making the layers")
     records: dict[str, LayerRecord] = {}
     built: dict[nn.Module, nn.Module] = {}
     for chunk in chunks:
@@ -119,6 +127,7 @@ def compress(
         allowed=allowed,
         model_parameters=parameters,
         untouched=untouched,
+        frontier=frontier,
         seconds=time.perf_counter() - began,
         provenance=provenance(threads=torch.get_num_threads()),
     )
@@ -137,6 +146,35 @@ def _batches(calibration: Iterable[Any] | None, way: Method, method: str) -> Ite
     if isinstance(calibration, Tensor | Mapping | str):
         raise SpecError(f"calibration is a list of batches, got one {type(calibration).__name__}; put it into a list")
     return calibration
+
+
+class _Told:
+    """Batches that say now and then how far they have come."""
+
+    def __init__(self, batches: Iterable[Any], log: Callable[[str], None]) -> None:
+        self._batches, self._log = batches, log
+
+    def __iter__(self) -> Iterator[Any]:
+        said = time.monotonic()
+        for number, batch in enumerate(self._batches, 1):
+            yield batch
+            if time.monotonic() - said > _SECONDS:
+                said = time.monotonic()
+                self._log(f"calibration batch {number}")
+
+
+def _frontier(curves: Mapping[str, Curve]) -> tuple[tuple[float, float], ...]:
+    """What other budgets would cost in loss."""
+    whole = sum(int(curve.costs[-1]) for curve in curves.values())
+    points = []
+    for tenths in range(1, 11):
+        try:
+            chosen = allocate(curves, whole * tenths // 10)
+        except SpecError:
+            continue  # smaller than the smallest choices
+        errors = sum(float(curves[name].errors[choice]) for name, choice in chosen.items())
+        points.append((tenths / 10, errors))
+    return tuple(points)
 
 
 def _chunks(model: nn.Module, layers: Mapping[str, nn.Module], way: Method) -> Iterator[dict[str, nn.Module]]:

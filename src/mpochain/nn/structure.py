@@ -13,7 +13,7 @@ from mpochain.nn.interpolative import InterpolativeLinear
 from mpochain.nn.linear import MPOLinear
 from mpochain.spec import ChainSpec
 
-__all__ = ["describe", "skeleton"]
+__all__ = ["describe", "form_of", "skeleton"]
 
 Size = Annotated[int, Field(ge=1, le=1 << 31, strict=True)]
 # More sites or terms than anyone has use for, few enough to plan at once.
@@ -76,12 +76,26 @@ def describe(layer: nn.Module) -> dict[str, Any] | None:
     return None
 
 
-def skeleton(description: Any, shape: tuple[int, int], name: str) -> nn.Module:
+def form_of(layer: nn.Module) -> str:
+    """A compressed layer in a few words, for tables.
+
+    Example:
+        >>> form_of(InterpolativeLinear(4, 3, 2)), form_of(MPOLinear(8, 6, out_dims=(2, 3), in_dims=(2, 4), max_bond=2))
+        ('rank 2, interpolative', '6x8 (2,3)|(2,4) bonds (2), 32 parameters')
+    """
+    if isinstance(layer, InterpolativeLinear):
+        return f"rank {layer.rank}, interpolative"
+    if isinstance(layer, MPOLinear):
+        return " + ".join(map(str, layer.specs))
+    return "dense"
+
+
+def skeleton(description: Any, shape: tuple[int, int] | None, name: str) -> MPOLinear | InterpolativeLinear:
     """The layer of a description on the meta device: nothing is allocated, whatever the description says.
 
     Args:
         description: from :func:`describe`, or from a file that nobody has looked at.
-        shape: ``(out_features, in_features)`` that it must have.
+        shape: ``(out_features, in_features)`` that it must have; None for whichever it says.
         name: of the layer, for errors.
 
     Raises:
@@ -99,6 +113,7 @@ def skeleton(description: Any, shape: tuple[int, int], name: str) -> nn.Module:
         where = ".".join(str(each) for each in first["loc"])
         raise SpecError(f"{name}.{where}: {first['msg']}" if where else f"{name}: {first['msg']}") from error
     parts = found.terms if isinstance(found, _Chains) else [found]
+    shape = shape or (parts[0].out_features, parts[0].in_features)
     for part in parts:
         if (part.out_features, part.in_features) != shape:
             raise SpecError(

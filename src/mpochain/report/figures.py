@@ -10,9 +10,10 @@ from typing import Any
 
 from mpochain.errors import MissingDependencyError
 
-__all__ = ["Series", "draw", "require_matplotlib"]
+__all__ = ["Series", "bars", "draw", "require_matplotlib"]
 
 _STYLES = (("o", "-"), ("s", "--"), ("^", "-."), ("D", ":"), ("v", (0, (5, 1))), ("P", (0, (1, 1))))
+_FILLS = ("#dddddd", "#0072B2", "#000000")
 _COLOURS = ("#000000", "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00")
 
 
@@ -65,11 +66,7 @@ def draw(
     Raises:
         MissingDependencyError: matplotlib is not installed.
     """
-    require_matplotlib()
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(8, 4.8), layout="constrained")
-    plot = figure.subplots()
+    figure, plot = _empty()
     categories = any(isinstance(value, str) for one in series for value in one.x)
     for k, one in enumerate(series):
         marker, dash = _STYLES[k % len(_STYLES)]
@@ -83,10 +80,67 @@ def draw(
             markersize=5,
             linewidth=1.4,
         )
-    plot.set(title=title, xlabel=x, ylabel=y, **(axes or {}))
     if categories:
         plot.tick_params(axis="x", labelrotation=90, labelsize=7)
+    plot.set(title=title, xlabel=x, ylabel=y, **(axes or {}))
+    _finish(figure, plot, path, note)
+
+
+def bars(
+    path: Path,
+    labels: Sequence[str],
+    values: Mapping[str, Sequence[float]],
+    *,
+    title: str,
+    x: str,
+    y: str,
+    note: str = "",
+) -> None:
+    """Draw bars into a PNG file, each series in front of the one before it: what is left in front of what there was.
+
+    Args:
+        path: the file.
+        labels: one for each place.
+        values: of each series, one for each place.
+        title: above the figure.
+        x: label of the horizontal axis.
+        y: label of the vertical axis, with its unit.
+        note: small print below.
+
+    Raises:
+        MissingDependencyError: matplotlib is not installed.
+    """
+    figure, plot = _empty()
+    places = range(len(labels))
+    for k, (label, heights) in enumerate(values.items()):
+        plot.bar(
+            places,
+            heights,
+            label=label,
+            width=0.8 - 0.25 * k,
+            color=_FILLS[k % len(_FILLS)],
+            edgecolor="#000000",
+            linewidth=0.5,
+        )
+    # Many labels would stand upon each other.
+    every = max(1, len(labels) // 40)
+    plot.set_xticks(list(places)[::every], list(labels)[::every], rotation=90 if max(map(len, labels)) > 2 else 0)
+    plot.tick_params(axis="x", labelsize=7)
+    plot.set(title=title, xlabel=x, ylabel=y)
+    _finish(figure, plot, path, note)
+
+
+def _empty() -> tuple[Any, Any]:
+    require_matplotlib()
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(8, 4.8), layout="constrained")
+    return figure, figure.subplots()
+
+
+def _finish(figure: Any, plot: Any, path: Path, note: str) -> None:
     plot.grid(visible=True, linewidth=0.4, alpha=0.6)
+    plot.set_axisbelow(True)
     plot.legend(frameon=False)
     if note:
         figure.supxlabel(note, fontsize=6, color="#555555")

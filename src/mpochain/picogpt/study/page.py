@@ -11,10 +11,10 @@ from mpochain.picogpt.study.claims import beyond, claims
 from mpochain.picogpt.study.records import read_record
 from mpochain.picogpt.study.rows import rows_of
 from mpochain.picogpt.study.sections.errors import errors
-from mpochain.picogpt.study.sections.origin import origin
 from mpochain.picogpt.study.sections.quality import quality
 from mpochain.picogpt.study.sections.rates import rates
 from mpochain.picogpt.study.sections.times import times
+from mpochain.report.origin import origin
 from mpochain.report.page import Figure, Heading, Page, Text
 
 __all__ = ["write_page"]

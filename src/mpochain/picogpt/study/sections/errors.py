@@ -6,9 +6,9 @@ import statistics
 from pathlib import Path
 
 from mpochain.picogpt.study.records import read_part
-from mpochain.picogpt.study.sections.origin import origin
 from mpochain.report import Column
 from mpochain.report.figures import Series, draw
+from mpochain.report.origin import origin
 from mpochain.report.page import Block, Figure, Heading, Table, Text
 
 __all__ = ["errors"]

@@ -9,9 +9,9 @@ from mpochain.picogpt.design import Design
 from mpochain.picogpt.model import PicoGPT
 from mpochain.picogpt.study.records import read_part
 from mpochain.picogpt.study.sections.accuracy import accuracy_series
-from mpochain.picogpt.study.sections.origin import origin
 from mpochain.report import Column
 from mpochain.report.figures import draw
+from mpochain.report.origin import origin
 from mpochain.report.page import Block, Figure, Heading, Table, Text
 
 __all__ = ["times"]

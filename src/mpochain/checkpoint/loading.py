@@ -1,111 +1,25 @@
-"""Compressed models as files: safetensors and JSON, no pickle, nothing allocated before it has been checked.
-
-A folder holds ``config.json`` and the file of tensors that it names by its hash. The tensors are written first and the
-configuration last, each by a rename, so a kill at any moment leaves the old model or the new one.
-"""
+"""Reading a checkpoint: everything is compared with everything else before any of it is allocated."""
 
 from __future__ import annotations
 
-import hashlib
-import json
-import re
-import secrets
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any
 
 import safetensors
-import torch
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from mpochain.atomic import require_writable, write_bytes
-from mpochain.errors import CheckpointError, MissingDependencyError, MPOError, OutputError, SpecError
+from mpochain.checkpoint.configuration import CONFIG, Configuration, digest, read_configuration
+from mpochain.errors import CheckpointError, MissingDependencyError, MPOError, SpecError
 from mpochain.nn import InterpolativeLinear, MPOLinear
 from mpochain.nn.replacement import replace_layers
-from mpochain.nn.structure import describe, skeleton
+from mpochain.nn.structure import skeleton
 
-__all__ = ["load", "save"]
+__all__ = ["load"]
 
-_VERSION = 1
-_CONFIG = "config.json"
-_LONGEST_CONFIG = 64 << 20
 # The largest numbers of a model's configuration that are believed: whatever it is, and where it makes lists or tables.
 _LARGEST = 1 << 24
 _MOST = {"num_labels": 1 << 16, "position": 1 << 20, "n_ctx": 1 << 20}
-_TENSORS = re.compile(r"model-[0-9a-f]{16}\.safetensors")
-
-
-class _HuggingFace(BaseModel):
-    model_config = ConfigDict(extra="forbid")
-
-    library: Literal["transformers"]
-    name: Annotated[str, Field(pattern=r"^[A-Za-z][A-Za-z0-9_]*$", max_length=200)]
-    config: dict[str, Any]
-
-
-class _Config(BaseModel):
-    model_config = ConfigDict(extra="forbid")
-
-    format: Literal["mpochain"]
-    version: int
-    tensors: Annotated[str, Field(pattern=_TENSORS.pattern)]
-    sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
-    layers: dict[str, Any]
-    tied: dict[str, str]
-    model: _HuggingFace | None
-
-
-def save(model: nn.Module, folder: Path | str) -> Path:
-    """Write a model with its compressed layers into a folder; an older one there is replaced.
-
-    Args:
-        model: of any kind; one of transformers is kept with its configuration, so that it can be loaded by name.
-        folder: made if needed.
-
-    Returns:
-        The folder.
-
-    Raises:
-        OutputError: it cannot be written.
-
-    Example:
-        >>> from mpochain.nn import MPOLinear
-        >>> from tempfile import TemporaryDirectory
-        >>> model = nn.Sequential(MPOLinear(8, 8, max_bond=2), nn.ReLU())
-        >>> with TemporaryDirectory() as folder:
-        ...     sorted(file.suffix for file in save(model, folder).iterdir())
-        ['.json', '.safetensors']
-    """
-    folder = require_writable(Path(folder))
-    tensors, tied = _tensors(model)
-    partial = folder / f".model.{secrets.token_hex(4)}"
-    try:
-        try:
-            save_file({name: value.contiguous() for name, value in tensors.items()}, partial)
-            digest = _digest(partial)
-            name = f"model-{digest[:16]}.safetensors"
-            partial.replace(folder / name)
-        finally:
-            partial.unlink(missing_ok=True)
-    except OSError as error:
-        raise OutputError(f"cannot write {folder}: {error.strerror or error}") from error
-    layers = {key: found for key, layer in model.named_modules() if (found := describe(layer)) is not None}
-    config = {
-        "format": "mpochain",
-        "version": _VERSION,
-        "tensors": name,
-        "sha256": digest,
-        "layers": layers,
-        "tied": tied,
-        "model": _hugging_face(model),
-    }
-    write_bytes(folder / _CONFIG, (json.dumps(config, indent=1) + "\n").encode())
-    for old in folder.iterdir():
-        if _TENSORS.fullmatch(old.name) and old.name != name:
-            old.unlink()
-    return folder
 
 
 def load(folder: Path | str, model: nn.Module | None = None) -> nn.Module:
@@ -124,6 +38,7 @@ def load(folder: Path | str, model: nn.Module | None = None) -> nn.Module:
         MissingDependencyError: a model of transformers, which is not installed.
 
     Example:
+        >>> import torch
         >>> from mpochain.nn import MPOLinear
         >>> from tempfile import TemporaryDirectory
         >>> model = nn.Sequential(MPOLinear(8, 8, max_bond=2), nn.ReLU())
@@ -135,11 +50,11 @@ def load(folder: Path | str, model: nn.Module | None = None) -> nn.Module:
         True
     """
     folder = Path(folder)
-    config = _read_config(folder / _CONFIG)
+    config = read_configuration(folder / CONFIG)
     file = folder / config.tensors
     try:
-        if _digest(file) != config.sha256:
-            raise CheckpointError(f"{file} is damaged: its sha256 is not the one in {_CONFIG}")
+        if digest(file) != config.sha256:
+            raise CheckpointError(f"{file} is damaged: its sha256 is not the one in {CONFIG}")
         with safetensors.safe_open(file, framework="pt") as stored:
             names = set(stored.keys())
             if model is None:
@@ -151,51 +66,7 @@ def load(folder: Path | str, model: nn.Module | None = None) -> nn.Module:
     return model.eval()
 
 
-def _digest(file: Path) -> str:
-    with file.open("rb") as opened:
-        return hashlib.file_digest(opened, "sha256").hexdigest()
-
-
-def _tensors(model: nn.Module) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Every tensor once, and which other names each of them has."""
-    first: dict[tuple[int, torch.Size, tuple[int, ...], torch.dtype], str] = {}
-    tensors: dict[str, Tensor] = {}
-    tied: dict[str, str] = {}
-    for name, value in model.state_dict().items():
-        place = (value.data_ptr(), value.shape, value.stride(), value.dtype)
-        if value.numel() and place in first:
-            tied[name] = first[place]
-        else:
-            first[place] = name
-            tensors[name] = value
-    return tensors, tied
-
-
-def _hugging_face(model: nn.Module) -> dict[str, Any] | None:
-    config: Any = getattr(model, "config", None)
-    if not type(model).__module__.startswith("transformers.") or not hasattr(config, "to_json_string"):
-        return None
-    return {"library": "transformers", "name": type(model).__name__, "config": json.loads(config.to_json_string(False))}
-
-
-def _read_config(file: Path) -> _Config:
-    try:
-        if file.stat().st_size > _LONGEST_CONFIG:
-            raise CheckpointError(f"{file} is larger than {_LONGEST_CONFIG >> 20} MiB, which no configuration is")
-        data = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise CheckpointError(f"{file} cannot be read as the configuration of a checkpoint: {error}") from error
-    if isinstance(data, dict) and data.get("format") == "mpochain" and data.get("version") != _VERSION:
-        raise CheckpointError(f"{file}: version {data.get('version')!r} is unknown; this release reads {_VERSION}")
-    try:
-        return _Config.model_validate(data)
-    except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(str(each) for each in first["loc"])
-        raise CheckpointError(f"{file}: {where}: {first['msg']}") from error
-
-
-def _architecture(config: _Config, tensors: int, folder: Path) -> nn.Module:
+def _architecture(config: Configuration, tensors: int, folder: Path) -> nn.Module:
     """The model of transformers that the configuration names, its parameters without numbers."""
     if config.model is None:
         raise CheckpointError(f"{folder} does not say which model it is of; give load() the architecture")
@@ -208,15 +79,15 @@ def _architecture(config: _Config, tensors: int, folder: Path) -> nn.Module:
         ) from error
     kind: Any = getattr(transformers, config.model.name, None)
     if not (isinstance(kind, type) and issubclass(kind, transformers.PreTrainedModel)):
-        raise CheckpointError(f"{folder / _CONFIG}: model.name: transformers has no model {config.model.name!r}")
-    _check_sizes(config.model.config, tensors, f"{folder / _CONFIG}: model.config")
+        raise CheckpointError(f"{folder / CONFIG}: model.name: transformers has no model {config.model.name!r}")
+    _check_sizes(config.model.config, tensors, f"{folder / CONFIG}: model.config")
     try:
         # Buffers have numbers: some are made by the model and stored nowhere.
         with init_empty_weights(include_buffers=False):
             settings: Any = kind.config_class
             return kind(settings.from_dict(config.model.config))
     except Exception as error:  # whatever a hostile configuration makes transformers raise
-        raise CheckpointError(f"{folder / _CONFIG}: model.config: {error}") from error
+        raise CheckpointError(f"{folder / CONFIG}: model.config: {error}") from error
 
 
 def _check_sizes(config: Any, tensors: int, where: str) -> None:
@@ -239,7 +110,7 @@ def _check_sizes(config: Any, tensors: int, where: str) -> None:
 
 
 def _replace(model: nn.Module, layers: Mapping[str, Any], folder: Path) -> None:
-    where = folder / _CONFIG
+    where = folder / CONFIG
     modules = dict(model.named_modules())
     for name, description in layers.items():
         old = modules.get(name) if name else None
@@ -270,9 +141,7 @@ def _fill(model: nn.Module, stored: Any, names: set[str], tied: Mapping[str, str
         raise CheckpointError(f"{file} does not fit its model: missing or unexpected tensors {', '.join(odd)}")
     for name, target in tied.items():
         if name not in wanted or target not in names:
-            raise CheckpointError(
-                f"{file.parent / _CONFIG}: tied: {name!r} and {target!r} are not tensors of the model"
-            )
+            raise CheckpointError(f"{file.parent / CONFIG}: tied: {name!r} and {target!r} are not tensors of the model")
     for name in sorted(names):
         shape = tuple(stored.get_slice(name).get_shape())
         if shape != tuple(wanted[name].shape):

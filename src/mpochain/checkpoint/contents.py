@@ -1,0 +1,119 @@
+"""What a checkpoint holds, from its configuration and the header of its tensors; no tensor is read."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+
+import safetensors
+
+from mpochain.checkpoint.configuration import CONFIG, digest, read_configuration
+from mpochain.errors import CheckpointError, MPOError
+from mpochain.nn.structure import form_of, skeleton
+
+__all__ = ["Contents", "StoredLayer", "contents"]
+
+_BYTES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "I64": 8, "I32": 4, "I16": 2, "I8": 1, "U8": 1, "BOOL": 1}
+
+
+@dataclass(frozen=True)
+class StoredLayer:
+    """A compressed layer.
+
+    Attributes:
+        name: in the model.
+        shape: ``(out_features, in_features)``.
+        form: as text.
+        parameters: floating-point numbers that stand for its weight.
+        bytes: of all that stands for it.
+    """
+
+    name: str
+    shape: tuple[int, int]
+    form: str
+    parameters: int
+    bytes: int
+
+
+@dataclass(frozen=True)
+class Contents:
+    """A checkpoint.
+
+    Attributes:
+        model: name of the class; None for one that is not of transformers.
+        layers: compressed ones.
+        parameters: floating-point numbers of the whole model, tied ones once.
+        bytes: of all tensors.
+        dtypes: of the tensors, in the words of safetensors.
+        intact: whether the tensors have the hash that the configuration names.
+    """
+
+    model: str | None
+    layers: tuple[StoredLayer, ...]
+    parameters: int
+    bytes: int
+    dtypes: tuple[str, ...]
+    intact: bool
+
+    @property
+    def dense_parameters(self) -> int:
+        """Of the model if its layers were dense."""
+        return self.parameters + sum(layer.shape[0] * layer.shape[1] - layer.parameters for layer in self.layers)
+
+
+def contents(folder: Path | str) -> Contents:
+    """Look into a checkpoint.
+
+    Args:
+        folder: written by :func:`mpochain.save`.
+
+    Raises:
+        CheckpointError: a file that is missing, damaged or of another version.
+
+    Example:
+        >>> from mpochain.checkpoint import save
+        >>> from mpochain.nn import MPOLinear
+        >>> from tempfile import TemporaryDirectory
+        >>> from torch import nn
+        >>> with TemporaryDirectory() as folder:
+        ...     found = contents(save(nn.Sequential(MPOLinear(8, 6, max_bond=2, bias=False)), folder))
+        >>> found.layers[0].name, found.layers[0].shape, found.parameters == found.layers[0].parameters
+        ('0', (6, 8), True)
+    """
+    folder = Path(folder)
+    config = read_configuration(folder / CONFIG)
+    file = folder / config.tensors
+    held: dict[str, tuple[str, int]] = {}
+    try:
+        with safetensors.safe_open(file, framework="pt") as stored:
+            for name in stored.keys():  # noqa: SIM118  # no mapping
+                part = stored.get_slice(name)
+                held[name] = part.get_dtype(), math.prod(part.get_shape())
+        intact = digest(file) == config.sha256
+    except (safetensors.SafetensorError, OSError) as error:
+        raise CheckpointError(f"{file} cannot be read: {error}") from error
+
+    def total(names: list[str]) -> tuple[int, int]:
+        found = [held[name] for name in names]
+        floats = sum(count for dtype, count in found if "F" in dtype)
+        return floats, sum(count * _BYTES.get(dtype, 4) for dtype, count in found)
+
+    layers = []
+    for name, description in config.layers.items():
+        try:
+            layer = skeleton(description, None, f"layers.{name}")
+        except MPOError as error:
+            raise CheckpointError(f"{folder / CONFIG}: {error}") from error
+        parameters, size = total([key for key in held if key.startswith(f"{name}.") and not key.endswith(".bias")])
+        shape = (layer.out_features, layer.in_features)
+        layers.append(StoredLayer(name, shape, form_of(layer), parameters, size))
+    parameters, size = total(list(held))
+    return Contents(
+        config.model.name if config.model is not None else None,
+        tuple(layers),
+        parameters,
+        size,
+        tuple(sorted({dtype for dtype, _ in held.values()})),
+        intact,
+    )

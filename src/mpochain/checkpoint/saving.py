@@ -1,0 +1,92 @@
+"""Writing a checkpoint: tensors first, under a name made of their hash, then the configuration that names them."""
+
+from __future__ import annotations
+
+import json
+import secrets
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from mpochain.atomic import require_writable, write_bytes
+from mpochain.checkpoint.configuration import CONFIG, TENSORS, VERSION, digest
+from mpochain.errors import OutputError
+from mpochain.nn.structure import describe
+
+__all__ = ["save"]
+
+
+def save(model: nn.Module, folder: Path | str) -> Path:
+    """Write a model with its compressed layers into a folder; an older one there is replaced.
+
+    Args:
+        model: of any kind; one of transformers is kept with its configuration, so that it can be loaded by name.
+        folder: made if needed.
+
+    Returns:
+        The folder.
+
+    Raises:
+        OutputError: it cannot be written.
+
+    Example:
+        >>> from mpochain.nn import MPOLinear
+        >>> from tempfile import TemporaryDirectory
+        >>> model = nn.Sequential(MPOLinear(8, 8, max_bond=2), nn.ReLU())
+        >>> with TemporaryDirectory() as folder:
+        ...     sorted(file.suffix for file in save(model, folder).iterdir())
+        ['.json', '.safetensors']
+    """
+    folder = require_writable(Path(folder))
+    tensors, tied = _tensors(model)
+    partial = folder / f".model.{secrets.token_hex(4)}"
+    try:
+        try:
+            save_file({name: value.contiguous() for name, value in tensors.items()}, partial)
+            sha256 = digest(partial)
+            name = f"model-{sha256[:16]}.safetensors"
+            partial.replace(folder / name)
+        finally:
+            partial.unlink(missing_ok=True)
+    except OSError as error:
+        raise OutputError(f"cannot write {folder}: {error.strerror or error}") from error
+    layers = {key: found for key, layer in model.named_modules() if (found := describe(layer)) is not None}
+    config = {
+        "format": "mpochain",
+        "version": VERSION,
+        "tensors": name,
+        "sha256": sha256,
+        "layers": layers,
+        "tied": tied,
+        "model": _hugging_face(model),
+    }
+    write_bytes(folder / CONFIG, (json.dumps(config, indent=1) + "\n").encode())
+    for old in folder.iterdir():
+        if TENSORS.fullmatch(old.name) and old.name != name:
+            old.unlink()
+    return folder
+
+
+def _tensors(model: nn.Module) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Every tensor once, and which other names each of them has."""
+    first: dict[tuple[int, torch.Size, tuple[int, ...], torch.dtype], str] = {}
+    tensors: dict[str, Tensor] = {}
+    tied: dict[str, str] = {}
+    for name, value in model.state_dict().items():
+        place = (value.data_ptr(), value.shape, value.stride(), value.dtype)
+        if value.numel() and place in first:
+            tied[name] = first[place]
+        else:
+            first[place] = name
+            tensors[name] = value
+    return tensors, tied
+
+
+def _hugging_face(model: nn.Module) -> dict[str, Any] | None:
+    config: Any = getattr(model, "config", None)
+    if not type(model).__module__.startswith("transformers.") or not hasattr(config, "to_json_string"):
+        return None
+    return {"library": "transformers", "name": type(model).__name__, "config": json.loads(config.to_json_string(False))}

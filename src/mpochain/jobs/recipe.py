@@ -1,0 +1,188 @@
+"""What is to be done to a model, as a file that its reader can check at a glance and a program before any work."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+
+from mpochain.errors import RecipeError
+
+__all__ = ["Calibration", "Evaluation", "Recipe", "read_recipe"]
+
+_LONGEST = 1 << 20
+_DEEPEST = 20
+
+Count = Annotated[int, Field(ge=1, strict=True)]
+Window = Annotated[int, Field(ge=2, strict=True)]
+Number = Annotated[float, Field(allow_inf_nan=False)]
+
+
+def _no_number(value: object) -> object:
+    # YAML reads `model: 7` as a number, and a path is never meant by one.
+    if not isinstance(value, str | Path):
+        raise ValueError("give a path")  # pydantic takes no TypeError
+    return value
+
+
+File = Annotated[Path, BeforeValidator(_no_number)]
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Calibration(_Strict):
+    """Text that shows what the layers see.
+
+    Attributes:
+        text: UTF-8 file.
+        window: tokens of a window.
+        windows: how many, evenly spread over the text.
+    """
+
+    text: File
+    window: Window = 512
+    windows: Count = 24
+
+
+class Evaluation(_Strict):
+    """Text that tells how good a model is; never one it is calibrated or healed on.
+
+    Attributes:
+        text: UTF-8 file.
+        window: tokens of a window.
+        windows: how many, evenly spread over the text; all of it if not given.
+        stride: tokens from one window to the next; a window if not given.
+    """
+
+    text: File
+    window: Window = 512
+    windows: Count | None = None
+    stride: Count | None = None
+
+
+class Recipe(_Strict):
+    """Everything that decides what comes out.
+
+    Attributes:
+        model: folder, ``.gguf`` file, or name on the Hugging Face hub.
+        dtype: element type to work in; ``"auto"`` for what is stored.
+        budget: share of the layers' parameters that may be left, such as 0.6 or "60%", or bytes, as "200MB".
+        method: how layers are made smaller.
+        targets: layers by name, ``re:`` pattern or class; all linear layers if not given.
+        ignore: layers to leave out.
+        seed: of what is drawn.
+        calibration: see :class:`Calibration`.
+        evaluation: see :class:`Evaluation`; nothing is evaluated without it.
+    """
+
+    model: Annotated[str, Field(min_length=1)]
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    budget: Number | str | None = None
+    method: str = "interpolative"
+    targets: tuple[str, ...] | None = None
+    ignore: tuple[str, ...] = ()
+    seed: Annotated[int, Field(ge=0, lt=1 << 63, strict=True)] = 0
+    calibration: Calibration | None = None
+    evaluation: Evaluation | None = None
+
+
+class _Loader(yaml.SafeLoader):  # type: ignore[misc]  # yaml has no types
+    """Plain data only: no aliases, by which a short file becomes an endless one, and no key twice."""
+
+    depth = 0
+
+    def compose_node(self, parent: Any, index: Any) -> Any:
+        if self.check_event(yaml.AliasEvent):
+            event = self.peek_event()
+            raise yaml.composer.ComposerError(None, None, "aliases are not used in recipes", event.start_mark)
+        if self.depth >= _DEEPEST:
+            raise yaml.composer.ComposerError(None, None, "it is nested too deeply", self.peek_event().start_mark)
+        self.depth += 1
+        try:
+            return super().compose_node(parent, index)
+        finally:
+            self.depth -= 1
+
+    def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
+        seen = set()
+        for key, _ in node.value:
+            if not isinstance(key, yaml.ScalarNode):
+                raise yaml.constructor.ConstructorError(None, None, "a name must be a word", key.start_mark)
+            if key.value in seen:
+                raise yaml.constructor.ConstructorError(None, None, f"{key.value!r} is there twice", key.start_mark)
+            seen.add(key.value)
+        return super().construct_mapping(node, deep)
+
+
+def read_recipe(file: Path | None, flags: Mapping[str, Any] | None = None) -> Recipe:
+    """A recipe from a YAML file, with what was said on the command line in place of what the file says.
+
+    Args:
+        file: its paths go from its own folder; None if everything is in ``flags``.
+        flags: nested like the file; ``None`` for what was not said.
+
+    Raises:
+        RecipeError: a file that is no recipe, or a wrong value, naming the field.
+
+    Example:
+        >>> flags = {"model": "small", "budget": "60%", "calibration": {"text": "a.txt", "window": None}}
+        >>> recipe = read_recipe(None, flags)
+        >>> recipe.budget, recipe.calibration.window
+        ('60%', 512)
+    """
+    data = _read(file) if file is not None else {}
+    if file is not None:
+        _resolve(data, file.parent)
+    _override(data, flags or {})
+    label = str(file) if file is not None else "command line"
+    if "model" not in data:
+        raise RecipeError(f"{label}: no model is named; give a folder, a .gguf file, or a name on the Hugging Face hub")
+    try:
+        return Recipe.model_validate(data)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(each) for each in first["loc"])
+        known = " (not a field of recipes)" if first["type"] == "extra_forbidden" else ""
+        raise RecipeError(f"{label}: {where}: {first['msg']}{known}") from error
+
+
+def _read(file: Path) -> dict[str, Any]:
+    try:
+        if file.stat().st_size > _LONGEST:
+            raise RecipeError(f"{file} is larger than {_LONGEST >> 20} MiB, which no recipe is")
+        data = yaml.load(file.read_text(encoding="utf-8"), Loader=_Loader)  # a safe one
+    except (OSError, UnicodeDecodeError) as error:
+        raise RecipeError(f"cannot read the recipe {file}: {error}") from error
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        raise RecipeError(f"{file} is no recipe: {' '.join(str(error).split())}") from error
+    if not isinstance(data, dict) or not all(isinstance(key, str) for key in data):
+        raise RecipeError(f"{file} is no recipe: expected names with values, as in 'model: folder'")
+    return data
+
+
+def _resolve(data: dict[str, Any], folder: Path) -> None:
+    """Paths of a recipe go from its own folder, so that it means the same wherever it is run from."""
+    for part in ("calibration", "evaluation"):
+        section = data.get(part)
+        if isinstance(section, dict) and isinstance(section.get("text"), str):
+            section["text"] = str(folder / section["text"])
+    # Otherwise it is a name on the hub.
+    if isinstance(data.get("model"), str) and (folder / data["model"]).exists():
+        data["model"] = str(folder / data["model"])
+
+
+def _override(data: dict[str, Any], flags: Mapping[str, Any]) -> None:
+    for key, value in flags.items():
+        if isinstance(value, Mapping):
+            said = {name: each for name, each in value.items() if each is not None}
+            if said:
+                section = data.setdefault(key, {})
+                if isinstance(section, dict):
+                    section.update(said)
+        elif value is not None:
+            data[key] = value

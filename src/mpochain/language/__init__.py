@@ -1,0 +1,19 @@
+"""Language models: reading one, its text as windows of tokens, what it predicts, and how fast it runs."""
+
+from mpochain.language.perplexity import Perplexity, perplexity
+from mpochain.language.source import LanguageModel, load_language_model, save_dense, save_language_model
+from mpochain.language.speed import Speed, compare_speed
+from mpochain.language.text import read_tokens, windows
+
+__all__ = [
+    "LanguageModel",
+    "Perplexity",
+    "Speed",
+    "compare_speed",
+    "load_language_model",
+    "perplexity",
+    "read_tokens",
+    "save_dense",
+    "save_language_model",
+    "windows",
+]

@@ -1,0 +1,171 @@
+"""Language models: text to windows, perplexity, reading and writing."""
+
+from __future__ import annotations
+
+import itertools
+import math
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from texts import prose
+from tiny import write_model
+from torch import nn
+
+import mpochain as mpo
+from mpochain import MPOError
+from mpochain.language import (
+    compare_speed,
+    load_language_model,
+    perplexity,
+    read_tokens,
+    save_dense,
+    save_language_model,
+    windows,
+)
+from mpochain.language.text import starts
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return write_model(tmp_path_factory.mktemp("model"))
+
+
+@pytest.fixture
+def text(tmp_path):
+    path = tmp_path / "text.txt"
+    path.write_text(prose(3000, seed=1), encoding="utf-8")
+    return path
+
+
+@given(st.integers(2, 200), st.integers(2, 30), st.integers(1, 20), st.integers(1, 30))
+def test_windows_lie_within_the_text_and_apart(total, window, count, stride):
+    every = 1 + (total - window) // window if total >= window else 0
+    if every < count:
+        with pytest.raises(MPOError, match="tokens has"):
+            starts(total, window, count)
+        return
+    found = starts(total, window, count)
+    assert len(found) == count
+    assert found[0] == 0
+    assert found[-1] + window <= total
+    assert all(later - earlier >= window for earlier, later in itertools.pairwise(found))
+    overlapping = starts(total, window, None, stride)
+    assert overlapping == list(range(0, total - window + 1, stride))
+
+
+def test_tokens_are_those_of_the_whole_file(folder, text):
+    tokenizer = load_language_model(folder).tokenizer
+    tokens = read_tokens(text, tokenizer)
+    assert tokens.dtype == torch.long
+    assert len(tokens) > 500  # longer than the model reads at once, without a warning
+    assert tokenizer.decode(tokens[:4]).split() == prose(100, seed=1).replace(".", " .").split()[:4]
+    assert [each.shape for each in windows(tokens, 16, 3)] == [(1, 16)] * 3
+
+
+@pytest.mark.parametrize("content", [None, b"", b"\xff\xfe\xff"])
+def test_a_text_that_is_none(folder, tmp_path, content):
+    file = tmp_path / "text.txt"
+    if content is not None:
+        file.write_bytes(content)
+    with pytest.raises(MPOError, match=str(file)):
+        read_tokens(file, load_language_model(folder).tokenizer)
+
+
+class Bigram(nn.Module):
+    """Predicts by the last token alone, and counts how often it was called."""
+
+    def __init__(self, size):
+        super().__init__()
+        self.table = nn.Parameter(torch.randn(size, size, generator=torch.Generator().manual_seed(0)))
+        self.calls = 0
+
+    def forward(self, tokens):
+        self.calls += 1
+        return self.table[tokens]
+
+
+def test_perplexity_is_that_of_its_definition():
+    tokens = torch.randint(7, (50,), generator=torch.Generator().manual_seed(1))
+    model = Bigram(7)
+    logs = model.table.detach().log_softmax(-1)
+
+    def mean(pairs):
+        return -sum(float(logs[tokens[k - 1], tokens[k]]) for k in pairs) / len(pairs)
+
+    # Five windows of ten: the first token of each does not count.
+    found = perplexity(model, tokens, window=10)
+    assert (found.tokens, found.windows, found.stride, model.calls) == (45, 5, 10, 5)
+    assert found.loss == pytest.approx(mean([k for k in range(50) if k % 10]), rel=1e-6)
+    assert found.perplexity == pytest.approx(math.exp(found.loss))
+    # With overlap every token but the first counts once.
+    overlapping = perplexity(model, tokens, window=10, stride=4)
+    assert overlapping.tokens == 49
+    assert overlapping.loss == pytest.approx(mean(range(1, 50)), rel=1e-6)
+    spread = perplexity(model, tokens, window=10, count=2)
+    assert spread.loss == pytest.approx(mean([*range(1, 10), *range(21, 30)]), rel=1e-6)
+
+
+def test_perplexity_leaves_the_model_as_it_was_and_counts():
+    model = Bigram(5).train()
+    told = []
+    perplexity(model, torch.arange(5).repeat(4), window=5, progress=lambda *each: told.append(each))
+    assert model.training
+    assert told == [(1, 4), (2, 4), (3, 4), (4, 4)]
+
+
+def test_perplexity_refuses(folder):
+    model = Bigram(5)
+    tokens = torch.arange(5).repeat(4)
+    for arguments, message in (
+        ({"window": 21}, "no window of 21"),
+        ({"window": 5, "stride": 6}, "stride must be from 1 to the window"),
+        ({"window": 5, "count": 5}, "has 4 windows of 5, not 5"),
+    ):
+        with pytest.raises(MPOError, match=message):
+            perplexity(model, tokens, **arguments)
+    with pytest.raises(MPOError, match="one row of tokens"):
+        perplexity(model, tokens[None], window=5)
+    with pytest.raises(MPOError, match="longer than the 64 that the model can read"):
+        perplexity(load_language_model(folder).model, torch.zeros(100, dtype=torch.long), window=65)
+    model.table.data[0, 0] = math.nan
+    with pytest.raises(MPOError, match="NaN"):
+        perplexity(model, tokens, window=5)
+
+
+def test_compressed_and_dense_folders(folder, tmp_path, text):
+    language = load_language_model(folder)
+    tokens = read_tokens(text, language.tokenizer)
+    mpo.compress(language.model, 0.7, calibration=windows(tokens, 32, 4))
+    x = tokens[None, :20]
+    expected = language.model(x).logits
+    small = save_language_model(language, tmp_path / "small")
+    again = load_language_model(small)
+    assert torch.equal(again.model(x).logits, expected)
+    assert torch.equal(read_tokens(text, again.tokenizer), tokens)
+    assert load_language_model(small, dtype="bfloat16").model.dtype == torch.bfloat16
+    with pytest.raises(MPOError, match="holds a compressed model"):
+        save_dense(again, small)
+    plain = load_language_model(save_dense(again, tmp_path / "dense"))
+    assert not any(isinstance(each, mpo.InterpolativeLinear) for each in plain.model.modules())
+    torch.testing.assert_close(plain.model(x).logits, expected, rtol=1e-4, atol=1e-4)
+
+
+def test_a_model_that_is_none(tmp_path):
+    with pytest.raises(MPOError, match="cannot read a language model"):
+        load_language_model(tmp_path)
+    with pytest.raises(MPOError, match="cannot read a language model"):
+        load_language_model(tmp_path / "none.gguf")
+    with pytest.raises(MPOError, match="dtype must be"):
+        load_language_model(tmp_path, dtype="float8")
+
+
+def test_speed_is_that_of_each(folder):
+    models = {name: load_language_model(folder).model for name in ("one", "other")}
+    prompt = torch.zeros(1, 20, dtype=torch.long)
+    found = compare_speed(models, prompt, rounds=2, written=2)
+    assert set(found) == {"one", "other"}
+    assert all(each.prefill > 0 and each.decode > 0 and each.prompt == 20 for each in found.values())
+    with pytest.raises(MPOError, match="at least one round"):
+        compare_speed(models, prompt, rounds=0)
