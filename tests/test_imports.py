@@ -48,6 +48,7 @@ ALLOWED = {
         "compression",
         "checkpoint",
         "picogpt",
+        "train",
     },
 }
 TORCH = {"checkpoint", "execute", "nn", "train", "compression", "picogpt", "cli"}
