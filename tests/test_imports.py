@@ -50,6 +50,7 @@ ALLOWED = {
         "compression",
         "checkpoint",
         "picogpt",
+        "train",
     },
 }
 TORCH = {"checkpoint", "execute", "nn", "train", "compression", "language", "jobs", "picogpt", "cli"}

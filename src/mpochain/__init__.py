@@ -19,12 +19,14 @@ if TYPE_CHECKING:
     from mpochain.checkpoint import load, save
     from mpochain.compression import compress
     from mpochain.nn import InterpolativeLinear, MPOLinear, set_execution, to_dense
+    from mpochain.train import FinetuneConfig, finetune
 
 __version__ = "0.1.0"
 
 __all__ = [
     "ChainSpec",
     "ContractionPlan",
+    "FinetuneConfig",
     "InterpolativeLinear",
     "MPOChain",
     "MPOError",
@@ -34,6 +36,7 @@ __all__ = [
     "decompose",
     "decompose_terms",
     "errors",
+    "finetune",
     "load",
     "plan",
     "save",
@@ -43,9 +46,11 @@ __all__ = [
 ]
 
 _NEEDS_TORCH = {
+    "FinetuneConfig": "mpochain.train",
     "InterpolativeLinear": "mpochain.nn",
     "MPOLinear": "mpochain.nn",
     "compress": "mpochain.compression",
+    "finetune": "mpochain.train",
     "load": "mpochain.checkpoint",
     "save": "mpochain.checkpoint",
     "set_execution": "mpochain.nn",

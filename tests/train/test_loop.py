@@ -26,7 +26,7 @@ def model(bond=2):
     return nn.Sequential(MPOLinear(8, 8, max_bond=bond), nn.ReLU(), nn.Linear(8, 3))
 
 
-def sample(generator):
+def sample(generator, step):
     x = torch.randn(4, 8, generator=generator)
     return x, x[:, :3].argmax(-1)
 

@@ -127,7 +127,8 @@ class InterpolativeLinear(nn.Module):
         kept = F.linear(x, self.rows)
         others = F.linear(kept, self.coefficients)
         y = torch.cat([kept, others], dim=-1).index_select(-1, self.place)
-        return y if self.bias is None else y + self.bias
+        # In the type of the product, as nn.Linear has it under autocast.
+        return y if self.bias is None else y + self.bias.to(y.dtype)
 
     def extra_repr(self) -> str:
         """Features, rank and bias, for ``print(layer)``."""

@@ -58,7 +58,7 @@ def train_picogpt(
     tokens = corpus.train
     offsets = torch.arange(model.context + 1)
 
-    def sample(generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    def sample(generator: torch.Generator, _step: int) -> tuple[Tensor, Tensor]:
         starts = torch.randint(tokens.numel() - model.context, (config.batch_size, 1), generator=generator)
         windows = tokens[starts + offsets].long()
         return windows[:, :-1], windows[:, 1:]

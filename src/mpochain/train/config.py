@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import math
-from typing import Annotated
+from typing import Annotated, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-__all__ = ["TrainConfig", "learning_rate"]
+__all__ = ["FinetuneConfig", "TrainConfig", "learning_rate"]
 
 Fraction = Annotated[float, Field(ge=0.0, lt=1.0)]
 
@@ -47,6 +47,61 @@ class TrainConfig(BaseModel):
     seed: int = 42
     evaluate_every: Annotated[int, Field(ge=0)] = 0
     checkpoint_every: Annotated[int, Field(ge=1)] = 100
+
+
+class FinetuneConfig(TrainConfig):
+    """What healing adds to a training run; other defaults where weights start out trained.
+
+    Attributes:
+        batch_size: windows per optimiser step, however they are split; see ``accumulate``.
+        accumulate: parts that each batch is split into, one after the other; divides ``batch_size``. The mean over all
+            tokens is the same, the memory that activations and logits take falls.
+        distillation: share ``w`` of the divergence from the teacher in ``(1 - w) CE + w KL``, in ``[0, 1]``; None for
+            1 with a teacher and 0 without one.
+        temperature: ``T`` of both softmaxes of the divergence, which is multiplied by ``T^2``.
+        hidden: weight of the error of hidden states, added to the other losses; 0 for none.
+        hidden_layers: modules whose outputs are compared, by the name that model and teacher have for them.
+        autocast: element type of the matrix products; parameters and losses stay float32. None for the model's own.
+        gradient_checkpointing: compute the activations of each block again in the backward pass in place of keeping
+            them; for models with ``gradient_checkpointing_enable``, as those of transformers have.
+        core_rates: whether cores learn at rates by their fan-in, see :func:`mpochain.nn.learning_rate_scales`.
+        trainable: ``"all"``, or ``"compressed"``: the parameters of compressed layers, and vectors such as biases and
+            the weights of norms, which are few. Embeddings and layers that stayed dense then stay as they are.
+
+    Raises:
+        pydantic.ValidationError: a value out of range, an unknown name, or values that do not fit each other (also a
+            ValueError).
+
+    Example:
+        >>> FinetuneConfig(steps=20, warmup_steps=5, batch_size=8, accumulate=4).temperature
+        1.0
+    """
+
+    steps: Annotated[int, Field(ge=1)] = 100
+    batch_size: Annotated[int, Field(ge=1)] = 4
+    learning_rate: Annotated[float, Field(gt=0.0)] = 1e-4
+    weight_decay: Annotated[float, Field(ge=0.0)] = 0.0
+    warmup_steps: Annotated[int, Field(ge=0)] = 5
+    checkpoint_every: Annotated[int, Field(ge=1)] = 20
+    accumulate: Annotated[int, Field(ge=1)] = 1
+    distillation: Annotated[float, Field(ge=0.0, le=1.0)] | None = None
+    temperature: Annotated[float, Field(gt=0.0, allow_inf_nan=False)] = 1.0
+    hidden: Annotated[float, Field(ge=0.0, allow_inf_nan=False)] = 0.0
+    hidden_layers: tuple[str, ...] = ()
+    autocast: Literal["bfloat16"] | None = None
+    gradient_checkpointing: bool = False
+    core_rates: bool = False
+    trainable: Literal["all", "compressed"] = "all"
+
+    @model_validator(mode="after")
+    def _fit(self) -> Self:
+        if self.batch_size % self.accumulate:
+            raise ValueError(f"accumulate={self.accumulate} does not divide batch_size={self.batch_size}")
+        if self.warmup_steps > self.steps:
+            raise ValueError(f"warmup_steps={self.warmup_steps} is over steps={self.steps}; the peak is never reached")
+        if (self.hidden > 0) != bool(self.hidden_layers):
+            raise ValueError(f"hidden={self.hidden} and hidden_layers={self.hidden_layers} go together; give both")
+        return self
 
 
 def learning_rate(config: TrainConfig, step: int) -> float:

@@ -2,30 +2,31 @@
 
 from __future__ import annotations
 
+import math
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from pydantic import TypeAdapter, ValidationError
 from torch import Tensor, nn
 
 from mpochain.atomic import require_writable
-from mpochain.errors import CheckpointError, SpecError
+from mpochain.errors import CheckpointError, NonFiniteError
 from mpochain.train.config import TrainConfig, learning_rate
+from mpochain.train.groups import scaled_groups
 from mpochain.train.progress import TrainingProgress
 from mpochain.train.state import load_state, read_record, save_state
 
 __all__ = ["CurvePoint", "TrainResult", "train"]
 
-Batch = tuple[Tensor, Tensor]
-Loss = Callable[[nn.Module, Batch], Tensor]
+Batch = TypeVar("Batch")
 
 
 @dataclass(frozen=True)
@@ -90,12 +91,31 @@ def _interrupt_between_steps() -> Iterator[Callable[[], bool]]:
         signal.signal(signal.SIGINT, before)
 
 
+@contextmanager
+def _seeded(model: nn.Module, seed: int, step: int) -> Iterator[None]:
+    """Dropout drawn from seed and step alone: a resumed run draws what the whole one does. Put back afterwards."""
+    devices = sorted({each.device.index or 0 for each in model.parameters() if each.device.type == "cuda"})
+    with torch.random.fork_rng(devices=devices):
+        torch.manual_seed((seed * 1_000_003 + step) % (1 << 63))
+        yield
+
+
+def _whole(batch: Batch) -> Iterable[tuple[Batch, float]]:
+    return [(batch, 1.0)]
+
+
+def _targets(batch: Any) -> int:
+    return int(batch[1].numel())
+
+
 def train(
     model: nn.Module,
-    sample: Callable[[torch.Generator], Batch],
-    loss: Loss,
+    sample: Callable[[torch.Generator, int], Batch],
+    loss: Callable[[nn.Module, Batch], Tensor],
     config: TrainConfig,
     *,
+    parts: Callable[[Batch], Iterable[tuple[Batch, float]]] = _whole,
+    tokens: Callable[[Batch], int] = _targets,
     scales: Mapping[str, float] | None = None,
     evaluate: Callable[[], dict[str, float]] | None = None,
     checkpoint: Path | None = None,
@@ -106,9 +126,12 @@ def train(
 
     Args:
         model: trained on the device it is on.
-        sample: draws a batch ``(inputs, targets)`` from a generator; the only source of randomness of the loop.
+        sample: draws a batch from a generator, for the step of this number (0-based). What layers draw, such as
+            dropout, depends on the seed and the step, and leaves torch's own generators as they were.
         loss: mean loss per token of a batch, differentiable.
         config: see :class:`TrainConfig`.
+        parts: splits a batch into pieces that fit into memory, each with its share of the tokens; their gradients add.
+        tokens: number of tokens of a batch that have a target; by default batches are ``(inputs, targets)``.
         scales: factors of the learning rate by parameter name, 1 for those that are not named.
         evaluate: called every ``config.evaluate_every`` steps and at the end; its time is not counted as training.
         checkpoint: file to keep the state in; if it exists the run goes on from there, to the bit.
@@ -119,11 +142,13 @@ def train(
     Raises:
         CheckpointError: the checkpoint is damaged, or of another model, configuration or identity.
         SpecError: a scale for a parameter that the model has not.
+        NonFiniteError: a loss or gradient that is NaN or infinite, before the step is taken: parameters and checkpoint
+            are those of the steps before.
         OutputError: the checkpoint's folder cannot be written, found before the first step.
         KeyboardInterrupt: after Ctrl-C, once the running step is done and the checkpoint written.
     """
     optimizer = torch.optim.AdamW(
-        _groups(model, scales or {}),
+        scaled_groups(model, scales or {}),
         lr=config.learning_rate,
         betas=config.betas,
         weight_decay=config.weight_decay,
@@ -152,27 +177,39 @@ def train(
         result.curve.append(CurvePoint(result.steps, sum(since) / len(since), metrics))
 
     model.train()
-    tokens = config.batch_size  # replaced by the true count as soon as a batch is seen
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    optimizer.zero_grad(set_to_none=True)  # of whatever was done before
     progress: TrainingProgress | None = None
     with _interrupt_between_steps() as interrupted:
         try:
             while result.steps < config.steps:
                 began = time.perf_counter()
-                inputs, targets = sample(generator)
+                batch = sample(generator, result.steps)
+                count = tokens(batch)
                 if progress is None:
-                    tokens = targets.numel()
-                    progress = TrainingProgress(label, config.steps, start=result.steps, tokens_per_step=tokens)
+                    progress = TrainingProgress(label, config.steps, start=result.steps, tokens_per_step=count)
                     progress.__enter__()
                 for group in optimizer.param_groups:
                     group["lr"] = learning_rate(config, result.steps) * group["scale"]
-                value = loss(model, (inputs, targets))
-                value.backward()
-                torch.nn.utils.clip_grad_norm_(model.parameters(), config.clip_norm)
+                value = 0.0
+                with _seeded(model, config.seed, result.steps):
+                    for part, share in parts(batch):
+                        scaled = loss(model, part) * share
+                        scaled.backward()
+                        value += scaled.item()
+                        del scaled  # its graph, before the next one is made
+                norm = torch.nn.utils.clip_grad_norm_(trained, config.clip_norm).item()
+                if not (math.isfinite(value) and math.isfinite(norm)):
+                    raise NonFiniteError(
+                        f"step {result.steps + 1}: the loss is {value} and its gradient of norm {norm}; the parameters "
+                        f"are those of step {result.steps}. A lower learning rate, more warm-up, or data without what "
+                        "this batch holds may help"
+                    )
                 optimizer.step()
                 optimizer.zero_grad(set_to_none=True)
-                result.losses.append(value.item())
+                result.losses.append(value)
                 result.steps += 1
-                result.tokens += tokens
+                result.tokens += count
                 result.seconds += time.perf_counter() - began
                 progress.update(result.steps, result.losses[-1])
                 last = result.steps == config.steps
@@ -183,22 +220,10 @@ def train(
                 if interrupted():
                     raise KeyboardInterrupt
         finally:
+            optimizer.zero_grad(set_to_none=True)
             if progress is not None:
                 progress.__exit__(None, None, None)
     return result
-
-
-def _groups(model: nn.Module, scales: Mapping[str, float]) -> list[dict[str, Any]]:
-    """The trainable parameters, one group for each factor of the learning rate."""
-    groups: dict[float, list[nn.Parameter]] = {}
-    unknown = dict(scales)
-    for name, parameter in model.named_parameters():
-        scale = unknown.pop(name, 1.0)
-        if parameter.requires_grad:
-            groups.setdefault(scale, []).append(parameter)
-    if unknown:
-        raise SpecError(f"the model has no parameters {sorted(unknown)[:3]}; scales go by the names of the model")
-    return [{"params": parameters, "scale": scale} for scale, parameters in groups.items()]
 
 
 def _restore(checkpoint: Path, record: dict[str, Any], setting: dict[str, Any]) -> TrainResult:

@@ -1,0 +1,257 @@
+"""Healing: a compressed language model learns again what compression took from it."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, nullcontext
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from mpochain.errors import DTypeError, ShapeError, SpecError
+from mpochain.nn import InterpolativeLinear, MPOLinear, learning_rate_scales
+from mpochain.train.config import FinetuneConfig
+from mpochain.train.distillation import captured, distillation_loss, hidden_loss, logits_of
+from mpochain.train.loop import TrainResult, train
+from mpochain.train.windows import Windows
+
+__all__ = ["finetune"]
+
+
+def finetune(
+    model: nn.Module,
+    batches: Tensor | Mapping[str, Any] | Sequence[Any],
+    *,
+    config: FinetuneConfig | None = None,
+    teacher: nn.Module | None = None,
+    evaluate: Callable[[], dict[str, float]] | None = None,
+    checkpoint: Path | str | None = None,
+    label: str = "healing",
+) -> TrainResult:
+    """Train a compressed language model in place, toward its text, its dense teacher, or both.
+
+    Every position predicts the token after it, so labels are the tokens shifted by one: they need not be given, and
+    given ones (``labels``, with the positions of ``input_ids``) are shifted too, as models of transformers do. Labels
+    of -100 and padding (``attention_mask`` 0, where no labels are given) count for no loss. Each epoch goes through all
+    windows once, in an order drawn from ``config.seed``. Dropout is on while training.
+
+    Modes, ``requires_grad``, ``use_cache`` and gradient checkpointing of both models are afterwards as before.
+
+    Args:
+        model: any module from tokens ``(n, length)`` to logits ``(n, length, V)``, or to an output with ``.logits``;
+            its trainable parameters are float32 or float64. Trained on the device it is on.
+        batches: windows of equal length: integers ``(n, length)``; or a list of such, or of single windows
+            ``(length,)``; or mappings of named arguments, ``input_ids`` among them, or a list of these.
+        config: see :class:`mpochain.train.FinetuneConfig`.
+        teacher: the dense original, a copy made before ``model`` was compressed, on the same device. Its parameters do
+            not change.
+        evaluate: called with the model in evaluation mode, every ``config.evaluate_every`` steps and at the end; its
+            numbers are in the result's curve.
+        checkpoint: file to keep the state of the run in; if it exists the run goes on from there, to the bit.
+        label: shown with the progress.
+
+    Returns:
+        Losses, evaluations, tokens and seconds.
+
+    Raises:
+        SpecError: no batches, tokens outside of the vocabulary, a batch larger than the data, nothing to train, a
+            teacher that is the model itself, or one that is asked for and missing or given and not used.
+        ShapeError: windows of different lengths or too long for the model, or a teacher of another vocabulary.
+        DTypeError: tokens that are no integers, or parameters too narrow to be trained.
+        NonFiniteError: a loss that is NaN or infinite, naming the step, before it is taken.
+        CheckpointError: the checkpoint is damaged, or of another model, teacher, configuration or data.
+        OutputError: its folder cannot be written.
+
+    Example:
+        >>> model = nn.Sequential(nn.Embedding(11, 8), MPOLinear(8, 11, max_bond=2))
+        >>> windows = torch.arange(44).view(4, 11) % 11
+        >>> config = FinetuneConfig(steps=30, batch_size=2, learning_rate=0.1)
+        >>> result = finetune(model, windows, config=config)
+        >>> result.tokens, result.losses[-1] < result.losses[0]
+        (600, True)
+    """
+    config = config or FinetuneConfig()
+    weight = config.distillation if config.distillation is not None else float(teacher is not None)
+    config = config.model_copy(update={"distillation": weight})
+    _check_models(model, teacher, config)
+    windows = Windows.of(batches)
+    if config.batch_size > len(windows):
+        raise SpecError(f"batch_size={config.batch_size} is over the {len(windows)} windows; give more, or lower it")
+    device = next(model.parameters()).device
+
+    def loss(model: nn.Module, part: Windows) -> Tensor:
+        with _autocast(device, config):
+            theirs, aims = _asked(teacher, part, config.hidden_layers)
+            with captured(model, config.hidden_layers) as states:
+                logits = logits_of(part.run(model))
+        value = distillation_loss(logits, part.labels, theirs, weight=weight, temperature=config.temperature)
+        if aims:
+            errors = [hidden_loss(states[name], aim, part.labels) for name, aim in aims.items()]
+            value = value + config.hidden * torch.stack(errors).mean()
+        return value
+
+    def evaluation() -> dict[str, float]:
+        model.eval()
+        return evaluate() if evaluate is not None else {}
+
+    identity: dict[str, Any] = {}
+    if checkpoint is not None:
+        identity = {"data": windows.sha256(), "teacher": _fingerprint(teacher) if teacher is not None else None}
+    with _prepared(model, teacher, config):
+        _try(model, teacher, windows, config, device)
+        return train(
+            model,
+            lambda _generator, step: windows.batch(step, config.batch_size, config.seed).to(device),
+            loss,
+            config,
+            parts=lambda batch: batch.split(config.accumulate),
+            tokens=lambda batch: batch.targets,
+            scales=learning_rate_scales(model) if config.core_rates else None,
+            evaluate=evaluation,
+            checkpoint=Path(checkpoint) if checkpoint is not None else None,
+            identity=identity,
+            label=label,
+        )
+
+
+def _check_models(model: nn.Module, teacher: nn.Module | None, config: FinetuneConfig) -> None:
+    trainable = _trainable(model, config)
+    if not trainable:
+        raise SpecError(f"no parameter is left to train with trainable={config.trainable!r}; see requires_grad")
+    narrow = [name for name, each in trainable.items() if each.dtype not in (torch.float32, torch.float64)]
+    if narrow:
+        raise DTypeError(
+            f"{narrow[0]} is {trainable[narrow[0]].dtype}, where small steps round to nothing; train model.float(), "
+            'with autocast="bfloat16" for the speed'
+        )
+    asked = bool(config.distillation or config.hidden)
+    if asked and teacher is None:
+        raise SpecError(f"distillation={config.distillation} and hidden={config.hidden} need a teacher=")
+    if teacher is None:
+        return
+    if not asked:
+        raise SpecError("a teacher is given, but distillation and hidden are 0, so it would not be used; leave it out")
+    theirs = {id(each) for each in teacher.parameters()}
+    shared = [name for name, each in trainable.items() if id(each) in theirs]
+    if shared:
+        raise SpecError(
+            f"the teacher shares {shared[0]} with the model, and would change with it; copy.deepcopy the model before "
+            "it is compressed"
+        )
+
+
+def _trainable(model: nn.Module, config: FinetuneConfig) -> dict[str, nn.Parameter]:
+    """What is trained: nothing that the user has frozen."""
+    chosen = {name: each for name, each in model.named_parameters() if each.requires_grad}
+    if config.trainable == "compressed":
+        layers = [each for each in model.modules() if isinstance(each, MPOLinear | InterpolativeLinear)]
+        held = {id(parameter) for layer in layers for parameter in layer.parameters()}
+        chosen = {name: each for name, each in chosen.items() if id(each) in held or each.ndim <= 1}
+        if not layers:
+            raise SpecError('trainable="compressed", but the model has no compressed layer; see mpochain.compress')
+    return chosen
+
+
+@contextmanager
+def _prepared(model: nn.Module, teacher: nn.Module | None, config: FinetuneConfig) -> Iterator[None]:
+    """Both models set for training, and afterwards as they were."""
+    with ExitStack() as stack:
+        for each in (model, teacher):
+            if each is not None:
+                stack.callback(_set_modes, {module: module.training for module in each.modules()})
+                settings: Any = getattr(each, "config", None)
+                if getattr(settings, "use_cache", False):  # keys and values that no training step reads again
+                    stack.callback(setattr, settings, "use_cache", settings.use_cache)
+                    settings.use_cache = False
+        if teacher is not None:
+            teacher.eval()
+        trained = {id(parameter) for parameter in _trainable(model, config).values()}
+        for parameter in model.parameters():
+            if parameter.requires_grad and id(parameter) not in trained:
+                stack.callback(parameter.requires_grad_, True)
+                parameter.requires_grad_(False)
+        if config.gradient_checkpointing:
+            stack.callback(_checkpoint_blocks(model))
+        yield
+
+
+def _checkpoint_blocks(model: nn.Module) -> Callable[[], None]:
+    """Switch gradient checkpointing on, and say how it is switched off again."""
+    # Transformers 5.6 calls activation checkpointing what was gradient checkpointing before.
+    for word in ("activation", "gradient"):
+        enable: Any = getattr(model, f"{word}_checkpointing_enable", None)
+        if enable is None:
+            continue
+        if any(getattr(module, "gradient_checkpointing", False) for module in model.modules()):
+            return lambda: None  # it was on before
+        # The other kind needs inputs that require gradients, which a frozen embedding does not give.
+        enable(**{f"{word}_checkpointing_kwargs": {"use_reentrant": False}})
+        disable: Callable[[], None] = getattr(model, f"{word}_checkpointing_disable")
+        return disable
+    raise SpecError(
+        f"gradient_checkpointing=True, but {type(model).__name__} has no gradient_checkpointing_enable(), as models of "
+        "transformers have; accumulate= saves memory with every model"
+    )
+
+
+def _set_modes(modes: Mapping[nn.Module, bool]) -> None:
+    for module, mode in modes.items():
+        module.training = mode
+
+
+def _try(
+    model: nn.Module, teacher: nn.Module | None, windows: Windows, config: FinetuneConfig, device: torch.device
+) -> None:
+    """Find out with one window what would fail in the middle of the first step, or after it."""
+    for each in (model, teacher):
+        limit = getattr(getattr(each, "config", None), "max_position_embeddings", None)
+        if isinstance(limit, int) and windows.length > limit:
+            raise ShapeError(f"windows of {windows.length} tokens are over the {limit} of {type(each).__name__}")
+    first = windows.select(torch.tensor([0])).to(device)
+    # Of token 0, which every vocabulary has: how large it is the logits tell.
+    first.inputs["input_ids"] = torch.zeros_like(first.inputs["input_ids"])
+    model.eval()
+    with torch.no_grad(), _autocast(device, config), captured(model, config.hidden_layers) as states:
+        logits = logits_of(first.run(model))
+    if logits.shape[:-1] != first.labels.shape:
+        raise ShapeError(
+            f"{type(model).__name__} answers {tuple(first.labels.shape)} tokens with logits {tuple(logits.shape)}; "
+            "healing needs logits at every position"
+        )
+    with _autocast(device, config):
+        theirs, aims = _asked(teacher, first, config.hidden_layers)
+    if theirs is not None and theirs.shape != logits.shape:
+        raise ShapeError(
+            f"the teacher's vocabulary of {theirs.shape[-1]} is not the model's of {logits.shape[-1]}; the teacher is "
+            "the model as it was before compression"
+        )
+    for name, aim in aims.items():
+        hidden_loss(states[name], aim, first.labels)
+    windows.require_vocabulary(logits.shape[-1])
+
+
+def _asked(
+    teacher: nn.Module | None, part: Windows, layers: tuple[str, ...]
+) -> tuple[Tensor | None, Mapping[str, Tensor]]:
+    """The teacher's logits and hidden states."""
+    if teacher is None:
+        return None, {}
+    with torch.no_grad(), captured(teacher, layers) as states:
+        return logits_of(part.run(teacher)), states
+
+
+def _autocast(device: torch.device, config: FinetuneConfig) -> Any:
+    if config.autocast is None:
+        return nullcontext()
+    return torch.autocast(device.type, dtype=getattr(torch, config.autocast))
+
+
+def _fingerprint(teacher: nn.Module) -> str:
+    digest = hashlib.sha256()
+    for name, value in teacher.state_dict().items():
+        digest.update(f"{name} {tuple(value.shape)} {value.dtype}".encode())
+        digest.update(value.detach().contiguous().cpu().reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
