@@ -224,7 +224,7 @@ class TestFast:
         assert mpo.set_execution(model, memory="fast") == 2
 
     def test_bad_input(self):
-        with pytest.raises(MPOError, match="holds no MPOLinear"):
+        with pytest.raises(MPOError, match="holds no compressed layer"):
             mpo.set_execution(nn.ReLU(), memory="fast")
         layer = self.layer()
         with pytest.raises(MPOError, match="memory must be 'compact' or 'fast', got 'huge'"):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import pickle
 
 import pytest
 import torch
@@ -12,7 +13,7 @@ import mpochain as mpo
 from mpochain import InterpolativeLinear, MPOError
 from mpochain.decomposition import interpolative
 
-BATCHES = [(1,), (6,), (0,), (), (2, 1, 3)]
+BATCHES = [(1,), (6,), (0,), (), (2, 1, 3), (70,), (2, 40)]
 
 
 def layer_of(out=9, in_=7, rank=3, bias=True, dtype=torch.float64, seed=0):
@@ -31,6 +32,69 @@ def test_values_are_those_of_the_dense_matrix(lead, bias):
     torch.testing.assert_close(layer(x), expected)
     torch.testing.assert_close(layer.weight, W)
     torch.testing.assert_close(layer.to_linear()(x), expected)
+
+
+@pytest.mark.parametrize("lead", BATCHES)
+@pytest.mark.parametrize("rank", [1, 3, 7])
+@pytest.mark.parametrize("bias", [True, False])
+def test_fast_execution_is_the_same(lead, rank, bias):
+    layer, W = layer_of(rank=rank, bias=bias)
+    assert mpo.set_execution(nn.Sequential(layer), memory="fast") == 1
+    with torch.no_grad():
+        for _ in range(3):
+            x = torch.randn(*lead, 7, dtype=torch.float64)
+            torch.testing.assert_close(layer(x), nn.functional.linear(x, W, layer.bias))
+    x.requires_grad_()
+    layer(x).sum().backward()
+    assert layer.rows.grad.shape == layer.rows.shape
+
+
+@pytest.mark.parametrize("rank", [1, 6])
+def test_what_fast_execution_keeps_is_never_old(rank):
+    layer, _ = layer_of(rank=rank)
+    layer.set_execution(memory="fast")
+    x = torch.randn(5, 7, dtype=torch.float64)
+
+    def check(changed):
+        with torch.no_grad():
+            torch.testing.assert_close(changed(x), nn.functional.linear(x, changed.weight, changed.bias))
+
+    check(layer)
+    with torch.no_grad():
+        layer.coefficients.mul_(2)
+    check(layer)
+    other, _ = layer_of(rank=rank, seed=1)
+    layer.load_state_dict(other.state_dict())
+    check(layer)
+    optimizer = torch.optim.AdamW(layer.parameters(), lr=0.1, fused=True)
+    layer(x).square().sum().backward()
+    optimizer.step()
+    check(layer)
+    layer.rows = nn.Parameter(torch.randn_like(layer.rows))
+    check(layer)
+    copied = pickle.loads(pickle.dumps(copy.deepcopy(layer)))
+    with torch.no_grad():
+        copied.rows.add_(1)
+    check(copied)
+    check(layer)
+    check(layer.float().double())
+    values = {"rows": torch.randn_like(layer.rows), "coefficients": torch.randn_like(layer.coefficients)}
+    with torch.no_grad():
+        found = torch.func.functional_call(layer, values, (x,))
+        torch.testing.assert_close(found, torch.func.functional_call(layer.set_execution(), values, (x,)))
+    with pytest.raises(MPOError, match="'compact' or 'fast'"):
+        layer.set_execution(memory="huge")
+
+
+@pytest.mark.parametrize(("rank", "columns"), [(10, 10), (200, 300)])
+def test_fast_execution_of_a_large_layer(rank, columns):
+    layer = InterpolativeLinear(300, 400, rank).set_execution(memory="fast")
+    with torch.no_grad():
+        for _ in range(2):
+            x = torch.randn(3, 300)
+            expected = nn.functional.linear(x, layer.weight, layer.bias)
+            torch.testing.assert_close(layer(x), expected, rtol=1e-4, atol=1e-4)
+    assert layer._folded().shape == (400, columns)
 
 
 def test_inputs_that_are_not_contiguous():

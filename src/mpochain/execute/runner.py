@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 import torch
-from torch import Tensor, nn
-from torch.optim.optimizer import register_optimizer_step_post_hook
+from torch import Tensor
 
 from mpochain.execute.autocast import autocast_dtype
 from mpochain.execute.bound import Bound, bind
+from mpochain.execute.kept import STEPS, ParameterState, keepable, same, same_memory, state_of
 from mpochain.execute.measurement import setting_of
 from mpochain.execute.program import Program, run_portable
 from mpochain.execute.tuning import tuned
@@ -28,50 +28,11 @@ _MOST_BOUND = 64
 # What programs are kept under: the exponent of the batch's bucket, whether gradients are recorded, and the setting.
 _Key = tuple[int, bool, torch.dtype, torch.device, int]
 
-# A core with its address, type and version.
-_CoreState = tuple[Tensor, int, torch.dtype, int]
-
-
-def _same(one: list[_CoreState], other: list[_CoreState]) -> bool:
-    return all(a[0] is b[0] and a[1:] == b[1:] for a, b in zip(one, other, strict=True))
-
-
-def _same_memory(one: list[_CoreState], other: list[_CoreState]) -> bool:
-    return all(a[0] is b[0] and a[1] == b[1] for a, b in zip(one, other, strict=True))
-
-
-def _keepable(x: Tensor, cores: Sequence[Tensor]) -> bool:
-    """Whether anything may be kept of these cores: parameters of a module, met by a plain tensor.
-
-    Others come and go: those of ``functional_call``, of parametrisations, dual numbers, fake and traced tensors.
-    """
-    return type(x) is Tensor and all(type(core) is nn.Parameter for core in cores)
-
 
 def _runs_for_real(device: torch.device | str) -> bool:
     """Whether a product takes time there: not on ``meta``, nor while tensors are fake."""
     probe = torch.empty(0, device=device)
     return type(probe) is Tensor and not probe.is_meta
-
-
-class _OptimizerSteps:
-    """Counts the steps of every optimiser: fused ones change parameters without counting a new version of them."""
-
-    def __init__(self) -> None:
-        self.count = 0
-        self._watching = False
-
-    def watch(self) -> None:
-        """Begin to count; done once, when the first chain is set to fast execution."""
-        if not self._watching:
-            self._watching = True
-            register_optimizer_step_post_hook(self._counted)
-
-    def _counted(self, *_: object) -> None:
-        self.count += 1
-
-
-_STEPS = _OptimizerSteps()
 
 
 class ChainRunner:
@@ -92,11 +53,11 @@ class ChainRunner:
 
     def _reset(self) -> None:
         if self.memory == "fast":
-            _STEPS.watch()
+            STEPS.watch()
         self._programs: dict[_Key, tuple[Program, int]] = {}
         # Programs of one schedule and type share their matrices, under the number of that pair.
         self._numbers: dict[tuple[Schedule, torch.dtype], int] = {}
-        self._kept: dict[int, tuple[int, list[_CoreState], list[Tensor]]] = {}
+        self._kept: dict[int, tuple[int, list[ParameterState], list[Tensor]]] = {}
         self.bound: dict[torch.Size, Bound] = {}
         # Shapes at which there is more to do than products, so that no call asks twice.
         self._unbindable: set[torch.Size] = set()
@@ -149,7 +110,7 @@ class ChainRunner:
         if training:
             y = program(x, cores, bias)
             return y if onto is None else onto + y
-        if not _keepable(x, cores) or not (program.only_views or self.memory == "fast"):
+        if not keepable(x, cores) or not (program.only_views or self.memory == "fast"):
             return program(x, cores, bias, onto)
         return program.run(x, self._matrices(program, number, cores), bias, onto)
 
@@ -181,8 +142,8 @@ class ChainRunner:
         if len(cores) < len(names) or "bias" not in parameters or autocast_dtype(x) is not None:
             return
         program, number = self._program(x, training=False)
-        views, steps = program.only_views, _STEPS.count
-        if not _keepable(x, cores):
+        views, steps = program.only_views, STEPS.count
+        if not keepable(x, cores):
             return
         if not (views or self.memory == "fast"):
             self._refuse(shape)
@@ -192,7 +153,7 @@ class ChainRunner:
             return  # they could not be kept
         watched = [(name, core, None if views else core._version) for name, core in zip(names, cores, strict=True)]
         bias = parameters["bias"]
-        bound = bind(program, matrices, shape, bias, watched, None if views else lambda: _STEPS.count == steps)
+        bound = bind(program, matrices, shape, bias, watched, None if views else lambda: STEPS.count == steps)
         if bound is None:
             self._refuse(shape)
             return
@@ -217,14 +178,13 @@ class ChainRunner:
             return program.matrices(cores)  # copied, and a copy would not see the next change
         if not views and any(core.is_inference() for core in cores):
             return program.matrices(cores)  # they count no versions, so a change could not be seen
-        # The cores themselves, so that none is freed and its identity given to another while it is compared with.
-        state = [(core, core.data_ptr(), core.dtype, 0 if views else core._version) for core in cores]
-        steps = 0 if views else _STEPS.count
+        state = state_of(cores, versions=not views)
+        steps = 0 if views else STEPS.count
         kept = self._kept.get(number)
-        if kept is not None and kept[0] == steps and _same(kept[1], state):
+        if kept is not None and kept[0] == steps and same(kept[1], state):
             return kept[2]
         matrices = [matrix.detach() if views else matrix.contiguous() for matrix in program.matrices(cores)]
-        if any(not _same_memory(old, state) for _, old, _ in self._kept.values()) or kept is not None:
+        if any(not same_memory(old, state) for _, old, _ in self._kept.values()) or kept is not None:
             # What was made of the old cores would hold their memory, in other programs and bound calls too.
             self._kept.clear()
             self.bound.clear()

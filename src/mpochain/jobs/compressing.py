@@ -24,7 +24,7 @@ from mpochain.language import (
 )
 from mpochain.nn import InterpolativeLinear, MPOLinear, set_execution
 
-__all__ = ["Compressed", "compress_by", "evaluate", "time_models"]
+__all__ = ["Compressed", "Counter", "Log", "compress_by", "evaluate", "time_models"]
 
 Log = Callable[[str], None]
 Counter = Callable[[int, int], None]

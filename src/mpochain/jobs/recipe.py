@@ -10,8 +10,9 @@ import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from mpochain.errors import RecipeError
+from mpochain.train import FinetuneConfig
 
-__all__ = ["Calibration", "Evaluation", "Recipe", "read_recipe"]
+__all__ = ["Calibration", "Comparison", "Evaluation", "Healing", "Recipe", "read_recipe"]
 
 _LONGEST = 1 << 20
 _DEEPEST = 20
@@ -65,6 +66,39 @@ class Evaluation(_Strict):
     stride: Count | None = None
 
 
+class Healing(_Strict):
+    """What a compressed model learns from.
+
+    Attributes:
+        text: UTF-8 file.
+        window: tokens of a window.
+        windows: how many, evenly spread over the text; all of it if not given.
+        teacher: model it is to become like; the one that was compressed if not given. Not read if
+            ``training.distillation`` is 0.
+        training: see :class:`mpochain.train.FinetuneConfig`.
+    """
+
+    text: File
+    window: Window = 512
+    windows: Count | None = None
+    teacher: str | None = None
+    training: FinetuneConfig = FinetuneConfig()
+
+
+class Comparison(_Strict):
+    """Several ways to make a model smaller, at several sizes.
+
+    Attributes:
+        methods: by their names.
+        budgets: of each.
+        heal: methods whose results are healed too.
+    """
+
+    methods: Annotated[tuple[str, ...], Field(min_length=1)] = ("interpolative", "svd_llm", "svd", "tt_svd")
+    budgets: Annotated[tuple[Number | str, ...], Field(min_length=1)] = (0.9, 0.8, 0.6)
+    heal: tuple[str, ...] = ()
+
+
 class Recipe(_Strict):
     """Everything that decides what comes out.
 
@@ -78,6 +112,8 @@ class Recipe(_Strict):
         seed: of what is drawn.
         calibration: see :class:`Calibration`.
         evaluation: see :class:`Evaluation`; nothing is evaluated without it.
+        healing: see :class:`Healing`.
+        comparison: see :class:`Comparison`.
     """
 
     model: Annotated[str, Field(min_length=1)]
@@ -89,6 +125,8 @@ class Recipe(_Strict):
     seed: Annotated[int, Field(ge=0, lt=1 << 63, strict=True)] = 0
     calibration: Calibration | None = None
     evaluation: Evaluation | None = None
+    healing: Healing | None = None
+    comparison: Comparison | None = None
 
 
 class _Loader(yaml.SafeLoader):  # type: ignore[misc]  # yaml has no types
@@ -167,22 +205,23 @@ def _read(file: Path) -> dict[str, Any]:
 
 def _resolve(data: dict[str, Any], folder: Path) -> None:
     """Paths of a recipe go from its own folder, so that it means the same wherever it is run from."""
-    for part in ("calibration", "evaluation"):
+    for part in ("calibration", "evaluation", "healing"):
         section = data.get(part)
         if isinstance(section, dict) and isinstance(section.get("text"), str):
             section["text"] = str(folder / section["text"])
-    # Otherwise it is a name on the hub.
-    if isinstance(data.get("model"), str) and (folder / data["model"]).exists():
-        data["model"] = str(folder / data["model"])
+    for section, key in ((data, "model"), (data.get("healing"), "teacher")):
+        # Otherwise it is a name on the hub.
+        if isinstance(section, dict) and isinstance(section.get(key), str) and (folder / section[key]).exists():
+            section[key] = str(folder / section[key])
 
 
 def _override(data: dict[str, Any], flags: Mapping[str, Any]) -> None:
     for key, value in flags.items():
         if isinstance(value, Mapping):
-            said = {name: each for name, each in value.items() if each is not None}
-            if said:
-                section = data.setdefault(key, {})
-                if isinstance(section, dict):
-                    section.update(said)
+            section = data.get(key, {})
+            if isinstance(section, dict):
+                _override(section, value)
+                if section:
+                    data[key] = section
         elif value is not None:
             data[key] = value

@@ -1,4 +1,4 @@
-"""How the chains of a whole model are run."""
+"""How the compressed layers of a whole model are run."""
 
 from __future__ import annotations
 
@@ -13,11 +13,10 @@ __all__ = ["set_execution"]
 
 
 def set_execution(module: nn.Module, *, memory: Memory = "compact", autotune: bool = False) -> int:
-    """Choose how every chain in a layer or model is run.
+    """Choose how every compressed layer of a model is run.
 
     Args:
-        module: an :class:`MPOLinear`, or any module that holds some. An :class:`InterpolativeLinear` runs in one way
-            only and stays as it is.
+        module: an :class:`MPOLinear` or :class:`InterpolativeLinear`, or any module that holds some.
         memory: ``"compact"`` keeps nothing but the cores. ``"fast"`` keeps folded cores, up to the dense matrix,
             between calls without gradients; they are made again when a core changes (an optimiser step,
             ``load_state_dict``, an edit in place, ``.to``). Only edits that torch does not count go unseen, through
@@ -38,9 +37,11 @@ def set_execution(module: nn.Module, *, memory: Memory = "compact", autotune: bo
         >>> set_execution(nn.Sequential(layer, nn.ReLU()), memory="fast")
         1
     """
-    layers = [layer for layer in module.modules() if isinstance(layer, MPOLinear)]
-    if not layers and not any(isinstance(layer, InterpolativeLinear) for layer in module.modules()):
-        raise SpecError(f"{type(module).__name__} holds no MPOLinear; compress it first, or pass the right module")
+    layers = [layer for layer in module.modules() if isinstance(layer, MPOLinear | InterpolativeLinear)]
+    if not layers:
+        raise SpecError(
+            f"{type(module).__name__} holds no compressed layer; compress it first, or pass the right module"
+        )
     for layer in layers:
         layer.set_execution(memory=memory, autotune=autotune)
     return len(layers)

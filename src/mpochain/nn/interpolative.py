@@ -10,9 +10,16 @@ from torch.nn import functional as F
 
 from mpochain.decomposition import Interpolation, interpolative_parameters
 from mpochain.errors import ShapeError, SpecError
+from mpochain.execute.kept import Kept
 from mpochain.nn.dense import linear_of
+from mpochain.planning import Memory
 
 __all__ = ["InterpolativeLinear"]
+
+# Two products were faster than one up to this share of its multiply-adds, if they save as many as a call costs.
+_LOW_RANK, _CALL = 0.75, 1 << 16
+# Input rows from which the identity is multiplied with, rather than outputs put in their places.
+_MANY_ROWS = 64
 
 
 class InterpolativeLinear(nn.Module):
@@ -61,6 +68,7 @@ class InterpolativeLinear(nn.Module):
                 f"rank {rank} is over the smaller side of a {out_features}x{in_features} matrix; use nn.Linear"
             )
         self.in_features, self.out_features, self.rank = in_features, out_features, rank
+        self._kept: Kept | None = None
 
         def empty(*shape: int) -> nn.Parameter:
             return nn.Parameter(torch.empty(*shape, device=device, dtype=dtype))
@@ -116,6 +124,28 @@ class InterpolativeLinear(nn.Module):
         """Multiply-adds of one input row."""
         return interpolative_parameters(self.out_features, self.in_features, self.rank)
 
+    def set_execution(self, *, memory: Memory = "compact", autotune: bool = False) -> InterpolativeLinear:  # noqa: ARG002
+        """Choose how the layer is run, see :func:`mpochain.nn.set_execution`; there is nothing to tune.
+
+        Raises:
+            SpecError: an unknown ``memory``.
+        """
+        if memory not in ("compact", "fast"):
+            raise SpecError(f"memory must be 'compact' or 'fast', got {memory!r}")
+        self._kept = Kept() if memory == "fast" else None
+        return self
+
+    def _folded(self) -> Tensor:
+        """What fast execution keeps: the matrix, or its left factor where that leaves much less to do."""
+        dense = self.in_features * self.out_features
+        product = self.rank * (self.in_features + self.out_features)
+        return self._left() if product <= min(_LOW_RANK * dense, dense - _CALL) else self.weight
+
+    def _left(self) -> Tensor:
+        """``(out_features, rank)``, which makes all outputs of the kept ones: the identity among the others' rows."""
+        whole = torch.eye(self.rank, dtype=self.coefficients.dtype, device=self.coefficients.device)
+        return torch.cat([whole, self.coefficients]).index_select(0, self.place)
+
     def forward(self, x: Tensor) -> Tensor:
         """``(..., in_features)`` to ``(..., out_features)``.
 
@@ -124,11 +154,23 @@ class InterpolativeLinear(nn.Module):
         """
         if not x.ndim or x.shape[-1] != self.in_features:
             raise ShapeError(f"{self} got x of shape {tuple(x.shape)}; expected (..., {self.in_features})")
+        if self._kept is not None and not self._records_gradients(x):
+            rows = self.rows
+            made = self._kept.get(x, (rows, self.coefficients), self._folded)
+            if made is not None:
+                # Two products are faster than one where they have much less to do.
+                return F.linear(x if made.shape[1] == self.in_features else F.linear(x, rows), made, self.bias)
         kept = F.linear(x, self.rows)
+        if x.numel() >= _MANY_ROWS * self.in_features:
+            # To put the outputs in their places costs more than to multiply with the identity, if they are many.
+            return F.linear(kept, self._left(), self.bias)
         others = F.linear(kept, self.coefficients)
         y = torch.cat([kept, others], dim=-1).index_select(-1, self.place)
-        # In the type of the product, as nn.Linear has it under autocast.
+        # Under autocast a bias of a wider type would widen the output, which it does not do in nn.Linear.
         return y if self.bias is None else y + self.bias.to(y.dtype)
+
+    def _records_gradients(self, x: Tensor) -> bool:
+        return torch.is_grad_enabled() and (x.requires_grad or any(each.requires_grad for each in self.parameters()))
 
     def extra_repr(self) -> str:
         """Features, rank and bias, for ``print(layer)``."""
