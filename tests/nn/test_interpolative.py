@@ -195,3 +195,18 @@ def test_wrong_inputs():
         layer(torch.zeros(2, 8, dtype=torch.float64))
     with pytest.raises(MPOError, match="the bias must have shape"):
         InterpolativeLinear.from_interpolation(interpolative(torch.ones(3, 1), torch.ones(1, 2)), torch.zeros(2))
+
+
+def test_autocast_answers_in_the_type_that_a_dense_layer_answers_in():
+    layer, _ = layer_of(dtype=torch.float32)
+    x = torch.randn(5, 7)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        y, expected = layer(x), layer.to_linear()(x)
+    assert y.dtype == expected.dtype == torch.bfloat16
+    torch.testing.assert_close(y, expected, rtol=0.05, atol=0.1)
+    assert layer.bias.dtype == torch.float32
+
+
+def test_its_parameters_learn_at_one_rate():
+    layer, _ = layer_of()
+    assert mpo.nn.learning_rate_scales(nn.Sequential(layer, nn.Linear(9, 2))) == {}

@@ -17,6 +17,10 @@ def learning_rate_scales(module: nn.Module) -> dict[str, float]:
     core of site ``k``, met from the right, sums over ``i_k`` and its right bond, so relative to the dense layer its
     factor is ``in_features / (i_k r_k)``. Source: arXiv 2406.06248, there for products of two structured factors.
 
+    Parameters of an :class:`mpochain.InterpolativeLinear` are not named. Its coefficients sum over the rank, but come
+    from trained weights: with a factor of ``in_features / rank`` a model healed hardly better at a low rate and worse
+    at a high one (docs/decisions.md).
+
     Args:
         module: a layer, or a model that holds some.
 
