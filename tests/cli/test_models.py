@@ -6,6 +6,7 @@ import json
 import re
 import subprocess
 import sys
+import time
 
 import pytest
 from texts import prose
@@ -159,3 +160,106 @@ def test_a_damaged_checkpoint_is_told(run, tmp_path):
     assert "is damaged" in run("eval", tmp_path / "small", "--text", "test.txt", code=1).stderr
     again = run("plan", tmp_path / "small", "--budget", 0.5, code=1)
     assert "is damaged" in again.stderr
+
+
+HEALING = ["--text", "valid.txt", "--window", 32, "--teacher", "dense", "--steps", 8, "--learning-rate", 0.003]
+
+
+@pytest.fixture(scope="module")
+def small(folder):
+    run_process(
+        folder, "compress", "--recipe", "recipe.yaml", "--budget", 0.4, "--out", "forty", "--no-speed"
+    )  # fmt: skip
+    return "forty"
+
+
+def test_healing(folder, run, small):
+    evaluated = ["--evaluate", "test.txt", "--evaluate-windows", 5]
+    done = run("finetune", small, "--out", "healed", *HEALING, *evaluated, "--json")
+    record = json.loads(done.stdout)
+    assert record["perplexity"]["after"]["perplexity"] < record["perplexity"]["before"]["perplexity"]
+    assert record["training"]["steps"] == 8
+    assert record["training"]["tokens"] > 0
+    assert record == json.loads((folder / "healed" / "healing.json").read_text())
+    assert not list((folder / "healed").glob("*.state"))
+    line = run("eval", "healed", "--text", "test.txt", "--window", 32, "--windows", 5).stdout
+    assert f"perplexity {record['perplexity']['after']['perplexity']:.3f}" in line
+    # On the text alone, without a teacher.
+    done = run("finetune", small, "--out", "alone", "--text", "valid.txt", "--window", 32, "--steps", 5)
+    assert "5 steps" in done.stdout
+    assert (
+        json.loads((folder / "alone" / "healing.json").read_text())["recipe"]["healing"]["training"]["distillation"]
+        == 0
+    )
+
+
+def test_a_killed_healing_goes_on_to_the_same_model(folder, run, small):
+    arguments = ["--text", "valid.txt", "--window", 32, "--teacher", "dense", "--steps", 60]
+    run("finetune", small, "--out", "whole", *arguments)
+    command = [sys.executable, "-m", "mpochain", "finetune", small, "--out", "killed", *map(str, arguments)]
+    process = subprocess.Popen(command, cwd=folder, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    deadline = time.monotonic() + 120
+    while not (folder / "killed" / "healing.state").exists():
+        assert process.poll() is None
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    process.kill()
+    process.wait()
+    assert not (folder / "killed" / "config.json").exists()
+    run("finetune", small, "--out", "killed", *arguments)
+    whole, killed = (json.loads((folder / name / "healing.json").read_text()) for name in ("whole", "killed"))
+    assert whole["training"]["losses"] == killed["training"]["losses"]
+    names = [json.loads((folder / name / "config.json").read_text())["sha256"] for name in ("whole", "killed")]
+    assert names[0] == names[1], "the same to the bit"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["finetune", "forty", "--out", "forty", "--text", "valid.txt"], "is the model itself"),
+        (["finetune", "forty", "--out", "o"], "no text to heal on"),
+        (["finetune", "forty", "--out", "o", *HEALING, "--temperature", "-1"], "healing.training.temperature"),
+        (["finetune", "forty", "--out", "o", *HEALING, "--window", "100"], "64"),
+        (["finetune", "forty", "--out", "o", "--recipe", "recipe.yaml"], "no text to heal on"),
+        (["finetune", "forty", "--out", "o", *HEALING, "--teacher", "forty"], "its own teacher"),
+        (["compare", "recipe.yaml"], "needs the sections comparison and evaluation"),
+        (["compare", "recipe.yaml", "--page-only"], "holds no finished run"),
+    ],
+)
+def test_wrong_usage_of_healing_and_comparison(run, small, arguments, message):
+    last = run(*arguments, code=1).stderr.strip().splitlines()[-1]
+    assert last.startswith("error: ")
+    assert message in last
+
+
+def test_a_comparison(folder, run):
+    recipe = (folder / "recipe.yaml").read_text()
+    (folder / "comparison.yaml").write_text(
+        recipe
+        + "healing: {text: valid.txt, window: 32, training: {steps: 5}}\n"
+        + "comparison: {methods: [interpolative, svd_llm], budgets: [0.5], heal: [svd_llm]}\n"
+    )
+    names = ["dense", "interpolative-0.5", "svd_llm-0.5", "svd_llm-0.5-healed"]
+    done = run_process(folder, "compare", "comparison.yaml", "--out", "runs", "--page", "page/comparison.md")
+    assert [line for line in done.stderr.splitlines() if line.startswith(("1/", "4/"))] == [
+        "1/4: dense",
+        "4/4: svd_llm-0.5-healed",
+    ]
+    records = {name: json.loads((folder / "runs" / f"{name}.json").read_text()) for name in names}
+    page = (folder / "page" / "comparison.md").read_text()
+    for name in names:
+        assert f"{records[name]['perplexity']['perplexity']:.2f}" in page
+    for name in names[1:3]:
+        layers = records[name]["layers"]
+        assert layers["parameters_after"] <= 0.5 * layers["parameters_before"]
+    assert str(folder) not in json.dumps(records), "texts are known by name and hash"
+    assert (folder / "page" / "comparison.html").read_text().count("data:image/png") == 1
+    # What finished is never run again, and never mixed with another recipe.
+    before = (folder / "runs" / "dense.json").stat().st_mtime_ns
+    assert run("compare", "comparison.yaml", "--out", "runs").stderr == ""
+    assert (folder / "runs" / "dense.json").stat().st_mtime_ns == before
+    (folder / "comparison.yaml").write_text((folder / "comparison.yaml").read_text() + "seed: 5\n")
+    assert "is of another recipe" in run("compare", "comparison.yaml", "--out", "runs", code=1).stderr
+    assert "has no run 'svd-0.5'" in run("compare", "comparison.yaml", "--only", "svd-0.5", code=1).stderr
+    (folder / "runs" / "dense.json").write_text("{")
+    assert "is damaged" in run("compare", "comparison.yaml", "--out", "runs", "--page-only", code=1).stderr

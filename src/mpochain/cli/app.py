@@ -11,10 +11,12 @@ from typing import Annotated
 import typer
 
 import mpochain
+from mpochain.cli.compare import compare
 from mpochain.cli.compress import compress, plan
 from mpochain.cli.convert import convert
 from mpochain.cli.demo import demo
 from mpochain.cli.evaluate import evaluate
+from mpochain.cli.finetune import finetune
 from mpochain.cli.inspect import inspect
 from mpochain.cli.study import study
 from mpochain.cli.train import train
@@ -47,6 +49,8 @@ def _options(
 app.command()(plan)
 app.command()(compress)
 app.command("eval")(evaluate)
+app.command()(finetune)
+app.command()(compare)
 app.command()(inspect)
 app.command()(convert)
 app.command()(demo)

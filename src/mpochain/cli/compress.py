@@ -73,7 +73,7 @@ def compress(
     from mpochain.atomic import require_writable
     from mpochain.errors import OutputError, RecipeError
     from mpochain.jobs import compress_by, read_recipe
-    from mpochain.jobs.page import write_report
+    from mpochain.jobs.report_page import write_report
     from mpochain.language import save_language_model
     from mpochain.report.figures import require_matplotlib
 
