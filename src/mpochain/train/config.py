@@ -79,7 +79,7 @@ class FinetuneConfig(TrainConfig):
 
     steps: Annotated[int, Field(ge=1)] = 100
     batch_size: Annotated[int, Field(ge=1)] = 4
-    learning_rate: Annotated[float, Field(gt=0.0)] = 1e-4
+    learning_rate: Annotated[float, Field(gt=0.0)] = 2e-5
     weight_decay: Annotated[float, Field(ge=0.0)] = 0.0
     warmup_steps: Annotated[int, Field(ge=0)] = 5
     checkpoint_every: Annotated[int, Field(ge=1)] = 20
