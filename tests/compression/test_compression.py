@@ -99,6 +99,22 @@ class TestAllocation:
             allocate({}, 1)
 
 
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+def test_the_sampled_loss_is_cross_entropy_to_labels_it_draws(dtype):
+    logits = torch.randn(2, 5, 7, dtype=dtype, generator=torch.Generator().manual_seed(0)).mul(3).requires_grad_()
+    flat = logits.detach().reshape(-1, 7).float()
+    drawn = torch.multinomial(flat.softmax(-1), 1, generator=torch.Generator().manual_seed(4)).squeeze(1)
+    leaf = flat.clone().requires_grad_()
+    expected = nn.functional.cross_entropy(leaf, drawn, reduction="sum")
+    (2 * expected).backward()
+    found = SampledLoss(4)(logits)
+    (2 * found).backward()
+    torch.testing.assert_close(found, expected)
+    torch.testing.assert_close(
+        logits.grad.reshape(-1, 7).float(), leaf.grad, rtol=1e-2 if dtype == torch.bfloat16 else 1e-4, atol=1e-5
+    )
+
+
 class TestTargets:
     def test_names_patterns_and_classes(self, net):
         assert list(select(net, ["down", "left"])) == ["left", "down"]

@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
+from torch.autograd.function import once_differentiable
 
 from mpochain.errors import DTypeError
 
@@ -43,7 +43,26 @@ class SampledLoss:
             raise DTypeError(
                 f"expected logits (..., classes), or an output with .logits, got {type(output).__name__}; give loss="
             )
-        flat = logits.reshape(-1, logits.shape[-1]).float()
-        with torch.no_grad():
-            drawn = torch.multinomial(flat.softmax(-1).cpu(), 1, generator=self._generator).squeeze(1).to(flat.device)
-        return F.cross_entropy(flat, drawn, reduction="sum")
+        drawn: Any = _Drawn  # a Function has no types
+        value: Tensor = drawn.apply(logits.reshape(-1, logits.shape[-1]), self._generator)
+        return value
+
+
+class _Drawn(torch.autograd.Function):
+    """Cross-entropy to drawn labels with one array of the logits' size beside them, where autograd would have four."""
+
+    @staticmethod
+    def forward(ctx: Any, logits: Tensor, generator: torch.Generator) -> Tensor:
+        gradient = logits.float().softmax(-1)
+        drawn = torch.multinomial(gradient.cpu(), 1, generator=generator).to(logits.device)
+        chosen = gradient.gather(1, drawn)
+        # Of cross-entropy by its logits: the probabilities, less 1 at the label.
+        gradient.scatter_add_(1, drawn, torch.full_like(chosen, -1.0))
+        ctx.gradient, ctx.dtype = gradient, logits.dtype
+        return -chosen.log().sum()
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> Any:
+        gradient, ctx.gradient = ctx.gradient, None
+        return gradient.mul_(grad).to(ctx.dtype), None
