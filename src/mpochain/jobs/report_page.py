@@ -155,19 +155,20 @@ def _figures(report: CompressionReport, folder: Path) -> list[Block]:
         y=f"relative {what} error",
     )
     found.append(Figure(folder / "errors.png", f"Relative {what} error of each layer, by block"))
-    if report.frontier:
+    costly = [(share, rise) for share, rise in report.frontier if rise > 0]
+    if costly:
         left = report.parameters_after / report.parameters_before
         spent = sum(layer.loss_increase or 0.0 for layer in report.layers)
         draw(
             folder / "frontier.png",
             [
-                Series("other budgets", [x for x, _ in report.frontier], [y for _, y in report.frontier]),
+                Series("other budgets", [x for x, _ in costly], [y for _, y in costly]),
                 Series("this one", [left], [spent], line=False),
             ],
             title="What a budget costs",
             x="share of these layers' parameters",
             y="predicted rise of the loss, nats per token",
-            axes={"yscale": "symlog"} if len(report.frontier) > 1 else None,
+            axes={"yscale": "log"},
         )
         found += [
             Heading("Budget and quality"),

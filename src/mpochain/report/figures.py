@@ -12,9 +12,20 @@ from mpochain.errors import MissingDependencyError
 
 __all__ = ["Series", "bars", "draw", "require_matplotlib"]
 
-_STYLES = (("o", "-"), ("s", "--"), ("^", "-."), ("D", ":"), ("v", (0, (5, 1))), ("P", (0, (1, 1))))
+_STYLES = (
+    ("o", "-"),
+    ("s", "--"),
+    ("^", "-."),
+    ("D", ":"),
+    ("v", (0, (5, 1))),
+    ("P", (0, (1, 1))),
+    ("X", (0, (8, 3))),
+    ("*", (0, (3, 1, 1, 1, 1, 1))),
+)
 _FILLS = ("#dddddd", "#0072B2", "#000000")
-_COLOURS = ("#000000", "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00")
+_COLOURS = ("#000000", "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#777777")
+# More lines than this leave no room for their names among them.
+_MOST_WITHIN = 5
 
 
 @dataclass(frozen=True)
@@ -83,7 +94,7 @@ def draw(
     if categories:
         plot.tick_params(axis="x", labelrotation=90, labelsize=7)
     plot.set(title=title, xlabel=x, ylabel=y, **(axes or {}))
-    _finish(figure, plot, path, note)
+    _finish(figure, plot, path, note, beside=len(series) > _MOST_WITHIN)
 
 
 def bars(
@@ -127,7 +138,7 @@ def bars(
     plot.set_xticks(list(places)[::every], list(labels)[::every], rotation=90 if max(map(len, labels)) > 2 else 0)
     plot.tick_params(axis="x", labelsize=7)
     plot.set(title=title, xlabel=x, ylabel=y)
-    _finish(figure, plot, path, note)
+    _finish(figure, plot, path, note, beside=True)
 
 
 def _empty() -> tuple[Any, Any]:
@@ -138,10 +149,10 @@ def _empty() -> tuple[Any, Any]:
     return figure, figure.subplots()
 
 
-def _finish(figure: Any, plot: Any, path: Path, note: str) -> None:
+def _finish(figure: Any, plot: Any, path: Path, note: str, *, beside: bool) -> None:
     plot.grid(visible=True, linewidth=0.4, alpha=0.6)
     plot.set_axisbelow(True)
-    plot.legend(frameon=False)
+    plot.legend(frameon=False, **({"loc": "upper left", "bbox_to_anchor": (1.0, 1.0)} if beside else {}))
     if note:
         figure.supxlabel(note, fontsize=6, color="#555555")
     figure.savefig(path, dpi=150)
