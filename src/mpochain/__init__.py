@@ -18,7 +18,7 @@ from mpochain.spec import ChainSpec
 if TYPE_CHECKING:
     from mpochain.checkpoint import load, save
     from mpochain.compression import compress
-    from mpochain.nn import InterpolativeLinear, MPOLinear, set_execution, to_dense
+    from mpochain.nn import InterpolativeLinear, MPOLinear, SumLinear, set_execution, to_dense
 
 __version__ = "0.1.0"
 
@@ -30,6 +30,7 @@ __all__ = [
     "MPOError",
     "MPOLinear",
     "Setting",
+    "SumLinear",
     "compress",
     "decompose",
     "decompose_terms",
@@ -45,6 +46,7 @@ __all__ = [
 _NEEDS_TORCH = {
     "InterpolativeLinear": "mpochain.nn",
     "MPOLinear": "mpochain.nn",
+    "SumLinear": "mpochain.nn",
     "compress": "mpochain.compression",
     "load": "mpochain.checkpoint",
     "save": "mpochain.checkpoint",

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from mpochain.atomic import require_writable, write_bytes
 from mpochain.errors import CheckpointError, MissingDependencyError, MPOError, OutputError, SpecError
-from mpochain.nn import InterpolativeLinear, MPOLinear
+from mpochain.nn import InterpolativeLinear, MPOLinear, SumLinear
 from mpochain.nn.replacement import replace_layers
 from mpochain.nn.structure import describe, skeleton
 
@@ -253,7 +253,7 @@ def _replace(model: nn.Module, layers: Mapping[str, Any], folder: Path) -> None:
 
 
 def _shape(layer: nn.Module) -> tuple[int, int]:
-    if isinstance(layer, nn.Linear | MPOLinear | InterpolativeLinear):
+    if isinstance(layer, nn.Linear | MPOLinear | InterpolativeLinear | SumLinear):
         return layer.out_features, layer.in_features
     weight = getattr(layer, "weight", None)
     if type(layer).__name__ == "Conv1D" and isinstance(weight, Tensor) and weight.ndim == 2:

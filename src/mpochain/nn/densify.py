@@ -7,6 +7,7 @@ from torch import nn
 from mpochain.nn.interpolative import InterpolativeLinear
 from mpochain.nn.linear import MPOLinear
 from mpochain.nn.replacement import replace_layers
+from mpochain.nn.sum import SumLinear
 
 __all__ = ["to_dense"]
 
@@ -26,8 +27,13 @@ def to_dense(model: nn.Module) -> nn.Module:
           (0): Linear(in_features=4, out_features=3, bias=False)
         )
     """
-    if isinstance(model, MPOLinear | InterpolativeLinear):
+    if isinstance(model, MPOLinear | InterpolativeLinear | SumLinear):
         return model.to_linear()
-    held = [layer for layer in model.modules() if isinstance(layer, MPOLinear | InterpolativeLinear)]
+    sums = [layer for layer in model.modules() if isinstance(layer, SumLinear)]
+    within = {part for layer in sums for part in layer.parts}
+    held: list[MPOLinear | InterpolativeLinear | SumLinear] = [
+        layer for layer in model.modules() if isinstance(layer, MPOLinear | InterpolativeLinear) and layer not in within
+    ]
+    held += sums
     replace_layers(model, {layer: layer.to_linear() for layer in held})
     return model

@@ -16,8 +16,8 @@ def set_execution(module: nn.Module, *, memory: Memory = "compact", autotune: bo
     """Choose how every chain in a layer or model is run.
 
     Args:
-        module: an :class:`MPOLinear`, or any module that holds some. An :class:`InterpolativeLinear` runs in one way
-            only and stays as it is.
+        module: an :class:`MPOLinear`, or any module that holds some. An :class:`InterpolativeLinear`, alone or in
+            a :class:`SumLinear`, runs in one way only and stays as it is.
         memory: ``"compact"`` keeps nothing but the cores. ``"fast"`` keeps folded cores, up to the dense matrix,
             between calls without gradients; they are made again when a core changes (an optimiser step,
             ``load_state_dict``, an edit in place, ``.to``). Only edits that torch does not count go unseen, through

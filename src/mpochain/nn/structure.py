@@ -11,13 +11,14 @@ from torch import nn
 from mpochain.errors import SpecError
 from mpochain.nn.interpolative import InterpolativeLinear
 from mpochain.nn.linear import MPOLinear
+from mpochain.nn.sum import SumLinear
 from mpochain.spec import ChainSpec
 
 __all__ = ["describe", "skeleton"]
 
 Size = Annotated[int, Field(ge=1, le=1 << 31, strict=True)]
-# More sites or terms than anyone has use for, few enough to plan at once.
-_MOST_SITES, _MOST_TERMS = 16, 16
+# More sites, terms or parts than anyone has use for, few enough to plan at once.
+_MOST_SITES, _MOST_TERMS, _MOST_PARTS = 16, 16, 4
 Dims = Annotated[list[Size], Field(max_length=_MOST_SITES)]
 
 
@@ -47,8 +48,16 @@ class _Interpolative(_Strict):
     bias: bool
 
 
-_LAYER: TypeAdapter[_Chains | _Interpolative] = TypeAdapter(
-    Annotated[_Chains | _Interpolative, Field(discriminator="kind")]
+_Part = Annotated[_Chains | _Interpolative, Field(discriminator="kind")]
+
+
+class _Sum(_Strict):
+    kind: Literal["sum"]
+    parts: Annotated[list[_Part], Field(min_length=2, max_length=_MOST_PARTS)]  # themselves no sums: nothing is nested
+
+
+_LAYER: TypeAdapter[_Chains | _Interpolative | _Sum] = TypeAdapter(
+    Annotated[_Chains | _Interpolative | _Sum, Field(discriminator="kind")]
 )
 
 
@@ -73,6 +82,8 @@ def describe(layer: nn.Module) -> dict[str, Any] | None:
             "rank": layer.rank,
             "bias": layer.bias is not None,
         }
+    if isinstance(layer, SumLinear):
+        return {"kind": "sum", "parts": [describe(part) for part in layer.parts]}
     return None
 
 
@@ -98,8 +109,15 @@ def skeleton(description: Any, shape: tuple[int, int], name: str) -> nn.Module:
         first = error.errors()[0]
         where = ".".join(str(each) for each in first["loc"])
         raise SpecError(f"{name}.{where}: {first['msg']}" if where else f"{name}: {first['msg']}") from error
-    parts = found.terms if isinstance(found, _Chains) else [found]
-    for part in parts:
+    if isinstance(found, _Sum):
+        if sum(part.bias for part in found.parts) > 1:
+            raise SpecError(f"{name}.parts: only one part of a sum may have a bias")
+        return SumLinear([_made(part, shape, f"{name}.parts.{k}") for k, part in enumerate(found.parts)])
+    return _made(found, shape, name)
+
+
+def _made(found: _Chains | _Interpolative, shape: tuple[int, int], name: str) -> MPOLinear | InterpolativeLinear:
+    for part in found.terms if isinstance(found, _Chains) else [found]:
         if (part.out_features, part.in_features) != shape:
             raise SpecError(
                 f"{name} is a {part.out_features}x{part.in_features} matrix, but the layer that it replaces is "
