@@ -24,7 +24,7 @@ from mpochain.atomic import require_writable, write_bytes
 from mpochain.errors import CheckpointError, MissingDependencyError, MPOError, OutputError, SpecError
 from mpochain.nn import InterpolativeLinear, MPOLinear, SumLinear
 from mpochain.nn.replacement import replace_layers
-from mpochain.nn.structure import describe, skeleton
+from mpochain.nn.structure import compressed_layers, describe, skeleton
 
 __all__ = ["load", "save"]
 
@@ -91,7 +91,7 @@ def save(model: nn.Module, folder: Path | str) -> Path:
             partial.unlink(missing_ok=True)
     except OSError as error:
         raise OutputError(f"cannot write {folder}: {error.strerror or error}") from error
-    layers = {key: found for key, layer in model.named_modules() if (found := describe(layer)) is not None}
+    layers = {key: describe(layer) for key, layer in compressed_layers(model).items()}
     config = {
         "format": "mpochain",
         "version": _VERSION,

@@ -56,7 +56,7 @@ def test_the_error_never_increases_and_is_true(case):
 @given(cases(full=True))
 def test_full_bonds_leave_nothing(case):
     W, spec, H, G = case
-    np.testing.assert_allclose(matrix_of(calibrated(W, spec, H, G), spec), W, atol=1e-6)
+    np.testing.assert_allclose(matrix_of(calibrated(W, spec, H, G, iterations=3), spec), W, atol=1e-6)
 
 
 @given(SIZES, SIZES, st.integers(1, 4), SEEDS, st.booleans(), st.booleans())
@@ -129,18 +129,20 @@ def test_sizes_whose_squares_do_not_exist(size):
     np.testing.assert_allclose(matrix_of(calibrated(size * W, spec), spec) / size, matrix_of(calibrated(W, spec), spec))
 
 
-@pytest.mark.parametrize("library", LIBRARIES)
-@pytest.mark.parametrize("precision", ["float32", "float64"])
+# Not JAX in float32 too: it compiles each product of each shape.
+@pytest.mark.parametrize(
+    ("library", "precision"), [("numpy", "float32"), ("torch", "float32"), ("torch", "float64"), ("jax", "float64")]
+)
 def test_every_library_and_short_types(library, precision):
     random = np.random.default_rng(0)
     W, H = random.normal(size=(8, 6)).astype(np.float32), moments(random, 6).astype(np.float32)
     terms = [shapes.low_rank(8, 6, 1), ChainSpec((4, 2), (2, 3), 2)]
     make = LIBRARIES[library]
-    fit = calibrated(make(W), terms, make(H), precision=precision)
+    fit = calibrated(make(W), terms, make(H), precision=precision, iterations=2)
     assert type(fit.terms[0][0]) is type(make(W))
     assert "float32" in str(fit.terms[1][0].dtype)
-    expected = calibrated(W, terms, H).relative_error
-    assert fit.relative_error == pytest.approx(expected, rel=2e-2)
+    expected = calibrated(W, terms, H, iterations=2).relative_error
+    assert fit.relative_error == pytest.approx(expected, rel=1e-3)
 
 
 def test_it_is_deterministic():

@@ -7,6 +7,7 @@ from torch import nn
 from mpochain.nn.interpolative import InterpolativeLinear
 from mpochain.nn.linear import MPOLinear
 from mpochain.nn.replacement import replace_layers
+from mpochain.nn.structure import compressed_layers
 from mpochain.nn.sum import SumLinear
 
 __all__ = ["to_dense"]
@@ -29,11 +30,5 @@ def to_dense(model: nn.Module) -> nn.Module:
     """
     if isinstance(model, MPOLinear | InterpolativeLinear | SumLinear):
         return model.to_linear()
-    sums = [layer for layer in model.modules() if isinstance(layer, SumLinear)]
-    within = {part for layer in sums for part in layer.parts}
-    held: list[MPOLinear | InterpolativeLinear | SumLinear] = [
-        layer for layer in model.modules() if isinstance(layer, MPOLinear | InterpolativeLinear) and layer not in within
-    ]
-    held += sums
-    replace_layers(model, {layer: layer.to_linear() for layer in held})
+    replace_layers(model, {layer: layer.to_linear() for layer in compressed_layers(model).values()})
     return model

@@ -14,7 +14,7 @@ from mpochain.nn.linear import MPOLinear
 from mpochain.nn.sum import SumLinear
 from mpochain.spec import ChainSpec
 
-__all__ = ["describe", "skeleton"]
+__all__ = ["compressed_layers", "describe", "skeleton"]
 
 Size = Annotated[int, Field(ge=1, le=1 << 31, strict=True)]
 # More sites, terms or parts than anyone has use for, few enough to plan at once.
@@ -87,6 +87,23 @@ def describe(layer: nn.Module) -> dict[str, Any] | None:
     return None
 
 
+def compressed_layers(model: nn.Module) -> dict[str, InterpolativeLinear | MPOLinear | SumLinear]:
+    """Every compressed layer of a model by its name; a sum is one layer, its parts are not listed.
+
+    Example:
+        >>> parts = InterpolativeLinear(4, 3, 2), MPOLinear(4, 3, max_bond=1, bias=False)
+        >>> list(compressed_layers(nn.Sequential(SumLinear(parts), nn.ReLU(), nn.Linear(3, 2))))
+        ['0']
+    """
+    found: dict[str, InterpolativeLinear | MPOLinear | SumLinear] = {}
+    within: set[nn.Module] = set()
+    for name, layer in model.named_modules():
+        if isinstance(layer, InterpolativeLinear | MPOLinear | SumLinear) and layer not in within:
+            found[name] = layer
+            within.update(layer.modules())
+    return found
+
+
 def skeleton(description: Any, shape: tuple[int, int], name: str) -> nn.Module:
     """The layer of a description on the meta device: nothing is allocated, whatever the description says.
 
@@ -123,8 +140,11 @@ def _made(found: _Chains | _Interpolative, shape: tuple[int, int], name: str) ->
                 f"{name} is a {part.out_features}x{part.in_features} matrix, but the layer that it replaces is "
                 f"{shape[0]}x{shape[1]}"
             )
-    with torch.device("meta"):
-        if isinstance(found, _Interpolative):
-            return InterpolativeLinear(found.in_features, found.out_features, found.rank, bias=found.bias)
-        terms = [ChainSpec.from_dict(each.model_dump()) for each in found.terms]
-        return MPOLinear(shape[1], shape[0], terms=terms, bias=found.bias)
+    try:
+        with torch.device("meta"):
+            if isinstance(found, _Interpolative):
+                return InterpolativeLinear(found.in_features, found.out_features, found.rank, bias=found.bias)
+            terms = [ChainSpec.from_dict(each.model_dump()) for each in found.terms]
+            return MPOLinear(shape[1], shape[0], terms=terms, bias=found.bias)
+    except SpecError as error:
+        raise SpecError(f"{name}: {error}") from error
