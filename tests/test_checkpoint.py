@@ -14,7 +14,7 @@ import transformers
 from torch import nn
 
 import mpochain as mpo
-from mpochain import InterpolativeLinear, MPOError, MPOLinear, shapes
+from mpochain import InterpolativeLinear, MPOError, MPOLinear, SumLinear, shapes
 
 
 def small():
@@ -24,13 +24,16 @@ def small():
         nn.LayerNorm(20),
         InterpolativeLinear(20, 12, 3, bias=False),
         nn.Linear(12, 4),
+        SumLinear([InterpolativeLinear(4, 6, 2, bias=False), MPOLinear(4, 6, max_bond=1)]),
     )
     return model.eval()
 
 
 def architecture():
     with torch.device("meta"):
-        return nn.Sequential(nn.Linear(12, 20), nn.LayerNorm(20), nn.Linear(20, 12, bias=False), nn.Linear(12, 4))
+        return nn.Sequential(
+            nn.Linear(12, 20), nn.LayerNorm(20), nn.Linear(20, 12, bias=False), nn.Linear(12, 4), nn.Linear(4, 6)
+        )
 
 
 def gpt2():
@@ -122,7 +125,7 @@ def _edit(folder, change):
     ("change", "message"),
     [
         (lambda c: c.update(version=2), "version 2 is unknown"),
-        (lambda c: c.update(format="other"), "format: Input should be 'mpochain'"),
+        (lambda c: c.update(format="other"), "format is 'other', not 'mpochain'"),
         (lambda c: c.pop("layers"), "layers: Field required"),
         (lambda c: c.update(extra=1), "extra: Extra inputs are not permitted"),
         (lambda c: c.update(tensors="../../etc/passwd"), "tensors: String should match pattern"),
@@ -140,6 +143,16 @@ def _edit(folder, change):
         ),
         (lambda c: c["layers"]["0"]["terms"][0].update(out_dims=[1 << 20] * 17), "at most 16 items"),
         (lambda c: c["layers"]["0"]["terms"].append(c["layers"]["0"]["terms"][0]), "missing or unexpected tensors"),
+        (lambda c: c["layers"]["4"]["parts"].pop(), "layers.4.sum.parts: List should have at least 2"),
+        (lambda c: c["layers"]["4"].update(parts=c["layers"]["4"]["parts"] * 9), "parts: List should have at most 4"),
+        (
+            lambda c: c["layers"]["4"]["parts"].append({"kind": "sum", "parts": []}),
+            "layers.4.sum.parts.2: Input tag 'sum'",
+        ),
+        (lambda c: c["layers"]["4"]["parts"][0].update(bias=True), "layers.4.parts: only one part"),
+        (lambda c: c["layers"]["4"]["parts"][0].update(rank=0), "layers.4.sum.parts.0.interpolative.rank: Input"),
+        (lambda c: c["layers"]["4"]["parts"][0].update(out_features=1 << 30), "layers.4.parts.0 is a 1073741824x4"),
+        (lambda c: c["layers"]["4"]["parts"][1]["terms"][0].update(bonds=[99]), "layers.4.*not attainable"),
         (lambda c: c["layers"].pop("2"), "missing or unexpected tensors"),
         (lambda c: c.update(tied={"3.weight": "nothing"}), "missing or unexpected|the model has no tensors"),
     ],

@@ -18,7 +18,7 @@ from mpochain.spec import ChainSpec
 if TYPE_CHECKING:
     from mpochain.checkpoint import load, save
     from mpochain.compression import compress
-    from mpochain.nn import InterpolativeLinear, MPOLinear, set_execution, to_dense
+    from mpochain.nn import InterpolativeLinear, MPOLinear, SumLinear, set_execution, to_dense
     from mpochain.train import FinetuneConfig, finetune
 
 __version__ = "0.1.0"
@@ -32,6 +32,7 @@ __all__ = [
     "MPOError",
     "MPOLinear",
     "Setting",
+    "SumLinear",
     "compress",
     "decompose",
     "decompose_terms",
@@ -49,6 +50,7 @@ _NEEDS_TORCH = {
     "FinetuneConfig": "mpochain.train",
     "InterpolativeLinear": "mpochain.nn",
     "MPOLinear": "mpochain.nn",
+    "SumLinear": "mpochain.nn",
     "compress": "mpochain.compression",
     "finetune": "mpochain.train",
     "load": "mpochain.checkpoint",

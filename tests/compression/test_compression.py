@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import itertools
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 import transformers
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
@@ -18,7 +19,10 @@ from mpochain import MPOError
 from mpochain.compression import METHODS, Curve, allocate, collect_moments, select
 from mpochain.compression.budget import parameter_budget
 from mpochain.compression.fisher import SampledLoss
+from mpochain.compression.methods import Search
+from mpochain.compression.moments import Moments, moment_bytes
 from mpochain.compression.targets import dense_layers
+from mpochain.decomposition import weighted_low_rank
 
 
 class Net(nn.Module):
@@ -188,6 +192,20 @@ class TestMoments:
         power = float(torch.cat(gradients).square().mean())
         assert found["down"].gradient_power == pytest.approx(power, rel=1e-4)
 
+    def test_inputs_of_layers_whose_outputs_would_be_enough(self, net, batches):
+        layers = dense_layers(net)
+        found = collect_moments(net, layers, batches, loss=SampledLoss(3))
+        more = collect_moments(net, layers, batches, loss=SampledLoss(3), inputs=["down"])
+        with torch.no_grad():
+            x = net.embedding(torch.cat(batches))
+            x = (torch.relu(net.left(x)) * net.right(x)).reshape(-1, 20)
+        torch.testing.assert_close(more["down"].inputs, x.T @ x / len(x))
+        assert found["down"].inputs is None
+        for name in layers:
+            torch.testing.assert_close(more[name].activations, found[name].activations)
+            torch.testing.assert_close(more[name].gradients, found[name].gradients)
+        assert moment_bytes(layers, gradients=True, inputs=["down"]) == 4 * (4 * 12**2 + 12**2 + 20**2)
+
     def test_the_model_stays_as_it_was(self, net, batches):
         net.train()
         net.left.eval()
@@ -250,13 +268,13 @@ class TestCompress:
             assert dense is (record.form == "dense")
             if dense:
                 continue
-            own = sum(p.numel() for name, p in layer.named_parameters() if name != "bias")
+            own = sum(p.numel() for name, p in layer.named_parameters() if "bias" not in name)
             assert record.parameters_after == own
             assert record.parameters_after < record.parameters_before
             W = weights[record.name]
             difference = W - layer.weight.detach().double()
             assert record.weight_error == pytest.approx(float(difference.norm() / W.norm()), rel=1e-5)
-            if method in ("svd_llm", "interpolative"):
+            if method in ("svd_llm", "interpolative", "search"):
                 seen = rows[record.name].double()
                 error = float((seen @ difference.T).norm() / (seen @ W.T).norm())
                 assert record.output_error == pytest.approx(error, rel=1e-3)
@@ -307,7 +325,7 @@ class TestCompress:
         model = nn.Sequential(nn.Embedding(11, 12), shared, nn.ReLU(), shared, nn.Linear(12, 11))
         mpo.compress(model, 0.5, calibration=batches)
         assert model[1] is model[3] is not shared
-        assert mpo.set_execution(model) == 0, "one way only, but no error"
+        assert mpo.set_execution(model) == 2
 
     def test_frozen_and_evaluating_layers_stay_so(self, net, batches):
         net.left.requires_grad_(False)
@@ -353,6 +371,87 @@ class TestCompress:
         report = mpo.compress(model, 0.6, calibration=batches)
         assert {p.dtype for p in model.parameters()} == {dtype}
         assert sum(record.bytes_after for record in report.layers) <= 0.6 * 720 * dtype.itemsize
+
+
+class TestSearch:
+    """Low rank beside a chain, where it is better."""
+
+    @staticmethod
+    def layer(out, in_, seed):
+        """A weight that low rank alone stands for badly, and the moments of some inputs and gradients."""
+        generator = torch.Generator().manual_seed(seed)
+
+        def normal(*shape):
+            return torch.randn(shape, generator=generator)
+
+        chain = mpo.MPOLinear(in_, out, spec=mpo.shapes.skewed(out, in_, 4, 2), bias=False).double()
+        for core in chain.cores[0]:
+            core.data.copy_(normal(*core.shape))
+        weight = chain.weight.detach().float() + normal(out, 2) @ normal(2, in_) + 0.3 * normal(out, in_)
+        x, g = normal(400, in_) * normal(in_).exp(), normal(400, out) * normal(out).exp()
+        H, G = x.T @ x / 400, g.T @ g / 400
+        powers = float(H.trace()) / in_, float(G.trace()) / out
+        return weight, Moments(weight @ H @ weight.T, G, *powers, 400, H)
+
+    @settings(max_examples=10)
+    @given(st.sampled_from([(12, 24), (16, 24), (24, 40)]), st.integers(0, 2**16), st.integers(0, 2**16))
+    def test_it_is_never_worse_than_whitened_svd_of_equal_size(self, shape, seed, choice):
+        weight, moments = self.layer(*shape, seed)
+        search = Search()
+        curve = search.curve(weight, moments)
+        choice %= len(curve.costs) - 1
+        made = search.build(weight, None, moments, choice)
+        size = sum(p.numel() for p in made.layer.parameters())
+        assert size <= curve.costs[choice] < weight.numel()
+        G = moments.gradients.double() + 0.1 * moments.gradient_power * torch.eye(shape[0], dtype=torch.float64)
+        closed = weighted_low_rank(weight, moments.inputs, G)
+        difference = (weight - made.layer.weight.detach()).double()
+        lost = float((G @ difference @ moments.inputs.double() * difference).sum())
+        assert lost <= closed.errors[min(size // sum(shape), len(closed.squares))] * (1 + 1e-4)
+
+    def test_a_sum_is_found_where_it_is_better(self):
+        weight, moments = self.layer(24, 40, 0)
+        search = Search()
+        low, curve = METHODS["interpolative"].curve(weight, moments), search.curve(weight, moments)
+        sums = range(len(low.costs) - 1, len(curve.costs) - 1)
+        bias = torch.arange(24.0)
+        made = [search.build(weight, bias, moments, k) for k in sums]
+        best = next(each for each in made if isinstance(each.layer, mpo.SumLinear))
+        assert torch.equal(best.layer.bias, bias)
+        difference = (weight - best.layer.weight.detach()).double()
+        H, G = moments.inputs.double(), moments.gradients.double()
+        assert best.errors.loss == pytest.approx(float((G @ difference @ H * difference).sum()) / 2)
+        wide = weight.double()
+        output = float(((difference @ H) * difference).sum() / ((wide @ H) * wide).sum()) ** 0.5
+        assert best.errors.output == pytest.approx(output)
+
+    def test_a_model_with_such_a_layer(self, tmp_path):
+        torch.manual_seed(0)
+        weight, _ = self.layer(24, 40, 0)
+        with torch.device("meta"):
+            empty = nn.Sequential(nn.Linear(40, 24), nn.ReLU(), nn.Linear(24, 7))
+        model = nn.Sequential(nn.Linear(40, 24), nn.ReLU(), nn.Linear(24, 7))
+        with torch.no_grad():
+            model[0].weight.copy_(weight / 10)
+        batches = [torch.randn(100, 40) for _ in range(3)]
+        report = mpo.compress(model, 0.5, calibration=batches, method="search")
+        assert isinstance(model[0], mpo.SumLinear), report.table()
+        (record, _) = report.layers
+        assert "interpolative + 24x40 (3,8)|(8,5)" in record.form
+        assert record.macs_after == model[0].macs()
+        assert mpo.set_execution(model, memory="fast") == 1
+        loaded = mpo.load(mpo.save(model, tmp_path), empty)
+        assert torch.equal(loaded(batches[0]), loaded.train()(batches[0]))
+        dense = mpo.to_dense(loaded)
+        assert type(dense[0]) is nn.Linear
+        torch.testing.assert_close(dense(batches[0]), model(batches[0]))
+
+    def test_moments_of_one_side_are_not_enough(self):
+        from mpochain.compression.fit import errors_between
+
+        weight, moments = self.layer(12, 24, 0)
+        with pytest.raises(MPOError, match="of the smaller side alone"):
+            errors_between(weight, replace(moments, inputs=None), weight)
 
 
 def test_a_hugging_face_model():

@@ -11,9 +11,8 @@ from torch import Tensor, nn
 
 from mpochain.checkpoint.configuration import CONFIG, Configuration, digest, read_configuration
 from mpochain.errors import CheckpointError, MissingDependencyError, MPOError, SpecError
-from mpochain.nn import InterpolativeLinear, MPOLinear
 from mpochain.nn.replacement import replace_layers
-from mpochain.nn.structure import skeleton
+from mpochain.nn.structure import Compressed, skeleton
 
 __all__ = ["load"]
 
@@ -39,6 +38,7 @@ def load(folder: Path | str, model: nn.Module | None = None) -> nn.Module:
 
     Example:
         >>> import torch
+        >>> from mpochain.checkpoint import save
         >>> from mpochain.nn import MPOLinear
         >>> from tempfile import TemporaryDirectory
         >>> model = nn.Sequential(MPOLinear(8, 8, max_bond=2), nn.ReLU())
@@ -124,7 +124,7 @@ def _replace(model: nn.Module, layers: Mapping[str, Any], folder: Path) -> None:
 
 
 def _shape(layer: nn.Module) -> tuple[int, int]:
-    if isinstance(layer, nn.Linear | MPOLinear | InterpolativeLinear):
+    if isinstance(layer, nn.Linear | Compressed):
         return layer.out_features, layer.in_features
     weight = getattr(layer, "weight", None)
     if type(layer).__name__ == "Conv1D" and isinstance(weight, Tensor) and weight.ndim == 2:

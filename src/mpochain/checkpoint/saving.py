@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from mpochain.atomic import require_writable, write_bytes
 from mpochain.checkpoint.configuration import CONFIG, TENSORS, VERSION, digest
 from mpochain.errors import OutputError
-from mpochain.nn.structure import describe
+from mpochain.nn.structure import compressed_layers, describe
 
 __all__ = ["save"]
 
@@ -53,7 +53,7 @@ def save(model: nn.Module, folder: Path | str) -> Path:
             partial.unlink(missing_ok=True)
     except OSError as error:
         raise OutputError(f"cannot write {folder}: {error.strerror or error}") from error
-    layers = {key: found for key, layer in model.named_modules() if (found := describe(layer)) is not None}
+    layers = {key: describe(layer) for key, layer in compressed_layers(model).items()}
     config = {
         "format": "mpochain",
         "version": VERSION,

@@ -1,4 +1,4 @@
-"""The best low-rank approximations of a layer, by the moments of its smaller side."""
+"""The best low-rank approximations of a layer by its moments, and by these how near any other is."""
 
 from __future__ import annotations
 
@@ -10,8 +10,9 @@ from torch import Tensor
 
 from mpochain.compression.moments import Moments
 from mpochain.decomposition import WeightedLowRank, projected_low_rank
+from mpochain.errors import SpecError
 
-__all__ = ["Errors", "errors_of", "fit"]
+__all__ = ["Errors", "errors_between", "errors_of", "fit", "weights_of"]
 
 # Of the mean power of the inputs, added to their moments: directions the data never met still count for a little.
 _RIDGE = 1e-8
@@ -70,6 +71,35 @@ def errors_of(weight: Tensor, moments: Moments, approximation: WeightedLowRank, 
         pair = (gradients, activations) if _is_wide(weight) else (activations, gradients)
         loss = lost(*pair, rest) / 2
     return Errors(math.sqrt(output), loss)
+
+
+def weights_of(moments: Moments, *, damping: float) -> tuple[Tensor, Tensor | None]:
+    """``H`` of the inputs and ``G`` of the outputs of a wide layer, as :func:`fit` has them, in float64."""
+    inputs = _inputs(moments)
+    H = inputs + _RIDGE * moments.input_power * torch.eye(len(inputs), dtype=torch.float64, device=inputs.device)
+    if moments.gradients is None or moments.gradient_power is None:
+        return H, None
+    G = moments.gradients.double()
+    return H, G + damping * moments.gradient_power * torch.eye(len(G), dtype=torch.float64, device=G.device)
+
+
+def errors_between(weight: Tensor, moments: Moments, other: Tensor) -> Errors:
+    """What any other matrix leaves out of a wide layer, without damping; needs the moments of the inputs."""
+    wide = weight.detach().double()
+    difference = wide - other.detach().double()
+    inputs = _inputs(moments)
+    pushed = difference @ inputs
+    output = float((pushed * difference).sum()) / max(float(((wide @ inputs) * wide).sum()), 1e-300)
+    loss = None
+    if moments.gradients is not None:
+        loss = max(float(((moments.gradients.double() @ pushed) * difference).sum()), 0.0) / 2
+    return Errors(math.sqrt(max(output, 0.0)), loss)
+
+
+def _inputs(moments: Moments) -> Tensor:
+    if moments.inputs is None:
+        raise SpecError("these moments are of the smaller side alone; collect_moments(inputs=) keeps both")
+    return moments.inputs.double()
 
 
 def _is_wide(weight: Tensor) -> bool:

@@ -2,13 +2,14 @@
 
 A low-rank approximation of ``W`` depends on the moments of its smaller side alone, so only these are kept: with
 ``out <= in`` those of the outputs and of the gradient by them, otherwise those of the inputs and of the gradient by
-them. Sums are kept, never activations, so memory does not grow with the data.
+them. A chain needs those of both sides, so for the layers that may become one the moments of the inputs are kept too.
+Sums are kept, never activations, so memory does not grow with the data.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -36,6 +37,7 @@ class Moments:
         input_power: ``E[|x|^2] / in``.
         gradient_power: ``E[|g|^2] / out``; None if no gradients were taken.
         rows: input rows that were seen.
+        inputs: ``(in, in)``: ``E[x x^T]``, also where that is not the smaller side; None if it was not asked for.
     """
 
     activations: Tensor
@@ -43,12 +45,17 @@ class Moments:
     input_power: float
     gradient_power: float | None
     rows: int
+    inputs: Tensor | None = None
 
 
-def moment_bytes(layers: Mapping[str, nn.Module], *, gradients: bool) -> int:
+def moment_bytes(layers: Mapping[str, nn.Module], *, gradients: bool, inputs: Collection[str] = ()) -> int:
     """The most that :func:`collect_moments` keeps for these layers: bytes, if no two share their input."""
-    sides = (min(dense_parameters(layer)[0].shape) for layer in layers.values())
-    return sum(side**2 * (2 if gradients else 1) for side in sides) * _ELEMENT
+    total = 0
+    for name, layer in layers.items():
+        shape = dense_parameters(layer)[0].shape
+        # In place of the moments of the outputs, which follow from them.
+        total += (shape[1] if name in inputs else min(shape)) ** 2 + (min(shape) ** 2 if gradients else 0)
+    return total * _ELEMENT
 
 
 def run_batch(model: nn.Module, batch: Any) -> Any:
@@ -74,6 +81,7 @@ def collect_moments(
     batches: Iterable[Any],
     *,
     loss: Callable[[Any], Tensor] | None = None,
+    inputs: Collection[str] = (),
 ) -> dict[str, Moments]:
     """Run a model over calibration batches and sum up what its layers see.
 
@@ -84,6 +92,7 @@ def collect_moments(
         layers: by name, dense layers of the model.
         batches: see :func:`run_batch`.
         loss: from the model's output to a scalar, summed over tokens; None takes no gradients.
+        inputs: names of the layers whose moments of the inputs are wanted even where these are the larger side.
 
     Raises:
         SpecError: no batches, or a batch of another type.
@@ -96,7 +105,7 @@ def collect_moments(
         >>> found["2"].rows, found["2"].activations.shape  # of its two outputs
         (5, torch.Size([2, 2]))
     """
-    sums = {name: _Sums(name, layer) for name, layer in layers.items()}
+    sums = {name: _Sums(name, layer, name in inputs) for name, layer in layers.items()}
     last = _LastInput()
     hooks = [
         layer.register_forward_pre_hook(sums[name].before(last, loss is not None)) for name, layer in layers.items()
@@ -129,17 +138,25 @@ def collect_moments(
         )
     for each in sums.values():
         each.divide()
-    return {
-        name: Moments(
-            # Of another layer, where both are given the same input.
-            _present(sums[each.owner].activations),
+    found = {}
+    for name, each in sums.items():
+        # Of another layer, where both are given the same input.
+        seen = sums[each.owner].inputs if each.keeps_inputs else None
+        if not each.wide:
+            activations = _present(seen)
+        elif seen is not None:
+            activations = each.weight.float() @ seen @ each.weight.float().T
+        else:
+            activations = _present(each.outputs)
+        found[name] = Moments(
+            activations,
             each.gradients,
             each.input_power / each.rows,
             each.gradient_power / each.rows if loss is not None else None,
             each.rows,
+            seen,
         )
-        for name, each in sums.items()
-    }
+    return found
 
 
 @contextmanager
@@ -174,12 +191,14 @@ class _LastInput:
 class _Sums:
     """The running sums of one layer."""
 
-    def __init__(self, name: str, layer: nn.Module) -> None:
+    def __init__(self, name: str, layer: nn.Module, inputs: bool) -> None:
         self.name, self.owner = name, name
         self.weight = dense_parameters(layer, name)[0].detach()
         self.wide = self.weight.shape[0] <= self.weight.shape[1]
+        self.keeps_inputs = inputs or not self.wide
         self.rows = 0
-        self.activations: Tensor | None = None
+        self.inputs: Tensor | None = None
+        self.outputs: Tensor | None = None
         self.gradients: Tensor | None = None
         self.input_power = self.gradient_power = 0.0
 
@@ -189,8 +208,8 @@ class _Sums:
         def hook(_: nn.Module, arguments: tuple[Any, ...]) -> tuple[Any, ...] | None:
             x = arguments[0]
             rows = x.detach().reshape(-1, x.shape[-1])
-            if self.wide:
-                self.activations = _added(self.activations, rows @ self.weight.T)
+            if not self.keeps_inputs:
+                self.outputs = _added(self.outputs, rows @ self.weight.T)
             else:
                 owner = last.name if last.x is x else self.name
                 if self.rows and self.owner != owner:
@@ -200,7 +219,7 @@ class _Sums:
                     )
                 self.owner = owner
                 if owner == self.name:
-                    self.activations = _added(self.activations, rows)
+                    self.inputs = _added(self.inputs, rows)
                     last.x, last.name = x, self.name
             self.rows += rows.shape[0]
             self.input_power += float(rows.float().square().mean(1).sum())
@@ -232,7 +251,7 @@ class _Sums:
 
     def divide(self) -> None:
         """Means in place of sums."""
-        for total in (self.activations, self.gradients):
+        for total in (self.inputs, self.outputs, self.gradients):
             if total is not None:
                 total /= self.rows
 

@@ -17,9 +17,9 @@ from mpochain.compression.moments import Moments, collect_moments, moment_bytes
 from mpochain.compression.records import CompressionReport, LayerRecord
 from mpochain.compression.targets import dense_layers, select
 from mpochain.errors import SpecError
-from mpochain.nn import InterpolativeLinear
 from mpochain.nn.dense import dense_parameters
 from mpochain.nn.replacement import replace_layers
+from mpochain.nn.structure import form_of
 from mpochain.report import provenance
 
 __all__ = ["compress"]
@@ -62,8 +62,9 @@ def compress(
         targets: layers to compress, see :func:`mpochain.compression.select`; by default all linear layers whose weight
             is not shared with another module.
         ignore: layers to leave out, which wins over ``targets``.
-        method: ``"interpolative"``; or a published one, every layer at the same share: ``"svd_llm"`` (whitened low
-            rank), ``"svd"`` and ``"tt_svd"`` (no data needed).
+        method: ``"interpolative"``; ``"search"``, which for layers with more inputs than outputs also tries low rank
+            beside a chain and takes longer; or a published one, every layer at the same share: ``"svd_llm"`` (whitened
+            low rank), ``"svd"`` and ``"tt_svd"`` (no data needed).
         loss: from the model's output to a scalar summed over tokens, whose gradients weigh the outputs; by default
             cross-entropy to labels that the model draws itself.
         dry_run: whether to report what would be done, and change nothing.
@@ -183,7 +184,10 @@ def _chunks(model: nn.Module, layers: Mapping[str, nn.Module], way: Method) -> I
     chunk: dict[str, nn.Module] = {}
     taken = 0
     for name, layer in layers.items():
-        size = moment_bytes({name: layer}, gradients=way.needs == "gradients") if way.needs != "nothing" else 0
+        size = 0
+        if way.needs != "nothing":
+            both = _needing_inputs({name: layer}, way)
+            size = moment_bytes({name: layer}, gradients=way.needs == "gradients", inputs=both)
         if chunk and taken + size > max(room, _LEAST_MOMENT_BYTES):
             yield chunk
             chunk, taken = {}, 0
@@ -202,9 +206,15 @@ def _moments(
 ) -> dict[str, Moments]:
     if way.needs == "nothing":
         return {}
+    both = _needing_inputs(layers, way)
     if way.needs == "inputs":
-        return collect_moments(model, layers, batches)
-    return collect_moments(model, layers, batches, loss=loss or SampledLoss(seed))
+        return collect_moments(model, layers, batches, inputs=both)
+    return collect_moments(model, layers, batches, loss=loss or SampledLoss(seed), inputs=both)
+
+
+def _needing_inputs(layers: Mapping[str, nn.Module], way: Method) -> set[str]:
+    shapes = {name: dense_parameters(layer)[0].shape for name, layer in layers.items()}
+    return {name for name, (out, in_) in shapes.items() if way.needs_inputs((out, in_))}
 
 
 def _uniform(curves: Mapping[str, Curve], layers: Mapping[str, nn.Module], allowed: int) -> dict[str, int]:
@@ -240,14 +250,13 @@ def _record(name: str, weight: Tensor, made: Built | None, moments: Moments | No
     if made is None:
         return LayerRecord(**record)
     layer: Any = made.layer
-    held = [each for key, each in layer.state_dict().items() if key != "bias"]
+    held = [each for key, each in layer.state_dict().items() if key.rpartition(".")[2] != "bias"]
     wide = weight.double()
-    interpolative = isinstance(layer, InterpolativeLinear)
     record |= {
-        "form": f"rank {layer.rank}, interpolative" if interpolative else str(layer.spec),
+        "form": form_of(layer),
         "parameters_after": sum(each.numel() for each in held if each.is_floating_point()),
         "bytes_after": sum(each.numel() * each.element_size() for each in held),
-        "macs_after": layer.macs() if interpolative else layer.spec.macs(),
+        "macs_after": layer.macs(),
         "weight_error": float((wide - layer.weight.detach().double()).norm() / wide.norm()) if wide.any() else 0.0,
         "output_error": made.errors.output if made.errors is not None else None,
         "loss_increase": made.errors.loss if made.errors is not None else None,

@@ -5,6 +5,7 @@ the squared weight each bond discarded, which is the exact squared error of the 
 """
 
 from mpochain.decomposition.automatic import automatic
+from mpochain.decomposition.calibrated import Calibration, calibrated
 from mpochain.decomposition.gram import gram
 from mpochain.decomposition.interleave import deinterleave, interleave
 from mpochain.decomposition.interpolative import (
@@ -20,10 +21,12 @@ from mpochain.decomposition.tt_svd import tt_svd
 from mpochain.decomposition.weighted import WeightedLowRank, projected_low_rank, weighted_low_rank
 
 __all__ = [
+    "Calibration",
     "Decomposition",
     "Interpolation",
     "WeightedLowRank",
     "automatic",
+    "calibrated",
     "check_cutoff",
     "deinterleave",
     "fold_left",

@@ -107,12 +107,12 @@ def weighted_low_rank(
     if not ridge >= 0.0:
         raise SpecError(f"ridge must be a number of at least 0, got {ridge!r}")
     out, in_ = wide.shape
-    H = _moments(gram, in_, ridge, wide, f"the moments of the inputs of {name}")
-    G = _moments(output_gram, out, ridge, wide, f"the weights of the outputs of {name}")
+    H = symmetric_moments(gram, in_, ridge, wide, f"the moments of the inputs of {name}")
+    G = symmetric_moments(output_gram, out, ridge, wide, f"the weights of the outputs of {name}")
     transposed = namespace(wide).matrix_transpose(wide)
     if out <= in_:
-        return _projected(wide, G, wide @ (transposed if H is None else H @ transposed))
-    return _projected(wide, H, transposed @ (wide if G is None else G @ wide))
+        return Projector(G)(wide, wide @ (transposed if H is None else H @ transposed))
+    return Projector(H)(wide, transposed @ (wide if G is None else G @ wide))
 
 
 def projected_low_rank(matrix: Array, metric: Array | None, moments: Array, *, name: str = "matrix") -> WeightedLowRank:
@@ -140,9 +140,9 @@ def projected_low_rank(matrix: Array, metric: Array | None, moments: Array, *, n
     """
     wide = _wide(matrix, name)
     side = min(wide.shape)
-    M = _moments(metric, side, 0.0, wide, f"the metric of {name}")
-    N = _moments(moments, side, 0.0, wide, f"the moments of {name}")
-    return _projected(wide, M, N)
+    M = symmetric_moments(metric, side, 0.0, wide, f"the metric of {name}")
+    N = symmetric_moments(moments, side, 0.0, wide, f"the moments of {name}")
+    return Projector(M)(wide, N)
 
 
 def _wide(matrix: Array, name: str) -> Array:
@@ -152,19 +152,33 @@ def _wide(matrix: Array, name: str) -> Array:
     return wide
 
 
-def _projected(wide: Array, metric: Array | None, moments: Array) -> WeightedLowRank:
-    """By ``B = M^-1/2 U U^T M^1/2`` with ``U`` of ``M^1/2 N M^1/2``: the matrix is ``B W``, or ``W B^T`` if tall."""
-    xp = namespace(wide)
-    root, inverse = _roots(metric) if metric is not None else (None, None)
-    squares, U = _eigenvectors(moments if root is None else root @ moments @ root)
-    left = U if inverse is None else inverse @ U
-    right = xp.matrix_transpose(U if root is None else root @ U)
-    if wide.shape[0] <= wide.shape[1]:
-        return WeightedLowRank(left, right @ wide, squares, (left, right))
-    return WeightedLowRank(wide @ xp.matrix_transpose(right), xp.matrix_transpose(left), squares, (left, right))
+class Projector:
+    """Under one metric ``M``: ``B = M^-1/2 U U^T M^1/2`` with ``U`` of ``M^1/2 N M^1/2``, and ``B W``, or ``W B^T``.
+
+    Args:
+        metric: of the smaller side, see :func:`projected_low_rank`; its roots are taken once.
+    """
+
+    def __init__(self, metric: Array | None) -> None:
+        self._root: Array | None = None
+        self._inverse: Array | None = None
+        if metric is not None:
+            self._root, self._inverse = _roots(metric)
+
+    def __call__(self, wide: Array, moments: Array) -> WeightedLowRank:
+        """Every rank of a float64 matrix whose moments are ``N``."""
+        xp = namespace(wide)
+        root, inverse = self._root, self._inverse
+        squares, U = _eigenvectors(moments if root is None else root @ moments @ root)
+        left = U if inverse is None else inverse @ U
+        right = xp.matrix_transpose(U if root is None else root @ U)
+        if wide.shape[0] <= wide.shape[1]:
+            return WeightedLowRank(left, right @ wide, squares, (left, right))
+        return WeightedLowRank(wide @ xp.matrix_transpose(right), xp.matrix_transpose(left), squares, (left, right))
 
 
-def _moments(given: Array | None, size: int, ridge: float, like: Array, name: str) -> Array | None:
+def symmetric_moments(given: Array | None, size: int, ridge: float, like: Array, name: str) -> Array | None:
+    """Second moments ``(size, size)`` in float64, with a share of their mean diagonal added to it; checked."""
     if given is None:
         return None
     if tuple(given.shape) != (size, size):

@@ -22,7 +22,8 @@ from mpochain.language import (
     read_tokens,
     windows,
 )
-from mpochain.nn import InterpolativeLinear, MPOLinear, set_execution
+from mpochain.nn import set_execution
+from mpochain.nn.structure import compressed_layers
 
 __all__ = ["Compressed", "Counter", "Log", "compress_by", "evaluate", "time_models"]
 
@@ -135,7 +136,7 @@ def require_dense(model: nn.Module, source: str) -> None:
     Raises:
         SpecError: it was.
     """
-    if any(isinstance(layer, MPOLinear | InterpolativeLinear) for layer in model.modules()):
+    if compressed_layers(model):
         raise SpecError(f"{source} is compressed already; begin with the dense model, or convert it first")
 
 
@@ -165,13 +166,13 @@ def time_models(models: dict[str, nn.Module], language: LanguageModel) -> dict[s
     prompt = language.tokenizer(some * _PROMPT, add_special_tokens=False, verbose=False, return_tensors="pt")
     tokens = prompt["input_ids"][:, : min(_PROMPT, longest // 2)]
     for model in models.values():
-        if any(isinstance(layer, MPOLinear | InterpolativeLinear) for layer in model.modules()):
+        if compressed_layers(model):
             set_execution(model, memory="fast", autotune=True)
     try:
         return compare_speed(models, tokens)
     finally:
         for model in models.values():
-            if any(isinstance(layer, MPOLinear | InterpolativeLinear) for layer in model.modules()):
+            if compressed_layers(model):
                 set_execution(model, memory="compact")
 
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from torch import nn
 
-from mpochain.nn.interpolative import InterpolativeLinear
 from mpochain.nn.linear import MPOLinear
 from mpochain.nn.replacement import replace_layers
+from mpochain.nn.structure import Compressed, compressed_layers
 
 __all__ = ["to_dense"]
 
@@ -26,8 +26,7 @@ def to_dense(model: nn.Module) -> nn.Module:
           (0): Linear(in_features=4, out_features=3, bias=False)
         )
     """
-    if isinstance(model, MPOLinear | InterpolativeLinear):
+    if isinstance(model, Compressed):
         return model.to_linear()
-    held = [layer for layer in model.modules() if isinstance(layer, MPOLinear | InterpolativeLinear)]
-    replace_layers(model, {layer: layer.to_linear() for layer in held})
+    replace_layers(model, {layer: layer.to_linear() for layer in compressed_layers(model).values()})
     return model

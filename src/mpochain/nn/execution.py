@@ -5,8 +5,7 @@ from __future__ import annotations
 from torch import nn
 
 from mpochain.errors import SpecError
-from mpochain.nn.interpolative import InterpolativeLinear
-from mpochain.nn.linear import MPOLinear
+from mpochain.nn.structure import compressed_layers
 from mpochain.planning import Memory
 
 __all__ = ["set_execution"]
@@ -16,7 +15,7 @@ def set_execution(module: nn.Module, *, memory: Memory = "compact", autotune: bo
     """Choose how every compressed layer of a model is run.
 
     Args:
-        module: an :class:`MPOLinear` or :class:`InterpolativeLinear`, or any module that holds some.
+        module: a compressed layer, or any module that holds some.
         memory: ``"compact"`` keeps nothing but the cores. ``"fast"`` keeps folded cores, up to the dense matrix,
             between calls without gradients; they are made again when a core changes (an optimiser step,
             ``load_state_dict``, an edit in place, ``.to``). Only edits that torch does not count go unseen, through
@@ -33,11 +32,12 @@ def set_execution(module: nn.Module, *, memory: Memory = "compact", autotune: bo
         SpecError: an unknown ``memory``, or a module without compressed layers.
 
     Example:
+        >>> from mpochain.nn import MPOLinear
         >>> layer = MPOLinear(16, 16, max_bond=4)
         >>> set_execution(nn.Sequential(layer, nn.ReLU()), memory="fast")
         1
     """
-    layers = [layer for layer in module.modules() if isinstance(layer, MPOLinear | InterpolativeLinear)]
+    layers = compressed_layers(module).values()
     if not layers:
         raise SpecError(
             f"{type(module).__name__} holds no compressed layer; compress it first, or pass the right module"

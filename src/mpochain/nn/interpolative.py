@@ -161,8 +161,9 @@ class InterpolativeLinear(nn.Module):
                 # Two products are faster than one where they have much less to do.
                 return F.linear(x if made.shape[1] == self.in_features else F.linear(x, rows), made, self.bias)
         kept = F.linear(x, self.rows)
-        if x.numel() >= _MANY_ROWS * self.in_features:
-            # To put the outputs in their places costs more than to multiply with the identity, if they are many.
+        # To put the outputs in their places costs more than to multiply with the identity, if they are many; a traced
+        # graph must not depend on how many they are.
+        if torch.compiler.is_compiling() or x.numel() >= _MANY_ROWS * self.in_features:
             return F.linear(kept, self._left(), self.bias)
         others = F.linear(kept, self.coefficients)
         y = torch.cat([kept, others], dim=-1).index_select(-1, self.place)

@@ -242,6 +242,10 @@ class MPOLinear(nn.Module):
         """The dense layer with the same function, sharing no memory."""
         return linear_of(self.weight.detach(), self.bias, self.training)
 
+    def macs(self) -> int:
+        """Multiply-adds of one input row, swept without folding."""
+        return sum(spec.macs() for spec in self.specs)
+
     def plan(self, batch: int, *, training: bool = False) -> tuple[ContractionPlan, ...]:
         """The plan of every term for ``batch`` input rows.
 

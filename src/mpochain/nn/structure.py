@@ -11,13 +11,17 @@ from torch import nn
 from mpochain.errors import SpecError
 from mpochain.nn.interpolative import InterpolativeLinear
 from mpochain.nn.linear import MPOLinear
+from mpochain.nn.sum import SumLinear
 from mpochain.spec import ChainSpec
 
-__all__ = ["describe", "form_of", "skeleton"]
+__all__ = ["Compressed", "compressed_layers", "describe", "form_of", "skeleton"]
+
+# A layer in place of a dense one.
+Compressed = InterpolativeLinear | MPOLinear | SumLinear
 
 Size = Annotated[int, Field(ge=1, le=1 << 31, strict=True)]
-# More sites or terms than anyone has use for, few enough to plan at once.
-_MOST_SITES, _MOST_TERMS = 16, 16
+# More sites, terms or parts than anyone has use for, few enough to plan at once.
+_MOST_SITES, _MOST_TERMS, _MOST_PARTS = 16, 16, 4
 Dims = Annotated[list[Size], Field(max_length=_MOST_SITES)]
 
 
@@ -47,8 +51,16 @@ class _Interpolative(_Strict):
     bias: bool
 
 
-_LAYER: TypeAdapter[_Chains | _Interpolative] = TypeAdapter(
-    Annotated[_Chains | _Interpolative, Field(discriminator="kind")]
+_Part = Annotated[_Chains | _Interpolative, Field(discriminator="kind")]
+
+
+class _Sum(_Strict):
+    kind: Literal["sum"]
+    parts: Annotated[list[_Part], Field(min_length=2, max_length=_MOST_PARTS)]  # themselves no sums: nothing is nested
+
+
+_LAYER: TypeAdapter[_Chains | _Interpolative | _Sum] = TypeAdapter(
+    Annotated[_Chains | _Interpolative | _Sum, Field(discriminator="kind")]
 )
 
 
@@ -73,6 +85,8 @@ def describe(layer: nn.Module) -> dict[str, Any] | None:
             "rank": layer.rank,
             "bias": layer.bias is not None,
         }
+    if isinstance(layer, SumLinear):
+        return {"kind": "sum", "parts": [describe(part) for part in layer.parts]}
     return None
 
 
@@ -87,10 +101,29 @@ def form_of(layer: nn.Module) -> str:
         return f"rank {layer.rank}, interpolative"
     if isinstance(layer, MPOLinear):
         return " + ".join(map(str, layer.specs))
+    if isinstance(layer, SumLinear):
+        return " + ".join(map(form_of, layer.parts))
     return "dense"
 
 
-def skeleton(description: Any, shape: tuple[int, int] | None, name: str) -> MPOLinear | InterpolativeLinear:
+def compressed_layers(model: nn.Module) -> dict[str, Compressed]:
+    """Every compressed layer of a model by its name; a sum is one layer, its parts are not listed.
+
+    Example:
+        >>> parts = InterpolativeLinear(4, 3, 2), MPOLinear(4, 3, max_bond=1, bias=False)
+        >>> list(compressed_layers(nn.Sequential(SumLinear(parts), nn.ReLU(), nn.Linear(3, 2))))
+        ['0']
+    """
+    found: dict[str, Compressed] = {}
+    within: set[nn.Module] = set()
+    for name, layer in model.named_modules():
+        if isinstance(layer, Compressed) and layer not in within:
+            found[name] = layer
+            within.update(layer.modules())
+    return found
+
+
+def skeleton(description: Any, shape: tuple[int, int] | None, name: str) -> Compressed:
     """The layer of a description on the meta device: nothing is allocated, whatever the description says.
 
     Args:
@@ -112,16 +145,33 @@ def skeleton(description: Any, shape: tuple[int, int] | None, name: str) -> MPOL
         first = error.errors()[0]
         where = ".".join(str(each) for each in first["loc"])
         raise SpecError(f"{name}.{where}: {first['msg']}" if where else f"{name}: {first['msg']}") from error
-    parts = found.terms if isinstance(found, _Chains) else [found]
-    shape = shape or (parts[0].out_features, parts[0].in_features)
-    for part in parts:
+    shape = shape or _shape(found)
+    if isinstance(found, _Sum):
+        if sum(part.bias for part in found.parts) > 1:
+            raise SpecError(f"{name}.parts: only one part of a sum may have a bias")
+        return SumLinear([_made(part, shape, f"{name}.parts.{k}") for k, part in enumerate(found.parts)])
+    return _made(found, shape, name)
+
+
+def _shape(found: _Chains | _Interpolative | _Sum) -> tuple[int, int]:
+    if isinstance(found, _Sum):
+        return _shape(found.parts[0])
+    part = found.terms[0] if isinstance(found, _Chains) else found
+    return part.out_features, part.in_features
+
+
+def _made(found: _Chains | _Interpolative, shape: tuple[int, int], name: str) -> MPOLinear | InterpolativeLinear:
+    for part in found.terms if isinstance(found, _Chains) else [found]:
         if (part.out_features, part.in_features) != shape:
             raise SpecError(
                 f"{name} is a {part.out_features}x{part.in_features} matrix, but the layer that it replaces is "
                 f"{shape[0]}x{shape[1]}"
             )
-    with torch.device("meta"):
-        if isinstance(found, _Interpolative):
-            return InterpolativeLinear(found.in_features, found.out_features, found.rank, bias=found.bias)
-        terms = [ChainSpec.from_dict(each.model_dump()) for each in found.terms]
-        return MPOLinear(shape[1], shape[0], terms=terms, bias=found.bias)
+    try:
+        with torch.device("meta"):
+            if isinstance(found, _Interpolative):
+                return InterpolativeLinear(found.in_features, found.out_features, found.rank, bias=found.bias)
+            terms = [ChainSpec.from_dict(each.model_dump()) for each in found.terms]
+            return MPOLinear(shape[1], shape[0], terms=terms, bias=found.bias)
+    except SpecError as error:
+        raise SpecError(f"{name}: {error}") from error

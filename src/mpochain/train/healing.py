@@ -12,7 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from mpochain.errors import DTypeError, ShapeError, SpecError
-from mpochain.nn import InterpolativeLinear, MPOLinear, learning_rate_scales
+from mpochain.nn import learning_rate_scales
+from mpochain.nn.structure import compressed_layers
 from mpochain.train.config import FinetuneConfig
 from mpochain.train.distillation import captured, distillation_loss, hidden_loss, logits_of
 from mpochain.train.loop import TrainResult, train
@@ -147,7 +148,7 @@ def _trainable(model: nn.Module, config: FinetuneConfig) -> dict[str, nn.Paramet
     """What is trained: nothing that the user has frozen."""
     chosen = {name: each for name, each in model.named_parameters() if each.requires_grad}
     if config.trainable == "compressed":
-        layers = [each for each in model.modules() if isinstance(each, MPOLinear | InterpolativeLinear)]
+        layers = list(compressed_layers(model).values())
         held = {id(parameter) for layer in layers for parameter in layer.parameters()}
         chosen = {name: each for name, each in chosen.items() if id(each) in held or each.ndim <= 1}
         if not layers:

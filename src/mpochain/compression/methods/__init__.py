@@ -4,11 +4,13 @@ from mpochain.compression.methods.balanced import Balanced
 from mpochain.compression.methods.interpolation import Interpolative
 from mpochain.compression.methods.low_rank import LowRank
 from mpochain.compression.methods.method import Built, Method
+from mpochain.compression.methods.search import Search
 
-__all__ = ["METHODS", "Balanced", "Built", "Interpolative", "LowRank", "Method"]
+__all__ = ["METHODS", "Balanced", "Built", "Interpolative", "LowRank", "Method", "Search"]
 
 METHODS: dict[str, Method] = {
     "interpolative": Interpolative(),
+    "search": Search(),
     "svd_llm": LowRank(weighted=True),
     "svd": LowRank(weighted=False),
     "tt_svd": Balanced(),

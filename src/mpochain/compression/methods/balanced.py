@@ -7,7 +7,7 @@ from torch import Tensor
 
 from mpochain import shapes
 from mpochain.compression.allocation import Curve
-from mpochain.compression.methods.method import Built
+from mpochain.compression.methods.method import Built, Method
 from mpochain.compression.moments import Moments
 from mpochain.decomposition import interleave
 from mpochain.factorization import decompose
@@ -17,7 +17,7 @@ from mpochain.spec import ChainSpec
 __all__ = ["Balanced"]
 
 
-class Balanced:
+class Balanced(Method):
     """TT-SVD of the weight with balanced dims, every layer at the same share of its parameters."""
 
     needs = "nothing"

@@ -9,7 +9,7 @@ from mpochain import shapes
 from mpochain.chain import MPOChain
 from mpochain.compression.allocation import Curve
 from mpochain.compression.fit import errors_of, fit
-from mpochain.compression.methods.method import Built
+from mpochain.compression.methods.method import Built, Method
 from mpochain.compression.moments import Moments
 from mpochain.decomposition import WeightedLowRank, weighted_low_rank
 from mpochain.nn import MPOLinear
@@ -17,7 +17,7 @@ from mpochain.nn import MPOLinear
 __all__ = ["LowRank"]
 
 
-class LowRank:
+class LowRank(Method):
     """Factors ``(out, r)`` and ``(r, in)``, every layer at the same share of its parameters.
 
     Args:

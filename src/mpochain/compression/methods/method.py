@@ -34,6 +34,10 @@ class Method(Protocol):
     needs: str
     uniform: bool
 
+    def needs_inputs(self, shape: tuple[int, int]) -> bool:  # noqa: ARG002  # of those that do
+        """Whether a layer ``(out, in)`` needs the moments of its inputs where these are its larger side."""
+        return False
+
     def curve(self, weight: Tensor, moments: Moments | None) -> Curve:
         """What the layer can become: parameters and error of each choice, the last of them the dense layer itself."""
         ...
