@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from torch import nn
 
-from mpochain.nn.linear import MPOLinear
 from mpochain.nn.replacement import replace_layers
 from mpochain.nn.structure import Compressed, compressed_layers
 
