@@ -206,6 +206,29 @@ class TestMoments:
             torch.testing.assert_close(more[name].gradients, found[name].gradients)
         assert moment_bytes(layers, gradients=True, inputs=["down"]) == 4 * (4 * 12**2 + 12**2 + 20**2)
 
+    def test_blocks_that_are_computed_twice_are_counted_once(self, monkeypatch):
+        torch.manual_seed(0)
+        config = transformers.GPT2Config(vocab_size=40, n_positions=32, n_embd=24, n_layer=3, n_head=2)
+        model = transformers.GPT2LMHeadModel(config).eval()
+        batches = [torch.randint(40, (2, 16)) for _ in range(2)]
+        layers = dense_layers(model)
+        blocks = [
+            block for block in model.modules() if isinstance(block, transformers.models.gpt2.modeling_gpt2.GPT2Block)
+        ]
+        calls = []
+        blocks[0].attn.c_attn.register_forward_pre_hook(lambda *_: calls.append(1))
+        found = collect_moments(model, layers, batches, loss=SampledLoss(0))
+        assert len(calls) == 4, "once forward and once more for the gradients of each batch"
+        assert all("forward" not in vars(block) for block in blocks)
+        assert model.config.use_cache
+        monkeypatch.setattr("mpochain.compression.recompute._BLOCK", "none")
+        expected = collect_moments(model, layers, batches, loss=SampledLoss(0))
+        assert len(calls) == 6
+        for name in layers:
+            assert found[name].rows == expected[name].rows == 64
+            torch.testing.assert_close(found[name].activations, expected[name].activations)
+            torch.testing.assert_close(found[name].gradients, expected[name].gradients)
+
     def test_the_model_stays_as_it_was(self, net, batches):
         net.train()
         net.left.eval()

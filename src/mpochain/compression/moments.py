@@ -10,17 +10,18 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from mpochain.compression.recompute import Recomputation, without_cache
 from mpochain.errors import MPOError, NonFiniteError, SpecError
 from mpochain.nn.dense import dense_parameters
 
-__all__ = ["Moments", "collect_moments", "moment_bytes", "run_batch"]
+__all__ = ["Moments", "collect_moments", "frozen", "moment_bytes", "run_batch"]
 
 _ELEMENT = 4  # bytes of a float32
 
@@ -107,14 +108,17 @@ def collect_moments(
     """
     sums = {name: _Sums(name, layer, name in inputs) for name, layer in layers.items()}
     last = _LastInput()
+    again = Recomputation()
     hooks = [
-        layer.register_forward_pre_hook(sums[name].before(last, loss is not None)) for name, layer in layers.items()
+        layer.register_forward_pre_hook(sums[name].before(last, again, loss is not None))
+        for name, layer in layers.items()
     ]
     if loss is not None:
         hooks += [layer.register_forward_hook(sums[name].after) for name, layer in layers.items()]
     count = 0
     try:
-        with _frozen(model):
+        # Activations that wait for their gradients would take twice as much as a small model.
+        with frozen(model), without_cache(model), again.of(model) if loss is not None else nullcontext():
             for count, batch in enumerate(batches, 1):
                 last.clear()
                 with torch.set_grad_enabled(loss is not None):
@@ -160,7 +164,7 @@ def collect_moments(
 
 
 @contextmanager
-def _frozen(model: nn.Module) -> Iterator[None]:
+def frozen(model: nn.Module) -> Iterator[None]:
     """Evaluation mode, and no gradients of parameters, which are not needed and cost a third of the work."""
     training = {module: module.training for module in model.modules()}
     required = [parameter for parameter in model.parameters() if parameter.requires_grad]
@@ -202,33 +206,39 @@ class _Sums:
         self.gradients: Tensor | None = None
         self.input_power = self.gradient_power = 0.0
 
-    def before(self, last: _LastInput, gradients: bool) -> Callable[[nn.Module, tuple[Any, ...]], Any]:
+    def before(
+        self, last: _LastInput, again: Recomputation, gradients: bool
+    ) -> Callable[[nn.Module, tuple[Any, ...]], Any]:
         """The hook that is given the inputs."""
 
         def hook(_: nn.Module, arguments: tuple[Any, ...]) -> tuple[Any, ...] | None:
             x = arguments[0]
-            rows = x.detach().reshape(-1, x.shape[-1])
-            if not self.keeps_inputs:
-                self.outputs = _added(self.outputs, rows @ self.weight.T)
-            else:
-                owner = last.name if last.x is x else self.name
-                if self.rows and self.owner != owner:
-                    raise MPOError(
-                        f"{self.name} has the same input as another layer in some calibration batches only; calibrate "
-                        "in one call per kind of batch"
-                    )
-                self.owner = owner
-                if owner == self.name:
-                    self.inputs = _added(self.inputs, rows)
-                    last.x, last.name = x, self.name
-            self.rows += rows.shape[0]
-            self.input_power += float(rows.float().square().mean(1).sum())
+            if not again.active:
+                self._add_input(x, last)
             if gradients and not x.requires_grad:
                 # Parameters are frozen, so gradients begin at the first layers that are looked at.
                 return (x.detach().requires_grad_(), *arguments[1:])
             return None
 
         return hook
+
+    def _add_input(self, x: Tensor, last: _LastInput) -> None:
+        rows = x.detach().reshape(-1, x.shape[-1])
+        if not self.keeps_inputs:
+            self.outputs = _added(self.outputs, rows @ self.weight.T)
+        else:
+            owner = last.name if last.x is x else self.name
+            if self.rows and self.owner != owner:
+                raise MPOError(
+                    f"{self.name} has the same input as another layer in some calibration batches only; calibrate "
+                    "in one call per kind of batch"
+                )
+            self.owner = owner
+            if owner == self.name:
+                self.inputs = _added(self.inputs, rows)
+                last.x, last.name = x, self.name
+        self.rows += rows.shape[0]
+        self.input_power += float(rows.float().square().mean(1).sum())
 
     def after(self, _: nn.Module, __: tuple[Any, ...], output: Tensor) -> None:
         """The hook that is given the outputs."""
