@@ -12,9 +12,11 @@ from torch import Tensor, nn
 from mpochain.compression.allocation import Curve, allocate
 from mpochain.compression.budget import parameter_budget
 from mpochain.compression.fisher import SampledLoss
+from mpochain.compression.fit import Errors
 from mpochain.compression.methods import METHODS, Built, Method
 from mpochain.compression.moments import Moments, collect_moments, moment_bytes
 from mpochain.compression.records import CompressionReport, LayerRecord
+from mpochain.compression.sequential import Pair, corrected, in_sequence
 from mpochain.compression.targets import dense_layers, select
 from mpochain.errors import SpecError
 from mpochain.nn.dense import dense_parameters
@@ -43,6 +45,7 @@ def compress(
     targets: Iterable[str] | None = None,
     ignore: Iterable[str] = (),
     method: str = "interpolative",
+    sequential: bool = False,
     loss: Callable[[Any], Tensor] | None = None,
     dry_run: bool = False,
     seed: int = 0,
@@ -65,6 +68,9 @@ def compress(
         method: ``"interpolative"``; ``"search"``, which for layers with more inputs than outputs also tries low rank
             beside a chain and takes longer; or a published one, every layer at the same share: ``"svd_llm"`` (whitened
             low rank), ``"svd"`` and ``"tt_svd"`` (no data needed).
+        sequential: whether layers are made block by block, each fitted to the dense model's outputs on what the smaller
+            model before it gives it, so that later ones correct the errors of earlier ones; for models of blocks, one
+            after the other, see :func:`mpochain.compression.sequential.in_sequence`.
         loss: from the model's output to a scalar summed over tokens, whose gradients weigh the outputs; by default
             cross-entropy to labels that the model draws itself.
         dry_run: whether to report what would be done, and change nothing.
@@ -91,6 +97,8 @@ def compress(
     layers = dense_layers(model, ignore) if targets is None else select(model, targets, ignore)
     if not layers:
         raise SpecError("there is no layer left to compress; see targets= and ignore=")
+    if sequential and way.needs == "nothing":
+        raise SpecError(f"sequential=True corrects by calibration data, which method {method!r} does not use")
     allowed = parameter_budget(budget, layers)
     batches = _Told(_batches(calibration, way, method), log)
     parameters = sum(parameter.numel() for parameter in model.parameters())
@@ -107,22 +115,22 @@ def compress(
     chosen = _uniform(curves, layers, allowed) if way.uniform else allocate(curves, allowed)
     frontier = () if way.uniform else _frontier(curves)
     log("the budget is shared; making the layers")
-    records: dict[str, LayerRecord] = {}
-    built: dict[nn.Module, nn.Module] = {}
-    for chunk in chunks:
-        # All of them before any is put in place: the statistics are those of the dense model.
-        found = only if only is not None else _moments(model, chunk, batches, way, loss, seed)
-        for name, layer in chunk.items():
-            weight, bias = dense_parameters(layer, name)
-            made = way.build(weight.detach(), None if bias is None else bias.detach(), found.get(name), chosen[name])
-            records[name] = _record(name, weight.detach(), made, found.get(name))
-            if made is not None and not dry_run:
-                for parameter in made.layer.parameters():
-                    parameter.requires_grad_(weight.requires_grad)
-                built[layer] = made.layer.train(layer.training)
-    replace_layers(model, built)
+    maker = _Maker(way, layers, chosen)
+    if sequential:
+        maker.moments = only if only is not None else _moments(model, layers, batches, way, loss, seed)
+        in_sequence(model, layers, batches, maker, log=log)
+        if dry_run:
+            replace_layers(model, {made: layer for layer, made in maker.built.items()})
+    else:
+        for chunk in chunks:
+            # All of them before any is put in place: the statistics are those of the dense model.
+            maker.moments = only if only is not None else _moments(model, chunk, batches, way, loss, seed)
+            for name in chunk:
+                maker(name, None)
+        if not dry_run:
+            replace_layers(model, maker.built)
     return CompressionReport(
-        layers=tuple(records[name] for name in layers),
+        layers=tuple(maker.records[name] for name in layers),
         method=method,
         budget=budget,
         allowed=allowed,
@@ -147,6 +155,36 @@ def _batches(calibration: Iterable[Any] | None, way: Method, method: str) -> Ite
     if isinstance(calibration, Tensor | Mapping | str):
         raise SpecError(f"calibration is a list of batches, got one {type(calibration).__name__}; put it into a list")
     return calibration
+
+
+class _Maker:
+    """Makes layers by what was chosen for each, and keeps a record of every one."""
+
+    def __init__(self, way: Method, layers: Mapping[str, nn.Module], chosen: Mapping[str, int]) -> None:
+        self._way, self._layers, self._chosen = way, layers, chosen
+        self.moments: Mapping[str, Moments] = {}
+        self.records: dict[str, LayerRecord] = {}
+        self.built: dict[nn.Module, nn.Module] = {}
+
+    def __call__(self, name: str, pair: Pair | None) -> nn.Module | None:
+        """The layer that takes the place of another, corrected by what both models give it; None for none."""
+        layer, moments = self._layers[name], self.moments.get(name)
+        weight, bias = (None if each is None else each.detach() for each in dense_parameters(layer, name))
+        assert weight is not None
+        correction = corrected(weight, moments, pair) if pair is not None and moments is not None else None
+        if correction is None:
+            made = self._way.build(weight, bias, moments, self._chosen[name])
+        else:
+            made = self._way.build(correction.weight, bias, correction.moments, self._chosen[name])
+            if made is not None and made.errors is not None:
+                made = Built(made.layer, Errors(correction.output_error(made.errors.output), made.errors.loss))
+        self.records[name] = _record(name, weight, made, moments)
+        if made is None:
+            return None
+        for parameter in made.layer.parameters():
+            parameter.requires_grad_(dense_parameters(layer)[0].requires_grad)
+        self.built[layer] = made.layer.train(layer.training)
+        return self.built[layer]
 
 
 class _Told:
