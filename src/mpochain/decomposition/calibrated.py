@@ -143,6 +143,7 @@ def calibrated(
     sum_ = _Sum(target, metric)
     for spec in specs:
         sum_.start(_Term(spec, metric, target))
+    sum_.refit()
     errors = sum_.minimize(iterations)
     unit = metric.unit * size**2
     parts = []
@@ -243,11 +244,11 @@ class _Term:
         self.spec, self._metric = spec, metric
         self.cores: list[Array] = []
         self._sizes = tuple(o * i for o, i in zip(spec.out_dims, spec.in_dims, strict=True))
-        self._is_low_rank = (spec.out_dims, spec.in_dims) == ((spec.out_features, 1), (1, spec.in_features))
+        self.is_low_rank = (spec.out_dims, spec.in_dims) == ((spec.out_features, 1), (1, spec.in_features))
         self._outputs = _partial_traces(metric.outputs, spec.out_dims, like)
         self._inputs = _partial_traces(metric.inputs, spec.in_dims, like)
 
-    def start(self, target: Array, weighted: Array) -> None:
+    def start(self, target: Array, weighted: Array | None = None) -> None:
         """From a target and ``G target H``, so that the error is at most that of no term at all.
 
         Low rank has a closed form. Of other chains one of two is taken, whichever leaves less: the TT-SVD of the
@@ -255,13 +256,14 @@ class _Term:
         product, which sees the true weights and is better for what low rank has left over.
         """
         xp = namespace(target)
-        if self._is_low_rank:
+        if self.is_low_rank:
             factors = self._metric.low_rank(target, self.spec.bonds[0])
             self.cores = _balanced(
                 [xp.reshape(cast(f, target), s) for f, s in zip(factors, self.spec.core_shapes, strict=True)]
             )
             return
         best = -1.0
+        weighted = self._metric.apply(target) if weighted is None else weighted
         for source, exponent in ((target, 0.5), (weighted, -0.5)):
             cores = self._split(source, exponent)
             matrix = self.matrix(cores)
@@ -361,6 +363,13 @@ class _Sum:
         rest, weighted, _ = self._rest()
         term.start(rest, weighted)
         self.terms.append(term)
+
+    def refit(self) -> None:
+        """Low rank once more, now beside the other terms: as good as half a dozen iterations, at the price of one."""
+        for term in self.terms:
+            if term.is_low_rank and len(self.terms) > 1:
+                rest, _, _ = self._rest()
+                term.start(rest + term.matrix(term.cores))
 
     def _rest(self) -> tuple[Array, Array, float]:
         """``W - W'``, ``G (W - W') H`` and the squared error."""
