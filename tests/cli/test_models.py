@@ -224,6 +224,7 @@ def test_a_killed_healing_goes_on_to_the_same_model(folder, run, small):
         (["finetune", "forty", "--out", "o", *HEALING, "--teacher", "forty"], "its own teacher"),
         (["compare", "recipe.yaml"], "needs the sections comparison and evaluation"),
         (["compare", "recipe.yaml", "--page-only"], "holds no finished run"),
+        (["compress", "dense", "--budget", "0.5", "--method", "svd", "--sequential", "--out", "o"], "does not use"),
     ],
 )
 def test_wrong_usage_of_healing_and_comparison(run, small, arguments, message):
@@ -237,9 +238,9 @@ def test_a_comparison(folder, run):
     (folder / "comparison.yaml").write_text(
         recipe
         + "healing: {text: valid.txt, window: 32, training: {steps: 5}}\n"
-        + "comparison: {methods: [interpolative, svd_llm], budgets: [0.5], heal: [svd_llm]}\n"
+        + "comparison: {methods: [interpolative+sequential, svd_llm], budgets: [0.5], heal: [svd_llm]}\n"
     )
-    names = ["dense", "interpolative-0.5", "svd_llm-0.5", "svd_llm-0.5-healed"]
+    names = ["dense", "interpolative+sequential-0.5", "svd_llm-0.5", "svd_llm-0.5-healed"]
     done = run_process(folder, "compare", "comparison.yaml", "--out", "runs", "--page", "page/comparison.md")
     assert [line for line in done.stderr.splitlines() if line.startswith(("1/", "4/"))] == [
         "1/4: dense",

@@ -18,6 +18,7 @@ from mpochain.cli.options import (
     Method,
     RecipeFile,
     Seed,
+    Sequential,
     Source,
     Targets,
     Window,
@@ -36,6 +37,7 @@ def plan(
     recipe: RecipeFile = None,
     budget: Budget = None,
     method: Method = None,
+    sequential: Sequential = None,
     calibration: CalibrationText = None,
     calibration_windows: CalibrationWindows = None,
     window: Window = None,
@@ -46,7 +48,9 @@ def plan(
     as_json: Json = False,
 ) -> None:
     """Print what would become of each layer, and change nothing."""
-    flags = _flags(model, budget, method, calibration, calibration_windows, window, target, ignore, dtype, seed)
+    flags = _flags(
+        model, budget, method, sequential, calibration, calibration_windows, window, target, ignore, dtype, seed
+    )
     _dry_run(recipe, flags, as_json)
 
 
@@ -56,6 +60,7 @@ def compress(
     recipe: RecipeFile = None,
     budget: Budget = None,
     method: Method = None,
+    sequential: Sequential = None,
     calibration: CalibrationText = None,
     calibration_windows: CalibrationWindows = None,
     window: Window = None,
@@ -77,7 +82,9 @@ def compress(
     from mpochain.language import save_language_model
     from mpochain.report.figures import require_matplotlib
 
-    flags = _flags(model, budget, method, calibration, calibration_windows, window, target, ignore, dtype, seed)
+    flags = _flags(
+        model, budget, method, sequential, calibration, calibration_windows, window, target, ignore, dtype, seed
+    )
     flags["evaluation"] = {
         "text": None if evaluate is None else str(evaluate),
         "windows": evaluate_windows,
@@ -117,6 +124,7 @@ def _flags(
     model: str | None,
     budget: str | None,
     method: str | None,
+    sequential: bool | None,
     calibration: Path | None,
     calibration_windows: int | None,
     window: int | None,
@@ -130,6 +138,7 @@ def _flags(
         "model": model,
         "budget": share_or_size(budget),
         "method": method,
+        "sequential": sequential,
         "targets": tuple(target) if target else None,
         "ignore": tuple(ignore) if ignore else None,
         "dtype": dtype,

@@ -23,6 +23,7 @@ __all__ = [
     "Method",
     "RecipeFile",
     "Seed",
+    "Sequential",
     "Source",
     "Targets",
     "Window",
@@ -40,7 +41,10 @@ RecipeFile = Annotated[Path | None, typer.Option("--recipe", help="YAML file; op
 Budget = Annotated[
     str | None, typer.Option(help="What may be left of the layers: 0.6 or 60% of their parameters, or 200MB.")
 ]
-Method = Annotated[str | None, typer.Option(help="interpolative (the default), svd_llm, svd or tt_svd.")]
+Method = Annotated[str | None, typer.Option(help="interpolative (the default), search, svd_llm, svd or tt_svd.")]
+Sequential = Annotated[
+    bool | None, typer.Option(help="Whether later layers correct the errors of earlier ones; no if not given.")
+]
 CalibrationText = Annotated[Path | None, typer.Option("--calibration", help="Text like that the model is for.")]
 CalibrationWindows = Annotated[int | None, typer.Option(help="Windows of it; 24 if not given.")]
 Window = Annotated[int | None, typer.Option(help="Tokens of a window; 512 if not given.")]

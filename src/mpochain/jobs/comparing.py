@@ -26,6 +26,7 @@ from mpochain.report import provenance
 __all__ = ["FORMAT", "cells", "compare", "read_cell"]
 
 FORMAT = 1
+_SEQUENTIAL = "+sequential"
 
 
 def cells(recipe: Recipe) -> list[str]:
@@ -38,7 +39,7 @@ def cells(recipe: Recipe) -> list[str]:
         raise RecipeError("a comparison needs the sections comparison and evaluation in its recipe")
     wanted = recipe.comparison
     for method in (*wanted.methods, *wanted.heal):
-        if method not in METHODS:
+        if method.removesuffix(_SEQUENTIAL) not in METHODS:
             raise RecipeError(f"comparison: there is no method {method!r}; there are {', '.join(METHODS)}")
     unknown = set(wanted.heal) - set(wanted.methods)
     if unknown:
@@ -108,7 +109,7 @@ def read_cell(file: Path) -> dict[str, Any]:
 
 def _setting(recipe: Recipe, name: str) -> dict[str, Any]:
     """What decides a run: the recipe without the other runs, texts by what they hold and not where they are."""
-    kept = recipe.model_dump(mode="json", exclude={"comparison", "budget", "method"})
+    kept = recipe.model_dump(mode="json", exclude={"comparison", "budget", "method", "sequential"})
     kept["model"] = Path(recipe.model).name
     for part in ("calibration", "evaluation", "healing"):
         if kept.get(part) is not None:
@@ -158,7 +159,10 @@ def _run(recipe: Recipe, name: str, out: Path) -> dict[str, Any]:
     method, _, budget = name.rpartition("-")
     assert recipe.comparison is not None
     wanted = next(each for each in recipe.comparison.budgets if str(each) == budget)
-    single = recipe.model_copy(update={"method": method, "budget": wanted})
+    sequential = method.endswith(_SEQUENTIAL)
+    single = recipe.model_copy(
+        update={"method": method.removesuffix(_SEQUENTIAL), "budget": wanted, "sequential": sequential}
+    )
     made = compress_by(single, evaluated="after", timed=True)
     save_language_model(made.language, out / name)
     assert made.after is not None

@@ -114,6 +114,7 @@ def compress_by(
         targets=recipe.targets,
         ignore=recipe.ignore,
         method=recipe.method,
+        sequential=recipe.sequential,
         seed=recipe.seed,
         dry_run=dry_run,
         log=log,

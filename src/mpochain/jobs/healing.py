@@ -103,7 +103,8 @@ def heal_by(
                 f"{folder} would be its own teacher; name the dense model, or heal on the text alone: distillation 0"
             )
         log(f"reading the teacher, {source}")
-        teacher = load_language_model(source, dtype=recipe.dtype).model
+        # Its products are rounded all the same, and a narrow copy of its weights is not made at every step.
+        teacher = load_language_model(source, dtype=healing.training.autocast or recipe.dtype).model
     pieces = torch.cat(windows(read_tokens(healing.text, language.tokenizer), healing.window, healing.windows))
     text = None if recipe.evaluation is None else read_tokens(recipe.evaluation.text, language.tokenizer)
     state = out / _STATE

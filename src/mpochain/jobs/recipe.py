@@ -89,7 +89,7 @@ class Comparison(_Strict):
     """Several ways to make a model smaller, at several sizes.
 
     Attributes:
-        methods: by their names.
+        methods: by their names, with ``+sequential`` after those that are to correct the errors of earlier layers.
         budgets: of each.
         heal: methods whose results are healed too.
     """
@@ -107,6 +107,7 @@ class Recipe(_Strict):
         dtype: element type to work in; ``"auto"`` for what is stored.
         budget: share of the layers' parameters that may be left, such as 0.6 or "60%", or bytes, as "200MB".
         method: how layers are made smaller.
+        sequential: whether later layers correct the errors of earlier ones.
         targets: layers by name, ``re:`` pattern or class; all linear layers if not given.
         ignore: layers to leave out.
         seed: of what is drawn.
@@ -120,6 +121,7 @@ class Recipe(_Strict):
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     budget: Number | str | None = None
     method: str = "interpolative"
+    sequential: bool = False
     targets: tuple[str, ...] | None = None
     ignore: tuple[str, ...] = ()
     seed: Annotated[int, Field(ge=0, lt=1 << 63, strict=True)] = 0
