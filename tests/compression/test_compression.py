@@ -149,7 +149,7 @@ class TestTargets:
 
 
 class TestBudget:
-    @pytest.mark.parametrize("budget", [0, -0.5, 1.5, True, "lots", "120%", "5 apples", None, float("nan")])
+    @pytest.mark.parametrize("budget", [0, -0.5, 1.5, True, "lots", "120%", "5 apples", "x% error", None, float("nan")])
     def test_budgets_that_are_none(self, net, budget):
         with pytest.raises(MPOError, match="budget"):
             parameter_budget(budget, dense_layers(net))
@@ -331,6 +331,27 @@ class TestCompress:
         assert dry.layers == mpo.compress(net, 0.5, calibration=batches).layers
         assert repr(net) != before
 
+    @pytest.mark.parametrize("method", sorted(METHODS))
+    def test_an_error_that_each_layer_may_have(self, net, batches, method):
+        reports = []
+        for error in (40, 10):
+            torch.manual_seed(0)
+            model = Net()
+            reports.append(mpo.compress(model, f"{error}% error", calibration=batches, method=method))
+            for layer in reports[-1].layers:
+                if method in ("svd", "tt_svd"):
+                    assert layer.weight_error <= error / 100 + 1e-6
+                elif method == "svd_llm":
+                    assert layer.output_error <= error / 100 + 1e-3
+        assert reports[0].parameters_after < reports[1].parameters_after <= reports[1].parameters_before
+        assert any(layer.form != "dense" for layer in reports[0].layers)
+
+    def test_layers_that_become_slower_are_flagged(self):
+        model = nn.Sequential(nn.Linear(64, 64))
+        report = mpo.compress(model, 0.99, method="tt_svd")
+        assert report.layers[0].macs_after > report.layers[0].macs_before
+        assert "more multiply-adds than dense: 1 layers, 0 among them" in report.table()
+
     def test_the_whole_budget_leaves_all_dense(self, net, batches):
         report = mpo.compress(net, 1.0, calibration=batches)
         assert {record.form for record in report.layers} == {"dense"}
@@ -379,6 +400,7 @@ class TestCompress:
             ({"calibration": iter([])}, "an iterator only once"),
             ({"calibration": torch.zeros(2, 2)}, "put it into a list"),
             ({"budget": 0.001}, "cost"),
+            ({"budget": "120% error"}, "over 0 and under 100 percent"),
             ({"ignore": ["Linear"]}, "no layer left"),
             ({"method": "svd", "budget": 0.01}, "cannot be made as small as"),
         ],

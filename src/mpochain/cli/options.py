@@ -39,7 +39,8 @@ Source = Annotated[
 ]
 RecipeFile = Annotated[Path | None, typer.Option("--recipe", help="YAML file; options override what it says.")]
 Budget = Annotated[
-    str | None, typer.Option(help="What may be left of the layers: 0.6 or 60% of their parameters, or 200MB.")
+    str | None,
+    typer.Option(help="What may be left of the layers: 0.6 or 60% of their parameters, 200MB, or '5% error' of each."),
 ]
 Method = Annotated[str | None, typer.Option(help="interpolative (the default), search, svd_llm, svd or tt_svd.")]
 Sequential = Annotated[

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from mpochain.errors import SpecError
 
-__all__ = ["Curve", "allocate"]
+__all__ = ["Curve", "allocate", "cheapest_within"]
 
 _BISECTIONS = 200
 
@@ -22,11 +22,13 @@ class Curve:
 
     Attributes:
         costs: of each choice, such as parameters or bytes.
-        errors: what each choice adds to the loss, in a unit that all layers share.
+        errors: what each choice adds to the loss, in a unit that all layers share: a square of what is left out.
+        whole: the same for leaving out all of the layer; None if nobody asks.
     """
 
     costs: NDArray[Any]
     errors: NDArray[Any]
+    whole: float | None = None
 
     def __post_init__(self) -> None:
         costs, errors = np.asarray(self.costs, dtype=np.int64), np.asarray(self.errors, dtype=np.float64)
@@ -89,6 +91,29 @@ def allocate(curves: Mapping[str, Curve], budget: int) -> dict[str, int]:
                 break
         best = choices(high)
     return _filled(curves, best, budget - cost(best))
+
+
+def cheapest_within(curves: Mapping[str, Curve], error: float) -> dict[str, int]:
+    """The cheapest choice of each layer that leaves out at most so much of it.
+
+    Args:
+        curves: of each layer, with ``whole``.
+        error: relative, that is the root of a choice's error over that of leaving out all.
+
+    Example:
+        >>> cheapest_within({"up": Curve(np.array([1, 2, 3]), np.array([0.5, 0.04, 0.0]), whole=1.0)}, 0.2)
+        {'up': 1}
+    """
+    chosen = {}
+    for name, curve in curves.items():
+        if curve.whole is None:
+            raise SpecError(f"the curve of {name} does not say what leaving out all of it would cost")
+        # Rounded sums of squares must not turn away what is exactly at the limit.
+        able = np.flatnonzero(curve.errors <= error**2 * curve.whole * (1 + 1e-9))
+        if not able.size:
+            raise SpecError(f"no choice for {name} is within an error of {error}; allow more")
+        chosen[name] = int(able[np.argmin(curve.costs[able])])
+    return chosen
 
 
 def _filled(curves: Mapping[str, Curve], chosen: dict[str, int], left: int) -> dict[str, int]:

@@ -10,9 +10,28 @@ from torch import nn
 from mpochain.errors import SpecError
 from mpochain.nn.dense import dense_parameters
 
-__all__ = ["parameter_budget"]
+__all__ = ["error_budget", "parameter_budget"]
 
 _UNITS = {"B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
+
+
+def error_budget(budget: float | str) -> float | None:
+    """The most of each layer that may be left out, of ``"5% error"``; None for a budget of another kind.
+
+    Raises:
+        SpecError: no such error.
+
+    Example:
+        >>> error_budget("5% error"), error_budget("5%")
+        (0.05, None)
+    """
+    found = re.fullmatch(r"\s*([0-9]*\.?[0-9]+)\s*%\s*error\s*", budget) if isinstance(budget, str) else None
+    if found is None:
+        return None
+    error = float(found[1]) / 100
+    if not 0.0 < error < 1.0:
+        raise SpecError(f"budget {budget!r} is out of range; an error is over 0 and under 100 percent")
+    return error
 
 
 def parameter_budget(budget: float | str, layers: Mapping[str, nn.Module]) -> int:
@@ -32,7 +51,7 @@ def parameter_budget(budget: float | str, layers: Mapping[str, nn.Module]) -> in
     """
     weights = [dense_parameters(layer)[0] for layer in layers.values()]
     total = sum(weight.numel() for weight in weights)
-    help_ = "give a share in (0, 1] such as 0.6 or '60%', or bytes such as '200MB'"
+    help_ = "give a share in (0, 1] such as 0.6 or '60%', bytes such as '200MB', or '5% error'"
     if isinstance(budget, str):
         found = re.fullmatch(r"\s*([0-9]*\.?[0-9]+)\s*(%|[kKmMgG]?i?B)\s*", budget)
         if found is None:

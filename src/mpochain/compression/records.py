@@ -120,6 +120,9 @@ class CompressionReport:
             f"{len(self.layers)} layers, {self.coverage:.1%} of {self.model_parameters:,} parameters: "
             f"{before:,} before, {after:,} after ({after / before:.1%}), allowed {self.allowed:,}",
         ]
+        slower = [layer.name for layer in self.layers if layer.macs_after > layer.macs_before]
+        if slower:
+            lines.append(f"more multiply-adds than dense: {len(slower)} layers, {slower[0]} among them")
         lines += [f"not looked at: {name}, {count:,} parameters" for name, count in self.untouched]
         return "\n".join(lines)
 

@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mpochain.compression.allocation import Curve, allocate
-from mpochain.compression.budget import parameter_budget
+from mpochain.compression.allocation import Curve, allocate, cheapest_within
+from mpochain.compression.budget import error_budget, parameter_budget
 from mpochain.compression.fisher import SampledLoss
 from mpochain.compression.fit import Errors
 from mpochain.compression.methods import METHODS, Built, Method
@@ -18,7 +18,7 @@ from mpochain.compression.moments import Moments, collect_moments, moment_bytes
 from mpochain.compression.records import CompressionReport, LayerRecord
 from mpochain.compression.sequential import Pair, corrected, in_sequence
 from mpochain.compression.targets import dense_layers, select
-from mpochain.errors import SpecError
+from mpochain.errors import MPOError, SpecError
 from mpochain.nn.dense import dense_parameters
 from mpochain.nn.replacement import replace_layers
 from mpochain.nn.structure import form_of
@@ -60,7 +60,9 @@ def compress(
 
     Args:
         model: changed in place; its embeddings, norms and biases stay as they are.
-        budget: share of the layers' parameters that may be left, such as ``0.6`` or ``"60%"``, or bytes, ``"200MB"``.
+        budget: share of the layers' parameters that may be left, such as ``0.6`` or ``"60%"``; bytes, ``"200MB"``; or
+            ``"5% error"``, the relative error that each layer may have, as the method weighs it (the weight's for
+            ``"svd"`` and ``"tt_svd"``, that of the outputs for others, by their gradients too for the first two).
         calibration: batches the model can be called with: tensors, tuples of arguments or mappings of named ones. They
             are gone through several times, so give a list or a data loader, not a generator.
         targets: layers to compress, see :func:`mpochain.compression.select`; by default all linear layers whose weight
@@ -100,7 +102,8 @@ def compress(
         raise SpecError("there is no layer left to compress; see targets= and ignore=")
     if sequential and way.needs == "nothing":
         raise SpecError(f"sequential=True corrects by calibration data, which method {method!r} does not use")
-    allowed = parameter_budget(budget, layers)
+    error = error_budget(budget)
+    allowed = parameter_budget(1.0 if error is not None else budget, layers)
     batches = _Told(_batches(calibration, way, method), log)
     parameters = sum(parameter.numel() for parameter in model.parameters())
     untouched = _untouched(model, layers, parameters)
@@ -113,13 +116,17 @@ def compress(
         only = found if len(chunks) == 1 else None
         for name, layer in chunk.items():
             curves[name] = way.curve(dense_parameters(layer)[0].detach(), found.get(name))
-    chosen = _uniform(curves, layers, allowed) if way.uniform else allocate(curves, allowed)
+    if error is not None:
+        chosen = cheapest_within(curves, error)
+    else:
+        chosen = _uniform(curves, layers, allowed) if way.uniform else allocate(curves, allowed)
     frontier = () if way.uniform else _frontier(curves)
     log("the budget is shared; making the layers")
     maker = _Maker(way, layers, chosen)
     if sequential:
         maker.moments = only if only is not None else _moments(model, layers, batches, way, loss, seed)
         in_sequence(model, layers, batches, maker, log=log)
+        maker.verify(allowed)
         if dry_run:
             replace_layers(model, {made: layer for layer, made in maker.built.items()})
     else:
@@ -128,6 +135,7 @@ def compress(
             maker.moments = only if only is not None else _moments(model, chunk, batches, way, loss, seed)
             for name in chunk:
                 maker(name, None)
+        maker.verify(allowed)
         if not dry_run:
             replace_layers(model, maker.built)
     return CompressionReport(
@@ -186,6 +194,16 @@ class _Maker:
             parameter.requires_grad_(dense_parameters(layer)[0].requires_grad)
         self.built[layer] = made.layer.train(layer.training)
         return self.built[layer]
+
+    def verify(self, allowed: int) -> None:
+        """Count what came out: no layer larger than it was, all of them within what is allowed."""
+        larger = [record.name for record in self.records.values() if record.bytes_after > record.bytes_before]
+        total = sum(record.parameters_after for record in self.records.values())
+        if larger or total > allowed:
+            raise MPOError(
+                f"{total:,} parameters were made where {allowed:,} are allowed, or layers grew ({larger[:3]}); this is "
+                "a defect of the method, please report it"
+            )
 
 
 class _Told:

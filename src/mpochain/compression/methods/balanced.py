@@ -32,7 +32,7 @@ class Balanced(Method):
         bonds = np.arange(1, len(errors))
         costs = bonds * (sum(unfolding.shape))
         useful = costs < weight.numel()
-        return Curve(np.append(costs[useful], weight.numel()), np.append(errors[1:][useful], 0.0))
+        return Curve(np.append(costs[useful], weight.numel()), np.append(errors[1:][useful], 0.0), float(errors[0]))
 
     def build(self, weight: Tensor, bias: Tensor | None, moments: Moments | None, choice: int) -> Built | None:  # noqa: ARG002
         """See :class:`~mpochain.compression.methods.method.Method`."""

@@ -30,7 +30,7 @@ class Interpolative(Method):
         """See :class:`~mpochain.compression.methods.method.Method`."""
         costs = self.costs(weight)
         errors = _fit(weight, moments).errors / 2  # of second order, so half of the square
-        return Curve(np.append(costs, weight.numel()), np.append(errors[1 : len(costs) + 1], 0.0))
+        return Curve(np.append(costs, weight.numel()), np.append(errors[1 : len(costs) + 1], 0.0), float(errors[0]))
 
     def costs(self, weight: Tensor) -> NDArray[np.int64]:
         """Of the ranks from 1 on that are smaller than the matrix; rank 0 would be no layer."""

@@ -37,7 +37,8 @@ class LowRank(Method):
         ranks = np.arange(1, len(errors))
         # Beyond this rank two factors are no smaller than the matrix.
         useful = ranks * (out + in_) < out * in_
-        return Curve(np.append(ranks[useful] * (out + in_), out * in_), np.append(errors[1:][useful], 0.0))
+        costs = np.append(ranks[useful] * (out + in_), out * in_)
+        return Curve(costs, np.append(errors[1:][useful], 0.0), float(errors[0]))
 
     def build(self, weight: Tensor, bias: Tensor | None, moments: Moments | None, choice: int) -> Built | None:
         """See :class:`~mpochain.compression.methods.method.Method`."""

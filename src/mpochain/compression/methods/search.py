@@ -73,6 +73,7 @@ class Search(Method):
         return Curve(
             np.concatenate([low.costs[:-1], costs, low.costs[-1:]]),
             np.concatenate([low.errors[:-1], own * ratio, low.errors[-1:]]),
+            low.whole,
         )
 
     def build(self, weight: Tensor, bias: Tensor | None, moments: Moments | None, choice: int) -> Built | None:
