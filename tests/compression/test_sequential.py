@@ -39,7 +39,7 @@ def test_the_correction_is_least_squares_drawn_to_the_weight(out, in_, wide, see
     y = x @ W.T
     activations = y.T @ y / 60 if out <= in_ else x.T @ x / 60
     moments = Moments(activations, torch.eye(min(out, in_)), 1.0, 1.0, 60, x.T @ x / 60 if wide else None)
-    found = corrected(W, moments, Pair(x.T @ own / 60, own.T @ own / 60, x.T @ x / 60))
+    found = corrected(W, moments, Pair(x.T @ own / 60, own.T @ own / 60))
     rest = float((y - own @ found.weight.T).square().sum() / 60)
     assert found.rest == pytest.approx(rest, rel=1e-3, abs=1e-4)
     assert found.power == pytest.approx(float(y.square().sum() / 60), rel=1e-4)

@@ -35,12 +35,10 @@ class Pair:
     Attributes:
         across: ``E[x x'^T] (in, in)``, float32.
         own: ``E[x' x'^T]``, of the smaller model.
-        dense: ``E[x x^T]``.
     """
 
     across: Tensor
     own: Tensor
-    dense: Tensor
 
 
 @dataclass(frozen=True, eq=False)
@@ -77,21 +75,24 @@ def corrected(weight: Tensor, moments: Moments, pair: Pair) -> Corrected:
     Example:
         >>> x = torch.randn(50, 3, generator=torch.Generator().manual_seed(0))
         >>> moments = Moments(x.T @ x / 50, None, 1.0, None, 50)
-        >>> found = corrected(torch.eye(3), moments, Pair(x.T @ (2 * x) / 50, 4 * x.T @ x / 50, x.T @ x / 50))
+        >>> found = corrected(torch.eye(3), moments, Pair(x.T @ (2 * x) / 50, 4 * x.T @ x / 50))
         >>> round(found.weight[0, 0].item(), 1), round(found.rest / found.power, 1)  # half of what came twice as large
         (0.5, 0.0)
     """
     wide = weight.detach().double()
-    C, H, D = pair.across.double(), pair.own.double(), pair.dense.double()
+    C, H = pair.across.double(), pair.own.double()
+    out, in_ = weight.shape
     whole = torch.eye(len(H), dtype=torch.float64, device=H.device)
     ridge = _DAMPING * float(H.trace()) / len(H)
     T = torch.linalg.solve(H + ridge * whole, (C + ridge * whole).T).T
     made = wide @ T
     seen = made @ H
-    power = float(((wide @ D) * wide).sum())
+    seen_before = moments.activations.double()
+    # E[y y^T] of a wide layer, E[x x^T] of a tall one.
+    power = float(seen_before.trace() if out <= in_ else ((wide.T @ wide) * seen_before).sum())
     kept = float((seen * made).sum())
     rest = max(power - 2 * float(((wide @ C) * made).sum()) + kept, 0.0)
-    if weight.shape[0] <= weight.shape[1]:
+    if out <= in_:
         activations, gradients = seen @ made.T, moments.gradients
     else:
         activations = H
@@ -184,7 +185,7 @@ class _Sums:
     def __init__(self, layers: list[nn.Module]) -> None:
         self._layers = layers
         self._owners: dict[nn.Module, nn.Module] = {}
-        self._pairs: dict[nn.Module, list[Tensor]] = {}
+        self._pairs: dict[nn.Module, tuple[Tensor, Tensor]] = {}
         self._rows: dict[nn.Module, int] = {}
 
     def read(self, block: nn.Module, call: _Call, hidden: Tensor) -> tuple[dict[nn.Module, Tensor], Tensor]:
@@ -212,19 +213,18 @@ class _Sums:
             self._owners[layer] = owner
             if owner is layer:
                 x, own = (each[layer].reshape(-1, each[layer].shape[-1]).float() for each in (dense, small))
-                found = [x.T @ own, own.T @ own, x.T @ x]
                 if layer in self._pairs:
-                    for total, more in zip(self._pairs[layer], found, strict=True):
-                        total += more
+                    across, square = self._pairs[layer]
+                    across.addmm_(x.T, own)
+                    square.addmm_(own.T, own)
                 else:
-                    self._pairs[layer] = found
+                    self._pairs[layer] = x.T @ own, own.T @ own
                 self._rows[layer] = self._rows.get(layer, 0) + len(x)
 
     def means(self) -> Iterator[tuple[nn.Module, Pair]]:
         for layer in self._layers:
             owner = self._owners[layer]
-            across, own, dense = (total / self._rows[owner] for total in self._pairs[owner])
-            yield layer, Pair(across, own, dense)
+            yield layer, Pair(*(total / self._rows[owner] for total in self._pairs[owner]))
 
 
 class _Reached(Exception):  # noqa: N818  # no error: the last block has been called
