@@ -73,7 +73,8 @@ def compress(
             low rank), ``"svd"`` and ``"tt_svd"`` (no data needed).
         sequential: whether layers are made block by block, each fitted to the dense model's outputs on what the smaller
             model before it gives it, so that later ones correct the errors of earlier ones; for models of blocks, one
-            after the other, see :func:`mpochain.compression.sequential.in_sequence`.
+            after the other, see :func:`mpochain.compression.sequential.in_sequence`. Helps small stacks of layers; it
+            made a language model worse (docs/decisions.md), so measure before you use it.
         loss: from the model's output to a scalar summed over tokens, whose gradients weigh the outputs; by default
             cross-entropy to labels that the model draws itself.
         dry_run: whether to report what would be done, and change nothing.
