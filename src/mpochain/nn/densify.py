@@ -20,6 +20,7 @@ def to_dense(model: nn.Module) -> nn.Module:
         The model, or the dense layer.
 
     Example:
+        >>> from mpochain.nn import MPOLinear
         >>> to_dense(nn.Sequential(MPOLinear(4, 3, max_bond=2, bias=False)))
         Sequential(
           (0): Linear(in_features=4, out_features=3, bias=False)

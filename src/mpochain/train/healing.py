@@ -67,6 +67,7 @@ def finetune(
         OutputError: its folder cannot be written.
 
     Example:
+        >>> from mpochain.nn import MPOLinear
         >>> model = nn.Sequential(nn.Embedding(11, 8), MPOLinear(8, 11, max_bond=2))
         >>> windows = torch.arange(44).view(4, 11) % 11
         >>> config = FinetuneConfig(steps=30, batch_size=2, learning_rate=0.1)
