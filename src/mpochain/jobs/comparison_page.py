@@ -43,8 +43,7 @@ _PUBLISHED = "svd_llm"
 _PREFACE = (
     "Made from records by a command (`mpochain compare --page-only`), not edited by hand. Every method has at most the "
     "same parameters, counted with all that it must keep; it sees the same calibration text, and is evaluated on the "
-    "same text, which is never calibrated or healed on. All healed models saw the same tokens in the same order, with "
-    "the same settings."
+    "same text, which is never calibrated or healed on."
 )
 
 
@@ -89,7 +88,7 @@ def write_comparison(out: Path, page: Path) -> list[Path]:
             f"healing: {healed['healing']['text']}, {training['steps']} steps of {training['batch_size']} windows of "
             f"{healed['healing']['window']}, learning rate {training['learning_rate']}, share of the teacher "
             f"{1.0 if training['distillation'] is None else training['distillation']}, temperature "
-            f"{training['temperature']}"
+            f"{training['temperature']}; every healed model saw the same tokens in the same order"
         )
     made = Page(
         "Compressing a language model",
