@@ -39,6 +39,8 @@ _COSTS = (
     Column("healing_minutes", "healing minutes", ".1f"),
 )
 _PUBLISHED = "svd_llm"
+# Times the dense perplexity: models beyond do not speak, and would leave no room for the others in a figure.
+_WORST = 20
 
 _PREFACE = (
     "Made from records by a command (`mpochain compare --page-only`), not edited by hand. Every method has at most the "
@@ -161,17 +163,22 @@ def _ratio(speed: dict[str, Any] | None, what: str) -> float | None:
 
 
 def _draw(file: Path, rows: list[dict[str, Any]], dense: dict[str, Any]) -> None:
+    whole = dense["perplexity"]["perplexity"]
+    worst = _WORST * whole
     series = []
     for method in dict.fromkeys(row["method"] for row in rows):
         for key, label in (("perplexity", method), ("healed", f"{method}, healed")):
-            points = sorted((row["left"], row[key]) for row in rows if row["method"] == method and row[key])
+            points = sorted(
+                (row["left"], row[key]) for row in rows if row["method"] == method and row[key] and row[key] <= worst
+            )
             if points:
                 series.append(Series(label, [x for x, _ in points], [y for _, y in points]))
     draw(
         file,
-        [Series("dense", [1.0], [dense["perplexity"]["perplexity"]], line=False), *series],
+        [Series("dense", [1.0], [whole], line=False), *series],
         title="Perplexity against size",
         x="share of the layers' parameters",
         y="perplexity",
         axes={"yscale": "log"},
+        note=f"beyond {_WORST} times the dense perplexity nothing is drawn; the table has it",
     )
