@@ -380,13 +380,13 @@ class TestCompress:
         assert net.right.training
 
     def test_small_parts_of_the_statistics_at_a_time(self, net, batches, monkeypatch):
-        from mpochain.compression import whole
+        from mpochain.compression import calibration
 
         other = Net()
         other.load_state_dict(net.state_dict())
         report = mpo.compress(net, 0.5, calibration=batches)
-        monkeypatch.setattr(whole, "_MOMENT_SHARE", 0.0)
-        monkeypatch.setattr(whole, "_LEAST_MOMENT_BYTES", 1)
+        monkeypatch.setattr(calibration, "_MOMENT_SHARE", 0.0)
+        monkeypatch.setattr(calibration, "_LEAST_MOMENT_BYTES", 1)
         parts = mpo.compress(other, 0.5, calibration=batches)
         assert [record.form for record in parts.layers] == [record.form for record in report.layers]
         for mine, theirs in zip(net.parameters(), other.parameters(), strict=True):

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from mpochain.errors import SpecError
 
-__all__ = ["Curve", "allocate", "cheapest_within"]
+__all__ = ["Curve", "allocate", "cheapest_within", "frontier", "uniform"]
 
 _BISECTIONS = 200
 
@@ -91,6 +91,50 @@ def allocate(curves: Mapping[str, Curve], budget: int) -> dict[str, int]:
                 break
         best = choices(high)
     return _filled(curves, best, budget - cost(best))
+
+
+def uniform(curves: Mapping[str, Curve], budget: int) -> dict[str, int]:
+    """The largest choice of each layer within the same share of its own cost, that of its last choice.
+
+    Args:
+        curves: of each layer; costs ascending, the last that of the dense layer.
+        budget: the most that all choices together may cost.
+
+    Raises:
+        SpecError: a layer whose smallest choice is larger.
+
+    Example:
+        >>> curve = Curve(np.array([10, 40, 50, 100]), np.array([3.0, 2.0, 1.0, 0.0]))
+        >>> uniform({"up": curve, "down": curve}, 100)
+        {'up': 2, 'down': 2}
+    """
+    total = sum(int(curve.costs[-1]) for curve in curves.values())
+    chosen = {}
+    for name, curve in curves.items():
+        fitting = np.flatnonzero(curve.costs <= int(curve.costs[-1]) * budget / total)
+        if not fitting.size:
+            raise SpecError(f"{name} cannot be made as small as {budget / total:.1%} of its parameters; allow more")
+        chosen[name] = int(fitting[-1])
+    return chosen
+
+
+def frontier(curves: Mapping[str, Curve]) -> tuple[tuple[float, float], ...]:
+    """Tenths of the cost of all last choices that can be reached, and the sum of the errors at each.
+
+    Example:
+        >>> curve = Curve(np.array([5, 10]), np.array([1.0, 0.0]))
+        >>> frontier({"up": curve})
+        ((0.5, 1.0), (0.6, 1.0), (0.7, 1.0), (0.8, 1.0), (0.9, 1.0), (1.0, 0.0))
+    """
+    whole = sum(int(curve.costs[-1]) for curve in curves.values())
+    points = []
+    for tenths in range(1, 11):
+        try:
+            chosen = allocate(curves, whole * tenths // 10)
+        except SpecError:
+            continue  # smaller than the smallest choices
+        points.append((tenths / 10, sum(float(curves[name].errors[choice]) for name, choice in chosen.items())))
+    return tuple(points)
 
 
 def cheapest_within(curves: Mapping[str, Curve], error: float) -> dict[str, int]:

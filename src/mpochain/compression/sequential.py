@@ -227,10 +227,6 @@ class _Sums:
             yield layer, Pair(*(total / self._rows[owner] for total in self._pairs[owner]))
 
 
-class _Reached(Exception):  # noqa: N818  # no error: the last block has been called
-    """Ends a forward pass whose rest is not needed."""
-
-
 def _calls(model: nn.Module, container: Any, first: int, last: int, batch: Any) -> list[_Call]:
     """What each block is called with in the dense model."""
     calls: list[_Call] = []
@@ -248,16 +244,12 @@ def _calls(model: nn.Module, container: Any, first: int, last: int, batch: Any) 
 
     def after(_: nn.Module, __: Any, output: Any) -> None:
         outputs[:] = [output[0] if isinstance(output, tuple) else output]
-        if len(calls) == last - first:
-            raise _Reached
 
     hooks = []
     for block in list(container)[first:last]:
         hooks += [block.register_forward_pre_hook(before, with_kwargs=True), block.register_forward_hook(after)]
     try:
         run_batch(model, batch)
-    except _Reached:
-        pass
     finally:
         for hook in hooks:
             hook.remove()

@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from mpochain.compression.allocation import Curve, allocate, cheapest_within
+from mpochain.compression.allocation import Curve, allocate, cheapest_within, frontier, uniform
 from mpochain.compression.budget import error_budget, parameter_budget
-from mpochain.compression.fisher import SampledLoss
+from mpochain.compression.calibration import batches_for, chunks, moments_for
 from mpochain.compression.fit import Errors
 from mpochain.compression.methods import METHODS, Built, Method
-from mpochain.compression.moments import Moments, collect_moments, moment_bytes
+from mpochain.compression.moments import Moments
 from mpochain.compression.records import CompressionReport, LayerRecord
 from mpochain.compression.sequential import Pair, corrected, in_sequence
 from mpochain.compression.targets import dense_layers, select
@@ -25,14 +25,6 @@ from mpochain.nn.structure import form_of
 from mpochain.report import provenance
 
 __all__ = ["compress"]
-
-# Moments of as many layers are kept at a time as fit into this share of the model's own bytes, but no less than the
-# second number: the rest takes another pass over the data. With inputs of wide layers too, for "search", a transformer
-# needs 1.36 of its own bytes by this count, in which inputs that layers share are as many as the layers.
-_MOMENT_SHARE, _LEAST_MOMENT_BYTES = 1.4, 1 << 28
-
-# Between two lines about the calibration.
-_SECONDS = 20.0
 
 # A layer that was not looked at is worth a line from this share of the model's parameters on.
 _LARGE = 0.01
@@ -105,35 +97,37 @@ def compress(
         raise SpecError(f"sequential=True corrects by calibration data, which method {method!r} does not use")
     error = error_budget(budget)
     allowed = parameter_budget(1.0 if error is not None else budget, layers)
-    batches = _Told(_batches(calibration, way, method), log)
+    batches = batches_for(calibration, way, method, log)
     parameters = sum(parameter.numel() for parameter in model.parameters())
     untouched = _untouched(model, layers, parameters)
     curves: dict[str, Curve] = {}
     only: dict[str, Moments] | None = None
-    chunks = list(_chunks(model, layers, way))
-    for chunk in chunks:
+    parts = list(chunks(model, layers, way))
+    for chunk in parts:
         log(f"{way.needs} of {len(chunk)} layers, {next(iter(chunk))} and on")
-        found = _moments(model, chunk, batches, way, loss, seed)
-        only = found if len(chunks) == 1 else None
+        found = moments_for(model, chunk, batches, way, loss, seed)
+        only = found if len(parts) == 1 else None
         for name, layer in chunk.items():
             curves[name] = way.curve(dense_parameters(layer)[0].detach(), found.get(name))
     if error is not None:
         chosen = cheapest_within(curves, error)
     else:
-        chosen = _uniform(curves, layers, allowed) if way.uniform else allocate(curves, allowed)
-    frontier = () if way.uniform else _frontier(curves)
+        chosen = uniform(curves, allowed) if way.uniform else allocate(curves, allowed)
+    others = () if way.uniform else frontier(curves)
     log("the budget is shared; making the layers")
     maker = _Maker(way, layers, chosen)
     if sequential:
-        maker.moments = only if only is not None else _moments(model, layers, batches, way, loss, seed)
+        maker.moments = only if only is not None else moments_for(model, layers, batches, way, loss, seed)
         in_sequence(model, layers, batches, maker, log=log)
-        maker.verify(allowed)
-        if dry_run:
-            replace_layers(model, {made: layer for layer, made in maker.built.items()})
+        try:
+            maker.verify(allowed)
+        finally:
+            if dry_run or not maker.verified:
+                replace_layers(model, {made: layer for layer, made in maker.built.items()})
     else:
-        for chunk in chunks:
+        for chunk in parts:
             # All of them before any is put in place: the statistics are those of the dense model.
-            maker.moments = only if only is not None else _moments(model, chunk, batches, way, loss, seed)
+            maker.moments = only if only is not None else moments_for(model, chunk, batches, way, loss, seed)
             for name in chunk:
                 maker(name, None)
         maker.verify(allowed)
@@ -146,25 +140,10 @@ def compress(
         allowed=allowed,
         model_parameters=parameters,
         untouched=untouched,
-        frontier=frontier,
+        frontier=others,
         seconds=time.perf_counter() - began,
         provenance=provenance(threads=torch.get_num_threads()),
     )
-
-
-def _batches(calibration: Iterable[Any] | None, way: Method, method: str) -> Iterable[Any]:
-    if calibration is None:
-        if way.needs != "nothing":
-            raise SpecError(
-                f"method {method!r} needs calibration= batches; some thousand tokens of text like that the model is "
-                'for, or choose method="svd", which needs none'
-            )
-        return ()
-    if isinstance(calibration, Iterator):
-        raise SpecError("calibration is gone through several times, and an iterator only once; give a list of batches")
-    if isinstance(calibration, Tensor | Mapping | str):
-        raise SpecError(f"calibration is a list of batches, got one {type(calibration).__name__}; put it into a list")
-    return calibration
 
 
 class _Maker:
@@ -175,6 +154,7 @@ class _Maker:
         self.moments: Mapping[str, Moments] = {}
         self.records: dict[str, LayerRecord] = {}
         self.built: dict[nn.Module, nn.Module] = {}
+        self.verified = False
 
     def __call__(self, name: str, pair: Pair | None) -> nn.Module | None:
         """The layer that takes the place of another, corrected by what both models give it; None for none."""
@@ -205,87 +185,7 @@ class _Maker:
                 f"{total:,} parameters were made where {allowed:,} are allowed, or layers grew ({larger[:3]}); this is "
                 "a defect of the method, please report it"
             )
-
-
-class _Told:
-    """Batches that say now and then how far they have come."""
-
-    def __init__(self, batches: Iterable[Any], log: Callable[[str], None]) -> None:
-        self._batches, self._log = batches, log
-
-    def __iter__(self) -> Iterator[Any]:
-        said = time.monotonic()
-        for number, batch in enumerate(self._batches, 1):
-            yield batch
-            if time.monotonic() - said > _SECONDS:
-                said = time.monotonic()
-                self._log(f"calibration batch {number}")
-
-
-def _frontier(curves: Mapping[str, Curve]) -> tuple[tuple[float, float], ...]:
-    """What other budgets would cost in loss."""
-    whole = sum(int(curve.costs[-1]) for curve in curves.values())
-    points = []
-    for tenths in range(1, 11):
-        try:
-            chosen = allocate(curves, whole * tenths // 10)
-        except SpecError:
-            continue  # smaller than the smallest choices
-        errors = sum(float(curves[name].errors[choice]) for name, choice in chosen.items())
-        points.append((tenths / 10, errors))
-    return tuple(points)
-
-
-def _chunks(model: nn.Module, layers: Mapping[str, nn.Module], way: Method) -> Iterator[dict[str, nn.Module]]:
-    """The layers in parts whose moments fit into memory together."""
-    room = sum(parameter.numel() * parameter.element_size() for parameter in model.parameters()) * _MOMENT_SHARE
-    chunk: dict[str, nn.Module] = {}
-    taken = 0
-    for name, layer in layers.items():
-        size = 0
-        if way.needs != "nothing":
-            both = _needing_inputs({name: layer}, way)
-            size = moment_bytes({name: layer}, gradients=way.needs == "gradients", inputs=both)
-        if chunk and taken + size > max(room, _LEAST_MOMENT_BYTES):
-            yield chunk
-            chunk, taken = {}, 0
-        chunk[name] = layer
-        taken += size
-    yield chunk
-
-
-def _moments(
-    model: nn.Module,
-    layers: Mapping[str, nn.Module],
-    batches: Iterable[Any],
-    way: Method,
-    loss: Callable[[Any], Tensor] | None,
-    seed: int,
-) -> dict[str, Moments]:
-    if way.needs == "nothing":
-        return {}
-    both = _needing_inputs(layers, way)
-    if way.needs == "inputs":
-        return collect_moments(model, layers, batches, inputs=both)
-    return collect_moments(model, layers, batches, loss=loss or SampledLoss(seed), inputs=both)
-
-
-def _needing_inputs(layers: Mapping[str, nn.Module], way: Method) -> set[str]:
-    shapes = {name: dense_parameters(layer)[0].shape for name, layer in layers.items()}
-    return {name for name, (out, in_) in shapes.items() if way.needs_inputs((out, in_))}
-
-
-def _uniform(curves: Mapping[str, Curve], layers: Mapping[str, nn.Module], allowed: int) -> dict[str, int]:
-    """The largest choice of each layer within the share that all of them are allowed."""
-    total = sum(dense_parameters(layer)[0].numel() for layer in layers.values())
-    chosen = {}
-    for name, curve in curves.items():
-        room = dense_parameters(layers[name])[0].numel() * allowed / total
-        fitting = [choice for choice, cost in enumerate(curve.costs) if cost <= room]
-        if not fitting:
-            raise SpecError(f"{name} cannot be made as small as {allowed / total:.1%} of its parameters; allow more")
-        chosen[name] = fitting[-1]
-    return chosen
+        self.verified = True
 
 
 def _record(name: str, weight: Tensor, made: Built | None, moments: Moments | None) -> LayerRecord:
