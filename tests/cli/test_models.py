@@ -115,6 +115,11 @@ def test_what_needs_no_data_and_a_dry_run(folder, run):
         {"before": None, "after": None},
     )
     assert record["compression"]["frontier"] == []
+    evaluated = ["--evaluate", "test.txt", "--window", 32, "--evaluate-windows", 2]
+    done = run(
+        "compress", "dense", "--budget", 0.5, "--method", "svd", "--out", "svd", "--no-speed", "--json", *evaluated
+    )
+    assert json.loads(done.stdout)["perplexity"]["after"]["window"] == 32, "without calibration there is none to change"
     assert "bonds" in run("inspect", "chains").stdout
 
 
@@ -221,6 +226,7 @@ def test_a_killed_healing_goes_on_to_the_same_model(folder, run, small):
         (["finetune", "forty", "--out", "o", *HEALING, "--window", "100"], "64"),
         (["finetune", "forty", "--out", "o", "--recipe", "recipe.yaml"], "no text to heal on"),
         (["finetune", "forty", "--out", "o", *HEALING, "--teacher", "forty"], "its own teacher"),
+        (["finetune", "forty", "--out", "o", "--text", "valid.txt", "--distillation", "0.5"], "its own teacher"),
         (["compare", "recipe.yaml"], "needs the sections comparison and evaluation"),
         (["compare", "recipe.yaml", "--page-only"], "holds no finished run"),
         (["compress", "dense", "--budget", "0.5", "--method", "svd", "--sequential", "--out", "o"], "does not use"),

@@ -48,10 +48,8 @@ def plan(
     as_json: Json = False,
 ) -> None:
     """Print what would become of each layer, and change nothing."""
-    flags = _flags(
-        model, budget, method, sequential, calibration, calibration_windows, window, target, ignore, dtype, seed
-    )
-    _dry_run(recipe, flags, as_json)
+    flags = _flags(model, budget, method, sequential, calibration, calibration_windows, target, ignore, dtype, seed)
+    _dry_run(recipe, flags, window, as_json)
 
 
 def compress(
@@ -82,18 +80,15 @@ def compress(
     from mpochain.language import save_language_model
     from mpochain.report.figures import require_matplotlib
 
-    flags = _flags(
-        model, budget, method, sequential, calibration, calibration_windows, window, target, ignore, dtype, seed
-    )
+    flags = _flags(model, budget, method, sequential, calibration, calibration_windows, target, ignore, dtype, seed)
     flags["evaluation"] = {
         "text": None if evaluate is None else str(evaluate),
         "windows": evaluate_windows,
-        "window": window if evaluate is not None else None,
     }
     if dry_run:
-        _dry_run(recipe, flags, as_json)
+        _dry_run(recipe, flags, window, as_json)
         return
-    wanted = read_recipe(recipe, flags)
+    wanted = read_recipe(recipe, flags, window=window)
     if out is None:
         raise RecipeError("say where to write the smaller model: --out FOLDER")
     if Path(wanted.model).exists() and out.exists() and out.resolve() == Path(wanted.model).resolve():
@@ -127,7 +122,6 @@ def _flags(
     sequential: bool | None,
     calibration: Path | None,
     calibration_windows: int | None,
-    window: int | None,
     target: list[str] | None,
     ignore: list[str] | None,
     dtype: str | None,
@@ -146,15 +140,14 @@ def _flags(
         "calibration": {
             "text": None if calibration is None else str(calibration),
             "windows": calibration_windows,
-            "window": window,
         },
     }
 
 
-def _dry_run(recipe: Path | None, flags: Mapping[str, Any], as_json: bool) -> None:
+def _dry_run(recipe: Path | None, flags: Mapping[str, Any], window: int | None, as_json: bool) -> None:
     from mpochain.jobs import compress_by, read_recipe
 
-    wanted = read_recipe(recipe, flags)
+    wanted = read_recipe(recipe, flags, window=window)
     with quiet_transformers():
         report = compress_by(wanted, dry_run=True, log=say).report
     if as_json:

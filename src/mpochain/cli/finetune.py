@@ -44,6 +44,8 @@ def finetune(
     from mpochain.atomic import write_bytes
     from mpochain.jobs import heal_by, read_recipe
 
+    # Unless something else was asked for: then the missing teacher is an error.
+    alone = recipe is None and teacher is None and text is not None and distillation is None
     wanted = read_recipe(
         recipe,
         {
@@ -52,7 +54,6 @@ def finetune(
             "dtype": dtype,
             "healing": {
                 "text": None if text is None else str(text),
-                "window": window,
                 "windows": windows,
                 "teacher": teacher,
                 "training": {
@@ -60,7 +61,7 @@ def finetune(
                     "batch_size": batch_size,
                     "accumulate": accumulate,
                     "learning_rate": learning_rate,
-                    "distillation": 0.0 if recipe is None and teacher is None and text is not None else distillation,
+                    "distillation": 0.0 if alone else distillation,
                     "temperature": temperature,
                     "autocast": autocast,
                     "gradient_checkpointing": gradient_checkpointing,
@@ -70,9 +71,9 @@ def finetune(
             "evaluation": {
                 "text": None if evaluate is None else str(evaluate),
                 "windows": evaluate_windows,
-                "window": window if evaluate is not None else None,
             },
         },
+        window=window,
     )
     with quiet_transformers(), counting() as counter:
         try:

@@ -60,9 +60,12 @@ Json = Annotated[bool, typer.Option("--json", help="Print JSON for programs in p
 
 def share_or_size(budget: str | None) -> float | str | None:
     """A budget as it is in a recipe: a bare number is a share."""
-    with contextlib.suppress(TypeError, ValueError):
-        return float(budget)  # type: ignore[arg-type]
-    return budget
+    if budget is None:
+        return None
+    try:
+        return float(budget)
+    except ValueError:
+        return budget
 
 
 def command_line() -> str:

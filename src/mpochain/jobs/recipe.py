@@ -16,6 +16,8 @@ __all__ = ["Calibration", "Comparison", "Evaluation", "Healing", "Recipe", "read
 
 _LONGEST = 1 << 20
 _DEEPEST = 20
+# The sections that name a text and are read in windows.
+_TEXTS = ("calibration", "evaluation", "healing")
 
 Count = Annotated[int, Field(ge=1, strict=True)]
 Window = Annotated[int, Field(ge=2, strict=True)]
@@ -159,12 +161,13 @@ class _Loader(yaml.SafeLoader):  # type: ignore[misc]  # yaml has no types
         return super().construct_mapping(node, deep)
 
 
-def read_recipe(file: Path | None, flags: Mapping[str, Any] | None = None) -> Recipe:
+def read_recipe(file: Path | None, flags: Mapping[str, Any] | None = None, *, window: int | None = None) -> Recipe:
     """A recipe from a YAML file, with what was said on the command line in place of what the file says.
 
     Args:
         file: its paths go from its own folder; None if everything is in ``flags``.
         flags: nested like the file; ``None`` for what was not said.
+        window: tokens of a window in every section there is; None for what they say themselves.
 
     Raises:
         RecipeError: a file that is no recipe, or a wrong value, naming the field.
@@ -179,6 +182,9 @@ def read_recipe(file: Path | None, flags: Mapping[str, Any] | None = None) -> Re
     if file is not None:
         _resolve(data, file.parent)
     _override(data, flags or {})
+    for part in _TEXTS:
+        if window is not None and isinstance(data.get(part), dict):
+            data[part]["window"] = window
     label = str(file) if file is not None else "command line"
     if "model" not in data:
         raise RecipeError(f"{label}: no model is named; give a folder, a .gguf file, or a name on the Hugging Face hub")
@@ -207,7 +213,7 @@ def _read(file: Path) -> dict[str, Any]:
 
 def _resolve(data: dict[str, Any], folder: Path) -> None:
     """Paths of a recipe go from its own folder, so that it means the same wherever it is run from."""
-    for part in ("calibration", "evaluation", "healing"):
+    for part in _TEXTS:
         section = data.get(part)
         if isinstance(section, dict) and isinstance(section.get("text"), str):
             section["text"] = str(folder / section["text"])
