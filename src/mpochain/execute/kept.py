@@ -96,8 +96,5 @@ class Kept:
         self._found = STEPS.count, state_of(parameters), made
         return made
 
-    def __getstate__(self) -> dict[str, object]:
-        return {}
-
-    def __setstate__(self, state: dict[str, object]) -> None:
-        self.__init__()  # type: ignore[misc]
+    def __reduce__(self) -> tuple[type[Kept], tuple[()]]:
+        return Kept, ()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import statistics
 import time
 from collections.abc import Callable, Mapping
@@ -81,7 +82,9 @@ def compare_speed(
 @torch.inference_mode()
 def _round(model: Any, prompt: Tensor, written: int) -> tuple[float, float]:
     """Seconds of a prefill, and of one written token."""
-    output, prefill = _timed(lambda: model(prompt, use_cache=True, logits_to_keep=1))
+    # The logits of one token are all that writing needs; not every model can be told so.
+    fewer = {"logits_to_keep": 1} if "logits_to_keep" in inspect.signature(model.forward).parameters else {}
+    output, prefill = _timed(lambda: model(prompt, use_cache=True, **fewer))
 
     def write() -> None:
         cache, token = output.past_key_values, output.logits[:, -1:].argmax(-1)

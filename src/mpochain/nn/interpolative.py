@@ -124,7 +124,7 @@ class InterpolativeLinear(nn.Module):
         """Multiply-adds of one input row."""
         return interpolative_parameters(self.out_features, self.in_features, self.rank)
 
-    def set_execution(self, *, memory: Memory = "compact", autotune: bool = False) -> InterpolativeLinear:  # noqa: ARG002
+    def set_execution(self, *, memory: Memory = "compact", autotune: bool = False) -> InterpolativeLinear:  # noqa: ARG002  # as chains have it
         """Choose how the layer is run, see :func:`mpochain.nn.set_execution`; there is nothing to tune.
 
         Raises:

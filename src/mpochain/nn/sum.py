@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -122,4 +123,4 @@ class SumLinear(nn.Module):
         return f"{self.in_features} -> {self.out_features}, bias={self.bias is not None}"
 
     def _parts(self) -> list[InterpolativeLinear | MPOLinear]:
-        return list(self.parts)  # type: ignore[arg-type]  # checked when they were given
+        return cast("list[InterpolativeLinear | MPOLinear]", list(self.parts))  # checked when they were given
