@@ -18,11 +18,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-import numpy as np
-
 from mpochain.arrays import (
     Array,
-    asarray,
     cast,
     detached,
     namespace,
@@ -30,19 +27,16 @@ from mpochain.arrays import (
     promoted,
     require_finite,
     require_matrix,
-    zeros,
 )
 from mpochain.decomposition.gram import gram as decompose
 from mpochain.decomposition.interleave import deinterleave, interleave
+from mpochain.decomposition.metric import Metric, Root, dot, partial_traces
 from mpochain.decomposition.rounding import fold_left, fold_right
-from mpochain.decomposition.weighted import Projector, symmetric_moments
+from mpochain.decomposition.weighted import symmetric_moments
 from mpochain.errors import SpecError
 from mpochain.spec import ChainSpec
 
 __all__ = ["Calibration", "calibrated"]
-
-# Of the largest eigenvalue of a partial trace: smaller ones are taken for this, in the preconditioner and the start.
-_FLOOR = 1e-6
 
 # Steps that L-BFGS remembers; a step of which the error falls by less than the second number of itself is the last.
 _MEMORY, _LEAST_GAIN = 10, 1e-7
@@ -132,7 +126,7 @@ def calibrated(
     wide = cast(promoted(detached(matrix), name), "float64")
     require_finite(wide, name)
     out, in_ = wide.shape
-    metric = _Metric(
+    metric = Metric(
         symmetric_moments(output_gram, out, ridge, wide, f"the weights of the outputs of {name}"),
         symmetric_moments(gram, in_, ridge, wide, f"the moments of the inputs of {name}"),
         precision,
@@ -154,99 +148,17 @@ def calibrated(
     return Calibration(tuple(parts), tuple(error * unit for error in errors), metric.square(target) * unit)
 
 
-class _Metric:
-    """``G`` and ``H``, each over its mean diagonal; None is the identity.
-
-    Attributes:
-        unit: what squares have to be multiplied by for that.
-    """
-
-    def __init__(self, outputs: Array | None, inputs: Array | None, precision: str) -> None:
-        self.unit = 1.0
-        self._wide: list[Array | None] = []
-        for given in (outputs, inputs):
-            mean = float(namespace(given).linalg.trace(given)) / given.shape[0] if given is not None else 1.0
-            mean = mean if mean > 0 else 1.0
-            self.unit *= mean
-            self._wide.append(None if given is None else given / mean)
-        self.outputs, self.inputs = (None if each is None else cast(each, precision) for each in self._wide)
-        self._projector: Projector | None = None
-
-    def apply(self, matrix: Array) -> Array:
-        """``G M H``."""
-        matrix = matrix if self.inputs is None else matrix @ self.inputs
-        return matrix if self.outputs is None else self.outputs @ matrix
-
-    def square(self, matrix: Array) -> float:
-        """``tr(G M H M^T)``."""
-        return max(_dot([matrix], [self.apply(matrix)]), 0.0)
-
-    def low_rank(self, matrix: Array, rank: int) -> tuple[Array, Array]:
-        """The factors of the best matrix of a rank, in float64."""
-        wide = cast(matrix, "float64")
-        outputs, inputs = self._wide
-        transposed = namespace(wide).matrix_transpose(wide)
-        is_wide = wide.shape[0] <= wide.shape[1]
-        if self._projector is None:
-            self._projector = Projector(outputs if is_wide else inputs)
-        if is_wide:
-            moments = (wide if inputs is None else wide @ inputs) @ transposed
-        else:
-            moments = transposed @ (wide if outputs is None else outputs @ wide)
-        return self._projector(wide, moments).factors(rank)
-
-
-class _Root:
-    """A symmetric, positive semidefinite matrix by its eigenvectors, small eigenvalues raised to a floor."""
-
-    def __init__(self, symmetric: Array) -> None:
-        xp = namespace(symmetric)
-        values, self._vectors = xp.linalg.eigh((symmetric + xp.matrix_transpose(symmetric)) / 2)
-        largest = float(xp.max(values))
-        least = xp.full_like(values, largest * _FLOOR if largest > 0 else 1.0)
-        self._values = xp.where(values > least, values, least)
-        self._powers: dict[float, Array] = {}
-
-    def power(self, exponent: float) -> Array:
-        """The matrix to a power, made once."""
-        if exponent not in self._powers:
-            xp = namespace(self._values)
-            self._powers[exponent] = (self._vectors * self._values**exponent) @ xp.matrix_transpose(self._vectors)
-        return self._powers[exponent]
-
-
-def _partial_traces(weights: Array | None, dims: tuple[int, ...], like: Array) -> list[_Root]:
-    """Of each site, so that their Kronecker product has the trace of the whole; rows of padding weigh nothing."""
-    if weights is None:
-        return [_Root(cast(asarray(np.eye(dim), like), like)) for dim in dims]
-    xp = namespace(weights)
-    missing = math.prod(dims) - weights.shape[0]
-    if missing:
-        weights = xp.concat([weights, zeros((missing, weights.shape[1]), weights)], axis=0)
-        weights = xp.concat([weights, zeros((weights.shape[0], missing), weights)], axis=1)
-    trace = float(xp.linalg.trace(weights))
-    found = []
-    for k, dim in enumerate(dims):
-        before, after = math.prod(dims[:k]), math.prod(dims[k + 1 :])
-        blocks = xp.reshape(weights, (before, dim, after, before, dim, after))
-        blocks = xp.reshape(xp.permute_dims(blocks, (1, 4, 0, 2, 3, 5)), (dim, dim, before * after, before * after))
-        traced = xp.sum(xp.linalg.diagonal(blocks), axis=-1)
-        # A product of n of them would have the trace n times, so all but the first are shares of it.
-        found.append(_Root(traced / trace if k and trace > 0 else traced))
-    return found
-
-
 class _Term:
     """One chain of the sum."""
 
-    def __init__(self, spec: ChainSpec, metric: _Metric, like: Array) -> None:
+    def __init__(self, spec: ChainSpec, metric: Metric, like: Array) -> None:
         interleave(like, spec)  # refuses dims that do not fit
         self.spec, self._metric = spec, metric
         self.cores: list[Array] = []
         self._sizes = tuple(o * i for o, i in zip(spec.out_dims, spec.in_dims, strict=True))
         self.is_low_rank = (spec.out_dims, spec.in_dims) == ((spec.out_features, 1), (1, spec.in_features))
-        self._outputs = _partial_traces(metric.outputs, spec.out_dims, like)
-        self._inputs = _partial_traces(metric.inputs, spec.in_dims, like)
+        self._outputs = partial_traces(metric.outputs, spec.out_dims, like)
+        self._inputs = partial_traces(metric.inputs, spec.in_dims, like)
 
     def start(self, target: Array, weighted: Array | None = None) -> None:
         """From a target and ``G target H``, so that the error is at most that of no term at all.
@@ -267,7 +179,7 @@ class _Term:
         for source, exponent in ((target, 0.5), (weighted, -0.5)):
             cores = self._split(source, exponent)
             matrix = self.matrix(cores)
-            square, product = self._metric.square(matrix), _dot([matrix], [weighted])
+            square, product = self._metric.square(matrix), dot([matrix], [weighted])
             length = product / square if square > 0 else 0.0
             if length * product > best:
                 best = length * product
@@ -330,7 +242,7 @@ class _Term:
         for k in range(self.spec.sites - 1, 0, -1):
             rights.append(self._carried(rights[-1], xp.permute_dims(self.cores[k], (3, 1, 2, 0)), k))
         inverses = [
-            (_Root(left).power(-1.0), _Root(right).power(-1.0))
+            (Root(left).power(-1.0), Root(right).power(-1.0))
             for left, right in zip(lefts, reversed(rights), strict=True)
         ]
 
@@ -354,7 +266,7 @@ class _Term:
 class _Sum:
     """All terms, and what they leave."""
 
-    def __init__(self, target: Array, metric: _Metric) -> None:
+    def __init__(self, target: Array, metric: Metric) -> None:
         self._target, self._metric = target, metric
         self.terms: list[_Term] = []
 
@@ -377,7 +289,7 @@ class _Sum:
         for term in self.terms:
             rest = rest - term.matrix(term.cores)
         weighted = self._metric.apply(rest)
-        return rest, weighted, max(_dot([rest], [weighted]), 0.0)
+        return rest, weighted, max(dot([rest], [weighted]), 0.0)
 
     def _gradient(self, weighted: Array) -> list[Array]:
         return [each for term in self.terms for each in term.gradient(weighted)]
@@ -396,7 +308,7 @@ class _Sum:
         history: list[_Step] = []
         while len(errors) <= iterations and error > 0.0:
             direction = self._direction(gradient, history)
-            slope = 2 * _dot(gradient, direction)
+            slope = 2 * dot(gradient, direction)
             cores = [core for term in self.terms for core in term.cores]
             length = 1.0
             while slope < 0.0 and length >= _SHORTEST:
@@ -415,7 +327,7 @@ class _Sum:
                 continue
             before, gradient = gradient, self._gradient(weighted)
             step, change = [length * each for each in direction], _moved(gradient, -1.0, before)
-            curvature = _dot(step, change)
+            curvature = dot(step, change)
             if curvature > 0.0:
                 history = [*history[1 - _MEMORY :], _Step(step, change, 1 / curvature)]
             gain, error = error - reached, reached
@@ -436,17 +348,17 @@ class _Sum:
 
         vector, factors = gradient, []
         for each in reversed(history):
-            factor = each.inverse * _dot(each.step, vector)
+            factor = each.inverse * dot(each.step, vector)
             factors.append(factor)
             vector = _moved(vector, -factor, each.change)
         if history:
             last = history[-1]
-            scale = 1 / (last.inverse * _dot(last.change, precondition(last.change)))
+            scale = 1 / (last.inverse * dot(last.change, precondition(last.change)))
         else:
             scale = 2 / len(gradient)  # each core alone would be moved to its best, all of them too far
         vector = [scale * each for each in precondition(vector)]
         for each, factor in zip(history, reversed(factors), strict=True):
-            vector = _moved(vector, factor - each.inverse * _dot(each.change, vector), each.step)
+            vector = _moved(vector, factor - each.inverse * dot(each.change, vector), each.step)
         return [-each for each in vector]
 
 
@@ -457,10 +369,6 @@ class _Step:
     step: list[Array]
     change: list[Array]
     inverse: float
-
-
-def _dot(one: Sequence[Array], other: Sequence[Array]) -> float:
-    return math.fsum(float(namespace(a).sum(a * b)) for a, b in zip(one, other, strict=True))
 
 
 def _moved(arrays: Sequence[Array], length: float, direction: Sequence[Array]) -> list[Array]:
