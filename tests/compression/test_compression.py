@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import tempfile
 from dataclasses import replace
 
 import numpy as np
@@ -379,7 +380,7 @@ class TestCompress:
         assert not net.down.training
         assert net.right.training
 
-    def test_small_parts_of_the_statistics_at_a_time(self, net, batches, monkeypatch):
+    def test_small_parts_of_the_statistics_at_a_time(self, net, batches, monkeypatch, tmp_path):
         from mpochain.compression import calibration
 
         other = Net()
@@ -387,7 +388,14 @@ class TestCompress:
         report = mpo.compress(net, 0.5, calibration=batches)
         monkeypatch.setattr(calibration, "_MOMENT_SHARE", 0.0)
         monkeypatch.setattr(calibration, "_LEAST_MOMENT_BYTES", 1)
-        parts = mpo.compress(other, 0.5, calibration=batches)
+        monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+        said: list[int] = []
+        parts = mpo.compress(
+            other, 0.5, calibration=batches, log=lambda _: said.append(len(list(tmp_path.glob("*/*"))))
+        )
+        assert len(said) == len(report.layers) + 1
+        assert said[-1] == len(report.layers)  # the moments of each layer waited on the disk
+        assert not list(tmp_path.iterdir())
         assert [record.form for record in parts.layers] == [record.form for record in report.layers]
         for mine, theirs in zip(net.parameters(), other.parameters(), strict=True):
             torch.testing.assert_close(mine, theirs, rtol=1e-3, atol=1e-4)

@@ -17,9 +17,9 @@ from mpochain.nn.dense import dense_parameters
 __all__ = ["batches_for", "chunks", "moments_for"]
 
 # Moments of as many layers are kept at a time as fit into this share of the model's own bytes, but no less than the
-# second number: the rest takes another pass over the data. With inputs of wide layers too, for "search", a transformer
-# needs 1.36 of its own bytes by this count, in which inputs that layers share are as many as the layers.
-_MOMENT_SHARE, _LEAST_MOMENT_BYTES = 1.4, 1 << 28
+# second number: the rest takes another pass over the data. A transformer needs .77 of its own bytes by this count, in
+# which inputs that layers share are as many as the layers, and with those of wide layers too, for "search", 1.36.
+_MOMENT_SHARE, _LEAST_MOMENT_BYTES = 0.4, 1 << 27
 
 # Between two lines about the calibration.
 _SECONDS = 20.0

@@ -12,6 +12,8 @@ from mpochain.errors import DTypeError
 
 __all__ = ["SampledLoss"]
 
+_ROWS = 64  # whose labels are drawn at a time: a draw takes two arrays of the size of what it draws from
+
 
 class SampledLoss:
     """Cross-entropy, summed, to labels that the model itself draws: gradients have the Fisher information as moments.
@@ -53,13 +55,17 @@ class _Drawn(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, logits: Tensor, generator: torch.Generator) -> Tensor:
-        gradient = logits.float().softmax(-1)
-        drawn = torch.multinomial(gradient.cpu(), 1, generator=generator).to(logits.device)
-        chosen = gradient.gather(1, drawn)
-        # Of cross-entropy by its logits: the probabilities, less 1 at the label.
-        gradient.scatter_add_(1, drawn, torch.full_like(chosen, -1.0))
+        gradient = torch.empty_like(logits, dtype=torch.float32)
+        total = gradient.new_zeros(())
+        for rows, part in zip(logits.split(_ROWS), gradient.split(_ROWS), strict=True):
+            torch.softmax(rows.float(), -1, out=part)
+            drawn = torch.multinomial(part.cpu(), 1, generator=generator).to(logits.device)
+            chosen = part.gather(1, drawn)
+            # Of cross-entropy by its logits: the probabilities, less 1 at the label.
+            part.scatter_add_(1, drawn, torch.full_like(chosen, -1.0))
+            total -= chosen.log().sum()
         ctx.gradient, ctx.dtype = gradient, logits.dtype
-        return -chosen.log().sum()
+        return total
 
     @staticmethod
     @once_differentiable

@@ -24,6 +24,7 @@ from mpochain.nn.dense import dense_parameters
 __all__ = ["Moments", "collect_moments", "frozen", "moment_bytes", "run_batch"]
 
 _ELEMENT = 4  # bytes of a float32
+_SLAB = 1 << 26  # bytes; what is this large is given back to the system when it is let go
 
 
 @dataclass(frozen=True, eq=False)
@@ -106,7 +107,8 @@ def collect_moments(
         >>> found["2"].rows, found["2"].activations.shape  # of its two outputs
         (5, torch.Size([2, 2]))
     """
-    sums = {name: _Sums(name, layer, name in inputs) for name, layer in layers.items()}
+    slabs = _Slabs()
+    sums = {name: _Sums(name, layer, name in inputs, slabs) for name, layer in layers.items()}
     last = _LastInput()
     again = Recomputation()
     hooks = [
@@ -122,9 +124,11 @@ def collect_moments(
             for count, batch in enumerate(batches, 1):
                 last.clear()
                 with torch.set_grad_enabled(loss is not None):
-                    output = run_batch(model, batch)
-                    if loss is not None:
-                        loss(output).backward()
+                    if loss is None:
+                        run_batch(model, batch)
+                    else:
+                        # The output has no name, so that its logits are gone when the gradients begin.
+                        loss(run_batch(model, batch)).backward()
                 for each in sums.values():
                     each.require_finite(count)
     finally:
@@ -192,11 +196,31 @@ class _LastInput:
         self.x = None
 
 
+class _Slabs:
+    """Room for what is kept, apart from what comes and goes with every batch.
+
+    One by one among the activations, moments of a megabyte left holes in the heap as large as all of them together.
+    """
+
+    def __init__(self) -> None:
+        self._free: dict[torch.device, Tensor] = {}
+
+    def square(self, rows: Tensor) -> Tensor:
+        """Zeros ``(n, n)`` for rows of ``n``."""
+        size = rows.shape[1] ** 2
+        free = self._free.get(rows.device)
+        if free is None or len(free) < size:
+            free = torch.zeros(max(_SLAB // _ELEMENT, size), device=rows.device)
+        self._free[rows.device] = free[size:]
+        return free[:size].view(rows.shape[1], -1)
+
+
 class _Sums:
     """The running sums of one layer."""
 
-    def __init__(self, name: str, layer: nn.Module, inputs: bool) -> None:
+    def __init__(self, name: str, layer: nn.Module, inputs: bool, slabs: _Slabs) -> None:
         self.name, self.owner = name, name
+        self._slabs = slabs
         self.weight = dense_parameters(layer, name)[0].detach()
         self.wide = self.weight.shape[0] <= self.weight.shape[1]
         self.keeps_inputs = inputs or not self.wide
@@ -225,7 +249,7 @@ class _Sums:
     def _add_input(self, x: Tensor, last: _LastInput) -> None:
         rows = x.detach().reshape(-1, x.shape[-1])
         if not self.keeps_inputs:
-            self.outputs = _added(self.outputs, rows @ self.weight.T)
+            self.outputs = self._added(self.outputs, rows @ self.weight.T)
         else:
             owner = last.name if last.x is x else self.name
             if self.rows and self.owner != owner:
@@ -235,7 +259,7 @@ class _Sums:
                 )
             self.owner = owner
             if owner == self.name:
-                self.inputs = _added(self.inputs, rows)
+                self.inputs = self._added(self.inputs, rows)
                 last.x, last.name = x, self.name
         self.rows += rows.shape[0]
         self.input_power += float(rows.float().square().mean(1).sum())
@@ -247,8 +271,13 @@ class _Sums:
 
     def _add_gradient(self, gradient: Tensor) -> None:
         rows = gradient.detach().reshape(-1, gradient.shape[-1])
-        self.gradients = _added(self.gradients, rows if self.wide else rows @ self.weight)
+        self.gradients = self._added(self.gradients, rows if self.wide else rows @ self.weight)
         self.gradient_power += float(rows.float().square().mean(1).sum())
+
+    def _added(self, total: Tensor | None, rows: Tensor) -> Tensor:
+        rows = rows.float()
+        total = self._slabs.square(rows) if total is None else total
+        return total.addmm_(rows.T, rows)
 
     def require_finite(self, batch: int) -> None:
         """The sums of squares tell: they are finite only where every entry is."""
@@ -264,11 +293,6 @@ class _Sums:
         for total in (self.inputs, self.outputs, self.gradients):
             if total is not None:
                 total /= self.rows
-
-
-def _added(total: Tensor | None, rows: Tensor) -> Tensor:
-    rows = rows.float()
-    return rows.T @ rows if total is None else total.addmm_(rows.T, rows)
 
 
 def _present(total: Tensor | None) -> Tensor:

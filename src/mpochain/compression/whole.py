@@ -14,6 +14,7 @@ from mpochain.compression.budget import error_budget, parameter_budget
 from mpochain.compression.calibration import batches_for, chunks, moments_for
 from mpochain.compression.fit import Errors
 from mpochain.compression.methods import METHODS, Built, Method
+from mpochain.compression.moment_store import MomentStore
 from mpochain.compression.moments import Moments
 from mpochain.compression.records import CompressionReport, LayerRecord
 from mpochain.compression.sequential import Pair, corrected, in_sequence
@@ -101,38 +102,33 @@ def compress(
     parameters = sum(parameter.numel() for parameter in model.parameters())
     untouched = _untouched(model, layers, parameters)
     curves: dict[str, Curve] = {}
-    only: dict[str, Moments] | None = None
     parts = list(chunks(model, layers, way))
-    for chunk in parts:
-        log(f"{way.needs} of {len(chunk)} layers, {next(iter(chunk))} and on")
-        found = moments_for(model, chunk, batches, way, loss, seed)
-        only = found if len(parts) == 1 else None
-        for name, layer in chunk.items():
-            curves[name] = way.curve(dense_parameters(layer)[0].detach(), found.get(name))
-    if error is not None:
-        chosen = cheapest_within(curves, error)
-    else:
-        chosen = uniform(curves, allowed) if way.uniform else allocate(curves, allowed)
-    others = () if way.uniform else frontier(curves)
-    log("the budget is shared; making the layers")
-    maker = _Maker(way, layers, chosen)
-    if sequential:
-        maker.moments = only if only is not None else moments_for(model, layers, batches, way, loss, seed)
-        in_sequence(model, layers, batches, maker, log=log)
-        try:
-            maker.verify(allowed)
-        finally:
-            if dry_run or not maker.verified:
-                replace_layers(model, {made: layer for layer, made in maker.built.items()})
-    else:
+    with MomentStore(on_disk=len(parts) > 1) as moments:
         for chunk in parts:
-            # All of them before any is put in place: the statistics are those of the dense model.
-            maker.moments = only if only is not None else moments_for(model, chunk, batches, way, loss, seed)
-            for name in chunk:
+            log(f"{way.needs} of {len(chunk)} layers, {next(iter(chunk))} and on")
+            moments.keep(moments_for(model, chunk, batches, way, loss, seed))
+            for name, layer in chunk.items():
+                curves[name] = way.curve(dense_parameters(layer)[0].detach(), moments.get(name))
+        if error is not None:
+            chosen = cheapest_within(curves, error)
+        else:
+            chosen = uniform(curves, allowed) if way.uniform else allocate(curves, allowed)
+        others = () if way.uniform else frontier(curves)
+        log("the budget is shared; making the layers")
+        maker = _Maker(way, layers, chosen, moments)
+        if sequential:
+            in_sequence(model, layers, batches, maker, log=log)
+            try:
+                maker.verify(allowed)
+            finally:
+                if dry_run or not maker.verified:
+                    replace_layers(model, {made: layer for layer, made in maker.built.items()})
+        else:
+            for name in layers:
                 maker(name, None)
-        maker.verify(allowed)
-        if not dry_run:
-            replace_layers(model, maker.built)
+            maker.verify(allowed)
+            if not dry_run:
+                replace_layers(model, maker.built)
     return CompressionReport(
         layers=tuple(maker.records[name] for name in layers),
         method=method,
@@ -149,16 +145,17 @@ def compress(
 class _Maker:
     """Makes layers by what was chosen for each, and keeps a record of every one."""
 
-    def __init__(self, way: Method, layers: Mapping[str, nn.Module], chosen: Mapping[str, int]) -> None:
-        self._way, self._layers, self._chosen = way, layers, chosen
-        self.moments: Mapping[str, Moments] = {}
+    def __init__(
+        self, way: Method, layers: Mapping[str, nn.Module], chosen: Mapping[str, int], moments: MomentStore
+    ) -> None:
+        self._way, self._layers, self._chosen, self._moments = way, layers, chosen, moments
         self.records: dict[str, LayerRecord] = {}
         self.built: dict[nn.Module, nn.Module] = {}
         self.verified = False
 
     def __call__(self, name: str, pair: Pair | None) -> nn.Module | None:
         """The layer that takes the place of another, corrected by what both models give it; None for none."""
-        layer, moments = self._layers[name], self.moments.get(name)
+        layer, moments = self._layers[name], self._moments.get(name)
         weight, bias = (None if each is None else each.detach() for each in dense_parameters(layer, name))
         assert weight is not None
         correction = corrected(weight, moments, pair) if pair is not None and moments is not None else None

@@ -10,7 +10,7 @@ from torch import nn
 
 from mpochain.compression import CompressionReport, compress
 from mpochain.errors import RecipeError, SpecError
-from mpochain.hardware import peak_resident
+from mpochain.hardware import freed_memory_returned, peak_resident
 from mpochain.jobs.recipe import Evaluation, Recipe
 from mpochain.language import (
     LanguageModel,
@@ -107,18 +107,19 @@ def compress_by(
         before = evaluate(language.model, text, recipe.evaluation, counter and counter("dense"))
         log(f"perplexity of the dense model: {before.perplexity:.2f}")
     parameters = _parameters(language.model)
-    report = compress(
-        language.model,
-        recipe.budget,
-        calibration=batches,
-        targets=recipe.targets,
-        ignore=recipe.ignore,
-        method=recipe.method,
-        sequential=recipe.sequential,
-        seed=recipe.seed,
-        dry_run=dry_run,
-        log=log,
-    )
+    with freed_memory_returned():
+        report = compress(
+            language.model,
+            recipe.budget,
+            calibration=batches,
+            targets=recipe.targets,
+            ignore=recipe.ignore,
+            method=recipe.method,
+            sequential=recipe.sequential,
+            seed=recipe.seed,
+            dry_run=dry_run,
+            log=log,
+        )
     peak = peak_resident()
     if text is not None and recipe.evaluation is not None:
         after = evaluate(language.model, text, recipe.evaluation, counter and counter("compressed"))

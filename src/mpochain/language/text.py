@@ -13,7 +13,7 @@ from mpochain.errors import CorpusError
 __all__ = ["read_tokens", "starts", "windows"]
 
 
-def read_tokens(file: Path, tokenizer: Any) -> Tensor:
+def read_tokens(file: Path | str, tokenizer: Any) -> Tensor:
     """The tokens of a whole file, in one piece, without the special ones that a tokenizer may put around a text.
 
     Args:
@@ -27,7 +27,7 @@ def read_tokens(file: Path, tokenizer: Any) -> Tensor:
         CorpusError: a file that cannot be read, is not UTF-8, or holds no token.
     """
     try:
-        text = file.read_text(encoding="utf-8")
+        text = Path(file).read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise CorpusError(f"cannot read the text {file}: {error}; give a file of UTF-8 text") from error
     # The whole text is longer than any model reads at once, of which the tokenizer would warn.
