@@ -186,6 +186,27 @@ def test_architectures_that_are_not_believed(tmp_path, change, message):
         mpo.load(tmp_path)
 
 
+def test_a_model_whose_false_number_would_become_a_huge_buffer(tmp_path):
+    config = transformers.GPTNeoConfig(
+        vocab_size=50,
+        max_position_embeddings=32,
+        hidden_size=24,
+        num_layers=1,
+        num_heads=2,
+        attention_types=[[["global"], 1]],
+    )
+    torch.manual_seed(0)
+    model = transformers.GPTNeoForCausalLM(config).eval()
+    mpo.compress(model, 0.5, method="svd")
+    mpo.save(model, tmp_path)
+    tokens = torch.arange(20)[None]
+    assert torch.equal(mpo.load(tmp_path)(tokens).logits, model(tokens).logits)
+    # Its mask of all positions would take a terabyte.
+    _edit(tmp_path, lambda c: c["model"]["config"].update(max_position_embeddings=10**6))
+    with pytest.raises(MPOError, match=r"wpe.weight has shape \(32, 24\), expected \(1000000, 24\)"):
+        mpo.load(tmp_path)
+
+
 @pytest.mark.parametrize("keep", [0, 7, 8, 100, -1])
 def test_truncated_and_changed_tensors(tmp_path, keep):
     folder = mpo.save(small(), tmp_path)

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import safetensors
+import torch
 from torch import Tensor, nn
 
 from mpochain.checkpoint.configuration import CONFIG, Configuration, digest, read_configuration
@@ -58,16 +59,25 @@ def load(folder: Path | str, model: nn.Module | None = None) -> nn.Module:
         with safetensors.safe_open(file, framework="pt") as stored:
             names = set(stored.keys())
             if model is None:
-                model = _architecture(config, len(names), folder)
+                # A sketch that takes no memory first: some models make buffers, as masks of all positions, that a
+                # false number in the configuration would make as large as it likes.
+                sketch = _architecture(config, len(names), folder, buffers="meta")
+                _replace(sketch, config.layers, folder)
+                _compare(sketch, stored, names, config.tied, file)
+                model = _architecture(config, len(names), folder, buffers="cpu")
             _replace(model, config.layers, folder)
-            _fill(model, stored, names, config.tied, file)
+            _compare(model, stored, names, config.tied, file)
+            _fill(model, stored, names, config.tied)
     except (safetensors.SafetensorError, OSError) as error:
         raise CheckpointError(f"{file} cannot be read: {error}") from error
     return model.eval()
 
 
-def _architecture(config: Configuration, tensors: int, folder: Path) -> nn.Module:
-    """The model of transformers that the configuration names, its parameters without numbers."""
+def _architecture(config: Configuration, tensors: int, folder: Path, *, buffers: Literal["meta", "cpu"]) -> nn.Module:
+    """The model of transformers that the configuration names, its parameters without numbers.
+
+    Its buffers have some on the cpu: those that the model makes and stores nowhere.
+    """
     if config.model is None:
         raise CheckpointError(f"{folder} does not say which model it is of; give load() the architecture")
     try:
@@ -82,8 +92,7 @@ def _architecture(config: Configuration, tensors: int, folder: Path) -> nn.Modul
         raise CheckpointError(f"{folder / CONFIG}: model.name: transformers has no model {config.model.name!r}")
     _check_sizes(config.model.config, tensors, f"{folder / CONFIG}: model.config")
     try:
-        # Buffers have numbers: some are made by the model and stored nowhere.
-        with init_empty_weights(include_buffers=False):
+        with torch.device("meta") if buffers == "meta" else init_empty_weights(include_buffers=False):
             settings: Any = kind.config_class
             return kind(settings.from_dict(config.model.config))
     except Exception as error:  # whatever a hostile configuration makes transformers raise
@@ -132,8 +141,8 @@ def _shape(layer: nn.Module) -> tuple[int, int]:
     raise SpecError(f"a {type(layer).__name__} cannot have been compressed")
 
 
-def _fill(model: nn.Module, stored: Any, names: set[str], tied: Mapping[str, str], file: Path) -> None:
-    """Give a model the numbers of a file, whose names and shapes are compared before any of them is read."""
+def _compare(model: nn.Module, stored: Any, names: set[str], tied: Mapping[str, str], file: Path) -> None:
+    """Refuse a file whose names and shapes are not those of the model, before any of its numbers are read."""
     wanted = model.state_dict()
     expected = set(wanted) - set(tied)
     if names != expected:
@@ -146,6 +155,10 @@ def _fill(model: nn.Module, stored: Any, names: set[str], tied: Mapping[str, str
         shape = tuple(stored.get_slice(name).get_shape())
         if shape != tuple(wanted[name].shape):
             raise CheckpointError(f"{file}: {name} has shape {shape}, expected {tuple(wanted[name].shape)}")
+
+
+def _fill(model: nn.Module, stored: Any, names: set[str], tied: Mapping[str, str]) -> None:
+    """Give a model the numbers of a file that fits it."""
     values = {name: stored.get_tensor(name) for name in names}
     model.load_state_dict({**values, **{name: values[target] for name, target in tied.items()}}, assign=True)
     for name, target in tied.items():
