@@ -20,12 +20,12 @@ _QUALITY = (
     Column("budget", "budget"),
     Column("left", "of the layers", ".1%"),
     Column("bytes", "bytes of the layers", ","),
-    Column("perplexity", "perplexity", ".2f"),
-    Column("against", "of SVD-LLM", ".3f"),
-    Column("over", "over dense", ".1%"),
-    Column("healed", "healed", ".2f"),
-    Column("healed_against", "of SVD-LLM", ".3f"),
-    Column("healed_over", "over dense", ".1%"),
+    Column("perplexity", "perplexity", "#.4g"),
+    Column("of_dense", "of dense", "#.3g"),
+    Column("against", "of SVD-LLM", "#.3g"),
+    Column("healed", "healed", "#.4g"),
+    Column("healed_of_dense", "of dense", "#.3g"),
+    Column("healed_against", "of SVD-LLM healed", "#.3g"),
 )
 _COSTS = (
     Column("method", "method"),
@@ -98,7 +98,7 @@ def write_comparison(out: Path, page: Path) -> list[Path]:
             Text((_PREFACE,)),
             Text(tuple(lines)),
             Heading("Perplexity"),
-            Table(_QUALITY, rows),
+            Table(_QUALITY, [_dense_row(records), *rows]),
             Figure(figure, "Perplexity against what is left of the layers"),
             Heading("What it costs"),
             Text(
@@ -115,6 +115,15 @@ def write_comparison(out: Path, page: Path) -> list[Path]:
     write_bytes(page, made.markdown(page.parent).encode())
     write_bytes(page.with_suffix(".html"), made.html().encode())
     return [page, page.with_suffix(".html"), figure]
+
+
+def _dense_row(records: dict[str, dict[str, Any]]) -> dict[str, Any]:
+    """The dense model in the table of qualities."""
+    dense = records["dense"]["perplexity"]["perplexity"]
+    whole = next((each["layers"]["bytes_before"] for each in records.values() if "layers" in each), 0)
+    nothing = dict.fromkeys(column.key for column in _QUALITY)
+    known = {"method": "dense", "budget": "1", "left": 1.0, "bytes": whole, "perplexity": dense, "of_dense": 1.0}
+    return nothing | known
 
 
 def _rows(records: dict[str, dict[str, Any]]) -> list[dict[str, Any]]:
@@ -142,10 +151,10 @@ def _rows(records: dict[str, dict[str, Any]]) -> list[dict[str, Any]]:
                 "bytes": layers["bytes_after"],
                 "perplexity": perplexity,
                 "against": against("", perplexity),
-                "over": perplexity / dense - 1,
+                "of_dense": perplexity / dense,
                 "healed": after,
                 "healed_against": against("-healed", after),
-                "healed_over": after / dense - 1 if after is not None else None,
+                "healed_of_dense": after / dense if after is not None else None,
                 "macs": layers["macs_after"] / layers["macs_before"],
                 "prefill": _ratio(speed, "prefill"),
                 "decode": _ratio(speed, "decode"),

@@ -1,0 +1,27 @@
+"""Published pages are what the committed records give, and not edited by hand."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from mpochain.jobs.comparison_page import write_comparison
+from mpochain.picogpt.study.page import write_page
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.mark.parametrize(
+    ("name", "records", "write"),
+    [
+        ("compression.md", "studies/smollm2/runs", write_comparison),
+        ("study.md", "studies/picogpt", write_page),
+    ],
+)
+def test_pages_are_those_of_their_records(
+    tmp_path: Path, name: str, records: str, write: Callable[[Path, Path], object]
+) -> None:
+    write(ROOT / records, tmp_path / name)
+    assert (tmp_path / name).read_text() == (ROOT / "docs" / name).read_text()
