@@ -7,6 +7,7 @@ the squared weight each bond discarded, which is the exact squared error of the 
 from mpochain.decomposition.automatic import automatic
 from mpochain.decomposition.calibrated import Calibration, calibrated
 from mpochain.decomposition.gram import gram
+from mpochain.decomposition.grouping import correlated_groups
 from mpochain.decomposition.interleave import deinterleave, interleave
 from mpochain.decomposition.interpolative import (
     Interpolation,
@@ -14,6 +15,7 @@ from mpochain.decomposition.interpolative import (
     interpolative_parameters,
     interpolative_rank,
 )
+from mpochain.decomposition.permutation import PermutedKronecker, permuted_kronecker
 from mpochain.decomposition.randomized import randomized
 from mpochain.decomposition.rounding import fold_left, fold_right, orthogonalize, round_cores
 from mpochain.decomposition.sweep import Decomposition, check_cutoff, retained_rank
@@ -24,10 +26,12 @@ __all__ = [
     "Calibration",
     "Decomposition",
     "Interpolation",
+    "PermutedKronecker",
     "WeightedLowRank",
     "automatic",
     "calibrated",
     "check_cutoff",
+    "correlated_groups",
     "deinterleave",
     "fold_left",
     "fold_right",
@@ -37,6 +41,7 @@ __all__ = [
     "interpolative_parameters",
     "interpolative_rank",
     "orthogonalize",
+    "permuted_kronecker",
     "projected_low_rank",
     "randomized",
     "retained_rank",

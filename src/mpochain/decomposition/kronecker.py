@@ -1,0 +1,109 @@
+"""The best sum of Kronecker products for any order of rows and columns, and what its blocks say of each other.
+
+``W = sum_r A_r (x) B_r`` with ``A_r (m_1, n_1)`` and ``B_r (m_2, n_2)`` is the chain ``(m_1, m_2) | (n_1, n_2)`` with
+as many bonds as terms. Its blocks ``(m_2, n_2)`` are combinations of the ``B_r``, so the best sum is a truncated SVD of
+the matrix that has them as rows (Van Loan, Pitsianis 1993): what :func:`mpochain.decomposition.tt_svd` does.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mpochain.spec import ChainSpec
+
+__all__ = ["KroneckerBlocks"]
+
+_Floats = NDArray[np.float64]
+_Order = NDArray[np.int64]
+
+# Of the power, assumed to be noise where members of a block are predicted from the others.
+_LEAST_NOISE = 1e-9
+
+
+class KroneckerBlocks:
+    """A matrix whose rows and columns may take any order, and the best sum of Kronecker products for each order.
+
+    Args:
+        matrix: float64, of ``spec.shape``.
+        spec: two sites ``(m_1, m_2) | (n_1, n_2)`` without padding; its bond is the number of terms.
+
+    Example:
+        >>> from mpochain.spec import ChainSpec
+        >>> A, B = np.arange(6.0).reshape(2, 3), np.array([[1.0, -1.0]])
+        >>> form = KroneckerBlocks(np.kron(A, B), ChainSpec((2, 1), (3, 2), 1))
+        >>> blocks = form.blocks(np.arange(2), np.arange(6))
+        >>> form.error(blocks, form.span(blocks)) < 1e-15
+        True
+    """
+
+    def __init__(self, matrix: _Floats, spec: ChainSpec) -> None:
+        self.scale = float(np.linalg.norm(matrix))
+        # Of unit size, so that no square overflows or vanishes.
+        self.matrix = matrix / self.scale if self.scale else matrix
+        (self.m1, self.m2), (self.n1, self.n2) = spec.out_dims, spec.in_dims
+        self.terms, self._spec = spec.max_bond, spec
+
+    def blocks(self, rows: _Order, columns: _Order) -> _Floats:
+        """``(m_1, n_1, m_2, n_2)``: each block, which is a combination of the ``B_r`` in a sum."""
+        split = self.matrix[rows][:, columns].reshape(self.m1, self.m2, self.n1, self.n2)
+        return np.ascontiguousarray(split.transpose(0, 2, 1, 3))
+
+    def span(self, blocks: _Floats) -> _Floats:
+        """Orthonormal ``B_r (m_2 n_2, R)`` of the best sum."""
+        flat = blocks.reshape(self.m1 * self.n1, self.m2 * self.n2)
+        if flat.shape[0] >= flat.shape[1]:
+            return np.linalg.eigh(flat.T @ flat)[1][:, ::-1][:, : self.terms]
+        return np.linalg.svd(flat, full_matrices=False)[2][: self.terms].T
+
+    def error(self, blocks: _Floats, span: _Floats) -> float:
+        """Relative error of the sum with these ``B_r``."""
+        flat = blocks.reshape(-1, len(span))
+        # By the rest itself: where little is left, a difference of squares is rounding.
+        return float(np.linalg.norm(flat - (flat @ span) @ span.T))
+
+    def sum(self, blocks: _Floats, span: _Floats) -> _Floats:
+        """The sum as a matrix."""
+        flat = blocks.reshape(-1, len(span))
+        return self.joined(((flat @ span) @ span.T).reshape(blocks.shape))
+
+    def joined(self, blocks: _Floats) -> _Floats:
+        """The inverse of :meth:`blocks` in the given order."""
+        return blocks.transpose(0, 2, 1, 3).reshape(self.m1 * self.m2, self.n1 * self.n2)
+
+    def factors(self, rows: _Order, columns: _Order) -> tuple[_Floats, _Floats]:
+        """Both cores for an order, of one norm."""
+        blocks = self.blocks(rows, columns)
+        left, values, right = np.linalg.svd(blocks.reshape(self.m1 * self.n1, -1), full_matrices=False)
+        roots = np.sqrt(values[: self.terms] * self.scale)
+        A = (left[:, : self.terms] * roots).reshape(1, self.m1, self.n1, self.terms)
+        B = (roots[:, None] * right[: self.terms]).reshape(self.terms, self.m2, self.n2, 1)
+        return A, B
+
+    def moments(self, blocks: _Floats) -> _Floats:
+        """Second moments of a block by its sum, and what that leaves out as noise, alike in all entries."""
+        span = self.span(blocks)
+        flat = blocks.reshape(-1, len(span))
+        seen = flat.T @ flat
+        kept = span @ (span.T @ seen @ span) @ span.T
+        noise = max(np.trace(seen - kept) / len(span), _LEAST_NOISE * np.trace(seen))
+        return kept + noise * np.eye(len(span))
+
+    def from_others(self, blocks: _Floats, moments: _Floats, places: list[int]) -> tuple[_Floats, _Floats]:
+        """These columns of each block as the others predict them, and how far that is to be trusted.
+
+        Blocks are taken to be normal with these moments.
+
+        Returns:
+            ``(m_1, n_1, m_2 places)``, and the inverse of the covariance of what is left, up to a factor.
+        """
+        every = np.arange(self.m2 * self.n2).reshape(self.m2, self.n2)
+        own, others = every[:, places].ravel(), np.delete(every, places, axis=1).ravel()
+        rule = np.linalg.solve(moments[np.ix_(others, others)], moments[np.ix_(others, own)])
+        left = moments[np.ix_(own, own)] - moments[np.ix_(own, others)] @ rule
+        flat = blocks.reshape(self.m1, self.n1, -1)
+        return flat[..., others] @ rule, np.linalg.inv((left + left.T) / 2).astype(np.float64)
+
+    def transposed(self) -> KroneckerBlocks:
+        """The same for the other side."""
+        return KroneckerBlocks(self.matrix.T, self._spec.transposed())
