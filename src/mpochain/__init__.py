@@ -18,7 +18,7 @@ from mpochain.spec import ChainSpec
 if TYPE_CHECKING:
     from mpochain.checkpoint import load, save
     from mpochain.compression import compress
-    from mpochain.nn import InterpolativeLinear, MPOLinear, SumLinear, set_execution, to_dense
+    from mpochain.nn import InterpolativeLinear, MPOLinear, PermutedLinear, SumLinear, set_execution, to_dense
     from mpochain.train import FinetuneConfig, finetune
 
 __version__ = "0.1.0"
@@ -31,6 +31,7 @@ __all__ = [
     "MPOChain",
     "MPOError",
     "MPOLinear",
+    "PermutedLinear",
     "Setting",
     "SumLinear",
     "compress",
@@ -50,6 +51,7 @@ _NEEDS_TORCH = {
     "FinetuneConfig": "mpochain.train",
     "InterpolativeLinear": "mpochain.nn",
     "MPOLinear": "mpochain.nn",
+    "PermutedLinear": "mpochain.nn",
     "SumLinear": "mpochain.nn",
     "compress": "mpochain.compression",
     "finetune": "mpochain.train",

@@ -12,6 +12,8 @@ from torch import Tensor, nn
 
 from mpochain.checkpoint.configuration import CONFIG, Configuration, digest, read_configuration
 from mpochain.errors import CheckpointError, MissingDependencyError, MPOError, SpecError
+from mpochain.nn import InterpolativeLinear, PermutedLinear
+from mpochain.nn.permuted import require_order
 from mpochain.nn.replacement import replace_layers
 from mpochain.nn.structure import Compressed, skeleton
 
@@ -68,6 +70,7 @@ def load(folder: Path | str, model: nn.Module | None = None) -> nn.Module:
             _replace(model, config.layers, folder)
             _compare(model, stored, names, config.tied, file)
             _fill(model, stored, names, config.tied)
+            _require_orders(model, file)
     except (safetensors.SafetensorError, OSError) as error:
         raise CheckpointError(f"{file} cannot be read: {error}") from error
     return model.eval()
@@ -166,3 +169,14 @@ def _fill(model: nn.Module, stored: Any, names: set[str], tied: Mapping[str, str
         shared = getattr(model.get_submodule(owner), attribute)
         owner, _, attribute = name.rpartition(".")
         setattr(model.get_submodule(owner), attribute, shared)
+
+
+def _require_orders(model: nn.Module, file: Path) -> None:
+    """Refuse index tensors that would read beside what they order, or leave some of it out."""
+    for name, module in model.named_modules():
+        if isinstance(module, InterpolativeLinear | PermutedLinear):
+            for key, (order, size) in module.orders.items():
+                try:
+                    require_order(order, size, f"{name}.{key}")
+                except SpecError as error:
+                    raise CheckpointError(f"{file}: {error}") from error

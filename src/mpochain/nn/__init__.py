@@ -4,7 +4,16 @@ from mpochain.nn.densify import to_dense
 from mpochain.nn.execution import set_execution
 from mpochain.nn.interpolative import InterpolativeLinear
 from mpochain.nn.linear import MPOLinear
+from mpochain.nn.permuted import PermutedLinear
 from mpochain.nn.rates import learning_rate_scales
 from mpochain.nn.sum import SumLinear
 
-__all__ = ["InterpolativeLinear", "MPOLinear", "SumLinear", "learning_rate_scales", "set_execution", "to_dense"]
+__all__ = [
+    "InterpolativeLinear",
+    "MPOLinear",
+    "PermutedLinear",
+    "SumLinear",
+    "learning_rate_scales",
+    "set_execution",
+    "to_dense",
+]

@@ -116,6 +116,11 @@ class InterpolativeLinear(nn.Module):
         """The dense ``W (out_features, in_features)``, differentiable; built at every access."""
         return torch.cat([self.rows, self.coefficients @ self.rows]).index_select(0, self.place)
 
+    @property
+    def orders(self) -> dict[str, tuple[Tensor, int]]:
+        """Each index tensor with the number of what it orders."""
+        return {"place": (self.place, self.out_features)}
+
     def to_linear(self) -> nn.Linear:
         """The dense layer with the same function, sharing no memory."""
         return linear_of(self.weight.detach(), self.bias, self.training)

@@ -11,13 +11,14 @@ from torch import nn
 from mpochain.errors import SpecError
 from mpochain.nn.interpolative import InterpolativeLinear
 from mpochain.nn.linear import MPOLinear
+from mpochain.nn.permuted import PermutedLinear
 from mpochain.nn.sum import SumLinear
 from mpochain.spec import ChainSpec
 
 __all__ = ["Compressed", "compressed_layers", "describe", "form_of", "skeleton"]
 
 # A layer in place of a dense one.
-Compressed = InterpolativeLinear | MPOLinear | SumLinear
+Compressed = InterpolativeLinear | MPOLinear | PermutedLinear | SumLinear
 
 Size = Annotated[int, Field(ge=1, le=1 << 31, strict=True)]
 # More sites, terms or parts than anyone has use for, few enough to plan at once.
@@ -59,8 +60,15 @@ class _Sum(_Strict):
     parts: Annotated[list[_Part], Field(min_length=2, max_length=_MOST_PARTS)]  # themselves no sums: nothing is nested
 
 
-_LAYER: TypeAdapter[_Chains | _Interpolative | _Sum] = TypeAdapter(
-    Annotated[_Chains | _Interpolative | _Sum, Field(discriminator="kind")]
+class _Permuted(_Strict):
+    kind: Literal["permuted"]
+    rows: bool
+    columns: bool
+    inner: _Part
+
+
+_LAYER: TypeAdapter[_Chains | _Interpolative | _Permuted | _Sum] = TypeAdapter(
+    Annotated[_Chains | _Interpolative | _Permuted | _Sum, Field(discriminator="kind")]
 )
 
 
@@ -87,6 +95,9 @@ def describe(layer: nn.Module) -> dict[str, Any] | None:
         }
     if isinstance(layer, SumLinear):
         return {"kind": "sum", "parts": [describe(part) for part in layer.parts]}
+    if isinstance(layer, PermutedLinear):
+        given = {"rows": layer.place is not None, "columns": layer.columns is not None}
+        return {"kind": "permuted", **given, "inner": describe(layer.inner)}
     return None
 
 
@@ -103,11 +114,13 @@ def form_of(layer: nn.Module) -> str:
         return " + ".join(map(str, layer.specs))
     if isinstance(layer, SumLinear):
         return " + ".join(map(form_of, layer.parts))
+    if isinstance(layer, PermutedLinear):
+        return f"{form_of(layer.inner)}, permuted"
     return "dense"
 
 
 def compressed_layers(model: nn.Module) -> dict[str, Compressed]:
-    """Every compressed layer of a model by its name; a sum is one layer, its parts are not listed.
+    """Every compressed layer of a model by its name; what is within a sum or a permuted layer is not listed.
 
     Example:
         >>> parts = InterpolativeLinear(4, 3, 2), MPOLinear(4, 3, max_bond=1, bias=False)
@@ -150,12 +163,20 @@ def skeleton(description: Any, shape: tuple[int, int] | None, name: str) -> Comp
         if sum(part.bias for part in found.parts) > 1:
             raise SpecError(f"{name}.parts: only one part of a sum may have a bias")
         return SumLinear([_made(part, shape, f"{name}.parts.{k}") for k, part in enumerate(found.parts)])
+    if isinstance(found, _Permuted):
+        if not (found.rows or found.columns):
+            raise SpecError(f"{name}: a permuted layer has an order of its rows, of its columns, or both")
+        inner = _made(found.inner, shape, f"{name}.inner")
+        rows, columns = (torch.empty(size, dtype=torch.int32, device="meta") for size in shape)
+        return PermutedLinear(inner, rows=rows if found.rows else None, columns=columns if found.columns else None)
     return _made(found, shape, name)
 
 
-def _shape(found: _Chains | _Interpolative | _Sum) -> tuple[int, int]:
+def _shape(found: _Chains | _Interpolative | _Permuted | _Sum) -> tuple[int, int]:
     if isinstance(found, _Sum):
         return _shape(found.parts[0])
+    if isinstance(found, _Permuted):
+        return _shape(found.inner)
     part = found.terms[0] if isinstance(found, _Chains) else found
     return part.out_features, part.in_features
 

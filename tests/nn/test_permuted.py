@@ -1,0 +1,174 @@
+"""A permuted layer is its dense matrix, however it is run."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+
+import mpochain as mpo
+from mpochain import ChainSpec, InterpolativeLinear, MPOError, MPOLinear, PermutedLinear
+from mpochain.decomposition import permuted_kronecker
+from mpochain.nn import learning_rate_scales
+from mpochain.nn.structure import describe, skeleton
+
+BATCHES = [(1,), (6,), (0,), (), (2, 1, 3)]
+ROWS, COLUMNS = torch.tensor([3, 1, 7, 0, 2, 6, 5, 4]), torch.tensor([4, 2, 0, 1, 5, 3])
+
+
+def layer_of(orders="both", inner="chain", bias=True):
+    torch.manual_seed(0)
+    made = (
+        MPOLinear(6, 8, out_dims=(4, 2), in_dims=(2, 3), max_bond=2, bias=bias, dtype=torch.float64)
+        if inner == "chain"
+        else InterpolativeLinear(6, 8, 2, bias=bias, dtype=torch.float64)
+    )
+    return PermutedLinear(
+        made,
+        rows=ROWS if orders in ("both", "rows") else None,
+        columns=COLUMNS if orders in ("both", "columns") else None,
+    )
+
+
+@pytest.mark.parametrize("orders", ["both", "rows", "columns"])
+def test_the_weight_is_the_inner_one_in_its_order(orders):
+    layer = layer_of(orders)
+    there = layer.weight
+    there = there[ROWS] if orders != "columns" else there
+    there = there[:, COLUMNS] if orders != "rows" else there
+    assert torch.equal(there, layer.inner.weight)
+
+
+@pytest.mark.parametrize("lead", BATCHES)
+@pytest.mark.parametrize("orders", ["both", "rows", "columns"])
+@pytest.mark.parametrize("bias", [True, False])
+def test_values_and_gradients_are_those_of_the_dense_matrix(lead, orders, bias):
+    layer = layer_of(orders, bias=bias)
+    x = torch.randn(*lead, 6, dtype=torch.float64, requires_grad=True)
+    expected = nn.functional.linear(x, layer.weight, layer.bias)
+    assert (layer.bias is not None) is bias
+    torch.testing.assert_close(layer(x), expected)
+    torch.testing.assert_close(layer.to_linear()(x), expected)
+    weights = torch.randn_like(expected)
+    wanted = (x, *layer.parameters())
+    for mine, theirs in zip(
+        torch.autograd.grad((layer(x) * weights).sum(), wanted),
+        torch.autograd.grad((expected * weights).sum(), wanted),
+        strict=True,
+    ):
+        torch.testing.assert_close(mine, theirs)
+
+
+def test_a_search_becomes_a_layer_with_its_bias():
+    spec = ChainSpec((4, 2), (3, 2), 2)
+    W, bias = torch.randn(8, 6, dtype=torch.float64), torch.randn(8, dtype=torch.float64)
+    found = permuted_kronecker(W, spec)
+    layer = PermutedLinear.from_search(found, spec, bias)
+    torch.testing.assert_close(layer.bias, bias)
+    error = (layer.weight - W).norm() / W.norm()
+    assert float(error.detach()) == pytest.approx(found.relative_error)
+    with pytest.raises(MPOError, match="the bias must have shape"):
+        PermutedLinear.from_search(found, spec, bias[:7])
+
+
+@pytest.mark.parametrize("inner", ["chain", "low rank"])
+def test_fast_execution_keeps_one_matrix_that_is_never_old(inner):
+    layer, x = layer_of(inner=inner), torch.randn(5, 6, dtype=torch.float64)
+    mpo.set_execution(nn.Sequential(layer), memory="fast")
+
+    def check():
+        with torch.no_grad():
+            for _ in range(2):
+                torch.testing.assert_close(layer(x), nn.functional.linear(x, layer.weight, layer.bias))
+
+    check()
+    assert layer._kept._found[2].shape == (8, 6)
+    for parameter in layer.parameters():
+        with torch.no_grad():
+            parameter.add_(1)
+        check()
+    layer(x).sum().backward()
+    assert all(parameter.grad is not None for parameter in layer.parameters())
+
+
+def test_compile_and_export():
+    layer, x = layer_of(), torch.randn(5, 6, dtype=torch.float64)
+    torch._dynamo.reset()
+    compiled = torch.compile(layer, fullgraph=True, backend="aot_eager")
+    torch.testing.assert_close(compiled(x), layer(x))
+    program = torch.export.export(layer, (x,), dynamic_shapes={"x": {0: torch.export.Dim.DYNAMIC}})
+    torch.testing.assert_close(program.module()(x[:3]), layer(x[:3]))
+
+
+def test_what_handles_layers_handles_permuted_ones(tmp_path):
+    layer, x = layer_of(), torch.randn(3, 6, dtype=torch.float64)
+    expected = layer(x)
+    assert torch.equal(copy.deepcopy(layer)(x), expected)
+    assert mpo.set_execution(layer, memory="fast") == 1
+    assert set(learning_rate_scales(layer)) == {"inner.core_0_0", "inner.core_0_1"}
+    assert layer.macs() == layer.inner.spec.macs()
+    assert "6 -> 8, bias=True" in repr(layer)
+    model = nn.Sequential(layer, nn.ReLU(), nn.Linear(8, 2, dtype=torch.float64))
+    with torch.device("meta"):
+        architecture = nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 2))
+    loaded = mpo.load(mpo.save(model, tmp_path), architecture)
+    assert torch.equal(loaded[0].weight, layer.weight)
+    assert torch.equal(loaded[0].place, layer.place)
+    dense = mpo.to_dense(model)
+    assert [type(each) for each in dense] == [nn.Linear, nn.ReLU, nn.Linear]
+    torch.testing.assert_close(dense[0](x), expected)
+
+
+@pytest.mark.parametrize("orders", ["both", "rows", "columns"])
+def test_its_description_makes_it_again(orders):
+    layer = layer_of(orders)
+    empty = skeleton(describe(layer), (8, 6), "up")
+    assert {each.device.type for each in empty.state_dict().values()} == {"meta"}
+    assert {k: v.shape for k, v in empty.state_dict().items()} == {k: v.shape for k, v in layer.state_dict().items()}
+    description = describe(layer)
+    assert skeleton(description, None, "up").in_features == 6
+    with pytest.raises(MPOError, match="has an order"):
+        skeleton({**description, "rows": False, "columns": False}, (8, 6), "up")
+    with pytest.raises(MPOError, match=r"up\.inner is a 8x6 matrix, but the layer that it replaces is 9x6"):
+        skeleton(description, (9, 6), "up")
+
+
+def test_a_stored_order_that_is_none_is_refused(tmp_path):
+    for change, message in (((0, 99), "each index"), ((0, 1), "each index"), ((0, -1), "each index")):
+        for name in ("place", "columns"):
+            layer = layer_of()
+            getattr(layer, name)[change[0]] = change[1] if getattr(layer, name)[0] != change[1] else 2
+            mpo.save(nn.Sequential(layer), tmp_path)
+            with torch.device("meta"):
+                architecture = nn.Sequential(nn.Linear(6, 8))
+            with pytest.raises(MPOError, match=f"0.{name} must hold {message}"):
+                mpo.load(tmp_path, architecture)
+    low = InterpolativeLinear(6, 8, 2)
+    low.place[0] = 99
+    mpo.save(nn.Sequential(low), tmp_path)
+    with pytest.raises(MPOError, match="0.place must hold each index"):
+        mpo.load(tmp_path, architecture)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({}, "needs rows=, columns= or both"),
+        ({"rows": torch.arange(7)}, "rows must be 8 indices"),
+        ({"rows": torch.arange(8.0)}, "rows must be 8 indices"),
+        ({"columns": torch.tensor([0, 1, 2, 3, 4, 4])}, "columns must hold each index"),
+        ({"columns": torch.tensor([0, 1, 2, 3, 4, -1])}, "columns must hold each index"),
+    ],
+)
+def test_what_is_no_order(arguments, message):
+    with pytest.raises(MPOError, match=message):
+        PermutedLinear(MPOLinear(6, 8, max_bond=2), **arguments)
+
+
+def test_what_cannot_be_permuted():
+    with pytest.raises(MPOError, match="got Linear"):
+        PermutedLinear(nn.Linear(6, 8), rows=ROWS)
+    with pytest.raises(MPOError, match="got x of shape"):
+        layer_of()(torch.zeros(2, 8, dtype=torch.float64))
