@@ -335,12 +335,12 @@ class TestCompress:
     @pytest.mark.parametrize("method", sorted(METHODS))
     def test_an_error_that_each_layer_may_have(self, net, batches, method):
         reports = []
-        for error in (40, 10):
+        for error in (60, 10):
             torch.manual_seed(0)
             model = Net()
             reports.append(mpo.compress(model, f"{error}% error", calibration=batches, method=method))
             for layer in reports[-1].layers:
-                if method in ("svd", "tt_svd"):
+                if method in ("svd", "tt_svd", "kronecker", "permuted_kronecker"):
                     assert layer.weight_error <= error / 100 + 1e-6
                 elif method == "svd_llm":
                     assert layer.output_error <= error / 100 + 1e-3

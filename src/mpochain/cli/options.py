@@ -42,7 +42,10 @@ Budget = Annotated[
     str | None,
     typer.Option(help="What may be left of the layers: 0.6 or 60% of their parameters, 200MB, or '5% error' of each."),
 ]
-Method = Annotated[str | None, typer.Option(help="interpolative (the default), search, svd_llm, svd or tt_svd.")]
+Method = Annotated[
+    str | None,
+    typer.Option(help="interpolative (the default), search, svd_llm, svd, tt_svd, kronecker or permuted_kronecker."),
+]
 Sequential = Annotated[
     bool | None, typer.Option(help="Whether later layers correct the errors of earlier ones; no if not given.")
 ]

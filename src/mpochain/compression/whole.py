@@ -55,7 +55,7 @@ def compress(
         model: changed in place; its embeddings, norms and biases stay as they are.
         budget: share of the layers' parameters that may be left, such as ``0.6`` or ``"60%"``; bytes, ``"200MB"``; or
             ``"5% error"``, the relative error that each layer may have, as the method weighs it (the weight's for
-            ``"svd"`` and ``"tt_svd"``, that of the outputs for others, by their gradients too for the first two).
+            methods without data, that of the outputs for others, by their gradients too for the first two).
         calibration: batches the model can be called with: tensors, tuples of arguments or mappings of named ones. They
             are gone through several times, so give a list or a data loader, not a generator.
         targets: layers to compress, see :func:`mpochain.compression.select`; by default all linear layers whose weight
@@ -63,7 +63,8 @@ def compress(
         ignore: layers to leave out, which wins over ``targets``.
         method: ``"interpolative"``; ``"search"``, which for layers with more inputs than outputs also tries low rank
             beside a chain and takes longer; or a published one, every layer at the same share: ``"svd_llm"`` (whitened
-            low rank), ``"svd"`` and ``"tt_svd"`` (no data needed).
+            low rank); without data ``"svd"``, ``"tt_svd"``, ``"kronecker"`` and, rows and columns in a better order
+            first, ``"permuted_kronecker"``.
         sequential: whether layers are made block by block, each fitted to the dense model's outputs on what the smaller
             model before it gives it, so that later ones correct the errors of earlier ones; for models of blocks, one
             after the other, see :func:`mpochain.compression.sequential.in_sequence`. Helps small stacks of layers; it

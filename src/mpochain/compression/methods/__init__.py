@@ -2,11 +2,12 @@
 
 from mpochain.compression.methods.balanced import Balanced
 from mpochain.compression.methods.interpolation import Interpolative
+from mpochain.compression.methods.kronecker import Kronecker
 from mpochain.compression.methods.low_rank import LowRank
 from mpochain.compression.methods.method import Built, Method
 from mpochain.compression.methods.search import Search
 
-__all__ = ["METHODS", "Balanced", "Built", "Interpolative", "LowRank", "Method", "Search"]
+__all__ = ["METHODS", "Balanced", "Built", "Interpolative", "Kronecker", "LowRank", "Method", "Search"]
 
 METHODS: dict[str, Method] = {
     "interpolative": Interpolative(),
@@ -14,4 +15,6 @@ METHODS: dict[str, Method] = {
     "svd_llm": LowRank(weighted=True),
     "svd": LowRank(weighted=False),
     "tt_svd": Balanced(),
+    "kronecker": Kronecker(permuted=False),
+    "permuted_kronecker": Kronecker(permuted=True),
 }
