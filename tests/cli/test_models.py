@@ -7,12 +7,15 @@ import re
 import subprocess
 import sys
 import time
+from typing import get_type_hints
 
 import pytest
 from texts import prose
 from tiny import write_model
 
 from mpochain.cli import main
+from mpochain.cli.finetune import finetune
+from mpochain.train import FinetuneConfig
 
 
 @pytest.fixture(scope="module")
@@ -269,3 +272,11 @@ def test_a_comparison(folder, run):
     assert "has no run 'svd-0.5'" in run("compare", "comparison.yaml", "--only", "svd-0.5", code=1).stderr
     (folder / "runs" / "dense.json").write_text("{")
     assert "is damaged" in run("compare", "comparison.yaml", "--out", "runs", "--page-only", code=1).stderr
+
+
+@pytest.mark.parametrize("name", ["steps", "batch_size", "accumulate", "warmup_steps", "learning_rate", "temperature"])
+def test_help_tells_the_defaults_that_there_are(name):
+    option = get_type_hints(finetune, include_extras=True)[name].__metadata__[0]
+    found = re.search(r"; (\S+) if not given", option.help)
+    assert found is not None
+    assert float(found[1]) == getattr(FinetuneConfig(), name)

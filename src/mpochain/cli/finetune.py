@@ -25,7 +25,8 @@ def finetune(
     steps: Annotated[int | None, typer.Option(help="Optimiser steps; 100 if not given.")] = None,
     batch_size: Annotated[int | None, typer.Option(help="Windows per step; 4 if not given.")] = None,
     accumulate: Annotated[int | None, typer.Option(help="Parts of a batch, to save memory; 1 if not given.")] = None,
-    learning_rate: Annotated[float | None, typer.Option(help="Peak; 1e-4 if not given.")] = None,
+    warmup_steps: Annotated[int | None, typer.Option(help="Until the rate has its peak; 5 if not given.")] = None,
+    learning_rate: Annotated[float | None, typer.Option(help="Peak; 2e-5 if not given.")] = None,
     distillation: Annotated[
         float | None, typer.Option(help="Share of the teacher in the loss; 1 with a teacher, 0 for the text alone.")
     ] = None,
@@ -58,6 +59,7 @@ def finetune(
                 "teacher": teacher,
                 "training": {
                     "steps": steps,
+                    "warmup_steps": warmup_steps,
                     "batch_size": batch_size,
                     "accumulate": accumulate,
                     "learning_rate": learning_rate,
