@@ -90,7 +90,8 @@ def write_comparison(out: Path, page: Path) -> list[Path]:
             f"healing: {healed['healing']['text']}, {training['steps']} steps of {training['batch_size']} windows of "
             f"{healed['healing']['window']}, learning rate {training['learning_rate']}, share of the teacher "
             f"{1.0 if training['distillation'] is None else training['distillation']}, temperature "
-            f"{training['temperature']}; every healed model saw the same tokens in the same order"
+            f"{training['temperature']}; every healed model saw the same tokens in the same order. A healed model has "
+            "read text of this kind, which the dense one has not, and may fall below it for that alone"
         )
     made = Page(
         "Compressing a language model",
