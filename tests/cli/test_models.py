@@ -257,7 +257,7 @@ def test_a_comparison(folder, run):
     records = {name: json.loads((folder / "runs" / f"{name}.json").read_text()) for name in names}
     page = (folder / "page" / "comparison.md").read_text()
     for name in names:
-        assert f"{records[name]['perplexity']['perplexity']:.2f}" in page
+        assert f"{records[name]['perplexity']['perplexity']:#.4g}" in page
     for name in names[1:3]:
         layers = records[name]["layers"]
         assert layers["parameters_after"] <= 0.5 * layers["parameters_before"]
