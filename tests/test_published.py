@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import runpy
 from collections.abc import Callable
 from pathlib import Path
 
@@ -12,12 +13,15 @@ from mpochain.picogpt.study.page import write_page
 
 ROOT = Path(__file__).parents[1]
 
+LAYERS = runpy.run_path(str(ROOT / "studies/smollm2/layer_errors.py"))
+
 
 @pytest.mark.parametrize(
     ("name", "records", "write"),
     [
         ("compression.md", "studies/smollm2/runs", write_comparison),
         ("study.md", "studies/picogpt", write_page),
+        ("layers.md", "studies/smollm2/layers.json", LAYERS["write_page"]),
     ],
 )
 def test_pages_are_those_of_their_records(
