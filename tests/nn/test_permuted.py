@@ -21,14 +21,15 @@ ROWS, COLUMNS = torch.tensor([3, 1, 7, 0, 2, 6, 5, 4]), torch.tensor([4, 2, 0, 1
 def layer_of(orders="both", inner="chain", bias=True):
     torch.manual_seed(0)
     made = (
-        MPOLinear(6, 8, out_dims=(4, 2), in_dims=(2, 3), max_bond=2, bias=bias, dtype=torch.float64)
+        MPOLinear(6, 8, out_dims=(4, 2), in_dims=(2, 3), max_bond=2, bias=False, dtype=torch.float64)
         if inner == "chain"
-        else InterpolativeLinear(6, 8, 2, bias=bias, dtype=torch.float64)
+        else InterpolativeLinear(6, 8, 2, bias=False, dtype=torch.float64)
     )
     return PermutedLinear(
         made,
         rows=ROWS if orders in ("both", "rows") else None,
         columns=COLUMNS if orders in ("both", "columns") else None,
+        bias=torch.randn(8, dtype=torch.float64) if bias else None,
     )
 
 
@@ -107,9 +108,14 @@ def test_what_handles_layers_handles_permuted_ones(tmp_path):
     expected = layer(x)
     assert torch.equal(copy.deepcopy(layer)(x), expected)
     assert mpo.set_execution(layer, memory="fast") == 1
-    assert set(learning_rate_scales(layer)) == {"inner.core_0_0", "inner.core_0_1"}
+    assert set(learning_rate_scales(layer)) == {"parts.0.core_0_0", "parts.0.core_0_1"}
     assert layer.macs() == layer.inner.spec.macs()
     assert "6 -> 8, bias=True" in repr(layer)
+    before = layer.weight.detach().clone(), layer.bias.detach().clone()
+    drawn = copy.deepcopy(layer)
+    drawn.reset_parameters()
+    assert not torch.equal(drawn.weight, before[0])
+    assert not torch.equal(drawn.bias, before[1])
     model = nn.Sequential(layer, nn.ReLU(), nn.Linear(8, 2, dtype=torch.float64))
     with torch.device("meta"):
         architecture = nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 2))
@@ -129,6 +135,8 @@ def test_its_description_makes_it_again(orders):
     assert {k: v.shape for k, v in empty.state_dict().items()} == {k: v.shape for k, v in layer.state_dict().items()}
     description = describe(layer)
     assert skeleton(description, None, "up").in_features == 6
+    with pytest.raises(MPOError, match=r"up\.inner: the bias of a permuted layer is its own"):
+        skeleton({**description, "inner": {**description["inner"], "bias": True}}, (8, 6), "up")
     with pytest.raises(MPOError, match="has an order"):
         skeleton({**description, "rows": False, "columns": False}, (8, 6), "up")
     with pytest.raises(MPOError, match=r"up\.inner is a 8x6 matrix, but the layer that it replaces is 9x6"):
@@ -164,11 +172,13 @@ def test_a_stored_order_that_is_none_is_refused(tmp_path):
 )
 def test_what_is_no_order(arguments, message):
     with pytest.raises(MPOError, match=message):
-        PermutedLinear(MPOLinear(6, 8, max_bond=2), **arguments)
+        PermutedLinear(MPOLinear(6, 8, max_bond=2, bias=False), **arguments)
 
 
 def test_what_cannot_be_permuted():
     with pytest.raises(MPOError, match="got Linear"):
         PermutedLinear(nn.Linear(6, 8), rows=ROWS)
+    with pytest.raises(MPOError, match="must have no bias; give bias="):
+        PermutedLinear(MPOLinear(6, 8, max_bond=2), rows=ROWS)
     with pytest.raises(MPOError, match="got x of shape"):
         layer_of()(torch.zeros(2, 8, dtype=torch.float64))

@@ -2,40 +2,38 @@
 
 from __future__ import annotations
 
-from typing import Any
+import math
 
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from mpochain.chain import MPOChain
 from mpochain.decomposition import PermutedKronecker
-from mpochain.errors import DTypeError, ShapeError, SpecError
-from mpochain.execute.kept import Kept
-from mpochain.nn.dense import linear_of
-from mpochain.nn.interpolative import InterpolativeLinear
+from mpochain.errors import ShapeError, SpecError
+from mpochain.nn.composed import ComposedLinear, Part
 from mpochain.nn.linear import MPOLinear
-from mpochain.planning import Memory
 from mpochain.spec import ChainSpec
 
 __all__ = ["PermutedLinear", "require_order"]
 
 
-class PermutedLinear(nn.Module):
+class PermutedLinear(ComposedLinear):
     """``y[rows] = inner(x[columns])``: another layer, between an order of its inputs and one of its outputs.
 
     Orders are index tensors, exact and no parameters; ``(..., in) -> (..., out)``. The form of a sum of Kronecker
     products after :func:`mpochain.decomposition.permuted_kronecker` (TQCompressor, arXiv 2401.16367).
 
     Args:
-        inner: the layer; it becomes a submodule and is not copied. Its bias is in the order of its own outputs.
+        inner: an ``InterpolativeLinear`` or ``MPOLinear`` without bias; it becomes a submodule and is not copied.
         rows: ``(out,)``, where each output of ``inner`` belongs; None for the given order.
         columns: ``(in,)``, which input each input of ``inner`` is; None for the given order.
+        bias: ``(out,)``, in the order of the outputs of the whole; copied.
 
     Raises:
         DTypeError: another type of layer.
-        SpecError: orders that are not one, or of another size, or none at all.
+        SpecError: orders that are not one, or of another size, or none at all; a bias within ``inner``.
+        ShapeError: a bias that is not of ``(out,)``.
 
     Example:
         >>> inner = MPOLinear(4, 6, max_bond=2, bias=False)
@@ -48,22 +46,22 @@ class PermutedLinear(nn.Module):
     columns: Tensor | None
 
     def __init__(
-        self, inner: InterpolativeLinear | MPOLinear, *, rows: Tensor | None = None, columns: Tensor | None = None
+        self, inner: Part, *, rows: Tensor | None = None, columns: Tensor | None = None, bias: Tensor | None = None
     ) -> None:
-        super().__init__()
-        if not isinstance(inner, InterpolativeLinear | MPOLinear):
-            raise DTypeError(f"only InterpolativeLinear and MPOLinear can be permuted, got {type(inner).__name__}")
+        super().__init__([inner])
         if rows is None and columns is None:
             raise SpecError("PermutedLinear needs rows=, columns= or both; use the layer itself for the given order")
-        self.in_features, self.out_features = inner.in_features, inner.out_features
+        if inner.bias is not None:
+            raise SpecError("the layer to be permuted must have no bias; give bias=, in the order of the outputs")
         for order, size, name in ((rows, self.out_features, "rows"), (columns, self.in_features, "columns")):
             if order is not None:
                 require_order(order, size, name)
-        self.inner = inner
+        if bias is not None and tuple(bias.shape) != (self.out_features,):
+            raise ShapeError(f"the bias must have shape ({self.out_features},), got {tuple(bias.shape)}")
         # Where each output is found among those of the inner layer.
         self.register_buffer("place", None if rows is None else torch.argsort(rows).to(torch.int32))
         self.register_buffer("columns", None if columns is None else columns.detach().to(torch.int32, copy=True))
-        self._kept: Kept | None = None
+        self.register_parameter("bias", None if bias is None else nn.Parameter(bias.detach().clone()))
 
     @classmethod
     def from_search(cls, found: PermutedKronecker, spec: ChainSpec, bias: Tensor | None = None) -> PermutedLinear:
@@ -81,21 +79,18 @@ class PermutedLinear(nn.Module):
         """
         rows = torch.from_numpy(np.ascontiguousarray(found.rows))
         columns = torch.from_numpy(np.ascontiguousarray(found.columns))
-        if bias is not None and tuple(bias.shape) != (spec.out_features,):
-            raise ShapeError(f"the bias must have shape ({spec.out_features},), got {tuple(bias.shape)}")
-        inner = MPOLinear.from_chains(MPOChain(found.cores, spec), None if bias is None else bias[rows])
-        return cls(inner, rows=rows, columns=columns).to(found.cores[0].device)
+        layer = cls(MPOLinear.from_chains(MPOChain(found.cores, spec)), rows=rows, columns=columns, bias=bias)
+        return layer.to(found.cores[0].device)
 
     @property
-    def bias(self) -> Tensor | None:
-        """In the order of the outputs; None if the inner layer has none."""
-        bias = self._inner().bias
-        return bias if bias is None or self.place is None else bias.index_select(0, self.place)
+    def inner(self) -> Part:
+        """The layer between both orders."""
+        return self._parts()[0]
 
     @property
     def weight(self) -> Tensor:
         """The dense ``W (out_features, in_features)``, differentiable; built at every access."""
-        weight = self._inner().weight
+        weight = self.inner.weight
         if self.place is not None:
             weight = weight.index_select(0, self.place)
         return weight if self.columns is None else weight.index_select(1, torch.argsort(self.columns))
@@ -106,54 +101,19 @@ class PermutedLinear(nn.Module):
         sizes = {"place": self.out_features, "columns": self.in_features}
         return {name: (order, sizes[name]) for name in sizes if (order := getattr(self, name)) is not None}
 
-    def to_linear(self) -> nn.Linear:
-        """The dense layer with the same function, sharing no memory."""
-        return linear_of(self.weight.detach(), self.bias, self.training)
-
-    def macs(self) -> int:
-        """Multiply-adds of one input row; to find a number in another place is none."""
-        return self._inner().macs()
-
     def reset_parameters(self) -> None:
-        """Draw new parameters of the inner layer."""
-        self._inner().reset_parameters()
+        """Draw new parameters; the orders stay."""
+        super().reset_parameters()
+        if self.bias is not None:
+            bound = 1 / math.sqrt(self.in_features)
+            nn.init.uniform_(self.bias, -bound, bound)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """``(..., in_features)`` to ``(..., out_features)``.
-
-        Raises:
-            ShapeError: the last axis of ``x`` is not ``in_features``.
-        """
-        if not x.ndim or x.shape[-1] != self.in_features:
-            raise ShapeError(
-                f"{type(self).__name__} got x of shape {tuple(x.shape)}; expected (..., {self.in_features})"
-            )
-        if self._kept is not None and not (torch.is_grad_enabled() and self._learns(x)):
-            made = self._kept.get(x, [each for each in self.parameters() if each.ndim > 1], lambda: self.weight)
-            if made is not None:
-                return F.linear(x, made, self.bias)
+    def compact(self, x: Tensor) -> Tensor:
+        """The inner layer between both orders; see :meth:`ComposedLinear.compact`."""
         y: Tensor = self.inner(x if self.columns is None else x.index_select(-1, self.columns))
-        return y if self.place is None else y.index_select(-1, self.place)
-
-    def set_execution(self, *, memory: Memory = "compact", autotune: bool = False) -> PermutedLinear:
-        """Choose how the layer is run; fast execution keeps one dense matrix in the given order.
-
-        Raises:
-            SpecError: an unknown ``memory``.
-        """
-        self._inner().set_execution(memory=memory, autotune=autotune)
-        self._kept = Kept() if memory == "fast" else None
-        return self
-
-    def _learns(self, x: Tensor) -> bool:
-        return x.requires_grad or any(each.requires_grad for each in self.parameters())
-
-    def extra_repr(self) -> str:
-        """Features and bias, for ``print(layer)``; the inner layer prints itself."""
-        return f"{self.in_features} -> {self.out_features}, bias={self._inner().bias is not None}"
-
-    def _inner(self) -> Any:
-        return self.inner  # torch calls every submodule a Module or a Tensor
+        y = y if self.place is None else y.index_select(-1, self.place)
+        # Under autocast a bias of a wider type would widen the output, which it does not do in nn.Linear.
+        return y if self.bias is None else y + self.bias.to(y.dtype)
 
 
 def require_order(order: Tensor, size: int, name: str) -> None:

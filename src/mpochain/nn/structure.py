@@ -64,6 +64,7 @@ class _Permuted(_Strict):
     kind: Literal["permuted"]
     rows: bool
     columns: bool
+    bias: bool
     inner: _Part
 
 
@@ -96,8 +97,12 @@ def describe(layer: nn.Module) -> dict[str, Any] | None:
     if isinstance(layer, SumLinear):
         return {"kind": "sum", "parts": [describe(part) for part in layer.parts]}
     if isinstance(layer, PermutedLinear):
-        given = {"rows": layer.place is not None, "columns": layer.columns is not None}
-        return {"kind": "permuted", **given, "inner": describe(layer.inner)}
+        given = {"rows": layer.place, "columns": layer.columns, "bias": layer.bias}
+        return {
+            "kind": "permuted",
+            **{name: each is not None for name, each in given.items()},
+            "inner": describe(layer.inner),
+        }
     return None
 
 
@@ -166,9 +171,16 @@ def skeleton(description: Any, shape: tuple[int, int] | None, name: str) -> Comp
     if isinstance(found, _Permuted):
         if not (found.rows or found.columns):
             raise SpecError(f"{name}: a permuted layer has an order of its rows, of its columns, or both")
+        if found.inner.bias:
+            raise SpecError(f"{name}.inner: the bias of a permuted layer is its own")
         inner = _made(found.inner, shape, f"{name}.inner")
         rows, columns = (torch.empty(size, dtype=torch.int32, device="meta") for size in shape)
-        return PermutedLinear(inner, rows=rows if found.rows else None, columns=columns if found.columns else None)
+        return PermutedLinear(
+            inner,
+            rows=rows if found.rows else None,
+            columns=columns if found.columns else None,
+            bias=torch.empty(shape[0], device="meta") if found.bias else None,
+        )
     return _made(found, shape, name)
 
 

@@ -58,7 +58,7 @@ class Kronecker(Method):
         if not self._permuted:
             return Built(MPOLinear.from_chains(decompose(weight.detach(), spec, method="tt_svd"), bias), None)
         found = permuted_kronecker(weight, spec, seconds=_SECONDS, name="the weight")
-        layer = PermutedLinear.from_search(found, spec, None if bias is None else bias.double())
+        layer = PermutedLinear.from_search(found, spec, bias)
         return Built(layer.to(weight.dtype), None)
 
     def _costs(self, weight: Tensor) -> NDArray[np.int64]:
