@@ -18,7 +18,15 @@ from mpochain.spec import ChainSpec
 if TYPE_CHECKING:
     from mpochain.checkpoint import load, save
     from mpochain.compression import compress
-    from mpochain.nn import InterpolativeLinear, MPOLinear, PermutedLinear, SumLinear, set_execution, to_dense
+    from mpochain.nn import (
+        InterpolativeLinear,
+        MPOEmbedding,
+        MPOLinear,
+        PermutedLinear,
+        SumLinear,
+        set_execution,
+        to_dense,
+    )
     from mpochain.train import FinetuneConfig, finetune
 
 __version__ = "0.1.0"
@@ -29,6 +37,7 @@ __all__ = [
     "FinetuneConfig",
     "InterpolativeLinear",
     "MPOChain",
+    "MPOEmbedding",
     "MPOError",
     "MPOLinear",
     "PermutedLinear",
@@ -50,6 +59,7 @@ __all__ = [
 _NEEDS_TORCH = {
     "FinetuneConfig": "mpochain.train",
     "InterpolativeLinear": "mpochain.nn",
+    "MPOEmbedding": "mpochain.nn",
     "MPOLinear": "mpochain.nn",
     "PermutedLinear": "mpochain.nn",
     "SumLinear": "mpochain.nn",

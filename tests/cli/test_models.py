@@ -280,3 +280,55 @@ def test_help_tells_the_defaults_that_there_are(name):
     found = re.search(r"; (\S+) if not given", option.help)
     assert found is not None
     assert float(found[1]) == getattr(FinetuneConfig(), name)
+
+
+STAGES = """
+healing: {text: valid.txt, window: 16, windows: 12, training: {steps: 6, batch_size: 4, checkpoint_every: 1}}
+model: dense
+stages:
+  - {name: words, groups: [{targets: [model.embed_tokens], factors: [[1, 2]]}]}
+  - {name: mlps, groups: [{targets: ['re:.*mlp.*'], factors: [[2, 2]], terms: 2}]}
+"""
+
+
+def test_stages_that_are_killed_go_on_to_the_same_model(folder, run):
+    (folder / "stages.yaml").write_text(STAGES, encoding="utf-8")
+    arguments = ["distill", "stages.yaml", "--evaluate", "test.txt", "--window", "16", "--evaluate-windows", "4"]
+    whole = run(*arguments, "--out", "whole").stdout
+    assert re.search(r"words: 1 layers, 6 steps; perplexity [0-9.]+, then [0-9.]+\n", whole)
+    assert whole.splitlines()[-2:] == ["whole", "whole/distillation.json"]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "mpochain", *arguments, "--out", "killed"],
+        cwd=folder,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+    )
+    deadline = time.monotonic() + 240
+    while not list(folder.glob("killed/stages/*.state")):
+        assert process.poll() is None, process.stderr.read().decode()
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    process.kill()
+    process.wait()
+    process.stderr.close()
+    assert not (folder / "killed" / "distillation.json").exists()
+    again = json.loads(run(*arguments, "--out", "killed", "--json").stdout)
+    expected = json.loads((folder / "whole" / "distillation.json").read_text())
+    for mine, theirs in zip(again["stages"], expected["stages"], strict=True):
+        assert mine["training"]["losses"] == theirs["training"]["losses"]
+        assert mine["after"]["loss"] == theirs["after"]["loss"]
+    assert again["command"].startswith("mpochain distill stages.yaml")
+    assert again["parameters"] == expected["parameters"]
+    assert not (folder / "killed" / "stages").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["nowhere.yaml"], "cannot read the recipe nowhere.yaml"),
+        (["kngpt2"], "healing.text: Field required"),
+        (["kngpt2", "--model", "dense", "--text", "valid.txt"], "stage all: .*'transformer.wte' matches no layer"),
+    ],
+)
+def test_wrong_usage_of_stages(run, arguments, message):
+    assert re.search(f"error: .*{message}", run("distill", *arguments, "--out", "none", code=1).stderr)

@@ -9,8 +9,8 @@ import torch
 from torch import nn
 
 import mpochain as mpo
-from mpochain import ChainSpec, InterpolativeLinear, MPOError, MPOLinear, PermutedLinear
-from mpochain.decomposition import permuted_kronecker
+from mpochain import InterpolativeLinear, MPOError, MPOLinear, PermutedLinear
+from mpochain.decomposition import split_off
 from mpochain.nn import learning_rate_scales
 from mpochain.nn.structure import describe, skeleton
 
@@ -62,16 +62,15 @@ def test_values_and_gradients_are_those_of_the_dense_matrix(lead, orders, bias):
         torch.testing.assert_close(mine, theirs)
 
 
-def test_a_search_becomes_a_layer_with_its_bias():
-    spec = ChainSpec((4, 2), (3, 2), 2)
+def test_a_split_becomes_a_layer_with_its_bias():
     W, bias = torch.randn(8, 6, dtype=torch.float64), torch.randn(8, dtype=torch.float64)
-    found = permuted_kronecker(W, spec)
-    layer = PermutedLinear.from_search(found, spec, bias)
-    torch.testing.assert_close(layer.bias, bias)
+    found = split_off(W, [(2, 2)], terms=2)
+    layer = PermutedLinear.from_split(found, bias)
+    torch.testing.assert_close(layer.bias.detach(), bias)
     error = (layer.weight - W).norm() / W.norm()
     assert float(error.detach()) == pytest.approx(found.relative_error)
     with pytest.raises(MPOError, match="the bias must have shape"):
-        PermutedLinear.from_search(found, spec, bias[:7])
+        PermutedLinear.from_split(found, bias[:7])
 
 
 @pytest.mark.parametrize("inner", ["chain", "low rank"])

@@ -229,7 +229,7 @@ class TestTheTeacher:
         model = copy.deepcopy(small)
         self.refused(model, "the teacher's vocabulary of 29 is not the model's of 23", teacher(vocab_size=29))
         self.refused(model, "the teacher shares transformer.wte.weight with the model", model)
-        self.refused(model, "distillation=0.5 and hidden=0.0 need a teacher", None, distillation=0.5)
+        self.refused(model, "distillation=0.5, hidden=0.0 and attention=0.0 need a teacher", None, distillation=0.5)
         self.refused(model, "it would not be used", dense, distillation=0.0)
         self.refused(
             model, "has no module 'transformer.h.9'; most like", dense, hidden=1.0, hidden_layers=("transformer.h.9",)

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from mpochain.checkpoint.configuration import CONFIG, Configuration, digest, read_configuration
 from mpochain.errors import CheckpointError, MissingDependencyError, MPOError, SpecError
-from mpochain.nn import InterpolativeLinear, PermutedLinear
+from mpochain.nn import InterpolativeLinear, MPOEmbedding, PermutedLinear
 from mpochain.nn.permuted import require_order
 from mpochain.nn.replacement import replace_layers
 from mpochain.nn.structure import Compressed, skeleton
@@ -130,6 +130,8 @@ def _replace(model: nn.Module, layers: Mapping[str, Any], folder: Path) -> None:
             raise CheckpointError(f"{where}: layers: the model has no layer {name!r}")
         try:
             made = skeleton(description, _shape(old), f"layers.{name}")
+            if isinstance(made, MPOEmbedding) is not isinstance(old, MPOEmbedding | nn.Embedding):
+                raise SpecError(f"layers.{name} is a {type(made).__name__} in place of a {type(old).__name__}")
         except MPOError as error:
             raise CheckpointError(f"{where}: {error}") from error
         replace_layers(model, {old: made})
@@ -138,6 +140,8 @@ def _replace(model: nn.Module, layers: Mapping[str, Any], folder: Path) -> None:
 def _shape(layer: nn.Module) -> tuple[int, int]:
     if isinstance(layer, nn.Linear | Compressed):
         return layer.out_features, layer.in_features
+    if isinstance(layer, nn.Embedding):
+        return layer.num_embeddings, layer.embedding_dim
     weight = getattr(layer, "weight", None)
     if type(layer).__name__ == "Conv1D" and isinstance(weight, Tensor) and weight.ndim == 2:
         return int(weight.shape[1]), int(weight.shape[0])  # transformers keeps it the other way round

@@ -15,6 +15,7 @@ from mpochain.cli.compare import compare
 from mpochain.cli.compress import compress, plan
 from mpochain.cli.convert import convert
 from mpochain.cli.demo import demo
+from mpochain.cli.distill import distill
 from mpochain.cli.evaluate import evaluate
 from mpochain.cli.finetune import finetune
 from mpochain.cli.inspect import inspect
@@ -50,6 +51,7 @@ app.command()(plan)
 app.command()(compress)
 app.command("eval")(evaluate)
 app.command()(finetune)
+app.command()(distill)
 app.command()(compare)
 app.command()(inspect)
 app.command()(convert)

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from torch import nn
 
 from mpochain.errors import SpecError
-from mpochain.nn.dense import dense_parameters
+from mpochain.nn.dense import weight_and_bias
 
 __all__ = ["error_budget", "parameter_budget"]
 
@@ -49,7 +49,7 @@ def parameter_budget(budget: float | str, layers: Mapping[str, nn.Module]) -> in
         >>> parameter_budget(0.5, layers), parameter_budget("50%", layers), parameter_budget("20kB", layers)
         (7500, 7500, 5000)
     """
-    weights = [dense_parameters(layer)[0] for layer in layers.values()]
+    weights = [weight_and_bias(layer)[0] for layer in layers.values()]
     total = sum(weight.numel() for weight in weights)
     help_ = "give a share in (0, 1] such as 0.6 or '60%', bytes such as '200MB', or '5% error'"
     if isinstance(budget, str):

@@ -65,7 +65,7 @@ class CompressionReport:
     Attributes:
         layers: one record for each layer that was looked at.
         method: by its name.
-        budget: as it was given.
+        budget: as it was given; None for a method that takes none.
         allowed: parameters that the layers may have together.
         model_parameters: of the whole model, before.
         untouched: large layers that were not looked at, with their parameters, largest first.
@@ -77,7 +77,7 @@ class CompressionReport:
 
     layers: tuple[LayerRecord, ...]
     method: str
-    budget: float | str
+    budget: float | str | None
     allowed: int
     model_parameters: int
     untouched: tuple[tuple[str, int], ...]

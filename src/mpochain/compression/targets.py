@@ -9,14 +9,16 @@ from collections.abc import Iterable, Mapping
 from torch import nn
 
 from mpochain.errors import DTypeError, SpecError
-from mpochain.nn.dense import dense_parameters
+from mpochain.nn.dense import weight_and_bias
 
 __all__ = ["dense_layers", "select"]
 
 _NEAREST = 5
 
 
-def select(model: nn.Module, targets: Iterable[str], ignore: Iterable[str] = ()) -> dict[str, nn.Module]:
+def select(
+    model: nn.Module, targets: Iterable[str], ignore: Iterable[str] = (), *, embeddings: bool = False
+) -> dict[str, nn.Module]:
     r"""The layers that are matched by ``targets`` and not by ``ignore``, in the order of the model.
 
     A pattern is the whole name of a layer (``"model.layers.0.mlp.up_proj"``), ``"re:"`` with a regular expression that
@@ -27,6 +29,7 @@ def select(model: nn.Module, targets: Iterable[str], ignore: Iterable[str] = ())
         model: is not changed.
         targets: patterns; those that are names of classes take no layers that cannot be compressed.
         ignore: patterns of layers to leave out, which win over targets.
+        embeddings: whether embeddings are among what can be compressed.
 
     Raises:
         SpecError: a pattern that matches nothing, a regular expression that is none, or a module that is named but is
@@ -42,12 +45,13 @@ def select(model: nn.Module, targets: Iterable[str], ignore: Iterable[str] = ())
     for pattern in _patterns(targets, "targets"):
         names, by_class = _matches(pattern, modules, "targets")
         for name in names:
-            if _is_dense(modules[name]):
+            if _is_dense(modules[name], embeddings=embeddings):
                 chosen.add(name)
             elif not by_class and not pattern.startswith("re:"):
+                what = "torch.nn.Embedding, torch.nn.Linear" if embeddings else "torch.nn.Linear"
                 raise SpecError(
-                    f"targets: {name!r} is a {type(modules[name]).__name__}, which cannot be compressed; name a "
-                    "torch.nn.Linear or a Hugging Face Conv1D"
+                    f"targets: {name!r} is a {type(modules[name]).__name__}, which cannot be compressed this way; name "
+                    f"a {what} or a Hugging Face Conv1D"
                 )
     left_out = {name for pattern in _patterns(ignore, "ignore") for name in _matches(pattern, modules, "ignore")[0]}
     return {
@@ -115,9 +119,11 @@ def _matches(pattern: str, modules: Mapping[str, nn.Module], field: str) -> tupl
     return found, by_class
 
 
-def _is_dense(module: nn.Module) -> bool:
+def _is_dense(module: nn.Module, *, embeddings: bool = False) -> bool:
+    if isinstance(module, nn.Embedding) and not embeddings:
+        return False
     try:
-        dense_parameters(module)
+        weight_and_bias(module)
     except DTypeError:
         return False
     return True

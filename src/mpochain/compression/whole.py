@@ -20,9 +20,11 @@ from mpochain.compression.records import CompressionReport, LayerRecord
 from mpochain.compression.sequential import Pair, corrected, in_sequence
 from mpochain.compression.targets import dense_layers, select
 from mpochain.errors import MPOError, SpecError
-from mpochain.nn.dense import dense_parameters
+from mpochain.nn.dense import weight_and_bias
+from mpochain.nn.embedding import MPOEmbedding
 from mpochain.nn.replacement import replace_layers
 from mpochain.nn.structure import form_of
+from mpochain.nn.tying import tied_head, tied_linears
 from mpochain.report import provenance
 
 __all__ = ["compress"]
@@ -33,12 +35,12 @@ _LARGE = 0.01
 
 def compress(
     model: nn.Module,
-    budget: float | str,
+    budget: float | str | None,
     *,
     calibration: Iterable[Any] | None = None,
     targets: Iterable[str] | None = None,
     ignore: Iterable[str] = (),
-    method: str = "interpolative",
+    method: str | Method = "interpolative",
     sequential: bool = False,
     loss: Callable[[Any], Tensor] | None = None,
     dry_run: bool = False,
@@ -55,16 +57,21 @@ def compress(
         model: changed in place; its embeddings, norms and biases stay as they are.
         budget: share of the layers' parameters that may be left, such as ``0.6`` or ``"60%"``; bytes, ``"200MB"``; or
             ``"5% error"``, the relative error that each layer may have, as the method weighs it (the weight's for
-            methods without data, that of the outputs for others, by their gradients too for the first two).
+            methods without data and Kronecker products, that of the outputs for others, by their gradients too for the
+            first two). None for a
+            method that leaves no choice.
         calibration: batches the model can be called with: tensors, tuples of arguments or mappings of named ones. They
             are gone through several times, so give a list or a data loader, not a generator.
         targets: layers to compress, see :func:`mpochain.compression.select`; by default all linear layers whose weight
-            is not shared with another module.
+            is not shared with another module. Embeddings for the Kronecker methods without data; a head that is tied to
+            one stays so.
         ignore: layers to leave out, which wins over ``targets``.
         method: ``"interpolative"``; ``"search"``, which for layers with more inputs than outputs also tries low rank
             beside a chain and takes longer; or a published one, every layer at the same share: ``"svd_llm"`` (whitened
             low rank); without data ``"svd"``, ``"tt_svd"``, ``"kronecker"`` and, rows and columns in a better order
-            first, ``"permuted_kronecker"``.
+            first, ``"permuted_kronecker"``; the last two fitted to the data, ``"calibrated_kronecker"`` and
+            ``"calibrated_permuted_kronecker"``. Or a method with settings of its own, such as
+            :class:`mpochain.compression.Kronecker`.
         sequential: whether layers are made block by block, each fitted to the dense model's outputs on what the smaller
             model before it gives it, so that later ones correct the errors of earlier ones; for models of blocks, one
             after the other, see :func:`mpochain.compression.sequential.in_sequence`. Helps small stacks of layers; it
@@ -89,17 +96,21 @@ def compress(
         (True, InterpolativeLinear(32 -> 64, rank ..., bias=True))
     """
     began = time.perf_counter()
-    if method not in METHODS:
-        raise SpecError(f"there is no method {method!r}; there are {', '.join(METHODS)}")
-    way = METHODS[method]
-    layers = dense_layers(model, ignore) if targets is None else select(model, targets, ignore)
+    way, label = _way(method)
+    layers = dense_layers(model, ignore)
+    if targets is not None:
+        layers = select(model, targets, ignore, embeddings=way.embeddings)
     if not layers:
         raise SpecError("there is no layer left to compress; see targets= and ignore=")
     if sequential and way.needs == "nothing":
-        raise SpecError(f"sequential=True corrects by calibration data, which method {method!r} does not use")
-    error = error_budget(budget)
-    allowed = parameter_budget(1.0 if error is not None else budget, layers)
-    batches = batches_for(calibration, way, method, log)
+        raise SpecError(f"sequential=True corrects by calibration data, which method {label!r} does not use")
+    if (budget is None) is not way.settled:
+        given = "no budget" if budget is None else f"budget {budget!r}"
+        raise SpecError(f"method {label!r} {'leaves no choice' if way.settled else 'needs a budget'}, got {given}")
+    error = None if budget is None else error_budget(budget)
+    allowed = parameter_budget(1.0 if budget is None or error is not None else budget, layers)
+    heads = tied_linears(model, layers.values())
+    batches = batches_for(calibration, way, label, log)
     parameters = sum(parameter.numel() for parameter in model.parameters())
     untouched = _untouched(model, layers, parameters)
     curves: dict[str, Curve] = {}
@@ -109,8 +120,10 @@ def compress(
             log(f"{way.needs} of {len(chunk)} layers, {next(iter(chunk))} and on")
             moments.keep(moments_for(model, chunk, batches, way, loss, seed))
             for name, layer in chunk.items():
-                curves[name] = way.curve(dense_parameters(layer)[0].detach(), moments.get(name))
-        if error is not None:
+                curves[name] = way.curve(weight_and_bias(layer)[0].detach(), moments.get(name))
+        if way.settled:
+            chosen = dict.fromkeys(layers, 0)
+        elif error is not None:
             chosen = cheapest_within(curves, error)
         else:
             chosen = uniform(curves, allowed) if way.uniform else allocate(curves, allowed)
@@ -129,10 +142,11 @@ def compress(
                 maker(name, None)
             maker.verify(allowed)
             if not dry_run:
+                maker.tie(heads)
                 replace_layers(model, maker.built)
     return CompressionReport(
         layers=tuple(maker.records[name] for name in layers),
-        method=method,
+        method=label,
         budget=budget,
         allowed=allowed,
         model_parameters=parameters,
@@ -141,6 +155,17 @@ def compress(
         seconds=time.perf_counter() - began,
         provenance=provenance(threads=torch.get_num_threads()),
     )
+
+
+def _way(method: str | Method) -> tuple[Method, str]:
+    """A method and what to call it."""
+    if isinstance(method, str):
+        if method not in METHODS:
+            raise SpecError(f"there is no method {method!r}; there are {', '.join(METHODS)}")
+        return METHODS[method], method
+    if not hasattr(method, "curve"):
+        raise SpecError(f"method must be a name or a Method, got {type(method).__name__}")
+    return method, type(method).__name__.lower()
 
 
 class _Maker:
@@ -157,7 +182,7 @@ class _Maker:
     def __call__(self, name: str, pair: Pair | None) -> nn.Module | None:
         """The layer that takes the place of another, corrected by what both models give it; None for none."""
         layer, moments = self._layers[name], self._moments.get(name)
-        weight, bias = (None if each is None else each.detach() for each in dense_parameters(layer, name))
+        weight, bias = (None if each is None else each.detach() for each in weight_and_bias(layer, name))
         assert weight is not None
         correction = corrected(weight, moments, pair) if pair is not None and moments is not None else None
         if correction is None:
@@ -169,10 +194,20 @@ class _Maker:
         self.records[name] = _record(name, weight, made, moments)
         if made is None:
             return None
+        if isinstance(layer, nn.Embedding):
+            table: Any = made.layer
+            made = Built(MPOEmbedding.of(table, layer.padding_idx), made.errors)
         for parameter in made.layer.parameters():
-            parameter.requires_grad_(dense_parameters(layer)[0].requires_grad)
+            parameter.requires_grad_(weight_and_bias(layer)[0].requires_grad)
         self.built[layer] = made.layer.train(layer.training)
         return self.built[layer]
+
+    def tie(self, heads: Mapping[nn.Linear, nn.Embedding]) -> None:
+        """Make a head for each one that is tied to an embedding that was made smaller."""
+        for head, embedding in heads.items():
+            made = self.built.get(embedding)
+            if isinstance(made, MPOEmbedding):
+                self.built[head] = tied_head(made).train(head.training)
 
     def verify(self, allowed: int) -> None:
         """Count what came out: no layer larger than it was, all of them within what is allowed."""
@@ -221,11 +256,13 @@ def _record(name: str, weight: Tensor, made: Built | None, moments: Moments | No
 
 
 def _untouched(model: nn.Module, layers: Mapping[str, nn.Module], parameters: int) -> tuple[tuple[str, int], ...]:
-    """Modules with large parameters of their own that are not among the layers."""
-    found = [
-        (name, count)
-        for name, module in model.named_modules()
-        if name not in layers
-        and (count := sum(each.numel() for each in module.parameters(recurse=False))) >= _LARGE * parameters
-    ]
+    """Modules with large parameters of their own that are not among the layers, tied ones once."""
+    seen = {id(each) for layer in layers.values() for each in layer.parameters(recurse=False)}
+    found = []
+    for name, module in model.named_modules():
+        own = [each for each in module.parameters(recurse=False) if id(each) not in seen]
+        seen.update(map(id, own))
+        count = sum(each.numel() for each in own)
+        if count >= _LARGE * parameters:
+            found.append((name, count))
     return tuple(sorted(found, key=lambda each: -each[1]))

@@ -18,6 +18,7 @@ from mpochain.decomposition.interpolative import (
 from mpochain.decomposition.permutation import PermutedKronecker, permuted_kronecker
 from mpochain.decomposition.randomized import randomized
 from mpochain.decomposition.rounding import fold_left, fold_right, orthogonalize, round_cores
+from mpochain.decomposition.splitting import Split, split_off, split_spec
 from mpochain.decomposition.sweep import Decomposition, check_cutoff, retained_rank
 from mpochain.decomposition.tt_svd import tt_svd
 from mpochain.decomposition.weighted import WeightedLowRank, projected_low_rank, weighted_low_rank
@@ -27,6 +28,7 @@ __all__ = [
     "Decomposition",
     "Interpolation",
     "PermutedKronecker",
+    "Split",
     "WeightedLowRank",
     "automatic",
     "calibrated",
@@ -46,6 +48,8 @@ __all__ = [
     "randomized",
     "retained_rank",
     "round_cores",
+    "split_off",
+    "split_spec",
     "tt_svd",
     "weighted_low_rank",
 ]

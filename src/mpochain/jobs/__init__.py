@@ -3,14 +3,18 @@
 from mpochain.jobs.comparing import compare
 from mpochain.jobs.compressing import Compressed, compress_by, evaluate, time_models
 from mpochain.jobs.healing import Healed, heal_by
-from mpochain.jobs.recipe import Recipe, read_recipe
+from mpochain.jobs.recipe import Recipe, built_in_recipes, read_recipe
+from mpochain.jobs.staging import Distilled, distill_by
 
 __all__ = [
     "Compressed",
+    "Distilled",
     "Healed",
     "Recipe",
+    "built_in_recipes",
     "compare",
     "compress_by",
+    "distill_by",
     "evaluate",
     "heal_by",
     "read_recipe",

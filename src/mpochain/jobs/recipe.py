@@ -4,15 +4,25 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
 import yaml
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 from mpochain.errors import RecipeError
 from mpochain.train import FinetuneConfig
 
-__all__ = ["Calibration", "Comparison", "Evaluation", "Healing", "Recipe", "read_recipe"]
+__all__ = [
+    "Calibration",
+    "Comparison",
+    "Evaluation",
+    "Group",
+    "Healing",
+    "Recipe",
+    "Stage",
+    "built_in_recipes",
+    "read_recipe",
+]
 
 _LONGEST = 1 << 20
 _DEEPEST = 20
@@ -101,6 +111,51 @@ class Comparison(_Strict):
     heal: tuple[str, ...] = ()
 
 
+class Group(_Strict):
+    """Layers that are made smaller together, in one way.
+
+    Attributes:
+        targets: by name, ``re:`` pattern or class; embeddings too, whose tied heads stay tied.
+        method: see :func:`mpochain.compress`, with ``budget``; not beside ``factors``.
+        budget: see :class:`Recipe`.
+        factors: ``(out, in)`` of each Kronecker factor that is split off, see
+            :class:`mpochain.compression.Kronecker`.
+        terms: of the sum of Kronecker products.
+        permuted: whether rows and columns are put into a better order first.
+        calibrated: whether the sum is fitted to the calibration data.
+    """
+
+    targets: Annotated[tuple[str, ...], Field(min_length=1)]
+    method: str | None = None
+    budget: Number | str | None = None
+    factors: Annotated[tuple[tuple[Count, Count], ...], Field(min_length=1)] | None = None
+    terms: Count = 1
+    permuted: bool = True
+    calibrated: bool = False
+
+    @model_validator(mode="after")
+    def _fit(self) -> Self:
+        if (self.factors is None) != (self.method is not None):
+            raise ValueError("give factors of Kronecker products, or a method with its budget")
+        if (self.method is None) != (self.budget is None):
+            raise ValueError("method and budget go together")
+        return self
+
+
+class Stage(_Strict):
+    """One step of distillation in several: some layers are made smaller, then the whole learns.
+
+    Attributes:
+        name: of its folder and in reports.
+        groups: what is made smaller; nothing if empty, for a stage of training alone.
+        training: what differs from the training of the healing section.
+    """
+
+    name: Annotated[str, Field(pattern=r"^[\w-]+$")]
+    groups: tuple[Group, ...] = ()
+    training: dict[str, Any] = Field(default_factory=dict)
+
+
 class Recipe(_Strict):
     """Everything that decides what comes out.
 
@@ -117,6 +172,7 @@ class Recipe(_Strict):
         evaluation: see :class:`Evaluation`; nothing is evaluated without it.
         healing: see :class:`Healing`.
         comparison: see :class:`Comparison`.
+        stages: see :class:`Stage`; for :func:`mpochain.jobs.distill_by`.
     """
 
     model: Annotated[str, Field(min_length=1)]
@@ -131,6 +187,40 @@ class Recipe(_Strict):
     evaluation: Evaluation | None = None
     healing: Healing | None = None
     comparison: Comparison | None = None
+    stages: tuple[Stage, ...] = ()
+
+    @model_validator(mode="after")
+    def _stages_fit(self) -> Self:
+        names = [stage.name for stage in self.stages]
+        if len(set(names)) < len(names):
+            raise ValueError(f"stages: two have the name {max(names, key=names.count)!r}")
+        for stage in self.stages:
+            try:
+                self.training_of(stage)
+            except ValidationError as error:
+                first = error.errors()[0]
+                where = ".".join(["stages", stage.name, "training", *(str(each) for each in first["loc"])])
+                raise ValueError(f"{where}: {first['msg']}") from error
+        return self
+
+    def training_of(self, stage: Stage) -> FinetuneConfig:
+        """How the model learns in a stage: as the healing section says, but for what the stage does.
+
+        Raises:
+            pydantic.ValidationError: values that do not fit each other.
+        """
+        common = self.healing.training.model_dump(exclude_unset=True) if self.healing is not None else {}
+        return FinetuneConfig.model_validate({**common, **stage.training})
+
+
+def built_in_recipes() -> dict[str, Path]:
+    """Files of the recipes that come with the library, by their names.
+
+    Example:
+        >>> sorted(built_in_recipes())
+        ['kngpt2', 'tqcompressor-gpt2-small']
+    """
+    return {file.stem: file for file in sorted((Path(__file__).parent / "recipes").glob("*.yaml"))}
 
 
 class _Loader(yaml.SafeLoader):  # type: ignore[misc]  # yaml has no types

@@ -1,19 +1,23 @@
 """Layers that hold chains."""
 
 from mpochain.nn.densify import to_dense
+from mpochain.nn.embedding import MPOEmbedding
 from mpochain.nn.execution import set_execution
 from mpochain.nn.interpolative import InterpolativeLinear
 from mpochain.nn.linear import MPOLinear
 from mpochain.nn.permuted import PermutedLinear
 from mpochain.nn.rates import learning_rate_scales
 from mpochain.nn.sum import SumLinear
+from mpochain.nn.tying import tied_head
 
 __all__ = [
     "InterpolativeLinear",
+    "MPOEmbedding",
     "MPOLinear",
     "PermutedLinear",
     "SumLinear",
     "learning_rate_scales",
     "set_execution",
+    "tied_head",
     "to_dense",
 ]

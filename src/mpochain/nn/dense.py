@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from mpochain.errors import DTypeError
 
-__all__ = ["dense_parameters", "linear_of"]
+__all__ = ["dense_parameters", "dense_table", "linear_of", "weight_and_bias"]
 
 
 def dense_parameters(linear: nn.Module, name: str | None = None) -> tuple[Tensor, Tensor | None]:
@@ -49,9 +49,52 @@ def dense_parameters(linear: nn.Module, name: str | None = None) -> tuple[Tensor
             f"{label}{type(linear).__name__} has a forward of its own, which a chain of its weight would not repeat; "
             "convert a plain nn.Linear, or decompose the weight with mpochain.decompose"
         )
+    _require_numbers(weight, label)
+    return weight, bias
+
+
+def dense_table(embedding: nn.Module, name: str | None = None) -> Tensor:
+    """The table ``(num_embeddings, embedding_dim)`` of an embedding that does nothing but to look up its rows.
+
+    Args:
+        embedding: a ``torch.nn.Embedding``.
+        name: what to call it in errors.
+
+    Raises:
+        DTypeError: another module, one with a forward of its own, one whose rows are renormalised or whose gradients
+            are scaled or sparse, or a table without numbers.
+
+    Example:
+        >>> dense_table(nn.Embedding(3, 2)).shape
+        torch.Size([3, 2])
+    """
+    label = f"{name}: " if name else ""
+    if not isinstance(embedding, nn.Embedding):
+        raise DTypeError(f"{label}expected torch.nn.Embedding, got {type(embedding).__name__}")
+    if type(embedding).forward is not nn.Embedding.forward:
+        raise DTypeError(f"{label}{type(embedding).__name__} has a forward of its own, which a chain would not repeat")
+    if embedding.max_norm is not None or embedding.scale_grad_by_freq or embedding.sparse:
+        raise DTypeError(f"{label}max_norm=, scale_grad_by_freq= and sparse= are not kept by a chain; turn them off")
+    _require_numbers(embedding.weight, label)
+    return embedding.weight
+
+
+def weight_and_bias(layer: nn.Module, name: str | None = None) -> tuple[Tensor, Tensor | None]:
+    """Those of a linear layer, or the table of an embedding and None, neither of them copied.
+
+    Raises:
+        DTypeError: see :func:`dense_parameters` and :func:`dense_table`.
+
+    Example:
+        >>> weight_and_bias(nn.Embedding(3, 2))[0].shape
+        torch.Size([3, 2])
+    """
+    return (dense_table(layer, name), None) if isinstance(layer, nn.Embedding) else dense_parameters(layer, name)
+
+
+def _require_numbers(weight: Tensor, label: str) -> None:
     if isinstance(weight, nn.UninitializedParameter) or weight.device.type == "meta":
         raise DTypeError(f"{label}the weight has no numbers yet (lazy or on the meta device); materialise it first")
-    return weight, bias
 
 
 def linear_of(weight: Tensor, bias: Tensor | None, training: bool) -> nn.Linear:

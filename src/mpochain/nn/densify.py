@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from torch import nn
 
+from mpochain.nn.embedding import MPOEmbedding
 from mpochain.nn.replacement import replace_layers
 from mpochain.nn.structure import Compressed, compressed_layers
 
@@ -11,7 +14,9 @@ __all__ = ["to_dense"]
 
 
 def to_dense(model: nn.Module) -> nn.Module:
-    """Put an ``nn.Linear`` of the same function in place of every compressed layer of a model.
+    """Put an ``nn.Linear`` or ``nn.Embedding`` of the same function in place of every compressed layer of a model.
+
+    A head that shares the cores of an embedding shares the dense table too.
 
     Args:
         model: changed in place, or a compressed layer itself, which is left as it is.
@@ -27,6 +32,19 @@ def to_dense(model: nn.Module) -> nn.Module:
         )
     """
     if isinstance(model, Compressed):
-        return model.to_linear()
-    replace_layers(model, {layer: layer.to_linear() for layer in compressed_layers(model).values()})
+        return _dense(model)
+    layers = list(compressed_layers(model).values())
+    made: dict[nn.Module, nn.Module] = {layer: _dense(layer) for layer in layers}
+    # By what is shared between them: the first of the cores, which no two untied layers have in common.
+    tables = {id(next(layer.parameters())): made[layer] for layer in layers if isinstance(layer, MPOEmbedding)}
+    for layer in layers:
+        table: Any = tables.get(id(next(layer.parameters())))
+        if table is not None and not isinstance(layer, MPOEmbedding):
+            head: Any = made[layer]
+            head.weight = table.weight
+    replace_layers(model, made)
     return model
+
+
+def _dense(layer: Compressed) -> nn.Module:
+    return layer.to_embedding() if isinstance(layer, MPOEmbedding) else layer.to_linear()

@@ -9,11 +9,10 @@ import torch
 from torch import Tensor, nn
 
 from mpochain.chain import MPOChain
-from mpochain.decomposition import PermutedKronecker
+from mpochain.decomposition import Split
 from mpochain.errors import ShapeError, SpecError
 from mpochain.nn.composed import ComposedLinear, Part
 from mpochain.nn.linear import MPOLinear
-from mpochain.spec import ChainSpec
 
 __all__ = ["PermutedLinear", "require_order"]
 
@@ -22,7 +21,7 @@ class PermutedLinear(ComposedLinear):
     """``y[rows] = inner(x[columns])``: another layer, between an order of its inputs and one of its outputs.
 
     Orders are index tensors, exact and no parameters; ``(..., in) -> (..., out)``. The form of a sum of Kronecker
-    products after :func:`mpochain.decomposition.permuted_kronecker` (TQCompressor, arXiv 2401.16367).
+    products after :func:`mpochain.decomposition.split_off` (TQCompressor, arXiv 2401.16367).
 
     Args:
         inner: an ``InterpolativeLinear`` or ``MPOLinear`` without bias; it becomes a submodule and is not copied.
@@ -64,23 +63,29 @@ class PermutedLinear(ComposedLinear):
         self.register_parameter("bias", None if bias is None else nn.Parameter(bias.detach().clone()))
 
     @classmethod
-    def from_search(cls, found: PermutedKronecker, spec: ChainSpec, bias: Tensor | None = None) -> PermutedLinear:
-        """The layer of a search on a torch tensor; a bias is given in the order of the matrix.
+    def from_split(cls, split: Split, bias: Tensor | None = None) -> PermutedLinear:
+        """The layer of what :func:`mpochain.decomposition.split_off` made of a torch tensor.
+
+        Args:
+            split: is copied.
+            bias: in the order of the matrix.
 
         Raises:
             ShapeError: a bias that is not of ``(out_features,)``.
 
         Example:
-            >>> from mpochain.decomposition import permuted_kronecker
-            >>> W, spec = torch.randn(8, 12), ChainSpec((4, 2), (6, 2), max_bond=4)
-            >>> layer = PermutedLinear.from_search(permuted_kronecker(W, spec), spec, torch.ones(8))
+            >>> from mpochain.decomposition import split_off
+            >>> W = torch.randn(8, 12)
+            >>> layer = PermutedLinear.from_split(split_off(W, [(2, 2)], terms=4), torch.ones(8))
             >>> torch.allclose(layer.weight.float(), W, atol=1e-5), layer.bias.sum()  # of full rank
             (True, tensor(8., grad_fn=<SumBackward0>))
         """
-        rows = torch.from_numpy(np.ascontiguousarray(found.rows))
-        columns = torch.from_numpy(np.ascontiguousarray(found.columns))
-        layer = cls(MPOLinear.from_chains(MPOChain(found.cores, spec)), rows=rows, columns=columns, bias=bias)
-        return layer.to(found.cores[0].device)
+        orders = {"rows": split.rows, "columns": split.columns}
+        # To keep the given order costs a look-up for nothing.
+        changed = {name: order for name, order in orders.items() if (order != np.arange(len(order))).any()} or orders
+        found = {name: torch.from_numpy(np.ascontiguousarray(order)) for name, order in changed.items()}
+        inner = MPOLinear.from_chains(MPOChain(split.cores, split.spec))
+        return cls(inner, **found, bias=bias).to(split.cores[0].device)
 
     @property
     def inner(self) -> Part:

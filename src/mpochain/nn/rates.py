@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from torch import nn
 
+from mpochain.nn.embedding import MPOEmbedding
 from mpochain.nn.linear import MPOLinear
 
 __all__ = ["learning_rate_scales"]
@@ -16,6 +17,9 @@ def learning_rate_scales(module: nn.Module) -> dict[str, float]:
     are summed, and the rate of a dense layer should fall as ``1 / in_features`` (maximal update parametrisation). The
     core of site ``k``, met from the right, sums over ``i_k`` and its right bond, so relative to the dense layer its
     factor is ``in_features / (i_k r_k)``. Source: arXiv 2406.06248, there for products of two structured factors.
+
+    A row of an :class:`mpochain.MPOEmbedding` sums over the right bond alone, where ``nn.Embedding`` sums nothing, so
+    the factor is ``1 / r_k``; for a head that is tied to it too.
 
     Parameters of an :class:`mpochain.InterpolativeLinear` are not named. Its coefficients sum over the rank, but come
     from trained weights: with a factor of ``in_features / rank`` a model healed hardly better at a low rate and worse
@@ -32,11 +36,13 @@ def learning_rate_scales(module: nn.Module) -> dict[str, float]:
         >>> learning_rate_scales(layer)
         {'core_0_0': 4.0, 'core_0_1': 8.0}
     """
+    rows = {id(each) for layer in module.modules() if isinstance(layer, MPOEmbedding) for each in layer.parameters()}
     scales = {}
     for prefix, layer in module.named_modules():
         if isinstance(layer, MPOLinear):
             for names, cores in zip(layer.core_names, layer.cores, strict=True):
                 for name, core in zip(names, cores, strict=True):
-                    summed = core.shape[2] * core.shape[3]
-                    scales[f"{prefix}.{name}" if prefix else name] = layer.in_features / summed
+                    _, _, in_, right = core.shape
+                    scale = 1 / right if id(core) in rows else layer.in_features / (in_ * right)
+                    scales[f"{prefix}.{name}" if prefix else name] = scale
     return scales

@@ -8,7 +8,8 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 from torch import nn
 
-from mpochain.errors import SpecError
+from mpochain.errors import MPOError, SpecError
+from mpochain.nn.embedding import MPOEmbedding
 from mpochain.nn.interpolative import InterpolativeLinear
 from mpochain.nn.linear import MPOLinear
 from mpochain.nn.permuted import PermutedLinear
@@ -18,7 +19,7 @@ from mpochain.spec import ChainSpec
 __all__ = ["Compressed", "compressed_layers", "describe", "form_of", "skeleton"]
 
 # A layer in place of a dense one.
-Compressed = InterpolativeLinear | MPOLinear | PermutedLinear | SumLinear
+Compressed = InterpolativeLinear | MPOEmbedding | MPOLinear | PermutedLinear | SumLinear
 
 Size = Annotated[int, Field(ge=1, le=1 << 31, strict=True)]
 # More sites, terms or parts than anyone has use for, few enough to plan at once.
@@ -68,9 +69,14 @@ class _Permuted(_Strict):
     inner: _Part
 
 
-_LAYER: TypeAdapter[_Chains | _Interpolative | _Permuted | _Sum] = TypeAdapter(
-    Annotated[_Chains | _Interpolative | _Permuted | _Sum, Field(discriminator="kind")]
-)
+class _Embedding(_Strict):
+    kind: Literal["embedding"]
+    padding: Annotated[int, Field(ge=0, strict=True)] | None
+    table: Annotated[_Chains | _Permuted, Field(discriminator="kind")]
+
+
+_Layer = _Chains | _Embedding | _Interpolative | _Permuted | _Sum
+_LAYER: TypeAdapter[_Layer] = TypeAdapter(Annotated[_Layer, Field(discriminator="kind")])
 
 
 def describe(layer: nn.Module) -> dict[str, Any] | None:
@@ -103,6 +109,8 @@ def describe(layer: nn.Module) -> dict[str, Any] | None:
             **{name: each is not None for name, each in given.items()},
             "inner": describe(layer.inner),
         }
+    if isinstance(layer, MPOEmbedding):
+        return {"kind": "embedding", "padding": layer.padding_idx, "table": describe(layer.table)}
     return None
 
 
@@ -121,11 +129,13 @@ def form_of(layer: nn.Module) -> str:
         return " + ".join(map(form_of, layer.parts))
     if isinstance(layer, PermutedLinear):
         return f"{form_of(layer.inner)}, permuted"
+    if isinstance(layer, MPOEmbedding):
+        return form_of(layer.table)
     return "dense"
 
 
 def compressed_layers(model: nn.Module) -> dict[str, Compressed]:
-    """Every compressed layer of a model by its name; what is within a sum or a permuted layer is not listed.
+    """Every compressed layer of a model by its name; what is within another one is not listed.
 
     Example:
         >>> parts = InterpolativeLinear(4, 3, 2), MPOLinear(4, 3, max_bond=1, bias=False)
@@ -163,7 +173,17 @@ def skeleton(description: Any, shape: tuple[int, int] | None, name: str) -> Comp
         first = error.errors()[0]
         where = ".".join(str(each) for each in first["loc"])
         raise SpecError(f"{name}.{where}: {first['msg']}" if where else f"{name}: {first['msg']}") from error
-    shape = shape or _shape(found)
+    return _built(found, shape or _shape(found), name)
+
+
+def _built(found: _Layer, shape: tuple[int, int], name: str) -> Compressed:
+    if isinstance(found, _Embedding):
+        table = _built(found.table, shape, f"{name}.table")
+        assert isinstance(table, MPOLinear | PermutedLinear)
+        try:
+            return MPOEmbedding.of(table, found.padding)
+        except MPOError as error:
+            raise SpecError(f"{name}: {error}") from error
     if isinstance(found, _Sum):
         if sum(part.bias for part in found.parts) > 1:
             raise SpecError(f"{name}.parts: only one part of a sum may have a bias")
@@ -184,11 +204,13 @@ def skeleton(description: Any, shape: tuple[int, int] | None, name: str) -> Comp
     return _made(found, shape, name)
 
 
-def _shape(found: _Chains | _Interpolative | _Permuted | _Sum) -> tuple[int, int]:
+def _shape(found: _Layer) -> tuple[int, int]:
     if isinstance(found, _Sum):
         return _shape(found.parts[0])
     if isinstance(found, _Permuted):
         return _shape(found.inner)
+    if isinstance(found, _Embedding):
+        return _shape(found.table)
     part = found.terms[0] if isinstance(found, _Chains) else found
     return part.out_features, part.in_features
 

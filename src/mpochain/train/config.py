@@ -61,12 +61,16 @@ class FinetuneConfig(TrainConfig):
         temperature: ``T`` of both softmaxes of the divergence, which is multiplied by ``T^2``.
         hidden: weight of the error of hidden states, added to the other losses; 0 for none.
         hidden_layers: modules whose outputs are compared, by the name that model and teacher have for them.
+        attention: weight of the divergence of the model's attention from the teacher's, added to the other losses; 0
+            for none. For models of transformers, which then compute attention in the plain way, slower and in more
+            memory.
         autocast: element type of the matrix products; parameters and losses stay float32. None for the model's own.
         gradient_checkpointing: compute the activations of each block again in the backward pass in place of keeping
             them; for models with ``gradient_checkpointing_enable``, as those of transformers have.
         core_rates: whether cores learn at rates by their fan-in, see :func:`mpochain.nn.learning_rate_scales`.
-        trainable: ``"all"``, or ``"compressed"``: the parameters of compressed layers, and vectors such as biases and
-            the weights of norms, which are few. Embeddings and layers that stayed dense then stay as they are.
+        trainable: ``"all"``; ``"compressed"``: the parameters of compressed layers, and vectors such as biases and
+            the weights of norms, which are few, so that embeddings and layers that stayed dense stay as they are; or
+            names of parameters or modules, and ``re:`` patterns of them, for these alone.
 
     Raises:
         pydantic.ValidationError: a value out of range, an unknown name, or values that do not fit each other (also a
@@ -88,10 +92,11 @@ class FinetuneConfig(TrainConfig):
     temperature: Annotated[float, Field(gt=0.0, allow_inf_nan=False)] = 1.0
     hidden: Annotated[float, Field(ge=0.0, allow_inf_nan=False)] = 0.0
     hidden_layers: tuple[str, ...] = ()
+    attention: Annotated[float, Field(ge=0.0, allow_inf_nan=False)] = 0.0
     autocast: Literal["bfloat16"] | None = None
     gradient_checkpointing: bool = False
     core_rates: bool = False
-    trainable: Literal["all", "compressed"] = "all"
+    trainable: Literal["all", "compressed"] | tuple[str, ...] = "all"
 
     @model_validator(mode="after")
     def _fit(self) -> Self:

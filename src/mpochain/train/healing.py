@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import hashlib
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +15,11 @@ from torch import Tensor, nn
 from mpochain.errors import DTypeError, ShapeError, SpecError
 from mpochain.nn import learning_rate_scales
 from mpochain.nn.structure import compressed_layers
+from mpochain.train.attention import attention_loss, attention_maps
 from mpochain.train.config import FinetuneConfig
-from mpochain.train.distillation import captured, distillation_loss, hidden_loss, logits_of
+from mpochain.train.distillation import distillation_loss, hidden_loss
 from mpochain.train.loop import TrainResult, train
+from mpochain.train.teacher import Teacher, TeacherCache, autocast, fingerprint, said_by
 from mpochain.train.windows import Windows
 
 __all__ = ["finetune"]
@@ -30,6 +33,7 @@ def finetune(
     teacher: nn.Module | None = None,
     evaluate: Callable[[], dict[str, float]] | None = None,
     checkpoint: Path | str | None = None,
+    teacher_cache: Path | str | None = None,
     label: str = "healing",
 ) -> TrainResult:
     """Train a compressed language model in place, toward its text, its dense teacher, or both.
@@ -52,6 +56,9 @@ def finetune(
         evaluate: called with the model in evaluation mode, every ``config.evaluate_every`` steps and at the end; its
             numbers are in the result's curve.
         checkpoint: file to keep the state of the run in; if it exists the run goes on from there, to the bit.
+        teacher_cache: folder to keep the teacher's logits in, so that it is asked once of each window, in this run and
+            in others with the same teacher and batches; two bytes for each word of the vocabulary at each position.
+            Not with ``hidden`` or ``attention``, for which it must run all the same.
         label: shown with the progress.
 
     Returns:
@@ -79,20 +86,28 @@ def finetune(
     weight = config.distillation if config.distillation is not None else float(teacher is not None)
     config = config.model_copy(update={"distillation": weight})
     _check_models(model, teacher, config)
+    if teacher_cache is not None and (teacher is None or config.hidden or config.attention):
+        why = "there is no teacher" if teacher is None else "hidden or attention ask the teacher at every step"
+        raise SpecError(f"teacher_cache= keeps the teacher's logits, but {why}; leave it out")
     windows = Windows.of(batches)
     if config.batch_size > len(windows):
         raise SpecError(f"batch_size={config.batch_size} is over the {len(windows)} windows; give more, or lower it")
     device = next(model.parameters()).device
 
+    asked = Teacher(teacher, config)
+
     def loss(model: nn.Module, part: Windows) -> Tensor:
-        with _autocast(device, config):
-            theirs, aims = _asked(teacher, part, config.hidden_layers)
-            with captured(model, config.hidden_layers) as states:
-                logits = logits_of(part.run(model))
-        value = distillation_loss(logits, part.labels, theirs, weight=weight, temperature=config.temperature)
-        if aims:
-            errors = [hidden_loss(states[name], aim, part.labels) for name, aim in aims.items()]
+        with autocast(device, config):
+            theirs, ours = asked.says(part), said_by(model, part, config)
+        assert ours.logits is not None
+        value = distillation_loss(
+            ours.logits, part.labels, theirs.logits, weight=weight, temperature=config.temperature
+        )
+        if theirs.hidden:
+            errors = [hidden_loss(ours.hidden[name], aim, part.labels) for name, aim in theirs.hidden.items()]
             value = value + config.hidden * torch.stack(errors).mean()
+        if theirs.attentions:
+            value = value + config.attention * attention_loss(ours.attentions, theirs.attentions, part.labels)
         return value
 
     def evaluation() -> dict[str, float]:
@@ -101,9 +116,14 @@ def finetune(
 
     identity: dict[str, Any] = {}
     if checkpoint is not None:
-        identity = {"data": windows.sha256(), "teacher": _fingerprint(teacher) if teacher is not None else None}
+        identity = {"data": windows.sha256(), "teacher": fingerprint(teacher) if teacher is not None else None}
     with _prepared(model, teacher, config):
-        _try(model, teacher, windows, config, device)
+        vocabulary = _try(model, teacher, windows, config, device)
+        if teacher_cache is not None:
+            assert teacher is not None
+            about = {"teacher": fingerprint(teacher), "autocast": config.autocast}
+            identity["teacher_cache"] = True  # rounds what the teacher says
+            asked = Teacher(teacher, config, TeacherCache(Path(teacher_cache), windows, vocabulary, about))
         return train(
             model,
             lambda _generator, step: windows.batch(step, config.batch_size, config.seed).to(device),
@@ -129,13 +149,18 @@ def _check_models(model: nn.Module, teacher: nn.Module | None, config: FinetuneC
             f"{narrow[0]} is {trainable[narrow[0]].dtype}, where small steps round to nothing; train model.float(), "
             'with autocast="bfloat16" for the speed'
         )
-    asked = bool(config.distillation or config.hidden)
+    asked = bool(config.distillation or config.hidden or config.attention)
     if asked and teacher is None:
-        raise SpecError(f"distillation={config.distillation} and hidden={config.hidden} need a teacher=")
+        raise SpecError(
+            f"distillation={config.distillation}, hidden={config.hidden} and attention={config.attention} need a "
+            "teacher="
+        )
     if teacher is None:
         return
     if not asked:
-        raise SpecError("a teacher is given, but distillation and hidden are 0, so it would not be used; leave it out")
+        raise SpecError(
+            "a teacher is given, but distillation, hidden and attention are 0, so it would not be used; leave it out"
+        )
     theirs = {id(each) for each in teacher.parameters()}
     shared = [name for name, each in trainable.items() if id(each) in theirs]
     if shared:
@@ -154,7 +179,29 @@ def _trainable(model: nn.Module, config: FinetuneConfig) -> dict[str, nn.Paramet
         chosen = {name: each for name, each in chosen.items() if id(each) in held or each.ndim <= 1}
         if not layers:
             raise SpecError('trainable="compressed", but the model has no compressed layer; see mpochain.compress')
+    elif config.trainable != "all":
+        named = [_named(model, pattern) for pattern in config.trainable]
+        chosen = {name: each for name, each in chosen.items() if any(id(each) in found for found in named)}
     return chosen
+
+
+def _named(model: nn.Module, pattern: str) -> set[int]:
+    """The parameters that are named, or are within a module that is."""
+    names = [*dict(model.named_modules()), *(name for name, _ in model.named_parameters(remove_duplicate=False))]
+    names = [name for name in names if name]
+    try:
+        matches = re.compile(pattern.removeprefix("re:")).fullmatch if pattern.startswith("re:") else pattern.__eq__
+    except re.error as error:
+        raise SpecError(f"trainable: {pattern!r} is no regular expression: {error}") from error
+    found = [name for name in names if matches(name)]
+    if not found:
+        near = ", ".join(get_close_matches(pattern.removeprefix("re:"), names, cutoff=0.3)) or "none"
+        raise SpecError(f"trainable: {pattern!r} names no module or parameter; most like it: {near}")
+    return {
+        id(each)
+        for key, each in model.named_parameters(remove_duplicate=False)
+        if any(key == name or key.startswith(f"{name}.") for name in found)
+    }
 
 
 @contextmanager
@@ -170,6 +217,8 @@ def _prepared(model: nn.Module, teacher: nn.Module | None, config: FinetuneConfi
                     settings.use_cache = False
         if teacher is not None:
             teacher.eval()
+            if config.attention:
+                stack.enter_context(attention_maps(model, teacher))
         trained = {id(parameter) for parameter in _trainable(model, config).values()}
         for parameter in model.parameters():
             if parameter.requires_grad and id(parameter) not in trained:
@@ -206,8 +255,8 @@ def _set_modes(modes: Mapping[nn.Module, bool]) -> None:
 
 def _try(
     model: nn.Module, teacher: nn.Module | None, windows: Windows, config: FinetuneConfig, device: torch.device
-) -> None:
-    """Find out with one window what would fail in the middle of the first step, or after it."""
+) -> int:
+    """Find out with one window what would fail in the middle of the first step, or after it; the vocabulary."""
     for each in (model, teacher):
         limit = getattr(getattr(each, "config", None), "max_position_embeddings", None)
         if isinstance(limit, int) and windows.length > limit:
@@ -216,44 +265,23 @@ def _try(
     # Of token 0, which every vocabulary has: how large it is the logits tell.
     first.inputs["input_ids"] = torch.zeros_like(first.inputs["input_ids"])
     model.eval()
-    with torch.no_grad(), _autocast(device, config), captured(model, config.hidden_layers) as states:
-        logits = logits_of(first.run(model))
-    if logits.shape[:-1] != first.labels.shape:
+    with torch.no_grad(), autocast(device, config):
+        ours, theirs = said_by(model, first, config), Teacher(teacher, config).says(first)
+    assert ours.logits is not None
+    if ours.logits.shape[:-1] != first.labels.shape:
         raise ShapeError(
-            f"{type(model).__name__} answers {tuple(first.labels.shape)} tokens with logits {tuple(logits.shape)}; "
-            "healing needs logits at every position"
+            f"{type(model).__name__} answers {tuple(first.labels.shape)} tokens with logits "
+            f"{tuple(ours.logits.shape)}; healing needs logits at every position"
         )
-    with _autocast(device, config):
-        theirs, aims = _asked(teacher, first, config.hidden_layers)
-    if theirs is not None and theirs.shape != logits.shape:
+    if theirs.logits is not None and theirs.logits.shape != ours.logits.shape:
         raise ShapeError(
-            f"the teacher's vocabulary of {theirs.shape[-1]} is not the model's of {logits.shape[-1]}; the teacher is "
-            "the model as it was before compression"
+            f"the teacher's vocabulary of {theirs.logits.shape[-1]} is not the model's of {ours.logits.shape[-1]}; the "
+            "teacher is the model as it was before compression"
         )
-    for name, aim in aims.items():
-        hidden_loss(states[name], aim, first.labels)
-    windows.require_vocabulary(logits.shape[-1])
-
-
-def _asked(
-    teacher: nn.Module | None, part: Windows, layers: tuple[str, ...]
-) -> tuple[Tensor | None, Mapping[str, Tensor]]:
-    """The teacher's logits and hidden states."""
-    if teacher is None:
-        return None, {}
-    with torch.no_grad(), captured(teacher, layers) as states:
-        return logits_of(part.run(teacher)), states
-
-
-def _autocast(device: torch.device, config: FinetuneConfig) -> Any:
-    if config.autocast is None:
-        return nullcontext()
-    return torch.autocast(device.type, dtype=getattr(torch, config.autocast))
-
-
-def _fingerprint(teacher: nn.Module) -> str:
-    digest = hashlib.sha256()
-    for name, value in teacher.state_dict().items():
-        digest.update(f"{name} {tuple(value.shape)} {value.dtype}".encode())
-        digest.update(value.detach().contiguous().cpu().reshape(-1).view(torch.uint8).numpy().data)
-    return digest.hexdigest()
+    for name, aim in theirs.hidden.items():
+        hidden_loss(ours.hidden[name], aim, first.labels)
+    if theirs.attentions:
+        attention_loss(ours.attentions, theirs.attentions, first.labels)
+    vocabulary = int(ours.logits.shape[-1])
+    windows.require_vocabulary(vocabulary)
+    return vocabulary

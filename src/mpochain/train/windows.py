@@ -24,11 +24,13 @@ class Windows:
         inputs: the model's arguments, each ``(n, ...)``; ``input_ids (n, length)`` is one of them.
         labels: ``(n, length)``, the label of each position, -100 for none.
         named: whether the model is called with named arguments, or with ``input_ids`` alone.
+        places: ``(n,)``, which of all windows these are.
     """
 
     inputs: dict[str, Tensor]
     labels: Tensor
     named: bool
+    places: Tensor
 
     @classmethod
     def of(cls, batches: Any) -> Windows:
@@ -79,7 +81,7 @@ class Windows:
         empty = (labels == IGNORED).all(1).nonzero()
         if len(empty):
             raise SpecError(f"window {empty[0].item()} has nothing to predict: all of its labels are {IGNORED}")
-        return cls(inputs, labels, named)
+        return cls(inputs, labels, named, torch.arange(len(labels)))
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -121,7 +123,7 @@ class Windows:
     def select(self, places: Tensor) -> Windows:
         """Those at these places, ``(k,)``."""
         inputs = {name: value[places] for name, value in self.inputs.items()}
-        return replace(self, inputs=inputs, labels=self.labels[places])
+        return replace(self, inputs=inputs, labels=self.labels[places], places=self.places[places])
 
     def to(self, device: torch.device) -> Windows:
         """On another device."""
@@ -154,9 +156,9 @@ class Windows:
             part = self.select(places)
             yield part, part.targets / self.targets
 
-    def run(self, model: nn.Module) -> Any:
+    def run(self, model: nn.Module, **options: bool) -> Any:
         """The model's output."""
-        return model(**self.inputs) if self.named else model(self.inputs["input_ids"])
+        return model(**self.inputs, **options) if self.named else model(self.inputs["input_ids"], **options)
 
 
 def _arguments(item: Any, place: int) -> dict[str, Tensor]:

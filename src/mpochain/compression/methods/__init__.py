@@ -17,4 +17,6 @@ METHODS: dict[str, Method] = {
     "tt_svd": Balanced(),
     "kronecker": Kronecker(permuted=False),
     "permuted_kronecker": Kronecker(permuted=True),
+    "calibrated_kronecker": Kronecker(permuted=False, calibrated=True),
+    "calibrated_permuted_kronecker": Kronecker(permuted=True, calibrated=True),
 }

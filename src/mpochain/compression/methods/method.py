@@ -29,10 +29,14 @@ class Method(Protocol):
         needs: the moments it cannot do without: "nothing", "inputs" or "gradients".
         uniform: whether every layer keeps the same share of its parameters, as the method was published, or the budget
             goes where it takes away the most error.
+        embeddings: whether it can be used for the table of an embedding too.
+        settled: whether there is one choice for each layer, and no budget to choose by.
     """
 
     needs: str
     uniform: bool
+    embeddings: bool = False
+    settled: bool = False
 
     def needs_inputs(self, shape: tuple[int, int]) -> bool:  # noqa: ARG002  # of those that do
         """Whether a layer ``(out, in)`` needs the moments of its inputs where these are its larger side."""

@@ -1,0 +1,82 @@
+"""``mpochain distill``: a model made smaller in stages, learning from the dense one after each."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from mpochain.cli.options import Dtype, Json, Seed, Window, command_line, print_json, quiet_transformers
+from mpochain.cli.progress import counting, say
+
+__all__ = ["distill"]
+
+
+def distill(
+    recipe: Annotated[
+        str,
+        typer.Argument(
+            help="YAML file with stages, or tqcompressor-gpt2-small or kngpt2, which come with the library."
+        ),
+    ],
+    out: Annotated[Path, typer.Option(help="Folder for the smaller model.")],
+    model: Annotated[str | None, typer.Option(help="Dense model, in place of the recipe's.")] = None,
+    text: Annotated[Path | None, typer.Option(help="Text to learn from; never one to evaluate on.")] = None,
+    window: Window = None,
+    windows: Annotated[int | None, typer.Option(help="How many of the text, evenly spread; all if not given.")] = None,
+    evaluate: Annotated[Path | None, typer.Option(help="Text to measure perplexity on, around each stage.")] = None,
+    evaluate_windows: Annotated[int | None, typer.Option(help="Windows of it; all if not given.")] = None,
+    teacher_cache: Annotated[
+        Path | None,
+        typer.Option(help="Folder to keep the teacher's logits in: two bytes for each word at each position."),
+    ] = None,
+    dtype: Dtype = None,
+    seed: Seed = None,
+    as_json: Json = False,
+) -> None:
+    """Make a model smaller in stages and let it learn after each; write it and distillation.json. Can be resumed."""
+    from mpochain.atomic import write_bytes
+    from mpochain.jobs import built_in_recipes, distill_by, read_recipe
+
+    wanted = read_recipe(
+        built_in_recipes().get(recipe, Path(recipe)),
+        {
+            "model": model,
+            "dtype": dtype,
+            "seed": seed,
+            "healing": {"text": None if text is None else str(text), "windows": windows},
+            "evaluation": {"text": None if evaluate is None else str(evaluate), "windows": evaluate_windows},
+        },
+        window=window,
+    )
+    with quiet_transformers(), counting() as counter:
+        try:
+            outcome = distill_by(wanted, out, teacher_cache=teacher_cache, log=say, counter=counter)
+        except KeyboardInterrupt:
+            say(f"interrupted; the state is kept in {out}, the same command goes on from there")
+            raise typer.Exit(130) from None
+    record = {
+        "format": 1,
+        "command": command_line(),
+        "recipe": wanted.model_dump(mode="json", exclude_none=True),
+        **outcome.as_dict(),
+    }
+    write_bytes(out / "distillation.json", (json.dumps(record, indent=1, ensure_ascii=False) + "\n").encode())
+    if as_json:
+        print_json(record)
+        return
+    before, after = outcome.parameters
+    print(f"{after:,} parameters of {before:,}")
+    if outcome.dense is not None:
+        print(f"perplexity of the dense model: {outcome.dense['perplexity']:.2f}")
+    for stage in outcome.stages:
+        changes = (
+            ""
+            if stage["after"] is None
+            else (f"; perplexity {stage['before']['perplexity']:.2f}, then {stage['after']['perplexity']:.2f}")
+        )
+        print(f"{stage['name']}: {len(stage['layers'])} layers, {stage['training']['steps']} steps{changes}")
+    print(out)
+    print(out / "distillation.json")

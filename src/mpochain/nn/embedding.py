@@ -1,0 +1,296 @@
+"""An embedding whose table is held as a chain."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Self, cast
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from mpochain.errors import DTypeError, SpecError
+from mpochain.execute.autocast import without_autocast
+from mpochain.execute.kept import Kept
+from mpochain.factorization import decompose
+from mpochain.nn.dense import dense_table
+from mpochain.nn.linear import MPOLinear
+from mpochain.nn.permuted import PermutedLinear
+from mpochain.planning import Memory
+from mpochain.spec import ChainSpec
+
+__all__ = ["MPOEmbedding"]
+
+# Tokens from which repeated ones are looked for, and the share of distinct ones above which that gains nothing.
+_MANY, _DISTINCT = 64, 0.75
+
+
+class MPOEmbedding(nn.Module):
+    """Rows of a table ``W (num_embeddings, embedding_dim)`` held as cores: ``(...)`` to ``(..., embedding_dim)``.
+
+    A row is the product of one slice of each core, so the table is never built, and a row that a batch asks for several
+    times is made once. Vocabularies that have no good factors are padded, see :class:`mpochain.ChainSpec`. Source: the
+    embedding of TT-matrices, Khrulkov et al., arXiv 1901.10787.
+
+    Args:
+        num_embeddings: rows of the table.
+        embedding_dim: columns of the table.
+        max_bond: largest bond; clipped to what is attainable.
+        sites: number of sites of the default dims, 2 if not given.
+        out_dims: rows of each site, instead of the default.
+        in_dims: columns of each site, instead of the default.
+        spec: the whole spec, instead of dims and ``max_bond``.
+        terms: several specs; the table is the sum of their chains.
+        padding_idx: a row that gets no gradient from look-ups, as in ``nn.Embedding``.
+        device: where the parameters live.
+        dtype: their element type.
+
+    Raises:
+        SpecError: dims that do not multiply to the sizes, no bond given, contradictory arguments, or a
+            ``padding_idx`` outside of the table.
+
+    Example:
+        >>> embedding = MPOEmbedding(50257, 768, max_bond=16)
+        >>> sum(each.numel() for each in embedding.parameters()), embedding(torch.tensor([[0, 7, 7]])).shape
+        (..., torch.Size([1, 3, 768]))
+    """
+
+    def __init__(
+        self,
+        num_embeddings: int,
+        embedding_dim: int,
+        max_bond: int | None = None,
+        *,
+        sites: int | None = None,
+        out_dims: Iterable[int] | None = None,
+        in_dims: Iterable[int] | None = None,
+        spec: ChainSpec | None = None,
+        terms: Sequence[ChainSpec] | None = None,
+        padding_idx: int | None = None,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__()
+        self._hold(
+            MPOLinear(
+                embedding_dim,
+                num_embeddings,
+                max_bond,
+                sites=sites,
+                out_dims=out_dims,
+                in_dims=in_dims,
+                spec=spec,
+                terms=terms,
+                bias=False,
+                device=device,
+                dtype=dtype,
+            ),
+            padding_idx,
+        )
+        self.reset_parameters()
+
+    def _hold(self, table: MPOLinear | PermutedLinear, padding_idx: int | None) -> None:
+        self.num_embeddings, self.embedding_dim = table.out_features, table.in_features
+        if padding_idx is not None:
+            if not -self.num_embeddings <= padding_idx < self.num_embeddings:
+                raise SpecError(f"padding_idx must be a row of the {self.num_embeddings}, got {padding_idx}")
+            padding_idx %= self.num_embeddings
+        self.padding_idx = padding_idx
+        self.table = table
+        self._kept: Kept | None = None
+
+    @classmethod
+    def of(cls, table: MPOLinear | PermutedLinear, padding_idx: int | None = None) -> Self:
+        """The embedding with the weight of a layer as its table: the rows are the layer's outputs.
+
+        Args:
+            table: without bias; of chains, in the given order or another. It becomes a submodule and is not copied.
+            padding_idx: see :class:`MPOEmbedding`.
+
+        Raises:
+            DTypeError: a layer without chains.
+            SpecError: a layer with a bias, or a ``padding_idx`` outside of the table.
+
+        Example:
+            >>> table = MPOLinear(6, 10, max_bond=2, bias=False)
+            >>> torch.equal(MPOEmbedding.of(table).weight, table.weight)
+            True
+        """
+        chains = table.inner if isinstance(table, PermutedLinear) else table
+        if not isinstance(chains, MPOLinear):
+            raise DTypeError(f"an embedding is made of MPOLinear, permuted or not, got {type(chains).__name__}")
+        if table.bias is not None:
+            raise SpecError("the table of an embedding has no bias")
+        embedding = cls.__new__(cls)
+        nn.Module.__init__(embedding)
+        embedding._hold(table, padding_idx)
+        return embedding
+
+    @classmethod
+    def from_embedding(
+        cls, embedding: nn.Embedding, spec: ChainSpec, *, cutoff: float | None = None, name: str = "the table"
+    ) -> Self:
+        """An embedding whose chain approximates the table of a dense one, by TT-SVD.
+
+        Args:
+            embedding: is left as it is and shares no memory.
+            spec: of the chain.
+            cutoff: allowed relative Frobenius error of the table, in ``[0, 1)``.
+            name: what to call the table in errors.
+
+        Raises:
+            DTypeError: another module, or one whose rows are renormalised or scaled at look-up.
+            SpecError: a spec of another shape.
+            NonFiniteError: NaN or infinite entries.
+
+        Example:
+            >>> dense = nn.Embedding(12, 8)
+            >>> made = MPOEmbedding.from_embedding(dense, ChainSpec((3, 4), (2, 4)))  # no bond given: lossless
+            >>> torch.allclose(made(torch.tensor([5])), dense(torch.tensor([5])), atol=1e-5)
+            True
+        """
+        made = decompose(dense_table(embedding).detach(), spec, cutoff=cutoff, name=name)
+        return cls.of(MPOLinear.from_chains(made), embedding.padding_idx)
+
+    def reset_parameters(self, weight_std: float = 1.0) -> None:
+        """Draw new parameters.
+
+        Args:
+            weight_std: standard deviation of the entries of the table; by default that of ``nn.Embedding``.
+        """
+        self._chains().reset_parameters(weight_std)
+
+    @property
+    def weight(self) -> Tensor:
+        """The dense ``W (num_embeddings, embedding_dim)``, differentiable; built at every access."""
+        return self.table.weight
+
+    @property
+    def in_features(self) -> int:
+        """Columns of the table."""
+        return self.embedding_dim
+
+    @property
+    def out_features(self) -> int:
+        """Rows of the table."""
+        return self.num_embeddings
+
+    @property
+    def bias(self) -> None:
+        """None, as in every embedding."""
+        return
+
+    @property
+    def orders(self) -> dict[str, tuple[Tensor, int]]:
+        """Each index tensor of the table with the number of what it orders."""
+        return self.table.orders if isinstance(self.table, PermutedLinear) else {}
+
+    def to_embedding(self) -> nn.Embedding:
+        """The dense embedding with the same function, sharing no memory."""
+        return nn.Embedding.from_pretrained(
+            self.weight.detach().clone(), freeze=False, padding_idx=self.padding_idx
+        ).train(self.training)
+
+    def macs(self) -> int:
+        """Multiply-adds of one row."""
+        found = 0
+        for spec in self._chains().specs:
+            columns = 1
+            for site, (_, _, in_dim, right) in enumerate(spec.core_shapes):
+                left = spec.core_shapes[site][0]
+                columns *= in_dim
+                found += columns * left * right if site else 0
+        return found
+
+    def forward(self, ids: Tensor) -> Tensor:
+        """``(...)`` integers to ``(..., embedding_dim)``.
+
+        Raises:
+            DTypeError: indices that are not integers.
+            IndexError: one that is not a row of the table.
+        """
+        if ids.is_floating_point() or ids.is_complex() or ids.dtype == torch.bool:
+            raise DTypeError(f"MPOEmbedding takes integers, got {ids.dtype}")
+        if self._kept is not None:
+            cores = [core for term in self._chains().cores for core in term]
+            if not (torch.is_grad_enabled() and any(core.requires_grad for core in cores)):
+                made = self._kept.get(ids, cores, lambda: self.weight)
+                if made is not None:
+                    return F.embedding(ids, made)
+        flat = ids.reshape(-1).long()
+        if torch.compiler.is_compiling() or len(flat) < _MANY:
+            # How many are distinct would be a size that depends on the data.
+            self._require_rows(flat)
+            rows = self._rows(flat)
+        else:
+            distinct, places = torch.unique(flat, return_inverse=True)
+            self._require_rows(distinct)
+            repeated = len(distinct) <= _DISTINCT * len(flat)
+            rows = F.embedding(places, self._rows(distinct)) if repeated else self._rows(flat)
+        if self.padding_idx is not None and rows.requires_grad:
+            rows = torch.where((flat == self.padding_idx)[:, None], rows.detach(), rows)
+        return rows.view(*ids.shape, self.embedding_dim)
+
+    def set_execution(self, *, memory: Memory = "compact", autotune: bool = False) -> Self:
+        """Choose how rows are found; fast execution keeps the dense table.
+
+        Raises:
+            SpecError: an unknown ``memory``.
+        """
+        self.table.set_execution(memory=memory, autotune=autotune)
+        self._kept = Kept() if memory == "fast" else None
+        return self
+
+    def extra_repr(self) -> str:
+        """Sizes, for ``print(embedding)``; the table prints itself."""
+        padding = "" if self.padding_idx is None else f", padding_idx={self.padding_idx}"
+        return f"{self.num_embeddings}, {self.embedding_dim}{padding}"
+
+    def _chains(self) -> MPOLinear:
+        return cast("MPOLinear", self.table.inner if isinstance(self.table, PermutedLinear) else self.table)
+
+    def _require_rows(self, ids: Tensor) -> None:
+        """Refuse indices beside the table, of which padding has some."""
+        if torch.compiler.is_compiling() or not len(ids):
+            return
+        low, high = (int(each) for each in ids.aminmax())
+        if low < 0 or high >= self.num_embeddings:
+            raise IndexError(f"the table has rows 0 to {self.num_embeddings - 1}, got {low if low < 0 else high}")
+
+    def _rows(self, ids: Tensor) -> Tensor:
+        """``(n,)`` to ``(n, embedding_dim)``, each made from its slices of the cores."""
+        table, chains = self.table, self._chains()
+        if isinstance(table, PermutedLinear) and table.place is not None:
+            ids = table.place.index_select(0, ids).long()
+        total: Tensor | None = None
+        # nn.Embedding gives what it holds, under autocast too, and the sums of a model begin there.
+        with without_autocast(chains.cores[0][0]):
+            for spec, cores in zip(chains.specs, chains.cores, strict=True):
+                made = _row_products(ids, cores)[:, : spec.in_features]
+                total = made if total is None else total + made
+        assert total is not None
+        if isinstance(table, PermutedLinear) and table.columns is not None:
+            total = total.index_select(1, torch.argsort(table.columns))
+        return total
+
+
+def _row_products(ids: Tensor, cores: Sequence[Tensor]) -> Tensor:
+    """``(n,)`` to ``(n, i_1 .. i_k)``: one slice of each core, multiplied from the left."""
+    digits = []
+    for core in reversed(cores):
+        digits.append(ids % core.shape[1])
+        ids = ids // core.shape[1]
+    count, columns = ids.shape[0], 1
+    row = cores[0]
+    for site, (core, digit) in enumerate(zip(cores, reversed(digits), strict=True)):
+        left, out, in_, right = core.shape
+        slices = core.transpose(0, 1).reshape(out, left, in_ * right)
+        if not site:
+            row = slices[:, 0].index_select(0, digit)
+        elif out == 1:
+            row = row.reshape(-1, left) @ slices[0]
+        else:
+            row = torch.bmm(row.reshape(count, columns, left), slices.index_select(0, digit))
+        columns *= in_
+        row = row.reshape(count, columns * right)
+    return row

@@ -1,0 +1,72 @@
+"""A head that keeps the weight of an embedding, as language models have it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from torch import nn
+
+from mpochain.errors import DTypeError
+from mpochain.nn.embedding import MPOEmbedding
+from mpochain.nn.linear import MPOLinear
+from mpochain.nn.permuted import PermutedLinear
+from mpochain.nn.structure import describe, skeleton
+
+__all__ = ["tied_head", "tied_linears"]
+
+
+def tied_head(embedding: MPOEmbedding) -> MPOLinear | PermutedLinear:
+    """A linear layer from features to the embedding's rows, with the very same cores: ``(..., dim) -> (..., rows)``.
+
+    Both learn as one, and a checkpoint holds the cores once.
+
+    Args:
+        embedding: is not changed.
+
+    Example:
+        >>> import torch
+        >>> embedding = MPOEmbedding(10, 6, max_bond=2)
+        >>> head = tied_head(embedding)
+        >>> head.core_0_0 is embedding.table.core_0_0, head(torch.zeros(1, 6)).shape
+        (True, torch.Size([1, 10]))
+    """
+    head = skeleton(describe(embedding.table), None, "the head")
+    assert isinstance(head, MPOLinear | PermutedLinear)
+    for ours, theirs in zip(head.modules(), embedding.table.modules(), strict=True):
+        for name in list(ours._parameters):
+            setattr(ours, name, theirs._parameters[name])
+        for name in list(ours._buffers):
+            setattr(ours, name, theirs._buffers[name])
+    return head.train(embedding.training)
+
+
+def tied_linears(model: nn.Module, embeddings: Iterable[nn.Module]) -> dict[nn.Linear, nn.Embedding]:
+    """The dense heads that are tied to some of these embeddings, and to which.
+
+    Args:
+        model: is not changed.
+        embeddings: of the model; other modules among them are passed over.
+
+    Raises:
+        DTypeError: a module other than a linear layer without bias that holds the table of one of them.
+
+    Example:
+        >>> model = nn.Sequential(nn.Embedding(9, 4), nn.Linear(4, 9, bias=False))
+        >>> model[1].weight = model[0].weight
+        >>> tied_linears(model, [model[0]])
+        {Linear(in_features=4, out_features=9, bias=False): Embedding(9, 4)}
+    """
+    tables = {id(each.weight): each for each in embeddings if isinstance(each, nn.Embedding)}
+    found: dict[nn.Linear, nn.Embedding] = {}
+    for name, module in model.named_modules():
+        for key, parameter in module.named_parameters(recurse=False):
+            table = tables.get(id(parameter))
+            if table is None or module is table:
+                continue
+            if not isinstance(module, nn.Linear) or key != "weight" or "bias" in dict(module.named_parameters()):
+                raise DTypeError(
+                    f"{name} shares the table of an embedding, and only an nn.Linear without bias can be tied to a "
+                    f"chain, got {type(module).__name__}"
+                )
+            found[module] = table
+    return found

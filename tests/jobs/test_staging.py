@@ -1,0 +1,205 @@
+"""Distillation in stages: what the recipes that come with it make, and that nothing is lost or found out too late."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+import transformers
+from texts import prose
+from tiny import write_model
+
+import mpochain as mpo
+from mpochain import MPOError
+from mpochain.jobs import built_in_recipes, distill_by, read_recipe
+from mpochain.jobs.staging import make_smaller
+
+# Counts of GPT-2 small with its head tied.
+COUNTS = {"tqcompressor-gpt2-small": 81_336_388, "kngpt2": 83_907_506}
+
+STAGES = """
+model: dense
+healing: {text: valid.txt, window: 16, windows: 12, training: {steps: 4, batch_size: 4, warmup_steps: 1}}
+evaluation: {text: test.txt, window: 16, windows: 4}
+stages:
+  - name: words
+    groups:
+      - {targets: [model.embed_tokens], factors: [[1, 2], [1, 2]]}
+  - name: mlps
+    groups:
+      - {targets: ['re:.*(up|gate)_proj'], factors: [[2, 2]], terms: 2}
+      - {targets: ['re:.*down_proj'], method: svd, budget: 0.5}
+    training: {steps: 3, learning_rate: 1.0e-3}
+  - name: words-again
+    training: {trainable: [model.embed_tokens], steps: 2}
+"""
+
+
+@pytest.fixture
+def folder(tmp_path):
+    write_model(tmp_path / "dense")
+    (tmp_path / "valid.txt").write_text(prose(6000, seed=1), encoding="utf-8")
+    (tmp_path / "test.txt").write_text(prose(3000, seed=2), encoding="utf-8")
+    return tmp_path
+
+
+def recipe_of(folder, text=STAGES):
+    (folder / "recipe.yaml").write_text(text, encoding="utf-8")
+    return read_recipe(folder / "recipe.yaml")
+
+
+@pytest.mark.parametrize("name", sorted(COUNTS))
+def test_the_parameters_of_gpt2_small(name):
+    torch.manual_seed(0)
+    with torch.device("meta"):
+        model = transformers.GPT2LMHeadModel(transformers.GPT2Config())
+    model = model.to_empty(device="cpu")
+    model.tie_weights()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.fill_(0.02)
+        assert sum(each.numel() for each in model.parameters()) == 124_439_808
+    recipe = read_recipe(built_in_recipes()[name], {"healing": {"text": "none.txt"}})
+    for stage in recipe.stages:
+        # The number of parameters does not depend on the order that a search would find.
+        stage = stage.model_copy(
+            update={"groups": tuple(g.model_copy(update={"permuted": False}) for g in stage.groups)}
+        )
+        make_smaller(stage, model)
+    assert sum(each.numel() for each in model.parameters()) == COUNTS[name]
+    assert model.lm_head.core_0_0 is model.transformer.wte.table.core_0_0
+
+
+@pytest.mark.parametrize("name", sorted(COUNTS))
+def test_the_recipes_run_at_a_small_size(name, folder):
+    """A small GPT-2 with the names and blocks that they speak of."""
+    settings = transformers.GPT2Config(
+        vocab_size=60, n_positions=16, n_embd=16, n_layer=12, n_head=2, bos_token_id=0, eos_token_id=0
+    )
+    tokenizer = transformers.AutoTokenizer.from_pretrained(folder / "dense")
+    torch.manual_seed(0)
+    transformers.GPT2LMHeadModel(settings).save_pretrained(folder / "gpt2")
+    tokenizer.save_pretrained(folder / "gpt2")
+    training = {"steps": 2, "batch_size": 4, "accumulate": 2, "warmup_steps": 1}
+    recipe = read_recipe(
+        built_in_recipes()[name],
+        {
+            "model": str(folder / "gpt2"),
+            "healing": {"text": str(folder / "valid.txt"), "windows": 8, "training": training},
+        },
+        window=16,
+    )
+    outcome = distill_by(recipe, folder / "small")
+    assert outcome.parameters[1] < outcome.parameters[0]
+    loaded = mpo.load(folder / "small")
+    assert loaded.lm_head.weight.shape == (60, 16)
+    assert sum(each.numel() for each in loaded.parameters()) == outcome.parameters[1]
+
+
+def test_stages_one_after_the_other(folder):
+    recipe, said = recipe_of(folder), []
+    outcome = distill_by(recipe, folder / "small", teacher_cache=folder / "cache", log=said.append)
+    assert [stage["name"] for stage in outcome.stages] == ["words", "mlps", "words-again"]
+    assert [len(stage["layers"]) for stage in outcome.stages] == [1, 6, 0]
+    assert [stage["training"]["steps"] for stage in outcome.stages] == [4, 3, 2]
+    assert all(stage["after"]["perplexity"] > 1 for stage in outcome.stages)
+    assert outcome.dense["perplexity"] > 1
+    assert outcome.parameters[0] > outcome.parameters[1]
+    assert not (folder / "small" / "stages").exists()
+    model = mpo.load(folder / "small")
+    assert model.lm_head.weight.shape == (60, 24)
+    json.dumps(outcome.as_dict())
+    # The same without keeping what the teacher says, but for what that is rounded by.
+    other = distill_by(recipe, folder / "other")
+    losses, same = (found.stages[0]["training"]["losses"] for found in (outcome, other))
+    assert losses == pytest.approx(same, rel=1e-2)
+    assert losses != same
+
+
+def test_only_what_is_named_learns(folder):
+    recipe = recipe_of(folder)
+    distill_by(recipe.model_copy(update={"stages": recipe.stages[:2]}), folder / "two")
+    distill_by(recipe, folder / "three")
+    two, three = (mpo.load(folder / name).state_dict() for name in ("two", "three"))
+    changed = {name for name in two if not torch.equal(two[name], three[name])}
+    assert changed
+    assert all(name.startswith(("model.embed_tokens.", "lm_head.")) for name in changed)
+
+
+@pytest.mark.parametrize("stop", ["compress", "finetune", "save"])
+def test_an_interrupted_run_comes_to_the_same_model(folder, monkeypatch, stop):
+    recipe = recipe_of(folder)
+    whole = distill_by(recipe, folder / "whole")
+    from mpochain.jobs import staging
+
+    names = {"compress": "compress", "finetune": "finetune", "save": "save_language_model"}
+    real, calls = getattr(staging, names[stop]), []
+
+    def failing(*arguments, **named):
+        calls.append(arguments)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return real(*arguments, **named)
+
+    monkeypatch.setattr(staging, names[stop], failing)
+    with pytest.raises(KeyboardInterrupt):
+        distill_by(recipe, folder / "broken")
+    again = distill_by(recipe, folder / "broken")
+    assert again.parameters == whole.parameters
+    for mine, theirs in zip(again.stages, whole.stages, strict=True):
+        assert mine["training"]["losses"] == theirs["training"]["losses"]
+        assert mine["after"]["loss"] == theirs["after"]["loss"]
+    one, other = (mpo.load(folder / name).state_dict() for name in ("broken", "whole"))
+    assert all(torch.equal(one[name], other[name]) for name in one)
+
+
+def test_the_work_of_another_recipe_is_not_gone_on_with(folder, monkeypatch):
+    from mpochain.jobs import staging
+
+    recipe = recipe_of(folder)
+
+    def stopped(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(staging, "finetune", stopped)
+    with pytest.raises(KeyboardInterrupt):
+        distill_by(recipe, folder / "small")
+    with pytest.raises(MPOError, match="work of another recipe"):
+        distill_by(recipe.model_copy(update={"seed": 7}), folder / "small")
+    (folder / "small" / "stages" / "found.json").write_text("{")
+    with pytest.raises(MPOError, match="is damaged"):
+        distill_by(recipe, folder / "small")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (("model.embed_tokens]", "model.embed]"), "stage words: .*'model.embed' matches no layer"),
+        (("factors: [[1, 2], [1, 2]]", "factors: [[1, 5]]"), "stage words: a factor of 1x5 does not divide"),
+        (("(up|gate)_proj", "(up|gate|down)_proj"), "down_proj is made smaller in the stages mlps and mlps"),
+        (("svd, budget", "svd_llm, budget"), "stage mlps needs calibration data"),
+        (("svd, budget", "svdd, budget"), "stage mlps: there is no method 'svdd'"),
+        (("budget: 0.5", "permuted: true"), "method and budget go together"),
+        (("steps: 3, ", "stepps: 3, "), r"stages\.mlps\.training\.stepps"),
+        (("name: words-again", "name: words"), "two have the name 'words'"),
+        (("name: words-again", "name: ../words"), r"stages\.2\.name"),
+        (("windows: 12,", "windows: 12, teacher: other,"), "the teacher's vocabulary of 50 is not the model's of 60"),
+    ],
+)
+def test_what_is_wrong_is_told_before_any_work(folder, change, message):
+    settings = transformers.GPT2Config(vocab_size=50, n_positions=16, n_embd=8, n_layer=1, n_head=1)
+    transformers.GPT2LMHeadModel(settings).save_pretrained(folder / "other")
+    transformers.AutoTokenizer.from_pretrained(folder / "dense").save_pretrained(folder / "other")
+    assert change[0] in STAGES
+    with pytest.raises(MPOError, match=message):
+        distill_by(recipe_of(folder, STAGES.replace(*change)), folder / "small")
+    assert not list(folder.glob("small/stages/*.smaller"))
+
+
+def test_what_is_missing(folder):
+    with pytest.raises(MPOError, match="no stages"):
+        distill_by(recipe_of(folder, "model: dense\nhealing: {text: valid.txt}\n"), folder / "small")
+    without = recipe_of(folder, STAGES).model_copy(update={"healing": None})
+    with pytest.raises(MPOError, match="no text to learn from"):
+        distill_by(without, folder / "small")

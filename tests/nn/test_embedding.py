@@ -1,0 +1,224 @@
+"""An embedding held as a chain gives the rows of its dense table, however it is asked, and stays tied to its head."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import nn
+
+import mpochain as mpo
+from mpochain import ChainSpec, MPOEmbedding, MPOError, MPOLinear, PermutedLinear
+from mpochain.decomposition import split_off
+from mpochain.nn import learning_rate_scales, tied_head
+from mpochain.nn.structure import describe, skeleton
+from mpochain.nn.tying import tied_linears
+
+dims = st.lists(st.integers(1, 4), min_size=3, max_size=3)
+
+
+def embedding_of(form="chain", **arguments):
+    torch.manual_seed(0)
+    if form == "permuted":
+        table = split_off(torch.randn(10, 8, dtype=torch.float64), [(1, 2), (1, 2)])
+        return MPOEmbedding.of(PermutedLinear.from_split(table), **arguments)
+    if form == "both orders":
+        inner = MPOLinear(6, 10, out_dims=(5, 2), in_dims=(2, 3), max_bond=2, bias=False, dtype=torch.float64)
+        orders = {"rows": torch.randperm(10), "columns": torch.randperm(6)}
+        return MPOEmbedding.of(PermutedLinear(inner, **orders), **arguments)
+    if form == "sum":
+        terms = [ChainSpec((5, 2), (2, 3), 2), ChainSpec((2, 5), (3, 2), 1)]
+        return MPOEmbedding(10, 6, terms=terms, dtype=torch.float64, **arguments)
+    return MPOEmbedding(11, 6, max_bond=3, sites=3 if form == "three sites" else 2, dtype=torch.float64, **arguments)
+
+
+FORMS = ["chain", "three sites", "sum", "permuted", "both orders"]
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("shape", [(), (0,), (5,), (2, 3), (9, 40)])
+@pytest.mark.parametrize("memory", ["compact", "fast"])
+def test_rows_and_gradients_are_those_of_the_dense_table(form, shape, memory):
+    embedding = embedding_of(form).set_execution(memory=memory)
+    ids = torch.randint(embedding.num_embeddings, shape)
+    for distinct in (ids, ids % 2):
+        expected = nn.functional.embedding(distinct, embedding.weight)
+        rows = embedding(distinct)
+        torch.testing.assert_close(rows, expected)
+        with torch.no_grad():
+            torch.testing.assert_close(embedding(distinct.int()), expected)
+        weights = torch.randn_like(expected)
+        parameters = list(embedding.parameters())
+        for mine, theirs in zip(
+            torch.autograd.grad((rows * weights).sum(), parameters),
+            torch.autograd.grad((expected * weights).sum(), parameters),
+            strict=True,
+        ):
+            torch.testing.assert_close(mine, theirs)
+
+
+@given(dims, dims, st.integers(1, 3), st.integers(0, 5), st.integers(0, 2**16))
+def test_any_chain_is_looked_up_like_its_matrix(out_dims, in_dims, bond, padding, seed):
+    torch.manual_seed(seed)
+    rows = max(out_dims[0] * out_dims[1] * out_dims[2] - padding, 1)
+    spec = ChainSpec(out_dims, in_dims, bond, out_features=rows)
+    embedding = MPOEmbedding(rows, spec.in_features, spec=spec, dtype=torch.float64)
+    ids = torch.randint(rows, (7,))
+    torch.testing.assert_close(embedding(ids), embedding.weight[ids])
+
+
+def test_fast_execution_is_never_old():
+    embedding, ids = embedding_of("permuted").set_execution(memory="fast"), torch.arange(10)
+    with torch.no_grad():
+        before = embedding(ids)
+        assert embedding._kept._found[2].shape == (10, 8)
+        embedding.table.inner.core_0_0.add_(1)
+        torch.testing.assert_close(embedding(ids), embedding.weight)
+        assert not torch.equal(embedding(ids), before)
+
+
+def test_a_padding_row_gets_no_gradient_from_look_ups():
+    embedding = embedding_of(padding_idx=-1)
+    assert embedding.padding_idx == 10
+    for ids in (torch.tensor([10, 10]), torch.full((80,), 10)):
+        embedding.zero_grad()
+        rows = embedding(ids)
+        assert rows.any()
+        rows.sum().backward()
+        assert not any(each.grad.any() for each in embedding.parameters())
+    embedding(torch.tensor([10, 3])).sum().backward()
+    alone = embedding_of()
+    alone(torch.tensor([3])).sum().backward()
+    for mine, theirs in zip(embedding.parameters(), alone.parameters(), strict=True):
+        torch.testing.assert_close(mine.grad, theirs.grad)
+
+
+def test_its_variance_is_that_of_a_dense_embedding():
+    torch.manual_seed(0)
+    assert 0.8 < MPOEmbedding(400, 300, max_bond=8).weight.std().item() < 1.2
+    embedding = MPOEmbedding(400, 300, max_bond=8)
+    embedding.reset_parameters(0.02)
+    assert 0.015 < embedding.weight.std().item() < 0.025
+
+
+def test_what_it_gives_is_not_narrowed_by_autocast():
+    embedding = embedding_of("permuted").float()
+    with torch.autocast("cpu", torch.bfloat16):
+        assert embedding(torch.arange(3)).dtype == torch.float32
+
+
+def test_compile_and_export():
+    embedding, ids = embedding_of("both orders"), torch.arange(6)
+    torch._dynamo.reset()
+    compiled = torch.compile(embedding, fullgraph=True, backend="aot_eager")
+    torch.testing.assert_close(compiled(ids), embedding(ids))
+    program = torch.export.export(embedding, (ids,), dynamic_shapes={"ids": {0: torch.export.Dim.DYNAMIC}})
+    torch.testing.assert_close(program.module()(ids[:4]), embedding(ids[:4]))
+
+
+def test_from_a_dense_embedding():
+    dense = nn.Embedding(12, 8, padding_idx=2)
+    made = MPOEmbedding.from_embedding(dense, ChainSpec((3, 4), (2, 4)))
+    torch.testing.assert_close(made.weight, dense.weight)
+    assert made.padding_idx == 2
+    back = made.to_embedding()
+    assert back.padding_idx == 2
+    assert back.weight.requires_grad
+    torch.testing.assert_close(back.weight, dense.weight)
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_what_handles_layers_handles_embeddings(form, tmp_path):
+    embedding = embedding_of(form)
+    rows, width = embedding.num_embeddings, embedding.embedding_dim
+    ids = torch.arange(rows)
+    assert torch.equal(copy.deepcopy(embedding)(ids), embedding(ids))
+    assert mpo.set_execution(nn.Sequential(embedding), memory="compact") == 1
+    assert f"MPOEmbedding(\n  {rows}, {width}" in repr(embedding)
+    assert embedding.macs() > 0
+    empty = skeleton(describe(embedding), (rows, width), "words")
+    assert {each.device.type for each in empty.state_dict().values()} == {"meta"}
+    model = nn.Sequential(embedding, tied_head(embedding))
+    with torch.device("meta"):
+        architecture = nn.Sequential(nn.Embedding(rows, width), nn.Linear(width, rows, bias=False))
+    mpo.save(model, tmp_path)
+    loaded = mpo.load(tmp_path, architecture)
+    torch.testing.assert_close(loaded(ids), model(ids))
+    cores = list(loaded[0].parameters())
+    assert all(mine is theirs for mine, theirs in zip(cores, loaded[1].parameters(), strict=True))
+    stored = sum(each.numel() for each in cores)
+    assert sum(each.numel() for each in loaded.parameters()) == stored == sum(p.numel() for p in embedding.parameters())
+    dense = mpo.to_dense(loaded)
+    assert [type(each) for each in dense] == [nn.Embedding, nn.Linear]
+    assert dense[0].weight is dense[1].weight
+    torch.testing.assert_close(dense(ids), model(ids))
+
+
+def test_cores_of_rows_learn_by_their_bond():
+    embedding = embedding_of()
+    model = nn.ModuleDict({"words": embedding, "head": tied_head(embedding), "up": MPOLinear(6, 8, max_bond=2)})
+    scales = learning_rate_scales(model)
+    assert scales["words.table.core_0_0"] == scales["head.core_0_0"] == 1 / 3
+    assert scales["words.table.core_0_1"] == 1
+    assert scales["up.core_0_0"] > 1
+
+
+def test_which_heads_are_tied():
+    embedding, head, other = nn.Embedding(9, 4), nn.Linear(4, 9, bias=False), nn.Linear(4, 9)
+    head.weight = embedding.weight
+    model = nn.ModuleDict({"words": embedding, "head": head, "other": other})
+    assert tied_linears(model, [embedding, other]) == {head: embedding}
+    other.weight = embedding.weight
+    with pytest.raises(MPOError, match="other shares the table"):
+        tied_linears(model, [embedding])
+    model["other"] = nn.Embedding(9, 4)
+    model["other"].weight = embedding.weight
+    with pytest.raises(MPOError, match="got Embedding"):
+        tied_linears(model, [embedding])
+
+
+@pytest.mark.parametrize("count", [3, 100])
+def test_indices_beside_the_table(count):
+    embedding = embedding_of()
+    assert embedding.table.spec.padded_shape[0] > 11
+    for wrong in (11, -1, 10**6):
+        ids = torch.zeros(count, dtype=torch.long)
+        ids[1] = wrong
+        with pytest.raises(IndexError, match=f"rows 0 to 10, got {wrong}"):
+            embedding(ids)
+
+
+def test_what_is_no_embedding():
+    with pytest.raises(MPOError, match="takes integers"):
+        embedding_of()(torch.zeros(2))
+    with pytest.raises(MPOError, match="padding_idx must be a row"):
+        embedding_of(padding_idx=11)
+    with pytest.raises(MPOError, match="got InterpolativeLinear"):
+        MPOEmbedding.of(PermutedLinear(mpo.InterpolativeLinear(4, 6, 2, bias=False), rows=torch.arange(6)))
+    with pytest.raises(MPOError, match="has no bias"):
+        MPOEmbedding.of(MPOLinear(4, 6, max_bond=2))
+    with pytest.raises(MPOError, match="expected torch.nn.Embedding"):
+        MPOEmbedding.from_embedding(nn.Linear(4, 6), ChainSpec((3, 2), (2, 2)))
+    with pytest.raises(MPOError, match="max_norm"):
+        MPOEmbedding.from_embedding(nn.Embedding(6, 4, max_norm=1.0), ChainSpec((3, 2), (2, 2)))
+
+    class Scaled(nn.Embedding):
+        def forward(self, ids):
+            return super().forward(ids) * 2
+
+    with pytest.raises(MPOError, match="forward of its own"):
+        MPOEmbedding.from_embedding(Scaled(6, 4), ChainSpec((3, 2), (2, 2)))
+
+
+def test_a_file_that_puts_an_embedding_elsewhere_is_refused(tmp_path):
+    mpo.save(nn.Sequential(embedding_of()), tmp_path)
+    with torch.device("meta"):
+        architecture = nn.Sequential(nn.Linear(6, 11))
+    with pytest.raises(MPOError, match="MPOEmbedding in place of a Linear"):
+        mpo.load(tmp_path, architecture)
+    description = {**describe(embedding_of()), "padding": 99}
+    with pytest.raises(MPOError, match="words: padding_idx must be a row"):
+        skeleton(description, (11, 6), "words")

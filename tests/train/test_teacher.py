@@ -1,0 +1,184 @@
+"""What a teacher says: where it looks, and logits that are kept on disk."""
+
+from __future__ import annotations
+
+import copy
+import json
+import math
+
+import pytest
+import torch
+import transformers
+from torch import nn
+
+from mpochain import MPOError
+from mpochain.train import FinetuneConfig, finetune
+from mpochain.train.attention import attention_loss, attention_maps
+from mpochain.train.teacher import TeacherCache
+from mpochain.train.windows import Windows
+
+V = 23
+CONFIG = FinetuneConfig(steps=6, batch_size=4, warmup_steps=2, learning_rate=1e-2, checkpoint_every=1)
+
+
+def gpt2(seed=0, scale=4.0, **changes):
+    torch.manual_seed(seed)
+    settings = {"vocab_size": V, "n_positions": 16, "n_embd": 16, "n_layer": 2, "n_head": 2, **changes}
+    settings |= dict.fromkeys(("resid_pdrop", "embd_pdrop", "attn_pdrop"), 0.0)
+    model = transformers.GPT2LMHeadModel(transformers.GPT2Config(**settings, bos_token_id=0, eos_token_id=0)).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.mul_(scale)
+    return model
+
+
+def windows(count=12, seed=1):
+    return torch.randint(V, (count, 12), generator=torch.Generator().manual_seed(seed))
+
+
+class TestAttention:
+    def test_it_is_the_divergence(self):
+        torch.manual_seed(0)
+        p, q = (torch.randn(2, 3, 5, 5, dtype=torch.float64).softmax(-1) for _ in range(2))
+        labels = torch.randint(9, (2, 5))
+        labels[0, 2:] = -100
+        kept = (labels != -100)[:, None].expand(2, 3, 5)
+        expected = nn.functional.kl_div(q.log(), p, reduction="none").sum(-1)[kept].mean()
+        torch.testing.assert_close(attention_loss([q], [p], labels), expected)
+        torch.testing.assert_close(attention_loss([q, p], [p, p], labels), expected / 2)
+
+    def test_gradients(self):
+        torch.manual_seed(0)
+        p = torch.randn(1, 2, 4, 4, dtype=torch.float64).softmax(-1)
+        x = torch.randn(1, 2, 4, 4, dtype=torch.float64, requires_grad=True)
+        labels = torch.tensor([[1, 2, 3, -100]])
+        assert torch.autograd.gradcheck(lambda x: attention_loss([x.softmax(-1)], [p], labels), x)
+
+    def test_what_is_masked_counts_for_nothing(self):
+        p = torch.tensor([[[[1.0, 0.0], [0.25, 0.75]]]])
+        q = torch.tensor([[[[1.0, 0.0], [0.75, 0.25]]]])
+        found = attention_loss([q], [p], torch.tensor([[1, 2]]))
+        expected = (0.25 * math.log(1 / 3) + 0.75 * math.log(3)) / 2
+        assert found.item() == pytest.approx(expected, rel=1e-5)
+
+    def test_a_model_learns_where_to_look(self):
+        dense, model = gpt2(0), gpt2(1)
+
+        def distance():
+            with torch.no_grad(), attention_maps(dense, model):
+                outputs = [each(windows(seed=2), output_attentions=True).attentions for each in (model, dense)]
+                return attention_loss(*outputs, windows(seed=2)).item()
+
+        before, kinds = distance(), [each.config._attn_implementation for each in (dense, model)]
+        config = CONFIG.model_copy(update={"steps": 60, "distillation": 0.0, "attention": 20.0})
+        result = finetune(model, windows(), config=config, teacher=dense)
+        assert distance() < 0.8 * before
+        assert result.losses[-1] < result.losses[0]
+        assert kinds == [each.config._attn_implementation for each in (dense, model)] == ["sdpa", "sdpa"]
+
+    def test_what_cannot_be_compared(self):
+        config = CONFIG.model_copy(update={"attention": 1.0})
+        plain = nn.Sequential(nn.Embedding(V, 8), nn.Linear(8, V))
+        with pytest.raises(MPOError, match="Sequential cannot tell"):
+            finetune(plain, windows(), config=config, teacher=copy.deepcopy(plain))
+        with pytest.raises(MPOError, match=r"attention=1\.0 need a teacher"):
+            finetune(gpt2(), windows(), config=config.model_copy(update={"distillation": 0.0}))
+        with pytest.raises(MPOError, match="do not fit"):
+            finetune(gpt2(), windows(), config=config, teacher=gpt2(n_head=4))
+        with pytest.raises(MPOError, match="no position has a label"):
+            attention_loss([torch.ones(1, 1, 2, 2)], [torch.ones(1, 1, 2, 2)], torch.full((1, 2), -100))
+
+
+class TestTrainable:
+    def test_only_what_is_named_learns(self):
+        model = gpt2()
+        before = copy.deepcopy(model.state_dict())
+        config = CONFIG.model_copy(update={"trainable": ("transformer.h.0.mlp", r"re:.*ln_f\.weight")})
+        finetune(model, windows(), config=config)
+        changed = {name for name, value in model.state_dict().items() if not torch.equal(value, before[name])}
+        assert changed == {
+            "transformer.ln_f.weight",
+            *(f"transformer.h.0.mlp.{layer}.{kind}" for layer in ("c_fc", "c_proj") for kind in ("weight", "bias")),
+        }
+        assert all(parameter.requires_grad for parameter in model.parameters())
+
+    def test_a_tied_name_is_known(self):
+        model = gpt2()
+        before = model.lm_head.weight.detach().clone()
+        finetune(model, windows(), config=CONFIG.model_copy(update={"trainable": ("lm_head",)}))
+        assert not torch.equal(model.transformer.wte.weight, before)
+
+    @pytest.mark.parametrize(
+        ("name", "message"), [("transformer.h.7", "most like it: transformer"), ("re:(", "is no regular expression")]
+    )
+    def test_unknown_names(self, name, message):
+        with pytest.raises(MPOError, match=message):
+            finetune(gpt2(), windows(), config=CONFIG.model_copy(update={"trainable": (name,)}))
+
+
+class TestCache:
+    def test_the_teacher_is_asked_once_of_each_window(self, tmp_path):
+        dense, asked = gpt2(), []
+        dense.register_forward_hook(lambda _module, _arguments, output: asked.append(len(output.logits)))
+        models = [gpt2(1, scale=2.0) for _ in range(3)]
+        plain = finetune(models[0], windows(), config=CONFIG, teacher=dense).losses
+        assert sum(asked) == 1 + 6 * 4
+        asked.clear()
+        first = finetune(models[1], windows(), config=CONFIG, teacher=dense, teacher_cache=tmp_path).losses
+        assert sum(asked) == 1 + 12  # two epochs of 12 windows, and a trial
+        asked.clear()
+        second = finetune(models[2], windows(), config=CONFIG, teacher=dense, teacher_cache=tmp_path).losses
+        assert sum(asked) == 1
+        assert first == second != plain
+        assert first == pytest.approx(plain, rel=1e-3)
+        assert (tmp_path / "logits.f16").stat().st_size == 2 * 12 * 12 * V
+
+    def test_what_it_keeps_is_what_was_said(self, tmp_path):
+        given = Windows.of(windows(4))
+        cache = TeacherCache(tmp_path, given, V, {})
+        torch.manual_seed(0)
+        logits = 30 * torch.randn(2, 12, V)
+        places = torch.tensor([3, 1])
+        assert cache.get(places) is None
+        kept = cache.put(places, logits)
+        assert torch.equal(cache.get(places), kept)
+        assert cache.get(torch.tensor([1, 0])) is None
+        torch.testing.assert_close(kept.float().softmax(-1), logits.softmax(-1), atol=2e-3, rtol=2e-2)
+        again = TeacherCache(tmp_path, given, V, {})
+        assert torch.equal(again.get(torch.tensor([1])), kept[1:])
+
+    def test_another_teacher_or_text_is_refused(self, tmp_path):
+        finetune(gpt2(1), windows(), config=CONFIG, teacher=gpt2(), teacher_cache=tmp_path)
+        for teacher, data in ((gpt2(2), windows()), (gpt2(), windows(seed=3))):
+            with pytest.raises(MPOError, match="another teacher said"):
+                finetune(gpt2(1), data, config=CONFIG, teacher=teacher, teacher_cache=tmp_path)
+
+    def test_damage_is_told(self, tmp_path):
+        given = Windows.of(windows(4))
+        TeacherCache(tmp_path, given, V, {})
+        with (tmp_path / "logits.f16").open("r+b") as file:
+            file.truncate(10)
+        with pytest.raises(MPOError, match="is damaged: its files"):
+            TeacherCache(tmp_path, given, V, {})
+        (tmp_path / "teacher.json").write_text("{")
+        with pytest.raises(MPOError, match="cannot keep what the teacher says"):
+            TeacherCache(tmp_path, given, V, {})
+
+    def test_no_room(self, tmp_path):
+        with pytest.raises(MPOError, match="more than .* has room for"):
+            TeacherCache(tmp_path, Windows.of(windows(4)), 1 << 50, {})
+        assert not (tmp_path / "teacher.json").exists()
+
+    def test_where_it_is_of_no_use(self, tmp_path):
+        with pytest.raises(MPOError, match="there is no teacher"):
+            finetune(gpt2(1), windows(), config=CONFIG, teacher_cache=tmp_path)
+        config = CONFIG.model_copy(update={"attention": 1.0})
+        with pytest.raises(MPOError, match="ask the teacher at every step"):
+            finetune(gpt2(1), windows(), config=config, teacher=gpt2(), teacher_cache=tmp_path)
+
+    def test_a_run_is_not_gone_on_with_with_or_without(self, tmp_path):
+        state = tmp_path / "state"
+        finetune(gpt2(1), windows(), config=CONFIG, teacher=gpt2(), teacher_cache=tmp_path / "said", checkpoint=state)
+        assert json.loads((tmp_path / "said" / "teacher.json").read_text())["shape"] == [12, 12, V]
+        with pytest.raises(MPOError, match="teacher_cache"):
+            finetune(gpt2(1), windows(), config=CONFIG, teacher=gpt2(), checkpoint=state)
