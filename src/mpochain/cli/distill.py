@@ -32,13 +32,16 @@ def distill(
         Path | None,
         typer.Option(help="Folder to keep the teacher's logits in: two bytes for each word at each position."),
     ] = None,
+    all_at_once: Annotated[
+        bool, typer.Option("--at-once", help="One stage of as many steps as all together, to compare with.")
+    ] = False,
     dtype: Dtype = None,
     seed: Seed = None,
     as_json: Json = False,
 ) -> None:
     """Make a model smaller in stages and let it learn after each; write it and distillation.json. Can be resumed."""
     from mpochain.atomic import write_bytes
-    from mpochain.jobs import built_in_recipes, distill_by, read_recipe
+    from mpochain.jobs import at_once, built_in_recipes, distill_by, read_recipe
 
     wanted = read_recipe(
         built_in_recipes().get(recipe, Path(recipe)),
@@ -51,6 +54,7 @@ def distill(
         },
         window=window,
     )
+    wanted = at_once(wanted) if all_at_once else wanted
     with quiet_transformers(), counting() as counter:
         try:
             outcome = distill_by(wanted, out, teacher_cache=teacher_cache, log=say, counter=counter)

@@ -3,7 +3,7 @@
 from mpochain.jobs.comparing import compare
 from mpochain.jobs.compressing import Compressed, compress_by, evaluate, time_models
 from mpochain.jobs.healing import Healed, heal_by
-from mpochain.jobs.recipe import Recipe, built_in_recipes, read_recipe
+from mpochain.jobs.recipe import Recipe, at_once, built_in_recipes, read_recipe
 from mpochain.jobs.staging import Distilled, distill_by
 
 __all__ = [
@@ -11,6 +11,7 @@ __all__ = [
     "Distilled",
     "Healed",
     "Recipe",
+    "at_once",
     "built_in_recipes",
     "compare",
     "compress_by",

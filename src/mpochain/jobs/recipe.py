@@ -20,6 +20,7 @@ __all__ = [
     "Healing",
     "Recipe",
     "Stage",
+    "at_once",
     "built_in_recipes",
     "read_recipe",
 ]
@@ -221,6 +222,27 @@ def built_in_recipes() -> dict[str, Path]:
         ['kngpt2', 'tqcompressor-gpt2-small']
     """
     return {file.stem: file for file in sorted((Path(__file__).parent / "recipes").glob("*.yaml"))}
+
+
+def at_once(recipe: Recipe) -> Recipe:
+    """The same layers made smaller in one stage, with as many steps as all stages have together: what to compare with.
+
+    Training is that of the healing section; what single stages change of it, other than the steps, is left out.
+
+    Raises:
+        RecipeError: no stages.
+
+    Example:
+        >>> stages = [{"name": name, "training": {"steps": 10}} for name in ("a", "b")]
+        >>> recipe = read_recipe(None, {"model": "gpt2", "healing": {"text": "a.txt"}, "stages": stages})
+        >>> [(stage.name, stage.training) for stage in at_once(recipe).stages]
+        [('at-once', {'steps': 20})]
+    """
+    if not recipe.stages:
+        raise RecipeError("no stages are given; each says which layers are made smaller before the model learns")
+    steps = sum(recipe.training_of(stage).steps for stage in recipe.stages)
+    groups = tuple(group for stage in recipe.stages for group in stage.groups)
+    return recipe.model_copy(update={"stages": (Stage(name="at-once", groups=groups, training={"steps": steps}),)})
 
 
 class _Loader(yaml.SafeLoader):  # type: ignore[misc]  # yaml has no types

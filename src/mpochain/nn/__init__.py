@@ -3,6 +3,7 @@
 from mpochain.nn.densify import to_dense
 from mpochain.nn.embedding import MPOEmbedding
 from mpochain.nn.execution import set_execution
+from mpochain.nn.folding import fold_orders
 from mpochain.nn.interpolative import InterpolativeLinear
 from mpochain.nn.linear import MPOLinear
 from mpochain.nn.permuted import PermutedLinear
@@ -16,6 +17,7 @@ __all__ = [
     "MPOLinear",
     "PermutedLinear",
     "SumLinear",
+    "fold_orders",
     "learning_rate_scales",
     "set_execution",
     "tied_head",

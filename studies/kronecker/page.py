@@ -1,0 +1,243 @@
+"""``python studies/kronecker/page.py``: docs/kronecker.md and its figures, from the records beside this file alone."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from statistics import mean
+from typing import Any
+
+from mpochain.atomic import write_bytes
+from mpochain.report import Column
+from mpochain.report.figures import Series, draw
+from mpochain.report.origin import origin
+from mpochain.report.page import Block, Figure, Heading, Page, Table, Text
+
+HERE = Path(__file__).parent
+PAGE = HERE.parents[1] / "docs" / "kronecker.md"
+
+_WEIGHTS = (
+    Column("matrix", "matrices"),
+    Column("count", "how many", "d"),
+    Column("parameters", "parameters left", ".1%"),
+    Column("svd", "SVD", ".4f"),
+    Column("given order", "Kronecker, given order", ".4f"),
+    Column("permuted", "Kronecker, searched order", ".4f"),
+    Column("gain", "searched / given", ".4f"),
+    Column("below", "matrices with a lower error"),
+)
+_OUTPUTS = (
+    Column("matrix", "matrix"),
+    Column("svd_llm", "SVD-LLM", ".3f"),
+    Column("chain", "chain of skew 8, fitted", ".3f"),
+    Column("given order", "given order", ".3f"),
+    Column("permuted", "searched order", ".3f"),
+    Column("given order, fitted", "given order, fitted", ".3f"),
+    Column("permuted, fitted", "searched order, fitted", ".3f"),
+    Column("best", "best"),
+)
+_RUNS = (
+    Column("run", "run"),
+    Column("stage", "stage"),
+    Column("parameters", "parameters", ",d"),
+    Column("tokens", "tokens of training", ",d"),
+    Column("before", "before it", ".4g"),
+    Column("after", "after it", ".4g"),
+)
+
+# The words of a matrix's name by which matrices are one kind.
+_KINDS = {
+    "smollm2": ("gate_proj", "up_proj", "down_proj"),
+    "picogpt": ("w_1", "w_2", "w_q", "w_k", "w_v", "w_o"),
+}
+_TITLES = {"smollm2": "SmolLM2-135M", "picogpt": "PicoGPT"}
+
+
+def write_page(records: Path, page: Path) -> None:
+    """The page of the records in a folder; what has not been measured yet is left out."""
+    figures = page.parent / "figures"
+    figures.mkdir(parents=True, exist_ok=True)
+    preface = (
+        "Made from records by a command (`python studies/kronecker/page.py`), not edited by hand. A sum of Kronecker "
+        "products `A_r (x) B_r` after TQCompressor (arXiv 2401.16367): factors `B` of 4x2 and 2x4 with four terms, of "
+        "2x2 with two for square matrices, so that half of the parameters are left; in the given order of rows and "
+        "columns, and in one that was searched for. At equal parameters beside it low rank and chains."
+    )
+    blocks: list[Block] = [Text((preface,))]
+    origins: list[dict[str, Any]] = []
+    file = records / "layers.json"
+    if file.exists():
+        layers = json.loads(file.read_text())
+        origins.append(layers["provenance"])
+        blocks += _matrices(layers, figures / "kronecker-errors.png")
+    blocks += _picogpt(records, origins) + _smollm2(records, origins)
+    blocks += [Heading("Where it was made"), Text(origin(origins))]
+    made = Page("Kronecker products: orders, data and stages", blocks)
+    write_bytes(page, made.markdown(page.parent).encode())
+
+
+def _matrices(layers: dict[str, Any], figure: Path) -> list[Block]:
+    blocks: list[Block] = [
+        Heading("Does a better order pay?"),
+        Text(
+            (
+                "Relative Frobenius errors of the weights, means over matrices. The search had "
+                f"{layers['seconds']:.0f} s for each matrix.",
+            )
+        ),
+    ]
+    rows = []
+    for model, kinds in _KINDS.items():
+        for kind in kinds:
+            found = [each for name, each in layers[model].items() if name.endswith(kind)]
+            if found:
+                rows.append(_row(f"{_TITLES[model]} {kind}", found))
+    blocks.append(Table(_WEIGHTS, rows))
+    smollm2 = layers["smollm2"]
+    if smollm2:
+        below = sum(each["weight"]["permuted"] < each["weight"]["given order"] for each in smollm2.values())
+        gain = mean(1 - each["weight"]["permuted"] / each["weight"]["given order"] for each in smollm2.values())
+        low = sum(each["weight"]["svd"] < each["weight"]["permuted"] for each in smollm2.values())
+        blocks.append(
+            Text(
+                (
+                    f"In SmolLM2 the searched order has the lower error for {below} of {len(smollm2)} MLP matrices, on "
+                    f"average {gain:.1%} lower. Plain SVD of as many parameters is below even the searched order for "
+                    f"{low} of them.",
+                )
+            )
+        )
+        series = []
+        for kind in _KINDS["smollm2"]:
+            points = {int(name.split(".")[2]): each for name, each in smollm2.items() if name.endswith(kind)}
+            ratios = [points[k]["weight"]["permuted"] / points[k]["weight"]["given order"] for k in sorted(points)]
+            series.append(Series(kind, sorted(points), ratios))
+        draw(
+            figure,
+            series,
+            title="Error in the searched order over that in the given order",
+            x="block of SmolLM2-135M",
+            y="ratio of relative errors",
+        )
+        blocks.append(Figure(figure, "Error in the searched order over that in the given order, by block"))
+    fitted = [
+        (f"{_TITLES[model]} {name}", each["outputs"])
+        for model in ("smollm2", "picogpt")
+        for name, each in layers[model].items()
+        if "outputs" in each
+    ]
+    best = [min(errors, key=errors.__getitem__) for _, errors in fitted]
+    forms = {column.key: column.title for column in _OUTPUTS}
+    wins = {forms[form]: best.count(form) for form in dict.fromkeys(best)}
+    blocks += [
+        Heading("With calibration data"),
+        Text(
+            (
+                "Relative errors of the outputs on the calibration text, at equal parameters. Orders are those of the "
+                f"search without data; fitted means {layers['iterations']} iterations of L-BFGS on the outputs. Lowest "
+                f"most often: {', '.join(f'{form} {count}' for form, count in wins.items())} of {len(fitted)}.",
+            )
+        ),
+        Table(
+            _OUTPUTS,
+            [{"matrix": name, **each, "best": forms[form]} for (name, each), form in zip(fitted, best, strict=True)],
+        ),
+    ]
+    return blocks
+
+
+def _row(label: str, found: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    weights = [each["weight"] for each in found]
+    return {
+        "matrix": label,
+        "count": len(found),
+        "parameters": mean(each["parameters"] for each in found),
+        **{form: mean(each[form] for each in weights) for form in ("svd", "given order", "permuted")},
+        "gain": mean(each["permuted"] / each["given order"] for each in weights),
+        "below": f"{sum(each['permuted'] < each['given order'] for each in weights)} of {len(found)}",
+    }
+
+
+def _picogpt(records: Path, origins: list[dict[str, Any]]) -> list[Block]:
+    found = {
+        file.stem.removeprefix("picogpt-"): json.loads(file.read_text())
+        for file in sorted(records.glob("picogpt-*.json"))
+    }
+    if not found:
+        return []
+    origins += [each["provenance"] for each in found.values()]
+    rows = [
+        {
+            "run": name.replace("-seed", ", seed "),
+            "stage": stage["name"],
+            "parameters": stage["parameters"],
+            "tokens": stage["tokens"],
+            "before": stage["before"]["loss"],
+            "after": stage["after"]["loss"],
+        }
+        for name, each in found.items()
+        for stage in each["stages"]
+    ]
+    return [
+        Heading("In stages or at once: PicoGPT"),
+        Text(
+            (
+                "Loss on the whole validation split, nats per character. The same layers become Kronecker sums in a "
+                "searched order; the teacher is the dense model of the study.",
+                _verdict({name: each["stages"][-1]["after"]["loss"] for name, each in found.items()}, "loss"),
+            )
+        ),
+        Table(_RUNS, rows),
+    ]
+
+
+def _smollm2(records: Path, origins: list[dict[str, Any]]) -> list[Block]:
+    files = {name: records / f"smollm2-{name}.json" for name in ("stages", "at-once")}
+    found = {name: json.loads(file.read_text()) for name, file in files.items() if file.exists()}
+    if not found:
+        return []
+    origins += [each["provenance"] for each in found.values()]
+    first = next(iter(found.values()))
+    rows = [
+        {
+            "run": name,
+            "stage": stage["name"],
+            "parameters": each["parameters"]["after"],
+            "tokens": stage["training"]["tokens"],
+            "before": stage["before"]["perplexity"],
+            "after": stage["after"]["perplexity"],
+        }
+        for name, each in found.items()
+        for stage in each["stages"]
+    ]
+    return [
+        Heading("In stages or at once: SmolLM2-135M"),
+        Text(
+            (
+                f"Perplexity on {first['dense']['tokens']:,} tokens of "
+                f"{Path(first['recipe']['evaluation']['text']).name}; dense {first['dense']['perplexity']:.2f} with "
+                f"{first['parameters']['before']:,} parameters. The embedding is split twice by 1x2, the MLPs of every "
+                "other block become sums of four Kronecker products; parameters are those at the end.",
+                _verdict(
+                    {name: each["stages"][-1]["after"]["perplexity"] for name, each in found.items()}, "perplexity"
+                ),
+            )
+        ),
+        Table(_RUNS, rows),
+    ]
+
+
+def _verdict(last: dict[str, float], what: str) -> str:
+    """Which way ends lower, by the means over seeds."""
+    ways = {way: [value for name, value in last.items() if name.startswith(way)] for way in ("stages", "at-once")}
+    if not all(ways.values()):
+        return "Only one of both ways has been run."
+    stages, once = (mean(values) for values in ways.values())
+    word = "lower" if stages < once else "not lower"
+    return f"After the same number of tokens the {what} in stages is {word}: {stages:.4g} against {once:.4g} at once."
+
+
+if __name__ == "__main__":
+    write_page(HERE, PAGE)
+    print(PAGE)

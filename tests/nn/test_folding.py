@@ -1,0 +1,130 @@
+"""Orders that neighbours take over: the function stays, the look-ups go, and what is shared is left alone."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+import transformers
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import nn
+
+import mpochain as mpo
+from mpochain import InterpolativeLinear, MPOLinear, PermutedLinear
+from mpochain.compression import Kronecker
+from mpochain.nn import fold_orders
+
+FORMS = ["dense", "chain", "interpolative", "rows", "columns", "both", "low rank in order"]
+
+
+def layer_of(form, in_, out, generator):
+    if form == "dense":
+        return nn.Linear(in_, out, dtype=torch.float64)
+    if form == "chain":
+        return MPOLinear(in_, out, max_bond=2, dtype=torch.float64)
+    if form == "interpolative":
+        layer = InterpolativeLinear(in_, out, 2, dtype=torch.float64)
+        layer.place.copy_(torch.randperm(out, generator=generator))
+        return layer
+    inner = (
+        InterpolativeLinear(in_, out, 2, bias=False, dtype=torch.float64)
+        if form == "low rank in order"
+        else MPOLinear(in_, out, max_bond=2, bias=False, dtype=torch.float64)
+    )
+    return PermutedLinear(
+        inner,
+        rows=torch.randperm(out, generator=generator) if form != "columns" else None,
+        columns=torch.randperm(in_, generator=generator) if form != "rows" else None,
+        bias=torch.randn(out, dtype=torch.float64, generator=generator),
+    )
+
+
+class Gated(nn.Module):
+    def __init__(self, forms, generator):
+        super().__init__()
+        self.gate_proj, self.up_proj = (layer_of(form, 4, 8, generator) for form in forms[:2])
+        self.down_proj, self.act = layer_of(forms[2], 8, 4, generator), nn.SiLU()
+
+    def forward(self, x):
+        return self.down_proj(self.act(self.gate_proj(x)) * self.up_proj(x))
+
+
+class Plain(nn.Module):
+    def __init__(self, forms, generator):
+        super().__init__()
+        self.c_fc, self.c_proj = layer_of(forms[0], 4, 8, generator), layer_of(forms[1], 8, 4, generator)
+
+    def forward(self, x):
+        return self.c_proj(torch.relu(self.c_fc(x)))
+
+
+def look_ups(model):
+    return sum(len(layer.orders) for layer in model.modules() if isinstance(layer, PermutedLinear))
+
+
+@given(st.lists(st.sampled_from(FORMS), min_size=3, max_size=3), st.booleans(), st.integers(0, 2**16))
+def test_the_function_stays(forms, gated, seed):
+    generator = torch.Generator().manual_seed(seed)
+    torch.manual_seed(seed)
+    model = nn.Sequential((Gated if gated else Plain)(forms, generator)).eval()
+    x = torch.randn(3, 4, dtype=torch.float64, generator=generator)
+    expected, before = model(x), look_ups(model)
+    saved = fold_orders(model)
+    torch.testing.assert_close(model(x), expected)
+    assert look_ups(model) <= before - saved  # an order that happens to be the given one goes too
+    assert fold_orders(model) == 0
+
+
+def test_what_is_saved():
+    generator = torch.Generator().manual_seed(0)
+    for forms, saved in (
+        (("both", "both"), 1),
+        (("rows", "dense"), 1),
+        (("both", "interpolative"), 1),
+        (("dense",) * 2, 0),
+    ):
+        assert fold_orders(Plain(forms, generator)) == saved
+    model = Plain(("rows", "columns"), generator)
+    model.c_proj = PermutedLinear(MPOLinear(8, 4, max_bond=2, bias=False), columns=torch.argsort(model.c_fc.place))
+    assert fold_orders(model) == 2
+    assert type(model.c_fc) is type(model.c_proj) is MPOLinear
+
+
+def test_gpt2_is_saved_and_read_as_before(tmp_path):
+    torch.manual_seed(0)
+    settings = transformers.GPT2Config(vocab_size=23, n_positions=16, n_embd=16, n_layer=2, n_head=2)
+    model = transformers.GPT2LMHeadModel(settings).eval()
+    mpo.compress(model, None, targets=[r"re:.*mlp\.c_fc"], method=Kronecker(permuted=True, factors=[(4, 2)], terms=2))
+    tokens = torch.randint(23, (2, 12))
+    with torch.no_grad():
+        expected = model(tokens).logits
+        assert fold_orders(model) == 2
+        torch.testing.assert_close(model(tokens).logits, expected, atol=1e-5, rtol=1e-4)
+        torch.testing.assert_close(mpo.load(mpo.save(model, tmp_path))(tokens).logits, model(tokens).logits)
+
+
+def test_frozen_layers_stay_frozen():
+    model = Plain(("both", "both"), torch.Generator().manual_seed(0)).requires_grad_(False)
+    assert fold_orders(model) == 1
+    assert not any(each.requires_grad for each in model.parameters())
+
+
+@pytest.mark.parametrize("how", ["shared", "tied", "norm", "sizes"])
+def test_what_is_left_alone(how):
+    generator = torch.Generator().manual_seed(0)
+    model = Plain(("rows", "dense"), generator)
+    whole = nn.ModuleDict({"mlp": model})
+    if how == "shared":
+        whole["again"] = model.c_fc
+    elif how == "tied":
+        whole["other"] = nn.Linear(8, 4, dtype=torch.float64)
+        whole["other"].weight = model.c_proj.weight
+    elif how == "norm":
+        model.norm = nn.LayerNorm(8)
+    else:
+        model.c_proj = nn.Linear(9, 4)
+    before = copy.deepcopy(whole.state_dict())
+    assert fold_orders(whole) == 0
+    assert all(torch.equal(value, before[name]) for name, value in whole.state_dict().items())
