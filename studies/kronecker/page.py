@@ -66,6 +66,11 @@ def write_page(records: Path, page: Path) -> None:
     )
     blocks: list[Block] = [Text((preface,))]
     origins: list[dict[str, Any]] = []
+    file = records / "planted.json"
+    if file.exists():
+        planted = json.loads(file.read_text())
+        origins.append(planted["provenance"])
+        blocks += _planted(planted)
     file = records / "layers.json"
     if file.exists():
         layers = json.loads(file.read_text())
@@ -75,6 +80,22 @@ def write_page(records: Path, page: Path) -> None:
     blocks += [Heading("Where it was made"), Text(origin(origins))]
     made = Page("Kronecker products: orders, data and stages", blocks)
     write_bytes(page, made.markdown(page.parent).encode())
+
+
+def _planted(planted: dict[str, Any]) -> list[Block]:
+    found = planted["found"]
+    near = [each for each in found if each["error"] < 0.01]
+    seconds = sorted(each["seconds"] for each in found)
+    return [
+        Heading("Is a hidden order found?"),
+        Text(
+            (
+                f"Sums of four random products, {planted['spec']}, rows and columns shuffled: an error below 1 % in "
+                f"{len(near)} of {len(found)} seeds, in {seconds[0]:.0f} to {seconds[-1]:.0f} s, half of them within "
+                f"{seconds[len(seconds) // 2]:.0f} s.",
+            )
+        ),
+    ]
 
 
 def _matrices(layers: dict[str, Any], figure: Path) -> list[Block]:

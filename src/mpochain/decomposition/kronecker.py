@@ -46,7 +46,8 @@ class KroneckerBlocks:
 
     def blocks(self, rows: _Order, columns: _Order) -> _Floats:
         """``(m_1, n_1, m_2, n_2)``: each block, which is a combination of the ``B_r`` in a sum."""
-        split = self.matrix[rows][:, columns].reshape(self.m1, self.m2, self.n1, self.n2)
+        ordered = self.matrix.take(rows, axis=0).take(columns, axis=1)
+        split = ordered.reshape(self.m1, self.m2, self.n1, self.n2)
         return np.ascontiguousarray(split.transpose(0, 2, 1, 3))
 
     def span(self, blocks: _Floats) -> _Floats:

@@ -10,7 +10,7 @@ every ``A_r`` are called a group, and so columns. The best sum for an order is i
 - groups exchange halves by what the other halves predict, since two that hold each other's are at odds in no column;
 - at last columns go to the places of the sum that they are closest to, which cannot raise the error;
 
-and all of it for the rows in turn. Starts are the given order, and groups of correlated rows and columns.
+and all of it for the rows in turn. Starts are groups of correlated rows and columns, and the given order.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mpochain.arrays import Array, asarray, cast, detached, promoted, require_finite, require_matrix, to_numpy
+from mpochain.decomposition.assignment import best_assignment, greedy_assignment
 from mpochain.decomposition.grouping import correlated_groups
 from mpochain.decomposition.kronecker import KroneckerBlocks
 from mpochain.errors import SpecError
@@ -41,11 +42,15 @@ _LEAST_GAIN = 1e-4
 # Steps of groups that bring nothing new before they end: they do not fall every time.
 _PATIENCE = 8
 
-# Share of the groups that are mixed when nothing else helps.
-_MIXED = 0.05
+# Share of the groups that are mixed when nothing else helps; no others than those that leave out so many times as much
+# as groups in the middle, if there are such.
+_MIXED, _OUTLYING = 0.05, 10.0
 
 # Orders of a group that are all tried; groups of more members than that are ordered by assignment alone.
 _MOST_ORDERS = 24
+
+# Columns up to which assignments are always the best there are, and share of them that moves at most for it with more.
+_FEW, _MOST_MOVED = 1024, 0.5
 
 # Members of a group at most for which every half is tried.
 _MOST_HALVED = 8
@@ -134,9 +139,11 @@ def permuted_kronecker(
     deadline = math.inf if seconds is None else time.monotonic() + seconds
     search = _Search(problem, np.random.default_rng(seed), steps, temperature, deadline, progress)
     given = np.arange(spec.shape[0]), np.arange(spec.shape[1])
-    search.run(*given)
+    search.look(*given)
     if problem.scale:
+        # First, since it comes nearest to what there is to be found.
         search.run(*correlated_groups(problem.matrix, spec))
+    search.run(*given)
     for _ in range(restarts):
         search.run(*(search.random.permutation(size) for size in spec.shape))
     rows, columns = search.best
@@ -164,7 +171,9 @@ class _Search:
 
     def run(self, rows: _Order, columns: _Order) -> None:
         """All steps from one start: groups first, then single rows and columns."""
-        error = least = self._seen(rows, columns)
+        if self.errors and self._over(self.errors[-1]):
+            return
+        error = least = self.look(rows, columns)
         best, idle = (rows, columns), 0
         for step in range(self._steps):
             if self._over(least) or idle >= _PATIENCE:
@@ -175,7 +184,7 @@ class _Search:
             columns = self._halved(self._problem, rows, columns, step)
             rows = self._halved(self._turned, columns, rows, step)
             rows, columns = self._ordered(rows, columns)
-            error = self._seen(rows, columns)
+            error = self.look(rows, columns)
             idle = idle + 1 if error > least * (1 - _LEAST_GAIN) else 0
             if error < least:
                 least, best = error, (rows, columns)
@@ -191,7 +200,7 @@ class _Search:
                 return
             rows = self._assigned(self._turned, columns, rows, step)
             columns = self._assigned(self._problem, rows, columns, step)
-            error = self._seen(rows, columns)
+            error = self.look(rows, columns)
             if error > least * (1 - _LEAST_GAIN) and not self._noise(step):
                 return
             least = min(error, least)
@@ -202,7 +211,9 @@ class _Search:
         span = problem.span(blocks)
         flat = blocks.reshape(problem.m1, problem.n1, -1)
         rest = ((flat - (flat @ span) @ span.T) ** 2).sum(axis=(0, 2))
-        worst = np.argsort(-rest)[: max(int(_MIXED * problem.n1), 2)]
+        # Where most fit exactly only the others, so that what was found is not lost again.
+        most = np.count_nonzero(rest > _OUTLYING * np.median(rest))
+        worst = np.argsort(-rest)[: max(min(int(_MIXED * problem.n1), most or problem.n1), 2)]
         groups = columns.reshape(problem.n1, problem.n2).copy()
         groups[worst] = self.random.permutation(groups[worst].ravel()).reshape(-1, problem.n2)
         return groups.ravel()
@@ -213,7 +224,7 @@ class _Search:
     def _noise(self, step: int) -> float:
         return self._temperature * (1 - (step + 1) / self._steps)
 
-    def _seen(self, rows: _Order, columns: _Order) -> float:
+    def look(self, rows: _Order, columns: _Order) -> float:
         """The error of an order, which is kept if no other was better."""
         blocks = self._problem.blocks(rows, columns)
         error = self._problem.error(blocks, self._problem.span(blocks))
@@ -228,7 +239,8 @@ class _Search:
         if 1 in (problem.n1, problem.n2):
             return columns
         blocks = problem.blocks(rows, columns)
-        return self._assign(problem.matrix[rows].T @ problem.sum(blocks, problem.span(blocks)), step)
+        scores = problem.matrix[rows].T @ problem.sum(blocks, problem.span(blocks))
+        return best_assignment(self._noisy(scores, step))
 
     def _predicted(self, problem: KroneckerBlocks, rows: _Order, columns: _Order, step: int) -> _Order:
         """Columns in the order that is closest to what the others of each group say."""
@@ -244,7 +256,7 @@ class _Search:
             said[..., place] = (predicted @ trust).reshape(problem.m1, problem.n1, problem.m2)
             power[:, place] = np.einsum("abc,bd,adc->c", members, trust, members, optimize=True)
         scores = problem.matrix[rows].T @ problem.joined(said)
-        return self._assign(scores - np.tile(power / 2, problem.n1), step)
+        return self._assign(scores - np.tile(power / 2, problem.n1), step, columns)
 
     def _halved(self, problem: KroneckerBlocks, rows: _Order, columns: _Order, step: int) -> _Order:
         """Groups of columns that exchange halves, by what the other halves say: where two groups hold each other's."""
@@ -258,19 +270,26 @@ class _Search:
             halves = blocks[..., places].reshape(problem.m1, problem.n1, -1)
             scores = np.tensordot(halves, predicted @ trust, axes=((0, 2), (0, 2)))
             columns = columns.reshape(problem.n1, problem.n2).copy()
-            columns[:, places] = columns[self._assign(scores, step)][:, places]
+            columns[:, places] = columns[self._assign(scores, step, np.arange(problem.n1))][:, places]
             columns = columns.ravel()
         return columns
 
-    def _assign(self, scores: _Floats, step: int) -> _Order:
-        """For each place the column with which the scores have the largest sum."""
-        from scipy.optimize import linear_sum_assignment
+    def _assign(self, scores: _Floats, step: int, now: _Order) -> _Order:
+        """For each place the column with which the scores have the largest sum, or nearly so where most are to move.
 
+        While most columns are in wrong places their scores are nearly alike: the best assignment takes long then, for
+        little.
+        """
+        scores = self._noisy(scores, step)
+        if len(scores) > _FEW:
+            quick = greedy_assignment(scores)
+            if np.mean(quick != now) > _MOST_MOVED:
+                return quick
+        return best_assignment(scores)
+
+    def _noisy(self, scores: _Floats, step: int) -> _Floats:
         noise = self._noise(step)
-        if noise:
-            scores = scores + noise * scores.std() * self.random.normal(size=scores.shape)
-        members, places = linear_sum_assignment(scores, maximize=True)
-        return members[np.argsort(places)]
+        return scores + noise * scores.std() * self.random.normal(size=scores.shape) if noise else scores
 
     def _ordered(self, rows: _Order, columns: _Order) -> tuple[_Order, _Order]:
         """The best order within each group, for columns and rows in turn, until little changes."""

@@ -124,6 +124,7 @@ class Group(_Strict):
         terms: of the sum of Kronecker products.
         permuted: whether rows and columns are put into a better order first.
         calibrated: whether the sum is fitted to the calibration data.
+        seconds: for the search of the order of one layer.
     """
 
     targets: Annotated[tuple[str, ...], Field(min_length=1)]
@@ -133,6 +134,7 @@ class Group(_Strict):
     terms: Count = 1
     permuted: bool = True
     calibrated: bool = False
+    seconds: Annotated[float, Field(gt=0.0, allow_inf_nan=False)] = 60.0
 
     @model_validator(mode="after")
     def _fit(self) -> Self:

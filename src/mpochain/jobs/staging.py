@@ -252,7 +252,13 @@ def _method(group: Group) -> str | Kronecker:
     if group.factors is None:
         assert group.method is not None
         return group.method
-    return Kronecker(permuted=group.permuted, calibrated=group.calibrated, factors=group.factors, terms=group.terms)
+    return Kronecker(
+        permuted=group.permuted,
+        calibrated=group.calibrated,
+        factors=group.factors,
+        terms=group.terms,
+        seconds=group.seconds,
+    )
 
 
 def _training(result: TrainResult) -> dict[str, Any]:
