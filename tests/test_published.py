@@ -14,6 +14,7 @@ from mpochain.picogpt.study.page import write_page
 ROOT = Path(__file__).parents[1]
 
 LAYERS = runpy.run_path(str(ROOT / "studies/smollm2/layer_errors.py"))
+KRONECKER = runpy.run_path(str(ROOT / "studies/kronecker/page.py"))
 
 
 @pytest.mark.parametrize(
@@ -22,6 +23,7 @@ LAYERS = runpy.run_path(str(ROOT / "studies/smollm2/layer_errors.py"))
         ("compression.md", "studies/smollm2/runs", write_comparison),
         ("study.md", "studies/picogpt", write_page),
         ("layers.md", "studies/smollm2/layers.json", LAYERS["write_page"]),
+        ("kronecker.md", "studies/kronecker", KRONECKER["write_page"]),
     ],
 )
 def test_pages_are_those_of_their_records(

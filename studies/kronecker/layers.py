@@ -1,8 +1,8 @@
 """Errors of Kronecker sums with and without a search for an order, beside low rank and chains of equal parameters.
 
 ``python studies/kronecker/layers.py CORPUS`` measures the MLPs of SmolLM2-135M, as studies/smollm2/recipe.yaml has it,
-and the linears of the PicoGPT that the study trained, on the corpus that it was trained on. It writes ``layers.json``
-beside this file, one matrix after the other, and goes on where it was interrupted.
+and the linears of the PicoGPT that comes with the library, on the corpus that it was trained on. It writes
+``layers.json`` beside this file, one matrix after the other, and goes on where it was interrupted.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from mpochain import picogpt as picogpt_package
 from mpochain import shapes
 from mpochain.atomic import write_bytes
 from mpochain.compression import collect_moments, select
@@ -28,7 +29,9 @@ from mpochain.picogpt.weights import load_weights
 from mpochain.report import provenance
 
 HERE = Path(__file__).parent
-RECIPE, PICOGPT = HERE.parent / "smollm2" / "recipe.yaml", HERE.parent / "picogpt" / "best" / "dense-seed42.safetensors"
+RECIPE = HERE.parent / "smollm2" / "recipe.yaml"
+# The first dense run of the study, which comes with the library.
+PICOGPT = Path(picogpt_package.__file__).parent / "trained" / "dense-86c4e6aa.safetensors"
 WINDOW, WINDOWS = 512, 16
 TERMS, SECONDS, ITERATIONS, SKEW = 4, 15.0, 50, 8
 

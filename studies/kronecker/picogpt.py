@@ -1,7 +1,7 @@
 """PicoGPT made smaller by Kronecker sums, in stages and at once, with the same number of tokens to learn from.
 
-``python studies/kronecker/picogpt.py CORPUS`` begins with the dense model that the study trained, on the corpus that it
-was trained on, and writes one JSON for each run beside this file; what is there is not run again.
+``python studies/kronecker/picogpt.py CORPUS`` begins with the dense model that comes with the library, on the corpus
+that it was trained on, and writes one JSON for each run beside this file; what is there is not run again.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from typing import Any
 import torch
 
 from mpochain import FinetuneConfig, finetune
+from mpochain import picogpt as picogpt_package
 from mpochain.atomic import write_bytes
 from mpochain.jobs import at_once, read_recipe
 from mpochain.jobs.recipe import Recipe
@@ -26,7 +27,8 @@ from mpochain.picogpt.weights import load_weights
 from mpochain.report import provenance
 
 HERE = Path(__file__).parent
-DENSE = HERE.parent / "picogpt" / "best" / "dense-seed42.safetensors"
+# The first dense run of the study, which comes with the library.
+DENSE = Path(picogpt_package.__file__).parent / "trained" / "dense-86c4e6aa.safetensors"
 SEEDS = (0, 1)
 STAGES: dict[str, Any] = {
     "model": "picogpt",

@@ -95,7 +95,7 @@ def test_time_and_progress():
     told: list[tuple[int, float]] = []
     found = permuted_kronecker(W, spec, progress=lambda step, error: told.append((step, error)))
     assert [error for _, error in told] == list(found.errors)
-    # Both starts are looked at, and nothing is tried.
+    # The given order is looked at, and nothing is tried.
     assert len(permuted_kronecker(W, spec, seconds=1e-9).errors) == 1
 
 

@@ -16,7 +16,7 @@ from mpochain import InterpolativeLinear, MPOLinear, PermutedLinear
 from mpochain.compression import Kronecker
 from mpochain.nn import fold_orders
 
-FORMS = ["dense", "chain", "interpolative", "rows", "columns", "both", "low rank in order"]
+FORMS = ["dense", "chain", "interpolative", "rows", "columns", "both"]
 
 
 def layer_of(form, in_, out, generator):
@@ -28,13 +28,8 @@ def layer_of(form, in_, out, generator):
         layer = InterpolativeLinear(in_, out, 2, dtype=torch.float64)
         layer.place.copy_(torch.randperm(out, generator=generator))
         return layer
-    inner = (
-        InterpolativeLinear(in_, out, 2, bias=False, dtype=torch.float64)
-        if form == "low rank in order"
-        else MPOLinear(in_, out, max_bond=2, bias=False, dtype=torch.float64)
-    )
     return PermutedLinear(
-        inner,
+        MPOLinear(in_, out, max_bond=2, bias=False, dtype=torch.float64),
         rows=torch.randperm(out, generator=generator) if form != "columns" else None,
         columns=torch.randperm(in_, generator=generator) if form != "rows" else None,
         bias=torch.randn(out, dtype=torch.float64, generator=generator),

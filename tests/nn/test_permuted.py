@@ -18,13 +18,9 @@ BATCHES = [(1,), (6,), (0,), (), (2, 1, 3)]
 ROWS, COLUMNS = torch.tensor([3, 1, 7, 0, 2, 6, 5, 4]), torch.tensor([4, 2, 0, 1, 5, 3])
 
 
-def layer_of(orders="both", inner="chain", bias=True):
+def layer_of(orders="both", bias=True):
     torch.manual_seed(0)
-    made = (
-        MPOLinear(6, 8, out_dims=(4, 2), in_dims=(2, 3), max_bond=2, bias=False, dtype=torch.float64)
-        if inner == "chain"
-        else InterpolativeLinear(6, 8, 2, bias=False, dtype=torch.float64)
-    )
+    made = MPOLinear(6, 8, out_dims=(4, 2), in_dims=(2, 3), max_bond=2, bias=False, dtype=torch.float64)
     return PermutedLinear(
         made,
         rows=ROWS if orders in ("both", "rows") else None,
@@ -73,9 +69,8 @@ def test_a_split_becomes_a_layer_with_its_bias():
         PermutedLinear.from_split(found, bias[:7])
 
 
-@pytest.mark.parametrize("inner", ["chain", "low rank"])
-def test_fast_execution_keeps_one_matrix_that_is_never_old(inner):
-    layer, x = layer_of(inner=inner), torch.randn(5, 6, dtype=torch.float64)
+def test_fast_execution_keeps_one_matrix_that_is_never_old():
+    layer, x = layer_of(), torch.randn(5, 6, dtype=torch.float64)
     mpo.set_execution(nn.Sequential(layer), memory="fast")
 
     def check():
@@ -177,6 +172,8 @@ def test_what_is_no_order(arguments, message):
 def test_what_cannot_be_permuted():
     with pytest.raises(MPOError, match="got Linear"):
         PermutedLinear(nn.Linear(6, 8), rows=ROWS)
+    with pytest.raises(MPOError, match="of an MPOLinear, got InterpolativeLinear"):
+        PermutedLinear(InterpolativeLinear(6, 8, 2, bias=False), rows=ROWS)
     with pytest.raises(MPOError, match="must have no bias; give bias="):
         PermutedLinear(MPOLinear(6, 8, max_bond=2), rows=ROWS)
     with pytest.raises(MPOError, match="got x of shape"):

@@ -29,6 +29,9 @@ from mpochain.report import provenance
 
 __all__ = ["compress"]
 
+# Seconds between two lines about the layers that are made.
+_BETWEEN = 20.0
+
 # A layer that was not looked at is worth a line from this share of the model's parameters on.
 _LARGE = 0.01
 
@@ -138,8 +141,12 @@ def compress(
                 if dry_run or not maker.verified:
                     replace_layers(model, {made: layer for layer, made in maker.built.items()})
         else:
-            for name in layers:
+            said = time.monotonic()
+            for number, name in enumerate(layers, 1):
                 maker(name, None)
+                if time.monotonic() - said > _BETWEEN:
+                    said = time.monotonic()
+                    log(f"{number} of {len(layers)} layers are made")
             maker.verify(allowed)
             if not dry_run:
                 maker.tie(heads)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import Self, cast
+from typing import Self
 
 import torch
 from torch import Tensor, nn
@@ -15,6 +15,7 @@ from mpochain.execute.kept import Kept
 from mpochain.factorization import decompose
 from mpochain.nn.dense import dense_table
 from mpochain.nn.linear import MPOLinear
+from mpochain.nn.ordering import reordered
 from mpochain.nn.permuted import PermutedLinear
 from mpochain.planning import Memory
 from mpochain.spec import ChainSpec
@@ -116,9 +117,8 @@ class MPOEmbedding(nn.Module):
             >>> torch.equal(MPOEmbedding.of(table).weight, table.weight)
             True
         """
-        chains = table.inner if isinstance(table, PermutedLinear) else table
-        if not isinstance(chains, MPOLinear):
-            raise DTypeError(f"an embedding is made of MPOLinear, permuted or not, got {type(chains).__name__}")
+        if not isinstance(table, MPOLinear | PermutedLinear):
+            raise DTypeError(f"an embedding is made of MPOLinear or PermutedLinear, got {type(table).__name__}")
         if table.bias is not None:
             raise SpecError("the table of an embedding has no bias")
         embedding = cls.__new__(cls)
@@ -247,7 +247,7 @@ class MPOEmbedding(nn.Module):
         return f"{self.num_embeddings}, {self.embedding_dim}{padding}"
 
     def _chains(self) -> MPOLinear:
-        return cast("MPOLinear", self.table.inner if isinstance(self.table, PermutedLinear) else self.table)
+        return self.table.inner if isinstance(self.table, PermutedLinear) else self.table
 
     def _require_rows(self, ids: Tensor) -> None:
         """Refuse indices beside the table, of which padding has some."""
@@ -270,7 +270,7 @@ class MPOEmbedding(nn.Module):
                 total = made if total is None else total + made
         assert total is not None
         if isinstance(table, PermutedLinear) and table.columns is not None:
-            total = total.index_select(1, torch.argsort(table.columns))
+            total = reordered(total, torch.argsort(table.columns))
         return total
 
 

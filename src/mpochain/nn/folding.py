@@ -177,7 +177,7 @@ def _read(layer: Any, order: Tensor) -> nn.Module:
     return layer
 
 
-def _parts(layer: PermutedLinear | MPOLinear) -> tuple[Any, Tensor | None, Tensor | None]:
+def _parts(layer: PermutedLinear | MPOLinear) -> tuple[MPOLinear, Tensor | None, Tensor | None]:
     if isinstance(layer, MPOLinear):
         return layer, None, None
     place, columns = (None if each is None else each.cpu().long() for each in (layer.place, layer.columns))
@@ -185,20 +185,18 @@ def _parts(layer: PermutedLinear | MPOLinear) -> tuple[Any, Tensor | None, Tenso
 
 
 def _permuted(
-    old: PermutedLinear | MPOLinear, inner: Any, place: Tensor | None, columns: Tensor | None, bias: Tensor | None
+    old: PermutedLinear | MPOLinear, inner: MPOLinear, place: Tensor | None, columns: Tensor | None, bias: Tensor | None
 ) -> nn.Module:
     """A layer of the same cores; a plain one if no order is left."""
     place, columns = (None if each is None or _is_given(each) else each for each in (place, columns))
     learns = next(old.parameters()).requires_grad
+    made: nn.Module
     if place is None and columns is None:
-        made: Any = MPOLinear.from_chains(inner.chains, bias) if isinstance(inner, MPOLinear) else inner
-        if made is inner and bias is not None:
-            made.bias = nn.Parameter(bias)
+        made = MPOLinear.from_chains(inner.chains, bias)
     else:
-        plain = MPOLinear.from_chains(inner.chains) if isinstance(inner, MPOLinear) else inner
         rows = None if place is None else torch.argsort(place)
-        device = next(old.parameters()).device
-        made = PermutedLinear(plain, rows=rows, columns=columns, bias=bias).to(device)
+        plain = MPOLinear.from_chains(inner.chains)
+        made = PermutedLinear(plain, rows=rows, columns=columns, bias=bias).to(next(old.parameters()).device)
     return made.requires_grad_(learns).train(old.training)
 
 

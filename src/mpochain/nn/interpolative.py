@@ -12,6 +12,7 @@ from mpochain.decomposition import Interpolation, interpolative_parameters
 from mpochain.errors import ShapeError, SpecError
 from mpochain.execute.kept import Kept
 from mpochain.nn.dense import linear_of
+from mpochain.nn.ordering import reordered
 from mpochain.planning import Memory
 
 __all__ = ["InterpolativeLinear"]
@@ -171,7 +172,7 @@ class InterpolativeLinear(nn.Module):
         if torch.compiler.is_compiling() or x.numel() >= _MANY_ROWS * self.in_features:
             return F.linear(kept, self._left(), self.bias)
         others = F.linear(kept, self.coefficients)
-        y = torch.cat([kept, others], dim=-1).index_select(-1, self.place)
+        y = reordered(torch.cat([kept, others], dim=-1), self.place)
         # Under autocast a bias of a wider type would widen the output, which it does not do in nn.Linear.
         return y if self.bias is None else y + self.bias.to(y.dtype)
 

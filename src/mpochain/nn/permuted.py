@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import cast
 
 import numpy as np
 import torch
@@ -10,21 +11,23 @@ from torch import Tensor, nn
 
 from mpochain.chain import MPOChain
 from mpochain.decomposition import Split
-from mpochain.errors import ShapeError, SpecError
-from mpochain.nn.composed import ComposedLinear, Part
+from mpochain.errors import DTypeError, ShapeError, SpecError
+from mpochain.nn.composed import ComposedLinear
 from mpochain.nn.linear import MPOLinear
+from mpochain.nn.ordering import reordered
 
 __all__ = ["PermutedLinear", "require_order"]
 
 
 class PermutedLinear(ComposedLinear):
-    """``y[rows] = inner(x[columns])``: another layer, between an order of its inputs and one of its outputs.
+    """``y[rows] = inner(x[columns])``: a layer of chains between an order of its inputs and one of its outputs.
 
     Orders are index tensors, exact and no parameters; ``(..., in) -> (..., out)``. The form of a sum of Kronecker
     products after :func:`mpochain.decomposition.split_off` (TQCompressor, arXiv 2401.16367).
 
     Args:
-        inner: an ``InterpolativeLinear`` or ``MPOLinear`` without bias; it becomes a submodule and is not copied.
+        inner: without bias; it becomes a submodule and is not copied. Low rank takes any order itself, in the rows and
+            columns of its factors.
         rows: ``(out,)``, where each output of ``inner`` belongs; None for the given order.
         columns: ``(in,)``, which input each input of ``inner`` is; None for the given order.
         bias: ``(out,)``, in the order of the outputs of the whole; copied.
@@ -45,9 +48,11 @@ class PermutedLinear(ComposedLinear):
     columns: Tensor | None
 
     def __init__(
-        self, inner: Part, *, rows: Tensor | None = None, columns: Tensor | None = None, bias: Tensor | None = None
+        self, inner: MPOLinear, *, rows: Tensor | None = None, columns: Tensor | None = None, bias: Tensor | None = None
     ) -> None:
         super().__init__([inner])
+        if not isinstance(inner, MPOLinear):
+            raise DTypeError(f"PermutedLinear is made of an MPOLinear, got {type(inner).__name__}")
         if rows is None and columns is None:
             raise SpecError("PermutedLinear needs rows=, columns= or both; use the layer itself for the given order")
         if inner.bias is not None:
@@ -88,9 +93,9 @@ class PermutedLinear(ComposedLinear):
         return cls(inner, **found, bias=bias).to(split.cores[0].device)
 
     @property
-    def inner(self) -> Part:
+    def inner(self) -> MPOLinear:
         """The layer between both orders."""
-        return self._parts()[0]
+        return cast("MPOLinear", self.parts[0])
 
     @property
     def weight(self) -> Tensor:
@@ -115,8 +120,8 @@ class PermutedLinear(ComposedLinear):
 
     def compact(self, x: Tensor) -> Tensor:
         """The inner layer between both orders; see :meth:`ComposedLinear.compact`."""
-        y: Tensor = self.inner(x if self.columns is None else x.index_select(-1, self.columns))
-        y = y if self.place is None else y.index_select(-1, self.place)
+        y: Tensor = self.inner(x if self.columns is None else reordered(x, self.columns))
+        y = y if self.place is None else reordered(y, self.place)
         # Under autocast a bias of a wider type would widen the output, which it does not do in nn.Linear.
         return y if self.bias is None else y + self.bias.to(y.dtype)
 

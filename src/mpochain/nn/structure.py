@@ -66,7 +66,7 @@ class _Permuted(_Strict):
     rows: bool
     columns: bool
     bias: bool
-    inner: _Part
+    inner: _Chains
 
 
 class _Embedding(_Strict):
@@ -194,6 +194,7 @@ def _built(found: _Layer, shape: tuple[int, int], name: str) -> Compressed:
         if found.inner.bias:
             raise SpecError(f"{name}.inner: the bias of a permuted layer is its own")
         inner = _made(found.inner, shape, f"{name}.inner")
+        assert isinstance(inner, MPOLinear)
         rows, columns = (torch.empty(size, dtype=torch.int32, device="meta") for size in shape)
         return PermutedLinear(
             inner,
