@@ -11,6 +11,7 @@ from torch import nn
 
 import mpochain as mpo
 from mpochain import MPOEmbedding, MPOError, PermutedLinear
+from mpochain.checkpoint import contents
 from mpochain.compression import Kronecker
 
 
@@ -77,6 +78,8 @@ def test_calibration_lowers_the_error_of_the_outputs(permuted):
             aim = dense(x) - dense[0].bias
             found[calibrated] = float((model(x) - dense(x)).norm() / aim.norm())
     assert report.layers[0].output_error == pytest.approx(found[True], rel=1e-3)
+    chains = model[0].inner if permuted else model[0]
+    assert chains.cores[0][1].square().mean().item() == pytest.approx(1, rel=1e-5)
     assert found[True] < found[False]
 
 
@@ -115,6 +118,28 @@ def test_what_shares_the_table_of_an_embedding_must_be_a_head():
             model, None, targets=["transformer.wte"], method=Kronecker(permuted=False, factors=[(1, 2)], terms=1)
         )
     assert isinstance(model.transformer.wte, nn.Embedding)
+
+
+def test_a_head_that_is_named_too_is_counted_once():
+    for targets in (["re:.*"], ["lm_head", "transformer.wte"]):
+        model = gpt2(vocab_size=24)
+        report = mpo.compress(model, 0.7, targets=targets, method="kronecker")
+        assert "lm_head" not in {record.name for record in report.layers}
+        held = sum(each.numel() for each in model.parameters())
+        dense = sum(each.numel() for each in gpt2(vocab_size=24).parameters())
+        assert dense - held == report.parameters_before - report.parameters_after
+        assert report.parameters_after <= 0.7 * report.parameters_before
+
+
+def test_looking_up_is_not_multiplying(tmp_path):
+    model = gpt2()
+    report = mpo.compress(
+        model, None, targets=["transformer.wte"], method=Kronecker(permuted=False, factors=[(1, 2)], terms=1)
+    )
+    assert (report.layers[0].macs_before, report.layers[0].macs_after) == (0, model.transformer.wte.macs())
+    found = contents(mpo.save(model, tmp_path))
+    assert found.dense_parameters == sum(each.numel() for each in gpt2().parameters())
+    assert [layer.name for layer in found.layers] == ["transformer.wte"]
 
 
 def test_permuted_layers_of_gpt2_are_those_of_the_paper():

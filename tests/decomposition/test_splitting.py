@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import tracemalloc
+
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mpochain import MPOChain, MPOError
-from mpochain.decomposition import split_off, split_spec
+from mpochain import ChainSpec, MPOChain, MPOError
+from mpochain.decomposition import permuted_kronecker, split_off, split_spec, splitting
 
 factor = st.tuples(st.integers(1, 3), st.integers(1, 3))
 
@@ -40,6 +42,37 @@ def test_shuffled_products_are_found_again(seed):
     assert found.relative_error < 1e-6
     assert (found.rows == np.arange(60)).all()
     assert split_off(table, [(1, 2), (1, 2)], permuted=False).relative_error > 0.1
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_rows_that_say_nothing_stay_where_they_are(seed):
+    table = np.random.default_rng(seed).normal(size=(60, 16))
+    assert (split_off(table, [(1, 2), (1, 2)]).rows == np.arange(60)).all()
+    spec = ChainSpec((60, 1), (8, 2), 1)
+    assert (permuted_kronecker(table, spec, restarts=1).rows == np.arange(60)).all()
+
+
+def test_a_tall_table_takes_memory_of_its_own_size():
+    table = np.random.default_rng(0).normal(size=(20_000, 4))
+    tracemalloc.start()
+    try:
+        split_off(table, [(1, 2)], seconds=5)
+        assert tracemalloc.get_traced_memory()[1] < 40 * table.nbytes
+    finally:
+        tracemalloc.stop()
+
+
+def test_the_time_is_shared_among_factors(monkeypatch):
+    given = []
+
+    def search(*arguments, seconds, **named):
+        given.append(seconds)
+        return permuted_kronecker(*arguments, seconds=1e-9, **named)
+
+    monkeypatch.setattr(splitting, "permuted_kronecker", search)
+    split_off(np.random.default_rng(0).normal(size=(8, 8)), [(1, 2), (1, 2)], seconds=10)
+    assert 4 < given[0] < 6
+    assert 8 < given[1] <= 10
 
 
 def test_several_terms():

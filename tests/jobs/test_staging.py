@@ -90,7 +90,10 @@ def test_the_recipes_run_at_a_small_size(name, folder):
         },
         window=16,
     )
-    outcome = distill_by(recipe, folder / "small")
+    said = []
+    outcome = distill_by(recipe, folder / "small", log=said.append)
+    # Of each MLP of the first, between both layers.
+    assert any(line.startswith("6 orders of features") for line in said) is (name == "tqcompressor-gpt2-small")
     assert outcome.parameters[1] < outcome.parameters[0]
     loaded = mpo.load(folder / "small")
     assert loaded.lm_head.weight.shape == (60, 16)
@@ -98,8 +101,8 @@ def test_the_recipes_run_at_a_small_size(name, folder):
 
 
 def test_stages_one_after_the_other(folder):
-    recipe, said = recipe_of(folder), []
-    outcome = distill_by(recipe, folder / "small", teacher_cache=folder / "cache", log=said.append)
+    recipe = recipe_of(folder)
+    outcome = distill_by(recipe, folder / "small", teacher_cache=folder / "cache")
     assert [stage["name"] for stage in outcome.stages] == ["words", "mlps", "words-again"]
     assert [len(stage["layers"]) for stage in outcome.stages] == [1, 6, 0]
     assert [stage["training"]["steps"] for stage in outcome.stages] == [4, 3, 2]
@@ -165,8 +168,20 @@ def test_the_work_of_another_recipe_is_not_gone_on_with(folder, monkeypatch):
     monkeypatch.setattr(staging, "finetune", stopped)
     with pytest.raises(KeyboardInterrupt):
         distill_by(recipe, folder / "small")
-    with pytest.raises(MPOError, match="work of another recipe"):
+    with pytest.raises(MPOError, match="work of another recipe: seed was 0 and is 7 now"):
         distill_by(recipe.model_copy(update={"seed": 7}), folder / "small")
+    changed = recipe_of(folder, STAGES.replace("factors: [[1, 2], [1, 2]]", "factors: [[1, 2]]"))
+    with pytest.raises(MPOError, match="its stage words was begun in another way"):
+        distill_by(changed, folder / "small")
+    # A stage that is still to come may change, and with what it is measured.
+    later = recipe_of(folder, STAGES.replace("steps: 3,", "steps: 5,").replace("windows: 4}", "windows: 3}"))
+    with pytest.raises(KeyboardInterrupt):
+        distill_by(later, folder / "small")
+    valid = (folder / "valid.txt").read_text()
+    (folder / "valid.txt").write_text(valid + " the")
+    with pytest.raises(MPOError, match=r"sha256 of valid\.txt was"):
+        distill_by(recipe, folder / "small")
+    (folder / "valid.txt").write_text(valid)
     (folder / "small" / "stages" / "found.json").write_text("{")
     with pytest.raises(MPOError, match="is damaged"):
         distill_by(recipe, folder / "small")
@@ -182,6 +197,16 @@ def test_the_work_of_another_recipe_is_not_gone_on_with(folder, monkeypatch):
         (("svd, budget", "svdd, budget"), "stage mlps: there is no method 'svdd'"),
         (("budget: 0.5", "permuted: true"), "method and budget go together"),
         (("steps: 3, ", "stepps: 3, "), r"stages\.mlps\.training\.stepps"),
+        (
+            ("trainable: [model.embed_tokens]", "trainable: [model.embed]"),
+            "stage words-again: trainable: 'model.embed'",
+        ),
+        (("steps: 3, ", "batch_size: 13, "), "stage mlps: batch_size=13 is over the 12 windows"),
+        (("steps: 3, ", "hidden: 1.0, hidden_layers: [model.lay], "), "stage mlps: .* has no module 'model.lay'"),
+        (("method: svd, budget: 0.5", "method: svd, budget: 0.5, terms: 3"), "terms is of Kronecker products"),
+        (("model: dense", "model: dense\nignore: ['re:.*']"), "ignore is not used with stages"),
+        (("'re:.*(up|gate)_proj'", "lm_head"), "lm_head is made smaller in the stages words and mlps"),
+        (("window: 16, windows: 12", "window: 80, windows: 5"), "windows of 80 tokens are over the 64"),
         (("name: words-again", "name: words"), "two have the name 'words'"),
         (("name: words-again", "name: ../words"), r"stages\.2\.name"),
         (("windows: 12,", "windows: 12, teacher: other,"), "the teacher's vocabulary of 50 is not the model's of 60"),
@@ -195,6 +220,19 @@ def test_what_is_wrong_is_told_before_any_work(folder, change, message):
     with pytest.raises(MPOError, match=message):
         distill_by(recipe_of(folder, STAGES.replace(*change)), folder / "small")
     assert not list(folder.glob("small/stages/*.smaller"))
+
+
+def test_the_dense_model_is_not_written_over(folder):
+    before = (folder / "dense" / "config.json").read_text()
+    with pytest.raises(MPOError, match="is the dense model itself"):
+        distill_by(recipe_of(folder), folder / "dense")
+    assert (folder / "dense" / "config.json").read_text() == before
+
+
+def test_a_cache_that_a_stage_cannot_use(folder):
+    recipe = recipe_of(folder, STAGES.replace("steps: 3, ", "attention: 1.0, "))
+    with pytest.raises(MPOError, match="stage mlps: teacher_cache="):
+        distill_by(recipe, folder / "small", teacher_cache=folder / "cache")
 
 
 def test_what_is_missing(folder):

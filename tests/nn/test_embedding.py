@@ -16,6 +16,7 @@ from mpochain.decomposition import split_off
 from mpochain.nn import learning_rate_scales, tied_head
 from mpochain.nn.structure import describe, skeleton
 from mpochain.nn.tying import tied_linears
+from mpochain.train import parameter_groups
 
 dims = st.lists(st.integers(1, 4), min_size=3, max_size=3)
 
@@ -110,6 +111,14 @@ def test_what_it_gives_is_not_narrowed_by_autocast():
         assert embedding(torch.arange(3)).dtype == torch.float32
 
 
+@pytest.mark.parametrize("memory", ["compact", "fast"])
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int16, torch.int32, torch.int64])
+def test_integers_of_all_kinds(memory, dtype):
+    embedding = embedding_of().set_execution(memory=memory)
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        torch.testing.assert_close(embedding(torch.arange(5).to(dtype)), embedding_of()(torch.arange(5)))
+
+
 def test_compile_and_export():
     embedding, ids = embedding_of("both orders"), torch.arange(6)
     torch._dynamo.reset()
@@ -124,6 +133,9 @@ def test_from_a_dense_embedding():
     made = MPOEmbedding.from_embedding(dense, ChainSpec((3, 4), (2, 4)))
     torch.testing.assert_close(made.weight, dense.weight)
     assert made.padding_idx == 2
+    frozen = MPOEmbedding.from_embedding(dense.requires_grad_(False).eval(), ChainSpec((3, 4), (2, 4)))
+    assert not any(each.requires_grad for each in frozen.parameters())
+    assert not frozen.training
     back = made.to_embedding()
     assert back.padding_idx == 2
     assert back.weight.requires_grad
@@ -161,9 +173,11 @@ def test_cores_of_rows_learn_by_their_bond():
     embedding = embedding_of()
     model = nn.ModuleDict({"words": embedding, "head": tied_head(embedding), "up": MPOLinear(6, 8, max_bond=2)})
     scales = learning_rate_scales(model)
-    assert scales["words.table.core_0_0"] == scales["head.core_0_0"] == 1 / 3
+    assert scales["words.table.core_0_0"] == 1 / 3
     assert scales["words.table.core_0_1"] == 1
     assert scales["up.core_0_0"] > 1
+    groups = parameter_groups(model, 1e-3)
+    assert sum(len(group["params"]) for group in groups) == len(list(model.parameters()))
 
 
 def test_which_heads_are_tied():
@@ -173,6 +187,15 @@ def test_which_heads_are_tied():
     assert tied_linears(model, [embedding, other]) == {head: embedding}
     other.weight = embedding.weight
     with pytest.raises(MPOError, match="other shares the table"):
+        tied_linears(model, [embedding])
+
+    class Scaled(nn.Linear):
+        def forward(self, x):
+            return super().forward(x) / 10
+
+    model["other"] = Scaled(4, 9, bias=False)
+    model["other"].weight = embedding.weight
+    with pytest.raises(MPOError, match="got Scaled"):
         tied_linears(model, [embedding])
     model["other"] = nn.Embedding(9, 4)
     model["other"].weight = embedding.weight

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import warnings
 
 import pytest
 import torch
@@ -106,7 +107,30 @@ def test_frozen_layers_stay_frozen():
     assert not any(each.requires_grad for each in model.parameters())
 
 
-@pytest.mark.parametrize("how", ["shared", "tied", "norm", "sizes"])
+def test_what_was_kept_of_the_old_order_is_forgotten():
+    generator = torch.Generator().manual_seed(0)
+    model, x = Plain(("interpolative", "columns"), generator), torch.randn(3, 4, dtype=torch.float64)
+    mpo.set_execution(model, memory="fast")
+    with torch.no_grad():
+        expected = model(x)
+        assert fold_orders(model) == 1
+        torch.testing.assert_close(model(x), expected)
+    assert model.c_fc.memory == model.c_proj.memory == "fast"
+
+
+def test_what_learns_stays_apart():
+    model = Plain(("rows", "dense"), torch.Generator().manual_seed(0))
+    model.c_fc.bias.requires_grad_(False)
+    assert fold_orders(model) == 1
+    assert {name for name, each in model.c_fc.named_parameters() if not each.requires_grad} == {"bias"}
+
+
+class Scaled(nn.Linear):
+    def forward(self, x):
+        return super().forward(x) * torch.arange(self.out_features)
+
+
+@pytest.mark.parametrize("how", ["shared", "tied", "norm", "sizes", "own", "forward", "weight_norm", "old weight_norm"])
 def test_what_is_left_alone(how):
     generator = torch.Generator().manual_seed(0)
     model = Plain(("rows", "dense"), generator)
@@ -118,6 +142,17 @@ def test_what_is_left_alone(how):
         whole["other"].weight = model.c_proj.weight
     elif how == "norm":
         model.norm = nn.LayerNorm(8)
+    elif how == "own":
+        model.scale = nn.Parameter(torch.ones(8))
+    elif how == "forward":
+        whole["mlp"] = model = Gated(("dense", "rows", "dense"), generator)
+        model.up_proj, model.gate_proj = Scaled(4, 8, dtype=torch.float64), model.up_proj
+    elif how == "weight_norm":
+        nn.utils.parametrizations.weight_norm(model.c_proj)
+    elif how == "old weight_norm":
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            nn.utils.weight_norm(model.c_proj)
     else:
         model.c_proj = nn.Linear(9, 4)
     before = copy.deepcopy(whole.state_dict())

@@ -88,6 +88,15 @@ def test_fast_execution_keeps_one_matrix_that_is_never_old():
     assert all(parameter.grad is not None for parameter in layer.parameters())
 
 
+def test_fast_execution_keeps_nothing_narrow():
+    layer, x = layer_of().float().set_execution(memory="fast"), torch.randn(5, 6)
+    with torch.no_grad():
+        expected = layer_of().float()(x)
+        with torch.autocast("cpu", torch.bfloat16):
+            assert layer(x).dtype == torch.bfloat16
+        torch.testing.assert_close(layer(x), expected)
+
+
 def test_compile_and_export():
     layer, x = layer_of(), torch.randn(5, 6, dtype=torch.float64)
     torch._dynamo.reset()

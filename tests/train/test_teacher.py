@@ -23,8 +23,8 @@ CONFIG = FinetuneConfig(steps=6, batch_size=4, warmup_steps=2, learning_rate=1e-
 
 def gpt2(seed=0, scale=4.0, **changes):
     torch.manual_seed(seed)
-    settings = {"vocab_size": V, "n_positions": 16, "n_embd": 16, "n_layer": 2, "n_head": 2, **changes}
-    settings |= dict.fromkeys(("resid_pdrop", "embd_pdrop", "attn_pdrop"), 0.0)
+    settings = {"vocab_size": V, "n_positions": 16, "n_embd": 16, "n_layer": 2, "n_head": 2}
+    settings |= {**dict.fromkeys(("resid_pdrop", "embd_pdrop", "attn_pdrop"), 0.0), **changes}
     model = transformers.GPT2LMHeadModel(transformers.GPT2Config(**settings, bos_token_id=0, eos_token_id=0)).eval()
     with torch.no_grad():
         for parameter in model.parameters():
@@ -76,6 +76,24 @@ class TestAttention:
         assert result.losses[-1] < result.losses[0]
         assert kinds == [each.config._attn_implementation for each in (dense, model)] == ["sdpa", "sdpa"]
 
+    def test_dropout_of_attention_is_off_meanwhile(self):
+        dense = gpt2(attn_pdrop=0.5)
+        model = copy.deepcopy(dense)
+        config = CONFIG.model_copy(update={"steps": 2, "distillation": 0.0, "attention": 1.0, "learning_rate": 1e-12})
+        with_attention = finetune(model, windows(), config=config, teacher=dense).losses
+        model.config.attn_pdrop = 0.0
+        for block in model.transformer.h:
+            assert block.attn.attn_dropout.p == 0.5
+            block.attn.attn_dropout.p = 0.0
+        without = finetune(model, windows(), config=config.model_copy(update={"attention": 0.0})).losses
+        assert with_attention == pytest.approx(without, abs=1e-4)
+
+    def test_models_of_one_configuration(self):
+        dense = gpt2()
+        with attention_maps(dense, transformers.GPT2LMHeadModel(dense.config)):
+            assert dense.config._attn_implementation == "eager"
+        assert dense.config._attn_implementation == "sdpa"
+
     def test_what_cannot_be_compared(self):
         config = CONFIG.model_copy(update={"attention": 1.0})
         plain = nn.Sequential(nn.Embedding(V, 8), nn.Linear(8, V))
@@ -121,13 +139,14 @@ class TestCache:
         dense, asked = gpt2(), []
         dense.register_forward_hook(lambda _module, _arguments, output: asked.append(len(output.logits)))
         models = [gpt2(1, scale=2.0) for _ in range(3)]
-        plain = finetune(models[0], windows(), config=CONFIG, teacher=dense).losses
-        assert sum(asked) == 1 + 6 * 4
+        config = CONFIG.model_copy(update={"batch_size": 5})  # no divisor of the 12 windows
+        plain = finetune(models[0], windows(), config=config, teacher=dense).losses
+        assert sum(asked) == 1 + 6 * 5
         asked.clear()
-        first = finetune(models[1], windows(), config=CONFIG, teacher=dense, teacher_cache=tmp_path).losses
-        assert sum(asked) == 1 + 12  # two epochs of 12 windows, and a trial
+        first = finetune(models[1], windows(), config=config, teacher=dense, teacher_cache=tmp_path).losses
+        assert sum(asked) == 1 + 12  # two epochs and a half of 12 windows, and a trial
         asked.clear()
-        second = finetune(models[2], windows(), config=CONFIG, teacher=dense, teacher_cache=tmp_path).losses
+        second = finetune(models[2], windows(), config=config, teacher=dense, teacher_cache=tmp_path).losses
         assert sum(asked) == 1
         assert first == second != plain
         assert first == pytest.approx(plain, rel=1e-3)
@@ -139,10 +158,10 @@ class TestCache:
         torch.manual_seed(0)
         logits = 30 * torch.randn(2, 12, V)
         places = torch.tensor([3, 1])
-        assert cache.get(places) is None
-        kept = cache.put(places, logits)
-        assert torch.equal(cache.get(places), kept)
-        assert cache.get(torch.tensor([1, 0])) is None
+        assert cache.missing(places).tolist() == [0, 1]
+        cache.put(places, logits)
+        kept = cache.get(places)
+        assert cache.missing(torch.tensor([1, 0, 3, 2])).tolist() == [1, 3]
         torch.testing.assert_close(kept.float().softmax(-1), logits.softmax(-1), atol=2e-3, rtol=2e-2)
         again = TeacherCache(tmp_path, given, V, {})
         assert torch.equal(again.get(torch.tensor([1])), kept[1:])

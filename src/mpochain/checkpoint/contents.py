@@ -107,6 +107,8 @@ def contents(folder: Path | str) -> Contents:
             raise CheckpointError(f"{folder / CONFIG}: {error}") from error
         parameters, size = total([key for key in held if key.startswith(f"{name}.") and not key.endswith(".bias")])
         shape = (layer.out_features, layer.in_features)
+        if any(key.startswith(f"{name}.") for key in config.tied) and not parameters:
+            continue  # a head that is tied to another layer, with which it is counted
         layers.append(StoredLayer(name, shape, form_of(layer), parameters, size))
     parameters, size = total(list(held))
     return Contents(

@@ -40,8 +40,8 @@ def distill(
     as_json: Json = False,
 ) -> None:
     """Make a model smaller in stages and let it learn after each; write it and distillation.json. Can be resumed."""
-    from mpochain.atomic import write_bytes
     from mpochain.jobs import at_once, built_in_recipes, distill_by, read_recipe
+    from mpochain.jobs.staging import RECORD
 
     wanted = read_recipe(
         built_in_recipes().get(recipe, Path(recipe)),
@@ -57,19 +57,14 @@ def distill(
     wanted = at_once(wanted) if all_at_once else wanted
     with quiet_transformers(), counting() as counter:
         try:
-            outcome = distill_by(wanted, out, teacher_cache=teacher_cache, log=say, counter=counter)
+            outcome = distill_by(
+                wanted, out, teacher_cache=teacher_cache, command=command_line(), log=say, counter=counter
+            )
         except KeyboardInterrupt:
             say(f"interrupted; the state is kept in {out}, the same command goes on from there")
             raise typer.Exit(130) from None
-    record = {
-        "format": 1,
-        "command": command_line(),
-        "recipe": wanted.model_dump(mode="json", exclude_none=True),
-        **outcome.as_dict(),
-    }
-    write_bytes(out / "distillation.json", (json.dumps(record, indent=1, ensure_ascii=False) + "\n").encode())
     if as_json:
-        print_json(record)
+        print_json(json.loads((out / RECORD).read_text(encoding="utf-8")))
         return
     before, after = outcome.parameters
     print(f"{after:,} parameters of {before:,}")
@@ -83,4 +78,4 @@ def distill(
         )
         print(f"{stage['name']}: {len(stage['layers'])} layers, {stage['training']['steps']} steps{changes}")
     print(out)
-    print(out / "distillation.json")
+    print(out / RECORD)

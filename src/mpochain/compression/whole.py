@@ -57,7 +57,7 @@ def compress(
     layer that would gain nothing stays dense.
 
     Args:
-        model: changed in place; its embeddings, norms and biases stay as they are.
+        model: changed in place; norms, biases and, unless ``targets`` name them, embeddings stay as they are.
         budget: share of the layers' parameters that may be left, such as ``0.6`` or ``"60%"``; bytes, ``"200MB"``; or
             ``"5% error"``, the relative error that each layer may have, as the method weighs it (the weight's for
             methods without data and Kronecker products, that of the outputs for others, by their gradients too for the
@@ -110,9 +110,11 @@ def compress(
     if (budget is None) is not way.settled:
         given = "no budget" if budget is None else f"budget {budget!r}"
         raise SpecError(f"method {label!r} {'leaves no choice' if way.settled else 'needs a budget'}, got {given}")
+    heads = tied_linears(model, layers.values())
+    # A head that is tied to one of them is made smaller with it.
+    layers = {name: layer for name, layer in layers.items() if layer not in heads}
     error = None if budget is None else error_budget(budget)
     allowed = parameter_budget(1.0 if budget is None or error is not None else budget, layers)
-    heads = tied_linears(model, layers.values())
     batches = batches_for(calibration, way, label, log)
     parameters = sum(parameter.numel() for parameter in model.parameters())
     untouched = _untouched(model, layers, parameters)
@@ -123,14 +125,15 @@ def compress(
             log(f"{way.needs} of {len(chunk)} layers, {next(iter(chunk))} and on")
             moments.keep(moments_for(model, chunk, batches, way, loss, seed))
             for name, layer in chunk.items():
-                curves[name] = way.curve(weight_and_bias(layer)[0].detach(), moments.get(name))
+                if not way.settled:
+                    curves[name] = way.curve(weight_and_bias(layer)[0].detach(), moments.get(name))
         if way.settled:
             chosen = dict.fromkeys(layers, 0)
         elif error is not None:
             chosen = cheapest_within(curves, error)
         else:
             chosen = uniform(curves, allowed) if way.uniform else allocate(curves, allowed)
-        others = () if way.uniform else frontier(curves)
+        others = () if way.uniform or way.settled else frontier(curves)
         log("the budget is shared; making the layers")
         maker = _Maker(way, layers, chosen, moments)
         if sequential:
@@ -198,12 +201,12 @@ class _Maker:
             made = self._way.build(correction.weight, bias, correction.moments, self._chosen[name])
             if made is not None and made.errors is not None:
                 made = Built(made.layer, Errors(correction.output_error(made.errors.output), made.errors.loss))
-        self.records[name] = _record(name, weight, made, moments)
-        if made is None:
-            return None
-        if isinstance(layer, nn.Embedding):
+        if made is not None and isinstance(layer, nn.Embedding):
             table: Any = made.layer
             made = Built(MPOEmbedding.of(table, layer.padding_idx), made.errors)
+        self.records[name] = _record(layer, name, weight, made, moments)
+        if made is None:
+            return None
         for parameter in made.layer.parameters():
             parameter.requires_grad_(weight_and_bias(layer)[0].requires_grad)
         self.built[layer] = made.layer.train(layer.training)
@@ -228,9 +231,11 @@ class _Maker:
         self.verified = True
 
 
-def _record(name: str, weight: Tensor, made: Built | None, moments: Moments | None) -> LayerRecord:
+def _record(layer: nn.Module, name: str, weight: Tensor, made: Built | None, moments: Moments | None) -> LayerRecord:
     out, in_ = (int(size) for size in weight.shape)
     dense = weight.numel() * weight.element_size()
+    # A row that is looked up is not computed.
+    macs = 0 if isinstance(layer, nn.Embedding) else out * in_
     record: dict[str, Any] = {
         "name": name,
         "shape": (out, in_),
@@ -239,23 +244,23 @@ def _record(name: str, weight: Tensor, made: Built | None, moments: Moments | No
         "parameters_after": out * in_,
         "bytes_before": dense,
         "bytes_after": dense,
-        "macs_before": out * in_,
-        "macs_after": out * in_,
+        "macs_before": macs,
+        "macs_after": macs,
         "weight_error": 0.0,
         "output_error": 0.0 if moments is not None else None,
         "loss_increase": 0.0 if moments is not None and moments.gradients is not None else None,
     }
     if made is None:
         return LayerRecord(**record)
-    layer: Any = made.layer
-    held = [each for key, each in layer.state_dict().items() if key.rpartition(".")[2] != "bias"]
+    smaller: Any = made.layer
+    held = [each for key, each in smaller.state_dict().items() if key.rpartition(".")[2] != "bias"]
     wide = weight.double()
     record |= {
-        "form": form_of(layer),
+        "form": form_of(smaller),
         "parameters_after": sum(each.numel() for each in held if each.is_floating_point()),
         "bytes_after": sum(each.numel() * each.element_size() for each in held),
-        "macs_after": layer.macs(),
-        "weight_error": float((wide - layer.weight.detach().double()).norm() / wide.norm()) if wide.any() else 0.0,
+        "macs_after": smaller.macs(),
+        "weight_error": float((wide - smaller.weight.detach().double()).norm() / wide.norm()) if wide.any() else 0.0,
         "output_error": made.errors.output if made.errors is not None else None,
         "loss_increase": made.errors.loss if made.errors is not None else None,
     }

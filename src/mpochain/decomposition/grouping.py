@@ -35,10 +35,10 @@ def correlated_groups(matrix: _Floats, spec: ChainSpec) -> tuple[_Order, _Order]
         True
     """
     (m1, m2), (n1, n2) = spec.out_dims, spec.in_dims
-    rows, columns = (_groups(_likeness(side[:, None, :]), size) for side, size in ((matrix, m2), (matrix.T, n2)))
+    rows, columns = (_groups(side[:, None, :], size) for side, size in ((matrix, m2), (matrix.T, n2)))
     for _ in range(_ROUNDS):
-        rows = _groups(_likeness(matrix[:, columns].reshape(-1, n1, n2).transpose(0, 2, 1)), m2)
-        columns = _groups(_likeness(matrix[rows].reshape(m1, m2, -1).transpose(2, 1, 0)), n2)
+        rows = _groups(matrix[:, columns].reshape(-1, n1, n2).transpose(0, 2, 1), m2)
+        columns = _groups(matrix[rows].reshape(m1, m2, -1).transpose(2, 1, 0), n2)
     return rows, columns
 
 
@@ -53,11 +53,12 @@ def _likeness(members: _Floats) -> _Floats:
     return total / np.outer(power, power)
 
 
-def _groups(likeness: _Floats, size: int) -> _Order:
+def _groups(members: _Floats, size: int) -> _Order:
     """Groups grown from the most alike that are left, one member after the other."""
     if size == 1:
-        return np.arange(len(likeness))
-    likeness = likeness.copy()
+        # Before they are compared: the words of a vocabulary with each other would take tens of gigabytes.
+        return np.arange(len(members))
+    likeness = _likeness(members)
     np.fill_diagonal(likeness, -1.0)
     free = np.ones(len(likeness), dtype=bool)
     order: list[int] = []

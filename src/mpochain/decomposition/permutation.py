@@ -145,7 +145,12 @@ def permuted_kronecker(
         search.run(*correlated_groups(problem.matrix, spec))
     search.run(*given)
     for _ in range(restarts):
-        search.run(*(search.random.permutation(size) for size in spec.shape))
+        # Where a group has one member their order says nothing.
+        rows, columns = (
+            order if dims[1] == 1 else search.random.permutation(order)
+            for order, dims in zip(given, (spec.out_dims, spec.in_dims), strict=True)
+        )
+        search.run(rows, columns)
     rows, columns = search.best
     A, B = problem.factors(rows, columns)
     return PermutedKronecker(rows, columns, (asarray(A, wide), asarray(B, wide)), tuple(search.errors))
@@ -207,6 +212,8 @@ class _Search:
 
     def _mixed(self, problem: KroneckerBlocks, rows: _Order, columns: _Order) -> _Order:
         """Columns of the groups that fit worst, in any order: where most fit, these hold each other's members."""
+        if problem.n2 == 1:
+            return columns
         blocks = problem.blocks(rows, columns)
         span = problem.span(blocks)
         flat = blocks.reshape(problem.m1, problem.n1, -1)

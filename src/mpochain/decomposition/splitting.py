@@ -121,12 +121,14 @@ def split_off(
     small: list[NDArray[np.float64]] = []
     A = left
     lost, unit, whole = 0.0, 1.0, float(np.linalg.norm(left)) ** 2
-    for m, n in factors:
+    for number, (m, n) in enumerate(factors):
         out, in_ = left.shape
         step = ChainSpec((out // m, m), (in_ // n, n), terms)
         if permuted:
-            # What is left of the time for each, and a moment at least, which gives the sum of the given order.
-            rest = None if deadline is None else max(deadline - time.monotonic(), 1e-3)
+            # An equal share of what is left of the time, and a moment at least, which gives the sum of the given order.
+            rest = None
+            if deadline is not None:
+                rest = max((deadline - time.monotonic()) / (len(factors) - number), 1e-3)
             found = permuted_kronecker(left, step, seconds=rest, seed=seed, progress=progress, name=name)
             here, there, error = found.rows, found.columns, found.relative_error
             A, B = (np.asarray(core) for core in found.cores)

@@ -8,6 +8,8 @@ import torch
 from torch import Tensor, nn
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
+from mpochain.execute.autocast import without_autocast
+
 __all__ = ["STEPS", "Kept", "ParameterState", "keepable", "same", "same_memory", "state_of"]
 
 # A parameter with its address, type and version.
@@ -91,7 +93,8 @@ class Kept:
         # Inference tensors count no versions, so a change could not be seen.
         if not keepable(x, parameters) or any(each.is_inference() for each in parameters):
             return None
-        with torch.no_grad():
+        # Nor is what autocast would narrow what the next call wants.
+        with torch.no_grad(), without_autocast(parameters[0]):
             made = make()
         self._found = STEPS.count, state_of(parameters), made
         return made

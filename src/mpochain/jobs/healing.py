@@ -96,7 +96,7 @@ def heal_by(
     log(f"reading {folder}")
     language = load_language_model(folder)
     teacher = None
-    if healing.training.distillation != 0.0 or healing.training.hidden:
+    if healing.training.asks_teacher:
         source = healing.teacher or recipe.model
         if Path(source).exists() and Path(source).resolve() == folder.resolve():
             raise RecipeError(

@@ -86,8 +86,8 @@ class Healing(_Strict):
         text: UTF-8 file.
         window: tokens of a window.
         windows: how many, evenly spread over the text; all of it if not given.
-        teacher: model it is to become like; the one that was compressed if not given. Not read if
-            ``training.distillation`` is 0.
+        teacher: model it is to become like; the one that was compressed if not given. Not read if none of the losses
+            of ``training`` compares with it.
         training: see :class:`mpochain.train.FinetuneConfig`.
     """
 
@@ -142,6 +142,9 @@ class Group(_Strict):
             raise ValueError("give factors of Kronecker products, or a method with its budget")
         if (self.method is None) != (self.budget is None):
             raise ValueError("method and budget go together")
+        unused = sorted(self.model_fields_set & {"terms", "permuted", "calibrated", "seconds"})
+        if self.method is not None and unused:
+            raise ValueError(f"{unused[0]} is of Kronecker products with factors, and not used with a method")
         return self
 
 

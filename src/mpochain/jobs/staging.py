@@ -7,11 +7,12 @@ import shutil
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import partial
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from mpochain.atomic import require_writable, write_bytes
 from mpochain.compression import METHODS, Kronecker, compress, select
@@ -19,15 +20,24 @@ from mpochain.errors import CheckpointError, MPOError, RecipeError
 from mpochain.jobs.compressing import Counter, Log, evaluate, require_dense
 from mpochain.jobs.recipe import Group, Recipe, Stage
 from mpochain.language import LanguageModel, load_language_model, read_tokens, save_language_model, windows
+from mpochain.nn import fold_orders
 from mpochain.nn.dense import weight_and_bias
+from mpochain.nn.tying import tied_linears
 from mpochain.report import provenance
 from mpochain.train import TrainResult, finetune
 from mpochain.train.distillation import logits_of
+from mpochain.train.healing import rehearse
 
-__all__ = ["Distilled", "distill_by", "make_smaller"]
+__all__ = ["RECORD", "Distilled", "distill_by", "make_smaller"]
+
+# What was done, beside the model.
+RECORD = "distillation.json"
 
 # Beside the result until it is there.
 _WORK, _FOUND = "stages", "found.json"
+
+# Settings of a recipe that are of other jobs.
+_UNUSED = {"budget", "method", "sequential", "targets", "ignore", "comparison"}
 
 # What is known of a stage: its layers, perplexity before it learns and after, and the training.
 _PARTS = ("layers", "before", "training", "after")
@@ -66,6 +76,7 @@ def distill_by(
     out: Path,
     *,
     teacher_cache: Path | None = None,
+    command: str = "",
     log: Log = lambda _: None,
     counter: Callable[[str], Counter] | None = None,
 ) -> Distilled:
@@ -76,14 +87,16 @@ def distill_by(
 
     Args:
         recipe: with stages and the section healing.
-        out: folder for the smaller model; what is needed to go on is kept there meanwhile.
+        out: folder for the smaller model and ``distillation.json``; what is needed to go on is kept there meanwhile.
         teacher_cache: folder for the teacher's logits, see :func:`mpochain.finetune`.
+        command: what makes it again, for the record.
         log: told what is done.
         counter: makes what is told how far an evaluation has come, from its label.
 
     Raises:
         RecipeError: no stages, no text, layers the model has not or that are named twice, factors that do not divide
-            one, or a teacher of another vocabulary.
+            one, training that is not possible, settings that stages do not use, a teacher of another vocabulary, or
+            the folder of the dense model to write to.
         CheckpointError: a model that cannot be read, or the work of another recipe in the folder.
         KeyboardInterrupt: after Ctrl-C; the state is kept.
         MPOError: whatever a step raises.
@@ -92,19 +105,25 @@ def distill_by(
         raise RecipeError("no stages are given; each says which layers are made smaller before the model learns")
     if recipe.healing is None:
         raise RecipeError("no text to learn from is given; it is never one that the model is evaluated on")
+    unused = sorted(recipe.model_fields_set & _UNUSED)
+    if unused:
+        raise RecipeError(f"{unused[0]} is not used with stages; say it in the groups of a stage")
+    for source in (recipe.model, recipe.healing.teacher):
+        if source is not None and Path(source).exists() and Path(source).resolve() == out.resolve():
+            raise RecipeError(f"{out} is the dense model itself; name another folder")
     work = _Work(out / _WORK, recipe)
     log(f"reading {recipe.model}")
     dense = load_language_model(recipe.model, dtype=recipe.dtype)
     require_dense(dense.model, recipe.model)
-    _check(recipe, dense.model)
+    pieces = torch.cat(
+        windows(read_tokens(recipe.healing.text, dense.tokenizer), recipe.healing.window, recipe.healing.windows)
+    )
+    _check(recipe, dense.model, pieces, cached=teacher_cache is not None)
     teacher = dense.model
     if recipe.healing.teacher is not None and recipe.healing.teacher != recipe.model:
         log(f"reading the teacher, {recipe.healing.teacher}")
         teacher = load_language_model(recipe.healing.teacher, dtype=recipe.dtype).model
     _require_one_vocabulary(dense.model, teacher)
-    pieces = torch.cat(
-        windows(read_tokens(recipe.healing.text, dense.tokenizer), recipe.healing.window, recipe.healing.windows)
-    )
     text = None if recipe.evaluation is None else read_tokens(recipe.evaluation.text, dense.tokenizer)
 
     def measured(model: nn.Module, label: str) -> dict[str, Any] | None:
@@ -124,25 +143,29 @@ def distill_by(
     for stage in recipe.stages:
         if work.has(stage.name, "learnt"):
             continue
+        work.begin(stage)
         if not work.has(stage.name, "smaller"):
             layers = make_smaller(stage, language.model, calibration=batches, seed=recipe.seed, log=log)
             work.save(language, stage.name, "smaller", {f"{stage.name}: layers": layers})
         work.remember(f"{stage.name}: before", partial(measured, language.model, f"{stage.name}, smaller"))
         config = recipe.training_of(stage)
-        asked = config.distillation != 0.0 or bool(config.hidden or config.attention)
         log(f"stage {stage.name}: {config.steps} steps")
         result = finetune(
             language.model,
             pieces,
             config=config,
-            teacher=teacher if asked else None,
+            teacher=teacher if config.asks_teacher else None,
             checkpoint=work.folder / f"{stage.name}.state",
-            teacher_cache=teacher_cache if asked else None,
+            teacher_cache=teacher_cache if config.asks_teacher else None,
             label=stage.name,
         )
         work.remember(f"{stage.name}: training", partial(_training, result))
         work.remember(f"{stage.name}: after", partial(measured, language.model, f"{stage.name}, learnt"))
         work.save(language, stage.name, "learnt")
+    # Not before: hidden features would no longer be those of the teacher.
+    folded = fold_orders(language.model)
+    if folded:
+        log(f"{folded} orders of features are taken over by neighbouring layers")
     save_language_model(language, out)
     outcome = Distilled(
         language,
@@ -154,6 +177,14 @@ def distill_by(
         ),
         provenance(threads=torch.get_num_threads()),
     )
+    record = {
+        "format": 1,
+        "command": command,
+        "recipe": recipe.model_dump(mode="json", exclude_none=True),
+        **outcome.as_dict(),
+    }
+    # Before what could make it again is gone.
+    write_bytes(out / RECORD, (json.dumps(record, indent=1, ensure_ascii=False) + "\n").encode())
     work.remove()
     return outcome
 
@@ -163,16 +194,34 @@ class _Work:
 
     def __init__(self, folder: Path, recipe: Recipe) -> None:
         self.folder = require_writable(folder)
-        self._file = folder / _FOUND
-        about = recipe.model_dump(mode="json", exclude_none=True)
-        self._found: dict[str, Any] = {"recipe": about, "found": {}, "at": None}
-        if self._file.exists():
-            try:
-                self._found = json.loads(self._file.read_text())
-                if self._found["recipe"] != about:
-                    raise CheckpointError(f"{folder} is the work of another recipe; remove it, or name another folder")
-            except (OSError, ValueError, KeyError, TypeError) as error:
-                raise CheckpointError(f"{self._file} is damaged: {error}; remove {folder}") from error
+        self._file, self._recipe = folder / _FOUND, recipe
+        self._found: dict[str, Any] = {"of": _source(recipe), "begun": [], "reached": [], "found": {}, "at": None}
+        if not self._file.exists():
+            return
+        try:
+            self._found = json.loads(self._file.read_text())
+            begun, source = self._found["begun"], self._found["of"]
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise CheckpointError(f"{self._file} is damaged: {error}; remove {folder}") from error
+        for key, value in _source(recipe).items():
+            if source.get(key) != value:
+                raise CheckpointError(
+                    f"{folder} is the work of another recipe: {key} was {source.get(key)!r} and is {value!r} now; "
+                    "remove it, or name another folder"
+                )
+        stages = [_begun(recipe, stage) for stage in recipe.stages]
+        for place, before in enumerate(begun):
+            if place >= len(stages) or stages[place] != before:
+                raise CheckpointError(
+                    f"{folder} is the work of another recipe: its stage {before['stage']['name']} was begun in another "
+                    "way; remove it, or name another folder"
+                )
+
+    def begin(self, stage: Stage) -> None:
+        """Keep what a stage is: from now on it may not change, as later ones still may."""
+        if len(self._found["begun"]) <= self._recipe.stages.index(stage):
+            self._found["begun"].append(_begun(self._recipe, stage))
+            self._write()
 
     def remember(self, key: str, find: Callable[[], Any]) -> None:
         """Find something out, unless it is known."""
@@ -190,7 +239,7 @@ class _Work:
         save_language_model(language, self.folder / name)
         self._found["at"] = name
         self._found["found"].update(found or {})
-        self._found.setdefault("reached", []).append(name)
+        self._found["reached"].append(name)
         self._write()
         if before is not None:
             shutil.rmtree(self.folder / before)
@@ -199,18 +248,35 @@ class _Work:
 
     def has(self, stage: str, state: str) -> bool:
         """Whether a stage has come so far."""
-        return f"{stage}.{state}" in self._found.get("reached", [])
+        return f"{stage}.{state}" in self._found["reached"]
 
     def latest(self) -> Path | None:
         """The folder of the model where it last stood; None at the beginning."""
         return None if self._found["at"] is None else self.folder / self._found["at"]
 
     def remove(self) -> None:
-        """All of it."""
+        """All of it, first what says that there is something to go on with."""
+        self._file.unlink()
         shutil.rmtree(self.folder)
 
     def _write(self) -> None:
         write_bytes(self._file, (json.dumps(self._found) + "\n").encode())
+
+
+def _source(recipe: Recipe) -> dict[str, Any]:
+    """What every stage depends on."""
+    found = recipe.model_dump(mode="json", include={"model", "dtype", "seed", "calibration", "healing"})
+    found["healing"].pop("training")
+    for part in (recipe.healing, recipe.calibration):
+        if part is not None and part.text.exists():
+            found[f"sha256 of {part.text.name}"] = sha256(part.text.read_bytes()).hexdigest()
+    return found
+
+
+def _begun(recipe: Recipe, stage: Stage) -> dict[str, Any]:
+    """What a stage depends on by itself."""
+    training = recipe.training_of(stage).model_dump(mode="json")
+    return {"stage": stage.model_dump(mode="json"), "training": training}
 
 
 def make_smaller(
@@ -240,7 +306,7 @@ def make_smaller(
             group.budget,
             calibration=calibration,
             targets=group.targets,
-            method=_method(group),
+            method=_method(group, seed),
             seed=seed,
             log=log,
         )
@@ -248,7 +314,7 @@ def make_smaller(
     return records
 
 
-def _method(group: Group) -> str | Kronecker:
+def _method(group: Group, seed: int) -> str | Kronecker:
     if group.factors is None:
         assert group.method is not None
         return group.method
@@ -258,6 +324,7 @@ def _method(group: Group) -> str | Kronecker:
         factors=group.factors,
         terms=group.terms,
         seconds=group.seconds,
+        seed=seed,
     )
 
 
@@ -270,12 +337,17 @@ def _training(result: TrainResult) -> dict[str, Any]:
     }
 
 
-def _check(recipe: Recipe, model: nn.Module) -> None:
+def _check(recipe: Recipe, model: nn.Module, pieces: Tensor, *, cached: bool) -> None:
     """Refuse what would fail in a later stage, before the first."""
-    taken: dict[str, str] = {}
+    taken: dict[nn.Module, str] = {}
     for stage in recipe.stages:
+        config = recipe.training_of(stage)
+        try:
+            rehearse(model, pieces, config=config, cached=cached and config.asks_teacher)
+        except MPOError as error:
+            raise RecipeError(f"stage {stage.name}: {error}") from error
         for group in stage.groups:
-            method = _method(group)
+            method = _method(group, recipe.seed)
             way = METHODS.get(method) if isinstance(method, str) else method
             if way is None:
                 raise RecipeError(f"stage {stage.name}: there is no method {method!r}; there are {', '.join(METHODS)}")
@@ -293,10 +365,11 @@ def _check(recipe: Recipe, model: nn.Module) -> None:
                 raise RecipeError(
                     f"stage {stage.name}: {', '.join(group.targets)} name no layer that can be made smaller"
                 )
-            for name in layers:
-                if name in taken:
-                    raise RecipeError(f"{name} is made smaller in the stages {taken[name]} and {stage.name}")
-                taken[name] = stage.name
+            for name, layer in layers.items():
+                if layer in taken:
+                    raise RecipeError(f"{name} is made smaller in the stages {taken[layer]} and {stage.name}")
+            # A head that is tied to one of them is made smaller with it.
+            taken |= dict.fromkeys([*layers.values(), *tied_linears(model, layers.values())], stage.name)
 
 
 @torch.no_grad()

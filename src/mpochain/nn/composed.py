@@ -48,6 +48,11 @@ class ComposedLinear(nn.Module):
         self._kept: Kept | None = None
 
     @property
+    def memory(self) -> Memory:
+        """How the layer is run."""
+        return "compact" if self._kept is None else "fast"
+
+    @property
     def weight(self) -> Tensor:
         """The dense ``W (out_features, in_features)``, differentiable; built at every access."""
         raise NotImplementedError

@@ -149,8 +149,9 @@ class MPOEmbedding(nn.Module):
             >>> torch.allclose(made(torch.tensor([5])), dense(torch.tensor([5])), atol=1e-5)
             True
         """
-        made = decompose(dense_table(embedding).detach(), spec, cutoff=cutoff, name=name)
-        return cls.of(MPOLinear.from_chains(made), embedding.padding_idx)
+        table = dense_table(embedding)
+        made = MPOLinear.from_chains(decompose(table.detach(), spec, cutoff=cutoff, name=name))
+        return cls.of(made.requires_grad_(table.requires_grad), embedding.padding_idx).train(embedding.training)
 
     def reset_parameters(self, weight_std: float = 1.0) -> None:
         """Draw new parameters.
@@ -216,7 +217,7 @@ class MPOEmbedding(nn.Module):
             if not (torch.is_grad_enabled() and any(core.requires_grad for core in cores)):
                 made = self._kept.get(ids, cores, lambda: self.weight)
                 if made is not None:
-                    return F.embedding(ids, made)
+                    return F.embedding(ids.long(), made)
         flat = ids.reshape(-1).long()
         if torch.compiler.is_compiling() or len(flat) < _MANY:
             # How many are distinct would be a size that depends on the data.

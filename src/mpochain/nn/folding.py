@@ -12,7 +12,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.parametrize import is_parametrized
 
+from mpochain.errors import DTypeError
 from mpochain.nn.dense import dense_parameters
 from mpochain.nn.interpolative import InterpolativeLinear
 from mpochain.nn.linear import MPOLinear
@@ -42,7 +44,8 @@ def fold_orders(model: nn.Module) -> int:
 
     Args:
         model: changed in place; layers that need no order any more become plain :class:`mpochain.MPOLinear`. Some
-            parameters are new ones, so make an optimiser afterwards.
+            parameters are new ones, so make an optimiser afterwards; and what lies between the layers of an MLP is in
+            another order then than in the dense model.
 
     Returns:
         How many look-ups, of rows or columns of a layer, are saved at each call.
@@ -70,8 +73,9 @@ def fold_orders(model: nn.Module) -> int:
             if not {reader, *writers} <= set(children):
                 continue
             layers = [children[name] for name in (*writers, reader)]
-            others = [child for child in children.values() if child not in layers]
-            if not any(child.state_dict() for child in others) and shared.isdisjoint(layers):
+            # Nothing else that could tell features apart.
+            held = {key for key in parent.state_dict() if key.split(".")[0] not in (*writers, reader)}
+            if not held and shared.isdisjoint(layers):
                 saved += _fold(layers[:-1], layers[-1], parent)
     return saved
 
@@ -121,9 +125,16 @@ def _fold(writers: Sequence[nn.Module], reader: nn.Module, parent: nn.Module) ->
 
 
 def _known(layer: nn.Module) -> bool:
-    if isinstance(layer, InterpolativeLinear | MPOLinear | PermutedLinear | nn.Linear):
+    """Whether all that a layer does is known, so that its rows or columns may be moved."""
+    if is_parametrized(layer):
+        return False
+    if isinstance(layer, InterpolativeLinear | MPOLinear | PermutedLinear):
         return True
-    return type(layer).__name__ == "Conv1D"
+    try:
+        dense_parameters(layer)
+    except DTypeError:
+        return False
+    return "weight" in layer._parameters  # not made of others by an older kind of parametrisation
 
 
 def _sizes(layer: Any) -> tuple[int, int]:
@@ -158,6 +169,7 @@ def _written(layer: Any, order: Tensor) -> nn.Module:
         return _permuted(layer, inner, place, columns, bias)
     if isinstance(layer, InterpolativeLinear):
         layer.place.copy_(layer.place[order])
+        layer.set_execution(memory=layer.memory)  # forgets what was made of the old order
     else:
         weight, _ = dense_parameters(layer)
         weight.copy_(weight[order].clone())
@@ -189,15 +201,17 @@ def _permuted(
 ) -> nn.Module:
     """A layer of the same cores; a plain one if no order is left."""
     place, columns = (None if each is None or _is_given(each) else each for each in (place, columns))
-    learns = next(old.parameters()).requires_grad
-    made: nn.Module
+    made: MPOLinear | PermutedLinear
     if place is None and columns is None:
         made = MPOLinear.from_chains(inner.chains, bias)
     else:
         rows = None if place is None else torch.argsort(place)
         plain = MPOLinear.from_chains(inner.chains)
         made = PermutedLinear(plain, rows=rows, columns=columns, bias=bias).to(next(old.parameters()).device)
-    return made.requires_grad_(learns).train(old.training)
+    learn = {name.rpartition(".")[2]: each.requires_grad for name, each in old.named_parameters()}
+    for name, parameter in made.named_parameters():
+        parameter.requires_grad_(learn[name.rpartition(".")[2]])
+    return made.set_execution(memory=old.memory).train(old.training)
 
 
 def _is_given(order: Tensor) -> bool:

@@ -113,6 +113,11 @@ class InterpolativeLinear(nn.Module):
         return layer
 
     @property
+    def memory(self) -> Memory:
+        """How the layer is run."""
+        return "compact" if self._kept is None else "fast"
+
+    @property
     def weight(self) -> Tensor:
         """The dense ``W (out_features, in_features)``, differentiable; built at every access."""
         return torch.cat([self.rows, self.coefficients @ self.rows]).index_select(0, self.place)

@@ -242,6 +242,11 @@ class MPOLinear(nn.Module):
         """The dense layer with the same function, sharing no memory."""
         return linear_of(self.weight.detach(), self.bias, self.training)
 
+    @property
+    def memory(self) -> Memory:
+        """How the layer is run."""
+        return self._runners[0].memory
+
     def macs(self) -> int:
         """Multiply-adds of one input row, swept without folding."""
         return sum(spec.macs() for spec in self.specs)

@@ -50,9 +50,9 @@ class PermutedLinear(ComposedLinear):
     def __init__(
         self, inner: MPOLinear, *, rows: Tensor | None = None, columns: Tensor | None = None, bias: Tensor | None = None
     ) -> None:
-        super().__init__([inner])
         if not isinstance(inner, MPOLinear):
             raise DTypeError(f"PermutedLinear is made of an MPOLinear, got {type(inner).__name__}")
+        super().__init__([inner])
         if rows is None and columns is None:
             raise SpecError("PermutedLinear needs rows=, columns= or both; use the layer itself for the given order")
         if inner.bias is not None:

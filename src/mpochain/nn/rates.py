@@ -29,7 +29,7 @@ def learning_rate_scales(module: nn.Module) -> dict[str, float]:
         module: a layer, or a model that holds some.
 
     Returns:
-        A factor for the name of each core; other parameters are not named.
+        A factor for the name of each core, shared ones by their first; other parameters are not named.
 
     Example:
         >>> layer = MPOLinear(128, 128, out_dims=(8, 16), in_dims=(8, 16), max_bond=4)
@@ -38,10 +38,14 @@ def learning_rate_scales(module: nn.Module) -> dict[str, float]:
     """
     rows = {id(each) for layer in module.modules() if isinstance(layer, MPOEmbedding) for each in layer.parameters()}
     scales = {}
+    seen: set[int] = set()
     for prefix, layer in module.named_modules():
         if isinstance(layer, MPOLinear):
             for names, cores in zip(layer.core_names, layer.cores, strict=True):
                 for name, core in zip(names, cores, strict=True):
+                    if id(core) in seen:
+                        continue
+                    seen.add(id(core))
                     _, _, in_, right = core.shape
                     scale = 1 / right if id(core) in rows else layer.in_features / (in_ * right)
                     scales[f"{prefix}.{name}" if prefix else name] = scale

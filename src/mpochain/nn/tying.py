@@ -48,7 +48,7 @@ def tied_linears(model: nn.Module, embeddings: Iterable[nn.Module]) -> dict[nn.L
         embeddings: of the model; other modules among them are passed over.
 
     Raises:
-        DTypeError: a module other than a linear layer without bias that holds the table of one of them.
+        DTypeError: a module other than a plain linear layer without bias that holds the table of one of them.
 
     Example:
         >>> model = nn.Sequential(nn.Embedding(9, 4), nn.Linear(4, 9, bias=False))
@@ -59,14 +59,15 @@ def tied_linears(model: nn.Module, embeddings: Iterable[nn.Module]) -> dict[nn.L
     tables = {id(each.weight): each for each in embeddings if isinstance(each, nn.Embedding)}
     found: dict[nn.Linear, nn.Embedding] = {}
     for name, module in model.named_modules():
-        for key, parameter in module.named_parameters(recurse=False):
+        for parameter in module.parameters(recurse=False):
             table = tables.get(id(parameter))
             if table is None or module is table:
                 continue
-            if not isinstance(module, nn.Linear) or key != "weight" or "bias" in dict(module.named_parameters()):
+            plain = isinstance(module, nn.Linear) and type(module).forward is nn.Linear.forward
+            if not plain or not isinstance(module, nn.Linear) or "bias" in dict(module.named_parameters()):
                 raise DTypeError(
-                    f"{name} shares the table of an embedding, and only an nn.Linear without bias can be tied to a "
-                    f"chain, got {type(module).__name__}"
+                    f"{name} shares the table of an embedding, and only a plain nn.Linear without bias can be tied to "
+                    f"a chain, got {type(module).__name__}"
                 )
             found[module] = table
     return found

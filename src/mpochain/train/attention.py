@@ -73,21 +73,41 @@ def attentions_of(output: Any) -> tuple[Tensor, ...]:
 def attention_maps(*models: nn.Module) -> Iterator[None]:
     """Let models of transformers compute attention in the plain way, the only one that can tell it.
 
+    Without its dropout, after which the maps that they tell are those of other models.
+
     Raises:
         SpecError: a model that cannot.
     """
-    before: list[tuple[Any, str]] = []
+    given: list[Any] = list(models)
+    for model in given:
+        if not hasattr(model, "set_attn_implementation"):
+            raise SpecError(
+                f"attention > 0 compares where model and teacher look, which {type(model).__name__} cannot tell; "
+                "models of transformers can"
+            )
+    # All of them first: models may share a configuration.
+    before = [(model, model.config._attn_implementation) for model in given]
+    rates = [(holder, name, getattr(holder, name)) for model in given for holder, name in _dropouts(model)]
     try:
-        for model in models:
-            settable: Any = model
-            if not hasattr(settable, "set_attn_implementation"):
-                raise SpecError(
-                    f"attention > 0 compares where model and teacher look, which {type(model).__name__} cannot tell; "
-                    "models of transformers can"
-                )
-            before.append((settable, settable.config._attn_implementation))
-            settable.set_attn_implementation("eager")
+        for model in given:
+            model.set_attn_implementation("eager")
+        for holder, name, _ in rates:
+            setattr(holder, name, 0.0)
         yield
     finally:
-        for settable, implementation in before:
-            settable.set_attn_implementation(implementation)
+        for holder, name, rate in rates:
+            setattr(holder, name, rate)
+        for model, implementation in before:
+            model.set_attn_implementation(implementation)
+
+
+def _dropouts(model: nn.Module) -> Iterator[tuple[Any, str]]:
+    """Where the rates of dropout on attention are kept: numbers, or modules of their own."""
+    for module in model.modules():
+        names = ("attention_dropout", "attn_dropout")
+        for name in (*names, "dropout") if "Attention" in type(module).__name__ else names:
+            found = getattr(module, name, None)
+            if isinstance(found, nn.Dropout):
+                yield found, "p"
+            elif isinstance(found, float):
+                yield module, name

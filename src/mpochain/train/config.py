@@ -98,6 +98,11 @@ class FinetuneConfig(TrainConfig):
     core_rates: bool = False
     trainable: Literal["all", "compressed"] | tuple[str, ...] = "all"
 
+    @property
+    def asks_teacher(self) -> bool:
+        """Whether any of the losses compares with a teacher, if there is one."""
+        return self.distillation != 0.0 or self.hidden > 0.0 or self.attention > 0.0
+
     @model_validator(mode="after")
     def _fit(self) -> Self:
         if self.batch_size % self.accumulate:

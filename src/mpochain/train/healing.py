@@ -22,7 +22,7 @@ from mpochain.train.loop import TrainResult, train
 from mpochain.train.teacher import Teacher, TeacherCache, autocast, fingerprint, said_by
 from mpochain.train.windows import Windows
 
-__all__ = ["finetune"]
+__all__ = ["finetune", "rehearse"]
 
 
 def finetune(
@@ -86,12 +86,9 @@ def finetune(
     weight = config.distillation if config.distillation is not None else float(teacher is not None)
     config = config.model_copy(update={"distillation": weight})
     _check_models(model, teacher, config)
-    if teacher_cache is not None and (teacher is None or config.hidden or config.attention):
-        why = "there is no teacher" if teacher is None else "hidden or attention ask the teacher at every step"
-        raise SpecError(f"teacher_cache= keeps the teacher's logits, but {why}; leave it out")
-    windows = Windows.of(batches)
-    if config.batch_size > len(windows):
-        raise SpecError(f"batch_size={config.batch_size} is over the {len(windows)} windows; give more, or lower it")
+    if teacher_cache is not None:
+        _check_cache(teacher is not None, config)
+    windows = _windows(batches, config)
     device = next(model.parameters()).device
 
     asked = Teacher(teacher, config)
@@ -139,7 +136,48 @@ def finetune(
         )
 
 
-def _check_models(model: nn.Module, teacher: nn.Module | None, config: FinetuneConfig) -> None:
+def rehearse(model: nn.Module, batches: Any, *, config: FinetuneConfig, cached: bool = False) -> None:
+    """Find out what :func:`finetune` would refuse, without training: hours of other work may lie before it.
+
+    Args:
+        model: what the model that is to be trained is made of, with the modules it will have; is not changed.
+        batches: see :func:`finetune`.
+        config: see :func:`finetune`. What is compressed is not known yet.
+        cached: whether the teacher's logits are to be kept.
+
+    Raises:
+        SpecError: see :func:`finetune`.
+        ShapeError: see :func:`finetune`.
+        DTypeError: see :func:`finetune`.
+
+    Example:
+        >>> model = nn.Sequential(nn.Embedding(11, 8), nn.Linear(8, 11))
+        >>> rehearse(model, torch.arange(44).view(4, 11) % 11, config=FinetuneConfig(batch_size=4))
+    """
+    if config.trainable == "compressed":
+        config = config.model_copy(update={"trainable": "all"})
+    if cached:
+        _check_cache(config.asks_teacher, config)
+    _check_trainable(model, config)
+    windows = _windows(batches, config)
+    with _prepared(model, model, config):
+        _try(model, model, windows, config, next(model.parameters()).device)
+
+
+def _windows(batches: Any, config: FinetuneConfig) -> Windows:
+    windows = Windows.of(batches)
+    if config.batch_size > len(windows):
+        raise SpecError(f"batch_size={config.batch_size} is over the {len(windows)} windows; give more, or lower it")
+    return windows
+
+
+def _check_cache(asked: bool, config: FinetuneConfig) -> None:
+    if not asked or config.hidden or config.attention:
+        why = "hidden or attention ask the teacher at every step" if asked else "there is no teacher"
+        raise SpecError(f"teacher_cache= keeps the teacher's logits, but {why}; leave it out")
+
+
+def _check_trainable(model: nn.Module, config: FinetuneConfig) -> dict[str, nn.Parameter]:
     trainable = _trainable(model, config)
     if not trainable:
         raise SpecError(f"no parameter is left to train with trainable={config.trainable!r}; see requires_grad")
@@ -149,15 +187,19 @@ def _check_models(model: nn.Module, teacher: nn.Module | None, config: FinetuneC
             f"{narrow[0]} is {trainable[narrow[0]].dtype}, where small steps round to nothing; train model.float(), "
             'with autocast="bfloat16" for the speed'
         )
-    asked = bool(config.distillation or config.hidden or config.attention)
-    if asked and teacher is None:
+    return trainable
+
+
+def _check_models(model: nn.Module, teacher: nn.Module | None, config: FinetuneConfig) -> None:
+    trainable = _check_trainable(model, config)
+    if config.asks_teacher and teacher is None:
         raise SpecError(
             f"distillation={config.distillation}, hidden={config.hidden} and attention={config.attention} need a "
             "teacher="
         )
     if teacher is None:
         return
-    if not asked:
+    if not config.asks_teacher:
         raise SpecError(
             "a teacher is given, but distillation, hidden and attention are 0, so it would not be used; leave it out"
         )

@@ -84,12 +84,12 @@ class Teacher:
             return Said()
         if self._cache is None:
             return said_by(self._model, part, self._config)
-        kept = self._cache.get(part.places)
-        if kept is None:
-            logits = said_by(self._model, part, self._config).logits
+        missing = self._cache.missing(part.places)
+        if len(missing):
+            logits = said_by(self._model, part.select(missing), self._config).logits
             assert logits is not None
-            kept = self._cache.put(part.places, logits)
-        return Said(kept.to(part.labels.device))
+            self._cache.put(part.places[missing], logits)
+        return Said(self._cache.get(part.places).to(part.labels.device))
 
 
 class TeacherCache:
@@ -113,10 +113,9 @@ class TeacherCache:
         >>> windows = Windows.of(torch.arange(12).view(4, 3))
         >>> with TemporaryDirectory() as folder:
         ...     cache = TeacherCache(Path(folder), windows, 5, {})
-        ...     before = cache.get(torch.tensor([1]))
-        ...     after = cache.put(torch.tensor([1]), torch.zeros(1, 3, 5))
-        ...     (before, torch.equal(cache.get(torch.tensor([1])), after))
-        (None, True)
+        ...     cache.put(torch.tensor([1]), torch.zeros(1, 3, 5))
+        ...     cache.missing(torch.tensor([0, 1, 2])), cache.get(torch.tensor([1])).shape
+        (tensor([0, 2]), torch.Size([1, 3, 5]))
     """
 
     def __init__(self, folder: Path, windows: Windows, vocabulary: int, identity: Mapping[str, Any]) -> None:
@@ -148,19 +147,19 @@ class TeacherCache:
         except (OSError, ValueError) as error:
             raise CheckpointError(f"cannot keep what the teacher says in {folder}: {error}") from error
 
-    def get(self, places: Tensor) -> Tensor | None:
-        """Log-probabilities ``(n, length, V)`` of the windows at these places; None if one is missing."""
-        index = places.cpu().numpy()
-        if not self._held[index].all():
-            return None
-        return torch.from_numpy(np.ascontiguousarray(self._values[index]))
+    def missing(self, places: Tensor) -> Tensor:
+        """Which of these places nothing is kept of, as indices among them."""
+        return torch.from_numpy(np.flatnonzero(self._held[places.cpu().numpy()] == 0))
 
-    def put(self, places: Tensor, logits: Tensor) -> Tensor:
-        """Keep logits, and give what :meth:`get` will: training must not depend on which call was the first."""
+    def get(self, places: Tensor) -> Tensor:
+        """Log-probabilities ``(n, length, V)`` of the windows at these places, of which none is missing."""
+        return torch.from_numpy(np.ascontiguousarray(self._values[places.cpu().numpy()]))
+
+    def put(self, places: Tensor, logits: Tensor) -> None:
+        """Keep the logits of the windows at these places."""
         index = places.cpu().numpy()
         # What float16 cannot hold is as good as impossible.
         kept = logits.detach().float().log_softmax(-1).clamp_min(torch.finfo(torch.float16).min).half().cpu()
         self._values[index] = kept.numpy()
         # Only now, so that a kill between both leaves a window to be asked for again.
         self._held[index] = 1
-        return kept

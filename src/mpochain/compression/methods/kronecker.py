@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -43,6 +44,7 @@ class Kronecker(Method):
             :func:`mpochain.compress` takes no budget. With so many that a layer would become larger, as more than the
             rearranged matrix has rank, it stays dense, which the report shows.
         seconds: for the search of the orders of one layer.
+        seed: of the search.
 
     Raises:
         SpecError: several factors without a number of terms.
@@ -67,6 +69,7 @@ class Kronecker(Method):
         factors: Sequence[tuple[int, int]] | None = None,
         terms: int | None = None,
         seconds: float = 60.0,
+        seed: int = 0,
     ) -> None:
         if factors is not None and terms is None and len(factors) > 1:
             raise SpecError(f"{len(factors)} factors are split off one term; give terms=1, or one factor")
@@ -75,7 +78,7 @@ class Kronecker(Method):
         self.settled = terms is not None
         self._permuted, self._calibrated = permuted, calibrated
         self._factors = None if factors is None else [(int(m), int(n)) for m, n in factors]
-        self._terms, self._seconds = terms, seconds
+        self._terms, self._seconds, self._seed = terms, seconds, seed
 
     def require_fit(self, shape: tuple[int, int]) -> None:
         """Find out before any work whether the factors divide a matrix ``(out, in)``.
@@ -91,15 +94,17 @@ class Kronecker(Method):
         return self._calibrated
 
     def curve(self, weight: Tensor, moments: Moments | None) -> Curve:  # noqa: ARG002  # of the protocol
-        """See :class:`~mpochain.compression.methods.method.Method`; errors are those of the weight in its order."""
+        """See :class:`~mpochain.compression.methods.method.Method`; errors are those of the weight in its order.
+
+        Raises:
+            SpecError: there is a number of terms, and so no choice.
+        """
+        if self.settled:
+            raise SpecError("with a number of terms there is no choice to draw a curve of")
         costs = self._costs(weight)
         whole = float(weight.double().square().sum())
         if not len(costs):
             return Curve(np.array([weight.numel()]), np.zeros(1), whole)
-        if self._terms is not None:
-            found = split_off(weight, self._factors_of(weight), self._terms, permuted=False, name="the weight")
-            errors = np.array([found.relative_error**2 * whole, 0.0])
-            return Curve(np.append(costs, weight.numel()), errors, whole)
         spec = split_spec(_shape(weight), self._factors_of(weight), len(costs) + 1)
         blocks = interleave(weight.detach().double(), spec).reshape(spec.out_dims[0] * spec.in_dims[0], -1)
         squares = np.maximum(np.linalg.eigvalsh(np.asarray((blocks.T @ blocks).cpu()))[::-1], 0.0)
@@ -111,7 +116,15 @@ class Kronecker(Method):
         if choice >= len(self._costs(weight)):
             return None
         factors, terms = self._factors_of(weight), self._terms or choice + 1
-        split = split_off(weight, factors, terms, permuted=self._permuted, seconds=self._seconds, name="the weight")
+        split = split_off(
+            weight,
+            factors,
+            terms,
+            permuted=self._permuted,
+            seconds=self._seconds,
+            seed=self._seed,
+            name="the weight",
+        )
         if self._calibrated and moments is not None:
             split = _fitted(weight, split, moments)
         split = replace(split, cores=tuple(core.to(weight.dtype) for core in split.cores))
@@ -156,4 +169,8 @@ def _fitted(weight: Tensor, split: Split, moments: Moments) -> Split:
     ordered = weight.detach()[split.rows][:, split.columns]
     gram = moments.inputs[split.columns][:, split.columns]
     found = calibrated(ordered, split.spec, gram, iterations=_ITERATIONS, name="the weight")
-    return replace(split, cores=found.terms[0], relative_error=found.relative_error)
+    large, *small = found.terms[0]
+    # As :class:`~mpochain.decomposition.Split` has them, for the optimiser's sake.
+    sizes = [float(core.square().mean().sqrt()) or 1.0 for core in small]
+    cores = (large * math.prod(sizes), *(core / size for core, size in zip(small, sizes, strict=True)))
+    return replace(split, cores=cores)

@@ -30,7 +30,7 @@ class Method(Protocol):
         uniform: whether every layer keeps the same share of its parameters, as the method was published, or the budget
             goes where it takes away the most error.
         embeddings: whether it can be used for the table of an embedding too.
-        settled: whether there is one choice for each layer, and no budget to choose by.
+        settled: whether there is one choice for each layer, the first; it is not asked for a curve then.
     """
 
     needs: str
