@@ -109,7 +109,10 @@ def main(corpus: Path) -> None:
     """Measure what is missing."""
     file = HERE / "layers.json"
     record: dict[str, Any] = json.loads(file.read_text()) if file.exists() else {"smollm2": {}, "picogpt": {}}
-    record |= {"windows": WINDOWS, "window": WINDOW, "seconds": SECONDS, "iterations": ITERATIONS, "skew": SKEW}
+    settings = {"windows": WINDOWS, "window": WINDOW, "seconds": SECONDS, "iterations": ITERATIONS, "skew": SKEW}
+    if any(record.get(key, value) != value for key, value in settings.items()):
+        raise SystemExit(f"{file} was measured with other settings; remove it")
+    record |= settings
     for model, matrices in (("picogpt", picogpt(corpus)), ("smollm2", smollm2())):
         for name, layer, moments, fitted in matrices:
             if name in record[model]:

@@ -205,8 +205,13 @@ def _picogpt(records: Path, origins: list[dict[str, Any]]) -> list[Block]:
         Text(
             (
                 "Loss on the whole validation split, nats per character. The same layers become Kronecker sums in a "
-                "searched order; the teacher is the dense model of the study.",
-                _verdict({name: each["stages"][-1]["after"]["loss"] for name, each in found.items()}, "loss"),
+                "searched order; the teacher is the dense model that comes with "
+                "the library.",
+                _verdict(
+                    {name: each["stages"][-1]["after"]["loss"] for name, each in found.items()},
+                    "loss",
+                    {name: [stage["tokens"] for stage in each["stages"]] for name, each in found.items()},
+                ),
             )
         ),
         Table(_RUNS, rows),
@@ -241,7 +246,9 @@ def _smollm2(records: Path, origins: list[dict[str, Any]]) -> list[Block]:
                 f"{first['parameters']['before']:,} parameters. The embedding is split twice by 1x2, the MLPs of every "
                 "other block become sums of four Kronecker products; parameters are those at the end.",
                 _verdict(
-                    {name: each["stages"][-1]["after"]["perplexity"] for name, each in found.items()}, "perplexity"
+                    {name: each["stages"][-1]["after"]["perplexity"] for name, each in found.items()},
+                    "perplexity",
+                    {name: [stage["training"]["tokens"] for stage in each["stages"]] for name, each in found.items()},
                 ),
             )
         ),
@@ -249,14 +256,20 @@ def _smollm2(records: Path, origins: list[dict[str, Any]]) -> list[Block]:
     ]
 
 
-def _verdict(last: dict[str, float], what: str) -> str:
-    """Which way ends lower, by the means over seeds."""
+def _verdict(last: dict[str, float], what: str, tokens: dict[str, list[int]]) -> str:
+    """Which way ends lower, by the means over seeds, and what sets both apart."""
     ways = {way: [value for name, value in last.items() if name.startswith(way)] for way in ("stages", "at-once")}
     if not all(ways.values()):
         return "Only one of both ways has been run."
     stages, once = (mean(values) for values in ways.values())
     word = "lower" if stages < once else "not lower"
-    return f"After the same number of tokens the {what} in stages is {word}: {stages:.4g} against {once:.4g} at once."
+    runs = len(ways["stages"])
+    seen = next(count for name, count in tokens.items() if name.startswith("stages"))
+    return (
+        f"After the same number of tokens the {what} in stages is {word}: {stages:.4g} against {once:.4g} at once, over "
+        f"{runs} seed{'s' * (runs > 1)}. In stages what is made smaller last has learnt from {seen[-1] / sum(seen):.0%} of "
+        "the tokens, and the rate falls to zero in each; at once everything learns from all of them."
+    )
 
 
 if __name__ == "__main__":

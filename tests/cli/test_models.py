@@ -325,7 +325,7 @@ def test_stages_that_are_killed_go_on_to_the_same_model(folder, run):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["nowhere.yaml"], "cannot read the recipe nowhere.yaml"),
+        (["nowhere.yaml"], "there is no recipe 'nowhere.yaml'; name a YAML file, or kngpt2 or tqcompressor-gpt2-small"),
         (["kngpt2"], "healing.text: Field required"),
         (["kngpt2", "--model", "dense", "--text", "valid.txt"], "stage all: .*'transformer.wte' matches no layer"),
     ],

@@ -40,11 +40,15 @@ def distill(
     as_json: Json = False,
 ) -> None:
     """Make a model smaller in stages and let it learn after each; write it and distillation.json. Can be resumed."""
+    from mpochain.errors import RecipeError
     from mpochain.jobs import at_once, built_in_recipes, distill_by, read_recipe
     from mpochain.jobs.staging import RECORD
 
+    known = built_in_recipes()
+    if recipe not in known and not Path(recipe).exists():
+        raise RecipeError(f"there is no recipe {recipe!r}; name a YAML file, or {' or '.join(known)}")
     wanted = read_recipe(
-        built_in_recipes().get(recipe, Path(recipe)),
+        known.get(recipe, Path(recipe)),
         {
             "model": model,
             "dtype": dtype,

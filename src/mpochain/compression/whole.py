@@ -122,7 +122,8 @@ def compress(
     parts = list(chunks(model, layers, way))
     with MomentStore(on_disk=len(parts) > 1) as moments:
         for chunk in parts:
-            log(f"{way.needs} of {len(chunk)} layers, {next(iter(chunk))} and on")
+            if way.needs != "nothing":
+                log(f"{way.needs} of {len(chunk)} layers, {next(iter(chunk))} and on")
             moments.keep(moments_for(model, chunk, batches, way, loss, seed))
             for name, layer in chunk.items():
                 if not way.settled:
@@ -134,7 +135,7 @@ def compress(
         else:
             chosen = uniform(curves, allowed) if way.uniform else allocate(curves, allowed)
         others = () if way.uniform or way.settled else frontier(curves)
-        log("the budget is shared; making the layers")
+        log(f"making {len(layers)} layers, {next(iter(layers))} and on")
         maker = _Maker(way, layers, chosen, moments)
         if sequential:
             in_sequence(model, layers, batches, maker, log=log)

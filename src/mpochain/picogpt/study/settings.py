@@ -80,9 +80,10 @@ def _decomposed(bond: int, dense: RunSetting, tuning: TrainConfig) -> list[RunSe
 def _paper(_: int) -> list[RunSetting]:
     """The paper's hyper-parameters and initialisation, to the letter; 3e-4 is the learning rate of its code."""
     runs = []
-    for bond in (None, *_BONDS):
-        design = Design() if bond is None else Design("paper", bond)
-        for seed in _SEEDS if bond in (None, 8, 16) else _SEEDS[:1]:
+    # One of every row first, since an interrupted study has its first runs.
+    for seed, bonds in zip(_SEEDS, [(None, *_BONDS), (None, 8, 16), (None, 8, 16)], strict=True):
+        for bond in bonds:
+            design = Design() if bond is None else Design("paper", bond)
             config = TrainConfig(learning_rate=3e-4, seed=seed, evaluate_every=250)
             runs.append(RunSetting(row=str(design), design=design, initialization="paper", config=config, seed=seed))
     return runs
