@@ -266,9 +266,10 @@ def _verdict(last: dict[str, float], what: str, tokens: dict[str, list[int]]) ->
     runs = len(ways["stages"])
     seen = next(count for name, count in tokens.items() if name.startswith("stages"))
     return (
-        f"After the same number of tokens the {what} in stages is {word}: {stages:.4g} against {once:.4g} at once, over "
-        f"{runs} seed{'s' * (runs > 1)}. In stages what is made smaller last has learnt from {seen[-1] / sum(seen):.0%} of "
-        "the tokens, and the rate falls to zero in each; at once everything learns from all of them."
+        f"After the same number of tokens the {what} in stages is {word}: {stages:.4g} against {once:.4g} at once, "
+        f"over {runs} seed{'s' * (runs > 1)}. In stages what is made smaller last has learnt from "
+        f"{seen[-1] / sum(seen):.0%} of the tokens, and the rate falls to zero in each; at once everything learns from "
+        "all of them."
     )
 
 
