@@ -21,7 +21,14 @@ from mpochain import picogpt as picogpt_package
 from mpochain import shapes
 from mpochain.atomic import write_bytes
 from mpochain.compression import collect_moments, select
-from mpochain.decomposition import Split, calibrated, split_off, split_spec, weighted_low_rank
+from mpochain.decomposition import (
+    Split,
+    calibrated,
+    interpolative_rank,
+    split_off,
+    split_spec,
+    weighted_low_rank,
+)
 from mpochain.jobs.recipe import read_recipe
 from mpochain.language import load_language_model, read_tokens, windows
 from mpochain.picogpt import load_corpus
@@ -57,6 +64,7 @@ def errors(weight: Tensor, gram: Tensor, *, fitted: bool) -> dict[str, Any]:
         chain = shapes.skewed(out, in_, SKEW, max(spec.parameters // shapes.skewed(out, in_, SKEW, 1).parameters, 1))
         record["outputs"] = {
             "svd_llm": whitened.relative_error(rank),
+            "interpolative": whitened.relative_error(interpolative_rank(out, in_, spec.parameters)),
             "chain": calibrated(weight, chain, gram, iterations=ITERATIONS).relative_error,
             **{name: _output_error(weight, gram, split) for name, split in splits.items()},
             **{f"{name}, fitted": _fitted(weight, gram, split) for name, split in splits.items()},

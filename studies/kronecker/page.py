@@ -30,6 +30,7 @@ _WEIGHTS = (
 _OUTPUTS = (
     Column("matrix", "matrix"),
     Column("svd_llm", "SVD-LLM", ".3f"),
+    Column("interpolative", "interpolative", ".3f"),
     Column("chain", "chain of skew 8, fitted", ".3f"),
     Column("given order", "given order", ".3f"),
     Column("permuted", "searched order", ".3f"),
