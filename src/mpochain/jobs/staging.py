@@ -341,11 +341,6 @@ def _check(recipe: Recipe, model: nn.Module, pieces: Tensor, *, cached: bool) ->
     """Refuse what would fail in a later stage, before the first."""
     taken: dict[nn.Module, str] = {}
     for stage in recipe.stages:
-        config = recipe.training_of(stage)
-        try:
-            rehearse(model, pieces, config=config, cached=cached and config.asks_teacher)
-        except MPOError as error:
-            raise RecipeError(f"stage {stage.name}: {error}") from error
         for group in stage.groups:
             method = _method(group, recipe.seed)
             way = METHODS.get(method) if isinstance(method, str) else method
@@ -370,6 +365,12 @@ def _check(recipe: Recipe, model: nn.Module, pieces: Tensor, *, cached: bool) ->
                     raise RecipeError(f"{name} is made smaller in the stages {taken[layer]} and {stage.name}")
             # A head that is tied to one of them is made smaller with it.
             taken |= dict.fromkeys([*layers.values(), *tied_linears(model, layers.values())], stage.name)
+    for stage in recipe.stages:
+        config = recipe.training_of(stage)
+        try:
+            rehearse(model, pieces, config=config, cached=cached and config.asks_teacher)
+        except MPOError as error:
+            raise RecipeError(f"stage {stage.name}: {error}") from error
 
 
 @torch.no_grad()
