@@ -134,10 +134,10 @@ def test_only_what_is_named_learns(folder):
 def test_an_interrupted_run_comes_to_the_same_model(folder, monkeypatch, stop):
     recipe = recipe_of(folder)
     whole = distill_by(recipe, folder / "whole")
-    from mpochain.jobs import staging
+    from mpochain.jobs import staged_work, staging
 
-    names = {"compress": "compress", "finetune": "finetune", "save": "save_language_model"}
-    real, calls = getattr(staging, names[stop]), []
+    module, name = (staged_work, "save_language_model") if stop == "save" else (staging, stop)
+    real, calls = getattr(module, name), []
 
     def failing(*arguments, **named):
         calls.append(arguments)
@@ -145,7 +145,7 @@ def test_an_interrupted_run_comes_to_the_same_model(folder, monkeypatch, stop):
             raise KeyboardInterrupt
         return real(*arguments, **named)
 
-    monkeypatch.setattr(staging, names[stop], failing)
+    monkeypatch.setattr(module, name, failing)
     with pytest.raises(KeyboardInterrupt):
         distill_by(recipe, folder / "broken")
     again = distill_by(recipe, folder / "broken")

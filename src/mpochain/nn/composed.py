@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from typing import Self, cast
 
 import torch
@@ -21,7 +22,7 @@ __all__ = ["ComposedLinear", "Part"]
 Part = InterpolativeLinear | MPOLinear
 
 
-class ComposedLinear(nn.Module):
+class ComposedLinear(nn.Module, ABC):
     """``y = x W^T + b`` with ``W`` made of parts: ``(..., in_features) -> (..., out_features)``.
 
     A subclass says what its ``weight`` and ``bias`` are, and how it is run without them in :meth:`compact`. Fast
@@ -53,13 +54,13 @@ class ComposedLinear(nn.Module):
         return "compact" if self._kept is None else "fast"
 
     @property
+    @abstractmethod
     def weight(self) -> Tensor:
         """The dense ``W (out_features, in_features)``, differentiable; built at every access."""
-        raise NotImplementedError
 
+    @abstractmethod
     def compact(self, x: Tensor) -> Tensor:
-        """The product without the dense matrix, with the bias, for an ``x`` of the right shape."""
-        raise NotImplementedError
+        """``(..., in_features)`` to ``(..., out_features)`` without the dense matrix, with the bias."""
 
     def to_linear(self) -> nn.Linear:
         """The dense layer with the same function, sharing no memory."""

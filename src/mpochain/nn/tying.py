@@ -63,8 +63,8 @@ def tied_linears(model: nn.Module, embeddings: Iterable[nn.Module]) -> dict[nn.L
             table = tables.get(id(parameter))
             if table is None or module is table:
                 continue
-            plain = isinstance(module, nn.Linear) and type(module).forward is nn.Linear.forward
-            if not plain or not isinstance(module, nn.Linear) or "bias" in dict(module.named_parameters()):
+            plain = type(module).forward is nn.Linear.forward and "bias" not in dict(module.named_parameters())
+            if not (isinstance(module, nn.Linear) and plain):
                 raise DTypeError(
                     f"{name} shares the table of an embedding, and only a plain nn.Linear without bias can be tied to "
                     f"a chain, got {type(module).__name__}"
