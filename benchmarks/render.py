@@ -15,7 +15,7 @@ from targets import Target, targets
 from mpochain.report.figures import Series, draw
 
 ROOT = Path(__file__).parent.parent
-GROUPS = ("forward", "training", "decomposition", "planning", "dispatch", "memory")
+GROUPS = ("forward", "training", "decomposition", "planning", "dispatch", "memory", "lookup")
 DTYPES = ("float32", "bfloat16")
 
 Groups = dict[str, list[Record]]
@@ -190,6 +190,7 @@ def page(grid: str, groups: Groups) -> str:
         ("planning", "Planning chains never seen before", tables.planning),
         ("dispatch", "Dispatch: 128x128, χ=4, one row", tables.dispatch),
         ("memory", "Memory of a training step beyond inputs, outputs, parameters and gradients", tables.memory),
+        ("lookup", "Look-up of rows of tables that are not held, beside nn.Embedding", tables.lookup),
     ):
         if groups.get(group):
             lines += [f"## {title}", "", table(groups[group]), ""]

@@ -234,6 +234,39 @@ def memory(records: Iterable[Record]) -> str:
     return markdown(columns, rows)
 
 
+def lookup(records: Iterable[Record]) -> str:
+    columns = (
+        Column("form", "form"),
+        Column("size", "tokens of a table"),
+        Column("tokens", "tokens"),
+        Column("shrink", "smaller by", ",.1f"),
+        Column("dense", "dense ms", ".2f"),
+        Column("rows", "this ms", ".2f"),
+        Column("ratio", "this / dense", ".2f"),
+        Column("training", "training, this / dense", ".2f"),
+        Column("beyond", "MiB beyond the rows", ".2f"),
+        Column("share", "of the dense table", ".2%"),
+    )
+    rows = []
+    for record in records:
+        tokens, words, columns_ = record["size"]
+        dense, mine = median(record, "dense"), median(record, "rows")
+        rows.append(
+            {
+                **record,
+                "size": f"{tokens:,} of {words:,}x{columns_}",
+                "shrink": words * columns_ / record["parameters"],
+                "dense": dense * 1e3,
+                "rows": mine * 1e3,
+                "ratio": mine / dense,
+                "training": record["training"]["rows"]["median"] / record["training"]["dense"]["median"],
+                "beyond": record["beyond"] / 2**20,
+                "share": record["beyond"] / record["table"],
+            }
+        )
+    return markdown(columns, rows)
+
+
 def left_out(groups: dict[str, list[Record]]) -> str:
     """Which implementations are missing, why, and in how many cells; the records have each cell's numbers."""
     counts = Counter(

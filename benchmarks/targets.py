@@ -182,6 +182,24 @@ def _small_costs(groups: Groups) -> list[Target]:
     ]
 
 
+def _lookup(records: list[Record]) -> list[Target]:
+    chains = [record for record in records if record["form"].startswith("MPO")]
+    return [
+        _at_most(
+            "Look-up of 4,096 tokens of a 50,257x768 table held as a chain of bond 16 or less: at most 2x nn.Embedding",
+            {record["cell"]: median(record, "rows") / median(record, "dense") for record in chains},
+            2.0,
+            _times,
+        ),
+        _at_most(
+            "Look-up takes less than 1 % of the dense table beyond the rows, in every form",
+            {record["cell"]: record["beyond"] / record["table"] for record in records},
+            0.01,
+            lambda value: f"{value:.2%}",
+        ),
+    ]
+
+
 def _decomposition(records: list[Record]) -> list[Target]:
     record = next((record for record in records if record["cell"] == "3072x3072 2 sites χ=64"), None)
     found = []
@@ -213,5 +231,6 @@ def targets(groups: Groups) -> list[Target]:
         *_training(training),
         *_small_costs(groups),
         *_decomposition(groups.get("decomposition", [])),
+        *_lookup(groups.get("lookup", [])),
     ]
     return sorted(found, key=lambda target: {False: 0, True: 1, None: 2}[target.met])

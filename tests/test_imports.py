@@ -31,6 +31,7 @@ ALLOWED = {
     "execute": {"errors", "spec", "planning"},
     "nn": _VALUES | {"planning", "execute"},
     "train": {"errors", "atomic", "nn"},
+    "units": {"errors", "atomic"},
     "report": {"errors", "atomic", "hardware", "spec"},
     "checkpoint": {"errors", "atomic", "spec", "nn"},
     "compression": _LAYERS | {"report"},

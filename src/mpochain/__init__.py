@@ -19,11 +19,13 @@ if TYPE_CHECKING:
     from mpochain.checkpoint import load, save
     from mpochain.compression import compress
     from mpochain.nn import (
+        EntangledEmbedding,
         InterpolativeLinear,
         MPOEmbedding,
         MPOLinear,
         PermutedLinear,
         SumLinear,
+        TokenTrainEmbedding,
         set_execution,
         to_dense,
     )
@@ -34,6 +36,7 @@ __version__ = "0.1.0"
 __all__ = [
     "ChainSpec",
     "ContractionPlan",
+    "EntangledEmbedding",
     "FinetuneConfig",
     "InterpolativeLinear",
     "MPOChain",
@@ -43,6 +46,7 @@ __all__ = [
     "PermutedLinear",
     "Setting",
     "SumLinear",
+    "TokenTrainEmbedding",
     "compress",
     "decompose",
     "decompose_terms",
@@ -57,12 +61,14 @@ __all__ = [
 ]
 
 _NEEDS_TORCH = {
+    "EntangledEmbedding": "mpochain.nn",
     "FinetuneConfig": "mpochain.train",
     "InterpolativeLinear": "mpochain.nn",
     "MPOEmbedding": "mpochain.nn",
     "MPOLinear": "mpochain.nn",
     "PermutedLinear": "mpochain.nn",
     "SumLinear": "mpochain.nn",
+    "TokenTrainEmbedding": "mpochain.nn",
     "compress": "mpochain.compression",
     "finetune": "mpochain.train",
     "load": "mpochain.checkpoint",

@@ -26,7 +26,7 @@ class CheckpointError(MPOError):
 
 
 class CorpusError(MPOError):
-    """A text corpus that is missing, altered or too short."""
+    """A text corpus or lexicon that is missing, altered, too short or in another form."""
 
 
 class RecipeError(MPOError, ValueError):

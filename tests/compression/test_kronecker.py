@@ -98,7 +98,7 @@ def test_a_layer_that_would_grow_stays_dense_in_sight(permuted, terms):
         ({"budget": 0.5, "method": Kronecker(permuted=False, factors=[(2, 2)], terms=1)}, "leaves no choice"),
         ({"budget": None, "method": "svd"}, "'svd' needs a budget"),
         ({"budget": None, "method": Kronecker(permuted=False, factors=[(3, 2)], terms=1)}, "3x2 does not divide"),
-        ({"budget": 0.5, "method": "svd", "targets": ["transformer.wte"]}, "Embedding, which cannot be compressed"),
+        ({"budget": 0.5, "method": "svd_llm", "targets": ["transformer.wte"]}, "Embedding, which cannot be compressed"),
         ({"budget": 0.5, "method": nn.Linear}, "name or a Method"),
     ],
 )

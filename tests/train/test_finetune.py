@@ -101,18 +101,19 @@ def test_text_alone_is_learned_too(small):
     assert sum(losses[-5:]) < 0.5 * sum(losses[:5])
 
 
-@pytest.mark.parametrize("name", ["hidden", "mixed"])
+@pytest.mark.parametrize("name", ["hidden", "hidden alone", "mixed"])
 def test_other_losses_lead_to_the_teacher(dense, name):
     model, unseen = compressed(dense, "tt_svd"), windows(seed=2)
     before = divergence(model.eval(), dense, unseen)
     change = {
         "hidden": {"distillation": 0.0, "hidden": 1.0, "hidden_layers": ("transformer.h.0", "transformer.h.1")},
+        "hidden alone": {"outputs": 0.0, "hidden": 2.0, "hidden_layers": ("transformer.wte", "transformer.h.1")},
         "mixed": {"distillation": 0.9, "temperature": 2.0, "core_rates": True},
     }[name]
     config = FinetuneConfig(**{**CONFIG.model_dump(), "steps": 30, **change})
     losses = finetune(model, windows(100), config=config, teacher=dense).losses
     assert sum(losses[-5:]) < 0.9 * sum(losses[:5])
-    if name == "mixed":
+    if name != "hidden":
         assert divergence(model.eval(), dense, unseen) < before
 
 
@@ -403,6 +404,7 @@ def test_a_loss_that_is_not_finite_stops_before_the_step(small, tmp_path, where)
         ({"steps": 3}, "warmup_steps=5 is over steps=3"),
         ({"hidden": 1.0}, "go together"),
         ({"hidden_layers": ("a",)}, "go together"),
+        ({"outputs": 0.0}, "leave nothing to learn from"),
         ({"distillation": 1.5}, "less than or equal to 1"),
         ({"temperature": 0.0}, "greater than 0"),
         ({"autocast": "float8"}, "bfloat16"),

@@ -12,7 +12,8 @@ from torch import Tensor, nn
 
 from mpochain.checkpoint.configuration import CONFIG, Configuration, digest, read_configuration
 from mpochain.errors import CheckpointError, MissingDependencyError, MPOError, SpecError
-from mpochain.nn import InterpolativeLinear, MPOEmbedding, PermutedLinear
+from mpochain.nn import EntangledEmbedding, InterpolativeLinear, PermutedLinear, RowEmbedding
+from mpochain.nn.embeddings.entangled import require_units
 from mpochain.nn.permuted import require_order
 from mpochain.nn.replacement import replace_layers
 from mpochain.nn.structure import Compressed, skeleton
@@ -130,7 +131,7 @@ def _replace(model: nn.Module, layers: Mapping[str, Any], folder: Path) -> None:
             raise CheckpointError(f"{where}: layers: the model has no layer {name!r}")
         try:
             made = skeleton(description, _shape(old), f"layers.{name}")
-            if isinstance(made, MPOEmbedding) is not isinstance(old, MPOEmbedding | nn.Embedding):
+            if isinstance(made, RowEmbedding) is not isinstance(old, RowEmbedding | nn.Embedding):
                 raise SpecError(f"layers.{name} is a {type(made).__name__} in place of a {type(old).__name__}")
         except MPOError as error:
             raise CheckpointError(f"{where}: {error}") from error
@@ -178,9 +179,10 @@ def _fill(model: nn.Module, stored: Any, names: set[str], tied: Mapping[str, str
 def _require_orders(model: nn.Module, file: Path) -> None:
     """Refuse index tensors that would read beside what they order, or leave some of it out."""
     for name, module in model.named_modules():
-        if isinstance(module, InterpolativeLinear | PermutedLinear):
+        if isinstance(module, EntangledEmbedding | InterpolativeLinear | PermutedLinear):
+            require = require_units if isinstance(module, EntangledEmbedding) else require_order
             for key, (order, size) in module.orders.items():
                 try:
-                    require_order(order, size, f"{name}.{key}")
+                    require(order, size, f"{name}.{key}")
                 except SpecError as error:
                     raise CheckpointError(f"{file}: {error}") from error

@@ -1,7 +1,7 @@
 """Whole models: which layers, what they see, how a budget is shared among them, and what became of them."""
 
 from mpochain.compression.allocation import Curve, allocate
-from mpochain.compression.methods import METHODS, Kronecker
+from mpochain.compression.methods import METHODS, Entangled, Kronecker, TokenTrain
 from mpochain.compression.moments import Moments, collect_moments
 from mpochain.compression.records import CompressionReport, LayerRecord
 from mpochain.compression.targets import select
@@ -11,9 +11,11 @@ __all__ = [
     "METHODS",
     "CompressionReport",
     "Curve",
+    "Entangled",
     "Kronecker",
     "LayerRecord",
     "Moments",
+    "TokenTrain",
     "allocate",
     "collect_moments",
     "compress",

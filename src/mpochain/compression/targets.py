@@ -17,7 +17,12 @@ _NEAREST = 5
 
 
 def select(
-    model: nn.Module, targets: Iterable[str], ignore: Iterable[str] = (), *, embeddings: bool = False
+    model: nn.Module,
+    targets: Iterable[str],
+    ignore: Iterable[str] = (),
+    *,
+    embeddings: bool = False,
+    linear: bool = True,
 ) -> dict[str, nn.Module]:
     r"""The layers that are matched by ``targets`` and not by ``ignore``, in the order of the model.
 
@@ -30,6 +35,7 @@ def select(
         targets: patterns; those that are names of classes take no layers that cannot be compressed.
         ignore: patterns of layers to leave out, which win over targets.
         embeddings: whether embeddings are among what can be compressed.
+        linear: whether linear layers are.
 
     Raises:
         SpecError: a pattern that matches nothing, a regular expression that is none, or a module that is named but is
@@ -45,13 +51,13 @@ def select(
     for pattern in _patterns(targets, "targets"):
         names, by_class = _matches(pattern, modules, "targets")
         for name in names:
-            if _is_dense(modules[name], embeddings=embeddings):
+            if _is_dense(modules[name], embeddings=embeddings, linear=linear):
                 chosen.add(name)
             elif not by_class and not pattern.startswith("re:"):
-                what = "torch.nn.Embedding, torch.nn.Linear" if embeddings else "torch.nn.Linear"
+                able = ["torch.nn.Embedding"] * embeddings + ["torch.nn.Linear", "Hugging Face Conv1D"] * linear
                 raise SpecError(
                     f"targets: {name!r} is a {type(modules[name]).__name__}, which cannot be compressed this way; name "
-                    f"a {what} or a Hugging Face Conv1D"
+                    f"a {' or '.join(able)}"
                 )
     left_out = {name for pattern in _patterns(ignore, "ignore") for name in _matches(pattern, modules, "ignore")[0]}
     return {
@@ -119,8 +125,8 @@ def _matches(pattern: str, modules: Mapping[str, nn.Module], field: str) -> tupl
     return found, by_class
 
 
-def _is_dense(module: nn.Module, *, embeddings: bool = False) -> bool:
-    if isinstance(module, nn.Embedding) and not embeddings:
+def _is_dense(module: nn.Module, *, embeddings: bool = False, linear: bool = True) -> bool:
+    if not (embeddings if isinstance(module, nn.Embedding) else linear):
         return False
     try:
         weight_and_bias(module)

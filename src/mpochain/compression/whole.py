@@ -21,7 +21,7 @@ from mpochain.compression.sequential import Pair, corrected, in_sequence
 from mpochain.compression.targets import dense_layers, select
 from mpochain.errors import MPOError, SpecError
 from mpochain.nn.dense import weight_and_bias
-from mpochain.nn.embedding import MPOEmbedding
+from mpochain.nn.embeddings import MPOEmbedding, RowEmbedding
 from mpochain.nn.replacement import replace_layers
 from mpochain.nn.structure import form_of
 from mpochain.nn.tying import tied_head, tied_linears
@@ -66,15 +66,16 @@ def compress(
         calibration: batches the model can be called with: tensors, tuples of arguments or mappings of named ones. They
             are gone through several times, so give a list or a data loader, not a generator.
         targets: layers to compress, see :func:`mpochain.compression.select`; by default all linear layers whose weight
-            is not shared with another module. Embeddings for the Kronecker methods without data; a head that is tied to
-            one stays so.
+            is not shared with another module, or all embeddings for the methods that are for these alone. Methods
+            without data take embeddings too; a head that is tied to one stays so.
         ignore: layers to leave out, which wins over ``targets``.
         method: ``"interpolative"``; ``"search"``, which for layers with more inputs than outputs also tries low rank
             beside a chain and takes longer; or a published one, every layer at the same share: ``"svd_llm"`` (whitened
             low rank); without data ``"svd"``, ``"tt_svd"``, ``"kronecker"`` and, rows and columns in a better order
             first, ``"permuted_kronecker"``; the last two fitted to the data, ``"calibrated_kronecker"`` and
-            ``"calibrated_permuted_kronecker"``. Or a method with settings of its own, such as
-            :class:`mpochain.compression.Kronecker`.
+            ``"calibrated_permuted_kronecker"``. For embeddings alone ``"word2ket"``, ``"word2ketxs"`` and
+            ``"token_train"``. Or a method with settings of its own: :class:`mpochain.compression.Kronecker`,
+            :class:`mpochain.compression.Entangled`, :class:`mpochain.compression.TokenTrain`.
         sequential: whether layers are made block by block, each fitted to the dense model's outputs on what the smaller
             model before it gives it, so that later ones correct the errors of earlier ones; for models of blocks, one
             after the other, see :func:`mpochain.compression.sequential.in_sequence`. Helps small stacks of layers; it
@@ -100,9 +101,12 @@ def compress(
     """
     began = time.perf_counter()
     way, label = _way(method)
-    layers = dense_layers(model, ignore)
     if targets is not None:
-        layers = select(model, targets, ignore, embeddings=way.embeddings)
+        layers = select(model, targets, ignore, embeddings=way.embeddings, linear=way.linear)
+    elif way.linear:
+        layers = dense_layers(model, ignore)
+    else:
+        layers = select(model, ["Embedding"], ignore, embeddings=True, linear=False)
     if not layers:
         raise SpecError("there is no layer left to compress; see targets= and ignore=")
     if sequential and way.needs == "nothing":
@@ -204,7 +208,9 @@ class _Maker:
                 made = Built(made.layer, Errors(correction.output_error(made.errors.output), made.errors.loss))
         if made is not None and isinstance(layer, nn.Embedding):
             table: Any = made.layer
-            made = Built(MPOEmbedding.of(table, layer.padding_idx), made.errors)
+            rows = table if isinstance(table, RowEmbedding) else MPOEmbedding.of(table)
+            rows.padding_idx = layer.padding_idx
+            made = Built(rows, made.errors)
         self.records[name] = _record(layer, name, weight, made, moments)
         if made is None:
             return None
@@ -217,7 +223,7 @@ class _Maker:
         """Make a head for each one that is tied to an embedding that was made smaller."""
         for head, embedding in heads.items():
             made = self.built.get(embedding)
-            if isinstance(made, MPOEmbedding):
+            if isinstance(made, RowEmbedding):
                 self.built[head] = tied_head(made).train(head.training)
 
     def verify(self, allowed: int) -> None:

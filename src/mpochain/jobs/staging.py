@@ -258,7 +258,7 @@ def _check(recipe: Recipe, model: nn.Module, pieces: Tensor, *, cached: bool) ->
             if way.needs != "nothing" and recipe.calibration is None:
                 raise RecipeError(f"stage {stage.name} needs calibration data; give the section calibration")
             try:
-                layers = select(model, group.targets, embeddings=way.embeddings)
+                layers = select(model, group.targets, embeddings=way.embeddings, linear=way.linear)
                 for name, layer in layers.items():
                     if isinstance(way, Kronecker):
                         out, in_ = weight_and_bias(layer, name)[0].shape

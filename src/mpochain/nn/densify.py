@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import nn
 
-from mpochain.nn.embedding import MPOEmbedding
+from mpochain.nn.embeddings import RowEmbedding
 from mpochain.nn.replacement import replace_layers
 from mpochain.nn.structure import Compressed, compressed_layers
 
@@ -36,10 +36,10 @@ def to_dense(model: nn.Module) -> nn.Module:
     layers = list(compressed_layers(model).values())
     made: dict[nn.Module, nn.Module] = {layer: _dense(layer) for layer in layers}
     # By what is shared between them: the first of the cores, which no two untied layers have in common.
-    tables = {id(next(layer.parameters())): made[layer] for layer in layers if isinstance(layer, MPOEmbedding)}
+    tables = {id(next(layer.parameters())): made[layer] for layer in layers if isinstance(layer, RowEmbedding)}
     for layer in layers:
         table: Any = tables.get(id(next(layer.parameters())))
-        if table is not None and not isinstance(layer, MPOEmbedding):
+        if table is not None and not isinstance(layer, RowEmbedding):
             head: Any = made[layer]
             head.weight = table.weight
     replace_layers(model, made)
@@ -47,4 +47,4 @@ def to_dense(model: nn.Module) -> nn.Module:
 
 
 def _dense(layer: Compressed) -> nn.Module:
-    return layer.to_embedding() if isinstance(layer, MPOEmbedding) else layer.to_linear()
+    return layer.to_embedding() if isinstance(layer, RowEmbedding) else layer.to_linear()

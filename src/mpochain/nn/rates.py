@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import nn
 
-from mpochain.nn.embedding import MPOEmbedding
+from mpochain.nn.embeddings import MPOEmbedding
 from mpochain.nn.linear import MPOLinear
 
 __all__ = ["learning_rate_scales"]

@@ -9,7 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 from torch import nn
 
 from mpochain.errors import MPOError, SpecError
-from mpochain.nn.embedding import MPOEmbedding
+from mpochain.nn.embeddings import EntangledEmbedding, MPOEmbedding, RowEmbedding, RowLinear, TokenTrainEmbedding
 from mpochain.nn.interpolative import InterpolativeLinear
 from mpochain.nn.linear import MPOLinear
 from mpochain.nn.permuted import PermutedLinear
@@ -19,7 +19,7 @@ from mpochain.spec import ChainSpec
 __all__ = ["Compressed", "compressed_layers", "describe", "form_of", "skeleton"]
 
 # A layer in place of a dense one.
-Compressed = InterpolativeLinear | MPOEmbedding | MPOLinear | PermutedLinear | SumLinear
+Compressed = InterpolativeLinear | MPOLinear | PermutedLinear | RowEmbedding | RowLinear | SumLinear
 
 Size = Annotated[int, Field(ge=1, le=1 << 31, strict=True)]
 # More sites, terms or parts than anyone has use for, few enough to plan at once.
@@ -69,13 +69,44 @@ class _Permuted(_Strict):
     inner: _Chains
 
 
+_Padding = Annotated[int, Field(ge=0, strict=True)] | None
+
+
 class _Embedding(_Strict):
     kind: Literal["embedding"]
-    padding: Annotated[int, Field(ge=0, strict=True)] | None
+    padding: _Padding
     table: Annotated[_Chains | _Permuted, Field(discriminator="kind")]
 
 
-_Layer = _Chains | _Embedding | _Interpolative | _Permuted | _Sum
+class _Entangled(_Strict):
+    kind: Literal["entangled"]
+    out_features: Size
+    in_features: Size
+    units: Literal["digits", "own", "index"]
+    unit_count: Size
+    ranks: Size
+    dims: Annotated[list[Size], Field(min_length=2, max_length=_MOST_SITES)]
+    shared: bool
+    coefficients: bool
+    norm: bool
+    padding: _Padding
+
+
+class _TokenTrain(_Strict):
+    kind: Literal["token_train"]
+    out_features: Size
+    in_features: Size
+    dims: Annotated[list[Size], Field(min_length=1, max_length=_MOST_SITES)]
+    max_bond: Size
+    padding: _Padding
+
+
+class _Rows(_Strict):
+    kind: Literal["rows"]
+    table: Annotated[_Entangled | _TokenTrain, Field(discriminator="kind")]
+
+
+_Layer = _Chains | _Embedding | _Entangled | _Interpolative | _Permuted | _Rows | _Sum | _TokenTrain
 _LAYER: TypeAdapter[_Layer] = TypeAdapter(Annotated[_Layer, Field(discriminator="kind")])
 
 
@@ -111,6 +142,31 @@ def describe(layer: nn.Module) -> dict[str, Any] | None:
         }
     if isinstance(layer, MPOEmbedding):
         return {"kind": "embedding", "padding": layer.padding_idx, "table": describe(layer.table)}
+    if isinstance(layer, EntangledEmbedding):
+        return {
+            "kind": "entangled",
+            "out_features": layer.out_features,
+            "in_features": layer.in_features,
+            "units": layer.source,
+            "unit_count": layer.unit_count,
+            "ranks": layer.ranks,
+            "dims": list(layer.dims),
+            "shared": layer.shared,
+            "coefficients": layer.coefficients is not None,
+            "norm": layer.scale is not None,
+            "padding": layer.padding_idx,
+        }
+    if isinstance(layer, TokenTrainEmbedding):
+        return {
+            "kind": "token_train",
+            "out_features": layer.out_features,
+            "in_features": layer.in_features,
+            "dims": list(layer.dims),
+            "max_bond": max(layer.bonds, default=1),
+            "padding": layer.padding_idx,
+        }
+    if isinstance(layer, RowLinear):
+        return {"kind": "rows", "table": describe(layer.table)}
     return None
 
 
@@ -129,8 +185,13 @@ def form_of(layer: nn.Module) -> str:
         return " + ".join(map(form_of, layer.parts))
     if isinstance(layer, PermutedLinear):
         return f"{form_of(layer.inner)}, permuted"
-    if isinstance(layer, MPOEmbedding):
+    if isinstance(layer, MPOEmbedding | RowLinear):
         return form_of(layer.table)
+    if isinstance(layer, EntangledEmbedding):
+        dims = "x".join(map(str, layer.dims))
+        return f"{layer.unit_count} units ({layer.source}), products of {dims}, rank {layer.ranks}"
+    if isinstance(layer, TokenTrainEmbedding):
+        return f"a train of {'x'.join(map(str, layer.dims))} for each row, bonds {layer.bonds}"
     return "dense"
 
 
@@ -184,6 +245,10 @@ def _built(found: _Layer, shape: tuple[int, int], name: str) -> Compressed:
             return MPOEmbedding.of(table, found.padding)
         except MPOError as error:
             raise SpecError(f"{name}: {error}") from error
+    if isinstance(found, _Rows):
+        return RowLinear(_rows(found.table, shape, f"{name}.table"))
+    if isinstance(found, _Entangled | _TokenTrain):
+        return _rows(found, shape, name)
     if isinstance(found, _Sum):
         if sum(part.bias for part in found.parts) > 1:
             raise SpecError(f"{name}.parts: only one part of a sum may have a bias")
@@ -210,19 +275,47 @@ def _shape(found: _Layer) -> tuple[int, int]:
         return _shape(found.parts[0])
     if isinstance(found, _Permuted):
         return _shape(found.inner)
-    if isinstance(found, _Embedding):
+    if isinstance(found, _Embedding | _Rows):
         return _shape(found.table)
     part = found.terms[0] if isinstance(found, _Chains) else found
     return part.out_features, part.in_features
 
 
+def _rows(found: _Entangled | _TokenTrain, shape: tuple[int, int], name: str) -> RowEmbedding:
+    _require_shape(found, shape, name)
+    rows, columns, padding = found.out_features, found.in_features, found.padding
+    try:
+        with torch.device("meta"):
+            if isinstance(found, _TokenTrain):
+                return TokenTrainEmbedding(rows, columns, found.max_bond, dims=found.dims, padding_idx=padding)
+            return EntangledEmbedding(
+                rows,
+                columns,
+                order=len(found.dims),
+                ranks=found.ranks,
+                units=found.units if found.units != "index" else torch.empty(rows, len(found.dims), dtype=torch.int32),
+                unit_count=found.unit_count,
+                dims=found.dims,
+                shared=found.shared,
+                coefficients=found.coefficients,
+                norm=found.norm,
+                padding_idx=padding,
+            )
+    except SpecError as error:
+        raise SpecError(f"{name}: {error}") from error
+
+
+def _require_shape(part: _Entangled | _Interpolative | _Spec | _TokenTrain, shape: tuple[int, int], name: str) -> None:
+    if (part.out_features, part.in_features) != shape:
+        raise SpecError(
+            f"{name} is a {part.out_features}x{part.in_features} matrix, but the layer that it replaces is "
+            f"{shape[0]}x{shape[1]}"
+        )
+
+
 def _made(found: _Chains | _Interpolative, shape: tuple[int, int], name: str) -> MPOLinear | InterpolativeLinear:
     for part in found.terms if isinstance(found, _Chains) else [found]:
-        if (part.out_features, part.in_features) != shape:
-            raise SpecError(
-                f"{name} is a {part.out_features}x{part.in_features} matrix, but the layer that it replaces is "
-                f"{shape[0]}x{shape[1]}"
-            )
+        _require_shape(part, shape, name)
     try:
         with torch.device("meta"):
             if isinstance(found, _Interpolative):

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from torch import nn
 
 from mpochain.errors import DTypeError
-from mpochain.nn.embedding import MPOEmbedding
+from mpochain.nn.embeddings import MPOEmbedding, RowEmbedding, RowLinear
 from mpochain.nn.linear import MPOLinear
 from mpochain.nn.permuted import PermutedLinear
 from mpochain.nn.structure import describe, skeleton
@@ -15,10 +15,10 @@ from mpochain.nn.structure import describe, skeleton
 __all__ = ["tied_head", "tied_linears"]
 
 
-def tied_head(embedding: MPOEmbedding) -> MPOLinear | PermutedLinear:
-    """A linear layer from features to the embedding's rows, with the very same cores: ``(..., dim) -> (..., rows)``.
+def tied_head(embedding: RowEmbedding) -> MPOLinear | PermutedLinear | RowLinear:
+    """A linear layer from features to the embedding's rows, of the same parameters: ``(..., dim) -> (..., rows)``.
 
-    Both learn as one, and a checkpoint holds the cores once.
+    Both learn as one, and a checkpoint holds the parameters once. That of an :class:`mpochain.MPOEmbedding` is a chain.
 
     Args:
         embedding: is not changed.
@@ -30,13 +30,15 @@ def tied_head(embedding: MPOEmbedding) -> MPOLinear | PermutedLinear:
         >>> head.core_0_0 is embedding.table.core_0_0, head(torch.zeros(1, 6)).shape
         (True, torch.Size([1, 10]))
     """
-    head = skeleton(describe(embedding.table), None, "the head")
-    assert isinstance(head, MPOLinear | PermutedLinear)
-    for ours, theirs in zip(head.modules(), embedding.table.modules(), strict=True):
+    table = embedding.table if isinstance(embedding, MPOEmbedding) else embedding
+    twin = skeleton(describe(table), None, "the head")
+    for ours, theirs in zip(twin.modules(), table.modules(), strict=True):
         for name in list(ours._parameters):
             setattr(ours, name, theirs._parameters[name])
         for name in list(ours._buffers):
             setattr(ours, name, theirs._buffers[name])
+    head = RowLinear(twin) if isinstance(twin, RowEmbedding) else twin
+    assert isinstance(head, MPOLinear | PermutedLinear | RowLinear)
     return head.train(embedding.training)
 
 

@@ -59,6 +59,8 @@ class FinetuneConfig(TrainConfig):
         distillation: share ``w`` of the divergence from the teacher in ``(1 - w) CE + w KL``, in ``[0, 1]``; None for
             1 with a teacher and 0 without one.
         temperature: ``T`` of both softmaxes of the divergence, which is multiplied by ``T^2``.
+        outputs: weight of that loss; 0 to learn from hidden states or attention alone, which is how an embedding can be
+            brought back before the rest learns.
         hidden: weight of the error of hidden states, added to the other losses; 0 for none.
         hidden_layers: modules whose outputs are compared, by the name that model and teacher have for them.
         attention: weight of the divergence of the model's attention from the teacher's, added to the other losses; 0
@@ -90,6 +92,7 @@ class FinetuneConfig(TrainConfig):
     accumulate: Annotated[int, Field(ge=1)] = 1
     distillation: Annotated[float, Field(ge=0.0, le=1.0)] | None = None
     temperature: Annotated[float, Field(gt=0.0, allow_inf_nan=False)] = 1.0
+    outputs: Annotated[float, Field(ge=0.0, allow_inf_nan=False)] = 1.0
     hidden: Annotated[float, Field(ge=0.0, allow_inf_nan=False)] = 0.0
     hidden_layers: tuple[str, ...] = ()
     attention: Annotated[float, Field(ge=0.0, allow_inf_nan=False)] = 0.0
@@ -101,7 +104,7 @@ class FinetuneConfig(TrainConfig):
     @property
     def asks_teacher(self) -> bool:
         """Whether any of the losses compares with a teacher, if there is one."""
-        return self.distillation != 0.0 or self.hidden > 0.0 or self.attention > 0.0
+        return (self.outputs > 0.0 and self.distillation != 0.0) or self.hidden > 0.0 or self.attention > 0.0
 
     @model_validator(mode="after")
     def _fit(self) -> Self:
@@ -111,6 +114,8 @@ class FinetuneConfig(TrainConfig):
             raise ValueError(f"warmup_steps={self.warmup_steps} is over steps={self.steps}; the peak is never reached")
         if (self.hidden > 0) != bool(self.hidden_layers):
             raise ValueError(f"hidden={self.hidden} and hidden_layers={self.hidden_layers} go together; give both")
+        if not (self.outputs or self.hidden or self.attention):
+            raise ValueError("outputs=0, hidden=0 and attention=0 leave nothing to learn from; give one of them")
         return self
 
 

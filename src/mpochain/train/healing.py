@@ -97,9 +97,11 @@ def finetune(
         with autocast(device, config):
             theirs, ours = asked.says(part), said_by(model, part, config)
         assert ours.logits is not None
-        value = distillation_loss(
-            ours.logits, part.labels, theirs.logits, weight=weight, temperature=config.temperature
-        )
+        value = ours.logits.new_zeros(())
+        if config.outputs:
+            value = config.outputs * distillation_loss(
+                ours.logits, part.labels, theirs.logits, weight=weight, temperature=config.temperature
+            )
         if theirs.hidden:
             errors = [hidden_loss(ours.hidden[name], aim, part.labels) for name, aim in theirs.hidden.items()]
             value = value + config.hidden * torch.stack(errors).mean()

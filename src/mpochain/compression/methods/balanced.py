@@ -22,6 +22,7 @@ class Balanced(Method):
 
     needs = "nothing"
     uniform = True
+    embeddings = True
 
     def curve(self, weight: Tensor, moments: Moments | None) -> Curve:  # noqa: ARG002  # of the protocol
         """See :class:`~mpochain.compression.methods.method.Method`."""

@@ -28,6 +28,7 @@ class LowRank(Method):
 
     def __init__(self, *, weighted: bool) -> None:
         self.needs = "inputs" if weighted else "nothing"
+        self.embeddings = not weighted
         self._weighted = weighted
 
     def curve(self, weight: Tensor, moments: Moments | None) -> Curve:

@@ -29,12 +29,14 @@ class Method(Protocol):
         needs: the moments it cannot do without: "nothing", "inputs" or "gradients".
         uniform: whether every layer keeps the same share of its parameters, as the method was published, or the budget
             goes where it takes away the most error.
-        embeddings: whether it can be used for the table of an embedding too.
+        linear: whether it can be used for linear layers.
+        embeddings: whether it can be used for the table of an embedding.
         settled: whether there is one choice for each layer, the first; it is not asked for a curve then.
     """
 
     needs: str
     uniform: bool
+    linear: bool = True
     embeddings: bool = False
     settled: bool = False
 

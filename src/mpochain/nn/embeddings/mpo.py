@@ -7,13 +7,12 @@ from typing import Self
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from mpochain.errors import DTypeError, SpecError
 from mpochain.execute.autocast import without_autocast
-from mpochain.execute.kept import Kept
 from mpochain.factorization import decompose
 from mpochain.nn.dense import dense_table
+from mpochain.nn.embeddings.rows import RowEmbedding
 from mpochain.nn.linear import MPOLinear
 from mpochain.nn.ordering import reordered
 from mpochain.nn.permuted import PermutedLinear
@@ -22,16 +21,13 @@ from mpochain.spec import ChainSpec
 
 __all__ = ["MPOEmbedding"]
 
-# Tokens from which repeated ones are looked for, and the share of distinct ones above which that gains nothing.
-_MANY, _DISTINCT = 64, 0.75
 
-
-class MPOEmbedding(nn.Module):
+class MPOEmbedding(RowEmbedding):
     """Rows of a table ``W (num_embeddings, embedding_dim)`` held as cores: ``(...)`` to ``(..., embedding_dim)``.
 
-    A row is the product of one slice of each core, so the table is never built, and a row that a batch asks for several
-    times is made once. Vocabularies that have no good factors are padded, see :class:`mpochain.ChainSpec`. Source: the
-    embedding of TT-matrices, Khrulkov et al., arXiv 1901.10787.
+    A row is the product of one slice of each core, see :class:`mpochain.nn.RowEmbedding`. Vocabularies that have no
+    good factors are padded, see :class:`mpochain.ChainSpec`. Source: the embedding of TT-matrices, Khrulkov et al.,
+    arXiv 1901.10787.
 
     Args:
         num_embeddings: rows of the table.
@@ -71,7 +67,6 @@ class MPOEmbedding(nn.Module):
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
-        super().__init__()
         self._hold(
             MPOLinear(
                 embedding_dim,
@@ -91,14 +86,8 @@ class MPOEmbedding(nn.Module):
         self.reset_parameters()
 
     def _hold(self, table: MPOLinear | PermutedLinear, padding_idx: int | None) -> None:
-        self.num_embeddings, self.embedding_dim = table.out_features, table.in_features
-        if padding_idx is not None:
-            if not -self.num_embeddings <= padding_idx < self.num_embeddings:
-                raise SpecError(f"padding_idx must be a row of the {self.num_embeddings}, got {padding_idx}")
-            padding_idx %= self.num_embeddings
-        self.padding_idx = padding_idx
+        super().__init__(table.out_features, table.in_features, padding_idx)
         self.table = table
-        self._kept: Kept | None = None
 
     @classmethod
     def of(cls, table: MPOLinear | PermutedLinear, padding_idx: int | None = None) -> Self:
@@ -122,7 +111,6 @@ class MPOEmbedding(nn.Module):
         if table.bias is not None:
             raise SpecError("the table of an embedding has no bias")
         embedding = cls.__new__(cls)
-        nn.Module.__init__(embedding)
         embedding._hold(table, padding_idx)
         return embedding
 
@@ -154,11 +142,7 @@ class MPOEmbedding(nn.Module):
         return cls.of(made.requires_grad_(table.requires_grad), embedding.padding_idx).train(embedding.training)
 
     def reset_parameters(self, weight_std: float = 1.0) -> None:
-        """Draw new parameters.
-
-        Args:
-            weight_std: standard deviation of the entries of the table; by default that of ``nn.Embedding``.
-        """
+        """See :class:`mpochain.nn.RowEmbedding`."""
         self._chains().reset_parameters(weight_std)
 
     @property
@@ -167,30 +151,9 @@ class MPOEmbedding(nn.Module):
         return self.table.weight
 
     @property
-    def in_features(self) -> int:
-        """Columns of the table."""
-        return self.embedding_dim
-
-    @property
-    def out_features(self) -> int:
-        """Rows of the table."""
-        return self.num_embeddings
-
-    @property
-    def bias(self) -> None:
-        """None, as in every embedding."""
-        return
-
-    @property
     def orders(self) -> dict[str, tuple[Tensor, int]]:
-        """Each index tensor of the table with the number of what it orders."""
+        """See :class:`mpochain.nn.RowEmbedding`."""
         return self.table.orders if isinstance(self.table, PermutedLinear) else {}
-
-    def to_embedding(self) -> nn.Embedding:
-        """The dense embedding with the same function, sharing no memory."""
-        return nn.Embedding.from_pretrained(
-            self.weight.detach().clone(), freeze=False, padding_idx=self.padding_idx
-        ).train(self.training)
 
     def macs(self) -> int:
         """Multiply-adds of one row."""
@@ -203,63 +166,24 @@ class MPOEmbedding(nn.Module):
                 found += columns * left * right if site else 0
         return found
 
-    def forward(self, ids: Tensor) -> Tensor:
-        """``(...)`` integers to ``(..., embedding_dim)``.
-
-        Raises:
-            DTypeError: indices that are not integers.
-            IndexError: one that is not a row of the table.
-        """
-        if ids.is_floating_point() or ids.is_complex() or ids.dtype == torch.bool:
-            raise DTypeError(f"MPOEmbedding takes integers, got {ids.dtype}")
-        if self._kept is not None:
-            cores = [core for term in self._chains().cores for core in term]
-            if not (torch.is_grad_enabled() and any(core.requires_grad for core in cores)):
-                made = self._kept.get(ids, cores, lambda: self.weight)
-                if made is not None:
-                    return F.embedding(ids.long(), made)
-        flat = ids.reshape(-1).long()
-        if torch.compiler.is_compiling() or len(flat) < _MANY:
-            # How many are distinct would be a size that depends on the data.
-            self._require_rows(flat)
-            rows = self._rows(flat)
-        else:
-            distinct, places = torch.unique(flat, return_inverse=True)
-            self._require_rows(distinct)
-            repeated = len(distinct) <= _DISTINCT * len(flat)
-            rows = F.embedding(places, self._rows(distinct)) if repeated else self._rows(flat)
-        if self.padding_idx is not None and rows.requires_grad:
-            rows = torch.where((flat == self.padding_idx)[:, None], rows.detach(), rows)
-        return rows.view(*ids.shape, self.embedding_dim)
+    def scratch(self) -> int:
+        """See :class:`mpochain.nn.RowEmbedding`."""
+        most, columns = 0, 1
+        for spec in self._chains().specs:
+            columns = 1
+            for left, _, in_dim, right in spec.core_shapes:
+                # The row so far, the slices of this core, and their product.
+                most = max(most, columns * left + left * in_dim * right + columns * in_dim * right)
+                columns *= in_dim
+        return most + self.embedding_dim
 
     def set_execution(self, *, memory: Memory = "compact", autotune: bool = False) -> Self:
-        """Choose how rows are found; fast execution keeps the dense table.
-
-        Raises:
-            SpecError: an unknown ``memory``.
-        """
+        """See :class:`mpochain.nn.RowEmbedding`; a tied head is run the same way."""
         self.table.set_execution(memory=memory, autotune=autotune)
-        self._kept = Kept() if memory == "fast" else None
-        return self
+        return super().set_execution(memory=memory)
 
-    def extra_repr(self) -> str:
-        """Sizes, for ``print(embedding)``; the table prints itself."""
-        padding = "" if self.padding_idx is None else f", padding_idx={self.padding_idx}"
-        return f"{self.num_embeddings}, {self.embedding_dim}{padding}"
-
-    def _chains(self) -> MPOLinear:
-        return self.table.inner if isinstance(self.table, PermutedLinear) else self.table
-
-    def _require_rows(self, ids: Tensor) -> None:
-        """Refuse indices beside the table, of which padding has some."""
-        if torch.compiler.is_compiling() or not len(ids):
-            return
-        low, high = (int(each) for each in ids.aminmax())
-        if low < 0 or high >= self.num_embeddings:
-            raise IndexError(f"the table has rows 0 to {self.num_embeddings - 1}, got {low if low < 0 else high}")
-
-    def _rows(self, ids: Tensor) -> Tensor:
-        """``(n,)`` to ``(n, embedding_dim)``, each made from its slices of the cores."""
+    def rows(self, ids: Tensor) -> Tensor:
+        """Each made from its slices of the cores."""
         table, chains = self.table, self._chains()
         if isinstance(table, PermutedLinear) and table.place is not None:
             ids = table.place.index_select(0, ids).long()
@@ -273,6 +197,9 @@ class MPOEmbedding(nn.Module):
         if isinstance(table, PermutedLinear) and table.columns is not None:
             total = reordered(total, torch.argsort(table.columns))
         return total
+
+    def _chains(self) -> MPOLinear:
+        return self.table.inner if isinstance(self.table, PermutedLinear) else self.table
 
 
 def _row_products(ids: Tensor, cores: Sequence[Tensor]) -> Tensor:

@@ -1,0 +1,290 @@
+"""Embeddings whose rows are tensor products of the vectors of units: word2ket, word2ketXS, MorphTE, SEE."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from typing import Any, Literal, Self, cast
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from mpochain.errors import DTypeError, SpecError
+from mpochain.execute.autocast import without_autocast
+from mpochain.nn.embeddings.rows import RowEmbedding
+
+__all__ = ["EntangledEmbedding", "Source", "require_units"]
+
+# What says which units a row is made of: the digits of its number, the number itself, or an index that was given.
+Source = Literal["digits", "own", "index"]
+
+
+class EntangledEmbedding(RowEmbedding):
+    """Rows ``v_w = sum_k c_wk (u_1k (x) .. (x) u_nk)``, cut to length: ``(...)`` to ``(..., embedding_dim)``.
+
+    ``u_jk`` is the vector that the table of place ``j`` holds, for rank ``k``, of the unit at that place of word ``w``.
+    Which units these are is what the members of the family differ in:
+
+    - word2ketXS (arXiv 1911.04975): the digits of the number of the word, ``units="digits"``, a table for each place;
+      ``r n t q`` parameters with ``t = ceil(V^(1/n))`` and ``q = ceil(d^(1/n))``.
+    - word2ket (the same): a unit of its own for each word and place, ``units="own"``; ``r n V q`` parameters.
+    - MorphTE (arXiv 2210.15379): morphemes, of an index ``(V, n)``, one table for all places; with ``norm=True``.
+    - SEE (arXiv 2412.12204): sememes, the same with ``coefficients=True``: a number for each word and rank. Its formula
+      was not available; this is the natural member of the family.
+
+    Words of the same units have the same row, unless ``coefficients`` tell them apart; those of
+    :class:`mpochain.units.Units` have units of which no two words have all.
+
+    Args:
+        num_embeddings: words.
+        embedding_dim: columns of the table.
+        order: places of a word; for an index its number of columns, which need not be given.
+        ranks: products that are summed.
+        units: ``"digits"``, ``"own"``, or an index ``(num_embeddings, order)`` of integers from 0 on, such as
+            ``Units.of(...).index``.
+        unit_count: units of each table; for ``"digits"`` the base, by default the least one, for an index by default
+            one more than the largest entry.
+        dims: length of the vectors at each place, whose product is ``embedding_dim`` or more; by default all
+            ``ceil(embedding_dim^(1/order))``.
+        shared: whether all places have one table; by default for an index.
+        coefficients: whether each word has a number for each rank, 1 at first.
+        norm: whether rows are normalised, with a scale and a shift for each column, as ``nn.LayerNorm`` does.
+        padding_idx: a row that gets no gradient from look-ups, as in ``nn.Embedding``.
+        device: where the parameters live.
+        dtype: their element type.
+
+    Raises:
+        SpecError: an order below 2, no ranks, dims that are too small, a shared table of several dims, too few units,
+            or an index of another shape or beside the table.
+        DTypeError: an index that is not of integers.
+
+    Example:
+        >>> xs = EntangledEmbedding(30_000, 256, order=4)
+        >>> sum(each.numel() for each in xs.parameters()), xs(torch.tensor([[0, 7, 7]])).shape
+        (224, torch.Size([1, 3, 256]))
+        >>> morphemes = torch.tensor([[0, 1], [0, 2], [3, 1]])  # un-do, un-tie, re-do
+        >>> EntangledEmbedding(3, 16, units=morphemes, ranks=2).table_0.shape
+        torch.Size([4, 8])
+    """
+
+    index: Tensor | None
+    coefficients: Tensor | None
+    scale: Tensor | None
+    shift: Tensor | None
+
+    def __init__(
+        self,
+        num_embeddings: int,
+        embedding_dim: int,
+        *,
+        order: int | None = None,
+        ranks: int = 1,
+        units: Tensor | NDArray[Any] | Literal["digits", "own"] = "digits",
+        unit_count: int | None = None,
+        dims: Iterable[int] | None = None,
+        shared: bool | None = None,
+        coefficients: bool = False,
+        norm: bool = False,
+        padding_idx: int | None = None,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__(num_embeddings, embedding_dim, padding_idx)
+        index = torch.as_tensor(units) if isinstance(units, Tensor | np.ndarray) else None
+        if index is None and units not in ("digits", "own"):
+            raise SpecError(f"units are 'digits', 'own' or an index (num_embeddings, order), got {units!r}")
+        self.source: Source = "index" if index is not None else cast("Source", units)
+        if index is not None:
+            index = _index_of(index, num_embeddings, order)
+            order = index.shape[1]
+        if order is None or order < 2:
+            raise SpecError(f"a product has two places or more, got order {order}")
+        if ranks < 1:
+            raise SpecError(f"a sum has one rank or more, got {ranks}")
+        self.ranks = ranks
+        self.dims = _dims_of(embedding_dim, order, dims)
+        self.shared = self.source == "index" if shared is None else shared
+        if self.shared and len(set(self.dims)) > 1:
+            raise SpecError(f"places of several dims {self.dims} have no table in common; give shared=False")
+        self.unit_count = self._count_of(unit_count, index)
+
+        def filled(rows: int, columns: int, value: float) -> nn.Parameter:
+            return nn.Parameter(torch.full((rows, columns), value, device=device, dtype=dtype))
+
+        for place, dim in enumerate(self.dims[:1] if self.shared else self.dims):
+            self.register_parameter(f"table_{place}", filled(self.unit_count, ranks * dim, 0.0))
+        self.register_buffer("index", index if index is None or device is None else index.to(device))
+        self.coefficients = filled(num_embeddings, ranks, 1.0) if coefficients else None
+        self.scale = filled(1, embedding_dim, 1.0) if norm else None
+        self.shift = filled(1, embedding_dim, 0.0) if norm else None
+        self.reset_parameters()
+
+    @property
+    def order(self) -> int:
+        """Places of a word."""
+        return len(self.dims)
+
+    @property
+    def tables(self) -> list[Tensor]:
+        """The table ``(unit_count, ranks * dim)`` of each place; one and the same if it is shared."""
+        return [self._parameters[f"table_{0 if self.shared else place}"] for place in range(self.order)]  # type: ignore[misc]
+
+    @property
+    def orders(self) -> dict[str, tuple[Tensor, int]]:
+        """See :class:`mpochain.nn.RowEmbedding`."""
+        return {} if self.index is None else {"index": (self.index, self.unit_count)}
+
+    def units_of(self, ids: Tensor) -> list[Tensor]:
+        """The units ``(n,)`` of words ``(n,)`` at each place.
+
+        Example:
+            >>> [each.tolist() for each in EntangledEmbedding(100, 4, order=2).units_of(torch.tensor([7, 42]))]
+            [[0, 4], [7, 2]]
+        """
+        if self.index is not None:
+            found = self.index.index_select(0, ids).long()
+            return [found[:, place] for place in range(self.order)]
+        if self.source == "own":
+            return [ids] * self.order
+        digits = []
+        for _ in range(self.order):
+            digits.append(ids % self.unit_count)
+            ids = ids // self.unit_count
+        return digits[::-1]
+
+    def rows(self, ids: Tensor) -> Tensor:
+        """Each the sum over the ranks of products of its units' vectors; halves first, then both in one step."""
+        tables = self.tables
+        # nn.Embedding gives what it holds, under autocast too, and the sums of a model begin there.
+        with without_autocast(tables[0]):
+            factors = [
+                F.embedding(units, table).view(-1, self.ranks, dim)
+                for units, table, dim in zip(self.units_of(ids), tables, self.dims, strict=True)
+            ]
+            if self.coefficients is not None:
+                factors[0] = factors[0] * F.embedding(ids, self.coefficients)[:, :, None]
+            half = (self.order + 1) // 2
+            left, right = _outer(factors[:half]), _outer(factors[half:])
+            made = torch.bmm(left.transpose(1, 2), right).flatten(1)[:, : self.embedding_dim]
+            if self.scale is not None and self.shift is not None:
+                made = F.layer_norm(made, (self.embedding_dim,), self.scale[0], self.shift[0])
+        return made
+
+    def scratch(self) -> int:
+        """See :class:`mpochain.nn.RowEmbedding`."""
+        half = (self.order + 1) // 2
+        left, right = math.prod(self.dims[:half]), math.prod(self.dims[half:])
+        return self.ranks * (sum(self.dims) + 2 * (left + right)) + left * right + self.embedding_dim
+
+    def macs(self) -> int:
+        """Multiply-adds of one row."""
+        half = (self.order + 1) // 2
+        found = self.ranks * math.prod(self.dims)
+        for dims in (self.dims[:half], self.dims[half:]):
+            found += self.ranks * sum(math.prod(dims[:count]) for count in range(2, len(dims) + 1))
+        return found + (self.ranks * self.dims[0] if self.coefficients is not None else 0)
+
+    def reset_parameters(self, weight_std: float = 1.0) -> None:
+        """Normal vectors of such a deviation that entries of rows of different units have ``weight_std``.
+
+        It is a sum of ``r`` products of ``n`` independent numbers, so each has ``(weight_std^2 / r)^(1/2n)``.
+        With ``norm``, rows have that of their scale instead, 1.
+        """
+        std = (weight_std / math.sqrt(self.ranks)) ** (1 / self.order)
+        with torch.no_grad():
+            for table in dict.fromkeys(self.tables):
+                table.normal_(0.0, std)
+            for each, value in ((self.coefficients, 1.0), (self.scale, 1.0), (self.shift, 0.0)):
+                if each is not None:
+                    each.fill_(value)
+
+    def extra_repr(self) -> str:
+        """Sizes, for ``print(embedding)``."""
+        dims = "x".join(map(str, self.dims))
+        return f"{super().extra_repr()}, units={self.source} of {self.unit_count}, dims={dims}, ranks={self.ranks}"
+
+    @classmethod
+    def like(cls, embedding: nn.Embedding, **arguments: object) -> Self:
+        """One of the sizes, padding, device and element type of a dense embedding, with new parameters.
+
+        Args:
+            embedding: is left as it is.
+            arguments: the others of :class:`EntangledEmbedding`.
+
+        Example:
+            >>> EntangledEmbedding.like(nn.Embedding(100, 9), order=2).weight.shape
+            torch.Size([100, 9])
+        """
+        weight = embedding.weight
+        made = {"padding_idx": embedding.padding_idx, "device": weight.device, "dtype": weight.dtype}
+        return cls(embedding.num_embeddings, embedding.embedding_dim, **{**made, **arguments})  # type: ignore[arg-type]
+
+    def _count_of(self, given: int | None, index: Tensor | None) -> int:
+        """Units of each table, as given or the fewest there can be."""
+        if index is not None:
+            if given is None and index.device.type == "meta":
+                raise SpecError("an index without numbers does not say how many units there are; give unit_count=")
+            needed = given if index.device.type == "meta" else int(index.max()) + 1
+        elif self.source == "own":
+            needed = self.num_embeddings
+        else:
+            needed = round(self.num_embeddings ** (1 / self.order))
+            needed += needed**self.order < self.num_embeddings
+            needed -= needed > 1 and (needed - 1) ** self.order >= self.num_embeddings
+        assert needed is not None
+        if given is None:
+            return max(needed, 1)
+        if given < needed:
+            raise SpecError(f"{self.num_embeddings} words need {needed} units, got unit_count={given}")
+        if self.source == "own" and given != needed:
+            raise SpecError(f"with units of their own {needed} words have so many, got unit_count={given}")
+        return given
+
+
+def require_units(index: Tensor, count: int, name: str) -> None:
+    """Refuse an index of units beside a table of ``count``.
+
+    Raises:
+        SpecError: naming ``name``.
+
+    Example:
+        >>> require_units(torch.tensor([[0, 1]]), 2, "index")
+    """
+    low, high = (int(each) for each in index.aminmax())
+    if low < 0 or high >= count:
+        raise SpecError(f"{name}: the units are 0 to {count - 1}, got {low if low < 0 else high}")
+
+
+def _index_of(index: Tensor, words: int, order: int | None) -> Tensor:
+    if index.is_floating_point() or index.is_complex() or index.dtype == torch.bool:
+        raise DTypeError(f"an index of units holds integers, got {index.dtype}")
+    if index.ndim != 2 or index.shape[0] != words or order not in (None, index.shape[1]):
+        wanted = "order" if order is None else order
+        raise SpecError(f"the index of {words} words has shape ({words}, {wanted}), got {tuple(index.shape)}")
+    if index.device.type != "meta" and int(index.min()) < 0:
+        raise SpecError(f"the units of an index count from 0, got {int(index.min())}")
+    # A copy, so that nobody changes it from outside.
+    return index.to(torch.int32, copy=True)
+
+
+def _dims_of(columns: int, order: int, dims: Iterable[int] | None) -> tuple[int, ...]:
+    if dims is None:
+        side = round(columns ** (1 / order))
+        side += side**order < columns
+        side -= side > 1 and (side - 1) ** order >= columns
+        return (max(side, 1),) * order
+    found = tuple(int(each) for each in dims)
+    if len(found) != order or min(found) < 1 or math.prod(found) < columns:
+        raise SpecError(f"{order} dims whose product is {columns} or more are needed, got {found}")
+    return found
+
+
+def _outer(factors: list[Tensor]) -> Tensor:
+    """``(n, r, q_1), (n, r, q_2), ..`` to the product ``(n, r, q_1 q_2 ..)`` of each rank."""
+    made = factors[0]
+    for factor in factors[1:]:
+        made = (made[..., None] * factor[..., None, :]).flatten(2)
+    return made

@@ -1,0 +1,188 @@
+"""Embeddings that hold each row as a tensor train of its own, as TensorGPT has it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from typing import Self
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from mpochain import shapes
+from mpochain.errors import NonFiniteError, SpecError
+from mpochain.execute.autocast import without_autocast
+from mpochain.nn.dense import dense_table
+from mpochain.nn.embeddings.rows import RowEmbedding
+
+__all__ = ["TokenTrainEmbedding"]
+
+# Rows that are decomposed at once, in float64.
+_AT_ONCE = 4096
+
+
+class TokenTrainEmbedding(RowEmbedding):
+    """Rows ``v_w = G_1 .. G_n``, cores ``G_j (r_j-1, q_j, r_j)`` of each word: ``(...)`` to ``(..., embedding_dim)``.
+
+    Nothing is shared between words: ``V`` times the entries of the cores of one row, fewer than ``d`` for small bonds.
+    Source: TensorGPT, arXiv 2307.00526, which needs no training.
+
+    Args:
+        num_embeddings: words.
+        embedding_dim: columns of the table, the product of ``dims``.
+        max_bond: largest bond; clipped to what a row can have.
+        sites: number of sites of the default dims, 3 if not given.
+        dims: of the sites, instead of the default.
+        padding_idx: a row that gets no gradient from look-ups, as in ``nn.Embedding``.
+        device: where the parameters live.
+        dtype: their element type.
+
+    Raises:
+        SpecError: dims that do not multiply to ``embedding_dim``, or no bond.
+
+    Example:
+        >>> embedding = TokenTrainEmbedding(100, 64, max_bond=1)
+        >>> embedding.dims, sum(each.numel() for each in embedding.parameters())
+        ((4, 4, 4), 1200)
+    """
+
+    def __init__(
+        self,
+        num_embeddings: int,
+        embedding_dim: int,
+        max_bond: int,
+        *,
+        sites: int | None = None,
+        dims: Iterable[int] | None = None,
+        padding_idx: int | None = None,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__(num_embeddings, embedding_dim, padding_idx)
+        self.dims = _dims_of(embedding_dim, sites, dims)
+        self.bonds = _bonds_of(self.dims, max_bond)
+        for site, (left, dim, right) in enumerate(self.core_shapes):
+            core = torch.empty(num_embeddings, left * dim * right, device=device, dtype=dtype)
+            self.register_parameter(f"core_{site}", nn.Parameter(core))
+        self.reset_parameters()
+
+    @property
+    def core_shapes(self) -> list[tuple[int, int, int]]:
+        """``(r_j-1, q_j, r_j)`` of each site."""
+        bonds = (1, *self.bonds, 1)
+        return [(bonds[site], dim, bonds[site + 1]) for site, dim in enumerate(self.dims)]
+
+    @property
+    def cores(self) -> list[Tensor]:
+        """``(num_embeddings, r_j-1 q_j r_j)`` of each site."""
+        return [self._parameters[f"core_{site}"] for site in range(len(self.dims))]  # type: ignore[misc]
+
+    @classmethod
+    def from_embedding(
+        cls, embedding: nn.Embedding, max_bond: int, *, sites: int | None = None, dims: Iterable[int] | None = None
+    ) -> Self:
+        """Every row of a dense embedding by a TT-SVD of its own.
+
+        Args:
+            embedding: is left as it is and shares no memory.
+            max_bond: see :class:`TokenTrainEmbedding`.
+            sites: the same.
+            dims: the same.
+
+        Raises:
+            DTypeError: another module, or one whose rows are renormalised or scaled at look-up.
+            NonFiniteError: NaN or infinite entries.
+
+        Example:
+            >>> dense = nn.Embedding(12, 8)
+            >>> made = TokenTrainEmbedding.from_embedding(dense, max_bond=4)  # all that a row of 2x2x2 can have
+            >>> torch.allclose(made(torch.tensor([5])), dense(torch.tensor([5])), atol=1e-5)
+            True
+        """
+        table = dense_table(embedding)
+        if not table.isfinite().all():
+            raise NonFiniteError("the table has NaN or infinite entries; a train of them would be NaN")
+        made = cls(
+            embedding.num_embeddings,
+            embedding.embedding_dim,
+            max_bond,
+            sites=sites,
+            dims=dims,
+            padding_idx=embedding.padding_idx,
+            device=table.device,
+            dtype=table.dtype,
+        )
+        with torch.no_grad():
+            for start in range(0, len(table), _AT_ONCE):
+                some = slice(start, start + _AT_ONCE)
+                for core, found in zip(made.cores, _trains(table[some], made.core_shapes), strict=True):
+                    core[some] = found
+        return made.requires_grad_(table.requires_grad).train(embedding.training)
+
+    def rows(self, ids: Tensor) -> Tensor:
+        """Each the product of its own cores, from the left."""
+        cores = self.cores
+        with without_autocast(cores[0]):
+            made = F.embedding(ids, cores[0])
+            for core, (left, dim, right) in list(zip(cores, self.core_shapes, strict=True))[1:]:
+                factor = F.embedding(ids, core).view(-1, left, dim * right)
+                made = torch.bmm(made.view(len(ids), made.shape[1] // left, left), factor).flatten(1)
+        return made
+
+    def scratch(self) -> int:
+        """See :class:`mpochain.nn.RowEmbedding`."""
+        columns, most = 1, 0
+        for left, dim, right in self.core_shapes:
+            most = max(most, columns * left + left * dim * right + columns * dim * right)
+            columns *= dim
+        return most + self.embedding_dim
+
+    def macs(self) -> int:
+        """Multiply-adds of one row."""
+        columns, found = self.dims[0], 0
+        for left, dim, right in self.core_shapes[1:]:
+            found += columns * left * dim * right
+            columns *= dim
+        return found
+
+    def reset_parameters(self, weight_std: float = 1.0) -> None:
+        """Normal cores of such a deviation that entries have ``weight_std``, see :func:`mpochain.nn.core_std`."""
+        std = (weight_std / math.sqrt(math.prod(self.bonds))) ** (1 / len(self.dims))
+        with torch.no_grad():
+            for core in self.cores:
+                core.normal_(0.0, std)
+
+    def extra_repr(self) -> str:
+        """Sizes, for ``print(embedding)``."""
+        return f"{super().extra_repr()}, dims={'x'.join(map(str, self.dims))}, bonds={self.bonds}"
+
+
+def _dims_of(columns: int, sites: int | None, dims: Iterable[int] | None) -> tuple[int, ...]:
+    if dims is None:
+        return shapes.default_dims(columns, 3 if sites is None else sites)
+    found = tuple(int(each) for each in dims)
+    if sites not in (None, len(found)) or not found or min(found) < 1 or math.prod(found) != columns:
+        raise SpecError(f"dims must multiply to {columns}, one for each of the sites, got {found}")
+    return found
+
+
+def _bonds_of(dims: tuple[int, ...], most: int) -> tuple[int, ...]:
+    if most < 1:
+        raise SpecError(f"a bond is 1 or more, got {most}")
+    return tuple(min(most, math.prod(dims[: site + 1]), math.prod(dims[site + 1 :])) for site in range(len(dims) - 1))
+
+
+def _trains(rows: Tensor, core_shapes: list[tuple[int, int, int]]) -> list[Tensor]:
+    """The cores ``(n, r_j-1 q_j r_j)`` of each of the rows ``(n, d)``, of equal norm within a row."""
+    rest, count = rows.double(), len(rows)
+    found = []
+    for left, dim, right in core_shapes[:-1]:
+        U, S, Vh = torch.linalg.svd(rest.reshape(count, left * dim, -1), full_matrices=False)
+        found.append(U[..., :right].reshape(count, -1))
+        rest = S[:, :right, None] * Vh[:, :right]
+    found.append(rest.reshape(count, -1))
+    norms = torch.stack([each.norm(dim=1) for each in found])
+    # Training moves cores of one size alike; a row of zeros stays one.
+    goal = norms.log().mean(0).exp()
+    return [core * (goal / norm.clamp_min(1e-300))[:, None] for core, norm in zip(found, norms, strict=True)]

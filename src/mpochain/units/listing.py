@@ -1,0 +1,67 @@
+"""Units as the user lists them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from mpochain.errors import CorpusError
+
+__all__ = ["Listing"]
+
+
+class Listing:
+    r"""Units from a file of lines ``word<TAB>unit unit ...``, in UTF-8; empty lines are passed over.
+
+    Args:
+        file: to be read.
+
+    Raises:
+        CorpusError: a file that is missing or not UTF-8, a line without a tab or without units, or a word that two
+            lines take apart differently; naming the line.
+
+    Example:
+        >>> from tempfile import TemporaryDirectory
+        >>> with TemporaryDirectory() as folder:
+        ...     file = Path(folder) / "units.tsv"
+        ...     _ = file.write_text("undo\tun do\n", encoding="utf-8")
+        ...     listing = Listing(file)
+        >>> listing("undo"), listing("redo")
+        (('un', 'do'), ())
+    """
+
+    def __init__(self, file: Path | str) -> None:
+        self._units: dict[str, tuple[str, ...]] = {}
+        for number, line in lines_of(Path(file)):
+            if not line.strip():
+                continue
+            word, tab, rest = line.partition("\t")
+            units = tuple(rest.split())
+            if not tab or not word or not units:
+                raise CorpusError(f"{file}:{number}: expected word<TAB>unit unit ..., got {line!r}")
+            if self._units.setdefault(word, units) != units:
+                raise CorpusError(f"{file}:{number}: {word!r} was {' '.join(self._units[word])!r} before")
+
+    def __call__(self, word: str) -> tuple[str, ...]:
+        """The units of a word; none if it is not listed."""
+        return self._units.get(word, ())
+
+    def __len__(self) -> int:
+        return len(self._units)
+
+
+def lines_of(file: Path) -> list[tuple[int, str]]:
+    """Lines of a UTF-8 file without their ends, counted from 1.
+
+    Raises:
+        CorpusError: it cannot be read, or is in another encoding.
+    """
+    try:
+        data = file.read_bytes()
+    except OSError as error:
+        raise CorpusError(f"{file} cannot be read: {error.strerror or error}") from error
+    try:
+        text = data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = data[: error.start].count(b"\n") + 1
+        raise CorpusError(f"{file}:{line}: byte {data[error.start]:#04x} is not UTF-8; convert the file") from error
+    return [(number, line.rstrip("\r")) for number, line in enumerate(text.split("\n"), 1)]

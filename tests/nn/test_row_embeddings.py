@@ -1,0 +1,350 @@
+"""Every embedding whose table is not held gives the rows of the table that its parameters make, however it is asked."""
+
+from __future__ import annotations
+
+import copy
+import math
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import nn
+
+import mpochain as mpo
+from mpochain import EntangledEmbedding, MPOEmbedding, MPOError, TokenTrainEmbedding
+from mpochain.nn import RowLinear, tied_head
+from mpochain.nn.embeddings import rows as rows_module
+from mpochain.nn.structure import compressed_layers, describe, form_of, skeleton
+
+WORDS, COLUMNS = 30, 10
+
+
+def index_of(order, units=9):
+    torch.manual_seed(1)
+    return torch.randint(units, (WORDS, order))
+
+
+FORMS = {
+    "word2ketXS": {"order": 3, "ranks": 2},
+    "word2ketXS, even": {"order": 4, "ranks": 3},
+    "word2ketXS, dims": {"order": 2, "ranks": 2, "dims": (5, 2)},
+    "word2ketXS, one table": {"order": 2, "ranks": 2, "shared": True},
+    "word2ket": {"order": 2, "ranks": 3, "units": "own"},
+    "MorphTE": {"ranks": 2, "units": index_of(3), "norm": True},
+    "SEE": {"ranks": 3, "units": index_of(2), "coefficients": True},
+    "index, tables of places": {"ranks": 2, "units": index_of(2), "shared": False, "dims": (2, 5), "unit_count": 12},
+}
+
+
+def made(form, dtype=torch.float64, **arguments):
+    torch.manual_seed(0)
+    if form == "tokens":
+        return TokenTrainEmbedding(WORDS, 12, max_bond=2, dims=(2, 3, 2), dtype=dtype, **arguments)
+    if form == "tokens, bond 1":
+        return TokenTrainEmbedding(WORDS, 12, max_bond=1, dtype=dtype, **arguments)
+    if form == "chain":
+        return MPOEmbedding(WORDS, COLUMNS, max_bond=3, dtype=dtype, **arguments)
+    embedding = EntangledEmbedding(WORDS, COLUMNS, **FORMS[form], dtype=dtype, **arguments)
+    with torch.no_grad():
+        for each in (embedding.coefficients, embedding.scale, embedding.shift):
+            if each is not None:
+                each.normal_()
+    return embedding
+
+
+ALL = [*FORMS, "tokens", "tokens, bond 1"]
+
+
+def dense_table(embedding):
+    """The table by its definition, one entry after the other."""
+    if isinstance(embedding, TokenTrainEmbedding):
+        rows = []
+        for word in range(embedding.num_embeddings):
+            row = torch.ones(1, 1, dtype=torch.float64)
+            for core, shape in zip(embedding.cores, embedding.core_shapes, strict=True):
+                row = torch.einsum("ml,lqr->mqr", row, core[word].view(shape)).reshape(-1, shape[2])
+            rows.append(row[:, 0])
+        return torch.stack(rows)
+    rows = []
+    for word in range(embedding.num_embeddings):
+        units = [int(each) for each in embedding.units_of(torch.tensor([word]))]
+        row = torch.zeros(math.prod(embedding.dims), dtype=torch.float64)
+        for rank in range(embedding.ranks):
+            product = torch.ones(1, dtype=torch.float64)
+            for unit, table, dim in zip(units, embedding.tables, embedding.dims, strict=True):
+                product = torch.kron(product, table[unit].view(embedding.ranks, dim)[rank])
+            row = row + product * (1 if embedding.coefficients is None else embedding.coefficients[word, rank])
+        rows.append(row[: embedding.embedding_dim])
+    table = torch.stack(rows)
+    if embedding.scale is not None:
+        centred = table - table.mean(1, keepdim=True)
+        table = centred / (centred.square().mean(1, keepdim=True) + 1e-5).sqrt() * embedding.scale + embedding.shift
+    return table
+
+
+@pytest.mark.parametrize("form", ALL)
+def test_the_table_is_the_one_of_the_formula(form):
+    embedding = made(form)
+    torch.testing.assert_close(embedding.weight, dense_table(embedding))
+    with torch.no_grad():
+        torch.testing.assert_close(embedding.weight, dense_table(embedding))
+    assert embedding.orders == {} or embedding.orders["index"][0].shape[0] == WORDS
+
+
+@pytest.mark.parametrize("form", ALL)
+@pytest.mark.parametrize("shape", [(), (0,), (5,), (2, 3), (9, 40)])
+@pytest.mark.parametrize("memory", ["compact", "fast"])
+def test_rows_and_gradients_are_those_of_the_dense_table(form, shape, memory):
+    embedding = made(form).set_execution(memory=memory)
+    assert embedding.memory == memory
+    ids = torch.randint(WORDS, shape)
+    for distinct in (ids, ids % 2):
+        expected = nn.functional.embedding(distinct, dense_table(embedding))
+        rows = embedding(distinct)
+        torch.testing.assert_close(rows, expected)
+        with torch.no_grad():
+            torch.testing.assert_close(embedding(distinct.int()), expected)
+        weights = torch.randn_like(expected)
+        parameters = list(embedding.parameters())
+        for mine, theirs in zip(
+            torch.autograd.grad((rows * weights).sum(), parameters),
+            torch.autograd.grad((expected * weights).sum(), parameters),
+            strict=True,
+        ):
+            torch.testing.assert_close(mine, theirs)
+
+
+@pytest.mark.parametrize("form", [*ALL, "chain"])
+@pytest.mark.parametrize("few", [1, 2, 30])
+def test_tiles_of_any_size_make_the_same_rows(form, few, monkeypatch):
+    embedding = made(form)
+    expected = embedding.weight.detach()
+    monkeypatch.setattr(rows_module, "_SCRATCH", 100 * few)
+    with torch.no_grad():
+        for ids in (torch.randint(WORDS, (7, 30)), torch.randint(3, (90,)), torch.randperm(WORDS).repeat(3)):
+            torch.testing.assert_close(embedding(ids), expected[ids])
+
+
+def test_repeated_words_are_made_once(monkeypatch):
+    embedding, seen = made("SEE"), []
+    rows = embedding.rows
+    monkeypatch.setattr(embedding, "rows", lambda ids: seen.append(ids) or rows(ids))
+    ids = torch.randint(2, (40, 40))
+    for learning in (True, False):
+        with torch.set_grad_enabled(learning):
+            embedding(ids)
+        assert [sorted(each.tolist()) for each in seen] == [[0, 1]]
+        seen.clear()
+
+
+@given(st.integers(1, 40), st.integers(1, 20), st.integers(2, 4), st.integers(1, 3), st.integers(0, 2**16))
+def test_word2ketxs_is_of_any_size(words, columns, order, ranks, seed):
+    torch.manual_seed(seed)
+    embedding = EntangledEmbedding(words, columns, order=order, ranks=ranks, dtype=torch.float64)
+    base, dim = embedding.unit_count, embedding.dims[0]
+    assert (base - 1) ** order < words <= base**order
+    assert (dim - 1) ** order < columns <= dim**order
+    assert sum(each.numel() for each in embedding.parameters()) == ranks * order * base * dim
+    torch.testing.assert_close(embedding.weight, dense_table(embedding))
+
+
+def test_parameters_are_those_of_the_formulas():
+    def count(module):
+        return sum(each.numel() for each in module.parameters())
+
+    assert count(EntangledEmbedding(30_000, 256, order=4)) == 224
+    assert count(EntangledEmbedding(30_000, 256, order=2, ranks=10)) == 10 * 2 * 174 * 16
+    assert count(EntangledEmbedding(30_000, 256, order=4, units="own")) == 30_000 * 4 * 4
+    units = torch.zeros(30_000, 3, dtype=torch.int64)
+    assert count(EntangledEmbedding(30_000, 512, units=units, unit_count=2000, ranks=7)) == 7 * 2000 * 8
+    see = EntangledEmbedding(30_000, 512, units=units, unit_count=2000, ranks=7, coefficients=True, norm=True)
+    assert count(see) == 7 * 2000 * 8 + 7 * 30_000 + 2 * 512
+    assert count(TokenTrainEmbedding(1000, 512, max_bond=2, dims=(8, 8, 8))) == 1000 * (8 * 2 + 2 * 8 * 2 + 2 * 8)
+
+
+@pytest.mark.parametrize("form", ["word2ketXS", "word2ketXS, even", "word2ket", "tokens"])
+def test_its_variance_is_that_of_a_dense_embedding(form):
+    found = []
+    for seed in range(60):
+        embedding = made(form, torch.float32)
+        torch.manual_seed(seed)
+        embedding.reset_parameters()
+        found.append(embedding.weight.square().mean())
+        embedding.reset_parameters(0.02)
+        found.append(embedding.weight.square().mean() / 0.02**2)
+    assert 0.8 < torch.stack(found).mean().item() < 1.25
+
+
+@pytest.mark.parametrize("form", ALL)
+def test_padding_rows_autocast_and_copies(form):
+    embedding = made(form, padding_idx=-1)
+    assert embedding.padding_idx == WORDS - 1
+    embedding(torch.full((80,), WORDS - 1)).sum().backward()
+    assert not any(each.grad.any() for each in embedding.parameters())
+    with torch.autocast("cpu", torch.bfloat16):
+        assert embedding(torch.arange(3)).dtype == torch.float64
+    other = copy.deepcopy(embedding)
+    torch.testing.assert_close(other.weight, embedding.weight, rtol=0, atol=0)
+    dense = embedding.to_embedding()
+    assert dense.padding_idx == WORDS - 1
+    torch.testing.assert_close(dense.weight, embedding.weight)
+    assert embedding.macs() > 0
+    assert f"{WORDS}, {embedding.embedding_dim}, padding_idx={WORDS - 1}" in repr(embedding)
+
+
+@pytest.mark.parametrize("form", ALL)
+def test_a_tied_head_learns_with_it(form):
+    embedding = made(form)
+    head = tied_head(embedding)
+    assert isinstance(head, RowLinear)
+    assert head.bias is None
+    assert {id(each) for each in head.parameters()} == {id(each) for each in embedding.parameters()}
+    x = torch.randn(3, embedding.embedding_dim, dtype=torch.float64)
+    expected = x @ dense_table(embedding).T
+    torch.testing.assert_close(head(x), expected)
+    for memory in ("compact", "fast"):
+        head.set_execution(memory=memory)
+        with torch.no_grad():
+            torch.testing.assert_close(head(x), expected)
+    torch.testing.assert_close(head.to_linear()(x), expected)
+    with pytest.raises(MPOError, match=r"expected \(..., 1"):
+        head(x[:, :-1])
+
+
+@pytest.mark.parametrize("form", ALL)
+@pytest.mark.parametrize("tied", [False, True])
+def test_checkpoints_hold_it_and_its_head_once(form, tied, tmp_path):
+    embedding = made(form, padding_idx=3)
+    assert describe(skeleton(describe(embedding), None, "it")) == describe(embedding)
+    columns = embedding.embedding_dim
+    head = tied_head(embedding) if tied else nn.Linear(columns, WORDS, bias=False, dtype=torch.float64)
+    model = nn.ModuleDict({"words": embedding, "head": head})
+    mpo.save(model, tmp_path)
+    with torch.device("meta"):
+        plain = {"words": nn.Embedding(WORDS, columns), "head": nn.Linear(columns, WORDS, bias=False)}
+        architecture = nn.ModuleDict(plain).double()
+    again = mpo.load(tmp_path, architecture)
+    torch.testing.assert_close(again["words"].weight, embedding.weight, rtol=0, atol=0)
+    torch.testing.assert_close(again["head"].weight, head.weight, rtol=0, atol=0)
+    assert again["words"].padding_idx == 3
+    assert (next(again["head"].parameters()) is next(again["words"].parameters())) is tied
+    assert form_of(again["words"]) == form_of(embedding) != "dense"
+    from mpochain.checkpoint import contents
+
+    assert contents(tmp_path).parameters == sum(each.numel() for each in model.parameters())
+    dense = mpo.to_dense(again)
+    assert (dense["head"].weight is dense["words"].weight) is tied
+    assert compressed_layers(dense) == {}
+
+
+def test_a_hostile_index_is_refused(tmp_path):
+    embedding = made("SEE")
+    embedding.index[4, 1] = 9
+    mpo.save(nn.Sequential(embedding), tmp_path)
+    with torch.device("meta"):
+        architecture = nn.Sequential(nn.Embedding(WORDS, COLUMNS, dtype=torch.float64))
+    with pytest.raises(MPOError, match=r"0.index: the units are 0 to 8, got 9"):
+        mpo.load(tmp_path, architecture)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"dims": [2, 2]}, "2 dims whose product is 10 or more"),
+        ({"unit_count": 2}, "30 words need 4 units"),
+        ({"units": "mine"}, "units"),
+        ({"ranks": 0}, "ranks"),
+        ({"padding": 30}, "padding_idx must be a row of the 30"),
+        ({"out_features": 31}, "is a 31x10 matrix"),
+    ],
+)
+def test_descriptions_that_describe_none_are_refused(change, message):
+    description = {**describe(made("word2ketXS")), **change}
+    with pytest.raises(MPOError, match=message):
+        skeleton(description, (WORDS, COLUMNS), "it")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({}, "two places or more, got order None"),
+        ({"order": 1}, "got order 1"),
+        ({"order": 2, "ranks": 0}, "one rank or more, got 0"),
+        ({"order": 2, "units": "words"}, "'digits', 'own' or an index"),
+        ({"order": 2, "dims": (3, 3)}, r"product is 10 or more are needed, got \(3, 3\)"),
+        ({"order": 2, "dims": (5, 2), "shared": True}, "no table in common; give shared=False"),
+        ({"order": 2, "unit_count": 5}, "30 words need 6 units, got unit_count=5"),
+        ({"order": 2, "units": "own", "unit_count": 40}, "30 words have so many, got unit_count=40"),
+        ({"units": torch.zeros(29, 2, dtype=torch.int64)}, r"has shape \(30, order\), got \(29, 2\)"),
+        ({"units": torch.zeros(30, 2, dtype=torch.int64), "order": 3}, r"shape \(30, 3\), got \(30, 2\)"),
+        ({"units": torch.zeros(30, 2)}, "holds integers, got torch.float32"),
+        ({"units": torch.full((30, 2), -1)}, "count from 0, got -1"),
+        ({"units": torch.full((30, 2), 7), "unit_count": 7}, "need 8 units, got unit_count=7"),
+    ],
+)
+def test_arguments_that_fit_no_table_are_refused(arguments, message):
+    with pytest.raises(MPOError, match=message):
+        EntangledEmbedding(WORDS, COLUMNS, **arguments)
+
+
+def test_wrong_tokens_and_trains_are_refused():
+    for form in ("SEE", "tokens"):
+        with pytest.raises(IndexError, match="rows 0 to 29, got 30"):
+            made(form)(torch.tensor([30]))
+        with pytest.raises(IndexError, match="got -1"):
+            made(form)(torch.full((80,), -1))
+        with pytest.raises(MPOError, match="takes integers, got torch.float32"):
+            made(form)(torch.zeros(2))
+        with pytest.raises(MPOError, match="'compact' or 'fast', got 'slow'"):
+            made(form).set_execution(memory="slow")
+    with pytest.raises(MPOError, match=r"dims must multiply to 12, one for each of the sites, got \(2, 3\)"):
+        TokenTrainEmbedding(WORDS, 12, 2, dims=(2, 3))
+    with pytest.raises(MPOError, match="a bond is 1 or more, got 0"):
+        TokenTrainEmbedding(WORDS, 12, 0)
+    with pytest.raises(MPOError, match="rows and columns, got 0x12"):
+        TokenTrainEmbedding(0, 12, 2)
+
+
+def test_the_index_is_a_copy_and_moves_along():
+    units = index_of(2)
+    embedding = EntangledEmbedding(WORDS, COLUMNS, units=units)
+    before = embedding.weight.detach().clone()
+    units.zero_()
+    assert torch.equal(embedding.weight, before)
+    assert embedding.to("meta").index.device.type == "meta"
+    torch.manual_seed(0)
+    like = EntangledEmbedding.like(nn.Embedding(WORDS, COLUMNS, padding_idx=1).double(), order=2)
+    assert (like.padding_idx, like.table_0.dtype) == (1, torch.float64)
+
+
+@given(st.lists(st.integers(1, 4), min_size=1, max_size=4), st.integers(1, 5), st.integers(0, 2**16))
+def test_trains_of_rows_are_as_near_as_tt_svd(dims, bond, seed):
+    torch.manual_seed(seed)
+    dense = nn.Embedding(7, math.prod(dims), dtype=torch.float64, padding_idx=2)
+    train = TokenTrainEmbedding.from_embedding(dense, bond, dims=dims)
+    assert train.padding_idx == 2
+    for row, mine in zip(dense.weight.detach(), train.weight, strict=True):
+        chain = mpo.decompose(row[None], out_dims=(1,) * len(dims), in_dims=dims, max_bond=bond)
+        torch.testing.assert_close(mine[None], chain.to_matrix(), atol=1e-9, rtol=1e-7)
+
+
+def test_trains_of_rows_without_numbers_or_of_zeros():
+    dense = nn.Embedding(3, 8)
+    with torch.no_grad():
+        dense.weight[1] = 0
+    assert not TokenTrainEmbedding.from_embedding(dense, 1).weight[1].any()
+    with torch.no_grad():
+        dense.weight[1, 1] = math.nan
+    with pytest.raises(MPOError, match="NaN or infinite"):
+        TokenTrainEmbedding.from_embedding(dense, 1)
+
+
+@pytest.mark.parametrize("form", ["word2ketXS", "SEE", "tokens"])
+def test_it_compiles_whole(form):
+    embedding, ids = made(form), torch.randint(WORDS, (4, 50))
+    torch._dynamo.reset()
+    compiled = torch.compile(embedding, fullgraph=True, backend="aot_eager")
+    torch.testing.assert_close(compiled(ids), embedding(ids))
+    with torch.no_grad():
+        torch.testing.assert_close(compiled(ids), embedding(ids))
