@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Self
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
 
 from mpochain.errors import ShapeError
 from mpochain.execute.kept import Kept
@@ -16,16 +18,16 @@ from mpochain.planning import Memory
 
 __all__ = ["RowLinear"]
 
-# Rows that are made at once without gradients, where the whole weight would be much more than what it gives.
-_AT_ONCE = 4096
+# Elements that rows and what they are made of may take at once: 64 MiB of float32.
+_AT_ONCE = 1 << 24
 
 
 class RowLinear(nn.Module):
     """``y = x W^T`` with ``W`` the table of an embedding: ``(..., embedding_dim)`` to ``(..., num_embeddings)``.
 
-    All rows are needed for every input, so unlike a look-up this makes them all: at once with gradients, some thousands
-    at a time without. For heads that are tied to an embedding, see :func:`mpochain.nn.tied_head`; that of an
-    :class:`mpochain.MPOEmbedding` is a chain and makes none.
+    All rows are needed for every input, so unlike a look-up this makes them all, so many at a time that they and what
+    they are made of take some 64 MiB; the backward pass makes them again. For heads that are tied to an embedding, see
+    :func:`mpochain.nn.tied_head`; that of an :class:`mpochain.MPOEmbedding` is a chain and makes none.
 
     Args:
         table: becomes a submodule and is not copied.
@@ -79,14 +81,23 @@ class RowLinear(nn.Module):
             raise ShapeError(f"RowLinear got x of shape {tuple(x.shape)}; expected (..., {self.in_features})")
         held = list(self.table.parameters())
         learns = torch.is_grad_enabled() and (x.requires_grad or any(each.requires_grad for each in held))
-        if learns or torch.compiler.is_compiling():
-            return F.linear(x, self.weight)
-        if self._kept is not None:
+        if self._kept is not None and not learns:
             made = self._kept.get(x, held, lambda: self.weight)
             if made is not None:
                 return F.linear(x, made)
         ids = torch.arange(self.out_features, device=held[0].device)
-        return torch.cat([F.linear(x, self.table.rows(some)) for some in ids.split(_AT_ONCE)], dim=-1)
+        parts = ids.split(max(_AT_ONCE // self.table.scratch(), 1))
+        if len(parts) == 1:
+            return self._some(x, ids)
+        if not learns:
+            return torch.cat([self._some(x, part) for part in parts], dim=-1)
+        # Nothing is drawn, so no state of generators need be kept.
+        again = partial(checkpoint, self._some, use_reentrant=False, preserve_rng_state=False)
+        return torch.cat([again(x, part) for part in parts], dim=-1)
+
+    def _some(self, x: Tensor, ids: Tensor) -> Tensor:
+        """The outputs of some rows."""
+        return F.linear(x, self.table.rows(ids))
 
     def set_execution(self, *, memory: Memory = "compact", autotune: bool = False) -> Self:
         """Choose how the layer is run, see :func:`mpochain.nn.set_execution`, and return it.

@@ -1,0 +1,131 @@
+"""Language models of words with embeddings of several forms, 10 to 80 times smaller.
+
+``python studies/embeddings/words.py VALID TEST WORDNET`` takes WikiText-2's validation text to learn from, its test
+text to be measured on and the folder of WordNet's database, and writes one JSON for each run into ``words/`` beside
+this file; what is there is not run again. Each form learns at the rate that was best for it at 20 times smaller on the
+last tenth of the training text, which also chooses the epoch.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+import statistics
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from forms import DENSE, Forms, parameters_of
+from torch import Tensor, nn
+from word_model import COLUMNS, UNKNOWN, WORDS, Text, WordModel, loss, perplexity, sample
+
+from mpochain.atomic import write_bytes
+from mpochain.report import provenance
+from mpochain.train import TrainConfig, train
+
+HERE = Path(__file__).parent
+SHRINKS = (10, 20, 40, 80)
+RATES, CHOSEN_AT = (1e-3, 3e-3), 20
+BATCH, EPOCHS, SEED = 32, 8, 42
+
+_SHOWN = ("king", "war", "river", "played", "good", "1942", "Australian", "quickly")
+_NEAREST, _ROUNDS = 5, 15
+
+
+def run(text: Text, embedding: nn.Module, rate: float, label: str) -> dict[str, Any]:
+    """One model trained, and measured at the epoch that was best on what was held out."""
+    torch.manual_seed(SEED)
+    model = WordModel(embedding)
+    steps = len(text.train) // (BATCH * model.positions.num_embeddings)
+    config = TrainConfig(
+        steps=EPOCHS * steps, batch_size=BATCH, learning_rate=rate, warmup_steps=50, evaluate_every=steps, seed=SEED
+    )
+    best: dict[str, Any] = {"held out": float("inf")}
+
+    def evaluate() -> dict[str, float]:
+        found = perplexity(model, text.held_out)
+        if found < best["held out"]:
+            best.update({"held out": found, "state": copy.deepcopy(model.state_dict())})
+        return {"perplexity": found}
+
+    result = train(
+        model, lambda generator, _: sample(text.train, generator, BATCH), loss, config, evaluate=evaluate, label=label
+    )
+    model.load_state_dict(best["state"])
+    return {
+        "parameters": parameters_of(embedding),
+        "index bytes": sum(each.numel() * each.element_size() for each in embedding.buffers()),
+        "model parameters": parameters_of(model),
+        "rate": rate,
+        "held out": best["held out"],
+        "test": perplexity(model, text.test),
+        "epochs": [point.metrics["perplexity"] for point in result.curve],
+        "tokens/s": result.tokens_per_second,
+        "look-up": look_up(embedding, text),
+        "nearest": nearest(embedding, text),
+    }
+
+
+@torch.no_grad()
+def look_up(embedding: nn.Module, text: Text) -> dict[str, float]:
+    """Seconds for 4,096 words of the test text, and for a dense table, in turns."""
+    dense, ids = nn.Embedding(WORDS, COLUMNS), text.test[:4096]
+    times: dict[str, list[float]] = {"this": [], "dense": []}
+    for _ in range(_ROUNDS):
+        for name, each in (("this", embedding), ("dense", dense)):
+            began = time.perf_counter()
+            each(ids)
+            times[name].append(time.perf_counter() - began)
+    return {name: statistics.median(values) for name, values in times.items()}
+
+
+@torch.no_grad()
+def nearest(embedding: nn.Module, text: Text) -> dict[str, list[str]]:
+    """The words whose rows have the smallest angle to that of a word."""
+    weight: Any = embedding.weight
+    rows: Tensor = nn.functional.normalize(weight, dim=1)
+    found = {}
+    for word in _SHOWN:
+        if word in text.counts:
+            place = text.vocabulary.index(word)
+            order = (rows @ rows[place]).topk(_NEAREST + 1).indices.tolist()
+            found[word] = [text.vocabulary[each] for each in order if each != place][:_NEAREST]
+    return found
+
+
+def main(learn: Path, test: Path, wordnet: Path) -> None:
+    """Make what is missing."""
+    text = Text(learn, test)
+    forms = Forms(text, wordnet)
+
+    def made(form: str, shrink: int, rate: float) -> dict[str, Any]:
+        label = f"{form} {shrink}x rate {rate:g}"
+        file = HERE / "words" / f"{label.replace(' ', '-')}.json"
+        if not file.exists():
+            torch.manual_seed(SEED)
+            embedding = forms.make(form, shrink)
+            record: dict[str, Any] = {"form": form, "shrink": shrink, "absent": embedding is None}
+            if embedding is not None:
+                record |= run(text, embedding, rate, label)
+            units = {"MorphTE": "morphemes", "SEE": "sememes"}.get(form)
+            if units is not None:
+                index = getattr(forms, units)
+                record["units"] = {key: getattr(index, key) for key in ("count", "whole", "cut", "padded", "apart")}
+                record["examples"] = {word: index.units_of(word) for word in (*_SHOWN, UNKNOWN) if word in index.words}
+            record["unknown"] = text.unknown()
+            record["provenance"] = provenance(threads=torch.get_num_threads())
+            file.parent.mkdir(exist_ok=True)
+            write_bytes(file, (json.dumps(record, indent=1, ensure_ascii=False) + "\n").encode())
+        return json.loads(file.read_text(encoding="utf-8"))
+
+    for form in (DENSE, *forms.makers):
+        tried = {rate: made(form, 1 if form == DENSE else CHOSEN_AT, rate) for rate in RATES}
+        rate = min((each for each in tried if not tried[each]["absent"]), key=lambda each: tried[each]["held out"])
+        for shrink in SHRINKS if form != DENSE else ():
+            made(form, shrink, rate)
+
+
+if __name__ == "__main__":
+    main(*(Path(each) for each in sys.argv[1:4]))
