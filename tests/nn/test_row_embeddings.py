@@ -66,8 +66,8 @@ def test_tiles_of_any_size_make_the_same_rows(form, few, monkeypatch):
 
 def test_repeated_words_are_made_once(monkeypatch):
     embedding, seen = made("SEE"), []
-    rows = embedding.rows
-    monkeypatch.setattr(embedding, "rows", lambda ids: seen.append(ids) or rows(ids))
+    maker = embedding.maker
+    monkeypatch.setattr(embedding, "maker", lambda ids: seen.append(ids) or maker(ids))
     ids = torch.randint(2, (40, 40))
     for learning in (True, False):
         with torch.set_grad_enabled(learning):
@@ -306,3 +306,6 @@ def test_it_compiles_whole(form):
     torch.testing.assert_close(compiled(ids), embedding(ids))
     with torch.no_grad():
         torch.testing.assert_close(compiled(ids), embedding(ids))
+    dynamic = {"ids": {0: torch.export.Dim.DYNAMIC, 1: torch.export.Dim.STATIC}}
+    program = torch.export.export(embedding, (ids,), dynamic_shapes=dynamic)
+    torch.testing.assert_close(program.module()(ids[:3]), embedding(ids[:3]))

@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 from mpochain.errors import DTypeError, SpecError
 from mpochain.execute.autocast import without_autocast
-from mpochain.nn.embeddings.rows import RowEmbedding
+from mpochain.nn.embeddings.rows import Maker, RowEmbedding
 
 __all__ = ["EntangledEmbedding", "Source", "require_units"]
 
@@ -155,29 +155,40 @@ class EntangledEmbedding(RowEmbedding):
             ids = ids // self.unit_count
         return digits[::-1]
 
-    def rows(self, ids: Tensor) -> Tensor:
-        """Each the sum over the ranks of products of its units' vectors; halves first, then both in one step."""
-        tables = self.tables
-        # nn.Embedding gives what it holds, under autocast too, and the sums of a model begin there.
-        with without_autocast(tables[0]):
-            factors = [
-                F.embedding(units, table).view(-1, self.ranks, dim)
-                for units, table, dim in zip(self.units_of(ids), tables, self.dims, strict=True)
-            ]
-            if self.coefficients is not None:
-                factors[0] = factors[0] * F.embedding(ids, self.coefficients)[:, :, None]
-            half = (self.order + 1) // 2
-            left, right = _outer(factors[:half]), _outer(factors[half:])
-            made = torch.bmm(left.transpose(1, 2), right).flatten(1)[:, : self.embedding_dim]
-            if self.scale is not None and self.shift is not None:
-                made = F.layer_norm(made, (self.embedding_dim,), self.scale[0], self.shift[0])
-        return made
+    def maker(self, ids: Tensor) -> Maker:
+        """Rows are sums over the ranks of products of units' vectors: of halves first, then both in one step."""
+        tables, half = self.tables, (self.order + 1) // 2
+        direct, all_units = self._direct(), self.units_of(ids)
+
+        def make(some: slice, out: Tensor | None) -> Tensor:
+            # nn.Embedding gives what it holds, under autocast too, and the sums of a model begin there.
+            with without_autocast(tables[0]):
+                factors = [
+                    F.embedding(units[some], table).view(-1, self.ranks, dim)
+                    for units, table, dim in zip(all_units, tables, self.dims, strict=True)
+                ]
+                if self.coefficients is not None:
+                    factors[0] = factors[0] * F.embedding(ids[some], self.coefficients)[:, :, None]
+                left, right = _outer(factors[:half]), _outer(factors[half:])
+                into = out.view(-1, left.shape[2], right.shape[2]) if out is not None and direct else None
+                made = torch.bmm(left.transpose(1, 2), right, out=into).flatten(1)[:, : self.embedding_dim]
+                if self.scale is not None and self.shift is not None:
+                    made = F.layer_norm(made, (self.embedding_dim,), self.scale[0], self.shift[0])
+            return made if out is None or direct else out.copy_(made)
+
+        return make
+
+    def _direct(self) -> bool:
+        """Whether the last product is a row as it is."""
+        return self.scale is None and math.prod(self.dims) == self.embedding_dim
 
     def scratch(self) -> int:
         """See :class:`mpochain.nn.RowEmbedding`."""
         half = (self.order + 1) // 2
         left, right = math.prod(self.dims[:half]), math.prod(self.dims[half:])
-        return self.ranks * (sum(self.dims) + 2 * (left + right)) + left * right + self.embedding_dim
+        made = 0 if self._direct() else left * right + self.embedding_dim
+        # Products of halves and what they are made of.
+        return self.ranks * (sum(self.dims) + left + right) + made
 
     def macs(self) -> int:
         """Multiply-adds of one row."""

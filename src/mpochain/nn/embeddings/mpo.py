@@ -7,12 +7,13 @@ from typing import Self
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from mpochain.errors import DTypeError, SpecError
 from mpochain.execute.autocast import without_autocast
 from mpochain.factorization import decompose
 from mpochain.nn.dense import dense_table
-from mpochain.nn.embeddings.rows import RowEmbedding
+from mpochain.nn.embeddings.rows import Maker, RowEmbedding
 from mpochain.nn.linear import MPOLinear
 from mpochain.nn.ordering import reordered
 from mpochain.nn.permuted import PermutedLinear
@@ -168,57 +169,88 @@ class MPOEmbedding(RowEmbedding):
 
     def scratch(self) -> int:
         """See :class:`mpochain.nn.RowEmbedding`."""
-        most, columns = 0, 1
+        most = 0
         for spec in self._chains().specs:
             columns = 1
-            for left, _, in_dim, right in spec.core_shapes:
-                # The row so far, the slices of this core, and their product.
-                most = max(most, columns * left + left * in_dim * right + columns * in_dim * right)
+            for site, (left, _, in_dim, right) in enumerate(spec.core_shapes):
+                # The row so far and the slices of this core; their product too, if it is not the row that is asked for.
+                made = columns * in_dim * right if site + 1 < spec.sites or not self._direct() else 0
+                most = max(most, columns * left + left * in_dim * right + made)
                 columns *= in_dim
-        return most + self.embedding_dim
+        return most
 
     def set_execution(self, *, memory: Memory = "compact", autotune: bool = False) -> Self:
         """See :class:`mpochain.nn.RowEmbedding`; a tied head is run the same way."""
         self.table.set_execution(memory=memory, autotune=autotune)
         return super().set_execution(memory=memory)
 
-    def rows(self, ids: Tensor) -> Tensor:
-        """Each made from its slices of the cores."""
+    def maker(self, ids: Tensor) -> Maker:
+        """Rows are made from their slices of the cores."""
         table, chains = self.table, self._chains()
-        if isinstance(table, PermutedLinear) and table.place is not None:
-            ids = table.place.index_select(0, ids).long()
-        total: Tensor | None = None
         # nn.Embedding gives what it holds, under autocast too, and the sums of a model begin there.
         with without_autocast(chains.cores[0][0]):
-            for spec, cores in zip(chains.specs, chains.cores, strict=True):
-                made = _row_products(ids, cores)[:, : spec.in_features]
-                total = made if total is None else total + made
-        assert total is not None
-        if isinstance(table, PermutedLinear) and table.columns is not None:
-            total = reordered(total, torch.argsort(table.columns))
-        return total
+            terms = [[_slices(core) for core in cores] for cores in chains.cores]
+        direct = self._direct()
+        place = table.place if isinstance(table, PermutedLinear) else None
+        columns = table.columns if isinstance(table, PermutedLinear) else None
+        ids = ids if place is None else place.index_select(0, ids).long()
+        digits = [_digits(ids, spec.out_dims) for spec in chains.specs]
+
+        def make(some: slice, out: Tensor | None) -> Tensor:
+            total: Tensor | None = None
+            with without_autocast(chains.cores[0][0]):
+                for spec, slices, all_digits in zip(chains.specs, terms, digits, strict=True):
+                    chosen = [each[some] for each in all_digits]
+                    made = _row_products(chosen, spec, slices, out if direct else None)[:, : spec.in_features]
+                    total = made if total is None else total + made
+            assert total is not None
+            if columns is not None:
+                total = reordered(total, torch.argsort(columns))
+            if out is None or direct:
+                return total
+            return out.copy_(total)
+
+        return make
+
+    def _direct(self) -> bool:
+        """Whether the last product is a row as it is."""
+        specs = self._chains().specs
+        return len(specs) == 1 and specs[0].padded_shape[1] == self.embedding_dim and self.table is self._chains()
 
     def _chains(self) -> MPOLinear:
         return self.table.inner if isinstance(self.table, PermutedLinear) else self.table
 
 
-def _row_products(ids: Tensor, cores: Sequence[Tensor]) -> Tensor:
-    """``(n,)`` to ``(n, i_1 .. i_k)``: one slice of each core, multiplied from the left."""
-    digits = []
-    for core in reversed(cores):
-        digits.append(ids % core.shape[1])
-        ids = ids // core.shape[1]
-    count, columns = ids.shape[0], 1
-    row = cores[0]
-    for site, (core, digit) in enumerate(zip(cores, reversed(digits), strict=True)):
-        left, out, in_, right = core.shape
-        slices = core.transpose(0, 1).reshape(out, left, in_ * right)
-        if not site:
-            row = slices[:, 0].index_select(0, digit)
-        elif out == 1:
-            row = row.reshape(-1, left) @ slices[0]
+def _slices(core: Tensor) -> Tensor:
+    """``(left, out, in, right)`` to ``(out, left in right)``."""
+    left, out, in_, right = core.shape
+    return core.transpose(0, 1).reshape(out, left * in_ * right)
+
+
+def _digits(ids: Tensor, dims: Sequence[int]) -> list[Tensor]:
+    """Which slice of each core a row is made of."""
+    found = []
+    for dim in reversed(dims):
+        found.append(ids % dim)
+        ids = ids // dim
+    return found[::-1]
+
+
+def _row_products(digits: Sequence[Tensor], spec: ChainSpec, slices: Sequence[Tensor], out: Tensor | None) -> Tensor:
+    """``(n,)`` slices of each core to ``(n, i_1 .. i_k)``: multiplied from the left."""
+    count, columns = digits[0].shape[0], spec.in_dims[0]  # len() would be a constant to an export
+    row = F.embedding(digits[0], slices[0])
+    for site in range(1, spec.sites):
+        left, rows, in_, right = spec.core_shapes[site]
+        last = site + 1 == spec.sites
+        if rows == 1:
+            row = row.reshape(-1, left) @ slices[site].view(left, in_ * right)
         else:
-            row = torch.bmm(row.reshape(count, columns, left), slices.index_select(0, digit))
+            factor = F.embedding(digits[site], slices[site]).view(count, left, in_ * right)
+            into = out.view(count, columns, in_) if out is not None and last else None
+            row = torch.bmm(row.view(count, columns, left), factor, out=into)
         columns *= in_
         row = row.reshape(count, columns * right)
+    if out is not None and row.data_ptr() != out.data_ptr():
+        out.copy_(row)
     return row

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from typing import Self
 
 import torch
@@ -13,20 +14,23 @@ from mpochain.errors import DTypeError, SpecError
 from mpochain.execute.kept import Kept
 from mpochain.planning import Memory
 
-__all__ = ["RowEmbedding"]
+__all__ = ["Maker", "RowEmbedding"]
 
 # Tokens from which repeated ones are looked for, and the share of distinct ones above which that gains nothing.
 _MANY, _DISTINCT = 64, 0.75
 
-# Elements that making rows may take beside them, without gradients: 1 MiB of float32, which stays in a core's cache.
-_SCRATCH = 1 << 18
+# Elements that making rows may take beside them, without gradients: 3/4 MiB of float32, which stays in cache.
+_SCRATCH = 3 << 16
+
+# Makes the rows ``(n, embedding_dim)`` of some of the tokens; in the place given, if one is, without gradients.
+Maker = Callable[[slice, Tensor | None], Tensor]
 
 
 class RowEmbedding(nn.Module, ABC):
     """A table ``W (num_embeddings, embedding_dim)`` whose rows can be made: ``(...)`` to ``(..., embedding_dim)``.
 
-    A subclass says how rows are made, in :meth:`rows`. The table is never built for a look-up, a row that a batch asks
-    for several times is made once, and without gradients rows are made in tiles that take no more than a MiB.
+    A subclass says how rows are made, in :meth:`maker`. The table is never built for a look-up, a row that a batch asks
+    for several times is made once, and without gradients rows are made in tiles that take less than a MiB.
 
     Args:
         num_embeddings: rows of the table.
@@ -50,12 +54,12 @@ class RowEmbedding(nn.Module, ABC):
         self._kept: Kept | None = None
 
     @abstractmethod
-    def rows(self, ids: Tensor) -> Tensor:
-        """``(n,)`` rows of the table, int64 and within it, to ``(n, embedding_dim)``."""
+    def maker(self, ids: Tensor) -> Maker:
+        """What makes rows of tokens ``(n,)``, int64 and within the table; what all need is done before."""
 
     @abstractmethod
     def scratch(self) -> int:
-        """Elements that :meth:`rows` needs for one row."""
+        """Elements that making one row takes beside it."""
 
     @abstractmethod
     def macs(self) -> int:
@@ -68,6 +72,10 @@ class RowEmbedding(nn.Module, ABC):
         Args:
             weight_std: standard deviation of the entries of the table; by default that of ``nn.Embedding``.
         """
+
+    def rows(self, ids: Tensor) -> Tensor:
+        """``(n,)`` tokens, int64 and within the table, to ``(n, embedding_dim)``, differentiable."""
+        return self.maker(ids)(slice(None), None)
 
     @property
     def weight(self) -> Tensor:
@@ -126,10 +134,10 @@ class RowEmbedding(nn.Module, ABC):
             self._require_rows(flat)
             rows = self.rows(flat)
         elif learns:
-            distinct, places = torch.unique(flat, return_inverse=True)
-            self._require_rows(distinct)
-            repeated = len(distinct) <= _DISTINCT * len(flat)
-            rows = F.embedding(places, self.rows(distinct)) if repeated else self.rows(flat)
+            self._require_rows(flat)
+            distinct, places = self._distinct(flat)
+            rows = self.rows(distinct)
+            rows = rows if places is None else F.embedding(places, rows)
         else:
             self._require_rows(flat)
             rows = self._in_tiles(flat)
@@ -169,22 +177,32 @@ class RowEmbedding(nn.Module, ABC):
 
     def _in_tiles(self, ids: Tensor) -> Tensor:
         """``(n,)`` to ``(n, embedding_dim)`` without gradients, so many rows at a time as fit a core's cache."""
-        count, tile = len(ids), max(_SCRATCH // self.scratch(), 1)
-        found: Tensor | None = None
-        ordered, order = ids.sort()
-        distinct = 1 + int((ordered[1:] != ordered[:-1]).sum())
-        repeated = distinct <= _DISTINCT * count
+        like = self._parameter()
+        found = torch.empty(len(ids), self.embedding_dim, dtype=like.dtype, device=like.device)
+        distinct, places = self._distinct(ids)
+        make, count, tile = self.maker(distinct), len(distinct), max(_SCRATCH // self.scratch(), 1)
         for start in range(0, count, tile):
-            if repeated:
-                # In order, equal ones are neighbours, so that a tile makes each once.
-                some, places = torch.unique_consecutive(ordered[start : start + tile], return_inverse=True)
-                made = self.rows(some).index_select(0, places)
-            else:
-                made = self.rows(ids[start : start + tile])
-            if found is None:
-                found = made.new_empty(count, self.embedding_dim)
-            if repeated:
-                found.index_copy_(0, order[start : start + tile], made)
-            else:
-                found[start : start + tile] = made
-        return self.rows(ids) if found is None else found
+            some = slice(start, min(start + tile, count))
+            make(some, found[some])
+        if places is not None:
+            torch.index_select(found[:count], 0, places[count:], out=found[count:])
+            # From the end: a row stands where its token comes first or before that, so none is written over too early.
+            tile = max(_SCRATCH // self.embedding_dim, 1)
+            for stop in range(count, 0, -tile):
+                some = slice(max(stop - tile, 0), stop)
+                found[some] = found.index_select(0, places[some])
+        return found
+
+    def _distinct(self, ids: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Each token once, in the order in which they come first, and where each of ``ids`` is among them.
+
+        All of them, and None, where hardly any comes twice.
+        """
+        numbers = torch.arange(len(ids), device=ids.device)
+        first = torch.full((self.num_embeddings,), len(ids), device=ids.device)
+        first = first.scatter_reduce_(0, ids, numbers, "amin").index_select(0, ids)
+        new = first == numbers
+        count = new.cumsum(0)
+        if int(count[-1]) > _DISTINCT * len(ids):
+            return ids, None
+        return ids[new], (count - 1).index_select(0, first)

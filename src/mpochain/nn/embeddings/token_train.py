@@ -14,7 +14,7 @@ from mpochain import shapes
 from mpochain.errors import NonFiniteError, SpecError
 from mpochain.execute.autocast import without_autocast
 from mpochain.nn.dense import dense_table
-from mpochain.nn.embeddings.rows import RowEmbedding
+from mpochain.nn.embeddings.rows import Maker, RowEmbedding
 
 __all__ = ["TokenTrainEmbedding"]
 
@@ -120,23 +120,32 @@ class TokenTrainEmbedding(RowEmbedding):
                     core[some] = found
         return made.requires_grad_(table.requires_grad).train(embedding.training)
 
-    def rows(self, ids: Tensor) -> Tensor:
-        """Each the product of its own cores, from the left."""
-        cores = self.cores
-        with without_autocast(cores[0]):
-            made = F.embedding(ids, cores[0])
-            for core, (left, dim, right) in list(zip(cores, self.core_shapes, strict=True))[1:]:
-                factor = F.embedding(ids, core).view(-1, left, dim * right)
-                made = torch.bmm(made.view(len(ids), made.shape[1] // left, left), factor).flatten(1)
-        return made
+    def maker(self, ids: Tensor) -> Maker:
+        """Rows are products of their own cores, from the left."""
+        cores, shapes_ = self.cores, self.core_shapes
+
+        def make(some: slice, out: Tensor | None) -> Tensor:
+            with without_autocast(cores[0]):
+                made = F.embedding(ids[some], cores[0])
+                for site, (core, (left, dim, right)) in enumerate(zip(cores, shapes_, strict=True)):
+                    if not site:
+                        continue
+                    columns = made.shape[1] // left
+                    factor = F.embedding(ids[some], core).view(-1, left, dim * right)
+                    into = out.view(-1, columns, dim) if out is not None and site + 1 == len(cores) else None
+                    made = torch.bmm(made.view(-1, columns, left), factor, out=into).flatten(1)
+            return made if out is None or len(cores) > 1 else out.copy_(made)
+
+        return make
 
     def scratch(self) -> int:
         """See :class:`mpochain.nn.RowEmbedding`."""
         columns, most = 1, 0
-        for left, dim, right in self.core_shapes:
-            most = max(most, columns * left + left * dim * right + columns * dim * right)
+        for site, (left, dim, right) in enumerate(self.core_shapes):
+            made = columns * dim * right if site + 1 < len(self.dims) else 0
+            most = max(most, columns * left + left * dim * right + made)
             columns *= dim
-        return most + self.embedding_dim
+        return most
 
     def macs(self) -> int:
         """Multiply-adds of one row."""
