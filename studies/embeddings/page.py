@@ -84,7 +84,7 @@ def _words(records: Records, figures: Path) -> list[Block]:
     dense = chosen.get(("dense", 1))
     preface = (
         "WikiText-2: a transformer of two blocks of 256 learns from the validation text, vocabulary 10,000 words, and "
-        "is measured on the test text. Its head is dense and not tied, so that what is compared is the embedding alone. "
+        "is measured on the test text. Its head is dense and not tied: what is compared is the embedding alone. "
         "Each form learns at the rate, of two, that was best for it at 20 times smaller on the last tenth of the "
         "training text, and stops at the epoch that is best there. Perplexities; one seed."
     )
