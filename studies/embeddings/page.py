@@ -178,26 +178,42 @@ def _smollm2(records: Records) -> list[Block]:
     """The embedding of a trained language model."""
     dense = next((record for record in records if "form" not in record), None)
     made = sorted((each for each in records if "form" in each), key=lambda each: (-each["budget"], each["form"]))
-    rows = [
-        {
-            **record,
-            "error": record["weight error"],
-            **{step["step"]: step["perplexity"] for step in record["steps"]},
-        }
-        for record in made
-    ]
+    rows = [_step_row(record) for record in made]
     preface = (
         "SmolLM2-135M-Instruct, whose embedding and tied head are 28.3 of its 134.5 million parameters. Perplexity of "
         "32 windows of WikiText-2's test text; healing on the validation text in two stages, as SEE has it: embedding "
         "and hidden states of the dense model first, then its outputs and the text; the embedding alone learns."
     )
     blocks: list[Block] = [Heading("The embedding of SmolLM2"), Text((preface,))]
-    if dense is not None:
-        blocks.append(Text((f"Dense: {dense['perplexity']:.4g}.",)))
     if rows:
-        tokens = sum(step.get("tokens", 0) for step in made[0]["steps"])
-        blocks += [Table(_STEPS, tuple(rows)), Text((f"Tokens of healing: {tokens:,} of each.",))]
+        tokens = sum(stage["training"]["tokens"] for stage in made[0]["stages"])
+        blocks += [
+            Table(_STEPS, rows),
+            Text((f"Dense: {_perplexity(made[0]['dense']):.4g}. Tokens of healing: {tokens:,} of each form.",)),
+        ]
+    if dense is not None and dense["units"]:
+        found = dense["units"].items()
+        units = [{"form": form, **each, "examples": _examples(each["examples"])} for form, each in found]
+        blocks += [Heading("Units of its tokens", level=3), Table(_UNITS, units)]
     return [*blocks, *_neighbours([each for each in records if each.get("budget", 0.25) == 0.25], "form")]
+
+
+def _step_row(record: dict[str, Any]) -> dict[str, Any]:
+    first, second = record["stages"]
+    (layer,) = first["layers"]
+    return {
+        **record,
+        "parameters": layer["parameters_after"],
+        "bytes": layer["bytes_after"],
+        "error": layer["weight_error"],
+        "made smaller": _perplexity(first["before"]),
+        "hidden states": _perplexity(first["after"]),
+        "outputs": _perplexity(second["after"]),
+    }
+
+
+def _perplexity(found: dict[str, Any]) -> float:
+    return float(found["perplexity"])
 
 
 def _neighbours(records: Sequence[Mapping[str, Any]], name: str) -> list[Block]:

@@ -1,72 +1,83 @@
 """The embedding of SmolLM2-135M at a half and a quarter of its parameters, before and after healing.
 
-``python studies/embeddings/smollm2.py studies/smollm2/recipe.yaml WORDNET`` takes the model and the texts of the
-recipe and the folder of WordNet's database, and writes one JSON for each form and size into ``smollm2/`` beside this
-file; what is there is not run again. The head stays tied. Healing is in two stages, as SEE has it: first the embedding
-and hidden states of the dense model are aimed at, then its outputs and the text; the embedding alone learns.
+``python studies/embeddings/smollm2.py studies/smollm2/recipe.yaml WORDNET WORK`` takes the model and the texts of the
+recipe and the folder of WordNet's database, keeps models and what is needed to go on in the folder WORK, and writes one
+JSON for each form and size into ``smollm2/`` beside this file; what is there is not run again. The head stays tied.
+Healing is in two stages, as SEE has it: first the embedding and hidden states of the dense model are aimed at, then its
+outputs and the text; the embedding alone learns.
 """
 
 from __future__ import annotations
 
-import copy
 import json
 import sys
-from collections import Counter
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
-from mpochain import FinetuneConfig, compress, finetune
 from mpochain.atomic import write_bytes
-from mpochain.compression import Entangled
-from mpochain.jobs.recipe import read_recipe
-from mpochain.language import load_language_model, perplexity, read_tokens, windows
+from mpochain.jobs import distill_by, read_recipe
+from mpochain.jobs.recipe import Recipe, UnitsOfTokens
+from mpochain.jobs.token_units import token_units
+from mpochain.language import LanguageModel, load_language_model
 from mpochain.report import provenance
-from mpochain.units import Pieces, Units, WordNet
 
 HERE = Path(__file__).parent
 EMBEDDING = "model.embed_tokens"
 BUDGETS = (0.5, 0.25)
-WINDOW, TEST_WINDOWS = 512, 32
 
 _SHOWN = ("Ġking", "Ġriver", "Ġplayed", "Ġgood", "Ġ1", "ing", "ĠPython")
 _NEAREST = 5
 
-# Pieces for tokens that the lexicon does not know, and how many tokens have to share a unit.
-_PIECES, _SHARED = 4000, 5
-
 _LEARNING: dict[str, Any] = {
     "batch_size": 2,
     "accumulate": 2,
-    "autocast": "bfloat16",
+    "learning_rate": 3e-4,
     "warmup_steps": 2,
-    "trainable": (EMBEDDING,),
+    "autocast": "bfloat16",
+    "trainable": [EMBEDDING],
 }
-STAGES = {
-    "hidden states": {
-        "steps": 10,
-        "learning_rate": 3e-4,
-        "outputs": 0.0,
-        "hidden": 1.0,
-        "hidden_layers": (EMBEDDING, *(f"model.layers.{layer}" for layer in (4, 9, 14, 19, 24, 29))),
-    },
-    "outputs": {"steps": 20, "learning_rate": 3e-4, "distillation": 0.5},
+_HIDDEN = [EMBEDDING, *(f"model.layers.{layer}" for layer in (4, 9, 14, 19, 24, 29))]
+_STAGES = {
+    "hidden-states": {"steps": 10, "outputs": 0.0, "hidden": 1.0, "hidden_layers": _HIDDEN},
+    "outputs": {"steps": 20, "distillation": 0.5},
 }
 
 
-def units_of(tokenizer: Any, rows: int, wordnet: Path) -> Units:
-    """Two units of each token: meanings, whatever its case and with a blank before it or not, or pieces."""
-    tokens = tokenizer.convert_ids_to_tokens(list(range(rows)))
-    lexicon, pieces = WordNet(wordnet), Pieces.train(tokens, _PIECES)
-    return Units.of(tokens, [lambda token: lexicon(token.removeprefix("Ġ")), pieces], 2, least=_SHARED)
+def forms(wordnet: Path) -> dict[str, dict[str, Any]]:
+    """How each form is made, as groups of recipes have it."""
+    return {
+        "low rank": {"method": "svd"},
+        "MPO": {"method": "tt_svd"},
+        "TensorGPT": {"method": "token_train"},
+        "pieces": {"units": {"pieces": 4000}, "coefficients": True},
+        "SEE": {"units": {"wordnet": str(wordnet), "pieces": 4000, "least": 5}, "coefficients": True},
+    }
+
+
+def recipe_of(recipe: Recipe, group: dict[str, Any], budget: float) -> Recipe:
+    """The recipe of one form at one size."""
+    assert recipe.healing is not None
+    assert recipe.evaluation is not None
+    first, *others = ({"name": name, "training": training} for name, training in _STAGES.items())
+    return read_recipe(
+        None,
+        {
+            "model": recipe.model,
+            "evaluation": {"text": recipe.evaluation.text, "windows": 32},
+            "healing": {"text": recipe.healing.text, "training": _LEARNING},
+            "stages": [{**first, "groups": [{"targets": [EMBEDDING], "budget": budget, **group}]}, *others],
+        },
+    )
 
 
 @torch.no_grad()
-def nearest(embedding: Any, tokenizer: Any) -> dict[str, list[str]]:
+def nearest(language: LanguageModel) -> dict[str, list[str]]:
     """The tokens whose rows have the smallest angle to that of a token."""
+    embedding: Any = language.model.get_submodule(EMBEDDING)
+    tokenizer = language.tokenizer
     rows = nn.functional.normalize(embedding.weight.float(), dim=1)
     found = {}
     for token in _SHOWN:
@@ -76,71 +87,9 @@ def nearest(embedding: Any, tokenizer: Any) -> dict[str, list[str]]:
     return found
 
 
-def run(
-    language: Any, form: str, budget: float, method: Any, learn: Any, measured: Callable[[nn.Module], float]
-) -> dict[str, Any]:
-    """One embedding made smaller and healed, with the perplexity after each step."""
-    model = copy.deepcopy(language.model)
-    report = compress(model, budget, targets=[EMBEDDING], method=method, log=print)
-    (record,) = report.layers
-    print(report.table())
-    steps = [{"step": "made smaller", "perplexity": measured(model)}]
-    for name, settings in STAGES.items():
-        label = f"{form} {budget:g}, {name}"
-        result = finetune(
-            model, learn, config=FinetuneConfig(**_LEARNING, **settings), teacher=language.model, label=label
-        )
-        steps.append(
-            {
-                "step": name,
-                "perplexity": measured(model),
-                "tokens": result.tokens,
-                "seconds": result.seconds,
-                "losses": result.losses,
-            }
-        )
-        print(label, steps[-1]["perplexity"])
-    return {
-        "form": form,
-        "budget": budget,
-        "becomes": record.form,
-        "parameters": record.parameters_after,
-        "bytes": record.bytes_after,
-        "dense parameters": record.parameters_before,
-        "dense bytes": record.bytes_before,
-        "weight error": record.weight_error,
-        "model parameters": sum(each.numel() for each in model.parameters()),
-        "seconds": report.seconds,
-        "steps": steps,
-        "nearest": nearest(model.get_submodule(EMBEDDING), language.tokenizer),
-        "provenance": provenance(threads=torch.get_num_threads()),
-    }
-
-
-def main(recipe_file: Path, wordnet: Path) -> None:
+def main(recipe_file: Path, wordnet: Path, work: Path) -> None:
     """Make what is missing."""
     recipe = read_recipe(recipe_file)
-    assert recipe.healing is not None
-    assert recipe.evaluation is not None
-    language = load_language_model(recipe.model)
-    language.model.float()
-    text = read_tokens(recipe.healing.text, language.tokenizer)
-    learn = windows(text, WINDOW)
-    test = read_tokens(recipe.evaluation.text, language.tokenizer)
-
-    def measured(model: nn.Module) -> float:
-        return perplexity(model, test, window=WINDOW, count=TEST_WINDOWS).perplexity
-
-    rows = language.model.get_submodule(EMBEDDING).num_embeddings
-    units = units_of(language.tokenizer, rows, wordnet)
-    often = torch.bincount(text, minlength=rows).float() + 1
-    methods = {
-        "low rank": "svd",
-        "MPO": "tt_svd",
-        "TensorGPT": "token_train",
-        "SEE": Entangled(units=units.index, coefficients=True),
-        "SEE, by frequency": Entangled(units=units.index, coefficients=True, frequencies=often),
-    }
     folder = HERE / "smollm2"
     folder.mkdir(exist_ok=True)
 
@@ -148,26 +97,22 @@ def main(recipe_file: Path, wordnet: Path) -> None:
         write_bytes(folder / f"{name}.json", (json.dumps(record, indent=1, ensure_ascii=False) + "\n").encode())
 
     if not (folder / "dense.json").exists():
-        counts = {key: getattr(units, key) for key in ("count", "whole", "cut", "padded", "apart")}
-        places = Counter(len([name for name in units.units_of(word) if name]) for word in units.words[:1000])
-        keep(
-            "dense",
-            {
-                "model": Path(recipe.model).name,
-                "perplexity": measured(language.model),
-                "units": counts,
-                "places of the first thousand": dict(places),
-                "examples": {token: units.units_of(token) for token in _SHOWN},
-                "nearest": nearest(language.model.get_submodule(EMBEDDING), language.tokenizer),
-                "provenance": provenance(threads=torch.get_num_threads()),
-            },
-        )
+        language = load_language_model(recipe.model)
+        rows: Any = language.model.get_submodule(EMBEDDING)
+        record: dict[str, Any] = {"model": Path(recipe.model).name, "nearest": nearest(language), "units": {}}
+        for form, group in forms(wordnet).items():
+            if "units" in group:
+                units = token_units(language.tokenizer, rows.num_embeddings, UnitsOfTokens(**group["units"]))
+                counts = {key: getattr(units, key) for key in ("count", "whole", "cut", "padded", "apart")}
+                record["units"][form] = {**counts, "examples": {token: units.units_of(token) for token in _SHOWN}}
+        keep("dense", {**record, "provenance": provenance(threads=torch.get_num_threads())})
     for budget in BUDGETS:
-        for form, method in methods.items():
-            name = f"{form.replace(', ', '-').replace(' ', '-')}-{budget:g}"
+        for form, group in forms(wordnet).items():
+            name = f"{form.replace(' ', '-')}-{budget:g}"
             if not (folder / f"{name}.json").exists():
-                keep(name, run(language, form, budget, method, learn, measured))
+                made = distill_by(recipe_of(recipe, group, budget), work / name, log=print)
+                keep(name, {"form": form, "budget": budget, **made.as_dict(), "nearest": nearest(made.language)})
 
 
 if __name__ == "__main__":
-    main(*(Path(each) for each in sys.argv[1:3]))
+    main(*(Path(each) for each in sys.argv[1:4]))

@@ -29,7 +29,7 @@ from mpochain.decomposition import (
     split_spec,
     weighted_low_rank,
 )
-from mpochain.jobs.recipe import read_recipe
+from mpochain.jobs.recipe_file import read_recipe
 from mpochain.language import load_language_model, read_tokens, windows
 from mpochain.picogpt import load_corpus
 from mpochain.picogpt.weights import load_weights

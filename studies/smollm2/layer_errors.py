@@ -20,7 +20,7 @@ from mpochain import shapes
 from mpochain.atomic import write_bytes
 from mpochain.compression import collect_moments
 from mpochain.decomposition import calibrated, interpolative_rank, weighted_low_rank
-from mpochain.jobs.recipe import read_recipe
+from mpochain.jobs.recipe_file import read_recipe
 from mpochain.language import load_language_model, read_tokens, windows
 from mpochain.report import Column, provenance
 from mpochain.report.origin import origin

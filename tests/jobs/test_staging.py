@@ -14,6 +14,7 @@ import mpochain as mpo
 from mpochain import MPOError
 from mpochain.jobs import built_in_recipes, distill_by, read_recipe
 from mpochain.jobs.staging import make_smaller
+from mpochain.language import load_language_model
 
 # Counts of GPT-2 small with its head tied.
 COUNTS = {"tqcompressor-gpt2-small": 81_336_388, "kngpt2": 83_907_506}
@@ -195,7 +196,7 @@ def test_the_work_of_another_recipe_is_not_gone_on_with(folder, monkeypatch):
         (("(up|gate)_proj", "(up|gate|down)_proj"), "down_proj is made smaller in the stages mlps and mlps"),
         (("svd, budget", "svd_llm, budget"), "stage mlps needs calibration data"),
         (("svd, budget", "svdd, budget"), "stage mlps: there is no method 'svdd'"),
-        (("budget: 0.5", "permuted: true"), "method and budget go together"),
+        (("budget: 0.5", "permuted: true"), "a budget goes with a method or units"),
         (("steps: 3, ", "stepps: 3, "), r"stages\.mlps\.training\.stepps"),
         (
             ("trainable: [model.embed_tokens]", "trainable: [model.embed]"),
@@ -203,7 +204,10 @@ def test_the_work_of_another_recipe_is_not_gone_on_with(folder, monkeypatch):
         ),
         (("steps: 3, ", "batch_size: 13, "), "stage mlps: batch_size=13 is over the 12 windows"),
         (("steps: 3, ", "hidden: 1.0, hidden_layers: [model.lay], "), "stage mlps: .* has no module 'model.lay'"),
-        (("method: svd, budget: 0.5", "method: svd, budget: 0.5, terms: 3"), "terms is of Kronecker products"),
+        (
+            ("method: svd, budget: 0.5", "method: svd, budget: 0.5, terms: 3"),
+            "terms goes with factors, which this group does not have",
+        ),
         (("model: dense", "model: dense\nignore: ['re:.*']"), "ignore is not used with stages"),
         (("'re:.*(up|gate)_proj'", "lm_head"), "lm_head is made smaller in the stages words and mlps"),
         (("window: 16, windows: 12", "window: 80, windows: 5"), "windows of 80 tokens are over the 64"),
@@ -241,3 +245,70 @@ def test_what_is_missing(folder):
     without = recipe_of(folder, STAGES).model_copy(update={"healing": None})
     with pytest.raises(MPOError, match="no text to learn from"):
         distill_by(without, folder / "small")
+
+
+UNITS = """
+model: dense
+healing: {text: valid.txt, window: 16, windows: 12, training: {steps: 4, batch_size: 4, warmup_steps: 1}}
+evaluation: {text: test.txt, window: 16, windows: 4}
+stages:
+  - name: words
+    groups:
+      - targets: [model.embed_tokens]
+        budget: 0.8
+        units: {listing: units.tsv, wordnet: lexicon, pieces: 30}
+        coefficients: true
+    training: {outputs: 0, hidden: 1.0, hidden_layers: [model.embed_tokens, model.layers.0]}
+  - name: outputs
+    training: {distillation: 0.5, trainable: [model.embed_tokens]}
+"""
+
+
+@pytest.fixture
+def lexicon(folder):
+    """A listing of two tokens, and a database that knows one word."""
+    tokens = transformers.AutoTokenizer.from_pretrained(folder / "dense").convert_ids_to_tokens([20, 21])
+    (folder / "units.tsv").write_text(f"{tokens[0]}\tone two\n{tokens[1]}\tone\n", encoding="utf-8")
+    (folder / "lexicon").mkdir()
+    for part in ("noun", "verb", "adj", "adv"):
+        for kind in ("index", "data"):
+            (folder / "lexicon" / f"{kind}.{part}").write_text("")
+    (folder / "lexicon" / "index.noun").write_text("the n 1 0 1 0 00000001\n")
+    (folder / "lexicon" / "data.noun").write_text("00000001 03 n 01 the 0 000 | a word\n")
+    return folder
+
+
+def test_embeddings_of_units_learn_hidden_states_first(lexicon):
+    out = lexicon / "small"
+    distill_by(recipe_of(lexicon, UNITS), out)
+    model = load_language_model(str(out)).model
+    words, head = model.model.embed_tokens, model.lm_head
+    assert isinstance(words, mpo.EntangledEmbedding)
+    assert words.coefficients.shape == (words.num_embeddings, words.ranks)
+    assert head.table.table_0 is words.table_0
+    assert words.index[20, 0] == words.index[21, 0] != words.index[20, 1]
+    record = json.loads((out / "distillation.json").read_text())
+    assert [stage["name"] for stage in record["stages"]] == ["words", "outputs"]
+    (layer,) = record["stages"][0]["layers"]
+    assert layer["bytes_after"] <= 0.8 * layer["bytes_before"]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (("listing: units.tsv", "listing: none.tsv"), "stage words: .*none.tsv cannot be read"),
+        (("wordnet: lexicon", "wordnet: ."), "stage words: .*index.noun cannot be read"),
+        (("[model.embed_tokens]\n        budget", "[model.norm]\n        budget"), "'model.norm' is a .*RMSNorm"),
+        (("budget: 0.8", "budget: 0.8\n        method: svd"), "give one of factors"),
+        (("        budget: 0.8\n", ""), "a budget goes with a method or units"),
+        (("{listing: units.tsv, wordnet: lexicon, pieces: 30}", "{least: 2}"), "give listing, wordnet or pieces"),
+        (("pieces: 30", "pieces: 30, places: 1"), r"units\.places"),
+        (("pieces: 30", "pieces: 30, places: 9"), "have more words share a unit, or give a higher order"),
+        (("coefficients: true", "seconds: 2"), "seconds goes with factors"),
+    ],
+)
+def test_units_that_cannot_be_are_told_before_any_work(lexicon, change, message):
+    assert change[0] in UNITS
+    with pytest.raises(MPOError, match=message):
+        distill_by(recipe_of(lexicon, UNITS.replace(*change)), lexicon / "small")
+    assert not list(lexicon.glob("small/stages/*.smaller"))

@@ -3,7 +3,8 @@
 from mpochain.jobs.comparing import compare
 from mpochain.jobs.compressing import Compressed, compress_by, evaluate, time_models
 from mpochain.jobs.healing import Healed, heal_by
-from mpochain.jobs.recipe import Recipe, at_once, built_in_recipes, read_recipe
+from mpochain.jobs.recipe import Recipe, at_once, built_in_recipes
+from mpochain.jobs.recipe_file import read_recipe
 from mpochain.jobs.staging import Distilled, distill_by
 
 __all__ = [

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 from mpochain.errors import RecipeError
@@ -20,15 +18,10 @@ __all__ = [
     "Healing",
     "Recipe",
     "Stage",
+    "UnitsOfTokens",
     "at_once",
     "built_in_recipes",
-    "read_recipe",
 ]
-
-_LONGEST = 1 << 20
-_DEEPEST = 20
-# The sections that name a text and are read in windows.
-_TEXTS = ("calibration", "evaluation", "healing")
 
 Count = Annotated[int, Field(ge=1, strict=True)]
 Window = Annotated[int, Field(ge=2, strict=True)]
@@ -112,13 +105,39 @@ class Comparison(_Strict):
     heal: tuple[str, ...] = ()
 
 
+class UnitsOfTokens(_Strict):
+    """What the tokens of a vocabulary are made of, see :class:`mpochain.units.Units`; asked in this order.
+
+    Attributes:
+        listing: file of ``token<TAB>unit unit ...``.
+        wordnet: folder of WordNet's database, for tokens that are words.
+        pieces: how many pieces to learn from the vocabulary.
+        places: units of each token.
+        least: tokens that a unit must be shared by.
+    """
+
+    listing: File | None = None
+    wordnet: File | None = None
+    pieces: Count | None = None
+    places: Annotated[int, Field(ge=2, le=16, strict=True)] = 2
+    least: Count = 1
+
+    @model_validator(mode="after")
+    def _some(self) -> Self:
+        if self.listing is None and self.wordnet is None and self.pieces is None:
+            raise ValueError("nothing says what the units are; give listing, wordnet or pieces")
+        return self
+
+
 class Group(_Strict):
     """Layers that are made smaller together, in one way.
 
     Attributes:
         targets: by name, ``re:`` pattern or class; embeddings too, whose tied heads stay tied.
-        method: see :func:`mpochain.compress`, with ``budget``; not beside ``factors``.
+        method: see :func:`mpochain.compress`, with ``budget``; not beside ``factors`` or ``units``.
         budget: see :class:`Recipe`.
+        units: of embeddings that become :class:`mpochain.EntangledEmbedding`, with ``budget``.
+        coefficients: whether each token then has a number for each rank, as SEE has it.
         factors: ``(out, in)`` of each Kronecker factor that is split off, see
             :class:`mpochain.compression.Kronecker`.
         terms: of the sum of Kronecker products.
@@ -130,6 +149,8 @@ class Group(_Strict):
     targets: Annotated[tuple[str, ...], Field(min_length=1)]
     method: str | None = None
     budget: Number | str | None = None
+    units: UnitsOfTokens | None = None
+    coefficients: bool = False
     factors: Annotated[tuple[tuple[Count, Count], ...], Field(min_length=1)] | None = None
     terms: Count = 1
     permuted: bool = True
@@ -138,13 +159,16 @@ class Group(_Strict):
 
     @model_validator(mode="after")
     def _fit(self) -> Self:
-        if (self.factors is None) != (self.method is not None):
-            raise ValueError("give factors of Kronecker products, or a method with its budget")
-        if (self.method is None) != (self.budget is None):
-            raise ValueError("method and budget go together")
-        unused = sorted(self.model_fields_set & {"terms", "permuted", "calibrated", "seconds"})
-        if self.method is not None and unused:
-            raise ValueError(f"{unused[0]} is of Kronecker products with factors, and not used with a method")
+        ways = [name for name in ("factors", "method", "units") if getattr(self, name) is not None]
+        if len(ways) != 1:
+            raise ValueError("give one of factors of Kronecker products, a method with its budget, or units with one")
+        if (self.factors is None) != (self.budget is not None):
+            raise ValueError("a budget goes with a method or units, and with nothing else")
+        others = {"factors": {"terms", "permuted", "calibrated", "seconds"}, "units": {"coefficients"}}
+        for way, names in others.items():
+            unused = sorted(self.model_fields_set & names)
+            if way not in ways and unused:
+                raise ValueError(f"{unused[0]} goes with {way}, which this group does not have")
         return self
 
 
@@ -239,7 +263,7 @@ def at_once(recipe: Recipe) -> Recipe:
 
     Example:
         >>> stages = [{"name": name, "training": {"steps": 10}} for name in ("a", "b")]
-        >>> recipe = read_recipe(None, {"model": "gpt2", "healing": {"text": "a.txt"}, "stages": stages})
+        >>> recipe = Recipe(model="gpt2", healing=Healing(text=Path("a.txt")), stages=stages)
         >>> [(stage.name, stage.training) for stage in at_once(recipe).stages]
         [('at-once', {'steps': 20})]
     """
@@ -248,105 +272,3 @@ def at_once(recipe: Recipe) -> Recipe:
     steps = sum(recipe.training_of(stage).steps for stage in recipe.stages)
     groups = tuple(group for stage in recipe.stages for group in stage.groups)
     return recipe.model_copy(update={"stages": (Stage(name="at-once", groups=groups, training={"steps": steps}),)})
-
-
-class _Loader(yaml.SafeLoader):  # type: ignore[misc]  # yaml has no types
-    """Plain data only: no aliases, by which a short file becomes an endless one, and no key twice."""
-
-    depth = 0
-
-    def compose_node(self, parent: Any, index: Any) -> Any:
-        if self.check_event(yaml.AliasEvent):
-            event = self.peek_event()
-            raise yaml.composer.ComposerError(None, None, "aliases are not used in recipes", event.start_mark)
-        if self.depth >= _DEEPEST:
-            raise yaml.composer.ComposerError(None, None, "it is nested too deeply", self.peek_event().start_mark)
-        self.depth += 1
-        try:
-            return super().compose_node(parent, index)
-        finally:
-            self.depth -= 1
-
-    def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
-        seen = set()
-        for key, _ in node.value:
-            if not isinstance(key, yaml.ScalarNode):
-                raise yaml.constructor.ConstructorError(None, None, "a name must be a word", key.start_mark)
-            if key.value in seen:
-                raise yaml.constructor.ConstructorError(None, None, f"{key.value!r} is there twice", key.start_mark)
-            seen.add(key.value)
-        return super().construct_mapping(node, deep)
-
-
-def read_recipe(file: Path | None, flags: Mapping[str, Any] | None = None, *, window: int | None = None) -> Recipe:
-    """A recipe from a YAML file, with what was said on the command line in place of what the file says.
-
-    Args:
-        file: its paths go from its own folder; None if everything is in ``flags``.
-        flags: nested like the file; ``None`` for what was not said.
-        window: tokens of a window in every section there is; None for what they say themselves.
-
-    Raises:
-        RecipeError: a file that is no recipe, or a wrong value, naming the field.
-
-    Example:
-        >>> flags = {"model": "small", "budget": "60%", "calibration": {"text": "a.txt", "window": None}}
-        >>> recipe = read_recipe(None, flags)
-        >>> recipe.budget, recipe.calibration.window
-        ('60%', 512)
-    """
-    data = _read(file) if file is not None else {}
-    if file is not None:
-        _resolve(data, file.parent)
-    _override(data, flags or {})
-    for part in _TEXTS:
-        if window is not None and isinstance(data.get(part), dict):
-            data[part]["window"] = window
-    label = str(file) if file is not None else "command line"
-    if "model" not in data:
-        raise RecipeError(f"{label}: no model is named; give a folder, a .gguf file, or a name on the Hugging Face hub")
-    try:
-        return Recipe.model_validate(data)
-    except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(str(each) for each in first["loc"])
-        known = " (not a field of recipes)" if first["type"] == "extra_forbidden" else ""
-        raise RecipeError(f"{label}: {where}: {first['msg']}{known}") from error
-
-
-def _read(file: Path) -> dict[str, Any]:
-    try:
-        if file.stat().st_size > _LONGEST:
-            raise RecipeError(f"{file} is larger than {_LONGEST >> 20} MiB, which no recipe is")
-        data = yaml.load(file.read_text(encoding="utf-8"), Loader=_Loader)  # a safe one
-    except (OSError, UnicodeDecodeError) as error:
-        raise RecipeError(f"cannot read the recipe {file}: {error}") from error
-    except (yaml.YAMLError, ValueError, RecursionError) as error:
-        raise RecipeError(f"{file} is no recipe: {' '.join(str(error).split())}") from error
-    if not isinstance(data, dict) or not all(isinstance(key, str) for key in data):
-        raise RecipeError(f"{file} is no recipe: expected names with values, as in 'model: folder'")
-    return data
-
-
-def _resolve(data: dict[str, Any], folder: Path) -> None:
-    """Paths of a recipe go from its own folder, so that it means the same wherever it is run from."""
-    for part in _TEXTS:
-        section = data.get(part)
-        if isinstance(section, dict) and isinstance(section.get("text"), str):
-            section["text"] = str(folder / section["text"])
-    for section, key in ((data, "model"), (data.get("healing"), "teacher")):
-        # Otherwise it is a name on the hub.
-        if isinstance(section, dict) and isinstance(section.get(key), str) and (folder / section[key]).exists():
-            section[key] = str(folder / section[key])
-
-
-def _override(data: dict[str, Any], flags: Mapping[str, Any]) -> None:
-    for key, value in flags.items():
-        if isinstance(value, Mapping):
-            section = data.get(key, {})
-            if isinstance(section, dict):
-                _override(section, value)
-                if section:
-                    data[key] = section
-        elif value is not None:
-            data[key] = value

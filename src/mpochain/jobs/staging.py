@@ -13,11 +13,12 @@ import torch
 from torch import Tensor, nn
 
 from mpochain.atomic import write_bytes
-from mpochain.compression import METHODS, Kronecker, compress, select
+from mpochain.compression import METHODS, Entangled, Kronecker, compress, select
 from mpochain.errors import MPOError, RecipeError
 from mpochain.jobs.compressing import Counter, Log, evaluate, require_dense
 from mpochain.jobs.recipe import Group, Recipe, Stage
 from mpochain.jobs.staged_work import StagedWork
+from mpochain.jobs.token_units import token_units
 from mpochain.language import LanguageModel, load_language_model, read_tokens, save_language_model, windows
 from mpochain.nn import fold_orders
 from mpochain.nn.dense import weight_and_bias
@@ -117,7 +118,7 @@ def distill_by(
     pieces = torch.cat(
         windows(read_tokens(recipe.healing.text, dense.tokenizer), recipe.healing.window, recipe.healing.windows)
     )
-    _check(recipe, dense.model, pieces, cached=teacher_cache is not None)
+    _check(recipe, dense, pieces, cached=teacher_cache is not None)
     teacher = dense.model
     if recipe.healing.teacher is not None and recipe.healing.teacher != recipe.model:
         log(f"reading the teacher, {recipe.healing.teacher}")
@@ -144,7 +145,14 @@ def distill_by(
             continue
         work.begin(stage)
         if not work.has(stage.name, "smaller"):
-            layers = make_smaller(stage, language.model, calibration=batches, seed=recipe.seed, log=log)
+            layers = make_smaller(
+                stage,
+                language.model,
+                tokenizer=language.tokenizer,
+                calibration=batches,
+                seed=recipe.seed,
+                log=log,
+            )
             work.save(language, stage.name, "smaller", {f"{stage.name}: layers": layers})
         work.remember(f"{stage.name}: before", partial(measured, language.model, f"{stage.name}, smaller"))
         config = recipe.training_of(stage)
@@ -192,6 +200,7 @@ def make_smaller(
     stage: Stage,
     model: nn.Module,
     *,
+    tokenizer: Any = None,
     calibration: Iterable[Any] | None = None,
     seed: int = 0,
     log: Log = lambda _: None,
@@ -201,6 +210,7 @@ def make_smaller(
     Args:
         stage: of a recipe.
         model: is changed.
+        tokenizer: of transformers, for groups with units.
         calibration: see :func:`mpochain.compress`.
         seed: of what is drawn.
         log: told what is done.
@@ -215,7 +225,7 @@ def make_smaller(
             group.budget,
             calibration=calibration,
             targets=group.targets,
-            method=_method(group, seed),
+            method=_method(group, model, tokenizer, seed),
             seed=seed,
             log=log,
         )
@@ -223,7 +233,14 @@ def make_smaller(
     return records
 
 
-def _method(group: Group, seed: int) -> str | Kronecker:
+def _method(group: Group, model: nn.Module, tokenizer: Any, seed: int) -> str | Entangled | Kronecker:
+    if group.units is not None:
+        embeddings = select(model, group.targets, embeddings=True, linear=False)
+        sizes = {int(weight_and_bias(layer)[0].shape[0]) for layer in embeddings.values()}
+        if len(sizes) != 1:
+            raise RecipeError(f"units are of one vocabulary, got {len(sizes)} for {', '.join(group.targets)}")
+        index = token_units(tokenizer, sizes.pop(), group.units).index
+        return Entangled(units=index, coefficients=group.coefficients, seed=seed)
     if group.factors is None:
         assert group.method is not None
         return group.method
@@ -246,12 +263,16 @@ def _training(result: TrainResult) -> dict[str, Any]:
     }
 
 
-def _check(recipe: Recipe, model: nn.Module, pieces: Tensor, *, cached: bool) -> None:
+def _check(recipe: Recipe, language: LanguageModel, pieces: Tensor, *, cached: bool) -> None:
     """Refuse what would fail in a later stage, before the first."""
+    model = language.model
     taken: dict[nn.Module, str] = {}
     for stage in recipe.stages:
         for group in stage.groups:
-            method = _method(group, recipe.seed)
+            try:
+                method = _method(group, model, language.tokenizer, recipe.seed)
+            except MPOError as error:
+                raise RecipeError(f"stage {stage.name}: {error}") from error
             way = METHODS.get(method) if isinstance(method, str) else method
             if way is None:
                 raise RecipeError(f"stage {stage.name}: there is no method {method!r}; there are {', '.join(METHODS)}")
@@ -260,9 +281,11 @@ def _check(recipe: Recipe, model: nn.Module, pieces: Tensor, *, cached: bool) ->
             try:
                 layers = select(model, group.targets, embeddings=way.embeddings, linear=way.linear)
                 for name, layer in layers.items():
+                    weight = weight_and_bias(layer, name)[0]
                     if isinstance(way, Kronecker):
-                        out, in_ = weight_and_bias(layer, name)[0].shape
-                        way.require_fit((int(out), int(in_)))
+                        way.require_fit((int(weight.shape[0]), int(weight.shape[1])))
+                    if isinstance(way, Entangled):
+                        way.curve(weight, None)
             except MPOError as error:
                 raise RecipeError(f"stage {stage.name}: {error}") from error
             if not layers:
