@@ -21,9 +21,9 @@ def learning_rate_scales(module: nn.Module) -> dict[str, float]:
     A row of an :class:`mpochain.MPOEmbedding` sums over the right bond alone, where ``nn.Embedding`` sums nothing, so
     the factor is ``1 / r_k``; for a head that is tied to it too.
 
-    Parameters of other embeddings are not named, nor those of an :class:`mpochain.InterpolativeLinear`. Its coefficients sum over the rank, but come
-    from trained weights: with a factor of ``in_features / rank`` a model healed hardly better at a low rate and worse
-    at a high one (docs/decisions.md).
+    Parameters of other embeddings are not named, nor those of an :class:`mpochain.InterpolativeLinear`. Coefficients of
+    the latter sum over the rank, but come from trained weights: with a factor of ``in_features / rank`` a model healed
+    hardly better at a low rate and worse at a high one (docs/decisions.md).
 
     Args:
         module: a layer, or a model that holds some.
