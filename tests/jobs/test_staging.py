@@ -303,7 +303,8 @@ def test_embeddings_of_units_learn_hidden_states_first(lexicon):
         (("        budget: 0.8\n", ""), "a budget goes with a method or units"),
         (("{listing: units.tsv, wordnet: lexicon, pieces: 30}", "{least: 2}"), "give listing, wordnet or pieces"),
         (("pieces: 30", "pieces: 30, places: 1"), r"units\.places"),
-        (("pieces: 30", "pieces: 30, places: 9"), "have more words share a unit, or give a higher order"),
+        (("budget: 0.8", "budget: 0.05"), "cannot be made as small as 5.0% of its parameters"),
+        (("budget: 0.8", "budget: 5% error"), "does not say what leaving out all of it would cost"),
         (("coefficients: true", "seconds: 2"), "seconds goes with factors"),
     ],
 )

@@ -281,11 +281,11 @@ def _check(recipe: Recipe, language: LanguageModel, pieces: Tensor, *, cached: b
             try:
                 layers = select(model, group.targets, embeddings=way.embeddings, linear=way.linear)
                 for name, layer in layers.items():
-                    weight = weight_and_bias(layer, name)[0]
                     if isinstance(way, Kronecker):
-                        way.require_fit((int(weight.shape[0]), int(weight.shape[1])))
-                    if isinstance(way, Entangled):
-                        way.curve(weight, None)
+                        out, in_ = weight_and_bias(layer, name)[0].shape
+                        way.require_fit((int(out), int(in_)))
+                if isinstance(way, Entangled) and group.budget is not None:
+                    way.require_fit(layers, group.budget)
             except MPOError as error:
                 raise RecipeError(f"stage {stage.name}: {error}") from error
             if not layers:

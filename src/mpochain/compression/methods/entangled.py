@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 
-from mpochain.compression.allocation import Curve
+from mpochain.compression.allocation import Curve, cheapest_within, uniform
+from mpochain.compression.budget import error_budget, parameter_budget
 from mpochain.compression.methods.method import Built, Method
 from mpochain.compression.moments import Moments
 from mpochain.errors import SpecError
+from mpochain.nn.dense import weight_and_bias
 from mpochain.nn.embeddings import EntangledEmbedding
 from mpochain.nn.embeddings.fitting import fit_rows
 
@@ -70,6 +72,19 @@ class Entangled(Method):
         costs = np.append(self._costs(weight), weight.numel())
         # What is left out is not known before it is fitted; a budget of parameters does not ask.
         return Curve(costs, np.zeros(len(costs)))
+
+    def require_fit(self, layers: Mapping[str, nn.Module], budget: float | str) -> None:
+        """Find out before any work whether tables can be made as small as a budget asks for.
+
+        Raises:
+            SpecError: they cannot, or the budget is an error.
+        """
+        curves = {name: self.curve(weight_and_bias(layer, name)[0], None) for name, layer in layers.items()}
+        error = error_budget(budget)
+        if error is not None:
+            cheapest_within(curves, error)
+        else:
+            uniform(curves, parameter_budget(budget, layers))
 
     def build(self, weight: Tensor, bias: Tensor | None, moments: Moments | None, choice: int) -> Built | None:  # noqa: ARG002
         """See :class:`~mpochain.compression.methods.method.Method`."""
