@@ -122,7 +122,7 @@ def main(learn: Path, test: Path, wordnet: Path) -> None:
 
     for form in (DENSE, *forms.makers):
         tried = {rate: made(form, 1 if form == DENSE else CHOSEN_AT, rate) for rate in RATES}
-        rate = min((each for each in tried if not tried[each]["absent"]), key=lambda each: tried[each]["held out"])
+        rate = min(tried, key=lambda each: tried[each].get("held out", float("inf")))
         for shrink in SHRINKS if form != DENSE else ():
             made(form, shrink, rate)
 
