@@ -28,7 +28,7 @@ HERE = Path(__file__).parent
 EMBEDDING = "model.embed_tokens"
 BUDGETS = (0.5, 0.25)
 
-_SHOWN = ("Ġking", "Ġriver", "Ġplayed", "Ġgood", "Ġ1", "ing", "ĠPython")
+_SHOWN = ("Ġking", "Ġriver", "Ġplayed", "Ġgood", "1", "ing", "ĠPython")
 _NEAREST = 5
 
 _LEARNING: dict[str, Any] = {

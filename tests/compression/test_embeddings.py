@@ -109,6 +109,22 @@ def test_ranks_that_are_given_need_no_budget():
             mpo.compress(model_of(), budget, method=method, targets=["words"])
 
 
+@pytest.mark.parametrize("method", ["word2ket", "word2ketxs", "token_train"])
+def test_a_table_without_numbers_is_named(method):
+    model = model_of()
+    with torch.no_grad():
+        model["words"].weight[3, 3] = float("nan")
+    with pytest.raises(MPOError, match="words: the weight has NaN or infinite entries"):
+        mpo.compress(model, 0.5, method=method)
+
+
+@pytest.mark.parametrize("method", ["word2ketxs", "svd"])
+def test_inference_mode_is_no_obstacle(method):
+    with torch.inference_mode():
+        report = mpo.compress(model_of(), 0.5, targets=["words"], method=method)
+    assert report.layers[0].weight_error < 0.95
+
+
 def test_frequencies_seeds_and_narrow_types():
     often = torch.ones(WORDS)
     often[:5] = 1000.0

@@ -85,6 +85,16 @@ def test_frequent_words_are_fitted_better():
     assert found.error == pytest.approx(float(expected.sqrt()), rel=1e-9)
 
 
+def test_what_is_frozen_stays():
+    for frozen in ("table_0", "table_1"):
+        embedding = entangled(order=2, ranks=2, dims=(3, 4))
+        before = embedding.get_parameter(frozen).requires_grad_(False).clone()
+        assert fit_rows(embedding, table_of(), iterations=30).error < 1
+        assert torch.equal(embedding.get_parameter(frozen), before)
+    with pytest.raises(MPOError, match="all parameters of the embedding are frozen"):
+        fit_rows(embedding.requires_grad_(False), table_of())
+
+
 def test_a_row_of_zeros_and_float32():
     table = table_of().float()
     table[4] = 0

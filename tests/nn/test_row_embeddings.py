@@ -215,6 +215,7 @@ def test_a_hostile_index_is_refused(tmp_path):
         ({"ranks": 0}, "ranks"),
         ({"padding": 30}, "padding_idx must be a row of the 30"),
         ({"out_features": 31}, "is a 31x10 matrix"),
+        ({"unit_count": 1 << 31, "ranks": 1 << 31}, "it: Storage size calculation overflowed"),
     ],
 )
 def test_descriptions_that_describe_none_are_refused(change, message):
@@ -237,7 +238,8 @@ def test_descriptions_that_describe_none_are_refused(change, message):
         ({"units": torch.zeros(29, 2, dtype=torch.int64)}, r"has shape \(30, order\), got \(29, 2\)"),
         ({"units": torch.zeros(30, 2, dtype=torch.int64), "order": 3}, r"shape \(30, 3\), got \(30, 2\)"),
         ({"units": torch.zeros(30, 2)}, "holds integers, got torch.float32"),
-        ({"units": torch.full((30, 2), -1)}, "count from 0, got -1"),
+        ({"units": torch.full((30, 2), -1)}, "count from 0 and are of 31 bits, got -1"),
+        ({"units": torch.full((30, 2), 1 << 32)}, "of 31 bits, got 4294967296"),
         ({"units": torch.full((30, 2), 7), "unit_count": 7}, "need 8 units, got unit_count=7"),
     ],
 )
@@ -296,6 +298,67 @@ def test_trains_of_rows_without_numbers_or_of_zeros():
         dense.weight[1, 1] = math.nan
     with pytest.raises(MPOError, match="NaN or infinite"):
         TokenTrainEmbedding.from_embedding(dense, 1)
+
+
+@pytest.mark.parametrize("form", ["chain", "word2ketXS", "tokens"])
+def test_it_is_transformed_as_dense_embeddings_are(form):
+    ids = torch.randint(WORDS, (80,))
+    models = [made(form) for _ in range(2)]
+    for each in models[1].parameters():
+        each.data.mul_(2)
+    parameters, buffers = torch.func.stack_module_state(models)
+    both = torch.func.vmap(lambda p, b: torch.func.functional_call(models[0], (p, b), (ids,)))(parameters, buffers)
+    torch.testing.assert_close(both, torch.stack([model(ids) for model in models]))
+    own = {name: each.detach() for name, each in models[0].named_parameters()}
+    rows, change = torch.func.jvp(lambda p: torch.func.functional_call(models[0], p, (ids,)), (own,), (own,))
+    torch.testing.assert_close(rows, models[0](ids))
+    assert change.any()
+
+
+@pytest.mark.parametrize("form", ["word2ketXS", "tokens"])
+def test_its_table_compiles_whole(form):
+    embedding = made(form)
+    torch._dynamo.reset()
+    whole = torch.compile(lambda: embedding.weight, fullgraph=True, backend="aot_eager")
+    with torch.no_grad():
+        torch.testing.assert_close(whole(), embedding.weight)
+
+
+@pytest.mark.parametrize("form", ["word2ketXS", "tokens"])
+def test_tables_may_be_parametrised(form):
+    embedding, ids = made(form), torch.arange(WORDS)
+    name = "core_0" if form == "tokens" else "table_0"
+    expected = 2 * embedding(ids)
+
+    class Twice(nn.Module):
+        def forward(self, x):
+            return 2 * x
+
+    nn.utils.parametrize.register_parametrization(embedding, name, Twice())
+    torch.testing.assert_close(embedding(ids), expected)
+
+
+def test_tokens_that_come_again_are_found_in_large_tables_too():
+    torch.manual_seed(0)
+    embedding = EntangledEmbedding(5000, 6, order=2)
+    ids = torch.randint(20, (100,)) * 250
+    with torch.no_grad():
+        torch.testing.assert_close(embedding(ids), embedding.weight[ids])
+    distinct, places = embedding._distinct(ids)
+    assert torch.equal(distinct[places], ids)
+    assert len(distinct) == len(ids.unique())
+    assert distinct[0] == ids[0], "in the order in which they come"
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bool, torch.int64])
+def test_an_index_of_another_type_is_refused(dtype, tmp_path):
+    embedding = made("SEE")
+    embedding.index = embedding.index.to(dtype)
+    mpo.save(nn.Sequential(embedding), tmp_path)
+    with torch.device("meta"):
+        architecture = nn.Sequential(nn.Embedding(WORDS, COLUMNS, dtype=torch.float64))
+    with pytest.raises(MPOError, match="0.index: an index of units is int32, got"):
+        mpo.load(tmp_path, architecture)
 
 
 @pytest.mark.parametrize("form", ["word2ketXS", "SEE", "tokens"])

@@ -145,6 +145,14 @@ def test_numbers_tell_apart_words_whose_last_units_are_given_up():
     assert (units.cut, units.padded, units.apart) == (3, 1, 2)
 
 
+def test_units_that_look_like_ours_are_told_apart_too():
+    parts = {"a": ("x", "#1"), "b": ("x",), "c": ("x", ""), "d": ("x", "#2"), "e": ("=y", "z"), "y": ()}
+    units = Units.of(parts, parts.get, 2)
+    assert len({tuple(row) for row in units.index.tolist()}) == len(parts)
+    assert units.units_of("b") == ("x", "")
+    assert units.units_of("y") == ("==y", "")
+
+
 @pytest.mark.parametrize(
     ("words", "order", "message"),
     [

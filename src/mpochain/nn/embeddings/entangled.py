@@ -130,7 +130,7 @@ class EntangledEmbedding(RowEmbedding):
     @property
     def tables(self) -> list[Tensor]:
         """The table ``(unit_count, ranks * dim)`` of each place; one and the same if it is shared."""
-        return [self._parameters[f"table_{0 if self.shared else place}"] for place in range(self.order)]  # type: ignore[misc]
+        return [getattr(self, f"table_{0 if self.shared else place}") for place in range(self.order)]
 
     @property
     def orders(self) -> dict[str, tuple[Tensor, int]]:
@@ -262,8 +262,10 @@ def require_units(index: Tensor, count: int, name: str) -> None:
         SpecError: naming ``name``.
 
     Example:
-        >>> require_units(torch.tensor([[0, 1]]), 2, "index")
+        >>> require_units(torch.tensor([[0, 1]], dtype=torch.int32), 2, "index")
     """
+    if index.dtype != torch.int32:
+        raise SpecError(f"{name}: an index of units is int32, got {index.dtype}")
     low, high = (int(each) for each in index.aminmax())
     if low < 0 or high >= count:
         raise SpecError(f"{name}: the units are 0 to {count - 1}, got {low if low < 0 else high}")
@@ -275,8 +277,10 @@ def _index_of(index: Tensor, words: int, order: int | None) -> Tensor:
     if index.ndim != 2 or index.shape[0] != words or order not in (None, index.shape[1]):
         wanted = "order" if order is None else order
         raise SpecError(f"the index of {words} words has shape ({words}, {wanted}), got {tuple(index.shape)}")
-    if index.device.type != "meta" and int(index.min()) < 0:
-        raise SpecError(f"the units of an index count from 0, got {int(index.min())}")
+    if index.device.type != "meta":
+        low, high = (int(each) for each in index.long().aminmax())
+        if low < 0 or high > torch.iinfo(torch.int32).max:
+            raise SpecError(f"the units of an index count from 0 and are of 31 bits, got {low if low < 0 else high}")
     # A copy, so that nobody changes it from outside.
     return index.to(torch.int32, copy=True)
 

@@ -58,7 +58,7 @@ def fit_rows(
 
     Raises:
         ShapeError: a table or frequencies of other sizes.
-        SpecError: frequencies that are negative, or all 0.
+        SpecError: frequencies that are negative, or all 0; or parameters that are all frozen.
         NonFiniteError: NaN or infinite entries.
 
     Example:
@@ -71,9 +71,11 @@ def fit_rows(
     weights = _weights(embedding, table, frequencies)
     wide = table.detach().to(next(embedding.parameters()).dtype)
     whole = float((weights[:, None] * wide.square()).sum()) or 1.0
+    parameters = [each for each in embedding.parameters() if each.requires_grad]
+    if not parameters:
+        raise SpecError("all parameters of the embedding are frozen; requires_grad_() those that may change")
     with torch.no_grad():
         _start(embedding, wide)
-    parameters = [each for each in embedding.parameters() if each.requires_grad]
     evaluations = 0
 
     def loss() -> Tensor:
@@ -134,6 +136,8 @@ def _start(embedding: RowEmbedding, table: Tensor) -> None:
         return
     (left, right), ranks = embedding.dims, embedding.ranks
     first, second = embedding.tables
+    if not (first.requires_grad and second.requires_grad):
+        return
     first.zero_()
     second.zero_()
     if embedding.source == "own":

@@ -86,7 +86,7 @@ class RowLinear(nn.Module):
             if made is not None:
                 return F.linear(x, made)
         ids = torch.arange(self.out_features, device=held[0].device)
-        parts = ids.split(max(_AT_ONCE // self.table.scratch(), 1))
+        parts = ids.split(max(_AT_ONCE // (self.table.scratch() + self.in_features), 1))
         if len(parts) == 1:
             return self._some(x, ids)
         if not learns:

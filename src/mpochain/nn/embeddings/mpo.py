@@ -172,10 +172,12 @@ class MPOEmbedding(RowEmbedding):
         most = 0
         for spec in self._chains().specs:
             columns = 1
-            for site, (left, _, in_dim, right) in enumerate(spec.core_shapes):
-                # The row so far and the slices of this core; their product too, if it is not the row that is asked for.
+            for site, (left, rows, in_dim, right) in enumerate(spec.core_shapes):
+                # The row so far and the slices of this core, if it has several; their product too, if it is not the row
+                # that is asked for.
+                slices = left * in_dim * right if rows > 1 or not site else 0
                 made = columns * in_dim * right if site + 1 < spec.sites or not self._direct() else 0
-                most = max(most, columns * left + left * in_dim * right + made)
+                most = max(most, columns * left + slices + made)
                 columns *= in_dim
         return most
 

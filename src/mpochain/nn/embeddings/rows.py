@@ -11,13 +11,16 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from mpochain.errors import DTypeError, SpecError
-from mpochain.execute.kept import Kept
+from mpochain.execute.kept import Kept, keepable
 from mpochain.planning import Memory
 
 __all__ = ["Maker", "RowEmbedding"]
 
 # Tokens from which repeated ones are looked for, and the share of distinct ones above which that gains nothing.
 _MANY, _DISTINCT = 64, 0.75
+
+# Rows of the table for each token from which tokens are sorted to find out.
+_SPARSE = 16
 
 # Elements that making rows may take beside them, without gradients: 3/4 MiB of float32, which stays in cache.
 _SCRATCH = 3 << 16
@@ -81,7 +84,7 @@ class RowEmbedding(nn.Module, ABC):
     def weight(self) -> Tensor:
         """The dense ``W (num_embeddings, embedding_dim)``, differentiable; built at every access."""
         ids = torch.arange(self.num_embeddings, device=self._parameter().device)
-        return self.rows(ids) if self._learns() else self._in_tiles(ids)
+        return self._in_tiles(ids) if self._plain(ids) and not self._learns() else self.rows(ids)
 
     @property
     def in_features(self) -> int:
@@ -129,8 +132,7 @@ class RowEmbedding(nn.Module, ABC):
             if made is not None:
                 return F.embedding(ids.long(), made)
         flat = ids.reshape(-1).long()
-        if torch.compiler.is_compiling() or len(flat) < _MANY:
-            # How many are distinct would be a size that depends on the data.
+        if not self._plain(flat) or len(flat) < _MANY:
             self._require_rows(flat)
             rows = self.rows(flat)
         elif learns:
@@ -148,6 +150,8 @@ class RowEmbedding(nn.Module, ABC):
     def set_execution(self, *, memory: Memory = "compact", autotune: bool = False) -> Self:  # noqa: ARG002  # of layers
         """Choose how rows are found; fast execution keeps the dense table between calls without gradients.
 
+        A tied head keeps one of its own. Changes of parameters are seen; after one of an index call this again.
+
         Raises:
             SpecError: an unknown ``memory``.
         """
@@ -163,6 +167,13 @@ class RowEmbedding(nn.Module, ABC):
 
     def _parameter(self) -> Tensor:
         return next(self.parameters())
+
+    def _plain(self, ids: Tensor) -> bool:
+        """Whether rows may be made in place, and so many as there are distinct ones.
+
+        Not where a compiler would have to know that, nor of dual or batched tensors.
+        """
+        return not torch.compiler.is_compiling() and keepable(ids, list(self.parameters()))
 
     def _learns(self) -> bool:
         return torch.is_grad_enabled() and any(each.requires_grad for each in self.parameters())
@@ -199,10 +210,15 @@ class RowEmbedding(nn.Module, ABC):
         All of them, and None, where hardly any comes twice.
         """
         numbers = torch.arange(len(ids), device=ids.device)
-        first = torch.full((self.num_embeddings,), len(ids), device=ids.device)
-        first = first.scatter_reduce_(0, ids, numbers, "amin").index_select(0, ids)
+        # By a table of all tokens, or by sorting where that would be much larger than what is asked for.
+        count, at = self.num_embeddings, ids
+        if count > _SPARSE * len(ids):
+            some, at = torch.unique(ids, return_inverse=True)
+            count = len(some)
+        first = torch.full((count,), len(ids), device=ids.device)
+        first = first.scatter_reduce_(0, at, numbers, "amin").index_select(0, at)
         new = first == numbers
-        count = new.cumsum(0)
-        if int(count[-1]) > _DISTINCT * len(ids):
+        so_far = new.cumsum(0)
+        if int(so_far[-1]) > _DISTINCT * len(ids):
             return ids, None
-        return ids[new], (count - 1).index_select(0, first)
+        return ids[new], (so_far - 1).index_select(0, first)

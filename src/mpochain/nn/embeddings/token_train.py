@@ -76,7 +76,7 @@ class TokenTrainEmbedding(RowEmbedding):
     @property
     def cores(self) -> list[Tensor]:
         """``(num_embeddings, r_j-1 q_j r_j)`` of each site."""
-        return [self._parameters[f"core_{site}"] for site in range(len(self.dims))]  # type: ignore[misc]
+        return [getattr(self, f"core_{site}") for site in range(len(self.dims))]
 
     @classmethod
     def from_embedding(
