@@ -52,6 +52,7 @@ _KINDS = {
     "smollm2": ("gate_proj", "up_proj", "down_proj"),
     "picogpt": ("w_1", "w_2", "w_q", "w_k", "w_v", "w_o"),
 }
+_ENDS = ("PicoGPT (loss)", "SmolLM2-135M (perplexity)")
 _TITLES = {"smollm2": "SmolLM2-135M", "picogpt": "PicoGPT"}
 
 
@@ -65,7 +66,7 @@ def write_page(records: Path, page: Path) -> None:
         "2x2 with two for square matrices, so that half of the parameters are left; in the given order of rows and "
         "columns, and in one that was searched for. At equal parameters beside it low rank and chains."
     )
-    blocks: list[Block] = [Text((preface,))]
+    blocks: list[Block] = [Text((preface,)), *_pays(records)]
     origins: list[dict[str, Any]] = []
     file = records / "planted.json"
     if file.exists():
@@ -81,6 +82,46 @@ def write_page(records: Path, page: Path) -> None:
     blocks += [Heading("Where it was made"), Text(origin(origins))]
     made = Page("Kronecker products: orders, data and stages", blocks)
     write_bytes(page, made.markdown(page.parent).encode())
+
+
+def _pays(records: Path) -> list[Block]:
+    """In which cases, in a few lines."""
+    lines = []
+    file = records / "layers.json"
+    if file.exists():
+        layers = json.loads(file.read_text())
+        every = [each for model in _TITLES for each in layers[model].values()]
+        weights = [each["weight"] for each in every]
+        outputs = [each["outputs"] for each in every if "outputs" in each]
+        given = sum(each["permuted"] < each["given order"] for each in weights)
+        low = sum(each["permuted"] < each["svd"] for each in weights)
+        fitted = sum(each["permuted, fitted"] < each["given order, fitted"] for each in outputs)
+        best = sum(each["permuted, fitted"] == min(each.values()) for each in outputs)
+        lines += [
+            "A searched order, against the given one: its error is lower for "
+            f"{given} of {len(weights)} matrices without data; both fitted to data, for {fitted} of {len(outputs)}.",
+            "A searched order, against other forms of as many parameters: it is below plain SVD for "
+            f"{low} of {len(weights)} matrices, and the best of all forms with data for {best} of {len(outputs)}. "
+            "It pays where the form is to be a Kronecker product, and seldom where low rank would do.",
+        ]
+    ends = [_ends(records, "picogpt", "loss"), _ends(records, "smollm2", "perplexity")]
+    for title, found in zip(_ENDS, ends, strict=True):
+        if len(found) == 2:
+            said = "pay" if found["stages"] < found["at-once"] else "do not pay"
+            lines.append(
+                f"Stages, against one shot with as many tokens: on {title} they {said}, "
+                f"{found['stages']:.4g} against {found['at-once']:.4g}."
+            )
+    return [Heading("When does it pay?"), Text(tuple(lines))] if lines else []
+
+
+def _ends(records: Path, model: str, what: str) -> dict[str, float]:
+    """What runs in stages and at once end with, the mean over their seeds."""
+    found: dict[str, list[float]] = {}
+    for file in sorted(records.glob(f"{model}-*.json")):
+        kind = "at-once" if "at-once" in file.name else "stages"
+        found.setdefault(kind, []).append(json.loads(file.read_text())["stages"][-1]["after"][what])
+    return {kind: mean(values) for kind, values in found.items()}
 
 
 def _planted(planted: dict[str, Any]) -> list[Block]:
