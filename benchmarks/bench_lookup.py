@@ -10,7 +10,7 @@ from cells import skip_if_finished, warm_up
 from interleave import interleave
 from torch import Tensor, nn
 
-from mpochain import EntangledEmbedding, MPOEmbedding, TokenTrainEmbedding
+from mpochain import EntangledEmbedding, MPOEmbedding, TokenTrainEmbedding, shapes
 from mpochain.nn import RowEmbedding
 from mpochain.train.memory import peak_bytes
 
@@ -32,6 +32,7 @@ _FORMS = {
         for sites in (2, 3)
         for bond in (4, 8, 16)
     },
+    "low rank, 64": lambda: MPOEmbedding(_WORDS, _COLUMNS, spec=shapes.low_rank(_WORDS, _COLUMNS, min(64, _COLUMNS))),
     "word2ketXS, 2 places, rank 16": lambda: EntangledEmbedding(_WORDS, _COLUMNS, order=2, ranks=16),
     "word2ketXS, 4 places, rank 4": lambda: EntangledEmbedding(_WORDS, _COLUMNS, order=4, ranks=4),
     "word2ket, 2 places, rank 1": lambda: EntangledEmbedding(_WORDS, _COLUMNS, order=2, units="own"),
