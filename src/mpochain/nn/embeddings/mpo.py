@@ -244,12 +244,12 @@ def _row_products(digits: Sequence[Tensor], spec: ChainSpec, slices: Sequence[Te
     row = F.embedding(digits[0], slices[0])
     for site in range(1, spec.sites):
         left, rows, in_, right = spec.core_shapes[site]
-        last = site + 1 == spec.sites
+        into = out.view(count, columns, in_) if out is not None and site + 1 == spec.sites else None
         if rows == 1:
-            row = row.reshape(-1, left) @ slices[site].view(left, in_ * right)
+            into = into.view(-1, in_) if into is not None else None
+            row = torch.mm(row.reshape(-1, left), slices[site].view(left, in_ * right), out=into)
         else:
             factor = F.embedding(digits[site], slices[site]).view(count, left, in_ * right)
-            into = out.view(count, columns, in_) if out is not None and last else None
             row = torch.bmm(row.view(count, columns, left), factor, out=into)
         columns *= in_
         row = row.reshape(count, columns * right)
