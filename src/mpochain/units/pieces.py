@@ -9,8 +9,6 @@ from mpochain.errors import CorpusError, MissingDependencyError
 
 __all__ = ["Pieces"]
 
-_INSIDE = "##"
-
 
 class Pieces:
     """Takes words apart by a tokenizer of ``tokenizers`` that takes a word as a whole.
@@ -19,9 +17,9 @@ class Pieces:
         tokenizer: ``tokenizers.Tokenizer``.
 
     Example:
-        >>> pieces = Pieces.train(["low", "lower", "lowest", "newer", "wider"], size=24)
+        >>> pieces = Pieces.train(["low", "lower", "lowest", "newer", "wider"], size=14)
         >>> pieces("lower"), pieces("語")
-        (('low', '##er'), ())
+        (('low', 'er'), ())
     """
 
     def __init__(self, tokenizer: Any) -> None:
@@ -31,7 +29,7 @@ class Pieces:
     def train(cls, words: Iterable[str], size: int) -> Self:
         """Merge the most frequent neighbours (Sennrich et al., arXiv 1508.07909) until there are so many pieces.
 
-        Pieces within a word begin with ``##``.
+        The same words give the same pieces in every process.
 
         Args:
             words: a vocabulary, or a text word by word if frequent words are to count more.
@@ -48,10 +46,10 @@ class Pieces:
         listed = [word for word in words if word]
         if not listed:
             raise CorpusError("there are no words to learn pieces from")
-        tokenizer = Tokenizer(models.BPE(continuing_subword_prefix=_INSIDE))
-        trainer = trainers.BpeTrainer(
-            vocab_size=size, show_progress=False, special_tokens=[], continuing_subword_prefix=_INSIDE
-        )
+        # With a prefix for pieces within a word, characters are numbered as they are met in a map of random order, by
+        # which equal counts are decided.
+        tokenizer = Tokenizer(models.BPE())
+        trainer = trainers.BpeTrainer(vocab_size=size, show_progress=False, special_tokens=[])
         tokenizer.train_from_iterator(listed, trainer)
         return cls(tokenizer)
 

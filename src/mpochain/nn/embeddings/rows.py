@@ -132,16 +132,14 @@ class RowEmbedding(nn.Module, ABC):
             if made is not None:
                 return F.embedding(ids.long(), made)
         flat = ids.reshape(-1).long()
+        self._require_rows(flat)
         if not self._plain(flat) or len(flat) < _MANY:
-            self._require_rows(flat)
             rows = self.rows(flat)
         elif learns:
-            self._require_rows(flat)
             distinct, places = self._distinct(flat)
             rows = self.rows(distinct)
             rows = rows if places is None else F.embedding(places, rows)
         else:
-            self._require_rows(flat)
             rows = self._in_tiles(flat)
         if self.padding_idx is not None and rows.requires_grad:
             rows = torch.where((flat == self.padding_idx)[:, None], rows.detach(), rows)
