@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
-from typing import Any, Literal, Self, cast
+from typing import Any, Literal, cast
 
 import numpy as np
 import torch
@@ -216,22 +216,6 @@ class EntangledEmbedding(RowEmbedding):
         """Sizes, for ``print(embedding)``."""
         dims = "x".join(map(str, self.dims))
         return f"{super().extra_repr()}, units={self.source} of {self.unit_count}, dims={dims}, ranks={self.ranks}"
-
-    @classmethod
-    def like(cls, embedding: nn.Embedding, **arguments: object) -> Self:
-        """One of the sizes, padding, device and element type of a dense embedding, with new parameters.
-
-        Args:
-            embedding: is left as it is.
-            arguments: the others of :class:`EntangledEmbedding`.
-
-        Example:
-            >>> EntangledEmbedding.like(nn.Embedding(100, 9), order=2).weight.shape
-            torch.Size([100, 9])
-        """
-        weight = embedding.weight
-        made = {"padding_idx": embedding.padding_idx, "device": weight.device, "dtype": weight.dtype}
-        return cls(embedding.num_embeddings, embedding.embedding_dim, **{**made, **arguments})  # type: ignore[arg-type]
 
     def _count_of(self, given: int | None, index: Tensor | None) -> int:
         """Units of each table, as given or the fewest there can be."""

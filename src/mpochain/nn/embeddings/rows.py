@@ -84,7 +84,9 @@ class RowEmbedding(nn.Module, ABC):
     def weight(self) -> Tensor:
         """The dense ``W (num_embeddings, embedding_dim)``, differentiable; built at every access."""
         ids = torch.arange(self.num_embeddings, device=self._parameter().device)
-        return self._in_tiles(ids) if self._plain(ids) and not self._learns() else self.rows(ids)
+        parameters = list(self.parameters())
+        learns = torch.is_grad_enabled() and any(each.requires_grad for each in parameters)
+        return self._in_tiles(ids) if _plain(ids, parameters) and not learns else self.rows(ids)
 
     @property
     def in_features(self) -> int:
@@ -126,14 +128,15 @@ class RowEmbedding(nn.Module, ABC):
         """
         if ids.is_floating_point() or ids.is_complex() or ids.dtype == torch.bool:
             raise DTypeError(f"{type(self).__name__} takes integers, got {ids.dtype}")
-        learns = self._learns()
+        parameters = list(self.parameters())
+        learns = torch.is_grad_enabled() and any(each.requires_grad for each in parameters)
         if self._kept is not None and not learns:
-            made = self._kept.get(ids, list(self.parameters()), lambda: self.weight)
+            made = self._kept.get(ids, parameters, lambda: self.weight)
             if made is not None:
                 return F.embedding(ids.long(), made)
         flat = ids.reshape(-1).long()
         self._require_rows(flat)
-        if not self._plain(flat) or len(flat) < _MANY:
+        if not _plain(flat, parameters) or len(flat) < _MANY:
             rows = self.rows(flat)
         elif learns:
             distinct, places = self._distinct(flat)
@@ -149,6 +152,7 @@ class RowEmbedding(nn.Module, ABC):
         """Choose how rows are found; fast execution keeps the dense table between calls without gradients.
 
         A tied head keeps one of its own. Changes of parameters are seen; after one of an index call this again.
+        There is one way to make rows: ``autotune``, which is of layers with plans, changes nothing here.
 
         Raises:
             SpecError: an unknown ``memory``.
@@ -165,16 +169,6 @@ class RowEmbedding(nn.Module, ABC):
 
     def _parameter(self) -> Tensor:
         return next(self.parameters())
-
-    def _plain(self, ids: Tensor) -> bool:
-        """Whether rows may be made in place, and so many as there are distinct ones.
-
-        Not where a compiler would have to know that, nor of dual or batched tensors.
-        """
-        return not torch.compiler.is_compiling() and keepable(ids, list(self.parameters()))
-
-    def _learns(self) -> bool:
-        return torch.is_grad_enabled() and any(each.requires_grad for each in self.parameters())
 
     def _require_rows(self, ids: Tensor) -> None:
         """Refuse indices beside the table, of which padding has some."""
@@ -220,3 +214,11 @@ class RowEmbedding(nn.Module, ABC):
         if int(so_far[-1]) > _DISTINCT * len(ids):
             return ids, None
         return ids[new], (so_far - 1).index_select(0, first)
+
+
+def _plain(ids: Tensor, parameters: list[nn.Parameter]) -> bool:
+    """Whether rows may be made in place, and so many as there are distinct ones.
+
+    Not where a compiler would have to know that, nor of dual or batched tensors.
+    """
+    return not torch.compiler.is_compiling() and keepable(ids, parameters)
