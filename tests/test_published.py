@@ -15,6 +15,7 @@ ROOT = Path(__file__).parents[1]
 
 LAYERS = runpy.run_path(str(ROOT / "studies/smollm2/layer_errors.py"))
 KRONECKER = runpy.run_path(str(ROOT / "studies/kronecker/page.py"))
+EMBEDDINGS = runpy.run_path(str(ROOT / "studies/embeddings/page.py"))
 
 
 @pytest.mark.parametrize(
@@ -24,6 +25,7 @@ KRONECKER = runpy.run_path(str(ROOT / "studies/kronecker/page.py"))
         ("study.md", "studies/picogpt", write_page),
         ("layers.md", "studies/smollm2/layers.json", LAYERS["write_page"]),
         ("kronecker.md", "studies/kronecker", KRONECKER["write_page"]),
+        ("embeddings.md", "studies/embeddings", EMBEDDINGS["write_page"]),
     ],
 )
 def test_pages_are_those_of_their_records(

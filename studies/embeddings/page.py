@@ -84,7 +84,8 @@ def _words(records: Records, figures: Path) -> list[Block]:
     dense = chosen.get(("dense", 1))
     preface = (
         "WikiText-2: a transformer of two blocks of 256 learns from the validation text, vocabulary 10,000 words, and "
-        "is measured on the test text. Its head is dense and not tied: what is compared is the embedding alone. "
+        "is measured on the test text; blocks and head compute in bfloat16. Its head is dense and not tied: what is "
+        "compared is the embedding alone. "
         "Each form learns at the rate, of two, that was best for it at 20 times smaller on the last tenth of the "
         "training text, and stops at the epoch that is best there. Perplexities; one seed."
     )
@@ -181,7 +182,7 @@ def _smollm2(records: Records) -> list[Block]:
     rows = [_step_row(record) for record in made]
     preface = (
         "SmolLM2-135M-Instruct, whose embedding and tied head are 28.3 of its 134.5 million parameters. Perplexity of "
-        "32 windows of WikiText-2's test text; healing on the validation text in two stages, as SEE has it: embedding "
+        "8 windows of WikiText-2's test text; healing on the validation text in two stages, as SEE has it: embedding "
         "and hidden states of the dense model first, then its outputs and the text; the embedding alone learns."
     )
     blocks: list[Block] = [Heading("The embedding of SmolLM2"), Text((preface,))]

@@ -4,7 +4,8 @@
 recipe and the folder of WordNet's database, keeps models and what is needed to go on in the folder WORK, and writes one
 JSON for each form and size into ``smollm2/`` beside this file; what is there is not run again. The head stays tied.
 Healing is in two stages, as SEE has it: first the embedding and hidden states of the dense model are aimed at, then its
-outputs and the text; the embedding alone learns.
+outputs and the text; the embedding alone learns. A form heals at the rate, of two, after which it had the lowest loss
+over the last steps at half the parameters: text that it had not learned from before.
 """
 
 from __future__ import annotations
@@ -12,6 +13,8 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
+from shutil import rmtree
+from statistics import fmean
 from typing import Any
 
 import torch
@@ -27,22 +30,21 @@ from mpochain.report import provenance
 HERE = Path(__file__).parent
 EMBEDDING = "model.embed_tokens"
 BUDGETS = (0.5, 0.25)
+RATES, _LAST = (1e-3, 1e-4), 12
 
 _SHOWN = ("Ġking", "Ġriver", "Ġplayed", "Ġgood", "1", "ing", "ĠPython")
 _NEAREST = 5
 
 _LEARNING: dict[str, Any] = {
     "batch_size": 2,
-    "accumulate": 2,
-    "learning_rate": 3e-4,
-    "warmup_steps": 2,
+    "warmup_steps": 4,
     "autocast": "bfloat16",
     "trainable": [EMBEDDING],
 }
 _HIDDEN = [EMBEDDING, *(f"model.layers.{layer}" for layer in (4, 9, 14, 19, 24, 29))]
 _STAGES = {
-    "hidden-states": {"steps": 10, "outputs": 0.0, "hidden": 1.0, "hidden_layers": _HIDDEN},
-    "outputs": {"steps": 20, "distillation": 0.5},
+    "hidden-states": {"steps": 16, "outputs": 0.0, "hidden": 1.0, "hidden_layers": _HIDDEN},
+    "outputs": {"steps": 48, "distillation": 0.5},
 }
 
 
@@ -57,8 +59,8 @@ def forms(wordnet: Path) -> dict[str, dict[str, Any]]:
     }
 
 
-def recipe_of(recipe: Recipe, group: dict[str, Any], budget: float) -> Recipe:
-    """The recipe of one form at one size."""
+def recipe_of(recipe: Recipe, group: dict[str, Any], budget: float, rate: float) -> Recipe:
+    """The recipe of one form at one size and rate."""
     assert recipe.healing is not None
     assert recipe.evaluation is not None
     first, *others = ({"name": name, "training": training} for name, training in _STAGES.items())
@@ -66,8 +68,12 @@ def recipe_of(recipe: Recipe, group: dict[str, Any], budget: float) -> Recipe:
         None,
         {
             "model": recipe.model,
-            "evaluation": {"text": recipe.evaluation.text, "windows": 32},
-            "healing": {"text": recipe.healing.text, "training": _LEARNING},
+            "evaluation": {"text": recipe.evaluation.text, "windows": 8},
+            "healing": {
+                "text": recipe.healing.text,
+                "window": 256,
+                "training": {**_LEARNING, "learning_rate": rate},
+            },
             "stages": [{**first, "groups": [{"targets": [EMBEDDING], "budget": budget, **group}]}, *others],
         },
     )
@@ -85,6 +91,11 @@ def nearest(language: LanguageModel) -> dict[str, list[str]]:
         order = (rows @ rows[place]).topk(_NEAREST + 1).indices.tolist()
         found[token] = tokenizer.convert_ids_to_tokens([each for each in order if each != place][:_NEAREST])
     return found
+
+
+def last_losses(record: dict[str, Any]) -> float:
+    """Mean over the last steps of healing."""
+    return fmean(record["stages"][-1]["training"]["losses"][-_LAST:])
 
 
 def main(recipe_file: Path, wordnet: Path, work: Path) -> None:
@@ -106,12 +117,22 @@ def main(recipe_file: Path, wordnet: Path, work: Path) -> None:
                 counts = {key: getattr(units, key) for key in ("count", "whole", "cut", "padded", "apart")}
                 record["units"][form] = {**counts, "examples": {token: units.units_of(token) for token in _SHOWN}}
         keep("dense", {**record, "provenance": provenance(threads=torch.get_num_threads())})
-    for budget in BUDGETS:
-        for form, group in forms(wordnet).items():
-            name = f"{form.replace(' ', '-')}-{budget:g}"
-            if not (folder / f"{name}.json").exists():
-                made = distill_by(recipe_of(recipe, group, budget), work / name, log=print)
-                keep(name, {"form": form, "budget": budget, **made.as_dict(), "nearest": nearest(made.language)})
+
+    def made(form: str, group: dict[str, Any], budget: float, rate: float) -> dict[str, Any]:
+        name = f"{form.replace(' ', '-')}-{budget:g}-rate-{rate:g}"
+        file = folder / f"{name}.json"
+        if not file.exists():
+            found = distill_by(recipe_of(recipe, group, budget, rate), work / name, log=print)
+            about = {"form": form, "budget": budget, "rate": rate}
+            keep(name, {**about, **found.as_dict(), "nearest": nearest(found.language)})
+            rmtree(work / name)
+        return json.loads(file.read_text(encoding="utf-8"))
+
+    for form, group in forms(wordnet).items():
+        largest, *others = BUDGETS
+        rate = min(RATES, key=lambda each: last_losses(made(form, group, largest, each)))
+        for budget in others:
+            made(form, group, budget, rate)
 
 
 if __name__ == "__main__":

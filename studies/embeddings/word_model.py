@@ -48,6 +48,8 @@ class Text:
 class WordModel(nn.Module):
     """Words to logits ``(n, length, V)``: an embedding, two blocks of a transformer, and a dense head of its own.
 
+    Blocks and head compute in bfloat16, the embedding as it would anywhere.
+
     Args:
         words: the embedding, from tokens to ``COLUMNS`` numbers each.
     """
@@ -56,8 +58,9 @@ class WordModel(nn.Module):
         super().__init__()
         self.words = words
         self.positions = nn.Embedding(CONTEXT, COLUMNS)
+        # No dropout inside: drawing its masks would be a fifth of a step.
         block = nn.TransformerEncoderLayer(
-            COLUMNS, HEADS, 4 * COLUMNS, DROPOUT, batch_first=True, norm_first=True, activation="gelu"
+            COLUMNS, HEADS, 4 * COLUMNS, 0.0, batch_first=True, norm_first=True, activation="gelu"
         )
         self.blocks = nn.TransformerEncoder(block, LAYERS, nn.LayerNorm(COLUMNS), enable_nested_tensor=False)
         self.dropout = nn.Dropout(DROPOUT)
@@ -68,7 +71,9 @@ class WordModel(nn.Module):
         length = tokens.shape[-1]
         x = self.dropout(self.words(tokens) + self.positions.weight[:length])
         mask = nn.Transformer.generate_square_subsequent_mask(length)
-        return self.head(self.dropout(self.blocks(x, mask, is_causal=True)))
+        with torch.autocast("cpu", torch.bfloat16):
+            logits = self.head(self.dropout(self.blocks(x, mask, is_causal=True)))
+        return logits.float()
 
 
 def loss(model: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:

@@ -14,7 +14,8 @@ from torch import nn
 import mpochain as mpo
 from mpochain import ChainSpec, MPOEmbedding, MPOError, MPOLinear
 from mpochain.nn import learning_rate_scales, tied_head
-from mpochain.nn.structure import describe, skeleton
+from mpochain.nn.description import describe
+from mpochain.nn.skeleton import skeleton
 from mpochain.nn.tying import tied_linears
 from mpochain.train import parameter_groups
 

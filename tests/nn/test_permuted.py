@@ -12,7 +12,8 @@ import mpochain as mpo
 from mpochain import InterpolativeLinear, MPOError, MPOLinear, PermutedLinear
 from mpochain.decomposition import split_off
 from mpochain.nn import learning_rate_scales
-from mpochain.nn.structure import describe, skeleton
+from mpochain.nn.description import describe
+from mpochain.nn.skeleton import skeleton
 
 BATCHES = [(1,), (6,), (0,), (), (2, 1, 3)]
 ROWS, COLUMNS = torch.tensor([3, 1, 7, 0, 2, 6, 5, 4]), torch.tensor([4, 2, 0, 1, 5, 3])

@@ -15,9 +15,11 @@ from torch import nn
 import mpochain as mpo
 from mpochain import EntangledEmbedding, MPOError, TokenTrainEmbedding
 from mpochain.nn import RowLinear, tied_head
+from mpochain.nn.compressed import compressed_layers, form_of
+from mpochain.nn.description import describe
 from mpochain.nn.embeddings import head as head_module
 from mpochain.nn.embeddings import rows as rows_module
-from mpochain.nn.structure import compressed_layers, describe, form_of, skeleton
+from mpochain.nn.skeleton import skeleton
 
 
 @pytest.mark.parametrize("form", ALL)

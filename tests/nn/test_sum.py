@@ -11,7 +11,8 @@ from torch import nn
 import mpochain as mpo
 from mpochain import InterpolativeLinear, MPOError, MPOLinear, SumLinear
 from mpochain.nn import learning_rate_scales
-from mpochain.nn.structure import describe, skeleton
+from mpochain.nn.description import describe
+from mpochain.nn.skeleton import skeleton
 
 BATCHES = [(1,), (6,), (0,), (), (2, 1, 3)]
 

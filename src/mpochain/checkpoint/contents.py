@@ -10,7 +10,8 @@ import safetensors
 
 from mpochain.checkpoint.configuration import CONFIG, digest, read_configuration
 from mpochain.errors import CheckpointError, MPOError
-from mpochain.nn.structure import form_of, skeleton
+from mpochain.nn.compressed import form_of
+from mpochain.nn.skeleton import skeleton
 
 __all__ = ["Contents", "StoredLayer", "contents"]
 

@@ -13,10 +13,11 @@ from torch import Tensor, nn
 from mpochain.checkpoint.configuration import CONFIG, Configuration, digest, read_configuration
 from mpochain.errors import CheckpointError, MissingDependencyError, MPOError, SpecError
 from mpochain.nn import EntangledEmbedding, InterpolativeLinear, PermutedLinear, RowEmbedding
+from mpochain.nn.compressed import Compressed
 from mpochain.nn.embeddings.entangled import require_units
 from mpochain.nn.permuted import require_order
 from mpochain.nn.replacement import replace_layers
-from mpochain.nn.structure import Compressed, skeleton
+from mpochain.nn.skeleton import skeleton
 
 __all__ = ["load"]
 

@@ -14,7 +14,8 @@ from torch import Tensor, nn
 from mpochain.atomic import require_writable, write_bytes
 from mpochain.checkpoint.configuration import CONFIG, TENSORS, VERSION, digest
 from mpochain.errors import OutputError
-from mpochain.nn.structure import compressed_layers, describe
+from mpochain.nn.compressed import compressed_layers
+from mpochain.nn.description import describe
 
 __all__ = ["save"]
 

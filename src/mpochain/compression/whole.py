@@ -20,10 +20,10 @@ from mpochain.compression.records import CompressionReport, LayerRecord
 from mpochain.compression.sequential import Pair, corrected, in_sequence
 from mpochain.compression.targets import dense_layers, select
 from mpochain.errors import MPOError, NonFiniteError, SpecError
+from mpochain.nn.compressed import form_of
 from mpochain.nn.dense import weight_and_bias
 from mpochain.nn.embeddings import MPOEmbedding, RowEmbedding
 from mpochain.nn.replacement import replace_layers
-from mpochain.nn.structure import form_of
 from mpochain.nn.tying import tied_head, tied_linears
 from mpochain.report import provenance
 

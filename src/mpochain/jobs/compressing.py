@@ -23,7 +23,7 @@ from mpochain.language import (
     windows,
 )
 from mpochain.nn import set_execution
-from mpochain.nn.structure import compressed_layers
+from mpochain.nn.compressed import compressed_layers
 
 __all__ = ["Compressed", "Counter", "Log", "compress_by", "evaluate", "time_models"]
 

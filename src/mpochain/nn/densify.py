@@ -6,9 +6,9 @@ from typing import Any
 
 from torch import nn
 
+from mpochain.nn.compressed import Compressed, compressed_layers
 from mpochain.nn.embeddings import RowEmbedding
 from mpochain.nn.replacement import replace_layers
-from mpochain.nn.structure import Compressed, compressed_layers
 
 __all__ = ["to_dense"]
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import nn
 
 from mpochain.errors import SpecError
-from mpochain.nn.structure import compressed_layers
+from mpochain.nn.compressed import compressed_layers
 from mpochain.planning import Memory
 
 __all__ = ["set_execution"]

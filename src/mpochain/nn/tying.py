@@ -7,10 +7,11 @@ from collections.abc import Iterable
 from torch import nn
 
 from mpochain.errors import DTypeError
+from mpochain.nn.description import describe
 from mpochain.nn.embeddings import MPOEmbedding, RowEmbedding, RowLinear
 from mpochain.nn.linear import MPOLinear
 from mpochain.nn.permuted import PermutedLinear
-from mpochain.nn.structure import describe, skeleton
+from mpochain.nn.skeleton import skeleton
 
 __all__ = ["tied_head", "tied_linears"]
 

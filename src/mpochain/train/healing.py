@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from mpochain.errors import DTypeError, ShapeError, SpecError
 from mpochain.nn import learning_rate_scales
-from mpochain.nn.structure import compressed_layers
+from mpochain.nn.compressed import compressed_layers
 from mpochain.train.attention import attention_loss, attention_maps
 from mpochain.train.config import FinetuneConfig
 from mpochain.train.distillation import distillation_loss, hidden_loss
