@@ -95,6 +95,16 @@ def test_what_is_frozen_stays():
         fit_rows(embedding.requires_grad_(False), table_of())
 
 
+def test_gradients_that_were_there_stay():
+    embedding = entangled(order=3, ranks=2)
+    embedding.weight.sum().backward()
+    before = [each.grad for each in embedding.parameters()]
+    values = [each.clone() for each in before]
+    fit_rows(embedding, table_of(), iterations=3)
+    assert all(each.grad is gradient for each, gradient in zip(embedding.parameters(), before, strict=True))
+    torch.testing.assert_close(before, values, rtol=0, atol=0)
+
+
 def test_a_row_of_zeros_and_float32():
     table = table_of().float()
     table[4] = 0

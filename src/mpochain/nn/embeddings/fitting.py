@@ -92,6 +92,7 @@ def fit_rows(
         return total
 
     if iterations:
+        before = [each.grad for each in parameters]
         optimizer = torch.optim.LBFGS(
             parameters,
             max_iter=iterations,
@@ -103,8 +104,8 @@ def fit_rows(
         )
         with torch.enable_grad():
             optimizer.step(loss)
-        for each in parameters:
-            each.grad = None
+        for each, gradient in zip(parameters, before, strict=True):
+            each.grad = gradient
     with torch.no_grad():
         rest = (embedding.weight - wide).square().sum(1)
         sizes = wide.square().sum(1)
