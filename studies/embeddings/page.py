@@ -192,8 +192,9 @@ def _smollm2(records: Records) -> list[Block]:
     preface = (
         "SmolLM2-135M-Instruct, whose embedding and tied head are 28.3 of its 134.5 million parameters. Perplexity of "
         "8 windows of WikiText-2's test text; healing on the validation text in two stages, as SEE has it: embedding "
-        "and hidden states of the dense model first, then its outputs and the text; the embedding alone learns. Of "
-        f"each form stands the rate after which its loss over the last {_LAST} steps was lowest at half the parameters."
+        "and hidden states of the dense model first, then its outputs and the text; the embedding alone learns. "
+        f"What stands is, of the rates that were tried, the one with the lowest loss over the last {_LAST} steps; at "
+        "half of the parameters both rates beside it were tried."
     )
     blocks: list[Block] = [Heading("The embedding of SmolLM2"), Text((preface,))]
     if rows:

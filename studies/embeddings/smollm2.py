@@ -4,14 +4,16 @@
 recipe and the folder of WordNet's database, keeps models and what is needed to go on in the folder WORK, and writes one
 JSON for each form and size into ``smollm2/`` beside this file; what is there is not run again. The head stays tied.
 Healing is in two stages, as SEE has it: first the embedding and hidden states of the dense model are aimed at, then its
-outputs and the text; the embedding alone learns. A form heals at the rate, of two, after which it had the lowest loss
-over the last steps at half the parameters: text that it had not learned from before.
+outputs and the text; the embedding alone learns. A form heals at the rate after which it had, at half the parameters,
+a lower loss over the last steps than at both rates beside it: on text that it had not learned from before.
 """
 
 from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from shutil import rmtree
 from statistics import fmean
@@ -30,7 +32,7 @@ from mpochain.report import provenance
 HERE = Path(__file__).parent
 EMBEDDING = "model.embed_tokens"
 BUDGETS = (0.5, 0.25)
-RATES, _LAST = (1e-3, 1e-4), 12
+RATES, _LAST = (3e-5, 1e-4, 3e-4, 1e-3, 3e-3, 1e-2), 12
 
 _SHOWN = ("Ġking", "Ġriver", "Ġplayed", "Ġgood", "1", "ing", "ĠPython")
 _NEAREST = 5
@@ -93,9 +95,18 @@ def nearest(language: LanguageModel) -> dict[str, list[str]]:
     return found
 
 
-def last_losses(record: dict[str, Any]) -> float:
-    """Mean over the last steps of healing."""
-    return fmean(record["stages"][-1]["training"]["losses"][-_LAST:])
+def best_rate(made: Callable[[float], dict[str, Any]]) -> float:
+    """The rate whose neighbours are no better, from the better of two on."""
+
+    def loss(rate: float) -> float:
+        return fmean(made(rate)["stages"][-1]["training"]["losses"][-_LAST:])
+
+    best = min((1e-3, 1e-4), key=loss)
+    while True:
+        rate, place = best, RATES.index(best)
+        best = min(RATES[max(place - 1, 0) : place + 2], key=loss)
+        if best == rate:
+            return rate
 
 
 def main(recipe_file: Path, wordnet: Path, work: Path) -> None:
@@ -130,7 +141,7 @@ def main(recipe_file: Path, wordnet: Path, work: Path) -> None:
 
     for form, group in forms(wordnet).items():
         largest, *others = BUDGETS
-        rate = min(RATES, key=lambda each: last_losses(made(form, group, largest, each)))
+        rate = best_rate(partial(made, form, group, largest))
         for budget in others:
             made(form, group, budget, rate)
 
