@@ -19,6 +19,7 @@ PAGE = HERE.parents[1] / "docs" / "embeddings.md"
 
 # The order of the tables.
 _FORMS = ("low rank", "MPO", "word2ketXS", "MorphTE", "SEE")
+_TOKEN_FORMS = ("low rank", "MPO", "TensorGPT", "pieces", "SEE")
 
 _WORDS = (
     Column("form", "embedding"),
@@ -48,9 +49,9 @@ _STEPS = (
     Column("bytes", "bytes, index and all", ",d"),
     Column("error", "error of the table", ".3f"),
     Column("rate", "rate", "g"),
-    Column("made smaller", "made smaller", ".4g"),
-    Column("hidden states", "hidden states aimed at", ".4g"),
-    Column("outputs", "outputs aimed at", ".4g"),
+    Column("made smaller", "made smaller", ",.1f"),
+    Column("hidden states", "hidden states aimed at", ",.1f"),
+    Column("outputs", "outputs aimed at", ",.1f"),
 )
 
 # The steps of healing by whose losses a rate is chosen.
@@ -184,9 +185,9 @@ def _smollm2(records: Records) -> list[Block]:
     """The embedding of a trained language model."""
     dense = next((record for record in records if "form" not in record), None)
     tried = [record for record in records if "form" in record]
-    best: dict[tuple[float, str], dict[str, Any]] = {}
+    best: dict[tuple[float, int], dict[str, Any]] = {}
     for record in sorted(tried, key=_last_losses, reverse=True):
-        best[-record["budget"], record["form"]] = record
+        best[-record["budget"], _TOKEN_FORMS.index(record["form"])] = record
     made = [best[key] for key in sorted(best)]
     rows = [_step_row(record) for record in made]
     preface = (
@@ -201,7 +202,12 @@ def _smollm2(records: Records) -> list[Block]:
         tokens = sum(stage["training"]["tokens"] for stage in made[0]["stages"])
         blocks += [
             Table(_STEPS, rows),
-            Text((f"Dense: {_perplexity(made[0]['dense']):.4g}. Tokens of healing: {tokens:,} of each form.",)),
+            Text(
+                (
+                    f"Dense: {_perplexity(made[0]['dense']):.1f}. Tokens of healing: {tokens:,} of each form.",
+                    *_lowest(rows),
+                )
+            ),
         ]
     if dense is not None and dense["units"]:
         found = dense["units"].items()
@@ -223,6 +229,21 @@ def _step_row(record: dict[str, Any]) -> dict[str, Any]:
         "hidden states": _perplexity(first["after"]),
         "outputs": _perplexity(second["after"]),
     }
+
+
+def _lowest(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Which form is the best of its size, before healing and after it."""
+    found = []
+    for budget in sorted({row["budget"] for row in rows}, reverse=True):
+        alike = [row for row in rows if row["budget"] == budget]
+        named = {when: min(alike, key=lambda row: row[when]) for when in ("error", "made smaller", "outputs")}
+        found.append(
+            f"At {budget:.0%} {named['error']['form']} has the lowest error of the table, "
+            f"{named['made smaller']['form']} the lowest perplexity before healing "
+            f"({named['made smaller']['made smaller']:,.1f}), {named['outputs']['form']} after it "
+            f"({named['outputs']['outputs']:,.1f})."
+        )
+    return found
 
 
 def _last_losses(record: dict[str, Any]) -> float:
