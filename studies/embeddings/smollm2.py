@@ -32,7 +32,7 @@ from mpochain.report import provenance
 HERE = Path(__file__).parent
 EMBEDDING = "model.embed_tokens"
 BUDGETS = (0.5, 0.25)
-RATES, _LAST = (3e-5, 1e-4, 3e-4, 1e-3, 3e-3, 1e-2), 12
+RATES, _LAST = (1e-5, 3e-5, 1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2), 12
 
 _SHOWN = ("Ġking", "Ġriver", "Ġplayed", "Ġgood", "1", "ing", "ĠPython")
 _NEAREST = 5
