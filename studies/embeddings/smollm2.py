@@ -1,7 +1,7 @@
 """The embedding of SmolLM2-135M at a half and a quarter of its parameters, before and after healing.
 
 ``python studies/embeddings/smollm2.py studies/smollm2/recipe.yaml WORDNET WORK`` takes the model and the texts of the
-recipe and the folder of WordNet's database, keeps models and what is needed to go on in the folder WORK, and writes one
+recipe and the folder of WordNet's database, keeps models that wait to be healed in the folder WORK, and writes one
 JSON for each form and size into ``smollm2/`` beside this file; what is there is not run again. The head stays tied.
 Healing is in two stages, as SEE has it: first the embedding and hidden states of the dense model are aimed at, then its
 outputs and the text; the embedding alone learns. A form heals at the rate after which it had, at half the parameters,
@@ -12,10 +12,10 @@ from __future__ import annotations
 
 import json
 import sys
+import time
 from collections.abc import Callable
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
-from shutil import rmtree
 from statistics import fmean
 from typing import Any
 
@@ -23,11 +23,20 @@ import torch
 from torch import nn
 
 from mpochain.atomic import write_bytes
-from mpochain.jobs import distill_by, read_recipe
-from mpochain.jobs.recipe import Recipe, UnitsOfTokens
+from mpochain.jobs import Recipe, read_recipe
+from mpochain.jobs.recipe import Group, Stage, UnitsOfTokens
+from mpochain.jobs.staging import make_smaller
 from mpochain.jobs.token_units import token_units
-from mpochain.language import LanguageModel, load_language_model
+from mpochain.language import (
+    LanguageModel,
+    load_language_model,
+    perplexity,
+    read_tokens,
+    save_language_model,
+    windows,
+)
 from mpochain.report import provenance
+from mpochain.train import FinetuneConfig, finetune
 
 HERE = Path(__file__).parent
 EMBEDDING = "model.embed_tokens"
@@ -61,26 +70,6 @@ def forms(wordnet: Path) -> dict[str, dict[str, Any]]:
     }
 
 
-def recipe_of(recipe: Recipe, group: dict[str, Any], budget: float, rate: float) -> Recipe:
-    """The recipe of one form at one size and rate."""
-    assert recipe.healing is not None
-    assert recipe.evaluation is not None
-    first, *others = ({"name": name, "training": training} for name, training in _STAGES.items())
-    return read_recipe(
-        None,
-        {
-            "model": recipe.model,
-            "evaluation": {"text": recipe.evaluation.text, "windows": 8},
-            "healing": {
-                "text": recipe.healing.text,
-                "window": 256,
-                "training": {**_LEARNING, "learning_rate": rate},
-            },
-            "stages": [{**first, "groups": [{"targets": [EMBEDDING], "budget": budget, **group}]}, *others],
-        },
-    )
-
-
 @torch.no_grad()
 def nearest(language: LanguageModel) -> dict[str, list[str]]:
     """The tokens whose rows have the smallest angle to that of a token."""
@@ -109,41 +98,118 @@ def best_rate(made: Callable[[float], dict[str, Any]]) -> float:
             return rate
 
 
+class Study:
+    """The dense model, what all forms are healed and measured on, and where models wait to be healed.
+
+    Args:
+        recipe: names the model and its texts.
+        wordnet: folder of the database.
+        work: folder for models that are made smaller and not healed.
+    """
+
+    def __init__(self, recipe: Recipe, wordnet: Path, work: Path) -> None:
+        assert recipe.healing is not None
+        assert recipe.evaluation is not None
+        self._model, self._work, self.groups = recipe.model, work, forms(wordnet)
+        self._dense = load_language_model(recipe.model)
+        self._text = read_tokens(recipe.evaluation.text, self._dense.tokenizer)
+        self._pieces = torch.cat(windows(read_tokens(recipe.healing.text, self._dense.tokenizer), 256))
+
+    @cached_property
+    def perplexity(self) -> dict[str, Any]:
+        """Of the dense model."""
+        return self._measured(self._dense)
+
+    def dense(self) -> dict[str, Any]:
+        """What is known before anything is made smaller: perplexity, nearest rows, and the units of tokens."""
+        rows: Any = self._dense.model.get_submodule(EMBEDDING)
+        units = {}
+        for form, group in self.groups.items():
+            if "units" in group:
+                found = token_units(self._dense.tokenizer, rows.num_embeddings, UnitsOfTokens(**group["units"]))
+                counts = {key: getattr(found, key) for key in ("count", "whole", "cut", "padded", "apart")}
+                units[form] = {**counts, "examples": {token: found.units_of(token) for token in _SHOWN}}
+        return {
+            "model": Path(self._model).name,
+            "perplexity": self.perplexity,
+            "nearest": nearest(self._dense),
+            "units": units,
+        }
+
+    def healed(self, form: str, budget: float, rate: float) -> dict[str, Any]:
+        """One form of one size, after both stages at a rate."""
+        language, made = self._smaller(form, budget)
+        stages: list[dict[str, Any]] = []
+        before = made["perplexity"]
+        for name, config in _STAGES.items():
+            result = finetune(
+                language.model,
+                self._pieces,
+                config=FinetuneConfig(learning_rate=rate, **_LEARNING, **config),
+                teacher=self._dense.model,
+                label=f"{form} {budget:g} rate {rate:g} {name}",
+            )
+            stages.append(
+                {
+                    "name": name,
+                    "before": before,
+                    "training": {
+                        "tokens": result.tokens,
+                        "seconds": result.seconds,
+                        "losses": [round(loss, 5) for loss in result.losses],
+                    },
+                    "after": self._measured(language),
+                }
+            )
+            before = stages[-1]["after"]
+        stages[0] |= {"layers": [made["layer"]], "seconds": made["seconds"]}
+        about = {"form": form, "budget": budget, "rate": rate, "dense": self.perplexity}
+        return {**about, "stages": stages, "nearest": nearest(language)}
+
+    def _smaller(self, form: str, budget: float) -> tuple[LanguageModel, dict[str, Any]]:
+        """Made once for all rates: fitting may take longer than healing."""
+        folder = self._work / f"{form.replace(' ', '-')}-{budget:g}"
+        record = folder / "made.json"
+        if not record.exists():
+            language = load_language_model(self._model)
+            began = time.perf_counter()
+            stage = Stage(
+                name=form.replace(" ", "-"), groups=(Group(targets=(EMBEDDING,), budget=budget, **self.groups[form]),)
+            )
+            (layer,) = make_smaller(stage, language.model, tokenizer=language.tokenizer, log=print)
+            seconds = time.perf_counter() - began
+            save_language_model(language, folder)
+            made = {"layer": layer, "seconds": seconds, "perplexity": self._measured(language)}
+            write_bytes(record, json.dumps(made).encode())
+        return load_language_model(str(folder)), json.loads(record.read_text())
+
+    def _measured(self, language: LanguageModel) -> dict[str, Any]:
+        return perplexity(language.model, self._text, window=512, count=8).as_dict()
+
+
 def main(recipe_file: Path, wordnet: Path, work: Path) -> None:
     """Make what is missing."""
-    recipe = read_recipe(recipe_file)
+    study = Study(read_recipe(recipe_file), wordnet, work)
     folder = HERE / "smollm2"
     folder.mkdir(exist_ok=True)
 
-    def keep(name: str, record: dict[str, Any]) -> None:
-        write_bytes(folder / f"{name}.json", (json.dumps(record, indent=1, ensure_ascii=False) + "\n").encode())
-
-    if not (folder / "dense.json").exists():
-        language = load_language_model(recipe.model)
-        rows: Any = language.model.get_submodule(EMBEDDING)
-        record: dict[str, Any] = {"model": Path(recipe.model).name, "nearest": nearest(language), "units": {}}
-        for form, group in forms(wordnet).items():
-            if "units" in group:
-                units = token_units(language.tokenizer, rows.num_embeddings, UnitsOfTokens(**group["units"]))
-                counts = {key: getattr(units, key) for key in ("count", "whole", "cut", "padded", "apart")}
-                record["units"][form] = {**counts, "examples": {token: units.units_of(token) for token in _SHOWN}}
-        keep("dense", {**record, "provenance": provenance(threads=torch.get_num_threads())})
-
-    def made(form: str, group: dict[str, Any], budget: float, rate: float) -> dict[str, Any]:
-        name = f"{form.replace(' ', '-')}-{budget:g}-rate-{rate:g}"
+    def record(name: str, make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
         file = folder / f"{name}.json"
         if not file.exists():
-            found = distill_by(recipe_of(recipe, group, budget, rate), work / name, log=print)
-            about = {"form": form, "budget": budget, "rate": rate}
-            keep(name, {**about, **found.as_dict(), "nearest": nearest(found.language)})
-            rmtree(work / name)
+            made = {**make(), "provenance": provenance(threads=torch.get_num_threads())}
+            write_bytes(file, (json.dumps(made, indent=1, ensure_ascii=False) + "\n").encode())
         return json.loads(file.read_text(encoding="utf-8"))
 
-    for form, group in forms(wordnet).items():
+    def healed(form: str, budget: float, rate: float) -> dict[str, Any]:
+        name = f"{form.replace(' ', '-')}-{budget:g}-rate-{rate:g}"
+        return record(name, lambda: study.healed(form, budget, rate))
+
+    record("dense", study.dense)
+    for form in study.groups:
         largest, *others = BUDGETS
-        rate = best_rate(partial(made, form, group, largest))
+        rate = best_rate(partial(healed, form, largest))
         for budget in others:
-            made(form, group, budget, rate)
+            healed(form, budget, rate)
 
 
 if __name__ == "__main__":
