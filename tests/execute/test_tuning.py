@@ -30,8 +30,14 @@ def _tune(mode="inference", memory="compact", batch=4):
 def test_a_tuned_plan_runs_the_fastest_of_what_was_timed(mode, memory):
     made = _tune(mode, memory)
     timed = [each for each in made.considered if each.measured is not None]
-    assert len(timed) >= 3
-    assert any(each.variant.rebuilds for each in timed), "the dense matrix is among them where it is not hopeless"
+    # How many are hopeless depends on what this machine was measured to be.
+    predicted = mpo.plan(SPEC, 4, mode=mode, memory=memory, setting=HERE)
+    promising = {
+        each.variant.candidate
+        for place, each in enumerate(predicted.considered)
+        if each.predicted <= 4 * predicted.predicted_seconds and (place < 3 or each.variant.rebuilds)
+    }
+    assert promising <= {each.variant.candidate for each in timed}
     assert made.chosen is timed[0].variant
     assert made.measured_seconds == min(each.measured for each in timed)
     assert {each.variant.candidate for each in made.considered} == {
