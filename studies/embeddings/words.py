@@ -28,7 +28,7 @@ from mpochain.train import TrainConfig, train
 HERE = Path(__file__).parent
 SHRINKS = (10, 20, 40, 80)
 RATES, CHOSEN_AT = (1e-3, 3e-3), 20
-BATCH, EPOCHS, SEED = 32, 5, 42
+BATCH, EPOCHS, SEED = 32, 8, 42
 
 _SHOWN = ("king", "war", "river", "played", "good", "1942", "Australian", "quickly")
 _NEAREST, _ROUNDS = 5, 15

@@ -14,6 +14,21 @@ from mpochain.nn.linear import MPOLinear
 from mpochain.nn.permuted import PermutedLinear
 from mpochain.nn.sum import SumLinear
 
+__all__ = [
+    "ChainsEntry",
+    "EmbeddingEntry",
+    "EntangledEntry",
+    "InterpolativeEntry",
+    "LayerEntry",
+    "PermutedEntry",
+    "RowsEntry",
+    "SpecEntry",
+    "SumEntry",
+    "TokenTrainEntry",
+    "describe",
+    "read",
+]
+
 Size = Annotated[int, Field(ge=1, le=1 << 31, strict=True)]
 # More sites, terms or parts than anyone has use for, few enough to plan at once.
 _MOST_SITES, _MOST_TERMS, _MOST_PARTS = 16, 16, 4
