@@ -92,8 +92,9 @@ def _words(records: Records, figures: Path) -> list[Block]:
         "WikiText-2: a transformer of two blocks of 256 learns from the validation text, vocabulary 10,000 words, and "
         "is measured on the test text; blocks and head compute in bfloat16. Its head is dense and not tied: what is "
         "compared is the embedding alone. "
-        "Each form learns at the rate, of two, that was best for it at 20 times smaller on the last tenth of the "
-        "training text, and stops at the epoch that is best there. Perplexities; one seed."
+        "Each form learns at the rate beside which, at 20 times smaller, neither was better on the last tenth of the "
+        "training text (rates about threefold apart), and stops at the epoch that is best there. Perplexities; one "
+        "seed."
     )
     blocks: list[Block] = [
         Heading("A language model of words"),

@@ -20,6 +20,7 @@ from statistics import fmean
 from typing import Any
 
 import torch
+from rates import best_rate
 from torch import nn
 
 from mpochain.atomic import write_bytes
@@ -41,7 +42,7 @@ from mpochain.train import FinetuneConfig, finetune
 HERE = Path(__file__).parent
 EMBEDDING = "model.embed_tokens"
 BUDGETS = (0.5, 0.25)
-RATES, _LAST = (1e-5, 3e-5, 1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2), 12
+_LAST = 12
 
 _SHOWN = ("Ġking", "Ġriver", "Ġplayed", "Ġgood", "1", "ing", "ĠPython")
 _NEAREST = 5
@@ -82,20 +83,6 @@ def nearest(language: LanguageModel) -> dict[str, list[str]]:
         order = (rows @ rows[place]).topk(_NEAREST + 1).indices.tolist()
         found[token] = tokenizer.convert_ids_to_tokens([each for each in order if each != place][:_NEAREST])
     return found
-
-
-def best_rate(made: Callable[[float], dict[str, Any]]) -> float:
-    """The rate whose neighbours are no better, from the better of two on."""
-
-    def loss(rate: float) -> float:
-        return fmean(made(rate)["stages"][-1]["training"]["losses"][-_LAST:])
-
-    best = min((1e-3, 1e-4), key=loss)
-    while True:
-        rate, place = best, RATES.index(best)
-        best = min(RATES[max(place - 1, 0) : place + 2], key=loss)
-        if best == rate:
-            return rate
 
 
 class Study:
@@ -204,11 +191,13 @@ def main(recipe_file: Path, wordnet: Path, work: Path) -> None:
         name = f"{form.replace(' ', '-')}-{budget:g}-rate-{rate:g}"
         return record(name, lambda: study.healed(form, budget, rate))
 
+    def loss(form: str, rate: float) -> float:
+        return fmean(healed(form, BUDGETS[0], rate)["stages"][-1]["training"]["losses"][-_LAST:])
+
     record("dense", study.dense)
     for form in study.groups:
-        largest, *others = BUDGETS
-        rate = best_rate(partial(healed, form, largest))
-        for budget in others:
+        rate = best_rate(partial(loss, form), first=(1e-3, 1e-4))
+        for budget in BUDGETS[1:]:
             healed(form, budget, rate)
 
 

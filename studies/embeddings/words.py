@@ -2,8 +2,8 @@
 
 ``python studies/embeddings/words.py VALID TEST WORDNET`` takes WikiText-2's validation text to learn from, its test
 text to be measured on and the folder of WordNet's database, and writes one JSON for each run into ``words/`` beside
-this file; what is there is not run again. Each form learns at the rate that was best for it at 20 times smaller on the
-last tenth of the training text, which also chooses the epoch.
+this file; what is there is not run again. Each form learns at the rate beside which, at 20 times smaller, neither was
+better on the last tenth of the training text, which also chooses the epoch.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from typing import Any
 
 import torch
 from forms import DENSE, Forms, parameters_of
+from rates import best_rate
 from torch import Tensor, nn
 from word_model import COLUMNS, UNKNOWN, WORDS, Text, WordModel, loss, perplexity, sample
 
@@ -26,8 +27,8 @@ from mpochain.report import provenance
 from mpochain.train import TrainConfig, train
 
 HERE = Path(__file__).parent
-SHRINKS = (10, 20, 40, 80)
-RATES, CHOSEN_AT = (1e-3, 3e-3), 20
+# The first is where rates are chosen.
+SHRINKS = (20, 10, 80, 40)
 BATCH, EPOCHS, SEED = 32, 8, 42
 
 _SHOWN = ("king", "war", "river", "played", "good", "1942", "Australian", "quickly")
@@ -120,11 +121,14 @@ def main(learn: Path, test: Path, wordnet: Path) -> None:
             write_bytes(file, (json.dumps(record, indent=1, ensure_ascii=False) + "\n").encode())
         return json.loads(file.read_text(encoding="utf-8"))
 
-    for form in (DENSE, *forms.makers):
-        tried = {rate: made(form, 1 if form == DENSE else CHOSEN_AT, rate) for rate in RATES}
-        rate = min(tried, key=lambda each: tried[each].get("held out", float("inf")))
-        for shrink in SHRINKS if form != DENSE else ():
-            made(form, shrink, rate)
+    def rate_of(form: str) -> float:
+        shrink = 1 if form == DENSE else SHRINKS[0]
+        return best_rate(lambda rate: made(form, shrink, rate).get("held out", float("inf")), first=(1e-3, 3e-3))
+
+    rates = {form: rate_of(form) for form in (DENSE, *forms.makers)}
+    for shrink in SHRINKS[1:]:
+        for form in forms.makers:
+            made(form, shrink, rates[form])
 
 
 if __name__ == "__main__":
