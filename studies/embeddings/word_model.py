@@ -23,20 +23,21 @@ class Text:
     """WikiText-2 as words: its validation text to learn from, its test text to be measured on.
 
     Args:
-        learn: the one, whose most frequent words are the vocabulary.
+        learn: the one. The most frequent words of what is not held out of it are the vocabulary, so that words are as
+            unknown in what is held out as in the other.
         test: the other.
     """
 
     def __init__(self, learn: Path, test: Path) -> None:
         words = _words(learn)
-        counts = Counter(words)
+        cut = int(len(words) * (1 - _HELD_OUT))
+        counts = Counter(words[:cut])
         counts.pop(UNKNOWN, None)
         kept = [word for word, _ in counts.most_common(WORDS - 1)]
         self.vocabulary = [UNKNOWN, *kept]
         self.counts = {word: counts[word] for word in kept}
         numbers = {word: number for number, word in enumerate(self.vocabulary)}
         learned = torch.tensor([numbers.get(word, 0) for word in words])
-        cut = int(len(learned) * (1 - _HELD_OUT))
         self.train, self.held_out = learned[:cut], learned[cut:]
         self.test = torch.tensor([numbers.get(word, 0) for word in _words(test)])
 
