@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
@@ -10,13 +11,28 @@ from torch import nn
 from word_model import COLUMNS, WORDS, Text
 
 from mpochain import ChainSpec, EntangledEmbedding, MPOEmbedding, shapes
-from mpochain.nn import RowEmbedding
 from mpochain.units import Morphemes, Pieces, Units, WordNet
 
 DENSE = "dense"
 
+# Of words that are made of units.
+_PLACES = 3
+
 # Pieces for words that the lexicon does not know, and how many words have to share a unit.
 _PIECES, _SHARED = 1000, 5
+
+
+@dataclass(frozen=True)
+class Made:
+    """An embedding, and what its words are made of if that was given."""
+
+    embedding: nn.Module
+    units: Units | None = None
+
+    @property
+    def parameters(self) -> int:
+        """Of the embedding."""
+        return parameters_of(self.embedding)
 
 
 class Forms:
@@ -29,36 +45,35 @@ class Forms:
 
     def __init__(self, text: Text, wordnet: Path) -> None:
         self._text, self._wordnet = text, wordnet
-        self.makers: dict[str, Callable[[int], RowEmbedding | None]] = {
-            "low rank": self._low_rank,
-            "MPO": self._chain,
-            "word2ketXS": self._digits,
-            "MorphTE": self._morphemes,
-            "SEE": self._sememes,
+        self.makers: dict[str, Callable[[int], Made | None]] = {
+            "low rank": self._factors,
+            "MPO": self._mpo,
+            "word2ketXS": self._word2ketxs,
+            "MorphTE": self._morphte,
+            "SEE": self._see,
         }
 
-    def make(self, form: str, shrink: int) -> nn.Module | None:
+    def make(self, form: str, shrink: int) -> Made | None:
         """One that is at least so many times smaller than the dense table; None where there is none."""
         if form == DENSE:
-            return nn.Embedding(WORDS, COLUMNS)
+            return Made(nn.Embedding(WORDS, COLUMNS))
         return self.makers[form](WORDS * COLUMNS // shrink)
 
     @cached_property
-    def morphemes(self) -> Units:
-        """Three of each word."""
-        return Units.of(self._text.vocabulary, Morphemes.train(self._text.counts), 3)
+    def _morphemes(self) -> Units:
+        return Units.of(self._text.vocabulary, Morphemes.train(self._text.counts), _PLACES)
 
     @cached_property
-    def sememes(self) -> Units:
-        """Two of each word: meanings of its first sense, or pieces."""
+    def _sememes(self) -> Units:
+        """Meanings of the first sense of each word, or pieces."""
         ways = [WordNet(self._wordnet), Pieces.train(self._text.vocabulary, _PIECES)]
-        return Units.of(self._text.vocabulary, ways, 2, least=_SHARED)
+        return Units.of(self._text.vocabulary, ways, _PLACES, least=_SHARED)
 
-    def _low_rank(self, budget: int) -> RowEmbedding | None:
+    def _factors(self, budget: int) -> Made | None:
         rank = budget // (WORDS + COLUMNS)
-        return MPOEmbedding(WORDS, COLUMNS, spec=shapes.low_rank(WORDS, COLUMNS, rank)) if rank else None
+        return Made(MPOEmbedding(WORDS, COLUMNS, spec=shapes.low_rank(WORDS, COLUMNS, rank))) if rank else None
 
-    def _chain(self, budget: int) -> RowEmbedding | None:
+    def _mpo(self, budget: int) -> Made | None:
         dims = shapes.default_dims(WORDS, 3), shapes.default_dims(COLUMNS, 3)
         found = None
         for bond in range(1, COLUMNS):
@@ -66,20 +81,16 @@ class Forms:
             if spec.parameters > budget:
                 break
             found = spec
-        return MPOEmbedding(WORDS, COLUMNS, spec=found) if found is not None else None
+        return Made(MPOEmbedding(WORDS, COLUMNS, spec=found)) if found is not None else None
 
-    def _digits(self, budget: int) -> RowEmbedding | None:
-        return _largest(budget, lambda ranks: EntangledEmbedding(WORDS, COLUMNS, order=2, ranks=ranks))
+    def _word2ketxs(self, budget: int) -> Made | None:
+        return _largest(budget, lambda ranks: Made(EntangledEmbedding(WORDS, COLUMNS, order=2, ranks=ranks)))
 
-    def _morphemes(self, budget: int) -> RowEmbedding | None:
-        index = self.morphemes.index
-        return _largest(budget, lambda ranks: EntangledEmbedding(WORDS, COLUMNS, units=index, ranks=ranks, norm=True))
+    def _morphte(self, budget: int) -> Made | None:
+        return _of_units(budget, self._morphemes, norm=True)
 
-    def _sememes(self, budget: int) -> RowEmbedding | None:
-        index = self.sememes.index
-        return _largest(
-            budget, lambda ranks: EntangledEmbedding(WORDS, COLUMNS, units=index, ranks=ranks, coefficients=True)
-        )
+    def _see(self, budget: int) -> Made | None:
+        return _of_units(budget, self._sememes, coefficients=True)
 
 
 def parameters_of(embedding: nn.Module) -> int:
@@ -87,8 +98,18 @@ def parameters_of(embedding: nn.Module) -> int:
     return sum(each.numel() for each in embedding.parameters())
 
 
-def _largest(budget: int, make: Callable[[int], RowEmbedding]) -> RowEmbedding | None:
+def _largest(budget: int, make: Callable[[int], Made]) -> Made | None:
     """The one of most ranks within the budget."""
-    one, two = parameters_of(make(1)), parameters_of(make(2))
+    one, two = make(1).parameters, make(2).parameters
     ranks = (budget - one) // (two - one) + 1
     return make(ranks) if ranks >= 1 else None
+
+
+def _of_units(budget: int, units: Units, *, norm: bool = False, coefficients: bool = False) -> Made | None:
+    def make(ranks: int) -> Made:
+        embedding = EntangledEmbedding(
+            WORDS, COLUMNS, units=units.index, ranks=ranks, norm=norm, coefficients=coefficients
+        )
+        return Made(embedding, units)
+
+    return _largest(budget, make)

@@ -106,15 +106,14 @@ def main(learn: Path, test: Path, wordnet: Path) -> None:
         file = HERE / "words" / f"{label.replace(' ', '-')}.json"
         if not file.exists():
             torch.manual_seed(SEED)
-            embedding = forms.make(form, shrink)
-            record: dict[str, Any] = {"form": form, "shrink": shrink, "absent": embedding is None}
-            if embedding is not None:
-                record |= run(text, embedding, rate, label)
-            units = {"MorphTE": "morphemes", "SEE": "sememes"}.get(form)
-            if units is not None:
-                index = getattr(forms, units)
-                record["units"] = {key: getattr(index, key) for key in ("count", "whole", "cut", "padded", "apart")}
-                record["examples"] = {word: index.units_of(word) for word in (*_SHOWN, UNKNOWN) if word in index.words}
+            found = forms.make(form, shrink)
+            record: dict[str, Any] = {"form": form, "shrink": shrink, "absent": found is None}
+            if found is not None:
+                record |= run(text, found.embedding, rate, label)
+                if (units := found.units) is not None:
+                    record["units"] = {key: getattr(units, key) for key in ("count", "whole", "cut", "padded", "apart")}
+                    words = [word for word in (*_SHOWN, UNKNOWN) if word in units.words]
+                    record["examples"] = {word: units.units_of(word) for word in words}
             record["unknown"] = text.unknown()
             record["provenance"] = provenance(threads=torch.get_num_threads())
             file.parent.mkdir(exist_ok=True)
