@@ -11,6 +11,7 @@ from torch import nn
 from word_model import COLUMNS, WORDS, Text
 
 from mpochain import ChainSpec, EntangledEmbedding, MPOEmbedding, shapes
+from mpochain.nn import RowEmbedding
 from mpochain.units import Morphemes, Pieces, Units, WordNet
 
 DENSE = "dense"
@@ -26,7 +27,7 @@ _PIECES, _SHARED = 1000, 5
 class Made:
     """An embedding, and what its words are made of if that was given."""
 
-    embedding: nn.Module
+    embedding: nn.Embedding | RowEmbedding
     units: Units | None = None
 
     @property
@@ -50,14 +51,26 @@ class Forms:
             "MPO": self._mpo,
             "word2ketXS": self._word2ketxs,
             "MorphTE": self._morphte,
+            "pieces": self._spelt,
             "SEE": self._see,
         }
 
-    def make(self, form: str, shrink: int) -> Made | None:
-        """One that is at least so many times smaller than the dense table; None where there is none."""
+    def make(self, form: str, shrink: int, start: float) -> Made | None:
+        """One that has at least so many times fewer parameters than the dense table; None where there is none.
+
+        Args:
+            form: one of ``makers``, or dense.
+            shrink: at least 1.
+            start: deviation of the entries of its table at first.
+        """
         if form == DENSE:
-            return Made(nn.Embedding(WORDS, COLUMNS))
-        return self.makers[form](WORDS * COLUMNS // shrink)
+            made = Made(nn.Embedding(WORDS, COLUMNS))
+            nn.init.normal_(made.embedding.weight, std=start)
+            return made
+        found = self.makers[form](WORDS * COLUMNS // shrink)
+        if found is not None:
+            found.embedding.reset_parameters(start)
+        return found
 
     @cached_property
     def _morphemes(self) -> Units:
@@ -68,6 +81,12 @@ class Forms:
         """Meanings of the first sense of each word, or pieces."""
         ways = [WordNet(self._wordnet), Pieces.train(self._text.vocabulary, _PIECES)]
         return Units.of(self._text.vocabulary, ways, _PLACES, least=_SHARED)
+
+    @cached_property
+    def _pieces(self) -> Units:
+        """The same without meanings."""
+        pieces = Pieces.train(self._text.vocabulary, _PIECES)
+        return Units.of(self._text.vocabulary, pieces, _PLACES, least=_SHARED)
 
     def _factors(self, budget: int) -> Made | None:
         rank = budget // (WORDS + COLUMNS)
@@ -88,6 +107,9 @@ class Forms:
 
     def _morphte(self, budget: int) -> Made | None:
         return _of_units(budget, self._morphemes, norm=True)
+
+    def _spelt(self, budget: int) -> Made | None:
+        return _of_units(budget, self._pieces, coefficients=True)
 
     def _see(self, budget: int) -> Made | None:
         return _of_units(budget, self._sememes, coefficients=True)

@@ -53,12 +53,14 @@ class WordModel(nn.Module):
 
     Args:
         words: the embedding, from tokens to ``COLUMNS`` numbers each.
+        start: deviation of what positions are at first.
     """
 
-    def __init__(self, words: nn.Module) -> None:
+    def __init__(self, words: nn.Module, start: float) -> None:
         super().__init__()
         self.words = words
         self.positions = nn.Embedding(CONTEXT, COLUMNS)
+        nn.init.normal_(self.positions.weight, std=start)
         # No dropout inside: drawing its masks would be a fifth of a step.
         block = nn.TransformerEncoderLayer(
             COLUMNS, HEADS, 4 * COLUMNS, 0.0, batch_first=True, norm_first=True, activation="gelu"
@@ -92,7 +94,7 @@ def sample(words: Tensor, generator: torch.Generator, count: int) -> tuple[Tenso
 
 @torch.no_grad()
 def perplexity(model: nn.Module, words: Tensor) -> float:
-    """Of every word of a text but the first, in windows that do not overlap."""
+    """Of every word of a text but the first, in windows that do not overlap; what is left at the end is left out."""
     model.eval()
     count = (len(words) - 1) // CONTEXT * CONTEXT
     inputs, targets = words[:count].view(-1, CONTEXT), words[1 : count + 1].view(-1, CONTEXT)
