@@ -33,6 +33,8 @@ def made(form, dtype=torch.float64, **arguments):
     torch.manual_seed(0)
     if form == "tokens":
         return TokenTrainEmbedding(WORDS, 12, max_bond=2, dims=(2, 3, 2), dtype=dtype, **arguments)
+    if form == "tokens, padded":
+        return TokenTrainEmbedding(WORDS, COLUMNS, max_bond=2, dtype=dtype, **arguments)
     if form == "tokens, bond 1":
         return TokenTrainEmbedding(WORDS, 12, max_bond=1, dtype=dtype, **arguments)
     if form in CHAINS:
@@ -62,7 +64,7 @@ def _chain(form, dtype, arguments):
 
 
 CHAINS = ["chain", "three sites", "sum", "permuted", "both orders"]
-ROWS = [*FORMS, "tokens", "tokens, bond 1"]
+ROWS = [*FORMS, "tokens", "tokens, padded", "tokens, bond 1"]
 ALL = [*CHAINS, *ROWS]
 
 
@@ -76,7 +78,7 @@ def dense_table(embedding):
             row = torch.ones(1, 1, dtype=torch.float64)
             for core, shape in zip(embedding.cores, embedding.core_shapes, strict=True):
                 row = torch.einsum("ml,lqr->mqr", row, core[word].view(shape)).reshape(-1, shape[2])
-            rows.append(row[:, 0])
+            rows.append(row[: embedding.embedding_dim, 0])
         return torch.stack(rows)
     rows = []
     for word in range(embedding.num_embeddings):

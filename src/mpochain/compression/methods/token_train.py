@@ -61,5 +61,5 @@ class TokenTrain(Method):
         return bond
 
     def _cost(self, weight: Tensor, bond: int) -> int:
-        one = TokenTrainEmbedding(1, weight.shape[1], bond, sites=self._sites, dims=self._dims)
+        one = TokenTrainEmbedding(1, weight.shape[1], bond, sites=self._sites, dims=self._dims, device="meta")
         return weight.shape[0] * sum(core.numel() for core in one.cores)

@@ -30,16 +30,16 @@ class TokenTrainEmbedding(RowEmbedding):
 
     Args:
         num_embeddings: words.
-        embedding_dim: columns of the table, the product of ``dims``.
+        embedding_dim: columns of the table.
         max_bond: largest bond; clipped to what a row can have.
         sites: number of sites of the default dims, 3 if not given.
-        dims: of the sites, instead of the default.
+        dims: of the sites, instead of the default, whose product is ``embedding_dim`` or more: longer rows are cut.
         padding_idx: a row that gets no gradient from look-ups, as in ``nn.Embedding``.
         device: where the parameters live.
         dtype: their element type.
 
     Raises:
-        SpecError: dims that do not multiply to ``embedding_dim``, or no bond.
+        SpecError: dims that are too small, or no bond.
 
     Example:
         >>> embedding = TokenTrainEmbedding(100, 64, max_bond=1)
@@ -123,6 +123,7 @@ class TokenTrainEmbedding(RowEmbedding):
     def maker(self, ids: Tensor) -> Maker:
         """Rows are products of their own cores, from the left."""
         cores, shapes_ = self.cores, self.core_shapes
+        direct = self._direct()
 
         def make(some: slice, out: Tensor | None) -> Tensor:
             with without_autocast(cores[0]):
@@ -132,17 +133,23 @@ class TokenTrainEmbedding(RowEmbedding):
                         continue
                     columns = made.shape[1] // left
                     factor = F.embedding(ids[some], core).view(-1, left, dim * right)
-                    into = out.view(-1, columns, dim) if out is not None and site + 1 == len(cores) else None
+                    last = direct and site + 1 == len(cores)
+                    into = out.view(-1, columns, dim) if out is not None and last else None
                     made = torch.bmm(made.view(-1, columns, left), factor, out=into).flatten(1)
-            return made if out is None or len(cores) > 1 else out.copy_(made)
+            made = made[:, : self.embedding_dim]
+            return made if out is None or direct else out.copy_(made)
 
         return make
+
+    def _direct(self) -> bool:
+        """Whether the last product is a row as it is."""
+        return len(self.dims) > 1 and math.prod(self.dims) == self.embedding_dim
 
     def scratch(self) -> int:
         """See :class:`mpochain.nn.RowEmbedding`."""
         columns, most = 1, 0
         for site, (left, dim, right) in enumerate(self.core_shapes):
-            made = columns * dim * right if site + 1 < len(self.dims) else 0
+            made = columns * dim * right if site + 1 < len(self.dims) or not self._direct() else 0
             most = max(most, columns * left + left * dim * right + made)
             columns *= dim
         return most
@@ -171,8 +178,8 @@ def _dims_of(columns: int, sites: int | None, dims: Iterable[int] | None) -> tup
     if dims is None:
         return shapes.default_dims(columns, 3 if sites is None else sites)
     found = tuple(int(each) for each in dims)
-    if sites not in (None, len(found)) or not found or min(found) < 1 or math.prod(found) != columns:
-        raise SpecError(f"dims must multiply to {columns}, one for each of the sites, got {found}")
+    if sites not in (None, len(found)) or not found or min(found) < 1 or math.prod(found) < columns:
+        raise SpecError(f"dims are one for each of the sites and multiply to {columns} or more, got {found}")
     return found
 
 
@@ -184,7 +191,8 @@ def _bonds_of(dims: tuple[int, ...], most: int) -> tuple[int, ...]:
 
 def _trains(rows: Tensor, core_shapes: list[tuple[int, int, int]]) -> list[Tensor]:
     """The cores ``(n, r_j-1 q_j r_j)`` of each of the rows ``(n, d)``, of equal norm within a row."""
-    rest, count = rows.double(), len(rows)
+    length, count = math.prod(dim for _, dim, _ in core_shapes), len(rows)
+    rest = F.pad(rows.double(), (0, length - rows.shape[1]))
     found = []
     for left, dim, right in core_shapes[:-1]:
         U, S, Vh = torch.linalg.svd(rest.reshape(count, left * dim, -1), full_matrices=False)
