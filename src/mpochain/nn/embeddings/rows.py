@@ -32,8 +32,9 @@ Maker = Callable[[slice, Tensor | None], Tensor]
 class RowEmbedding(nn.Module, ABC):
     """A table ``W (num_embeddings, embedding_dim)`` whose rows can be made: ``(...)`` to ``(..., embedding_dim)``.
 
-    A subclass says how rows are made, in :meth:`maker`. The table is never built for a look-up, a row that a batch asks
-    for several times is made once, and without gradients rows are made in tiles that take less than a MiB.
+    A subclass says how rows are made, in :meth:`maker`. The table is never built for a look-up. Of 64 tokens or more of
+    which a quarter are repeated, each row is made once; of fewer, and within a transform or a compiled graph, to find
+    out would cost more than it saves. Without gradients rows are made in tiles that take less than a MiB.
 
     Args:
         num_embeddings: rows of the table.
@@ -172,7 +173,7 @@ class RowEmbedding(nn.Module, ABC):
 
     def _require_rows(self, ids: Tensor) -> None:
         """Refuse indices beside the table, of which padding has some."""
-        if torch.compiler.is_compiling() or not len(ids):
+        if _traced() or not len(ids):
             return
         low, high = (int(each) for each in ids.aminmax())
         if low < 0 or high >= self.num_embeddings:
@@ -221,4 +222,9 @@ def _plain(ids: Tensor, parameters: list[nn.Parameter]) -> bool:
 
     Not where a compiler would have to know that, nor of dual or batched tensors.
     """
-    return not torch.compiler.is_compiling() and keepable(ids, parameters)
+    return not _traced() and keepable(ids, parameters)
+
+
+def _traced() -> bool:
+    """Whether the numbers of a tensor are not to be asked for: of a graph, or of a batch that a transform hides."""
+    return torch.compiler.is_compiling() or bool(torch._C._are_functorch_transforms_active())
