@@ -116,6 +116,13 @@ def test_its_variance_is_that_of_a_dense_embedding(form):
     assert 0.8 < torch.stack(found).mean().item() < 1.25
 
 
+def test_normalised_rows_have_the_deviation_that_is_asked_for():
+    embedding = made("MorphTE")
+    embedding.reset_parameters(0.1)
+    deviations = embedding.weight.var(1, unbiased=False).sqrt()
+    assert ((deviations > 0.09) & (deviations <= 0.1)).float().mean() > 0.8  # the rest are rows of hardly any size
+
+
 @pytest.mark.parametrize("form", ALL)
 def test_padding_rows_autocast_and_copies(form):
     embedding = made(form, padding_idx=-1)
@@ -260,7 +267,7 @@ def test_wrong_tokens_and_trains_are_refused():
             made(form)(torch.zeros(2))
         with pytest.raises(MPOError, match="'compact' or 'fast', got 'slow'"):
             made(form).set_execution(memory="slow")
-    with pytest.raises(MPOError, match=r"dims must multiply to 12, one for each of the sites, got \(2, 3\)"):
+    with pytest.raises(MPOError, match=r"one for each of the sites and multiply to 12 or more, got \(2, 3\)"):
         TokenTrainEmbedding(WORDS, 12, 2, dims=(2, 3))
     with pytest.raises(MPOError, match="a bond is 1 or more, got 0"):
         TokenTrainEmbedding(WORDS, 12, 0)
@@ -277,15 +284,25 @@ def test_the_index_is_a_copy_and_moves_along():
     assert embedding.to("meta").index.device.type == "meta"
 
 
-@given(st.lists(st.integers(1, 4), min_size=1, max_size=4), st.integers(1, 5), st.integers(0, 2**16))
-def test_trains_of_rows_are_as_near_as_tt_svd(dims, bond, seed):
+@given(st.lists(st.integers(1, 4), min_size=1, max_size=4), st.integers(0, 9), st.integers(1, 5), st.integers(0, 2**16))
+def test_trains_of_rows_are_as_near_as_tt_svd(dims, cut, bond, seed):
     torch.manual_seed(seed)
-    dense = nn.Embedding(7, math.prod(dims), dtype=torch.float64, padding_idx=2)
+    columns = max(math.prod(dims) - cut, 1)
+    dense = nn.Embedding(7, columns, dtype=torch.float64, padding_idx=2)
     train = TokenTrainEmbedding.from_embedding(dense, bond, dims=dims)
     assert train.padding_idx == 2
     for row, mine in zip(dense.weight.detach(), train.weight, strict=True):
-        chain = mpo.decompose(row[None], out_dims=(1,) * len(dims), in_dims=dims, max_bond=bond)
-        torch.testing.assert_close(mine[None], chain.to_matrix(), atol=1e-9, rtol=1e-7)
+        spec = mpo.ChainSpec((1,) * len(dims), dims, bond, in_features=columns)
+        torch.testing.assert_close(mine[None], mpo.decompose(row[None], spec).to_matrix(), atol=1e-9, rtol=1e-7)
+
+
+@pytest.mark.parametrize("columns", [1, 7, 10, 25, 97])
+def test_trains_of_any_length(columns):
+    dense = nn.Embedding(70, columns, dtype=torch.float64)
+    train = TokenTrainEmbedding.from_embedding(dense, columns)  # all that a row can have
+    torch.testing.assert_close(train(torch.arange(70)), dense.weight)
+    with torch.no_grad():
+        torch.testing.assert_close(train(torch.arange(70)), dense.weight)
 
 
 def test_trains_of_rows_without_numbers_or_of_zeros():
@@ -309,6 +326,13 @@ def test_it_is_transformed_as_dense_embeddings_are(form):
     both = torch.func.vmap(lambda p, b: torch.func.functional_call(models[0], (p, b), (ids,)))(parameters, buffers)
     torch.testing.assert_close(both, torch.stack([model(ids) for model in models]))
     own = {name: each.detach() for name, each in models[0].named_parameters()}
+    many = ids.view(2, 40).repeat(1, 2)
+    torch.testing.assert_close(torch.func.vmap(models[0])(many), models[0](many))
+    each = torch.func.vmap(
+        torch.func.grad(lambda p, some: torch.func.functional_call(models[0], p, (some,)).square().sum()), (None, 0)
+    )(own, many)
+    both = torch.func.grad(lambda p: torch.func.functional_call(models[0], p, (many,)).square().sum())(own)
+    torch.testing.assert_close({name: each[name].sum(0) for name in each}, both)
     rows, change = torch.func.jvp(lambda p: torch.func.functional_call(models[0], p, (ids,)), (own,), (own,))
     torch.testing.assert_close(rows, models[0](ids))
     assert change.any()

@@ -202,13 +202,14 @@ class EntangledEmbedding(RowEmbedding):
         """Normal vectors of such a deviation that entries of rows of different units have ``weight_std``.
 
         It is a sum of ``r`` products of ``n`` independent numbers, so each has ``(weight_std^2 / r)^(1/2n)``.
-        With ``norm``, rows have that of their scale instead, 1.
+        With ``norm``, rows have ``weight_std`` as their scale, and are drawn with 1 before it.
         """
-        std = (weight_std / math.sqrt(self.ranks)) ** (1 / self.order)
+        drawn = weight_std if self.scale is None else 1.0
+        std = (drawn / math.sqrt(self.ranks)) ** (1 / self.order)
         with torch.no_grad():
             for table in dict.fromkeys(self.tables):
                 table.normal_(0.0, std)
-            for each, value in ((self.coefficients, 1.0), (self.scale, 1.0), (self.shift, 0.0)):
+            for each, value in ((self.coefficients, 1.0), (self.scale, weight_std), (self.shift, 0.0)):
                 if each is not None:
                     each.fill_(value)
 

@@ -28,7 +28,7 @@ class Fit:
     """How near the rows came.
 
     Attributes:
-        errors: ``(num_embeddings,)`` relative error of each row; 0 for a row of zeros that is met.
+        errors: ``(num_embeddings,)`` relative error of each row; of a row of zeros 0 if it is met, else infinite.
         error: relative error of all rows together, each weighed by the frequency of its word.
         evaluations: of the gradient.
     """
@@ -109,7 +109,7 @@ def fit_rows(
     with torch.no_grad():
         rest = (embedding.weight - wide).square().sum(1)
         sizes = wide.square().sum(1)
-        errors = torch.where(rest > 0, (rest / sizes.clamp_min(torch.finfo(wide.dtype).tiny)).sqrt(), 0.0)
+        errors = torch.where(rest > 0, (rest / sizes).sqrt(), 0.0)
     return Fit(errors, math.sqrt(float((rest * weights).sum()) / whole), evaluations)
 
 

@@ -195,6 +195,7 @@ class MPOEmbedding(RowEmbedding):
         direct = self._direct()
         place = table.place if isinstance(table, PermutedLinear) else None
         columns = table.columns if isinstance(table, PermutedLinear) else None
+        back = None if columns is None else torch.argsort(columns)
         ids = ids if place is None else place.index_select(0, ids).long()
         digits = [_digits(ids, spec.out_dims) for spec in chains.specs]
 
@@ -206,8 +207,8 @@ class MPOEmbedding(RowEmbedding):
                     made = _row_products(chosen, spec, slices, out if direct else None)[:, : spec.in_features]
                     total = made if total is None else total + made
             assert total is not None
-            if columns is not None:
-                total = reordered(total, torch.argsort(columns))
+            if back is not None:
+                total = reordered(total, back)
             if out is None or direct:
                 return total
             return out.copy_(total)
