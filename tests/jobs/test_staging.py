@@ -13,7 +13,9 @@ from tiny import write_model
 import mpochain as mpo
 from mpochain import MPOError
 from mpochain.jobs import built_in_recipes, distill_by, read_recipe
+from mpochain.jobs.recipe import UnitsOfTokens
 from mpochain.jobs.staging import make_smaller
+from mpochain.jobs.token_units import token_units
 from mpochain.language import load_language_model
 
 # Counts of GPT-2 small with its head tied.
@@ -291,6 +293,16 @@ def test_embeddings_of_units_learn_hidden_states_first(lexicon):
     assert [stage["name"] for stage in record["stages"]] == ["words", "outputs"]
     (layer,) = record["stages"][0]["layers"]
     assert layer["bytes_after"] <= 0.8 * layer["bytes_before"]
+
+
+def test_rows_without_a_token_are_units_of_their_own(folder):
+    tokenizer = transformers.AutoTokenizer.from_pretrained(folder / "dense")
+    count = len(tokenizer)
+    found = token_units(tokenizer, count + 5, UnitsOfTokens(pieces=40))
+    known = token_units(tokenizer, count, UnitsOfTokens(pieces=40))
+    assert found.units_of(f"<row {count + 4}>") == (f"=<row {count + 4}>", "")
+    assert found.whole == known.whole + 5
+    assert (found.index[:count] == known.index).all(), "pieces are of tokens alone"
 
 
 @pytest.mark.parametrize(

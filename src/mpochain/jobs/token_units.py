@@ -24,11 +24,15 @@ def token_units(tokenizer: Any, count: int, settings: UnitsOfTokens) -> Units:
     Raises:
         CorpusError: a listing or database that cannot be read.
         MissingDependencyError: pieces without the package they need.
+        SpecError: a tokenizer with two tokens of one name, or one without any.
     """
-    tokens = [
-        f"<row {number}>" if token is None else token
-        for number, token in enumerate(tokenizer.convert_ids_to_tokens(list(range(count))))
-    ]
+    known: list[str | None] = tokenizer.convert_ids_to_tokens(list(range(count)))
+    names = [token if token is not None else f"<row {number}>" for number, token in enumerate(known)]
+    missing = {name for name, token in zip(names, known, strict=True) if token is None}
+
+    def of_tokens(segmenter: Segmenter) -> Segmenter:
+        return lambda token: () if token in missing else segmenter(token)
+
     ways: list[Segmenter] = []
     if settings.listing is not None:
         ways.append(Listing(settings.listing))
@@ -36,5 +40,5 @@ def token_units(tokenizer: Any, count: int, settings: UnitsOfTokens) -> Units:
         lexicon = WordNet(settings.wordnet)
         ways.append(lambda token: lexicon(tokenizer.convert_tokens_to_string([token]).strip()))
     if settings.pieces is not None:
-        ways.append(Pieces.train(tokens, settings.pieces))
-    return Units.of(tokens, ways, settings.places, least=settings.least)
+        ways.append(Pieces.train([token for token in known if token is not None], settings.pieces))
+    return Units.of(names, [of_tokens(way) for way in ways], settings.places, least=settings.least)
