@@ -21,6 +21,12 @@ def test_tables_line_up():
     assert all(line.count("|") == 4 for line in page)
 
 
+def test_no_cell_ends_early_or_is_a_tag():
+    page = markdown(COLUMNS[:1], [{"name": "<|end|>"}]).splitlines()
+    assert page[2] == r"| &lt;\|end\|> |"
+    assert len({len(line) for line in page}) == 1
+
+
 def test_provenance_names_what_a_figure_needs():
     record = provenance(threads=2)
     assert record["threads"] == 2

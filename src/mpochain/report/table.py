@@ -29,9 +29,12 @@ class Column:
         return "-" if value is None else format(value, self.format)
 
 
-def _cells(columns: Sequence[Column], records: Sequence[Mapping[str, Any]]) -> tuple[list[list[str]], list[int]]:
-    rows = [[column.title for column in columns], *([column.cell(r) for column in columns] for r in records)]
-    return rows, [max(len(row[k]) for row in rows) for k in range(len(columns))]
+def _cells(columns: Sequence[Column], records: Sequence[Mapping[str, Any]]) -> list[list[str]]:
+    return [[column.title for column in columns], *([column.cell(r) for column in columns] for r in records)]
+
+
+def _widths(rows: Sequence[Sequence[str]]) -> list[int]:
+    return [max(map(len, column)) for column in zip(*rows, strict=True)]
 
 
 def text(columns: Sequence[Column], records: Sequence[Mapping[str, Any]]) -> str:
@@ -43,7 +46,8 @@ def text(columns: Sequence[Column], records: Sequence[Mapping[str, Any]]) -> str
         -----  -----
         dense  1,234
     """
-    rows, widths = _cells(columns, records)
+    rows = _cells(columns, records)
+    widths = _widths(rows)
     rows.insert(1, ["-" * width for width in widths])
     return "\n".join(
         "  ".join(
@@ -55,7 +59,7 @@ def text(columns: Sequence[Column], records: Sequence[Mapping[str, Any]]) -> str
 
 
 def markdown(columns: Sequence[Column], records: Sequence[Mapping[str, Any]]) -> str:
-    """The table as Markdown.
+    """The table as Markdown; what would end a cell or begin a tag is escaped.
 
     Example:
         >>> print(markdown([Column("name", "model"), Column("n", "count", ",")], [{"name": "dense", "n": 1234}]))
@@ -63,7 +67,8 @@ def markdown(columns: Sequence[Column], records: Sequence[Mapping[str, Any]]) ->
         |:------|------:|
         | dense | 1,234 |
     """
-    rows, widths = _cells(columns, records)
+    rows = [[cell.replace("|", "\\|").replace("<", "&lt;") for cell in row] for row in _cells(columns, records)]
+    widths = _widths(rows)
     body = [
         "| "
         + " | ".join(c.ljust(w) if k == 0 else c.rjust(w) for k, (c, w) in enumerate(zip(row, widths, strict=True)))
