@@ -11,7 +11,7 @@ demo: $(VENV)/demo.installed  ## run the main job: PicoGPT, dense and compressed
 	$(BIN)/mpochain demo
 
 test: lint  ## everything that must be green: style, types, tests
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses logical --maxprocesses 4 --dist worksteal
 
 bench bench-full: $(VENV)/bench.installed  ## time chains beside dense, low rank and every peer; finished cells are kept
 	$(MEASURE)

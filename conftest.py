@@ -1,4 +1,7 @@
-"""Runs every snippet of README.md, CONTRIBUTING.md and docs/: Python is executed, commands must exist."""
+"""Shares the cores among test processes; runs every snippet of README.md, CONTRIBUTING.md and docs/.
+
+Of snippets Python is executed and commands must exist.
+"""
 
 from __future__ import annotations
 
@@ -9,6 +12,11 @@ import sys
 
 from sybil import Sybil
 from sybil.parsers.markdown import CodeBlockParser, PythonCodeBlockParser
+
+# What tests start is no worker, even if they are run by one; pytest would else take itself for one.
+if os.environ.pop("PYTEST_XDIST_WORKER", None):
+    # Before torch is imported, and for what tests start: processes with as many threads as cores wait for one another.
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
 def _check_command(example) -> None:
