@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections.abc import Mapping, Sequence
+from math import inf
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -18,20 +20,19 @@ HERE = Path(__file__).parent
 PAGE = HERE.parents[1] / "docs" / "embeddings.md"
 
 # The order of the tables.
-_FORMS = ("low rank", "MPO", "word2ketXS", "MorphTE", "SEE")
+_FORMS = ("low rank", "MPO", "word2ketXS", "MorphTE", "pieces", "SEE")
 _TOKEN_FORMS = ("low rank", "MPO", "TensorGPT", "pieces", "SEE")
 
 _WORDS = (
     Column("form", "embedding"),
-    Column("aim", "smaller by"),
+    Column("aim", "fewer parameters"),
     Column("parameters", "its parameters", ",d"),
-    Column("index bytes", "bytes of its index", ",d"),
+    Column("bytes", "fewer bytes, index and all", ".1f"),
     Column("rate", "rate", "g"),
     Column("held out", "held out", ".1f"),
     Column("test", "test", ".1f"),
     Column("over", "over dense", "+.1%"),
     Column("look-up", "look-up / dense", ".1f"),
-    Column("tokens/s", "tokens/s of training", ",.0f"),
 )
 _UNITS = (
     Column("form", "units"),
@@ -57,7 +58,10 @@ _STEPS = (
 # The steps of healing by whose losses a rate is chosen.
 _LAST = 12
 
+_SHRINKS = (10, 20, 40, 80)
+
 Records = list[dict[str, Any]]
+Chosen = dict[tuple[str, int], dict[str, Any]]
 
 
 def write_page(records: Path, page: Path) -> None:
@@ -71,11 +75,8 @@ def write_page(records: Path, page: Path) -> None:
         "takes: `docs/benchmarks.md`."
     )
     blocks: list[Block] = [Text((preface,))]
-    blocks += _words(words, figures) if words else []
-    blocks += _smollm2(smollm2) if smollm2 else []
-    origins = [each["provenance"] for each in [*words, *smollm2]]
-    if origins:
-        blocks += [Heading("Where it was made"), Text(origin(origins))]
+    blocks += [*_words(words, figures), *_origin(words)] if words else []
+    blocks += [*_smollm2(smollm2), *_origin(smollm2)] if smollm2 else []
     made = Page("Embeddings whose table is not held", blocks)
     write_bytes(page, made.markdown(page.parent).encode())
 
@@ -84,31 +85,37 @@ def _read(folder: Path) -> Records:
     return [json.loads(file.read_text(encoding="utf-8")) for file in sorted(folder.glob("*.json"))]
 
 
+def _origin(records: Records) -> list[Block]:
+    found = origin([each["provenance"] for each in records])
+    return [Heading("Where it was made", level=3), Text(found)]
+
+
 def _words(records: Records, figures: Path) -> list[Block]:
     """Language models of words."""
     chosen = _chosen(records)
     dense = chosen.get(("dense", 1))
+    unknown = records[0]["unknown"]
     preface = (
         "WikiText-2: a transformer of two blocks of 256 learns from the validation text, vocabulary 10,000 words, and "
-        "is measured on the test text; blocks and head compute in bfloat16. Its head is dense and not tied: what is "
-        "compared is the embedding alone. "
-        "Each form learns at the rate beside which, at 20 times smaller, neither was better on the last tenth of the "
-        "training text (rates about threefold apart), and stops at the epoch that is best there. Perplexities; one "
-        "seed."
+        f"is measured on the test text, of whose words {unknown:.1%} are not in the vocabulary and count as one; so "
+        "perplexities compare with one another alone. Blocks and head compute in bfloat16. The head is dense and not "
+        "tied: what is compared is the embedding alone. MorphTE makes a word of three morphemes; SEE of three meanings "
+        "of WordNet, or of pieces if WordNet does not know it; `pieces` of three pieces. These two have a number for "
+        "each word and rank, too, and units that five words share or more. All tables start with the deviation that "
+        "was best for the dense one; each form learns at the rate beside which, at 20 times fewer parameters, neither "
+        "was better (rates about threefold apart), and the best of eight epochs stands. All "
+        "of this is chosen by the last tenth of the training text. Perplexities; one seed."
     )
     blocks: list[Block] = [
         Heading("A language model of words"),
         Text((preface,)),
         Table(_WORDS, tuple(_word_row(record, dense) for record in _ordered(chosen))),
     ]
-    absent = [f"{form} at {shrink}x" for (form, shrink), record in chosen.items() if record["absent"]]
-    if absent:
-        blocks.append(Text((f"Not to be had so small: {', '.join(absent)}.",)))
+    blocks += [Text(tuple(lines))] if (lines := [*_gaps(chosen), *_targets(chosen, dense)]) else []
     if dense is not None:
-        blocks.append(Text(tuple(_targets(chosen, dense))))
         series = [Series("dense", [10, 80], [dense["test"]] * 2, markers=False)]
         for form in _FORMS:
-            points = [(s, chosen[form, s]["test"]) for s in (10, 20, 40, 80) if _there(chosen, form, s)]
+            points = [(s, chosen[form, s]["test"]) for s in _SHRINKS if _there(chosen, form, s)]
             if points:
                 series.append(Series(form, [s for s, _ in points], [value for _, value in points]))
         path = figures / "embeddings-words.png"
@@ -116,7 +123,7 @@ def _words(records: Records, figures: Path) -> list[Block]:
             path,
             series,
             title="Perplexity of a language model of words by its embedding",
-            x="times smaller than the dense table",
+            x="times fewer parameters than the dense table",
             y="perplexity of the test text",
             axes={"xlim": (0, 90), "xticks": [10, 20, 40, 80]},
         )
@@ -125,61 +132,104 @@ def _words(records: Records, figures: Path) -> list[Block]:
     if units:
         rows = [{"form": each["form"], **each["units"], "examples": _examples(each["examples"])} for each in units]
         blocks += [Heading("Units", level=3), Table(_UNITS, tuple(rows))]
+    blocks += _rates(records)
     return [*blocks, *_neighbours([each for each in _ordered(chosen) if each["shrink"] in (1, 20)], "form")]
 
 
-def _chosen(records: Records) -> dict[tuple[str, int], dict[str, Any]]:
-    """Of runs that differ in their rate alone, the one that was best on what was held out."""
-    found: dict[tuple[str, int], dict[str, Any]] = {}
+def _chosen(records: Records) -> Chosen:
+    """Of runs that differ in their rate and start alone, the one that was best on what was held out."""
+    found: Chosen = {}
     for record in records:
         key = record["form"], record["shrink"]
-        if key not in found or record.get("held out", 0) < found[key].get("held out", 0):
+        if key not in found or record.get("held out", inf) < found[key].get("held out", inf):
             found[key] = record
     return found
 
 
-def _ordered(chosen: Mapping[tuple[str, int], dict[str, Any]]) -> Records:
+def _ordered(chosen: Chosen) -> Records:
     place = {form: number for number, form in enumerate(("dense", *_FORMS))}
     keys = sorted(chosen, key=lambda key: (key[1], place[key[0]]))
-    return [chosen[key] for key in keys if not chosen[key]["absent"]]
+    return [chosen[key] for key in keys if _there(chosen, *key)]
 
 
-def _there(chosen: Mapping[tuple[str, int], dict[str, Any]], form: str, shrink: int) -> bool:
-    return (form, shrink) in chosen and not chosen[form, shrink]["absent"]
+def _there(chosen: Chosen, form: str, shrink: int) -> bool:
+    return "test" in chosen.get((form, shrink), {})
 
 
 def _word_row(record: dict[str, Any], dense: dict[str, Any] | None) -> dict[str, Any]:
+    is_dense = record["form"] == "dense"
+    size = None if dense is None else _bytes(dense) / _bytes(record)
     return {
         **record,
-        "aim": "-" if record["form"] == "dense" else f"{record['shrink']}x",
-        "over": record["test"] / dense["test"] - 1 if dense is not None else None,
-        "look-up": record["look-up"]["this"] / record["look-up"]["dense"],
+        "aim": "-" if is_dense else f"{record['shrink']}x",
+        "bytes": None if is_dense else size,
+        "over": None if is_dense or dense is None else record["test"] / dense["test"] - 1,
+        "look-up": None if is_dense else record["look-up"]["this"] / record["look-up"]["dense"],
     }
 
 
-def _targets(chosen: Mapping[tuple[str, int], dict[str, Any]], dense: dict[str, Any]) -> list[str]:
+def _bytes(record: dict[str, Any]) -> int:
+    return 4 * record["parameters"] + record["index bytes"]
+
+
+def _gaps(chosen: Chosen) -> list[str]:
+    """What the table has no row for, and why."""
+    named = {key: f"{key[0]} at {key[1]}x" for key in itertools.product(_FORMS, _SHRINKS)}
+    absent = [name for key, name in named.items() if chosen.get(key, {}).get("absent")]
+    diverged = [name for key, name in named.items() if chosen.get(key, {}).get("diverged")]
+    missing = [name for key, name in named.items() if key not in chosen]
+    reasons = {"Not to be had so small": absent, "Diverged at every rate": diverged, "Not run yet": missing}
+    return [f"{reason}: {', '.join(names)}." for reason, names in reasons.items() if names]
+
+
+def _targets(chosen: Chosen, dense: dict[str, Any] | None) -> list[str]:
     """What was to be reached, and whether it was."""
+    if dense is None:
+        return []
     found = []
-    at_ten = {form: chosen[form, 10]["test"] for form in _FORMS if _there(chosen, form, 10)}
-    if at_ten:
-        best = min(at_ten, key=lambda form: at_ten[form])
-        loss = at_ten[best] / dense["test"] - 1
+    at = {s: {form: chosen[form, s]["test"] for form in _FORMS if _there(chosen, form, s)} for s in _SHRINKS}
+    family = {form: test for form, test in at[10].items() if form != "low rank"}
+    if family:
+        best = min(family, key=lambda form: family[form])
+        loss = family[best] / dense["test"] - 1
         found.append(
-            f"At 10 times smaller at most 5 % above dense for one form: {'met' if loss <= 0.05 else 'missed'}, "
-            f"{best} {loss:+.1%}."
+            f"With 10 times fewer parameters at most 5 % above dense for one form, low rank aside: "
+            f"{'met' if loss <= 0.05 else 'missed'}, {best} {loss:+.1%}."
         )
-    at_twenty = {form: chosen[form, 20]["test"] for form in _FORMS if _there(chosen, form, 20)}
-    if {"SEE", "word2ketXS", "low rank"} <= set(at_twenty):
-        met = at_twenty["SEE"] <= min(at_twenty["word2ketXS"], at_twenty["low rank"])
-        shown = ", ".join(f"{form} {at_twenty[form]:.1f}" for form in ("SEE", "word2ketXS", "low rank"))
+    if {"SEE", "word2ketXS", "low rank"} <= set(at[20]):
+        met = at[20]["SEE"] <= min(at[20]["word2ketXS"], at[20]["low rank"])
+        shown = ", ".join(f"{form} {at[20][form]:.1f}" for form in ("SEE", "word2ketXS", "low rank"))
         found.append(
-            f"At 20 times smaller SEE no worse than word2ketXS and low rank: {'met' if met else 'missed'}, {shown}."
+            f"With 20 times fewer SEE no worse than word2ketXS and low rank: {'met' if met else 'missed'}, {shown}."
         )
-    at_eighty = [form for form in _FORMS if _there(chosen, form, 80)]
-    if at_eighty:
-        shown = ", ".join(f"{form} {chosen[form, 80]['test']:.1f}" for form in at_eighty)
-        found.append(f"At 80 times smaller: {shown}.")
+    if at[80]:
+        found.append(f"With 80 times fewer: {', '.join(f'{form} {test:.1f}' for form, test in at[80].items())}.")
     return found
+
+
+def _rates(records: Records) -> list[Block]:
+    """What the start and the rates were chosen by."""
+    tried = [each for each in records if each["shrink"] in (1, 20) and not each["absent"]]
+    rates = sorted({each["rate"] for each in tried})
+    columns = (
+        Column("form", "embedding"),
+        Column("start", "start", "g"),
+        *(Column(f"{rate:g}", f"rate {rate:g}", ".1f") for rate in rates),
+    )
+    place = {form: number for number, form in enumerate(("dense", *_FORMS))}
+    rows: dict[tuple[int, float], dict[str, Any]] = {}
+    for each in sorted(tried, key=lambda each: (place[each["form"]], -each["start"])):
+        row = rows.setdefault(
+            (place[each["form"]], each["start"]),
+            {"form": each["form"], "start": each["start"], **{f"{rate:g}": None for rate in rates}},
+        )
+        row[f"{each['rate']:g}"] = each.get("held out")
+    preface = "Perplexity of what was held out, dense and at 20 times fewer parameters, by the deviation of the table "
+    return [
+        Heading("Starts and rates", level=3),
+        Text((f"{preface}at first and by the rate.",)),
+        Table(columns, tuple(rows.values())),
+    ]
 
 
 def _smollm2(records: Records) -> list[Block]:
@@ -195,8 +245,8 @@ def _smollm2(records: Records) -> list[Block]:
         "SmolLM2-135M-Instruct, whose embedding and tied head are 28.3 of its 134.5 million parameters. Perplexity of "
         "8 windows of WikiText-2's test text; healing on the validation text in two stages, as SEE has it: embedding "
         "and hidden states of the dense model first, then its outputs and the text; the embedding alone learns. "
-        f"What stands is, of the rates that were tried, the one with the lowest loss over the last {_LAST} steps; at "
-        "half of the parameters both rates beside it were tried."
+        f"What stands is, of the rates that were tried, the one with the lowest loss over the last {_LAST} steps: the "
+        "rate is chosen at half of the parameters, beside which neither is better, and kept for a quarter."
     )
     blocks: list[Block] = [Heading("The embedding of SmolLM2"), Text((preface,))]
     if rows:
@@ -207,6 +257,7 @@ def _smollm2(records: Records) -> list[Block]:
                 (
                     f"Dense: {_perplexity(made[0]['dense']):.1f}. Tokens of healing: {tokens:,} of each form.",
                     *_lowest(rows),
+                    *_unfinished(rows),
                 )
             ),
         ]
@@ -245,6 +296,14 @@ def _lowest(rows: Sequence[Mapping[str, Any]]) -> list[str]:
             f"({named['outputs']['outputs']:,.1f})."
         )
     return found
+
+
+def _unfinished(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    there = {(row["form"], row["budget"]) for row in rows}
+    missing = [
+        f"{form} at {budget:.0%}" for budget in (0.5, 0.25) for form in _TOKEN_FORMS if (form, budget) not in there
+    ]
+    return [f"Not run yet: {', '.join(missing)}."] if missing else []
 
 
 def _last_losses(record: dict[str, Any]) -> float:
