@@ -26,8 +26,8 @@ def _tensorly(weight, spec) -> MPOChain:
     import tensorly
     from tensorly.decomposition import tensor_train_matrix
 
-    tensorly.set_backend("pytorch")
-    factors = tensor_train_matrix(weight.reshape(*spec.out_dims, *spec.in_dims), (1, *spec.bonds, 1)).factors
+    with tensorly.backend_context("pytorch"):
+        factors = tensor_train_matrix(weight.reshape(*spec.out_dims, *spec.in_dims), (1, *spec.bonds, 1)).factors
     return MPOChain(factors, spec)
 
 

@@ -38,7 +38,15 @@ def test_a_decomposition_that_does_not_converge_is_done_another_way(monkeypatch,
 @given(st.lists(st.floats(-1e30, 1e30), min_size=1, max_size=8), st.sampled_from([1e-200, 1.0, 1e200]))
 def test_the_norm_neither_overflows_nor_vanishes(values, scale):
     x = np.array(values) * scale
-    np.testing.assert_allclose(arrays.norm(x), np.linalg.norm(np.longdouble(x)), rtol=1e-12)
+    # Below the normal numbers float64 has steps, of which it can be the nearest alone.
+    step = np.finfo(np.float64).smallest_subnormal
+    np.testing.assert_allclose(arrays.norm(x), np.linalg.norm(np.longdouble(x)), rtol=1e-12, atol=step)
+
+
+def test_the_norm_of_what_is_hardly_there():
+    step = np.finfo(np.float64).smallest_subnormal
+    x = np.full(2, 9 * step)
+    assert abs(arrays.norm(x) - np.linalg.norm(np.longdouble(x))) <= step
 
 
 def test_non_finite_entries_are_counted_and_named():
