@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 from torch import nn
@@ -130,3 +132,17 @@ def test_tables_and_frequencies_that_do_not_fit_are_refused():
     with pytest.raises(MPOError, match="NaN or infinite"):
         fit_rows(embedding, table)
     assert not any(each.grad is not None for each in nn.ModuleList([embedding]).parameters())
+
+
+def test_a_row_of_zeros_is_met_or_is_not():
+    table = torch.randn(WORDS, COLUMNS)
+    table[3] = 0
+    fit = fit_rows(EntangledEmbedding(WORDS, COLUMNS, order=3), table, iterations=0)
+    assert fit.errors[3] == math.inf
+    assert fit.errors.isfinite().sum() == WORDS - 1
+    whole = fit_rows(
+        TokenTrainEmbedding.from_embedding(nn.Embedding.from_pretrained(table, freeze=False), COLUMNS),
+        table,
+        iterations=0,
+    )
+    assert whole.errors[3] == 0
