@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
+import torch
 from torch import nn
 from word_model import COLUMNS, WORDS, Text
 
@@ -19,8 +21,8 @@ DENSE = "dense"
 # Of words that are made of units.
 _PLACES = 3
 
-# Pieces for words that the lexicon does not know, and how many words have to share a unit.
-_PIECES, _SHARED = 1000, 5
+# Pieces for words that the lexicon does not know, and how many words have to share a unit; of a variation, more.
+_PIECES, _SHARED, _BROAD = 1000, 5, 20
 
 
 @dataclass(frozen=True)
@@ -54,12 +56,19 @@ class Forms:
             "pieces": self._spelt,
             "SEE": self._see,
         }
+        # What one choice in a form is worth, by making another.
+        self.variations: dict[str, Callable[[int], Made | None]] = {
+            "word2ketXS, words shuffled": self._shuffled,
+            "SEE, no coefficients": lambda budget: _of_units(budget, self._meanings(_PLACES, _SHARED)),
+            "SEE, no coefficients, broad": lambda budget: _of_units(budget, self._meanings(_PLACES, _BROAD)),
+            "SEE, no coefficients, broad, two places": lambda budget: _of_units(budget, self._meanings(2, _BROAD)),
+        }
 
     def make(self, form: str, shrink: int, start: float) -> Made | None:
         """One that has at least so many times fewer parameters than the dense table; None where there is none.
 
         Args:
-            form: one of ``makers``, or dense.
+            form: one of ``makers`` or ``variations``, or dense.
             shrink: at least 1.
             start: deviation of the entries of its table at first.
         """
@@ -67,7 +76,7 @@ class Forms:
             made = Made(nn.Embedding(WORDS, COLUMNS))
             nn.init.normal_(made.embedding.weight, std=start)
             return made
-        found = self.makers[form](WORDS * COLUMNS // shrink)
+        found = (self.makers | self.variations)[form](WORDS * COLUMNS // shrink)
         if found is not None:
             found.embedding.reset_parameters(start)
         return found
@@ -76,11 +85,10 @@ class Forms:
     def _morphemes(self) -> Units:
         return Units.of(self._text.vocabulary, Morphemes.train(self._text.counts), _PLACES)
 
-    @cached_property
-    def _sememes(self) -> Units:
+    def _meanings(self, places: int, least: int) -> Units:
         """Meanings of the first sense of each word, or pieces."""
         ways = [WordNet(self._wordnet), Pieces.train(self._text.vocabulary, _PIECES)]
-        return Units.of(self._text.vocabulary, ways, _PLACES, least=_SHARED)
+        return Units.of(self._text.vocabulary, ways, places, least=least)
 
     @cached_property
     def _pieces(self) -> Units:
@@ -112,7 +120,16 @@ class Forms:
         return _of_units(budget, self._pieces, coefficients=True)
 
     def _see(self, budget: int) -> Made | None:
-        return _of_units(budget, self._sememes, coefficients=True)
+        return _of_units(budget, self._meanings(_PLACES, _SHARED), coefficients=True)
+
+    def _shuffled(self, budget: int) -> Made | None:
+        """Words in no order, where those of the vocabulary begin with the most frequent."""
+        base = math.isqrt(WORDS - 1) + 1
+        numbers = torch.randperm(WORDS, generator=torch.Generator().manual_seed(0))
+        digits = torch.stack([numbers // base, numbers % base], dim=1)
+        return _largest(
+            budget, lambda ranks: Made(EntangledEmbedding(WORDS, COLUMNS, units=digits, ranks=ranks, shared=False))
+        )
 
 
 def parameters_of(embedding: nn.Module) -> int:

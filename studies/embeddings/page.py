@@ -34,6 +34,14 @@ _WORDS = (
     Column("over", "over dense", "+.1%"),
     Column("look-up", "look-up, ms", ".2f"),
 )
+_VARIED = (
+    Column("form", "embedding"),
+    Column("units", "units", ",d"),
+    Column("parameters", "its parameters", ",d"),
+    Column("held out", "held out", ".1f"),
+    Column("test", "test", ".1f"),
+    Column("over", "over dense", "+.1%"),
+)
 _UNITS = (
     Column("form", "units"),
     Column("count", "units", ",d"),
@@ -92,6 +100,8 @@ def _origin(records: Records) -> list[Block]:
 
 def _words(records: Records, figures: Path) -> list[Block]:
     """Language models of words."""
+    varied = [record for record in records if record["form"] not in ("dense", *_FORMS)]
+    records = [record for record in records if record not in varied]
     chosen = _chosen(records)
     dense = chosen.get(("dense", 1))
     unknown = records[0]["unknown"]
@@ -129,6 +139,7 @@ def _words(records: Records, figures: Path) -> list[Block]:
             axes={"xlim": (0, 90), "xticks": [10, 20, 40, 80]},
         )
         blocks.append(Figure(path, "perplexity against the size of the embedding"))
+    blocks += _variations(varied, chosen, dense)
     units = [record for record in _ordered(chosen) if record.get("units") and record["shrink"] == 20]
     if units:
         rows = [{"form": each["form"], **each["units"], "examples": _examples(each["examples"])} for each in units]
@@ -206,6 +217,27 @@ def _targets(chosen: Chosen, dense: dict[str, Any] | None) -> list[str]:
     if at[80]:
         found.append(f"With 80 times fewer: {', '.join(f'{form} {test:.1f}' for form, test in at[80].items())}.")
     return found
+
+
+def _variations(varied: Records, chosen: Chosen, dense: dict[str, Any] | None) -> list[Block]:
+    """What one choice in a form is worth."""
+    if not varied or dense is None:
+        return []
+    found = []
+    for form in _FORMS:
+        alike = [record for record in varied if record["form"].startswith(f"{form},")]
+        found += [chosen[form, 20], *alike] if alike else []
+    rows = [
+        {**each, "units": each.get("units", {}).get("count"), "over": each["test"] / dense["test"] - 1}
+        for each in found
+    ]
+    preface = (
+        "At 20 times fewer parameters, each at the rate of the form that it varies. `words shuffled`: word2ketXS gives "
+        "words their digits in the order of their frequency, so that the commonest share their first and have a second "
+        "of their own; here in no order. `no coefficients`: without a number for each word and rank, for which there "
+        "are more ranks. `broad`: units that 20 words share or more, so that there are fewer. `two places` for three."
+    )
+    return [Heading("Variations", level=3), Text((preface,)), Table(_VARIED, tuple(rows))]
 
 
 def _rates(records: Records) -> list[Block]:
