@@ -9,7 +9,7 @@ from functools import cached_property
 from pathlib import Path
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from word_model import COLUMNS, WORDS, Text
 
 from mpochain import ChainSpec, EntangledEmbedding, MPOEmbedding, shapes
@@ -59,6 +59,7 @@ class Forms:
         # What one choice in a form is worth, by making another.
         self.variations: dict[str, Callable[[int], Made | None]] = {
             "word2ketXS, words shuffled": self._shuffled,
+            "word2ketXS, words by meaning": self._by_meaning,
             "SEE, no coefficients": lambda budget: _of_units(budget, self._meanings(_PLACES, _SHARED)),
             "SEE, no coefficients, broad": lambda budget: _of_units(budget, self._meanings(_PLACES, _BROAD)),
             "SEE, no coefficients, broad, two places": lambda budget: _of_units(budget, self._meanings(2, _BROAD)),
@@ -124,12 +125,14 @@ class Forms:
 
     def _shuffled(self, budget: int) -> Made | None:
         """Words in no order, where those of the vocabulary begin with the most frequent."""
-        base = math.isqrt(WORDS - 1) + 1
-        numbers = torch.randperm(WORDS, generator=torch.Generator().manual_seed(0))
-        digits = torch.stack([numbers // base, numbers % base], dim=1)
-        return _largest(
-            budget, lambda ranks: Made(EntangledEmbedding(WORDS, COLUMNS, units=digits, ranks=ranks, shared=False))
-        )
+        return _of_digits(budget, torch.randperm(WORDS, generator=torch.Generator().manual_seed(0)))
+
+    def _by_meaning(self, budget: int) -> Made | None:
+        """Words of one meaning beside each other, so that most have their first digit in common."""
+        wordnet = WordNet(self._wordnet)
+        # From the most general meaning on; words that are not known after all others, by their letters.
+        paths = [(not (chain := wordnet(word)), chain[::-1], word) for word in self._text.vocabulary]
+        return _of_digits(budget, torch.tensor(sorted(range(WORDS), key=lambda word: paths[word])).argsort())
 
 
 def parameters_of(embedding: nn.Module) -> int:
@@ -152,3 +155,12 @@ def _of_units(budget: int, units: Units, *, norm: bool = False, coefficients: bo
         return Made(embedding, units)
 
     return _largest(budget, make)
+
+
+def _of_digits(budget: int, numbers: Tensor) -> Made | None:
+    """word2ketXS with other numbers for the words."""
+    base = math.isqrt(WORDS - 1) + 1
+    digits = torch.stack([numbers // base, numbers % base], dim=1)
+    return _largest(
+        budget, lambda ranks: Made(EntangledEmbedding(WORDS, COLUMNS, units=digits, ranks=ranks, shared=False))
+    )

@@ -232,10 +232,12 @@ def _variations(varied: Records, chosen: Chosen, dense: dict[str, Any] | None) -
         for each in found
     ]
     preface = (
-        "At 20 times fewer parameters, each at the rate of the form that it varies. `words shuffled`: word2ketXS gives "
-        "words their digits in the order of their frequency, so that the commonest share their first and have a second "
-        "of their own; here in no order. `no coefficients`: without a number for each word and rank, for which there "
-        "are more ranks. `broad`: units that 20 words share or more, so that there are fewer. `two places` for three."
+        "At 20 times fewer parameters, each at the rate of the form that it varies. word2ketXS gives words their two "
+        "digits in the order of their frequency, so that the commonest share their first; `words shuffled` in no "
+        "order, `words by meaning` in that of WordNet's meanings from the most general on, so that words of one "
+        "meaning share their first. `no coefficients`: without a number for each word and rank, in place of which "
+        "there are more ranks. `broad`: units that 20 words share or more, so that there are fewer. `two places` for "
+        "three."
     )
     return [Heading("Variations", level=3), Text((preface,)), Table(_VARIED, tuple(rows))]
 
