@@ -225,8 +225,9 @@ def _variations(varied: Records, chosen: Chosen, dense: dict[str, Any] | None) -
         return []
     found = []
     for form in _FORMS:
+        # By how much is varied.
         alike = [record for record in varied if record["form"].startswith(f"{form},")]
-        found += [chosen[form, 20], *alike] if alike else []
+        found += [chosen[form, 20], *sorted(alike, key=lambda each: len(each["form"]))] if alike else []
     rows = [
         {**each, "units": each.get("units", {}).get("count"), "over": each["test"] / dense["test"] - 1}
         for each in found
