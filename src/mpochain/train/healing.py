@@ -2,24 +2,22 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
-from difflib import get_close_matches
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from mpochain.errors import DTypeError, ShapeError, SpecError
+from mpochain.errors import ShapeError, SpecError
 from mpochain.nn import learning_rate_scales
-from mpochain.nn.compressed import compressed_layers
-from mpochain.train.attention import attention_loss, attention_maps
+from mpochain.train.attention import attention_loss
 from mpochain.train.config import FinetuneConfig
 from mpochain.train.distillation import distillation_loss, hidden_loss
 from mpochain.train.loop import TrainResult, train
+from mpochain.train.preparation import prepared
 from mpochain.train.teacher import Teacher, TeacherCache, autocast, fingerprint, said_by
+from mpochain.train.trainable import require_trainable
 from mpochain.train.windows import Windows
 
 __all__ = ["finetune", "rehearse"]
@@ -116,7 +114,7 @@ def finetune(
     identity: dict[str, Any] = {}
     if checkpoint is not None:
         identity = {"data": windows.sha256(), "teacher": fingerprint(teacher) if teacher is not None else None}
-    with _prepared(model, teacher, config):
+    with prepared(model, teacher, config):
         vocabulary = _try(model, teacher, windows, config, device)
         if teacher_cache is not None:
             assert teacher is not None
@@ -160,9 +158,9 @@ def rehearse(model: nn.Module, batches: Any, *, config: FinetuneConfig, cached: 
         config = config.model_copy(update={"trainable": "all"})
     if cached:
         _check_cache(config.asks_teacher, config)
-    _check_trainable(model, config)
+    require_trainable(model, config)
     windows = _windows(batches, config)
-    with _prepared(model, model, config):
+    with prepared(model, model, config):
         _try(model, model, windows, config, next(model.parameters()).device)
 
 
@@ -179,21 +177,8 @@ def _check_cache(asked: bool, config: FinetuneConfig) -> None:
         raise SpecError(f"teacher_cache= keeps the teacher's logits, but {why}; leave it out")
 
 
-def _check_trainable(model: nn.Module, config: FinetuneConfig) -> dict[str, nn.Parameter]:
-    trainable = _trainable(model, config)
-    if not trainable:
-        raise SpecError(f"no parameter is left to train with trainable={config.trainable!r}; see requires_grad")
-    narrow = [name for name, each in trainable.items() if each.dtype not in (torch.float32, torch.float64)]
-    if narrow:
-        raise DTypeError(
-            f"{narrow[0]} is {trainable[narrow[0]].dtype}, where small steps round to nothing; train model.float(), "
-            'with autocast="bfloat16" for the speed'
-        )
-    return trainable
-
-
 def _check_models(model: nn.Module, teacher: nn.Module | None, config: FinetuneConfig) -> None:
-    trainable = _check_trainable(model, config)
+    trainable = require_trainable(model, config)
     if config.asks_teacher and teacher is None:
         raise SpecError(
             f"distillation={config.distillation}, hidden={config.hidden} and attention={config.attention} need a "
@@ -212,89 +197,6 @@ def _check_models(model: nn.Module, teacher: nn.Module | None, config: FinetuneC
             f"the teacher shares {shared[0]} with the model, and would change with it; copy.deepcopy the model before "
             "it is compressed"
         )
-
-
-def _trainable(model: nn.Module, config: FinetuneConfig) -> dict[str, nn.Parameter]:
-    """What is trained: nothing that the user has frozen."""
-    chosen = {name: each for name, each in model.named_parameters() if each.requires_grad}
-    if config.trainable == "compressed":
-        layers = list(compressed_layers(model).values())
-        held = {id(parameter) for layer in layers for parameter in layer.parameters()}
-        chosen = {name: each for name, each in chosen.items() if id(each) in held or each.ndim <= 1}
-        if not layers:
-            raise SpecError('trainable="compressed", but the model has no compressed layer; see mpochain.compress')
-    elif config.trainable != "all":
-        named = [_named(model, pattern) for pattern in config.trainable]
-        chosen = {name: each for name, each in chosen.items() if any(id(each) in found for found in named)}
-    return chosen
-
-
-def _named(model: nn.Module, pattern: str) -> set[int]:
-    """The parameters that are named, or are within a module that is."""
-    names = [*dict(model.named_modules()), *(name for name, _ in model.named_parameters(remove_duplicate=False))]
-    names = [name for name in names if name]
-    try:
-        matches = re.compile(pattern.removeprefix("re:")).fullmatch if pattern.startswith("re:") else pattern.__eq__
-    except re.error as error:
-        raise SpecError(f"trainable: {pattern!r} is no regular expression: {error}") from error
-    found = [name for name in names if matches(name)]
-    if not found:
-        near = ", ".join(get_close_matches(pattern.removeprefix("re:"), names, cutoff=0.3)) or "none"
-        raise SpecError(f"trainable: {pattern!r} names no module or parameter; most like it: {near}")
-    return {
-        id(each)
-        for key, each in model.named_parameters(remove_duplicate=False)
-        if any(key == name or key.startswith(f"{name}.") for name in found)
-    }
-
-
-@contextmanager
-def _prepared(model: nn.Module, teacher: nn.Module | None, config: FinetuneConfig) -> Iterator[None]:
-    """Both models set for training, and afterwards as they were."""
-    with ExitStack() as stack:
-        for each in (model, teacher):
-            if each is not None:
-                stack.callback(_set_modes, {module: module.training for module in each.modules()})
-                settings: Any = getattr(each, "config", None)
-                if getattr(settings, "use_cache", False):  # keys and values that no training step reads again
-                    stack.callback(setattr, settings, "use_cache", settings.use_cache)
-                    settings.use_cache = False
-        if teacher is not None:
-            teacher.eval()
-            if config.attention:
-                stack.enter_context(attention_maps(model, teacher))
-        trained = {id(parameter) for parameter in _trainable(model, config).values()}
-        for parameter in model.parameters():
-            if parameter.requires_grad and id(parameter) not in trained:
-                stack.callback(parameter.requires_grad_, True)
-                parameter.requires_grad_(False)
-        if config.gradient_checkpointing:
-            stack.callback(_checkpoint_blocks(model))
-        yield
-
-
-def _checkpoint_blocks(model: nn.Module) -> Callable[[], None]:
-    """Switch gradient checkpointing on, and say how it is switched off again."""
-    # Transformers 5.6 calls activation checkpointing what was gradient checkpointing before.
-    for word in ("activation", "gradient"):
-        enable: Any = getattr(model, f"{word}_checkpointing_enable", None)
-        if enable is None:
-            continue
-        if any(getattr(module, "gradient_checkpointing", False) for module in model.modules()):
-            return lambda: None  # it was on before
-        # The other kind needs inputs that require gradients, which a frozen embedding does not give.
-        enable(**{f"{word}_checkpointing_kwargs": {"use_reentrant": False}})
-        disable: Callable[[], None] = getattr(model, f"{word}_checkpointing_disable")
-        return disable
-    raise SpecError(
-        f"gradient_checkpointing=True, but {type(model).__name__} has no gradient_checkpointing_enable(), as models of "
-        "transformers have; accumulate= saves memory with every model"
-    )
-
-
-def _set_modes(modes: Mapping[nn.Module, bool]) -> None:
-    for module, mode in modes.items():
-        module.training = mode
 
 
 def _try(
