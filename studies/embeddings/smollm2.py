@@ -25,8 +25,8 @@ from torch import nn
 
 from mpochain.atomic import write_bytes
 from mpochain.jobs import Recipe, read_recipe
+from mpochain.jobs.groups import make_smaller
 from mpochain.jobs.recipe import Group, Stage, UnitsOfTokens
-from mpochain.jobs.staging import make_smaller
 from mpochain.jobs.token_units import token_units
 from mpochain.language import (
     LanguageModel,

@@ -18,8 +18,8 @@ from mpochain import FinetuneConfig, finetune
 from mpochain import picogpt as picogpt_package
 from mpochain.atomic import write_bytes
 from mpochain.jobs import at_once, read_recipe
+from mpochain.jobs.groups import make_smaller
 from mpochain.jobs.recipe import Recipe
-from mpochain.jobs.staging import make_smaller
 from mpochain.picogpt import load_corpus
 from mpochain.picogpt.evaluation import evaluate
 from mpochain.picogpt.size import parameter_count

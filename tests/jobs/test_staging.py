@@ -13,8 +13,8 @@ from tiny import write_model
 import mpochain as mpo
 from mpochain import MPOError
 from mpochain.jobs import built_in_recipes, distill_by, read_recipe
+from mpochain.jobs.groups import make_smaller
 from mpochain.jobs.recipe import UnitsOfTokens
-from mpochain.jobs.staging import make_smaller
 from mpochain.jobs.token_units import token_units
 from mpochain.language import load_language_model
 
@@ -137,9 +137,13 @@ def test_only_what_is_named_learns(folder):
 def test_an_interrupted_run_comes_to_the_same_model(folder, monkeypatch, stop):
     recipe = recipe_of(folder)
     whole = distill_by(recipe, folder / "whole")
-    from mpochain.jobs import staged_work, staging
+    from mpochain.jobs import groups, staged_work, staging
 
-    module, name = (staged_work, "save_language_model") if stop == "save" else (staging, stop)
+    module, name = {
+        "compress": (groups, "compress"),
+        "finetune": (staging, "finetune"),
+        "save": (staged_work, "save_language_model"),
+    }[stop]
     real, calls = getattr(module, name), []
 
     def failing(*arguments, **named):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -13,22 +13,19 @@ import torch
 from torch import Tensor, nn
 
 from mpochain.atomic import write_bytes
-from mpochain.compression import METHODS, Entangled, Kronecker, compress, select
 from mpochain.errors import MPOError, RecipeError
 from mpochain.jobs.compressing import Counter, Log, evaluate, require_dense
-from mpochain.jobs.recipe import Group, Recipe, Stage
+from mpochain.jobs.groups import make_smaller, require_groups
+from mpochain.jobs.recipe import Recipe
 from mpochain.jobs.staged_work import StagedWork
-from mpochain.jobs.token_units import token_units
 from mpochain.language import LanguageModel, load_language_model, read_tokens, save_language_model, windows
 from mpochain.nn import fold_orders
-from mpochain.nn.dense import weight_and_bias
-from mpochain.nn.tying import tied_linears
 from mpochain.report import provenance
 from mpochain.train import TrainResult, finetune
 from mpochain.train.distillation import logits_of
 from mpochain.train.healing import rehearse
 
-__all__ = ["RECORD", "Distilled", "distill_by", "make_smaller"]
+__all__ = ["RECORD", "Distilled", "distill_by"]
 
 # What was done, beside the model.
 RECORD = "distillation.json"
@@ -196,64 +193,6 @@ def distill_by(
     return outcome
 
 
-def make_smaller(
-    stage: Stage,
-    model: nn.Module,
-    *,
-    tokenizer: Any = None,
-    calibration: Iterable[Any] | None = None,
-    seed: int = 0,
-    log: Log = lambda _: None,
-) -> list[dict[str, Any]]:
-    """Make the layers of a stage smaller, in place, without any training.
-
-    Args:
-        stage: of a recipe.
-        model: is changed.
-        tokenizer: of transformers, for groups with units.
-        calibration: see :func:`mpochain.compress`.
-        seed: of what is drawn.
-        log: told what is done.
-
-    Returns:
-        What became of each layer, ready for JSON.
-    """
-    records = []
-    for group in stage.groups:
-        report = compress(
-            model,
-            group.budget,
-            calibration=calibration,
-            targets=group.targets,
-            method=_method(group, model, tokenizer, seed),
-            seed=seed,
-            log=log,
-        )
-        records += report.as_dict()["layers"]
-    return records
-
-
-def _method(group: Group, model: nn.Module, tokenizer: Any, seed: int) -> str | Entangled | Kronecker:
-    if group.units is not None:
-        embeddings = select(model, group.targets, embeddings=True, linear=False)
-        sizes = {int(weight_and_bias(layer)[0].shape[0]) for layer in embeddings.values()}
-        if len(sizes) != 1:
-            raise RecipeError(f"units are of one vocabulary, got {len(sizes)} for {', '.join(group.targets)}")
-        index = token_units(tokenizer, sizes.pop(), group.units).index
-        return Entangled(units=index, coefficients=group.coefficients, seed=seed)
-    if group.factors is None:
-        assert group.method is not None
-        return group.method
-    return Kronecker(
-        permuted=group.permuted,
-        calibrated=group.calibrated,
-        factors=group.factors,
-        terms=group.terms,
-        seconds=group.seconds,
-        seed=seed,
-    )
-
-
 def _training(result: TrainResult) -> dict[str, Any]:
     return {
         "steps": result.steps,
@@ -265,42 +204,11 @@ def _training(result: TrainResult) -> dict[str, Any]:
 
 def _check(recipe: Recipe, language: LanguageModel, pieces: Tensor, *, cached: bool) -> None:
     """Refuse what would fail in a later stage, before the first."""
-    model = language.model
-    taken: dict[nn.Module, str] = {}
-    for stage in recipe.stages:
-        for group in stage.groups:
-            try:
-                method = _method(group, model, language.tokenizer, recipe.seed)
-            except MPOError as error:
-                raise RecipeError(f"stage {stage.name}: {error}") from error
-            way = METHODS.get(method) if isinstance(method, str) else method
-            if way is None:
-                raise RecipeError(f"stage {stage.name}: there is no method {method!r}; there are {', '.join(METHODS)}")
-            if way.needs != "nothing" and recipe.calibration is None:
-                raise RecipeError(f"stage {stage.name} needs calibration data; give the section calibration")
-            try:
-                layers = select(model, group.targets, embeddings=way.embeddings, linear=way.linear)
-                for name, layer in layers.items():
-                    if isinstance(way, Kronecker):
-                        out, in_ = weight_and_bias(layer, name)[0].shape
-                        way.require_fit((int(out), int(in_)))
-                if isinstance(way, Entangled) and group.budget is not None:
-                    way.require_fit(layers, group.budget)
-            except MPOError as error:
-                raise RecipeError(f"stage {stage.name}: {error}") from error
-            if not layers:
-                raise RecipeError(
-                    f"stage {stage.name}: {', '.join(group.targets)} name no layer that can be made smaller"
-                )
-            for name, layer in layers.items():
-                if layer in taken:
-                    raise RecipeError(f"{name} is made smaller in the stages {taken[layer]} and {stage.name}")
-            # A head that is tied to one of them is made smaller with it.
-            taken |= dict.fromkeys([*layers.values(), *tied_linears(model, layers.values())], stage.name)
+    require_groups(recipe, language)
     for stage in recipe.stages:
         config = recipe.training_of(stage)
         try:
-            rehearse(model, pieces, config=config, cached=cached and config.asks_teacher)
+            rehearse(language.model, pieces, config=config, cached=cached and config.asks_teacher)
         except MPOError as error:
             raise RecipeError(f"stage {stage.name}: {error}") from error
 
