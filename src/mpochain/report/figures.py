@@ -26,6 +26,8 @@ _FILLS = ("#dddddd", "#0072B2", "#000000")
 _COLOURS = ("#000000", "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#777777")
 # More lines than this leave no room for their names among them.
 _MOST_WITHIN = 5
+# Axes of logarithms from one end to the other, up to which parts of a decade are labelled.
+_FEW_DECADES = 100.0
 
 
 @dataclass(frozen=True)
@@ -78,6 +80,8 @@ def draw(
         MissingDependencyError: matplotlib is not installed.
     """
     figure, plot = _empty()
+    from matplotlib.ticker import LogLocator
+
     categories = any(isinstance(value, str) for one in series for value in one.x)
     for k, one in enumerate(series):
         marker, dash = _STYLES[k % len(_STYLES)]
@@ -94,6 +98,12 @@ def draw(
     if categories:
         plot.tick_params(axis="x", labelrotation=90, labelsize=7)
     plot.set(title=title, xlabel=x, ylabel=y, **(axes or {}))
+    low, high = plot.get_xlim()
+    if plot.get_xscale() == "log" and high < _FEW_DECADES * low:
+        # Matplotlib labels every step of so few decades, and they run into each other.
+        plot.set_xticks([], minor=True)
+        plot.xaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+        plot.xaxis.set_major_formatter("{x:,g}")
     _finish(figure, plot, path, note, beside=len(series) > _MOST_WITHIN)
 
 
