@@ -9,6 +9,8 @@ from typing import Annotated
 
 import typer
 
+from mpochain.cli.allocator import keep_freed_memory
+
 __all__ = ["study"]
 
 
@@ -37,6 +39,7 @@ def study(
     require_writable(out)
     require_matplotlib()
     if not page_only:
+        keep_freed_memory()
         text = picogpt.load_corpus(corpus)
         print(f"corpus: {text}", file=sys.stderr)
         names = preset or ["quick"]

@@ -9,6 +9,8 @@ from typing import Annotated
 
 import typer
 
+from mpochain.cli.allocator import keep_freed_memory
+
 __all__ = ["train"]
 
 
@@ -32,6 +34,7 @@ def train(
     require_writable(out.parent)
     if out.is_dir():
         raise OutputError(f"cannot write {out}: it is a folder; give the name of a file in it")
+    keep_freed_memory()
     text = picogpt.load_corpus(corpus)
     print(f"corpus: {text}", file=sys.stderr)
     model = picogpt.build(max_bond, vocab_size=len(text.vocabulary), seed=seed)
