@@ -19,8 +19,8 @@ _KEPT = 1 << 30
 def keep_freed_memory() -> bool:
     """Have this process keep up to 1 GiB that it has freed, rather than give it back and fault it in again.
 
-    By default glibc returns blocks of tens of MiB at once, and most activations of a training step are of that size. For
-    a process whose steps are all alike; the process stays as large as its largest step.
+    By default glibc returns blocks of tens of MiB at once, and most activations of a training step are of that size.
+    For a process whose steps are all alike; it stays as large as its largest step.
 
     Returns:
         Whether it was done: not without glibc, and not where the environment says how glibc is to allocate.
