@@ -14,6 +14,8 @@ _VARIABLES = ("MALLOC_TRIM_THRESHOLD_", "MALLOC_TOP_PAD_", "MALLOC_MMAP_THRESHOL
 _TUNABLES, _PREFIX = "GLIBC_TUNABLES", "glibc.malloc."
 
 _KEPT = 1 << 30
+# The most that older versions take for blocks of their own.
+_SMALLER = 32 << 20
 
 
 def keep_freed_memory() -> bool:
@@ -35,4 +37,6 @@ def keep_freed_memory() -> bool:
     if said or platform.libc_ver()[0] != "glibc":
         return False
     libc = ctypes.CDLL(None)
-    return bool(libc.mallopt(_TRIM_THRESHOLD, _KEPT) and libc.mallopt(_MMAP_THRESHOLD, _KEPT))
+    # This one first: setting any stops glibc from raising it by itself, and without it the other is worse than nothing.
+    own_block = libc.mallopt(_MMAP_THRESHOLD, _KEPT) or libc.mallopt(_MMAP_THRESHOLD, _SMALLER)
+    return bool(own_block and libc.mallopt(_TRIM_THRESHOLD, _KEPT))

@@ -219,22 +219,22 @@ def decompose_linears(model: PicoGPT, design: Design | int) -> PicoGPT:
 
 
 def narrow_width(parameters: int, vocab_size: int = 65) -> int:
-    """Width of the largest dense PicoGPT with at most this many parameters.
+    """Width of the dense PicoGPT nearest to this many parameters, the smaller one of two as near.
 
     Raises:
-        SpecError: there is none.
+        SpecError: fewer than the narrowest has.
 
     Example:
         >>> width = narrow_width(177_408)
         >>> width, sum(p.numel() for p in PicoGPT(65, width).parameters())
-        (56, 160160)
+        (60, 183120)
     """
-    width = 0
+    if parameters < _dense_parameters(HEADS, vocab_size):
+        raise SpecError(f"no PicoGPT has {parameters:,} parameters or fewer")
+    width = HEADS
     while _dense_parameters(width + HEADS, vocab_size) <= parameters:
         width += HEADS
-    if not width:
-        raise SpecError(f"no PicoGPT has {parameters:,} parameters or fewer")
-    return width
+    return min(width, width + HEADS, key=lambda each: abs(_dense_parameters(each, vocab_size) - parameters))
 
 
 def _dense_parameters(width: int, vocab_size: int) -> int:

@@ -7,13 +7,16 @@ from typing import Any
 
 from mpochain.atomic import require_writable, write_bytes
 from mpochain.errors import CheckpointError, OutputError
-from mpochain.picogpt.study.claims import beyond, claims
+from mpochain.picogpt.corpus import TINY_SHAKESPEARE
+from mpochain.picogpt.study.beyond import beyond
+from mpochain.picogpt.study.claims import claims
 from mpochain.picogpt.study.records import read_record
 from mpochain.picogpt.study.rows import rows_of
 from mpochain.picogpt.study.sections.errors import errors
 from mpochain.picogpt.study.sections.quality import quality
 from mpochain.picogpt.study.sections.rates import rates
 from mpochain.picogpt.study.sections.times import times
+from mpochain.picogpt.study.sections.training import training
 from mpochain.report.origin import origin
 from mpochain.report.page import Figure, Heading, Page, Text
 
@@ -29,10 +32,24 @@ _TITLES = {
 }
 
 _PREFACE = (
-    "Made from records by a command (`mpochain study --page-only`), not edited by hand. Quality is that of the whole "
-    "validation split: loss in nats per token, accuracy of the most likely token, half its range over seeds. MACs are "
-    "multiply-adds of all linears per token, by the plans of a training batch; MiB is what a training step takes at "
-    "most beyond what was alive before it. Published figures are those of arXiv 2603.28534."
+    "Made from records by a command (`mpochain study --page-only`), not edited by hand. A small character transformer "
+    "is trained with dense weights and with chains in their place; published figures are those of arXiv 2603.28534."
+)
+
+_WORDS = (
+    "χ=16: every linear is a chain of the paper's sites whose bonds have at most 16 values; TT-SVD: cut from the "
+    "trained dense weights rather than drawn at random.",
+    "low rank, skewed, dense of a smaller width, each as χ=16: what has as many parameters in another shape. Skewed "
+    "are chains of two sites of which one is small.",
+    "smaller, block smaller: parameters of the dense model, and of one of its blocks, over those of the row; size of "
+    "paper's χ: parameters of the row over those of the paper's chains.",
+    "validation loss, in nats per token, perplexity and accuracy, of the most likely token: of the whole validation "
+    "split, means over seeds; ±: half the range over seeds, and how many there are; of dense: share of the accuracy of "
+    "the dense run of the same seed, or of the one it was cut from.",
+    "MACs/token: multiply-adds of all linears per token, as planned for the forward pass of a training batch, where "
+    "least time is wanted; fewest MACs/token: for each chain the fewer of sweeping a token through it and of the "
+    "rebuilt matrix.",
+    "MiB step: what a training step takes at most beyond what was alive before it.",
 )
 
 
@@ -62,13 +79,19 @@ def write_page(out: Path, page: Path) -> list[Path]:
     }
     made = Page(
         "The PicoGPT study",
-        [Text((_PREFACE,)), Heading("The paper's claims"), Text(tuple(claims(tables, out)))],
+        [
+            Text((_PREFACE,)),
+            Heading("Words"),
+            Text(_WORDS),
+            Heading("The paper's claims"),
+            Text(tuple(claims({name: rows for name, rows in tables.items() if _is_papers(presets[name])}, out))),
+        ],
     )
     for name, records in presets.items():
         rows = tables[name]
         made.blocks += [
             Heading(_TITLES[name]),
-            Text((_corpora(records), *origin([each["provenance"] for each in records]))),
+            Text((*training(records), _corpora(records), *origin([each["provenance"] for each in records]))),
             *quality(name, rows, records, figures),
         ]
         if name != "quick" and (lines := beyond(rows)):
@@ -85,6 +108,10 @@ def write_page(out: Path, page: Path) -> list[Path]:
 
 def _runs(folder: Path) -> list[dict[str, Any]]:
     return [read_record(file) for file in sorted(folder.glob("*.json")) if file.stem not in _PARTS]
+
+
+def _is_papers(records: list[dict[str, Any]]) -> bool:
+    return all(record["corpus"]["sha256"] == TINY_SHAKESPEARE.sha256 for record in records)
 
 
 def _corpora(records: list[dict[str, Any]]) -> str:

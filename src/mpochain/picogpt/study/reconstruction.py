@@ -21,8 +21,9 @@ def reconstruction(model: PicoGPT) -> list[dict[str, Any]]:
     """Relative Frobenius errors of the linears of a dense model.
 
     Returns:
-        One record for each layer, number of sites and bond: the spec, its parameters, the error of the chain, of low
-        rank at as many parameters (fewer by less than a rank; rank 1 at least), and of the chain of a random matrix.
+        One record for each layer, number of sites and bond: the spec, its parameters, the error of the chain, of the
+        two low ranks nearest to as many parameters (at most as many, None where rank 1 has more; and more), and of the
+        chain of a random matrix.
     """
     records = []
     random: dict[ChainSpec, float] = {}
@@ -38,7 +39,7 @@ def reconstruction(model: PicoGPT) -> list[dict[str, Any]]:
                 if spec not in random:
                     noise = torch.randn(out, in_, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
                     random[spec] = _error(noise, spec)
-                rank = max(spec.parameters // (out + in_), 1)
+                rank = spec.parameters // (out + in_)
                 records.append(
                     {
                         "layer": name,
@@ -48,7 +49,8 @@ def reconstruction(model: PicoGPT) -> list[dict[str, Any]]:
                         "spec": spec.as_dict(),
                         "parameters": spec.parameters,
                         "error": _error(weight, spec),
-                        "low_rank": _error(weight, shapes.low_rank(out, in_, rank)),
+                        "low_rank": _error(weight, shapes.low_rank(out, in_, rank)) if rank else None,
+                        "low_rank_above": _error(weight, shapes.low_rank(out, in_, min(rank + 1, out, in_))),
                         "random": random[spec],
                     }
                 )

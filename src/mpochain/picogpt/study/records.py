@@ -42,6 +42,7 @@ class _Record(BaseModel):
     parameters: int
     block_parameters: int
     macs_per_token: int
+    fewest_macs_per_token: int
     step_peak_bytes: int | None
     training: _Training | None
     validation: _Validation

@@ -6,6 +6,7 @@ import math
 import statistics
 from typing import Any
 
+from mpochain.picogpt.corpus import TINY_SHAKESPEARE
 from mpochain.picogpt.design import Design
 from mpochain.picogpt.study.claims import PUBLISHED
 from mpochain.picogpt.study.settings import RunSetting
@@ -30,25 +31,29 @@ def rows_of(records: list[dict[str, Any]]) -> list[dict[str, Any]]:
         accuracies = [run["validation"]["accuracy"] for run in runs]
         losses = [run["validation"]["loss"] for run in runs]
         accuracy, loss = statistics.fmean(accuracies), statistics.fmean(losses)
-        published = PUBLISHED.get(name)
+        published = PUBLISHED.get(name) if first["corpus"]["sha256"] == TINY_SHAKESPEARE.sha256 else None
         rows.append(
             {
                 "row": name,
                 "design": design,
                 "start": first["setting"]["start"],
+                "steps": (first["setting"]["config"] or {"steps": 0})["steps"],
                 "parameters": first["parameters"],
                 "compression": dense[0]["parameters"] / first["parameters"] if dense else None,
                 "block_compression": dense[0]["block_parameters"] / first["block_parameters"] if dense else None,
                 "loss": loss,
                 "perplexity": math.exp(loss),
                 "accuracy": accuracy,
+                "by_seed": {run["setting"]["seed"]: run["validation"]["accuracy"] for run in runs},
                 "spread": f"{(max(accuracies) - min(accuracies)) / 2:.2%} ({len(runs)})" if len(runs) > 1 else "- (1)",
                 "kept": _kept(runs, dense, by_name),
                 "share": first["parameters"] / paper if (paper := _paper_parameters(first, records)) else None,
                 "per_root": accuracy / math.sqrt(first["parameters"]),
                 "macs_per_token": first["macs_per_token"],
+                "fewest_macs_per_token": first["fewest_macs_per_token"],
                 "step_peak": peak / 2**20 if (peak := first["step_peak_bytes"]) else None,
                 "published_parameters": published.parameters if published else None,
+                "published_loss": published.loss if published else None,
                 "published_accuracy": published.accuracy if published else None,
             }
         )

@@ -14,11 +14,12 @@ import torch
 from mpochain.atomic import require_writable, write_bytes
 from mpochain.errors import CheckpointError
 from mpochain.picogpt.corpus import Corpus
+from mpochain.picogpt.design import Design
 from mpochain.picogpt.evaluation import evaluate
 from mpochain.picogpt.model import PicoGPT, build, decompose_linears
-from mpochain.picogpt.size import macs_per_token, parameter_count
+from mpochain.picogpt.size import fewest_macs_per_token, macs_per_token, parameter_count
 from mpochain.picogpt.study.reconstruction import reconstruction
-from mpochain.picogpt.study.records import FORMAT, read_record
+from mpochain.picogpt.study.records import FORMAT, read_part, read_record
 from mpochain.picogpt.study.settings import RunSetting, preset
 from mpochain.picogpt.study.step import TrainingStep
 from mpochain.picogpt.study.timing import timing
@@ -66,26 +67,25 @@ def run_preset(
     dense = next(setting for setting in runs if setting.design.family == "dense")
     designs = list(dict.fromkeys(setting.design for setting in runs))
     many = max(setting.config.batch_size for setting in runs if setting.config is not None)
-    parts: dict[str, Callable[[], object]] = {
-        "reconstruction": lambda: reconstruction(_weights(dense.name, folder)),
-        "timing": lambda: {
-            "sequences": many,
-            "designs": timing(designs, len(corpus.vocabulary), sequences=many),
-        },
-    }
-    for part, make in parts.items():
-        file = folder / f"{part}.json"
-        if not file.exists():
-            log(f"{name}: {part}")
-            made = make()
-            _write(file, {"provenance": provenance(threads=torch.get_num_threads()), part: made})
+    file = folder / "timing.json"
+    if not file.exists() or [Design(**each["design"]) for each in read_part(file, "timing")[0]["designs"]] != designs:
+        log(f"{name}: timing")
+        timed = timing(designs, len(corpus.vocabulary), sequences=many)
+        _write_part(file, "timing", {"sequences": many, "designs": timed})
+    file = folder / "reconstruction.json"
+    # Without the weights, in a fresh clone say, what was measured of them stands.
+    weights = _weights_file(dense.name, folder)
+    if not file.exists() or (weights.exists() and read_part(file, "reconstruction")[0]["weights"] != _sha256(weights)):
+        log(f"{name}: reconstruction")
+        layers = reconstruction(_weights(dense.name, folder))
+        _write_part(file, "reconstruction", {"weights": _sha256(weights), "layers": layers})
 
 
 def finished(setting: RunSetting, corpus: Corpus, folder: Path) -> dict[str, Any] | None:
     """The record of a run, None if it has not finished.
 
     Raises:
-        CheckpointError: it is damaged, or of another setting or corpus.
+        CheckpointError: it is damaged, of another setting or corpus, or of other dense weights than are there.
     """
     file = folder / f"{setting.name}.json"
     if not file.exists():
@@ -95,11 +95,23 @@ def finished(setting: RunSetting, corpus: Corpus, folder: Path) -> dict[str, Any
         raise CheckpointError(f"{file} is of another setting of this run; use another folder, or remove it")
     if record["corpus"]["sha256"] != corpus.sha256:
         raise CheckpointError(f"{file} is of another corpus, {record['corpus']['name']}; use another folder")
+    if setting.source is not None:
+        source = _weights_file(setting.source, folder)
+        if source.exists() and record["start"]["sha256"] != _sha256(source):
+            raise CheckpointError(f"{file} is of other weights than {source} holds; remove one of the two")
     return record
 
 
+def _weights_file(name: str, folder: Path) -> Path:
+    return folder / f"{name}.safetensors"
+
+
+def _sha256(file: Path) -> str:
+    return hashlib.sha256(file.read_bytes()).hexdigest()
+
+
 def _weights(name: str, folder: Path) -> PicoGPT:
-    file = folder / f"{name}.safetensors"
+    file = _weights_file(name, folder)
     if not file.exists():
         finished = (folder / f"{name}.json").exists()
         what = f"although its run finished; remove {name}.json to run it again" if finished else f"run {name} first"
@@ -114,9 +126,9 @@ def _run(setting: RunSetting, corpus: Corpus, folder: Path) -> None:
     if setting.source is None:
         model = build(design=setting.design, vocab_size=size, seed=setting.seed, initialization=setting.initialization)
     else:
-        source = folder / f"{setting.source}.safetensors"
+        source = _weights_file(setting.source, folder)
         model = decompose_linears(_weights(setting.source, folder), setting.design)
-        start = {"source": setting.source, "sha256": hashlib.sha256(source.read_bytes()).hexdigest()}
+        start = {"source": setting.source, "sha256": _sha256(source)}
     state = folder / f"{setting.name}.state"
     record: dict[str, Any] = {
         "format": FORMAT,
@@ -158,7 +170,7 @@ def _run(setting: RunSetting, corpus: Corpus, folder: Path) -> None:
     record |= _costs(model, setting.config)
     record["provenance"] = provenance(threads=torch.get_num_threads())
     training = {**record["setting"], "validation": record["validation"]}
-    save_weights(folder / f"{setting.name}.safetensors", model, corpus, training)
+    save_weights(_weights_file(setting.name, folder), model, corpus, training)
     _write(folder / f"{setting.name}.json", record)
     state.unlink(missing_ok=True)
 
@@ -171,7 +183,15 @@ def _costs(model: PicoGPT, config: TrainConfig | None) -> dict[str, int | None]:
         step = TrainingStep(copy.deepcopy(model), tokens)
         step()  # the state of the optimiser is no part of what a step takes
         peak = peak_bytes(step)
-    return {"macs_per_token": macs_per_token(model, tokens.numel()), "step_peak_bytes": peak}
+    return {
+        "macs_per_token": macs_per_token(model, tokens.numel()),
+        "fewest_macs_per_token": fewest_macs_per_token(model),
+        "step_peak_bytes": peak,
+    }
+
+
+def _write_part(file: Path, part: str, made: object) -> None:
+    _write(file, {"provenance": provenance(threads=torch.get_num_threads()), part: made})
 
 
 def _write(file: Path, record: dict[str, Any]) -> None:

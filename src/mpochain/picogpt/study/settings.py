@@ -107,6 +107,10 @@ def _best(vocab_size: int) -> list[RunSetting]:
     runs = [trained("dense", Design(), _SEEDS[0])]
     for bond in _BONDS:
         runs += _decomposed(bond, runs[0], _TUNING)
+    # What tuning makes of a random start, beside what it makes of the dense weights.
+    for bond in _BONDS:
+        row, design = f"χ={bond}, {_TUNING.steps} steps", Design("paper", bond)
+        runs.append(RunSetting(row=row, design=design, core_rates=True, config=_TUNING))
     runs += [trained(f"χ={bond}", Design("paper", bond), _SEEDS[0]) for bond in (16, 8, 4, 32)]
     for bond in (16, 8, 4, 32):
         runs += [trained(str(Design(family, bond)), Design(family, bond), _SEEDS[0]) for family in _FAMILIES]

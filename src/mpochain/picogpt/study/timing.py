@@ -19,9 +19,10 @@ __all__ = ["timing"]
 
 
 def timing(designs: Iterable[Design], vocab_size: int, *, sequences: int = 32, rounds: int = 5) -> list[dict[str, Any]]:
-    """Forward passes over one and many sequences, compact and fast, and a training step of many; plans are measured.
+    """Forward passes over one and many sequences, compact and fast, and a training step of many.
 
-    The bfloat16 step is the same under autocast.
+    Plans of forward passes are measured; steps are made as the study trains, by plans that are not. The bfloat16 step
+    is the same under autocast.
 
     Args:
         designs: what to time.
@@ -30,7 +31,8 @@ def timing(designs: Iterable[Design], vocab_size: int, *, sequences: int = 32, r
         rounds: how often each is timed, after once to warm up.
 
     Returns:
-        One record for each design, with seconds.
+        One record for each design, with medians in seconds, and the seconds of every step, which can be compared with
+        those of another design in the same round.
     """
     models = {design: build(design=design, vocab_size=vocab_size, seed=0) for design in designs}
     calls: dict[tuple[Design, str], Callable[[], object]] = {}
@@ -39,8 +41,6 @@ def timing(designs: Iterable[Design], vocab_size: int, *, sequences: int = 32, r
         one = torch.randint(vocab_size, (1, PicoGPT.context))
         many = torch.randint(vocab_size, (sequences, PicoGPT.context))
         chains = design.family != "dense"
-        if chains:
-            set_execution(model, autotune=True)
         records[design] = {"design": design.as_dict()}
         calls[design, "step"] = TrainingStep(model, many)
         calls[design, "step_bfloat16"] = TrainingStep(model, many, torch.bfloat16)
@@ -60,6 +60,8 @@ def timing(designs: Iterable[Design], vocab_size: int, *, sequences: int = 32, r
                 seconds[key].append(time.perf_counter() - began)
     for (design, what), values in seconds.items():
         records[design][f"{what}_seconds"] = statistics.median(values)
+        if what.startswith("step"):
+            records[design][f"{what}_rounds"] = values
     return list(records.values())
 
 

@@ -11,16 +11,26 @@ __all__ = ["accuracy_series"]
 
 _KINDS: dict[str, Callable[[Mapping[str, Any]], bool]] = {
     "dense, narrow ones too": lambda row: row["design"].family == "dense",
-    "chains, random start": lambda row: row["design"].family == "paper" and row["start"] == "random",
-    "chains, TT-SVD": lambda row: row["row"].endswith("TT-SVD"),
-    "chains, TT-SVD and tuning": lambda row: "TT-SVD and" in row["row"],
+    "chains": lambda row: _chains(row, "random") and not _briefly(row),
+    "chains, few steps": lambda row: _chains(row, "random") and _briefly(row),
+    "chains, TT-SVD and few steps": lambda row: _chains(row, "tt_svd") and _briefly(row),
     "low rank": lambda row: row["design"].family == "low rank",
     "skewed chains": lambda row: row["design"].family == "skewed",
 }
 
 
+def _chains(row: Mapping[str, Any], start: str) -> bool:
+    return bool(row["design"].family == "paper" and row["start"] == start)
+
+
+def _briefly(row: Mapping[str, Any]) -> bool:
+    return row["row"].endswith(" steps")
+
+
 def accuracy_series(rows: Sequence[Mapping[str, Any]], cost: str) -> list[Series]:
     """The accuracy of rows over one of their fields; kinds of which there are none, and rows without it, are left out.
+
+    So are chains that were not trained at all, which would leave all others a fifth of the figure.
 
     Args:
         rows: see :func:`mpochain.picogpt.study.rows.rows_of`.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import statistics
 from pathlib import Path
+from typing import Any
 
 from mpochain.picogpt.study.records import read_part
 from mpochain.report import Column
@@ -19,9 +20,11 @@ _COLUMNS = (
     Column("bond", "χ"),
     Column("parameters", "parameters", ","),
     Column("error", "chain", ".3f"),
-    Column("low_rank", "low rank, as many parameters", ".3f"),
+    Column("low_rank", "low rank, at most as many", ".3f"),
+    Column("low_rank_above", "low rank, more", ".3f"),
     Column("random", "chain of noise", ".3f"),
 )
+_ERRORS = ("error", "low_rank", "low_rank_above", "random")
 
 _GROUPS = {"q, k, v, o (128x128)": (128, 128), "W_1 (512x128)": (512, 128), "W_2 (128x512)": (128, 512)}
 
@@ -36,7 +39,8 @@ def errors(name: str, folder: Path, figures: Path) -> list[Block]:
     """
     if not (folder / "reconstruction.json").exists():
         return []
-    records, provenance = read_part(folder / "reconstruction.json", "reconstruction")
+    part, provenance = read_part(folder / "reconstruction.json", "reconstruction")
+    records = part["layers"]
     rows = []
     for label, shape in (*_GROUPS.items(), ("head", None)):
         group = [
@@ -46,28 +50,64 @@ def errors(name: str, folder: Path, figures: Path) -> list[Block]:
         ]
         for key in sorted({(each["sites"], each["bond"]) for each in group}):
             members = [each for each in group if (each["sites"], each["bond"]) == key]
-            means = {what: statistics.fmean(each[what] for each in members) for what in ("error", "low_rank", "random")}
             rows.append(
-                {"group": label, "sites": key[0], "bond": key[1], "parameters": members[0]["parameters"], **means}
+                {
+                    "group": label,
+                    "sites": key[0],
+                    "bond": key[1],
+                    "parameters": members[0]["parameters"],
+                    **{what: _mean([each[what] for each in members]) for what in _ERRORS},
+                }
             )
-    file = figures / f"study-{name}-errors.png"
-    two = [each for each in records if each["sites"] == 2]
-    draw(
-        file,
-        [
-            Series(f"χ={bond}", [each["layer"] for each in two if each["bond"] == bond], values)
-            for bond in sorted({each["bond"] for each in two})
-            if (values := [each["error"] for each in two if each["bond"] == bond])
-        ],
-        title="Relative error of each trained weight, two sites",
-        x="layer",
-        y="relative Frobenius error",
-        axes={"ylim": (0, 1.02)},
-    )
+    drawn = []
+    for sites, word in ((2, "two"), (3, "three")):
+        file = figures / f"study-{name}-errors-{sites}.png"
+        chosen = [each for each in records if each["sites"] == sites]
+        draw(
+            file,
+            [
+                Series(
+                    f"χ={bond}",
+                    [each["layer"] for each in chosen if each["bond"] == bond],
+                    [each["error"] for each in chosen if each["bond"] == bond],
+                    line=False,
+                )
+                for bond in sorted({each["bond"] for each in chosen})
+            ],
+            title=f"Relative error of each trained weight, {word} sites",
+            x="layer",
+            y="relative Frobenius error",
+            axes={"ylim": (0, 1.02)},
+        )
+        drawn.append(Figure(file, f"Relative error of each trained weight in {word} sites"))
     return [
         Heading("Errors on trained weights", 3),
-        Text(("Relative Frobenius errors of balanced chains of the trained dense weights, means over the layers.",)),
+        Text(
+            (
+                "Relative Frobenius errors of balanced chains of the trained dense weights by TT-SVD, means over the "
+                "layers; beside them the two low ranks nearest in parameters, and a chain of a random matrix.",
+                _verdict(records),
+            )
+        ),
         Text(origin([provenance])),
         Table(_COLUMNS, rows),
-        Figure(file, "Relative error of each trained weight in two sites"),
+        *drawn,
     ]
+
+
+def _mean(values: list[float | None]) -> float | None:
+    found = [value for value in values if value is not None]
+    return statistics.fmean(found) if found else None
+
+
+def _verdict(records: list[dict[str, Any]]) -> str:
+    parts = []
+    for sites, word in ((2, "two"), (3, "three")):
+        chosen = [each for each in records if each["sites"] == sites]
+        better = sum(each["error"] < each["low_rank_above"] for each in chosen)
+        worse = sum(each["low_rank"] is not None and each["error"] > each["low_rank"] for each in chosen)
+        parts.append(
+            f"chains of {word} sites have a smaller error than low rank of more parameters in {better} of "
+            f"{len(chosen)} cases, and a greater one than low rank of at most as many in {worse}"
+        )
+    return f"Of all layers and χ, {'; '.join(parts)}."

@@ -20,6 +20,7 @@ _COLUMNS = (
     Column("compression", "smaller", ".2f"),
     Column("block_compression", "block smaller", ".2f"),
     Column("loss", "validation loss", ".3f"),
+    Column("published_loss", "published", ".3f"),
     Column("perplexity", "perplexity", ".3f"),
     Column("accuracy", "accuracy", ".2%"),
     Column("spread", "± (seeds)"),
@@ -28,6 +29,7 @@ _COLUMNS = (
     Column("share", "size of paper's χ", ".2f"),
     Column("per_root", "accuracy/√N", ".2e"),
     Column("macs_per_token", "MACs/token", ","),
+    Column("fewest_macs_per_token", "fewest MACs/token", ","),
     Column("step_peak", "MiB step", ",.0f"),
 )
 

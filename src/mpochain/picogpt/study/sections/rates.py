@@ -31,11 +31,15 @@ def rates(records: list[dict[str, Any]]) -> list[Block]:
             "accuracy": each["validation"]["accuracy"],
         }
         for each in records
-        if each["setting"]["start"] == "random"
-        and any(all(each["setting"][key] == other[key] for key in ("design", "seed")) for other in ablations)
+        if each["setting"]["start"] == "random" and any(_alike(each["setting"], other) for other in ablations)
     ]
     rows.sort(key=lambda row: (row["design"] != "dense", row["design"], row["cores"] or "", row["rate"]))
     return [Heading("Learning rates", 3), Table(_COLUMNS, rows)] if rows else []
+
+
+def _alike(setting: dict[str, Any], other: dict[str, Any]) -> bool:
+    same = all(setting[key] == other[key] for key in ("design", "seed"))
+    return same and setting["config"]["steps"] == other["config"]["steps"]
 
 
 def _cores(setting: dict[str, Any]) -> str | None:

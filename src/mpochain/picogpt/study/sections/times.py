@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import statistics
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ _COLUMNS = (
     Column("compact_many", "ms many, compact", ".0f"),
     Column("fast_many", "ms many, fast", ".0f"),
     Column("step", "ms step", ".0f"),
+    Column("of_dense", "of dense step", ".2f"),
     Column("step_bfloat16", "ms step, bfloat16", ".0f"),
     Column("tokens", "training tokens/s", ",.0f"),
 )
@@ -43,6 +45,7 @@ def times(name: str, rows: list[dict[str, Any]], folder: Path, figures: Path) ->
     part, provenance = read_part(folder / "timing.json", "timing")
     many = part["sequences"]
     table, fastest = [], {}
+    dense = next(each["step_rounds"] for each in part["designs"] if Design(**each["design"]) == Design())
     for record in part["designs"]:
         design = Design(**record["design"])
         # Dense linears run in one way only.
@@ -50,7 +53,7 @@ def times(name: str, rows: list[dict[str, Any]], folder: Path, figures: Path) ->
             key: record[f"{key}_seconds"] * 1e3 if f"{key}_seconds" in record else None for key in _MILLISECONDS
         }
         tokens = many * PicoGPT.context / record["step_seconds"]
-        table.append({"design": str(design), **milliseconds, "tokens": tokens})
+        table.append({"design": str(design), **milliseconds, "of_dense": _ratio(record, dense), "tokens": tokens})
         fastest[design] = min(value for key in ("compact_many", "fast_many") if (value := milliseconds[key]))
     file = figures / f"study-{name}-time.png"
     draw(
@@ -64,11 +67,27 @@ def times(name: str, rows: list[dict[str, Any]], folder: Path, figures: Path) ->
         Heading("Times", 3),
         Text(
             (
-                f"Medians of forward passes over 1 and {many} sequences of 256 tokens, and of a training step of "
-                f"{many}; plans are measured, all designs in turn in one run.",
+                f"Medians of forward passes over 1 and {many} sequences of 256 tokens, compact (merged cores made "
+                f"anew) and fast (kept), by plans that are measured; and of a training step of {many} as the study "
+                "makes it. All designs in turn in one run; steps beside the dense step of the same round.",
+                _bfloat16(part["designs"]),
             )
         ),
         Text(origin([provenance])),
         Table(_COLUMNS, table),
         Figure(file, "Validation accuracy against time"),
     ]
+
+
+def _ratio(record: dict[str, Any], dense: list[float]) -> float:
+    return statistics.median(mine / its for mine, its in zip(record["step_rounds"], dense, strict=True))
+
+
+def _bfloat16(designs: list[dict[str, Any]]) -> str:
+    gains = [
+        statistics.median(
+            whole / half for whole, half in zip(each["step_rounds"], each["step_bfloat16_rounds"], strict=True)
+        )
+        for each in designs
+    ]
+    return f"Under bfloat16 autocast steps are {min(gains):.2f} to {max(gains):.2f} times as fast as in float32."

@@ -1,0 +1,73 @@
+"""What the paper did not try, at each of its sizes: other shapes, and a start from the trained dense weights."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+__all__ = ["beyond"]
+
+Row = Mapping[str, Any]
+
+_BONDS = (4, 8, 16, 32)
+
+
+def beyond(rows: Sequence[Row]) -> list[str]:
+    """A sentence for each size and question whose rows are there; only runs of the same seeds are compared.
+
+    Args:
+        rows: see :func:`mpochain.picogpt.study.rows.rows_of`.
+    """
+    lines = []
+    for bond in _BONDS:
+        paper = _row(rows, f"χ={bond}")
+        rivals = [row for row in rows if row["row"].endswith(f" as χ={bond}")]
+        if paper is not None and rivals:
+            lines.append(_shapes(bond, paper, rivals))
+        tuned = next((row for row in rows if row["row"].startswith(f"χ={bond}, TT-SVD and")), None)
+        if tuned is not None:
+            brief = _row(rows, f"χ={bond}, {tuned['steps']} steps")
+            compared = [_against(tuned, row) for row in (brief, paper) if row is not None]
+            if compared:
+                lines.append(f"{tuned['row']}, {tuned['accuracy']:.1%}, {' and '.join(compared)}.")
+    return lines
+
+
+def _shapes(bond: int, paper: Row, rivals: Sequence[Row]) -> str:
+    points = {row["row"]: 100 * _gain(row, paper) for row in rivals}
+    best = max(rivals, key=lambda row: points[row["row"]])
+    name = best["row"].removesuffix(f" as χ={bond}")
+    seeds = paper["by_seed"].values()
+    spread = 100 * (max(seeds) - min(seeds)) if len(seeds) > 1 else None
+    if points[best["row"]] <= 0:
+        verdict = "are not beaten in accuracy"
+    else:
+        fewer = best["fewest_macs_per_token"] < paper["fewest_macs_per_token"]
+        verdict = f"are beaten by {name} in accuracy" + (" and in multiply-adds" if fewer else ", with no fewer MACs")
+        if spread is not None and points[best["row"]] <= spread:
+            verdict += ", by less than their seeds differ"
+    shown = "; ".join(
+        f"{row['row'].removesuffix(f' as χ={bond}')} {points[row['row']]:+.1f} points with {row['parameters']:,} "
+        f"parameters at {row['fewest_macs_per_token']:,} MACs"
+        for row in rivals
+    )
+    own = f"{paper['parameters']:,} parameters at {paper['fewest_macs_per_token']:,} MACs, the fewest, per token"
+    differ = f"; their seeds differ by {spread:.1f} points" if spread is not None else ""
+    return f"At the size of χ={bond} the paper's shapes ({own}{differ}) {verdict}: {shown}."
+
+
+def _against(tuned: Row, other: Row) -> str:
+    gain = _gain(tuned, other)
+    verdict = "is better" if gain > 0 else "is no better"
+    return f"{verdict} than {other['steps']:,} steps from a random start ({100 * gain:+.1f} points)"
+
+
+def _gain(row: Row, other: Row) -> float:
+    """By how much accuracy is greater, over the seeds that both have."""
+    seeds = row["by_seed"].keys() & other["by_seed"].keys()
+    return statistics.fmean(row["by_seed"][seed] - other["by_seed"][seed] for seed in seeds)
+
+
+def _row(rows: Sequence[Row], name: str) -> Row | None:
+    return next((row for row in rows if row["row"] == name), None)

@@ -1,0 +1,43 @@
+"""How the models of a preset were trained, from the settings of its runs."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from mpochain.picogpt.model import PicoGPT
+
+__all__ = ["training"]
+
+
+def training(records: list[dict[str, Any]]) -> list[str]:
+    """A sentence for each way that runs of the table were trained, that of the most rows first.
+
+    Args:
+        records: of the preset.
+    """
+    ways: dict[str, list[str]] = {}
+    for record in records:
+        setting = record["setting"]
+        if setting["config"] is not None and not setting["ablation"]:
+            rows = ways.setdefault(_way(setting), [])
+            if setting["row"] not in rows:
+                rows.append(setting["row"])
+    return [f"{way}: {'; '.join(rows)}." for way, rows in sorted(ways.items(), key=lambda way: -len(way[1]))]
+
+
+def _way(setting: dict[str, Any]) -> str:
+    config = setting["config"]
+    cores = ", cores at rates by their fan-in relative to it" if setting["core_rates"] else ""
+    start = (
+        "trained dense weights"
+        if setting["start"] == "tt_svd"
+        else {"fan-in": "weights of the deviation of nn.Linear", "paper": "the paper's deviations"}[
+            setting["initialization"]
+        ]
+    )
+    return (
+        f"{config['steps']:,} steps of {config['batch_size']} sequences of {PicoGPT.context} characters from {start}; "
+        f"AdamW (betas {config['betas'][0]} and {config['betas'][1]}, weight decay {config['weight_decay']}), learning "
+        f"rate {config['learning_rate']}{cores}, {config['warmup_steps']} steps of warm-up, then a cosine to zero; "
+        f"gradients clipped at {config['clip_norm']}"
+    )
