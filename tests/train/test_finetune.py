@@ -423,6 +423,9 @@ def test_groups_of_parameters(small):
     held = [each for group in groups for each in group["params"]]
     assert len(held) == len({id(each) for each in held}) == len(list(model.parameters())) - 1
     assert all(group["lr"] == 0.5 * group["scale"] for group in groups)
+    assert not any("weight_decay" in group for group in groups)
+    decaying = parameter_groups(model, 0.5, weight_decay=0.1)
+    assert all(group["lr"] * group["weight_decay"] == pytest.approx(0.05) for group in decaying)
     with pytest.raises(MPOError, match=r"the model has no parameters \['nothing'\]"):
         parameter_groups(model, 0.5, scales={"nothing": 2.0})
 

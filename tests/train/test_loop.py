@@ -49,6 +49,20 @@ def test_it_learns_and_keeps_its_history(capsys):
     assert capsys.readouterr().out == "", "progress belongs on stderr"
 
 
+def test_weights_shrink_alike_whatever_their_rate():
+    network = model()
+    before = {name: value.detach().clone() for name, value in network.named_parameters()}
+    scales = {name: 1.0 + 3 * position for position, name in enumerate(before)}
+    config = TrainConfig(steps=4, warmup_steps=0, learning_rate=0.01, weight_decay=0.5)
+    train(network, sample, lambda network, batch: 0 * loss(network, batch), config, scales=scales)
+    kept = 1.0
+    for step in range(config.steps):
+        kept *= 1 - 0.5 * learning_rate(config, step)
+    assert kept < 0.999
+    for name, value in network.named_parameters():
+        torch.testing.assert_close(value.detach(), kept * before[name])
+
+
 def test_resuming_goes_on_to_the_bit(tmp_path):
     whole = model()
     expected = train(whole, sample, loss, CONFIG)

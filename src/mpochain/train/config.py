@@ -20,7 +20,8 @@ class TrainConfig(BaseModel):
         batch_size: sequences per step.
         learning_rate: peak learning rate.
         betas: AdamW's decay rates.
-        weight_decay: on every parameter.
+        weight_decay: on every parameter; times the learning rate, before any factor of its own, it is the share that a
+            parameter loses at a step.
         warmup_steps: steps of linear warm-up.
         clip_norm: largest norm of the whole gradient.
         seed: of the batches.

@@ -14,7 +14,11 @@ __all__ = ["parameter_groups", "scaled_groups"]
 
 
 def parameter_groups(
-    model: nn.Module, learning_rate: float, *, scales: Mapping[str, float] | None = None
+    model: nn.Module,
+    learning_rate: float,
+    *,
+    weight_decay: float | None = None,
+    scales: Mapping[str, float] | None = None,
 ) -> list[dict[str, Any]]:
     """The trainable parameters for any optimiser of torch, one group for each learning rate.
 
@@ -23,11 +27,14 @@ def parameter_groups(
     Args:
         model: its parameters without ``requires_grad`` are left out.
         learning_rate: of parameters whose factor is 1.
+        weight_decay: of AdamW, where it is multiplied by the rate; each group has it divided by its factor, so that all
+            parameters shrink alike. None leaves it to the optimiser: cores then shrink as much faster than dense
+            weights as they learn.
         scales: factors by parameter name, 1 for those that are not named; by default cores go by their fan-in,
             :func:`mpochain.nn.learning_rate_scales`.
 
     Returns:
-        Groups with ``params``, ``lr`` and ``scale``, the factor.
+        Groups with ``params``, ``lr``, ``scale``, the factor, and ``weight_decay`` if it was given.
 
     Raises:
         SpecError: a scale for a parameter that the model has not.
@@ -36,16 +43,23 @@ def parameter_groups(
         >>> import torch
         >>> from mpochain.nn import MPOLinear
         >>> layer = MPOLinear(128, 128, out_dims=(8, 16), in_dims=(8, 16), max_bond=4)
-        >>> optimizer = torch.optim.AdamW(parameter_groups(layer, 0.001))
-        >>> [group["lr"] for group in optimizer.param_groups]  # both cores, and the bias
-        [0.004, 0.008, 0.001]
+        >>> optimizer = torch.optim.AdamW(parameter_groups(layer, 0.001, weight_decay=0.1))
+        >>> [(group["lr"], group["weight_decay"]) for group in optimizer.param_groups]  # both cores, and the bias
+        [(0.004, 0.025), (0.008, 0.0125), (0.001, 0.1)]
     """
-    found = scaled_groups(model, learning_rate_scales(model) if scales is None else scales)
+    found = scaled_groups(model, learning_rate_scales(model) if scales is None else scales, weight_decay)
     return [{**group, "lr": learning_rate * group["scale"]} for group in found]
 
 
-def scaled_groups(model: nn.Module, scales: Mapping[str, float]) -> list[dict[str, Any]]:
+def scaled_groups(
+    model: nn.Module, scales: Mapping[str, float], weight_decay: float | None = None
+) -> list[dict[str, Any]]:
     """The trainable parameters, one group for each factor of the learning rate.
+
+    Args:
+        model: its parameters without ``requires_grad`` are left out.
+        scales: factors by parameter name, 1 for those that are not named.
+        weight_decay: of parameters whose factor is 1, divided by the factor for others; None for none in the groups.
 
     Raises:
         SpecError: a scale for a parameter that the model has not.
@@ -58,4 +72,8 @@ def scaled_groups(model: nn.Module, scales: Mapping[str, float]) -> list[dict[st
             groups.setdefault(scale, []).append(parameter)
     if unknown:
         raise SpecError(f"the model has no parameters {sorted(unknown)[:3]}; scales go by the names of the model")
-    return [{"params": parameters, "scale": scale} for scale, parameters in groups.items()]
+    found: list[dict[str, Any]] = [{"params": parameters, "scale": scale} for scale, parameters in groups.items()]
+    if weight_decay is not None:
+        for group in found:
+            group["weight_decay"] = weight_decay / group["scale"]
+    return found

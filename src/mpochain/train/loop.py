@@ -132,7 +132,8 @@ def train(
         config: see :class:`TrainConfig`.
         parts: splits a batch into pieces that fit into memory, each with its share of the tokens; their gradients add.
         tokens: number of tokens of a batch that have a target; by default batches are ``(inputs, targets)``.
-        scales: factors of the learning rate by parameter name, 1 for those that are not named.
+        scales: factors of the learning rate by parameter name, 1 for those that are not named; weights decay as if all
+            were 1.
         evaluate: called every ``config.evaluate_every`` steps and at the end; its time is not counted as training.
         checkpoint: file to keep the state in; if it exists the run goes on from there, to the bit.
         identity: what else makes this run this run, such as the hash of its data (JSON); a checkpoint of another one
@@ -148,10 +149,9 @@ def train(
         KeyboardInterrupt: after Ctrl-C, once the running step is done and the checkpoint written.
     """
     optimizer = torch.optim.AdamW(
-        scaled_groups(model, scales or {}),
+        scaled_groups(model, scales or {}, config.weight_decay),
         lr=config.learning_rate,
         betas=config.betas,
-        weight_decay=config.weight_decay,
         fused=True,
     )
     generator = torch.Generator().manual_seed(config.seed)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
@@ -24,6 +24,8 @@ class _Training(BaseModel):
     curve: list[tuple[int, float, dict[str, float]]]
     losses: list[float]
     tokens_per_second: float
+    # How weights with a rate of their own shrink; "with the rates" is of runs that are older than the other way.
+    decay: Literal["alike", "with the rates"]
 
 
 class _Validation(BaseModel):

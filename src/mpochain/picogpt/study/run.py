@@ -157,6 +157,7 @@ def _run(setting: RunSetting, corpus: Corpus, folder: Path) -> None:
                 for start in range(0, len(result.losses), 10)
                 if (part := result.losses[start : start + 10])
             ],
+            "decay": "alike",
             "seconds": result.seconds,
             "tokens_per_second": result.tokens_per_second,
         }

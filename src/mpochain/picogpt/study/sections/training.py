@@ -19,15 +19,15 @@ def training(records: list[dict[str, Any]]) -> list[str]:
     for record in records:
         setting = record["setting"]
         if setting["config"] is not None and not setting["ablation"]:
-            rows = ways.setdefault(_way(setting), [])
+            rows = ways.setdefault(_way(setting, record["training"]["decay"]), [])
             if setting["row"] not in rows:
                 rows.append(setting["row"])
     return [f"{way}: {'; '.join(rows)}." for way, rows in sorted(ways.items(), key=lambda way: -len(way[1]))]
 
 
-def _way(setting: dict[str, Any]) -> str:
+def _way(setting: dict[str, Any], decay: str) -> str:
     config = setting["config"]
-    cores = ", cores at rates by their fan-in relative to it" if setting["core_rates"] else ""
+    cores = f", cores at rates by their fan-in relative to it, decaying {decay}" if setting["core_rates"] else ""
     start = (
         "trained dense weights"
         if setting["start"] == "tt_svd"
