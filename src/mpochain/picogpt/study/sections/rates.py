@@ -14,6 +14,7 @@ _COLUMNS = (
     Column("design", "linears"),
     Column("rate", "learning rate"),
     Column("cores", "rates of cores"),
+    Column("decay", "cores decay"),
     Column("loss", "validation loss", ".3f"),
     Column("accuracy", "accuracy", ".2%"),
 )
@@ -27,6 +28,7 @@ def rates(records: list[dict[str, Any]]) -> list[Block]:
             "design": str(Design(**each["setting"]["design"])),
             "rate": each["setting"]["config"]["learning_rate"],
             "cores": _cores(each["setting"]),
+            "decay": each["training"]["decay"] if each["setting"]["core_rates"] else None,
             "loss": each["validation"]["loss"],
             "accuracy": each["validation"]["accuracy"],
         }
