@@ -338,6 +338,7 @@ def test_what_is_beyond_the_paper_follows_the_numbers():
         rival("skewed as χ=8", [0.4], 600),
         rival("χ=16", [0.6, 0.59], 500),
         rival("skewed as χ=16", [0.605], 500),
+        rival("dense, width 60 as χ=16", [0.7], 50),
     ]
     assert beyond(rows) == [
         "At the size of χ=4 the paper's shapes (100 parameters at 500 MACs, the fewest, per token; their seeds differ "
@@ -350,6 +351,7 @@ def test_what_is_beyond_the_paper_follows_the_numbers():
         "At the size of χ=16 the paper's shapes (100 parameters at 500 MACs, the fewest, per token; their seeds differ "
         "by 1.0 points) are beaten by skewed in accuracy, with no fewer MACs, by less than their seeds differ: "
         "skewed +0.5 points with 100 parameters at 500 MACs.",
+        "Beside χ=16, no chain at all: dense, width 60 +10.0 points with 100 parameters at 50 MACs.",
     ]
 
 

@@ -23,8 +23,12 @@ def beyond(rows: Sequence[Row]) -> list[str]:
     for bond in _BONDS:
         paper = _row(rows, f"χ={bond}")
         rivals = [row for row in rows if row["row"].endswith(f" as χ={bond}")]
-        if paper is not None and rivals:
-            lines.append(_shapes(bond, paper, rivals))
+        narrow = [row for row in rivals if row["row"].startswith("dense")]
+        shapes = [row for row in rivals if row not in narrow]
+        if paper is not None and shapes:
+            lines.append(_shapes(bond, paper, shapes))
+        if paper is not None:
+            lines += [f"Beside χ={bond}, no chain at all: {_shown(row, paper)}." for row in narrow]
         tuned = next((row for row in rows if row["row"].startswith(f"χ={bond}, TT-SVD and")), None)
         if tuned is not None:
             brief = _row(rows, f"χ={bond}, {tuned['steps']} steps")
@@ -37,7 +41,7 @@ def beyond(rows: Sequence[Row]) -> list[str]:
 def _shapes(bond: int, paper: Row, rivals: Sequence[Row]) -> str:
     points = {row["row"]: 100 * _gain(row, paper) for row in rivals}
     best = max(rivals, key=lambda row: points[row["row"]])
-    name = best["row"].removesuffix(f" as χ={bond}")
+    name = _name(best)
     seeds = paper["by_seed"].values()
     spread = 100 * (max(seeds) - min(seeds)) if len(seeds) > 1 else None
     if points[best["row"]] <= 0:
@@ -47,14 +51,21 @@ def _shapes(bond: int, paper: Row, rivals: Sequence[Row]) -> str:
         verdict = f"are beaten by {name} in accuracy" + (" and in multiply-adds" if fewer else ", with no fewer MACs")
         if spread is not None and points[best["row"]] <= spread:
             verdict += ", by less than their seeds differ"
-    shown = "; ".join(
-        f"{row['row'].removesuffix(f' as χ={bond}')} {points[row['row']]:+.1f} points with {row['parameters']:,} "
-        f"parameters at {row['fewest_macs_per_token']:,} MACs"
-        for row in rivals
-    )
+    shown = "; ".join(_shown(row, paper) for row in rivals)
     own = f"{paper['parameters']:,} parameters at {paper['fewest_macs_per_token']:,} MACs, the fewest, per token"
     differ = f"; their seeds differ by {spread:.1f} points" if spread is not None else ""
     return f"At the size of χ={bond} the paper's shapes ({own}{differ}) {verdict}: {shown}."
+
+
+def _name(row: Row) -> str:
+    return str(row["row"]).partition(" as ")[0]
+
+
+def _shown(row: Row, paper: Row) -> str:
+    return (
+        f"{_name(row)} {100 * _gain(row, paper):+.1f} points with {row['parameters']:,} parameters at "
+        f"{row['fewest_macs_per_token']:,} MACs"
+    )
 
 
 def _against(tuned: Row, other: Row) -> str:
