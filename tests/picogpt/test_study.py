@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import signal
 import subprocess
@@ -38,6 +39,14 @@ def done(tmp_path_factory, corpus_file):
     run = subprocess.run([*command, "--corpus", str(corpus_file)], capture_output=True, text=True, timeout=600)
     assert run.returncode == 0, run.stderr
     return out, run
+
+
+def test_a_row_that_is_not_there_is_named_beside_those_that_are(corpus_file, tmp_path):
+    command = [sys.executable, "-m", "mpochain", "study", "--out", str(tmp_path), "--only", "dens"]
+    run = subprocess.run([*command, "--corpus", str(corpus_file)], capture_output=True, text=True, timeout=600)
+    assert run.returncode == 1
+    assert re.search(r"quick has no row 'dens'; it has .*dense, .*errors, times", " ".join(run.stderr.split()))
+    assert not any(tmp_path.iterdir())
 
 
 def records(out):
@@ -124,7 +133,7 @@ class TestQuick:
             assert word in html
         assert 'src="http' not in html
         assert "href=" not in html
-        assert html.count("data:image/png;base64,") == text.count("![") == 5
+        assert html.count("data:image/png;base64,") == text.count("![") == 6
         assert "6 steps of 2 sequences of 256 characters from trained dense weights; AdamW" in text
         assert "Not testable: the published figures are of Tiny Shakespeare, and no run is." in text
         for line in run.stdout.splitlines():
@@ -202,16 +211,12 @@ class TestQuick:
             study.run_preset("quick", picogpt.load_corpus(corpus_file), tmp_path)
 
 
-def only_dense(run):
-    return run.row == "dense"
-
-
 def test_an_interrupted_run_goes_on_to_the_bit(tmp_path, monkeypatch):
     # Weighing makes steps too, which would be counted below.
     costs = {"macs_per_token": 1, "fewest_macs_per_token": 1, "step_peak_bytes": 1}
     monkeypatch.setattr(study_run, "_costs", lambda *_: costs)
     corpus = picogpt.Corpus.from_text(prose(6000))
-    study.run_preset("quick", corpus, tmp_path / "whole", only=only_dense)
+    study.run_preset("quick", corpus, tmp_path / "whole", only=["dense"])
 
     original, steps = torch.optim.AdamW.step, []
 
@@ -223,11 +228,11 @@ def test_an_interrupted_run_goes_on_to_the_bit(tmp_path, monkeypatch):
 
     monkeypatch.setattr(torch.optim.AdamW, "step", third_is_interrupted)
     with pytest.raises(KeyboardInterrupt):
-        study.run_preset("quick", corpus, tmp_path / "cut", only=only_dense)
+        study.run_preset("quick", corpus, tmp_path / "cut", only=["dense"])
     (state,) = (tmp_path / "cut" / "quick").glob("*.state")
     steps.clear()
     monkeypatch.setattr(torch.optim.AdamW, "step", lambda self, *a: (steps.append(1), original(self, *a))[1])
-    study.run_preset("quick", corpus, tmp_path / "cut", only=only_dense)
+    study.run_preset("quick", corpus, tmp_path / "cut", only=["dense"])
     assert len(steps) == 3, "the three steps that were left"
     assert not state.exists()
     whole, cut = (records(tmp_path / name)["dense-seed42"] for name in ("whole", "cut"))
@@ -237,7 +242,7 @@ def test_an_interrupted_run_goes_on_to_the_bit(tmp_path, monkeypatch):
 
 def test_a_state_of_another_start_is_refused(tmp_path, monkeypatch):
     corpus = picogpt.Corpus.from_text(prose(6000))
-    study.run_preset("quick", corpus, tmp_path, only=only_dense)
+    study.run_preset("quick", corpus, tmp_path, only=["dense"])
     row = "χ=4, TT-SVD and 6 steps"
 
     def stop(*_):
@@ -246,19 +251,27 @@ def test_a_state_of_another_start_is_refused(tmp_path, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(study_run, "evaluate", stop)
         with pytest.raises(RuntimeError, match="stop"):
-            study.run_preset("quick", corpus, tmp_path, only=lambda run: run.row == row)
+            study.run_preset("quick", corpus, tmp_path, only=[row])
     model, _ = picogpt.load_weights(tmp_path / "quick" / "dense-seed42.safetensors")
     with torch.no_grad():
         model.head.weight.mul_(2)
     picogpt.save_weights(tmp_path / "quick" / "dense-seed42.safetensors", model, corpus, {})
     with pytest.raises(MPOError, match="is of a run with start="):
-        study.run_preset("quick", corpus, tmp_path, only=lambda run: run.row == row)
+        study.run_preset("quick", corpus, tmp_path, only=[row])
 
 
-def test_what_needs_a_dense_run_says_so(tmp_path):
+@pytest.mark.parametrize("asked", ["χ=4, TT-SVD", "errors"])
+def test_what_needs_a_dense_run_says_so(asked, tmp_path):
     corpus = picogpt.Corpus.from_text(prose(6000))
     with pytest.raises(MPOError, match=r"dense-seed42\.safetensors is missing, run dense-seed42 first"):
-        study.run_preset("quick", corpus, tmp_path, only=lambda run: run.row == "χ=4, TT-SVD")
+        study.run_preset("quick", corpus, tmp_path, only=[asked])
+
+
+def test_only_what_is_asked_for_is_made(tmp_path, monkeypatch):
+    monkeypatch.setattr(study_run, "_run", lambda *a: pytest.fail("no row was asked for"))
+    monkeypatch.setattr(study_run, "timing", lambda *a, **k: [])
+    study.run_preset("quick", picogpt.Corpus.from_text(prose(6000)), tmp_path, only=["times"])
+    assert [file.name for file in (tmp_path / "quick").iterdir()] == ["timing.json"]
 
 
 COUNTS = {"dense": 808_448, "χ=4": 42_336, "χ=8": 79_168, "χ=16": 177_408, "χ=32": 472_192}
@@ -353,6 +366,14 @@ def test_what_is_beyond_the_paper_follows_the_numbers():
         "skewed +0.5 points with 100 parameters at 500 MACs.",
         "Beside χ=16, no chain at all: dense, width 60 +10.0 points with 100 parameters at 50 MACs.",
     ]
+
+
+def test_what_has_no_seed_in_common_is_not_compared():
+    later = {**rival("χ=4", [0.4], 500), "by_seed": {43: 0.4}}
+    first = [
+        rival(name, [0.4], 500, steps=500) for name in ("low rank as χ=4", "dense as χ=4", "χ=4, TT-SVD and 500 steps")
+    ]
+    assert beyond([later, *first]) == []
 
 
 def test_seeds_of_a_row_are_joined():

@@ -19,7 +19,9 @@ def study(
     out: Annotated[Path, typer.Option(help="Folder of the runs; what finished there is kept.")] = Path(
         "mpochain-study"
     ),
-    only: Annotated[list[str] | None, typer.Option(help="Rows to run, by their name; all if not given.")] = None,
+    only: Annotated[
+        list[str] | None, typer.Option(help="Rows to run, by their name, errors or times; all if not given.")
+    ] = None,
     page: Annotated[Path | None, typer.Option(help="Markdown file to write; study.md in the folder.")] = None,
     page_only: Annotated[bool, typer.Option("--page-only", help="Run nothing, write the page again.")] = False,
     corpus: Annotated[Path | None, typer.Option(help="Text file; otherwise found as the README says.")] = None,
@@ -31,8 +33,8 @@ def study(
     from mpochain import picogpt
     from mpochain.atomic import require_writable
     from mpochain.errors import SpecError
+    from mpochain.picogpt.study import MEASURES, run_preset
     from mpochain.picogpt.study import preset as runs_of
-    from mpochain.picogpt.study import run_preset
     from mpochain.picogpt.study.page import write_page
     from mpochain.report.figures import require_matplotlib
 
@@ -44,16 +46,17 @@ def study(
         print(f"corpus: {text}", file=sys.stderr)
         names = preset or ["quick"]
         rows = {run.row for name in names for run in runs_of(name, len(text.vocabulary))}
-        unknown = sorted(set(only or ()) - rows)
+        unknown = sorted(set(only or ()) - rows - {*MEASURES})
         if unknown:
-            raise SpecError(f"{', '.join(names)} has no row {unknown[0]!r}; it has {', '.join(sorted(rows))}")
+            known = ", ".join([*sorted(rows), *MEASURES])
+            raise SpecError(f"{', '.join(names)} has no row {unknown[0]!r}; it has {known}")
         try:
             for name in names:
                 run_preset(
                     name,
                     text,
                     out,
-                    only=lambda run: not only or run.row in only,
+                    only=only or (),
                     log=lambda line: print(line, file=sys.stderr, flush=True),
                 )
         except KeyboardInterrupt:

@@ -40,6 +40,7 @@ class Series:
         y: values.
         line: whether the points are joined.
         markers: whether the points are marked.
+        ends: the least and greatest value at each point, drawn as a bar through it; None for no bars.
     """
 
     label: str
@@ -47,6 +48,7 @@ class Series:
     y: Sequence[float]
     line: bool = True
     markers: bool = True
+    ends: Sequence[tuple[float, float]] | None = None
 
 
 def require_matplotlib() -> None:
@@ -95,6 +97,8 @@ def draw(
             markersize=5,
             linewidth=1.4,
         )
+        if one.ends is not None:
+            plot.vlines(one.x, *zip(*one.ends, strict=True), color=_COLOURS[k % len(_COLOURS)], linewidth=2.2)
     if categories:
         plot.tick_params(axis="x", labelrotation=90, labelsize=7)
     plot.set(title=title, xlabel=x, ylabel=y, **(axes or {}))

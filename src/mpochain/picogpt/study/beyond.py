@@ -22,17 +22,17 @@ def beyond(rows: Sequence[Row]) -> list[str]:
     lines = []
     for bond in _BONDS:
         paper = _row(rows, f"χ={bond}")
-        rivals = [row for row in rows if row["row"].endswith(f" as χ={bond}")]
+        rivals = [row for row in rows if row["row"].endswith(f" as χ={bond}") and _seeds(row, paper)]
         narrow = [row for row in rivals if row["row"].startswith("dense")]
         shapes = [row for row in rivals if row not in narrow]
         if paper is not None and shapes:
             lines.append(_shapes(bond, paper, shapes))
-        if paper is not None:
+        if paper is not None and narrow:
             lines += [f"Beside χ={bond}, no chain at all: {_shown(row, paper)}." for row in narrow]
         tuned = next((row for row in rows if row["row"].startswith(f"χ={bond}, TT-SVD and")), None)
         if tuned is not None:
             brief = _row(rows, f"χ={bond}, {tuned['steps']} steps")
-            compared = [_against(tuned, row) for row in (brief, paper) if row is not None]
+            compared = [_against(tuned, row) for row in (brief, paper) if row is not None and _seeds(tuned, row)]
             if compared:
                 lines.append(f"{tuned['row']}, {tuned['accuracy']:.1%}, {' and '.join(compared)}.")
     return lines
@@ -76,8 +76,12 @@ def _against(tuned: Row, other: Row) -> str:
 
 def _gain(row: Row, other: Row) -> float:
     """By how much accuracy is greater, over the seeds that both have."""
-    seeds = row["by_seed"].keys() & other["by_seed"].keys()
-    return statistics.fmean(row["by_seed"][seed] - other["by_seed"][seed] for seed in seeds)
+    return statistics.fmean(row["by_seed"][seed] - other["by_seed"][seed] for seed in _seeds(row, other))
+
+
+def _seeds(row: Row, other: Row | None) -> set[int]:
+    """Those that both have; an interrupted study may have none."""
+    return set() if other is None else row["by_seed"].keys() & other["by_seed"].keys()
 
 
 def _row(rows: Sequence[Row], name: str) -> Row | None:

@@ -36,6 +36,7 @@ def rows_of(records: list[dict[str, Any]]) -> list[dict[str, Any]]:
             {
                 "row": name,
                 "design": design,
+                "bond": _bond(first),
                 "start": first["setting"]["start"],
                 "steps": (first["setting"]["config"] or {"steps": 0})["steps"],
                 "parameters": first["parameters"],
@@ -58,7 +59,7 @@ def rows_of(records: list[dict[str, Any]]) -> list[dict[str, Any]]:
             }
         )
     return sorted(
-        rows, key=lambda row: (row["row"] != "dense", _bond(row), row["design"].family != "paper", row["row"])
+        rows, key=lambda row: (row["row"] != "dense", row["bond"], row["design"].family != "paper", row["row"])
     )
 
 
@@ -83,14 +84,15 @@ def _kept(
 
 def _paper_parameters(record: dict[str, Any], records: list[dict[str, Any]]) -> int | None:
     """Parameters of the paper's chains that a control is compared with."""
-    bond = _bond({"design": _design(record), "row": record["setting"]["row"]})
+    bond = _bond(record)
     found = [each for each in records if _design(each) == Design("paper", bond)] if bond else []
     return int(found[0]["parameters"]) if found else None
 
 
-def _bond(row: dict[str, Any]) -> int:
-    """The χ a row is compared at; narrow dense models have it in their name alone."""
-    if row["design"].max_bond is not None:
-        return int(row["design"].max_bond)
-    name = row["row"].rpartition("χ=")[2]
+def _bond(record: dict[str, Any]) -> int:
+    """The χ a run is compared at, 0 for none; narrow dense models have it in their name alone."""
+    bond = _design(record).max_bond
+    if bond is not None:
+        return bond
+    name = record["setting"]["row"].rpartition("χ=")[2]
     return int(name) if name.isdigit() else 0

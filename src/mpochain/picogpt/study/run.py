@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import hashlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +29,10 @@ from mpochain.report import provenance
 from mpochain.train import TrainConfig
 from mpochain.train.memory import peak_bytes
 
-__all__ = ["run_preset"]
+__all__ = ["MEASURES", "run_preset"]
+
+# What is measured beside the runs, by the name that asks for it alone.
+MEASURES = ("errors", "times")
 
 
 def run_preset(
@@ -37,7 +40,7 @@ def run_preset(
     corpus: Corpus,
     out: Path,
     *,
-    only: Callable[[RunSetting], bool] = lambda _: True,
+    only: Collection[str] = (),
     log: Callable[[str], None] = print,
 ) -> None:
     """Run what a preset still lacks: its runs, the errors of its dense weights, and the times of its designs.
@@ -46,12 +49,13 @@ def run_preset(
         name: of the preset.
         corpus: the text.
         out: folder of this study; the preset has a folder of its own in it.
-        only: which runs to make; errors and times are made once all of them are there.
+        only: rows to run, and ``"errors"`` and ``"times"``; everything if empty.
         log: told what happens.
 
     Raises:
         OutputError: the folder cannot be written.
-        CheckpointError: a kept run is damaged or of another setting or corpus.
+        CheckpointError: a kept run is damaged or of another setting or corpus, or the weights that a run starts from or
+            errors are measured of are missing.
         CorpusError: the text is too short.
         KeyboardInterrupt: after Ctrl-C; the same call goes on.
     """
@@ -59,26 +63,35 @@ def run_preset(
     corpus.require_context(PicoGPT.context)
     runs = preset(name, len(corpus.vocabulary))
     for number, setting in enumerate(runs, 1):
-        if finished(setting, corpus, folder) is None and only(setting):
+        if finished(setting, corpus, folder) is None and (not only or setting.row in only):
             log(f"{name} {number}/{len(runs)}: {setting.name}")
             _run(setting, corpus, folder)
-    if any(finished(setting, corpus, folder) is None for setting in runs):
-        return
-    dense = next(setting for setting in runs if setting.design.family == "dense")
-    designs = list(dict.fromkeys(setting.design for setting in runs))
-    many = max(setting.config.batch_size for setting in runs if setting.config is not None)
-    file = folder / "timing.json"
-    if not file.exists() or [Design(**each["design"]) for each in read_part(file, "timing")[0]["designs"]] != designs:
-        log(f"{name}: timing")
-        timed = timing(designs, len(corpus.vocabulary), sequences=many)
-        _write_part(file, "timing", {"sequences": many, "designs": timed})
-    file = folder / "reconstruction.json"
+    if not only or "errors" in only:
+        dense = next(setting for setting in runs if setting.design.family == "dense")
+        _measure_errors(dense.name, folder, log)
+    if not only or "times" in only:
+        _measure_times(runs, len(corpus.vocabulary), folder, log)
+
+
+def _measure_errors(dense: str, folder: Path, log: Callable[[str], None]) -> None:
+    file, weights = folder / "reconstruction.json", _weights_file(dense, folder)
     # Without the weights, in a fresh clone say, what was measured of them stands.
-    weights = _weights_file(dense.name, folder)
-    if not file.exists() or (weights.exists() and read_part(file, "reconstruction")[0]["weights"] != _sha256(weights)):
-        log(f"{name}: reconstruction")
-        layers = reconstruction(_weights(dense.name, folder))
-        _write_part(file, "reconstruction", {"weights": _sha256(weights), "layers": layers})
+    if file.exists() and (not weights.exists() or read_part(file, "reconstruction")[0]["weights"] == _sha256(weights)):
+        return
+    log(f"{folder.name}: reconstruction")
+    layers = reconstruction(_weights(dense, folder))
+    _write_part(file, "reconstruction", {"weights": _sha256(weights), "layers": layers})
+
+
+def _measure_times(runs: list[RunSetting], vocab_size: int, folder: Path, log: Callable[[str], None]) -> None:
+    file = folder / "timing.json"
+    designs = list(dict.fromkeys(setting.design for setting in runs))
+    if file.exists() and [Design(**each["design"]) for each in read_part(file, "timing")[0]["designs"]] == designs:
+        return
+    log(f"{folder.name}: timing")
+    many = max(setting.config.batch_size for setting in runs if setting.config is not None)
+    timed = timing(designs, vocab_size, sequences=many)
+    _write_part(file, "timing", {"sequences": many, "designs": timed})
 
 
 def finished(setting: RunSetting, corpus: Corpus, folder: Path) -> dict[str, Any] | None:

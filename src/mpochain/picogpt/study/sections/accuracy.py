@@ -28,7 +28,9 @@ def _briefly(row: Mapping[str, Any]) -> bool:
 
 
 def accuracy_series(rows: Sequence[Mapping[str, Any]], cost: str) -> list[Series]:
-    """The accuracy of rows over one of their fields; kinds of which there are none, and rows without it, are left out.
+    """The accuracy of rows over one of their fields, with the least and greatest of their seeds.
+
+    Kinds of which there are none, and rows without the field, are left out.
 
     So are chains that were not trained at all, which would leave all others a fifth of the figure.
 
@@ -38,7 +40,8 @@ def accuracy_series(rows: Sequence[Mapping[str, Any]], cost: str) -> list[Series
     """
     series = []
     for label, keep in _KINDS.items():
-        points = sorted((row[cost], row["accuracy"]) for row in rows if keep(row) and row.get(cost) is not None)
-        if points:
-            series.append(Series(label, [x for x, _ in points], [y for _, y in points]))
+        kept = sorted((row for row in rows if keep(row) and row.get(cost) is not None), key=lambda row: row[cost])
+        if kept:
+            ends = [(min(seeds), max(seeds)) for row in kept if (seeds := row["by_seed"].values())]
+            series.append(Series(label, [row[cost] for row in kept], [row["accuracy"] for row in kept], ends=ends))
     return series

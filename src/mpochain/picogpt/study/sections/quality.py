@@ -13,6 +13,9 @@ from mpochain.report.page import Block, Figure, Table
 
 __all__ = ["quality"]
 
+# The χ whose curves are drawn beside those of other shapes and starts; the largest of a preset without it.
+_COMPARED = 16
+
 _COLUMNS = (
     Column("row", "model"),
     Column("parameters", "parameters", ","),
@@ -35,7 +38,9 @@ _COLUMNS = (
 
 
 def quality(name: str, rows: list[dict[str, Any]], records: list[dict[str, Any]], figures: Path) -> list[Block]:
-    """The table of a preset, accuracy against size, and the curves of the first seed of the paper's rows.
+    """The table of a preset, accuracy against size, and the curves of the first seed.
+
+    Curves of the paper's rows, and of everything of about the size of one of them.
 
     Args:
         name: of the preset.
@@ -43,30 +48,39 @@ def quality(name: str, rows: list[dict[str, Any]], records: list[dict[str, Any]]
         records: its runs.
         figures: folder to draw in.
     """
-    accuracy, losses = (figures / f"study-{name}-{key}.png" for key in ("accuracy", "losses"))
+    accuracy = figures / f"study-{name}-accuracy.png"
     draw(
         accuracy,
         accuracy_series(rows, "parameters"),
-        title="Validation accuracy against size",
+        title="Validation accuracy against size (bars: all seeds)",
         x="parameters",
         y="token accuracy",
         axes={"xscale": "log"},
     )
-    first = {record["setting"]["row"]: record for record in reversed(records) if record["training"]}
-    shown = [row["row"] for row in rows if row["row"] in first and row["row"] in PUBLISHED]
-    draw(
-        losses,
-        [
-            Series(row, [10 * (k + 1) for k in range(len(values))], values, markers=False)
-            for row in shown
-            if (values := first[row]["training"]["losses"])
-        ],
-        title="Training loss from a random start, means of ten steps",
-        x="step",
-        y="nats per token",
-    )
+    trained = {record["setting"]["row"]: record["training"] for record in reversed(records) if record["training"]}
+    losses = {row["row"]: values for row in rows if (values := trained.get(row["row"], {}).get("losses"))}
+    bonds = {row["bond"] for row in rows if row["bond"]}
+    bond = _COMPARED if _COMPARED in bonds else max(bonds, default=0)
+    beside = {row["row"]: losses[row["row"]] for row in rows if row["row"] in losses and row["bond"] in (0, bond)}
     return [
         Table(_COLUMNS, rows),
         Figure(accuracy, "Validation accuracy against parameters"),
-        Figure(losses, "Training loss"),
+        _curves(
+            figures / f"study-{name}-losses.png",
+            {row: values for row, values in losses.items() if row in PUBLISHED},
+            "Training loss from a random start, means of ten steps",
+        ),
+        _curves(
+            figures / f"study-{name}-losses-{bond}.png",
+            beside,
+            f"Training loss at the size of χ={bond}, means of ten steps",
+        ),
     ]
+
+
+def _curves(file: Path, losses: dict[str, list[float]], title: str) -> Figure:
+    series = [
+        Series(row, [10 * (k + 1) for k in range(len(values))], values, markers=False) for row, values in losses.items()
+    ]
+    draw(file, series, title=title, x="step", y="nats per token")
+    return Figure(file, title.partition(",")[0])

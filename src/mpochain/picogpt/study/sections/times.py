@@ -59,7 +59,7 @@ def times(name: str, rows: list[dict[str, Any]], folder: Path, figures: Path) ->
     draw(
         file,
         accuracy_series([{**row, "milliseconds": fastest.get(row["design"])} for row in rows], "milliseconds"),
-        title="Validation accuracy against time",
+        title="Validation accuracy against time (bars: all seeds)",
         x=f"ms for {many} sequences of 256 tokens, the better of compact and fast",
         y="token accuracy",
     )
