@@ -42,5 +42,5 @@ def require_writable(folder: Path) -> Path:
     """
     probe = folder / ".mpochain-write-test"
     write_bytes(probe, b"")
-    probe.unlink()
+    probe.unlink(missing_ok=True)  # another process may prove the same
     return folder

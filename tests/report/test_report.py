@@ -67,3 +67,12 @@ def test_a_folder_that_cannot_be_written_is_found_early(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(MPOError, match="cannot write"):
         require_writable(tmp_path / "file")
+
+
+def test_two_processes_find_out_at_once(tmp_path, monkeypatch):
+    def write_and_lose(path, data):
+        write_bytes(path, data)
+        path.unlink()
+
+    monkeypatch.setattr("mpochain.atomic.write_bytes", write_and_lose)
+    assert require_writable(tmp_path) == tmp_path
