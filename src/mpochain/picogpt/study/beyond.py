@@ -39,22 +39,21 @@ def beyond(rows: Sequence[Row]) -> list[str]:
 
 
 def _shapes(bond: int, paper: Row, rivals: Sequence[Row]) -> str:
-    points = {row["row"]: 100 * _gain(row, paper) for row in rivals}
-    best = max(rivals, key=lambda row: points[row["row"]])
-    name = _name(best)
+    points = {_name(row): 100 * _gain(row, paper) for row in rivals}
     seeds = paper["by_seed"].values()
     spread = 100 * (max(seeds) - min(seeds)) if len(seeds) > 1 else None
-    if points[best["row"]] <= 0:
-        verdict = "are not beaten in accuracy"
-    else:
-        fewer = best["fewest_macs_per_token"] < paper["fewest_macs_per_token"]
-        verdict = f"are beaten by {name} in accuracy" + (" and in multiply-adds" if fewer else ", with no fewer MACs")
-        if spread is not None and points[best["row"]] <= spread:
-            verdict += ", by less than their seeds differ"
+    better = [name for name, gain in points.items() if gain > 0]
+    clearly = spread is None or max(points.values()) > spread
+    less = ", by less than their seeds differ," if better and not clearly else ""
+    macs = paper["fewest_macs_per_token"]
+    cheaper = [_name(row) for row in rivals if row["fewest_macs_per_token"] < macs]
     shown = "; ".join(_shown(row, paper) for row in rivals)
-    own = f"{paper['parameters']:,} parameters at {paper['fewest_macs_per_token']:,} MACs, the fewest, per token"
+    own = f"{paper['parameters']:,} parameters at {macs:,} MACs, the fewest, per token"
     differ = f"; their seeds differ by {spread:.1f} points" if spread is not None else ""
-    return f"At the size of χ={bond} the paper's shapes ({own}{differ}) {verdict}: {shown}."
+    return (
+        f"At the size of χ={bond} the paper's shapes ({own}{differ}) are beaten in accuracy by "
+        f"{' and '.join(better) or 'none'}{less} and in multiply-adds by {' and '.join(cheaper) or 'none'}: {shown}."
+    )
 
 
 def _name(row: Row) -> str:
