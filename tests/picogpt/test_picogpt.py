@@ -14,6 +14,7 @@ from torch.nn import functional as F
 from mpochain import MPOError, MPOLinear, decompose, picogpt
 from mpochain.picogpt.corpus import GUTENBERG, TINY_SHAKESPEARE
 from mpochain.picogpt.design import Design, site_spec
+from mpochain.picogpt.training import Lessons
 from mpochain.train import TrainConfig
 
 
@@ -216,6 +217,34 @@ class TestTraining:
         after = result.curve[-1].metrics
         assert after["loss"] < before.loss - 0.3
         assert after["accuracy"] > before.accuracy
+
+    def test_a_chain_learns_what_its_teacher_says(self, tmp_path):
+        corpus = picogpt.Corpus.from_text(prose(6000))
+        size = len(corpus.vocabulary)
+        # Of random weights, so that only who listens comes nearer to it than the text is.
+        teacher, other = (picogpt.build(vocab_size=size, seed=seed) for seed in (1, 2))
+        tokens = corpus.validation[:256].long()[None]
+        config = TrainConfig(steps=12, batch_size=4, warmup_steps=3, learning_rate=5e-3)
+
+        def away(**taught):
+            model = picogpt.build(4, vocab_size=size, seed=0)
+            picogpt.train_picogpt(model, corpus, config, **taught)
+            with torch.no_grad():
+                said, wanted = (each(tokens).log_softmax(-1) for each in (model, teacher))
+            return F.kl_div(said, wanted, log_target=True, reduction="batchmean").item()
+
+        untaught = away()
+        assert away(teacher=teacher, lessons=Lessons(weight=1.0, temperature=1.0)) < untaught / 2
+        state = {"checkpoint": tmp_path / "state"}
+        assert away(teacher=teacher, **state) < untaught
+        with pytest.raises(MPOError, match="is of a run with teacher="):
+            away(teacher=other, **state)
+        with pytest.raises(MPOError, match="is of a run with weight=0.5, not 0.25"):
+            away(teacher=teacher, lessons=Lessons(weight=0.25), **state)
+        with pytest.raises(MPOError, match="needs teacher="):
+            away(lessons=Lessons())
+        with pytest.raises(MPOError, match="the model was made for 65"):
+            away(teacher=picogpt.build(4))
 
     def test_a_corpus_too_short(self):
         corpus = picogpt.Corpus.from_text(prose(2000))

@@ -135,6 +135,7 @@ class TestQuick:
         assert "href=" not in html
         assert html.count("data:image/png;base64,") == text.count("![") == 6
         assert "6 steps of 2 sequences of 256 characters from trained dense weights; AdamW" in text
+        assert "weights, whose predictions at temperature 2.0 are 50% of the loss; AdamW" in text
         assert "Not testable: the published figures are of Tiny Shakespeare, and no run is." in text
         for line in run.stdout.splitlines():
             assert (out / line).exists()
@@ -336,6 +337,9 @@ def rival(name, accuracies, macs, *, steps=2000, parameters=100):
         "fewest_macs_per_token": macs,
         "parameters": parameters,
         "steps": steps,
+        "bond": int(name.rpartition("χ=")[2].partition(",")[0]),
+        "distilled": name.endswith("distilled"),
+        "kept": 0.9,
     }
 
 
@@ -352,6 +356,7 @@ def test_what_is_beyond_the_paper_follows_the_numbers():
         rival("χ=16", [0.6, 0.59], 500),
         rival("skewed as χ=16", [0.605], 500),
         rival("dense, width 60 as χ=16", [0.7], 50),
+        rival("skewed as χ=16, TT-SVD, distilled", [0.62], 500),
     ]
     assert beyond(rows) == [
         "At the size of χ=4 the paper's shapes (100 parameters at 500 MACs, the fewest, per token; their seeds differ "
@@ -366,6 +371,8 @@ def test_what_is_beyond_the_paper_follows_the_numbers():
         "by 1.0 points) are beaten in accuracy by skewed, by less than their seeds differ, and in multiply-adds by "
         "none: skewed +0.5 points with 100 parameters at 500 MACs.",
         "Beside χ=16, no chain at all: dense, width 60 +10.0 points with 100 parameters at 50 MACs.",
+        "skewed as χ=16, TT-SVD, distilled, 2,000 steps beside those of its dense source: 62.0%, 90.0% of dense, "
+        "+2.0 points on the paper's shapes from a random start.",
     ]
 
 

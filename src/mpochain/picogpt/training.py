@@ -2,30 +2,63 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import torch
+from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from mpochain.errors import SpecError
 from mpochain.nn import learning_rate_scales
 from mpochain.picogpt.corpus import Corpus
 from mpochain.picogpt.evaluation import evaluate
 from mpochain.picogpt.model import PicoGPT
 from mpochain.train import TrainConfig, TrainResult, train
+from mpochain.train.distillation import distillation_loss
+from mpochain.train.teacher import fingerprint
 
-__all__ = ["LEARNING_RATE", "train_picogpt"]
+__all__ = ["LEARNING_RATE", "Lessons", "train_picogpt"]
 
 # Of runs from a random start: of 3, 6 and 10 thousandths the best for the dense model (docs/study.md). Cores learn at
 # rates by their fan-in, relative to it.
 LEARNING_RATE = 6e-3
 
+_Loss = Callable[[nn.Module, tuple[Tensor, Tensor]], Tensor]
+
+
+class Lessons(BaseModel):
+    """What a model learns from another one's predictions beside the text, see :func:`mpochain.train.distillation`.
+
+    Attributes:
+        weight: share of the divergence from the teacher in the loss; the rest is cross-entropy.
+        temperature: of both softmaxes of the divergence.
+
+    Raises:
+        pydantic.ValidationError: a value out of range or an unknown name (also a ValueError).
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    weight: Annotated[float, Field(gt=0.0, le=1.0)] = 0.5
+    temperature: Annotated[float, Field(gt=0.0, allow_inf_nan=False)] = 2.0
+
 
 def _loss(model: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
     inputs, targets = batch
     return F.cross_entropy(model(inputs).flatten(0, 1), targets.flatten())
+
+
+def _taught(teacher: PicoGPT, lessons: Lessons) -> _Loss:
+    def loss(model: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
+        inputs, targets = batch
+        with torch.no_grad():
+            said = teacher(inputs)
+        return distillation_loss(model(inputs), targets, said, weight=lessons.weight, temperature=lessons.temperature)
+
+    return loss
 
 
 def train_picogpt(
@@ -34,6 +67,8 @@ def train_picogpt(
     config: TrainConfig,
     *,
     core_rates: bool = False,
+    teacher: PicoGPT | None = None,
+    lessons: Lessons | None = None,
     start: Mapping[str, Any] | None = None,
     checkpoint: Path | None = None,
     label: str = "PicoGPT",
@@ -45,12 +80,15 @@ def train_picogpt(
         corpus: the text.
         config: see :class:`mpochain.train.TrainConfig`.
         core_rates: whether cores learn at rates by their fan-in, see :func:`mpochain.nn.learning_rate_scales`.
+        teacher: a model whose predictions are learned beside the text; left as it is.
+        lessons: how much of them; by default half of the loss, at temperature 2.
         start: where the weights came from (JSON); a checkpoint of a run that started elsewhere is refused.
         checkpoint: file to keep the state in.
         label: shown with the progress.
 
     Raises:
-        CorpusError: a split is too short for one window, or the model has another vocabulary.
+        CorpusError: a split is too short for one window, or the model or its teacher has another vocabulary.
+        SpecError: lessons without a teacher.
         CheckpointError: see :func:`mpochain.train.train`.
     """
     corpus.require_context(model.context)
@@ -68,10 +106,18 @@ def train_picogpt(
         return {"loss": result.loss, "accuracy": result.accuracy}
 
     identity = {"corpus": corpus.sha256, **model.design.as_dict(), "start": dict(start or {})}
+    loss: _Loss = _loss
+    if lessons is not None and teacher is None:
+        raise SpecError("lessons= needs teacher=, the model whose predictions are learned")
+    if teacher is not None:
+        corpus.require_vocabulary(teacher.vocab_size)
+        lessons = lessons or Lessons()
+        loss = _taught(teacher, lessons)
+        identity |= {"teacher": fingerprint(teacher), **lessons.model_dump()}
     return train(
         model,
         sample,
-        _loss,
+        loss,
         config,
         scales=learning_rate_scales(model) if core_rates else None,
         evaluate=metrics,

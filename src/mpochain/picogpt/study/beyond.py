@@ -35,6 +35,9 @@ def beyond(rows: Sequence[Row]) -> list[str]:
             compared = [_against(tuned, row) for row in (brief, paper) if row is not None and _seeds(tuned, row)]
             if compared:
                 lines.append(f"{tuned['row']}, {tuned['accuracy']:.1%}, {' and '.join(compared)}.")
+        taught = [row for row in rows if row["distilled"] and row["bond"] == bond and _seeds(row, paper)]
+        if paper is not None:
+            lines += [_taught(row, paper) for row in taught]
     return lines
 
 
@@ -71,6 +74,13 @@ def _against(tuned: Row, other: Row) -> str:
     gain = _gain(tuned, other)
     verdict = "is better" if gain > 0 else "is no better"
     return f"{verdict} than {other['steps']:,} steps from a random start ({100 * gain:+.1f} points)"
+
+
+def _taught(row: Row, paper: Row) -> str:
+    return (
+        f"{row['row']}, {row['steps']:,} steps beside those of its dense source: {row['accuracy']:.1%}, "
+        f"{row['kept']:.1%} of dense, {100 * _gain(row, paper):+.1f} points on the paper's shapes from a random start."
+    )
 
 
 def _gain(row: Row, other: Row) -> float:

@@ -9,6 +9,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from mpochain.errors import CheckpointError
+from mpochain.picogpt.study.settings import RunSetting
 
 __all__ = ["FORMAT", "read_part", "read_record"]
 
@@ -73,6 +74,8 @@ def read_record(file: Path) -> dict[str, Any]:
         raise CheckpointError(f"{file} is of format {version!r}, this version writes {FORMAT}; use another folder")
     try:
         _Record.model_validate(record)
+        # With the defaults of what there was no choice of when the run was made.
+        record["setting"] = RunSetting.model_validate(record["setting"]).model_dump(mode="json")
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(map(str, first["loc"]))

@@ -38,6 +38,7 @@ def rows_of(records: list[dict[str, Any]]) -> list[dict[str, Any]]:
                 "design": design,
                 "bond": _bond(first),
                 "start": first["setting"]["start"],
+                "distilled": first["setting"]["lessons"] is not None,
                 "steps": (first["setting"]["config"] or {"steps": 0})["steps"],
                 "parameters": first["parameters"],
                 "compression": dense[0]["parameters"] / first["parameters"] if dense else None,

@@ -137,10 +137,12 @@ def _run(setting: RunSetting, corpus: Corpus, folder: Path) -> None:
     size = len(corpus.vocabulary)
     start: dict[str, Any] = {"initialization": setting.initialization, "seed": setting.seed}
     if setting.source is None:
+        dense = None
         model = build(design=setting.design, vocab_size=size, seed=setting.seed, initialization=setting.initialization)
     else:
         source = _weights_file(setting.source, folder)
-        model = decompose_linears(_weights(setting.source, folder), setting.design)
+        dense = _weights(setting.source, folder)
+        model = decompose_linears(dense, setting.design)
         start = {"source": setting.source, "sha256": _sha256(source)}
     state = folder / f"{setting.name}.state"
     record: dict[str, Any] = {
@@ -158,6 +160,8 @@ def _run(setting: RunSetting, corpus: Corpus, folder: Path) -> None:
             corpus,
             setting.config,
             core_rates=setting.core_rates,
+            teacher=dense if setting.lessons else None,
+            lessons=setting.lessons,
             start=start,
             checkpoint=state,
             label=setting.row,

@@ -10,7 +10,7 @@ from mpochain.errors import SpecError
 from mpochain.picogpt.design import Design, Family
 from mpochain.picogpt.model import Initialization, build, narrow_width
 from mpochain.picogpt.size import parameter_count
-from mpochain.picogpt.training import LEARNING_RATE
+from mpochain.picogpt.training import LEARNING_RATE, Lessons
 from mpochain.train import TrainConfig
 
 __all__ = ["PRESETS", "RunSetting", "preset"]
@@ -29,7 +29,8 @@ class RunSetting(BaseModel):
         row: the row of the table it belongs to; runs of one row differ in the seed alone.
         design: its linears.
         start: ``"random"``, or ``"tt_svd"`` of the weights of the run named by ``source``.
-        source: name of a dense run of the same preset.
+        source: name of a dense run of the same preset, which the run starts from.
+        lessons: how much it learns of the predictions of ``source`` too; None for the text alone.
         initialization: of a random start.
         core_rates: whether cores learn at rates by their fan-in.
         ablation: whether it shows what a choice of the other runs is worth, and is no row of the table.
@@ -45,6 +46,7 @@ class RunSetting(BaseModel):
     source: str | None = None
     initialization: Initialization = "fan-in"
     core_rates: bool = False
+    lessons: Lessons | None = None
     ablation: bool = False
     config: TrainConfig | None
     seed: int = 42
@@ -75,6 +77,22 @@ def _decomposed(bond: int, dense: RunSetting, tuning: TrainConfig) -> list[RunSe
         )
         for name, config in ((row, None), (f"{row} and {tuning.steps} steps", tuning))
     ]
+
+
+# Of a chain that has as many steps as its source had, and the source's word beside the text.
+_TAUGHT = TrainConfig(learning_rate=3e-3, evaluate_every=250)
+
+
+def _taught(design: Design, dense: RunSetting) -> RunSetting:
+    return RunSetting(
+        row=f"{design}, TT-SVD, distilled",
+        design=design,
+        start="tt_svd",
+        source=dense.name,
+        core_rates=True,
+        lessons=Lessons(),
+        config=_TAUGHT,
+    )
 
 
 def _paper(_: int) -> list[RunSetting]:
@@ -116,6 +134,8 @@ def _best(vocab_size: int) -> list[RunSetting]:
         runs += [trained(str(Design(family, bond)), Design(family, bond), _SEEDS[0]) for family in _FAMILIES]
         narrow = _equal_width(bond, vocab_size)
         runs.append(trained(f"{narrow} as χ={bond}", narrow, _SEEDS[0]))
+    # What is the most that can be had at this size.
+    runs += [_taught(Design(family, 16), runs[0]) for family in ("skewed", "paper")]
     for seed in _SEEDS[1:]:
         runs.append(trained("dense", Design(), seed))
         runs += [trained(f"χ={bond}", Design("paper", bond), seed) for bond in (16, 8)]
@@ -147,6 +167,7 @@ def _quick(vocab_size: int) -> list[RunSetting]:
             ablation=True,
             config=config,
         ),
+        _taught(Design("paper", 4), dense).model_copy(update={"config": config}),
         RunSetting(row=f"{narrow} as χ=4", design=narrow, config=config),
     ]
 

@@ -15,7 +15,8 @@ _KINDS: dict[str, Callable[[Mapping[str, Any]], bool]] = {
     "chains, few steps": lambda row: _chains(row, "random") and _briefly(row),
     "chains, TT-SVD and few steps": lambda row: _chains(row, "tt_svd") and _briefly(row),
     "low rank": lambda row: row["design"].family == "low rank",
-    "skewed chains": lambda row: row["design"].family == "skewed",
+    "skewed chains": lambda row: row["design"].family == "skewed" and row["start"] == "random",
+    "chains of any shape, TT-SVD, distilled": lambda row: row["distilled"],
 }
 
 
