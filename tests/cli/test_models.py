@@ -22,6 +22,7 @@ from mpochain.train import FinetuneConfig
 def folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("models")
     write_model(folder / "dense")
+    write_model(folder / "other")
     (folder / "valid.txt").write_text(prose(6000, seed=1), encoding="utf-8")
     (folder / "test.txt").write_text(prose(3000, seed=2), encoding="utf-8")
     (folder / "recipe.yaml").write_text(
@@ -144,7 +145,17 @@ def test_what_needs_no_data_and_a_dry_run(folder, run):
         (["eval", "dense", "--text", "test.txt"], "longer than the 64"),
         (["inspect", "dense"], "no checkpoint of a compressed model"),
         (["inspect", "nowhere"], "cannot be read"),
-        (["convert", "dense", "--out", "dense"], "is the model itself"),
+        (["convert", "dense", "--out", "dense"], "holds a model, which would be"),
+        (["compress", "dense", "--budget", "0.5", "--method", "svd", "--out", "other"], "holds another model"),
+        (["convert", "dense", "--out", "other"], "holds a model, which would be"),
+        (
+            ["plan", "dense", "--budget", "0.5", "--calibration", "test.txt"],
+            "window of 512 tokens is longer than the 64",
+        ),
+        (
+            ["compress", "dense", "--budget", "0.5", "--method", "svd", "--evaluate", "test.txt", "--out", "o"],
+            "window of 512 tokens is longer than the 64",
+        ),
     ],
 )
 def test_wrong_usage_is_one_line(folder, run, arguments, message):
@@ -155,6 +166,7 @@ def test_wrong_usage_is_one_line(folder, run, arguments, message):
     assert "Traceback" not in done.stderr
     assert done.stdout == ""
     assert not (folder / "o" / "config.json").exists()
+    assert json.loads((folder / "other" / "config.json").read_text())["model_type"] == "llama"
 
 
 def test_a_damaged_checkpoint_is_told(run, tmp_path):
@@ -224,6 +236,7 @@ def test_a_killed_healing_goes_on_to_the_same_model(folder, run, small):
     ("arguments", "message"),
     [
         (["finetune", "forty", "--out", "forty", "--text", "valid.txt"], "is the model itself"),
+        (["finetune", "forty", "--out", "dense", *HEALING, "--teacher", "dense"], "dense holds another model"),
         (["finetune", "forty", "--out", "o"], "no text to heal on"),
         (["finetune", "forty", "--out", "o", *HEALING, "--temperature", "-1"], "healing.training.temperature"),
         (["finetune", "forty", "--out", "o", *HEALING, "--window", "100"], "64"),

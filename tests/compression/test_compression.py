@@ -252,6 +252,31 @@ class TestMoments:
         with pytest.raises(MPOError, match="batch 1: the inputs of down hold NaN"):
             collect_moments(net, dense_layers(net), batches)
 
+    @pytest.mark.parametrize("method", ["interpolative", "svd_llm", "tt_svd"])
+    def test_a_weight_of_nan_is_named(self, method, net, batches):
+        with torch.no_grad():
+            net.left.weight[0, 0] = float("nan")
+        data = None if method == "tt_svd" else batches
+        with pytest.raises(MPOError, match="left: the weight has NaN"):
+            mpo.compress(net, 0.5, calibration=data, method=method)
+
+    def test_data_of_nan_is_named(self):
+        model = nn.Sequential(nn.Linear(12, 16), nn.ReLU(), nn.Linear(16, 5))
+        with pytest.raises(MPOError, match="batch 2: the inputs of 0 hold NaN"):
+            mpo.compress(model, 0.5, calibration=[torch.ones(9, 12), torch.full((9, 12), float("nan"))])
+
+    def test_a_model_that_predicts_nan_after_its_layers(self, net, batches):
+        class Broken(nn.Module):
+            def __init__(self):
+                super().__init__()
+                self.net = net
+
+            def forward(self, x):
+                return self.net(x) * float("nan")
+
+        with pytest.raises(MPOError, match="the model predicts NaN"):
+            mpo.compress(Broken(), 0.5, calibration=batches)
+
     def test_layers_that_no_gradient_reaches(self, net, batches):
         with pytest.raises(MPOError, match="no gradient of the loss reached left"):
             collect_moments(net, dense_layers(net), batches, loss=lambda y: y.detach().requires_grad_().sum())

@@ -7,6 +7,6 @@ configuration last, each by a rename, so a kill at any moment leaves the old mod
 from mpochain.checkpoint.configuration import is_checkpoint
 from mpochain.checkpoint.contents import Contents, StoredLayer, contents
 from mpochain.checkpoint.loading import load
-from mpochain.checkpoint.saving import save
+from mpochain.checkpoint.saving import require_replaceable, save
 
-__all__ = ["Contents", "StoredLayer", "contents", "is_checkpoint", "load", "save"]
+__all__ = ["Contents", "StoredLayer", "contents", "is_checkpoint", "load", "require_replaceable", "save"]

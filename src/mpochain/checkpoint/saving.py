@@ -12,16 +12,16 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from mpochain.atomic import require_writable, write_bytes
-from mpochain.checkpoint.configuration import CONFIG, TENSORS, VERSION, digest
+from mpochain.checkpoint.configuration import CONFIG, TENSORS, VERSION, digest, is_checkpoint
 from mpochain.errors import OutputError
 from mpochain.nn.compressed import compressed_layers
 from mpochain.nn.description import describe
 
-__all__ = ["save"]
+__all__ = ["require_replaceable", "save"]
 
 
 def save(model: nn.Module, folder: Path | str) -> Path:
-    """Write a model with its compressed layers into a folder; an older one there is replaced.
+    """Write a model with its compressed layers into a folder; an older one written so is replaced.
 
     Args:
         model: of any kind; one of transformers is kept with its configuration, so that it can be loaded by name.
@@ -31,7 +31,7 @@ def save(model: nn.Module, folder: Path | str) -> Path:
         The folder.
 
     Raises:
-        OutputError: it cannot be written.
+        OutputError: it cannot be written, or holds a model of another kind, such as the dense one.
 
     Example:
         >>> from mpochain.nn import MPOLinear
@@ -41,7 +41,7 @@ def save(model: nn.Module, folder: Path | str) -> Path:
         ...     sorted(file.suffix for file in save(model, folder).iterdir())
         ['.json', '.safetensors']
     """
-    folder = require_writable(Path(folder))
+    folder = require_replaceable(Path(folder))
     tensors, tied = _tensors(model)
     partial = folder / f".model.{secrets.token_hex(4)}"
     try:
@@ -69,6 +69,19 @@ def save(model: nn.Module, folder: Path | str) -> Path:
         if TENSORS.fullmatch(old.name) and old.name != name:
             old.unlink()
     return folder
+
+
+def require_replaceable(folder: Path) -> Path:
+    """Make a folder if needed and prove, before any work, that a checkpoint can be written there and destroys no other.
+
+    Raises:
+        OutputError: it cannot be written, or holds a model that is no checkpoint of this library.
+    """
+    if (folder / CONFIG).exists() and not is_checkpoint(folder):
+        raise OutputError(
+            f"{folder} holds another model, whose {CONFIG} would be replaced; name another folder, or remove it"
+        )
+    return require_writable(folder)
 
 
 def _tensors(model: nn.Module) -> tuple[dict[str, Tensor], dict[str, str]]:

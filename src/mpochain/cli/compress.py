@@ -73,7 +73,7 @@ def compress(
     as_json: Json = False,
 ) -> None:
     """Make a language model smaller; write it, report.html and report.json into a folder."""
-    from mpochain.atomic import require_writable
+    from mpochain.checkpoint import require_replaceable
     from mpochain.errors import OutputError, RecipeError
     from mpochain.jobs import compress_by, read_recipe
     from mpochain.jobs.report_page import write_report
@@ -93,7 +93,7 @@ def compress(
         raise RecipeError("say where to write the smaller model: --out FOLDER")
     if Path(wanted.model).exists() and out.exists() and out.resolve() == Path(wanted.model).resolve():
         raise OutputError(f"{out} holds the model itself; name another folder")
-    require_writable(out)
+    require_replaceable(out)
     require_matplotlib()
     with quiet_transformers(), counting() as counter:
         outcome = compress_by(wanted, timed=speed, log=say, counter=counter)

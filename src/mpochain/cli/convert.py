@@ -19,13 +19,9 @@ def convert(
     dtype: Dtype = None,
 ) -> None:
     """Write a model, compressed layers made dense again, as transformers keeps it."""
-    from mpochain.atomic import require_writable
-    from mpochain.errors import OutputError
-    from mpochain.language import load_language_model, save_dense
+    from mpochain.language import load_language_model, require_no_model, save_dense
 
-    if Path(model).exists() and Path(model).resolve() == out.resolve():
-        raise OutputError(f"{out} is the model itself; name another folder")
-    require_writable(out)
+    require_no_model(out)
     with quiet_transformers():
         say(f"reading {model}")
         language = load_language_model(model, dtype=dtype or "auto")

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from mpochain.errors import DTypeError
+from mpochain.errors import DTypeError, NonFiniteError
 
 __all__ = ["SampledLoss"]
 
@@ -38,6 +38,7 @@ class SampledLoss:
 
         Raises:
             DTypeError: no logits in it.
+            NonFiniteError: logits without probabilities.
         """
         logits = getattr(output, "logits", output)
         logits = logits[0] if isinstance(logits, tuple | list) else logits
@@ -59,6 +60,10 @@ class _Drawn(torch.autograd.Function):
         total = gradient.new_zeros(())
         for rows, part in zip(logits.split(_ROWS), gradient.split(_ROWS), strict=True):
             torch.softmax(rows.float(), -1, out=part)
+            if not part.isfinite().all():
+                raise NonFiniteError(
+                    "the model predicts NaN; check its weights and the data, or run it in a wider type"
+                )
             drawn = torch.multinomial(part.cpu(), 1, generator=generator).to(logits.device)
             chosen = part.gather(1, drawn)
             # Of cross-entropy by its logits: the probabilities, less 1 at the label.

@@ -127,8 +127,14 @@ def collect_moments(
                     if loss is None:
                         run_batch(model, batch)
                     else:
-                        # The output has no name, so that its logits are gone when the gradients begin.
-                        loss(run_batch(model, batch)).backward()
+                        try:
+                            # The output has no name, so that its logits are gone when the gradients begin.
+                            loss(run_batch(model, batch)).backward()
+                        except NonFiniteError:
+                            # The first layer that was given NaN says more than the output.
+                            for each in sums.values():
+                                each.require_finite(count)
+                            raise
                 for each in sums.values():
                     each.require_finite(count)
     finally:

@@ -117,6 +117,9 @@ def compress(
     heads = tied_linears(model, layers.values())
     # A head that is tied to one of them is made smaller with it.
     layers = {name: layer for name, layer in layers.items() if layer not in heads}
+    for name, layer in layers.items():
+        if not weight_and_bias(layer, name)[0].isfinite().all():
+            raise NonFiniteError(f"{name}: the weight has NaN or infinite entries; nothing can be fitted to it")
     error = None if budget is None else error_budget(budget)
     allowed = parameter_budget(1.0 if budget is None or error is not None else budget, layers)
     batches = batches_for(calibration, way, label, log)
@@ -199,8 +202,6 @@ class _Maker:
         layer, moments = self._layers[name], self._moments.get(name)
         weight, bias = (None if each is None else each.detach() for each in weight_and_bias(layer, name))
         assert weight is not None
-        if not weight.isfinite().all():
-            raise NonFiniteError(f"{name}: the weight has NaN or infinite entries; nothing can be fitted to it")
         correction = corrected(weight, moments, pair) if pair is not None and moments is not None else None
         if correction is None:
             made = self._way.build(weight, bias, moments, self._chosen[name])

@@ -20,6 +20,7 @@ from mpochain.language import (
     load_language_model,
     perplexity,
     read_tokens,
+    require_window,
     windows,
 )
 from mpochain.nn import set_execution
@@ -98,7 +99,10 @@ def compress_by(
     language = load_language_model(recipe.model, dtype=recipe.dtype)
     require_dense(language.model, recipe.model)
     batches = None
+    if recipe.evaluation is not None and not dry_run:
+        require_window(language.model, recipe.evaluation.window)
     if recipe.calibration is not None:
+        require_window(language.model, recipe.calibration.window)
         tokens = read_tokens(recipe.calibration.text, language.tokenizer)
         batches = windows(tokens, recipe.calibration.window, recipe.calibration.windows)
     text = None if recipe.evaluation is None or dry_run else read_tokens(recipe.evaluation.text, language.tokenizer)

@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 import torch
 
-from mpochain.atomic import require_writable
+from mpochain.checkpoint import require_replaceable
 from mpochain.errors import RecipeError
 from mpochain.hardware import peak_resident
 from mpochain.jobs.compressing import Counter, Log, evaluate
@@ -92,7 +92,7 @@ def heal_by(
     if folder.resolve() == out.resolve():
         raise RecipeError(f"{out} is the model itself; name another folder")
     healing = recipe.healing
-    require_writable(out)
+    require_replaceable(out)
     log(f"reading {folder}")
     language = load_language_model(folder)
     teacher = None

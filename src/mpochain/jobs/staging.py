@@ -13,12 +13,20 @@ import torch
 from torch import Tensor, nn
 
 from mpochain.atomic import write_bytes
+from mpochain.checkpoint import require_replaceable
 from mpochain.errors import MPOError, RecipeError
 from mpochain.jobs.compressing import Counter, Log, evaluate, require_dense
 from mpochain.jobs.groups import make_smaller, require_groups
 from mpochain.jobs.recipe import Recipe
 from mpochain.jobs.staged_work import StagedWork
-from mpochain.language import LanguageModel, load_language_model, read_tokens, save_language_model, windows
+from mpochain.language import (
+    LanguageModel,
+    load_language_model,
+    read_tokens,
+    require_window,
+    save_language_model,
+    windows,
+)
 from mpochain.nn import fold_orders
 from mpochain.report import provenance
 from mpochain.train import TrainResult, finetune
@@ -108,6 +116,7 @@ def distill_by(
     for source in (recipe.model, recipe.healing.teacher):
         if source is not None and Path(source).exists() and Path(source).resolve() == out.resolve():
             raise RecipeError(f"{out} is the dense model itself; name another folder")
+    require_replaceable(out)
     work = StagedWork(out / _WORK, recipe)
     log(f"reading {recipe.model}")
     dense = load_language_model(recipe.model, dtype=recipe.dtype)
@@ -132,6 +141,7 @@ def distill_by(
 
     batches = None
     if recipe.calibration is not None:
+        require_window(dense.model, recipe.calibration.window)
         tokens = read_tokens(recipe.calibration.text, dense.tokenizer)
         batches = windows(tokens, recipe.calibration.window, recipe.calibration.windows)
     work.remember("dense", partial(measured, dense.model, "dense"))

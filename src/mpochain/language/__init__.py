@@ -1,9 +1,15 @@
 """Language models: reading one, its text as windows of tokens, what it predicts, and how fast it runs."""
 
 from mpochain.language.perplexity import Perplexity, perplexity
-from mpochain.language.source import LanguageModel, load_language_model, save_dense, save_language_model
+from mpochain.language.source import (
+    LanguageModel,
+    load_language_model,
+    require_no_model,
+    save_dense,
+    save_language_model,
+)
 from mpochain.language.speed import Speed, compare_speed
-from mpochain.language.text import read_tokens, windows
+from mpochain.language.text import read_tokens, require_window, windows
 
 __all__ = [
     "LanguageModel",
@@ -13,6 +19,8 @@ __all__ = [
     "load_language_model",
     "perplexity",
     "read_tokens",
+    "require_no_model",
+    "require_window",
     "save_dense",
     "save_language_model",
     "windows",

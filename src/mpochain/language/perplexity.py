@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from mpochain.errors import CorpusError, NonFiniteError, SpecError
-from mpochain.language.text import starts
+from mpochain.language.text import require_window, starts
 
 __all__ = ["Perplexity", "perplexity"]
 
@@ -88,9 +88,7 @@ def perplexity(
     stride = window if stride is None else stride
     if not 1 <= stride <= window:
         raise SpecError(f"the stride must be from 1 to the window, {window}, got {stride}")
-    longest = getattr(getattr(model, "config", None), "max_position_embeddings", None)
-    if isinstance(longest, int) and window > longest:
-        raise SpecError(f"the window of {window:,} tokens is longer than the {longest:,} that the model can read")
+    require_window(model, window)
     if tokens.ndim != 1:
         raise CorpusError(f"expected one row of tokens, got a tensor of shape {tuple(tokens.shape)}")
     places = starts(len(tokens), window, count, stride)

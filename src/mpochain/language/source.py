@@ -11,14 +11,16 @@ import torch
 from torch import nn
 
 from mpochain.atomic import require_writable
-from mpochain.checkpoint import is_checkpoint, load, save
+from mpochain.checkpoint import is_checkpoint, load, require_replaceable, save
 from mpochain.errors import CheckpointError, MissingDependencyError, OutputError, SpecError
 from mpochain.nn import to_dense
 
-__all__ = ["LanguageModel", "load_language_model", "save_dense", "save_language_model"]
+__all__ = ["LanguageModel", "load_language_model", "require_no_model", "save_dense", "save_language_model"]
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 _TOKENIZER = "tokenizer"
+# Of transformers and of this library alike.
+_CONFIG = "config.json"
 # The hub is asked for nothing else, so that a wrong path is told at once.
 _HUB_NAME = re.compile(r"[A-Za-z0-9_][\w.-]*(/[A-Za-z0-9_][\w.-]*)?")
 
@@ -86,7 +88,7 @@ def save_language_model(language: LanguageModel, folder: Path) -> Path:
     Raises:
         OutputError: the folder cannot be written.
     """
-    require_writable(folder)
+    require_replaceable(folder)
     _write_tokenizer(language.tokenizer, folder / _TOKENIZER)
     return save(language.model, folder)
 
@@ -95,14 +97,10 @@ def save_dense(language: LanguageModel, folder: Path) -> Path:
     """Write a model for transformers, compressed layers made dense again; the model is changed.
 
     Raises:
-        OutputError: the folder cannot be written, or holds a compressed model.
+        OutputError: the folder cannot be written, or holds a model.
         CheckpointError: a model that transformers does not know.
     """
-    if is_checkpoint(folder):
-        raise OutputError(
-            f"{folder} holds a compressed model, which would be mixed with a dense one; name another folder"
-        )
-    require_writable(folder)
+    require_no_model(folder)
     model: Any = to_dense(language.model)
     if not hasattr(model, "save_pretrained"):
         raise CheckpointError(f"a {type(model).__name__} is no model of transformers")
@@ -112,6 +110,17 @@ def save_dense(language: LanguageModel, folder: Path) -> Path:
         raise OutputError(f"cannot write {folder}: {error}") from error
     _write_tokenizer(language.tokenizer, folder)
     return folder
+
+
+def require_no_model(folder: Path) -> Path:
+    """Make a folder if needed and prove, before any work, that it can be written and that no model is there yet.
+
+    Raises:
+        OutputError: it cannot, or one is.
+    """
+    if (folder / _CONFIG).exists():
+        raise OutputError(f"{folder} holds a model, which would be overwritten; name another folder, or remove it")
+    return require_writable(folder)
 
 
 def _write_tokenizer(tokenizer: Any, folder: Path) -> None:

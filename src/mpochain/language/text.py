@@ -6,11 +6,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from mpochain.errors import CorpusError
+from mpochain.errors import CorpusError, SpecError
 
-__all__ = ["read_tokens", "starts", "windows"]
+__all__ = ["read_tokens", "require_window", "starts", "windows"]
 
 
 def read_tokens(file: Path | str, tokenizer: Any) -> Tensor:
@@ -61,6 +61,20 @@ def starts(total: int, window: int, count: int | None, stride: int | None = None
     if not 1 <= count <= len(every):
         raise CorpusError(f"a text of {total:,} tokens has {len(every):,} windows of {window:,}, not {count:,}")
     return [every[k * len(every) // count] for k in range(count)]
+
+
+def require_window(model: nn.Module, window: int) -> None:
+    """Refuse windows of more tokens than a model of transformers has positions for.
+
+    Raises:
+        SpecError: they are longer.
+    """
+    longest = getattr(getattr(model, "config", None), "max_position_embeddings", None)
+    if isinstance(longest, int) and window > longest:
+        raise SpecError(
+            f"the window of {window:,} tokens is longer than the {longest:,} that the model can read; give a shorter "
+            "window"
+        )
 
 
 def windows(tokens: Tensor, window: int, count: int | None = None) -> list[Tensor]:
