@@ -144,6 +144,15 @@ def test_short_floats_keep_their_type():
     assert math.isfinite(chain.norm())
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_truncation_of_short_floats_counts_their_rounding(dtype):
+    generator = torch.Generator().manual_seed(0)
+    chain = decompose(torch.randn(16, 16, generator=generator).to(dtype), out_dims=(4, 4), in_dims=(4, 4))
+    for bond in (None, 6):
+        smaller = chain.truncate(bond)
+        assert smaller.relative_error == smaller.relative_error_to(chain.to_matrix()) > 0
+
+
 def test_a_chain_is_a_frozen_value():
     chain = chain_of(ChainSpec((2, 2), (2, 2), 2), 0)
     with pytest.raises(AttributeError):

@@ -164,6 +164,15 @@ def test_configurations_that_are_not_believed(tmp_path, change, message):
         mpo.load(tmp_path, architecture())
 
 
+def test_a_tensor_that_cannot_be_two_is_told(tmp_path):
+    mpo.save(gpt2()[0], tmp_path)
+    _edit(tmp_path, lambda c: c["tied"].update({"lm_head.weight": "transformer.ln_f.weight"}))
+    with pytest.raises(
+        MPOError, match=r"tied: 'lm_head.weight' has shape \(50, 24\), and .* one tensor cannot be both"
+    ):
+        mpo.load(tmp_path)
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [

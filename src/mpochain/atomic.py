@@ -40,6 +40,8 @@ def require_writable(folder: Path) -> Path:
     Raises:
         OutputError: it cannot be made or written.
     """
+    if folder.exists() and not folder.is_dir():
+        raise OutputError(f"{folder} is a file; name a folder")
     probe = folder / ".mpochain-write-test"
     write_bytes(probe, b"")
     probe.unlink(missing_ok=True)  # another process may prove the same

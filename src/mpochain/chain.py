@@ -151,7 +151,7 @@ class MPOChain:
         chain = cls.from_cores(result.cores, spec)
         chain = cls(chain.cores, chain.spec, result.relative_error)
         # Neither padding nor the rounding of a short type is in the discarded singular values.
-        inexact = chain._is_padded or dtype_name(matrix) in ("bfloat16", "float16")
+        inexact = chain._is_padded or chain._is_short
         return chain._with_exact_error(lambda: matrix) if inexact else chain
 
     @property
@@ -252,7 +252,7 @@ class MPOChain:
             allowed *= min(self.norm() / (norm(orthogonalize(cores, 0)[0]) or 1.0), 1.0)
         rounded = round_cores(cores, wanted.bonds, allowed)
         result = self._rebuilt(rounded.cores, rounded.relative_error)
-        return result._with_exact_error(self.to_matrix) if self._is_padded else result
+        return result._with_exact_error(self.to_matrix) if self._is_padded or self._is_short else result
 
     def norm(self) -> float:
         """Frobenius norm of the matrix, from the cores alone; a padded chain is made dense to leave the padding out."""
@@ -319,8 +319,12 @@ class MPOChain:
     def _is_padded(self) -> bool:
         return self.spec.shape != self.spec.padded_shape
 
+    @property
+    def _is_short(self) -> bool:
+        return dtype_name(self.cores[0]) in ("bfloat16", "float16")
+
     def _with_exact_error(self, matrix: Callable[[], Array]) -> MPOChain:
-        """The error measured on the features alone: discarded weight of a padded chain counts the padding too."""
+        """The error measured on the features alone, after rounding: discarded weight counts padding and no rounding."""
         return MPOChain(self.cores, self.spec, self.relative_error_to(matrix()))
 
     def _wide(self) -> list[Array]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 import subprocess
 import sys
 import time
@@ -30,6 +31,15 @@ def folder(tmp_path_factory):
         "evaluation: {text: test.txt, window: 32, windows: 5}\n",
         encoding="utf-8",
     )
+    begun = "model: dense\ncalibration: {text: valid.txt, window: 32, windows: 6}\n"
+    for name, rest in {
+        "yes": "budget: yes",
+        "word": "budget: 0.5\ntargets: model",
+        "much": "evaluation: {text: test.txt, window: 32}\ncomparison: {budgets: [1.7]}",
+        "seen": "evaluation: {text: copy.txt, window: 32}\ncomparison: {budgets: [0.7]}",
+    }.items():
+        (folder / f"{name}.yaml").write_text(f"{begun}{rest}\n", encoding="utf-8")
+    shutil.copy(folder / "valid.txt", folder / "copy.txt")
     return folder
 
 
@@ -238,11 +248,24 @@ def test_a_killed_healing_goes_on_to_the_same_model(folder, run, small):
         (["finetune", "forty", "--out", "forty", "--text", "valid.txt"], "is the model itself"),
         (["finetune", "forty", "--out", "dense", *HEALING, "--teacher", "dense"], "dense holds another model"),
         (["finetune", "forty", "--out", "o"], "no text to heal on"),
-        (["finetune", "forty", "--out", "o", *HEALING, "--temperature", "-1"], "healing.training.temperature"),
+        (
+            ["finetune", "forty", "--out", "o", *HEALING, "--temperature", "-1"],
+            "healing.training.temperature: Input should be greater than 0 (on the command line --temperature)",
+        ),
+        (["finetune", "forty", "--out", "o", "--steps", 2], "healing.text is missing (on the command line --text)"),
+        (["finetune", "forty", "--out", "o", *HEALING, "--evaluate", "valid.txt"], "is what the model is healed on"),
+        (
+            ["compress", "dense", "--budget", 0.5, "--calibration", "test.txt", "--evaluate", "test.txt", "--out", "o"],
+            "test.txt is what the model is calibrated on",
+        ),
         (["finetune", "forty", "--out", "o", *HEALING, "--window", "100"], "64"),
         (["finetune", "forty", "--out", "o", "--recipe", "recipe.yaml"], "no text to heal on"),
         (["finetune", "forty", "--out", "o", *HEALING, "--teacher", "forty"], "its own teacher"),
         (["finetune", "forty", "--out", "o", "--text", "valid.txt", "--distillation", "0.5"], "its own teacher"),
+        (["plan", "--recipe", "yes.yaml"], "yes.yaml: budget: budget True is out of range"),
+        (["compare", "much.yaml"], "much.yaml: comparison.budgets.0: budget 1.7 is out of range"),
+        (["plan", "--recipe", "word.yaml"], "targets should be a list, as in [a, b]"),
+        (["compare", "seen.yaml"], "is what the model is calibrated on"),
         (["compare", "recipe.yaml"], "needs the sections comparison and evaluation"),
         (["compare", "recipe.yaml", "--page-only"], "holds no finished run"),
         (["compress", "dense", "--budget", "0.5", "--method", "svd", "--sequential", "--out", "o"], "does not use"),
@@ -339,7 +362,7 @@ def test_stages_that_are_killed_go_on_to_the_same_model(folder, run):
     ("arguments", "message"),
     [
         (["nowhere.yaml"], "there is no recipe 'nowhere.yaml'; name a YAML file, or kngpt2 or tqcompressor-gpt2-small"),
-        (["kngpt2"], "healing.text: Field required"),
+        (["kngpt2"], "healing.text is missing"),
         (["kngpt2", "--model", "dense", "--text", "valid.txt"], "stage all: .*'transformer.wte' matches no layer"),
     ],
 )

@@ -47,7 +47,7 @@ def test_flags_override(tmp_path):
         ("budget: 0.5", "no model is named"),
         ("model: m\nbudgt: 0.5", r"budgt: .*not a field of recipes"),
         ("model: m\ncalibration: {text: a, widow: 3}", r"calibration\.widow"),
-        ("model: m\ncalibration: {windows: 3}", r"calibration\.text: Field required"),
+        ("model: m\ncalibration: {windows: 3}", r"calibration\.text is missing"),
         ("model: m\ncalibration: {text: 7}", r"calibration\.text: .*give a path"),
         ("model: m\ncalibration: {text: a, windows: 0}", r"calibration\.windows"),
         ("model: m\ncalibration: {text: a, windows: 2.0}", r"calibration\.windows"),

@@ -65,7 +65,7 @@ def test_a_folder_that_cannot_be_written_is_found_early(tmp_path):
     assert require_writable(tmp_path / "new" / "folder").is_dir()
     assert list((tmp_path / "new" / "folder").iterdir()) == []
     (tmp_path / "file").write_text("")
-    with pytest.raises(MPOError, match="cannot write"):
+    with pytest.raises(MPOError, match="file is a file; name a folder"):
         require_writable(tmp_path / "file")
 
 

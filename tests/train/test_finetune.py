@@ -401,7 +401,7 @@ def test_a_loss_that_is_not_finite_stops_before_the_step(small, tmp_path, where)
     ("bad", "message"),
     [
         ({"accumulate": 3}, "accumulate=3 does not divide batch_size=4"),
-        ({"steps": 3}, "warmup_steps=5 is over steps=3"),
+        ({"steps": 3, "warmup_steps": 5}, "warmup_steps=5 is over steps=3"),
         ({"hidden": 1.0}, "go together"),
         ({"hidden_layers": ("a",)}, "go together"),
         ({"outputs": 0.0}, "leave nothing to learn from"),
@@ -414,6 +414,12 @@ def test_a_loss_that_is_not_finite_stops_before_the_step(small, tmp_path, where)
 def test_bad_configurations(bad, message):
     with pytest.raises(ValidationError, match=message):
         FinetuneConfig(**bad)
+
+
+def test_a_warm_up_that_nobody_asked_for_is_no_longer_than_the_run():
+    config = FinetuneConfig(steps=3)
+    assert config.warmup_steps == 3
+    assert FinetuneConfig(**config.model_dump(exclude_unset=True) | {"steps": 50}).warmup_steps == 5
 
 
 def test_groups_of_parameters(small):

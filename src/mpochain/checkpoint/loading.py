@@ -160,6 +160,11 @@ def _compare(model: nn.Module, stored: Any, names: set[str], tied: Mapping[str, 
     for name, target in tied.items():
         if name not in wanted or target not in names:
             raise CheckpointError(f"{file.parent / CONFIG}: tied: {name!r} and {target!r} are not tensors of the model")
+        if wanted[name].shape != wanted[target].shape:
+            raise CheckpointError(
+                f"{file.parent / CONFIG}: tied: {name!r} has shape {tuple(wanted[name].shape)}, and {target!r} "
+                f"{tuple(wanted[target].shape)}; one tensor cannot be both"
+            )
     for name in sorted(names):
         shape = tuple(stored.get_slice(name).get_shape())
         if shape != tuple(wanted[name].shape):

@@ -113,6 +113,10 @@ def compress(
         )
     for file in (out, *files):
         print(file)
+    if wanted.healing is not None and recipe is not None:
+        say(
+            f"not healed yet: mpochain finetune {out} --recipe {recipe} --out FOLDER does what its section healing says"
+        )
 
 
 def _flags(

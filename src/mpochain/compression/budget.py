@@ -10,7 +10,7 @@ from torch import nn
 from mpochain.errors import SpecError
 from mpochain.nn.dense import weight_and_bias
 
-__all__ = ["error_budget", "parameter_budget"]
+__all__ = ["error_budget", "parameter_budget", "require_budget"]
 
 _UNITS = {"B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
 
@@ -49,8 +49,28 @@ def parameter_budget(budget: float | str, layers: Mapping[str, nn.Module]) -> in
         >>> parameter_budget(0.5, layers), parameter_budget("50%", layers), parameter_budget("20kB", layers)
         (7500, 7500, 5000)
     """
+    share, sized = _share_or_bytes(budget)
     weights = [weight_and_bias(layer)[0] for layer in layers.values()]
-    total = sum(weight.numel() for weight in weights)
+    if sized is None:
+        return int(share * sum(weight.numel() for weight in weights))
+    sizes = {weight.element_size() for weight in weights}
+    if len(sizes) != 1:
+        raise SpecError(f"a budget in bytes needs layers of one element size, these have {sorted(sizes)}")
+    return sized // sizes.pop()
+
+
+def require_budget(budget: float | str) -> None:
+    """Refuse what is no budget for any model, before there is one.
+
+    Raises:
+        SpecError: it is none, or out of range.
+    """
+    if error_budget(budget) is None:
+        _share_or_bytes(budget)
+
+
+def _share_or_bytes(budget: float | str) -> tuple[float, int | None]:
+    """A share, or 1 and bytes."""
     help_ = "give a share in (0, 1] such as 0.6 or '60%', bytes such as '200MB', or '5% error'"
     if isinstance(budget, str):
         found = re.fullmatch(r"\s*([0-9]*\.?[0-9]+)\s*(%|[kKmMgG]?i?B)\s*", budget)
@@ -58,11 +78,8 @@ def parameter_budget(budget: float | str, layers: Mapping[str, nn.Module]) -> in
             raise SpecError(f"budget {budget!r} is neither a share nor a size; {help_}")
         number, unit = float(found[1]), found[2].upper()
         if unit != "%":
-            sizes = {weight.element_size() for weight in weights}
-            if len(sizes) != 1:
-                raise SpecError(f"a budget in bytes needs layers of one element size, these have {sorted(sizes)}")
-            return int(number * _UNITS[unit]) // sizes.pop()
+            return 1.0, int(number * _UNITS[unit])
         budget = number / 100
     if isinstance(budget, bool) or not isinstance(budget, float | int) or not 0.0 < budget <= 1.0:
         raise SpecError(f"budget {budget!r} is out of range; {help_}")
-    return int(budget * total)
+    return float(budget), None

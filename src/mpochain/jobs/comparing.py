@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import multiprocessing
 from collections.abc import Callable
@@ -20,6 +19,7 @@ from mpochain.hardware import peak_resident
 from mpochain.jobs.compressing import Log, compress_by, evaluate
 from mpochain.jobs.healing import heal_by
 from mpochain.jobs.recipe import Recipe
+from mpochain.jobs.texts import digest, require_unseen
 from mpochain.language import load_language_model, read_tokens, save_language_model
 from mpochain.report import provenance
 
@@ -63,12 +63,13 @@ def compare(recipe: Recipe, out: Path, *, only: Callable[[str], bool] = lambda _
         log: told what is done.
 
     Raises:
-        RecipeError: see :func:`cells`.
+        RecipeError: see :func:`cells`; or an evaluation on what the models have seen.
         CheckpointError: a run in the folder is damaged, or of another recipe.
         OutputError: the folder cannot be written.
         MPOError: whatever a step raises.
     """
     names = cells(recipe)
+    require_unseen(recipe)
     require_writable(out)
     for number, name in enumerate(names, 1):
         setting = _setting(recipe, name)
@@ -114,19 +115,12 @@ def _setting(recipe: Recipe, name: str) -> dict[str, Any]:
     for part in ("calibration", "evaluation", "healing"):
         if kept.get(part) is not None:
             text = Path(kept[part]["text"])
-            kept[part]["text"] = f"{text.name}, sha256 {_sha256(text)[:16]}"
+            kept[part]["text"] = f"{text.name}, sha256 {digest(text)[:16]}"
             if kept[part].get("teacher") is not None:
                 kept[part]["teacher"] = Path(kept[part]["teacher"]).name
     if not name.endswith("-healed"):
         kept["healing"] = None
     return kept
-
-
-def _sha256(file: Path) -> str:
-    try:
-        return hashlib.sha256(file.read_bytes()).hexdigest()
-    except OSError as error:
-        raise RecipeError(f"cannot read the text {file}: {error.strerror}") from error
 
 
 def _run(recipe: Recipe, name: str, out: Path) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from mpochain.compression import CompressionReport, compress
 from mpochain.errors import RecipeError, SpecError
 from mpochain.hardware import freed_memory_returned, peak_resident
 from mpochain.jobs.recipe import Evaluation, Recipe
+from mpochain.jobs.texts import require_unseen
 from mpochain.language import (
     LanguageModel,
     Perplexity,
@@ -90,11 +91,13 @@ def compress_by(
         counter: makes what is told how far an evaluation has come, from its label.
 
     Raises:
-        RecipeError: no budget.
+        RecipeError: no budget, or an evaluation on a text that the model is calibrated or healed on.
         MPOError: whatever a step raises.
     """
     if recipe.budget is None:
         raise RecipeError("no budget is given; say what may be left, such as 0.6, '60%' or '200MB'")
+    if not dry_run:
+        require_unseen(recipe)
     log(f"reading {recipe.model}")
     language = load_language_model(recipe.model, dtype=recipe.dtype)
     require_dense(language.model, recipe.model)

@@ -14,6 +14,7 @@ from mpochain.errors import RecipeError
 from mpochain.hardware import peak_resident
 from mpochain.jobs.compressing import Counter, Log, evaluate
 from mpochain.jobs.recipe import Recipe
+from mpochain.jobs.texts import require_unseen
 from mpochain.language import LanguageModel, Perplexity, load_language_model, read_tokens, save_language_model, windows
 from mpochain.report import provenance
 from mpochain.train import TrainResult, finetune
@@ -82,7 +83,7 @@ def heal_by(
         evaluated: whether the compressed model is evaluated too.
 
     Raises:
-        RecipeError: no healing in the recipe, or one folder for both models.
+        RecipeError: no healing in the recipe, an evaluation on what the model has seen, or one folder for both models.
         CheckpointError: a model that cannot be read, or a state of another run.
         KeyboardInterrupt: after Ctrl-C; the state is kept.
         MPOError: whatever a step raises.
@@ -91,6 +92,7 @@ def heal_by(
         raise RecipeError("no text to heal on is given; it is never one that the model is evaluated on")
     if folder.resolve() == out.resolve():
         raise RecipeError(f"{out} is the model itself; name another folder")
+    require_unseen(recipe)
     healing = recipe.healing
     require_replaceable(out)
     log(f"reading {folder}")

@@ -7,7 +7,8 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
-from mpochain.errors import RecipeError
+from mpochain.compression.budget import require_budget
+from mpochain.errors import RecipeError, SpecError
 from mpochain.train import FinetuneConfig
 
 __all__ = [
@@ -25,7 +26,18 @@ __all__ = [
 
 Count = Annotated[int, Field(ge=1, strict=True)]
 Window = Annotated[int, Field(ge=2, strict=True)]
-Number = Annotated[float, Field(allow_inf_nan=False)]
+
+
+def _budget(value: Any) -> Any:
+    try:
+        require_budget(value)
+    except SpecError as error:
+        raise ValueError(str(error)) from error
+    return value
+
+
+# Whole as it was given: YAML reads `yes` as a number that is 1.
+Budget = Annotated[Any, BeforeValidator(_budget)]
 
 
 def _no_number(value: object) -> object:
@@ -101,7 +113,7 @@ class Comparison(_Strict):
     """
 
     methods: Annotated[tuple[str, ...], Field(min_length=1)] = ("interpolative", "svd_llm", "svd", "tt_svd")
-    budgets: Annotated[tuple[Number | str, ...], Field(min_length=1)] = (0.9, 0.8, 0.6)
+    budgets: Annotated[tuple[Budget, ...], Field(min_length=1)] = (0.9, 0.8, 0.6)
     heal: tuple[str, ...] = ()
 
 
@@ -148,7 +160,7 @@ class Group(_Strict):
 
     targets: Annotated[tuple[str, ...], Field(min_length=1)]
     method: str | None = None
-    budget: Number | str | None = None
+    budget: Budget | None = None
     units: UnitsOfTokens | None = None
     coefficients: bool = False
     factors: Annotated[tuple[tuple[Count, Count], ...], Field(min_length=1)] | None = None
@@ -207,7 +219,7 @@ class Recipe(_Strict):
 
     model: Annotated[str, Field(min_length=1)]
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
-    budget: Number | str | None = None
+    budget: Budget | None = None
     method: str = "interpolative"
     sequential: bool = False
     targets: tuple[str, ...] | None = None

@@ -19,6 +19,17 @@ _DEEPEST = 20
 # The sections that name a text and are read in windows.
 _TEXTS = ("calibration", "evaluation", "healing")
 
+# What the command line calls fields of these; it has names of its own for those of a training.
+_OPTIONS = {
+    "healing.text": "--text",
+    "healing.windows": "--windows",
+    "healing.teacher": "--teacher",
+    "calibration.text": "--calibration",
+    "calibration.windows": "--calibration-windows",
+    "evaluation.text": "--evaluate",
+    "evaluation.windows": "--evaluate-windows",
+}
+
 
 class _Loader(yaml.SafeLoader):  # type: ignore[misc]  # yaml has no types
     """Plain data only: no aliases, by which a short file becomes an endless one, and no key twice."""
@@ -80,8 +91,24 @@ def read_recipe(file: Path | None, flags: Mapping[str, Any] | None = None, *, wi
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(str(each) for each in first["loc"])
-        known = " (not a field of recipes)" if first["type"] == "extra_forbidden" else ""
-        raise RecipeError(f"{label}: {where}: {first['msg']}{known}") from error
+        message = f": {first['msg'].removeprefix('Value error, ')}"
+        if first["type"] == "extra_forbidden":
+            message += " (not a field of recipes)"
+        elif first["type"] == "missing":
+            message = " is missing"
+        elif first["type"] == "tuple_type":
+            message = " should be a list, as in [a, b]"
+        option = _option(where) if flags else None
+        said = f" (on the command line {option})" if option else ""
+        raise RecipeError(f"{label}: {where}{message}{said}") from error
+
+
+def _option(field: str) -> str | None:
+    """What the command line calls a field of a recipe; None for one that only files have."""
+    section, _, name = field.rpartition(".")
+    if section == "healing.training":
+        return f"--{name.replace('_', '-')}"
+    return _OPTIONS.get(field)
 
 
 def _read(file: Path) -> dict[str, Any]:

@@ -19,6 +19,7 @@ from mpochain.jobs.compressing import Counter, Log, evaluate, require_dense
 from mpochain.jobs.groups import make_smaller, require_groups
 from mpochain.jobs.recipe import Recipe
 from mpochain.jobs.staged_work import StagedWork
+from mpochain.jobs.texts import require_unseen
 from mpochain.language import (
     LanguageModel,
     load_language_model,
@@ -100,8 +101,8 @@ def distill_by(
 
     Raises:
         RecipeError: no stages, no text, layers the model has not or that are named twice, factors that do not divide
-            one, training that is not possible, settings that stages do not use, a teacher of another vocabulary, or
-            the folder of the dense model to write to.
+            one, training that is not possible, settings that stages do not use, an evaluation on what the model has
+            seen, a teacher of another vocabulary, or the folder of the dense model to write to.
         CheckpointError: a model that cannot be read, or the work of another recipe in the folder.
         KeyboardInterrupt: after Ctrl-C; the state is kept.
         MPOError: whatever a step raises.
@@ -116,6 +117,7 @@ def distill_by(
     for source in (recipe.model, recipe.healing.teacher):
         if source is not None and Path(source).exists() and Path(source).resolve() == out.resolve():
             raise RecipeError(f"{out} is the dense model itself; name another folder")
+    require_unseen(recipe)
     require_replaceable(out)
     work = StagedWork(out / _WORK, recipe)
     log(f"reading {recipe.model}")

@@ -54,6 +54,7 @@ class FinetuneConfig(TrainConfig):
     """What healing adds to a training run; other defaults where weights start out trained.
 
     Attributes:
+        warmup_steps: at most as many as the run has, if not given.
         batch_size: windows per optimiser step, however they are split; see ``accumulate``.
         accumulate: parts that each batch is split into, one after the other; divides ``batch_size``. The mean over all
             tokens is the same, the memory that activations and logits take falls.
@@ -111,6 +112,9 @@ class FinetuneConfig(TrainConfig):
     def _fit(self) -> Self:
         if self.batch_size % self.accumulate:
             raise ValueError(f"accumulate={self.accumulate} does not divide batch_size={self.batch_size}")
+        if "warmup_steps" not in self.model_fields_set:
+            # One that nobody asked for is no longer than the run; it stays unset, for a stage with more steps.
+            object.__setattr__(self, "warmup_steps", min(self.warmup_steps, self.steps))
         if self.warmup_steps > self.steps:
             raise ValueError(f"warmup_steps={self.warmup_steps} is over steps={self.steps}; the peak is never reached")
         if (self.hidden > 0) != bool(self.hidden_layers):
