@@ -260,6 +260,53 @@ class TestMoments:
         with pytest.raises(MPOError, match="left: the weight has NaN"):
             mpo.compress(net, 0.5, calibration=data, method=method)
 
+    def test_the_error_that_a_budget_bounds_is_reported(self, net, batches):
+        report = mpo.compress(net, "20% error", calibration=batches, dry_run=True)
+        assert 0 < report.largest_error <= 0.2
+        assert f"which the budget bounds: at most {report.largest_error:.4f}" in report.table()
+        plain = mpo.compress(net, "70% error", method="svd")
+        assert plain.largest_error == pytest.approx(max(layer.weight_error for layer in plain.layers))
+        assert mpo.compress(nn.Sequential(nn.Linear(8, 8)), 0.5, method="svd").largest_error is None
+
+    @pytest.mark.parametrize(
+        ("model", "method", "reason"),
+        [
+            (nn.Linear(4, 4), "svd", "the model is itself a Linear"),
+            (nn.Sequential(nn.Embedding(9, 4, max_norm=1.0)), "svd", "0: max_norm="),
+            (nn.Sequential(mpo.MPOLinear(4, 4, max_bond=1)), "svd", "compressed already"),
+            (nn.ModuleList([nn.Sequential(nn.Linear(4, 4))] * 2).append(nn.Embedding(4, 4)), "svd", None),
+        ],
+    )
+    def test_why_there_is_nothing_to_compress(self, model, method, reason):
+        if reason is None:
+            model[2].weight = model[0][0].weight
+            reason = "what is shared between modules"
+        targets = ["Embedding"] if "max_norm" in reason else None
+        with pytest.raises(MPOError, match=f"there is no layer left to compress.*{reason}"):
+            mpo.compress(model, 0.5, method=method, targets=targets)
+
+    @pytest.mark.parametrize(
+        "register",
+        ["register_forward_hook", "register_forward_pre_hook", "register_full_backward_hook"],
+    )
+    def test_hooks_are_not_lost(self, register, net):
+        handle = getattr(net.left, register)(lambda *_: None)
+        with pytest.raises(MPOError, match="left has hooks, which would be lost"):
+            mpo.compress(net, 0.5, method="svd")
+        mpo.compress(net, 0.5, method="svd", ignore=["left"])
+        handle.remove()
+        mpo.compress(net, 0.5, method="svd")
+
+    @pytest.mark.parametrize(("method", "kept"), [("tt_svd", False), ("svd", True)])
+    def test_a_row_of_padding_that_is_no_more_zero_is_told(self, method, kept):
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Embedding(40, 16, padding_idx=3), nn.Linear(16, 4))
+        report = mpo.compress(model, 0.5, method=method, targets=["Embedding"])
+        norm = model[0](torch.tensor([3])).norm().item()
+        assert (norm == 0) is kept
+        assert report.layers[0].padding == (None if kept else pytest.approx(norm))
+        assert ("padding of 0: its row was zero" in report.table()) is not kept
+
     def test_data_of_nan_is_named(self):
         model = nn.Sequential(nn.Linear(12, 16), nn.ReLU(), nn.Linear(16, 5))
         with pytest.raises(MPOError, match="batch 2: the inputs of 0 hold NaN"):

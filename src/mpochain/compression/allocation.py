@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from mpochain.errors import SpecError
 
-__all__ = ["Curve", "allocate", "cheapest_within", "frontier", "uniform"]
+__all__ = ["Curve", "allocate", "cheapest_within", "frontier", "largest_error", "uniform"]
 
 _BISECTIONS = 200
 
@@ -158,6 +158,17 @@ def cheapest_within(curves: Mapping[str, Curve], error: float) -> dict[str, int]
             raise SpecError(f"no choice for {name} is within an error of {error}; allow more")
         chosen[name] = int(able[np.argmin(curve.costs[able])])
     return chosen
+
+
+def largest_error(curves: Mapping[str, Curve], chosen: Mapping[str, int]) -> float:
+    """The most of any layer that its choice leaves out, relative as in :func:`cheapest_within`.
+
+    Example:
+        >>> largest_error({"up": Curve(np.array([1, 2]), np.array([0.5, 0.04]), whole=1.0)}, {"up": 1})
+        0.2
+    """
+    found = [curves[name].errors[choice] / whole for name, choice in chosen.items() if (whole := curves[name].whole)]
+    return float(np.sqrt(max(found, default=0.0)))
 
 
 def _filled(curves: Mapping[str, Curve], chosen: dict[str, int], left: int) -> dict[str, int]:

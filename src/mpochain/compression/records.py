@@ -42,6 +42,7 @@ class LayerRecord:
         output_error: relative error of the outputs on the calibration data; None without data.
         loss_increase: by how much the layer alone should raise the loss, nats per token, to second order; None without
             gradients.
+        padding: norm of the row of padding of an embedding where it was zero and is so no more; None otherwise.
     """
 
     name: str
@@ -56,6 +57,7 @@ class LayerRecord:
     weight_error: float
     output_error: float | None
     loss_increase: float | None
+    padding: float | None = None
 
 
 @dataclass(frozen=True)
@@ -73,6 +75,8 @@ class CompressionReport:
             should raise the loss, nats per token, to second order; empty for methods that do not know.
         seconds: the time it took.
         provenance: versions, machine, threads, commit.
+        largest_error: where the budget is an error, the most of any layer that was left out, as the method weighs it;
+            None otherwise.
     """
 
     layers: tuple[LayerRecord, ...]
@@ -84,6 +88,7 @@ class CompressionReport:
     frontier: tuple[tuple[float, float], ...]
     seconds: float
     provenance: dict[str, Any]
+    largest_error: float | None = None
 
     @property
     def parameters_before(self) -> int:
@@ -119,6 +124,15 @@ class CompressionReport:
             "",
             f"{len(self.layers)} layers, {self.coverage:.1%} of {self.model_parameters:,} parameters: "
             f"{before:,} before, {after:,} after ({after / before:.1%}), allowed {self.allowed:,}",
+        ]
+        if self.largest_error is not None:
+            bound = f"at most {self.largest_error:.4f}"
+            lines.append(f"error of each layer as {self.method} weighs it, which the budget bounds: {bound}")
+        lines += [
+            f"padding of {layer.name}: its row was zero and has norm {layer.padding:.3g} now; mask it, or take svd, "
+            "word2ket or token_train, which keep it"
+            for layer in self.layers
+            if layer.padding is not None
         ]
         slower = [layer.name for layer in self.layers if layer.macs_after > layer.macs_before]
         if slower:

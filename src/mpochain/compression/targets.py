@@ -9,9 +9,10 @@ from collections.abc import Iterable, Mapping
 from torch import nn
 
 from mpochain.errors import DTypeError, SpecError
+from mpochain.nn.compressed import compressed_layers
 from mpochain.nn.dense import weight_and_bias
 
-__all__ = ["dense_layers", "select"]
+__all__ = ["dense_layers", "select", "why_none"]
 
 _NEAREST = 5
 
@@ -94,6 +95,23 @@ def dense_layers(model: nn.Module, ignore: Iterable[str] = ()) -> dict[str, nn.M
         if name and _is_dense(module) and all(holders[id(p)] == 1 for p in module.parameters(recurse=False))
     ]
     return select(model, own, ignore) if own else {}
+
+
+def why_none(model: nn.Module) -> str:
+    """What may be the reason that nothing of a model can be compressed, to follow on that statement; often none."""
+    if _is_dense(model, embeddings=True):
+        return f": the model is itself a {type(model).__name__}, and has no place to put another one in; wrap it"
+    if compressed_layers(model):
+        return ": what could be is compressed already"
+    for name, module in model.named_modules():
+        if isinstance(module, nn.Embedding | nn.Linear) and not _is_dense(module, embeddings=True):
+            try:
+                weight_and_bias(module, name)
+            except DTypeError as error:
+                return f" ({error})"
+    if any(_is_dense(module) for module in model.modules()):
+        return ": what is shared between modules or ignored is left as it is"
+    return ""
 
 
 def _patterns(patterns: Iterable[str], field: str) -> list[str]:

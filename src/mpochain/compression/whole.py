@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from mpochain.compression.allocation import Curve, allocate, cheapest_within, frontier, uniform
+from mpochain.compression.allocation import Curve, allocate, cheapest_within, frontier, largest_error, uniform
 from mpochain.compression.budget import error_budget, parameter_budget
 from mpochain.compression.calibration import batches_for, chunks, moments_for
 from mpochain.compression.fit import Errors
@@ -18,7 +19,7 @@ from mpochain.compression.moment_store import MomentStore
 from mpochain.compression.moments import Moments
 from mpochain.compression.records import CompressionReport, LayerRecord
 from mpochain.compression.sequential import Pair, corrected, in_sequence
-from mpochain.compression.targets import dense_layers, select
+from mpochain.compression.targets import dense_layers, select, why_none
 from mpochain.errors import MPOError, NonFiniteError, SpecError
 from mpochain.nn.compressed import form_of
 from mpochain.nn.dense import weight_and_bias
@@ -90,7 +91,8 @@ def compress(
         A record for each layer; ``print(report.table())``.
 
     Raises:
-        SpecError: a budget that cannot be met, patterns that match nothing, an unknown method, or data that it needs.
+        SpecError: a budget that cannot be met, patterns that match nothing, an unknown method, data that it needs, or a
+            layer with hooks, which would be lost with it.
         NonFiniteError: NaN or infinite activations or weights, naming the layer.
 
     Example:
@@ -108,7 +110,7 @@ def compress(
     else:
         layers = select(model, ["Embedding"], ignore, embeddings=True, linear=False)
     if not layers:
-        raise SpecError("there is no layer left to compress; see targets= and ignore=")
+        raise SpecError(f"there is no layer left to compress{why_none(model)}; see targets= and ignore=")
     if sequential and way.needs == "nothing":
         raise SpecError(f"sequential=True corrects by calibration data, which method {label!r} does not use")
     if (budget is None) is not way.settled:
@@ -118,6 +120,7 @@ def compress(
     # A head that is tied to one of them is made smaller with it.
     layers = {name: layer for name, layer in layers.items() if layer not in heads}
     for name, layer in layers.items():
+        _require_no_hooks(layer, name)
         if not weight_and_bias(layer, name)[0].isfinite().all():
             raise NonFiniteError(f"{name}: the weight has NaN or infinite entries; nothing can be fitted to it")
     error = None if budget is None else error_budget(budget)
@@ -172,7 +175,17 @@ def compress(
         frontier=others,
         seconds=time.perf_counter() - began,
         provenance=provenance(threads=torch.get_num_threads()),
+        largest_error=None if error is None else largest_error(curves, chosen),
     )
+
+
+def _require_no_hooks(layer: nn.Module, name: str) -> None:
+    """Refuse a layer that does more than its weight says, which the one in its place would not."""
+    if any((layer._forward_hooks, layer._forward_pre_hooks, layer._backward_hooks, layer._backward_pre_hooks)):
+        raise SpecError(
+            f"{name} has hooks, which would be lost with it; remove them and register them again afterwards, or leave "
+            "the layer out with ignore="
+        )
 
 
 def _way(method: str | Method) -> tuple[Method, str]:
@@ -214,7 +227,7 @@ class _Maker:
             rows = table if isinstance(table, RowEmbedding) else MPOEmbedding.of(table)
             rows.padding_idx = layer.padding_idx
             made = Built(rows, made.errors)
-        self.records[name] = _record(layer, name, weight, made, moments)
+        self.records[name] = replace(_record(layer, name, weight, made, moments), padding=_padding(layer, made))
         if made is None:
             return None
         for parameter in made.layer.parameters():
@@ -275,6 +288,16 @@ def _record(layer: nn.Module, name: str, weight: Tensor, made: Built | None, mom
         "loss_increase": made.errors.loss if made.errors is not None else None,
     }
     return LayerRecord(**record)
+
+
+def _padding(layer: nn.Module, made: Built | None) -> float | None:
+    """The norm of a row of padding that was zero, unless it still is."""
+    if made is None or not isinstance(layer, nn.Embedding) or layer.padding_idx is None:
+        return None
+    with torch.no_grad():
+        row = made.layer(torch.tensor([layer.padding_idx], device=layer.weight.device))
+        norm = float(row.double().norm())
+    return norm if norm and not layer.weight[layer.padding_idx].any() else None
 
 
 def _untouched(model: nn.Module, layers: Mapping[str, nn.Module], parameters: int) -> tuple[tuple[str, int], ...]:
