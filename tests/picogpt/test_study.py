@@ -64,7 +64,7 @@ def test_presets_are_sound(name):
     assert len(set(names)) == len(names)
     for position, run in enumerate(runs):
         assert study.RunSetting.model_validate_json(run.model_dump_json()) == run
-        assert (run.start == "tt_svd") is (run.source is not None)
+        assert (run.start == "tt_svd" or run.lessons is not None) is (run.source is not None)
         assert run.source is None or run.source in names[:position], "a source is run before what needs it"
 
 
@@ -124,6 +124,7 @@ class TestQuick:
         for word in (
             "χ=4, TT-SVD and 6 steps",
             "low rank as χ=4",
+            "dense, width 28 as χ=4, distilled",
             "skewed as χ=4",
             "by fan-in",
             "MACs/token",
@@ -135,7 +136,7 @@ class TestQuick:
         assert "href=" not in html
         assert html.count("data:image/png;base64,") == text.count("![") == 6
         assert "6 steps of 2 sequences of 256 characters from trained dense weights; AdamW" in text
-        assert "weights, whose predictions at temperature 2.0 are 50% of the loss; AdamW" in text
+        assert "weights, the dense model's predictions at temperature 2.0 being 50% of the loss; AdamW" in text
         assert "Not testable: the published figures are of Tiny Shakespeare, and no run is." in text
         for line in run.stdout.splitlines():
             assert (out / line).exists()

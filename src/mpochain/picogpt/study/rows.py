@@ -95,5 +95,5 @@ def _bond(record: dict[str, Any]) -> int:
     bond = _design(record).max_bond
     if bond is not None:
         return bond
-    name = record["setting"]["row"].rpartition("χ=")[2]
+    name = record["setting"]["row"].rpartition("χ=")[2].partition(",")[0]
     return int(name) if name.isdigit() else 0

@@ -135,15 +135,17 @@ def _weights(name: str, folder: Path) -> PicoGPT:
 
 def _run(setting: RunSetting, corpus: Corpus, folder: Path) -> None:
     size = len(corpus.vocabulary)
-    start: dict[str, Any] = {"initialization": setting.initialization, "seed": setting.seed}
-    if setting.source is None:
-        dense = None
-        model = build(design=setting.design, vocab_size=size, seed=setting.seed, initialization=setting.initialization)
-    else:
-        source = _weights_file(setting.source, folder)
+    dense = None
+    start: dict[str, Any] = {}
+    if setting.source is not None:
         dense = _weights(setting.source, folder)
+        start = {"source": setting.source, "sha256": _sha256(_weights_file(setting.source, folder))}
+    if setting.start == "tt_svd":
+        assert dense is not None
         model = decompose_linears(dense, setting.design)
-        start = {"source": setting.source, "sha256": _sha256(source)}
+    else:
+        model = build(design=setting.design, vocab_size=size, seed=setting.seed, initialization=setting.initialization)
+        start |= {"initialization": setting.initialization, "seed": setting.seed}
     state = folder / f"{setting.name}.state"
     record: dict[str, Any] = {
         "format": FORMAT,

@@ -29,7 +29,7 @@ class RunSetting(BaseModel):
         row: the row of the table it belongs to; runs of one row differ in the seed alone.
         design: its linears.
         start: ``"random"``, or ``"tt_svd"`` of the weights of the run named by ``source``.
-        source: name of a dense run of the same preset, which the run starts from.
+        source: name of a dense run of the same preset, which the run starts from or learns from.
         lessons: how much it learns of the predictions of ``source`` too; None for the text alone.
         initialization: of a random start.
         core_rates: whether cores learn at rates by their fan-in.
@@ -84,6 +84,7 @@ _TAUGHT = TrainConfig(learning_rate=3e-3, evaluate_every=250)
 
 
 def _taught(design: Design, dense: RunSetting) -> RunSetting:
+    """A chain cut from a dense model, which then teaches it."""
     return RunSetting(
         row=f"{design}, TT-SVD, distilled",
         design=design,
@@ -93,6 +94,12 @@ def _taught(design: Design, dense: RunSetting) -> RunSetting:
         lessons=Lessons(),
         config=_TAUGHT,
     )
+
+
+def _taught_narrow(narrow: RunSetting, dense: RunSetting) -> RunSetting:
+    """A narrower dense model, which nothing can be cut for, with the same teacher."""
+    taught = {"row": f"{narrow.row}, distilled", "source": dense.name, "lessons": Lessons()}
+    return narrow.model_copy(update=taught)
 
 
 def _paper(_: int) -> list[RunSetting]:
@@ -135,7 +142,11 @@ def _best(vocab_size: int) -> list[RunSetting]:
         narrow = _equal_width(bond, vocab_size)
         runs.append(trained(f"{narrow} as χ={bond}", narrow, _SEEDS[0]))
     # What is the most that can be had at this size.
-    runs += [_taught(Design(family, 16), runs[0]) for family in ("skewed", "paper")]
+    families: tuple[Family, ...] = ("skewed", "paper", "low rank")
+    runs += [_taught(Design(family, 16), runs[0]) for family in families]
+    runs.append(
+        _taught_narrow(next(run for run in runs if run.row.endswith("as χ=16") and not run.core_rates), runs[0])
+    )
     for seed in _SEEDS[1:]:
         runs.append(trained("dense", Design(), seed))
         runs += [trained(f"χ={bond}", Design("paper", bond), seed) for bond in (16, 8)]
@@ -150,7 +161,8 @@ def _quick(vocab_size: int) -> list[RunSetting]:
     """Every kind of run in a few steps: shows that all of it works, and nothing about quality."""
     config = TrainConfig(steps=6, batch_size=2, warmup_steps=2, evaluate_every=3)
     dense = RunSetting(row="dense", design=Design(), config=config)
-    narrow = _equal_width(4, vocab_size)
+    width = _equal_width(4, vocab_size)
+    narrow = RunSetting(row=f"{width} as χ=4", design=width, config=config)
     return [
         dense,
         *_decomposed(4, dense, config),
@@ -168,7 +180,8 @@ def _quick(vocab_size: int) -> list[RunSetting]:
             config=config,
         ),
         _taught(Design("paper", 4), dense).model_copy(update={"config": config}),
-        RunSetting(row=f"{narrow} as χ=4", design=narrow, config=config),
+        narrow,
+        _taught_narrow(narrow, dense),
     ]
 
 

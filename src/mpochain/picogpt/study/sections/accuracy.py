@@ -10,13 +10,13 @@ from mpochain.report.figures import Series
 __all__ = ["accuracy_series"]
 
 _KINDS: dict[str, Callable[[Mapping[str, Any]], bool]] = {
-    "dense, narrow ones too": lambda row: row["design"].family == "dense",
+    "dense, narrow ones too": lambda row: row["design"].family == "dense" and not row["distilled"],
     "chains": lambda row: _chains(row, "random") and not _briefly(row),
     "chains, few steps": lambda row: _chains(row, "random") and _briefly(row),
     "chains, TT-SVD and few steps": lambda row: _chains(row, "tt_svd") and _briefly(row),
-    "low rank": lambda row: row["design"].family == "low rank",
+    "low rank": lambda row: row["design"].family == "low rank" and row["start"] == "random",
     "skewed chains": lambda row: row["design"].family == "skewed" and row["start"] == "random",
-    "chains of any shape, TT-SVD, distilled": lambda row: row["distilled"],
+    "all shapes, distilled": lambda row: row["distilled"],
 }
 
 

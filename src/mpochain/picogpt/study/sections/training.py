@@ -36,7 +36,8 @@ def _way(setting: dict[str, Any], decay: str) -> str:
         ]
     )
     if lessons := setting["lessons"]:
-        start += f", whose predictions at temperature {lessons['temperature']} are {lessons['weight']:.0%} of the loss"
+        said = f"the dense model's predictions at temperature {lessons['temperature']}"
+        start += f", {said} being {lessons['weight']:.0%} of the loss"
     return (
         f"{config['steps']:,} steps of {config['batch_size']} sequences of {PicoGPT.context} characters from {start}; "
         f"AdamW (betas {config['betas'][0]} and {config['betas'][1]}, weight decay {config['weight_decay']}), learning "
