@@ -145,7 +145,7 @@ def test_compressed_and_dense_folders(folder, tmp_path, text):
     assert torch.equal(again.model(x).logits, expected)
     assert torch.equal(read_tokens(text, again.tokenizer), tokens)
     assert load_language_model(small, dtype="bfloat16").model.dtype == torch.bfloat16
-    with pytest.raises(MPOError, match="holds a compressed model"):
+    with pytest.raises(MPOError, match="holds a model, which would be overwritten"):
         save_dense(again, small)
     plain = load_language_model(save_dense(again, tmp_path / "dense"))
     assert not any(isinstance(each, mpo.InterpolativeLinear) for each in plain.model.modules())

@@ -9,6 +9,8 @@ from mpochain.report.figures import Series
 
 __all__ = ["accuracy_series"]
 
+# Several shapes of one size, not one shape of several.
+_UNJOINED = "all shapes, distilled"
 _KINDS: dict[str, Callable[[Mapping[str, Any]], bool]] = {
     "dense, narrow ones too": lambda row: row["design"].family == "dense" and not row["distilled"],
     "chains": lambda row: _chains(row, "random") and not _briefly(row),
@@ -16,7 +18,7 @@ _KINDS: dict[str, Callable[[Mapping[str, Any]], bool]] = {
     "chains, TT-SVD and few steps": lambda row: _chains(row, "tt_svd") and _briefly(row),
     "low rank": lambda row: row["design"].family == "low rank" and row["start"] == "random",
     "skewed chains": lambda row: row["design"].family == "skewed" and row["start"] == "random",
-    "all shapes, distilled": lambda row: row["distilled"],
+    _UNJOINED: lambda row: row["distilled"],
 }
 
 
@@ -44,5 +46,6 @@ def accuracy_series(rows: Sequence[Mapping[str, Any]], cost: str) -> list[Series
         kept = sorted((row for row in rows if keep(row) and row.get(cost) is not None), key=lambda row: row[cost])
         if kept:
             ends = [(min(seeds), max(seeds)) for row in kept if (seeds := row["by_seed"].values())]
-            series.append(Series(label, [row[cost] for row in kept], [row["accuracy"] for row in kept], ends=ends))
+            x, y = [row[cost] for row in kept], [row["accuracy"] for row in kept]
+            series.append(Series(label, x, y, line=label != _UNJOINED, ends=ends))
     return series

@@ -57,7 +57,12 @@ def quality(name: str, rows: list[dict[str, Any]], records: list[dict[str, Any]]
         y="token accuracy",
         axes={"xscale": "log"},
     )
-    trained = {record["setting"]["row"]: record["training"] for record in reversed(records) if record["training"]}
+    # What learns from a teacher has another loss.
+    trained = {
+        record["setting"]["row"]: record["training"]
+        for record in reversed(records)
+        if record["training"] and not record["setting"]["lessons"]
+    }
     losses = {row["row"]: values for row in rows if (values := trained.get(row["row"], {}).get("losses"))}
     bonds = {row["bond"] for row in rows if row["bond"]}
     bond = _COMPARED if _COMPARED in bonds else max(bonds, default=0)
