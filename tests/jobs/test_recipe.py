@@ -93,3 +93,10 @@ def test_an_endless_recipe_is_refused_at_once(tmp_path):
     lines = ["a0: &a0 [x, x]", *(f"a{k}: &a{k} [*a{k - 1}, *a{k - 1}]" for k in range(1, 60)), "targets: *a59"]
     with pytest.raises(MPOError, match="aliases are not used"):
         read_recipe(write(tmp_path, "\n".join(lines)))
+
+
+def test_an_option_is_named_where_the_command_has_one():
+    with pytest.raises(MPOError, match=r"healing\.text is missing$"):
+        read_recipe(None, {"model": "m", "healing": {"window": 4}})
+    with pytest.raises(MPOError, match=r"healing\.text is missing \(on the command line --text\)$"):
+        read_recipe(None, {"model": "m", "healing": {"window": 4, "text": None}})

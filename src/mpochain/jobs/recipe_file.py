@@ -98,16 +98,21 @@ def read_recipe(file: Path | None, flags: Mapping[str, Any] | None = None, *, wi
             message = " is missing"
         elif first["type"] == "tuple_type":
             message = " should be a list, as in [a, b]"
-        option = _option(where) if flags else None
+        option = _option(first["loc"], flags or {})
         said = f" (on the command line {option})" if option else ""
         raise RecipeError(f"{label}: {where}{message}{said}") from error
 
 
-def _option(field: str) -> str | None:
-    """What the command line calls a field of a recipe; None for one that only files have."""
-    section, _, name = field.rpartition(".")
-    if section == "healing.training":
-        return f"--{name.replace('_', '-')}"
+def _option(place: tuple[int | str, ...], flags: Mapping[str, Any]) -> str | None:
+    """What the command calls a field of a recipe; None for one that it has no option for."""
+    offered: Any = flags
+    for key in place:
+        if not isinstance(offered, Mapping) or key not in offered:
+            return None
+        offered = offered[key]
+    field = ".".join(map(str, place))
+    if field.startswith("healing.training."):
+        return f"--{str(place[-1]).replace('_', '-')}"
     return _OPTIONS.get(field)
 
 

@@ -4,13 +4,14 @@ from mpochain.picogpt.corpus import Corpus, load_corpus
 from mpochain.picogpt.design import Design
 from mpochain.picogpt.evaluation import Evaluation, evaluate
 from mpochain.picogpt.model import PicoGPT, build, decompose_linears, narrow_width
-from mpochain.picogpt.training import train_picogpt
+from mpochain.picogpt.training import Lessons, train_picogpt
 from mpochain.picogpt.weights import load_weights, save_weights, shipped
 
 __all__ = [
     "Corpus",
     "Design",
     "Evaluation",
+    "Lessons",
     "PicoGPT",
     "build",
     "decompose_linears",

@@ -30,7 +30,9 @@ _Loss = Callable[[nn.Module, tuple[Tensor, Tensor]], Tensor]
 
 
 class Lessons(BaseModel):
-    """What a model learns from another one's predictions beside the text, see :func:`mpochain.train.distillation`.
+    """What a model learns from another one's predictions beside the text.
+
+    See :func:`mpochain.train.distillation.distillation_loss`. Source: Hinton et al., arXiv 1503.02531, section 2.
 
     Attributes:
         weight: share of the divergence from the teacher in the loss; the rest is cross-entropy.
@@ -38,6 +40,10 @@ class Lessons(BaseModel):
 
     Raises:
         pydantic.ValidationError: a value out of range or an unknown name (also a ValueError).
+
+    Example:
+        >>> Lessons(temperature=1.0).weight
+        0.5
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")

@@ -137,16 +137,16 @@ def _best(vocab_size: int) -> list[RunSetting]:
         row, design = f"χ={bond}, {_TUNING.steps} steps", Design("paper", bond)
         runs.append(RunSetting(row=row, design=design, core_rates=True, config=_TUNING))
     runs += [trained(f"χ={bond}", Design("paper", bond), _SEEDS[0]) for bond in (16, 8, 4, 32)]
+    narrow_runs = {}
     for bond in (16, 8, 4, 32):
         runs += [trained(str(Design(family, bond)), Design(family, bond), _SEEDS[0]) for family in _FAMILIES]
         narrow = _equal_width(bond, vocab_size)
-        runs.append(trained(f"{narrow} as χ={bond}", narrow, _SEEDS[0]))
+        narrow_runs[bond] = trained(f"{narrow} as χ={bond}", narrow, _SEEDS[0])
+        runs.append(narrow_runs[bond])
     # What is the most that can be had at this size.
     families: tuple[Family, ...] = ("skewed", "paper", "low rank")
     runs += [_taught(Design(family, 16), runs[0]) for family in families]
-    runs.append(
-        _taught_narrow(next(run for run in runs if run.row.endswith("as χ=16") and not run.core_rates), runs[0])
-    )
+    runs.append(_taught_narrow(narrow_runs[16], runs[0]))
     for seed in _SEEDS[1:]:
         runs.append(trained("dense", Design(), seed))
         runs += [trained(f"χ={bond}", Design("paper", bond), seed) for bond in (16, 8)]

@@ -45,7 +45,7 @@ def accuracy_series(rows: Sequence[Mapping[str, Any]], cost: str) -> list[Series
     for label, keep in _KINDS.items():
         kept = sorted((row for row in rows if keep(row) and row.get(cost) is not None), key=lambda row: row[cost])
         if kept:
-            ends = [(min(seeds), max(seeds)) for row in kept if (seeds := row["by_seed"].values())]
+            ends = [(min(row["by_seed"].values()), max(row["by_seed"].values())) for row in kept]
             x, y = [row[cost] for row in kept], [row["accuracy"] for row in kept]
             series.append(Series(label, x, y, line=label != _UNJOINED, ends=ends))
     return series

@@ -66,8 +66,7 @@ def quality(name: str, rows: list[dict[str, Any]], records: list[dict[str, Any]]
     losses = {row["row"]: values for row in rows if (values := trained.get(row["row"], {}).get("losses"))}
     bonds = {row["bond"] for row in rows if row["bond"]}
     bond = _COMPARED if _COMPARED in bonds else max(bonds, default=0)
-    beside = {row["row"]: losses[row["row"]] for row in rows if row["row"] in losses and row["bond"] in (0, bond)}
-    return [
+    made: list[Block] = [
         Table(_COLUMNS, rows),
         Figure(accuracy, "Validation accuracy against parameters"),
         _curves(
@@ -75,12 +74,16 @@ def quality(name: str, rows: list[dict[str, Any]], records: list[dict[str, Any]]
             {row: values for row, values in losses.items() if row in PUBLISHED},
             "Training loss from a random start, means of ten steps",
         ),
-        _curves(
-            figures / f"study-{name}-losses-{bond}.png",
-            beside,
-            f"Training loss at the size of χ={bond}, means of ten steps",
-        ),
     ]
+    if bond:  # an interrupted study may have dense runs alone
+        made.append(
+            _curves(
+                figures / f"study-{name}-losses-{bond}.png",
+                {row["row"]: losses[row["row"]] for row in rows if row["row"] in losses and row["bond"] in (0, bond)},
+                f"Training loss at the size of χ={bond}, means of ten steps",
+            )
+        )
+    return made
 
 
 def _curves(file: Path, losses: dict[str, list[float]], title: str) -> Figure:
