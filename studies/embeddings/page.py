@@ -273,7 +273,7 @@ def _smollm2(records: Records) -> list[Block]:
     dense = next((record for record in records if "form" not in record), None)
     tried = [record for record in records if "form" in record]
     best: dict[tuple[float, int], dict[str, Any]] = {}
-    for record in sorted(tried, key=_last_losses, reverse=True):
+    for record in sorted(tried, key=last_losses, reverse=True):
         best[-record["budget"], _TOKEN_FORMS.index(record["form"])] = record
     made = [best[key] for key in sorted(best)]
     rows = [_step_row(record) for record in made]
@@ -342,7 +342,8 @@ def _unfinished(rows: Sequence[Mapping[str, Any]]) -> list[str]:
     return [f"Not run yet: {', '.join(missing)}."] if missing else []
 
 
-def _last_losses(record: dict[str, Any]) -> float:
+def last_losses(record: dict[str, Any]) -> float:
+    """By which the rates of a form are compared: mean loss at the end of healing."""
     return fmean(record["stages"][-1]["training"]["losses"][-_LAST:])
 
 

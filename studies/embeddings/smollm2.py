@@ -16,10 +16,10 @@ import time
 from collections.abc import Callable
 from functools import cached_property, partial
 from pathlib import Path
-from statistics import fmean
 from typing import Any
 
 import torch
+from page import last_losses
 from rates import best_rate
 from torch import nn
 
@@ -42,7 +42,6 @@ from mpochain.train import FinetuneConfig, finetune
 HERE = Path(__file__).parent
 EMBEDDING = "model.embed_tokens"
 BUDGETS = (0.5, 0.25)
-_LAST = 12
 
 _SHOWN = ("Ġking", "Ġriver", "Ġplayed", "Ġgood", "1", "ing", "ĠPython")
 _NEAREST = 5
@@ -192,7 +191,7 @@ def main(recipe_file: Path, wordnet: Path, work: Path) -> None:
         return record(name, lambda: study.healed(form, budget, rate))
 
     def loss(form: str, rate: float) -> float:
-        return fmean(healed(form, BUDGETS[0], rate)["stages"][-1]["training"]["losses"][-_LAST:])
+        return last_losses(healed(form, BUDGETS[0], rate))
 
     record("dense", study.dense)
     for form in study.groups:
