@@ -35,9 +35,9 @@ def beyond(rows: Sequence[Row]) -> list[str]:
             compared = [_against(tuned, row) for row in (brief, paper) if row is not None and _seeds(tuned, row)]
             if compared:
                 lines.append(f"{tuned['row']}, {tuned['accuracy']:.1%}, {' and '.join(compared)}.")
-        taught = [row for row in rows if row["distilled"] and row["bond"] == bond and _seeds(row, paper)]
-        if paper is not None:
-            lines += [_taught(row, paper) for row in taught]
+        taught = [row for row in rows if row["distilled"] and row["bond"] == bond]
+        if taught:
+            lines.append(_taught(bond, [row for row in taught if row["by_seed"].keys() == taught[0]["by_seed"].keys()]))
     return lines
 
 
@@ -76,11 +76,15 @@ def _against(tuned: Row, other: Row) -> str:
     return f"{verdict} than {other['steps']:,} steps from a random start ({100 * gain:+.1f} points)"
 
 
-def _taught(row: Row, paper: Row) -> str:
-    return (
-        f"{row['row']}, {row['steps']:,} steps beside those of its dense source: {row['accuracy']:.1%}, "
-        f"{row['kept']:.1%} of dense, {100 * _gain(row, paper):+.1f} points on the paper's shapes from a random start."
-    )
+def _taught(bond: int, rows: Sequence[Row]) -> str:
+    """All that a dense model taught at one size, the best first."""
+    shown = [
+        f"{row['row'].removesuffix(', distilled')} {row['accuracy']:.1%}, {row['kept']:.1%} of dense, with "
+        f"{row['parameters']:,} parameters"
+        for row in sorted(rows, key=lambda row: -row["accuracy"])
+    ]
+    steps = " or ".join(f"{count:,}" for count in sorted({row["steps"] for row in rows}))
+    return f"At the size of χ={bond}, taught by the dense model for {steps} steps beside its own: {'; '.join(shown)}."
 
 
 def _gain(row: Row, other: Row) -> float:
