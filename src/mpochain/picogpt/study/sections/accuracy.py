@@ -10,7 +10,7 @@ from mpochain.report.figures import Series
 __all__ = ["accuracy_series"]
 
 # Several shapes of one size, not one shape of several.
-_UNJOINED = "all shapes, distilled"
+_UNJOINED = ("all chains, distilled", "low rank and narrow, distilled")
 _KINDS: dict[str, Callable[[Mapping[str, Any]], bool]] = {
     "dense, narrow ones too": lambda row: row["design"].family == "dense" and not row["distilled"],
     "chains": lambda row: _chains(row, "random") and not _briefly(row),
@@ -18,7 +18,8 @@ _KINDS: dict[str, Callable[[Mapping[str, Any]], bool]] = {
     "chains, TT-SVD and few steps": lambda row: _chains(row, "tt_svd") and _briefly(row),
     "low rank": lambda row: row["design"].family == "low rank" and row["start"] == "random",
     "skewed chains": lambda row: row["design"].family == "skewed" and row["start"] == "random",
-    _UNJOINED: lambda row: row["distilled"],
+    _UNJOINED[0]: lambda row: row["distilled"] and row["design"].family in ("paper", "skewed"),
+    _UNJOINED[1]: lambda row: row["distilled"] and row["design"].family in ("low rank", "dense"),
 }
 
 
@@ -47,5 +48,5 @@ def accuracy_series(rows: Sequence[Mapping[str, Any]], cost: str) -> list[Series
         if kept:
             ends = [(min(row["by_seed"].values()), max(row["by_seed"].values())) for row in kept]
             x, y = [row[cost] for row in kept], [row["accuracy"] for row in kept]
-            series.append(Series(label, x, y, line=label != _UNJOINED, ends=ends))
+            series.append(Series(label, x, y, line=label not in _UNJOINED, ends=ends))
     return series
