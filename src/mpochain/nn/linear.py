@@ -8,13 +8,13 @@ from collections.abc import Iterable, Sequence
 import torch
 from torch import Tensor, nn
 
-from mpochain import shapes
 from mpochain.chain import Method, MPOChain
 from mpochain.errors import DTypeError, ShapeError, SpecError
 from mpochain.execute import ChainRunner
 from mpochain.factorization import decompose, decompose_terms
 from mpochain.nn.dense import dense_parameters, linear_of
 from mpochain.nn.initialization import normal_
+from mpochain.nn.requested import requested_specs
 from mpochain.planning import ContractionPlan, Memory
 from mpochain.planning.plan import check_batch
 from mpochain.spec import ChainSpec
@@ -75,7 +75,7 @@ class MPOLinear(nn.Module):
         for label, size in (("in_features", in_features), ("out_features", out_features)):
             if isinstance(size, bool) or not isinstance(size, int) or size < 1:
                 raise SpecError(f"{label} must be a positive integer, got {size!r}")
-        specs = _specs((out_features, in_features), max_bond, sites, out_dims, in_dims, spec, terms)
+        specs = requested_specs((out_features, in_features), max_bond, sites, out_dims, in_dims, spec, terms)
         if spec is None and terms is None and max_bond is None:
             raise SpecError("a random chain needs max_bond=, spec= or terms=; full bonds would exceed the dense layer")
         self.in_features = in_features
@@ -153,7 +153,7 @@ class MPOLinear(nn.Module):
         weight, bias = dense_parameters(linear, name)
         with torch.no_grad():
             source = weight.detach()
-            specs = _specs(tuple(source.shape), max_bond, sites, out_dims, in_dims, spec, terms)
+            specs = requested_specs(tuple(source.shape), max_bond, sites, out_dims, in_dims, spec, terms)
             chains: tuple[MPOChain, ...]
             if len(specs) == 1:
                 chains = (decompose(source, specs[0], cutoff=cutoff, method=method, seed=seed, name=label),)
@@ -318,48 +318,3 @@ class MPOLinear(nn.Module):
         """Features, specs and bias, for ``print(layer)``."""
         terms = " + ".join(str(spec) for spec in self.specs)
         return f"{self.in_features} -> {self.out_features}, {terms}, bias={self.bias is not None}"
-
-
-def _specs(
-    shape: tuple[int, ...],
-    max_bond: int | None,
-    sites: int | None,
-    out_dims: Iterable[int] | None,
-    in_dims: Iterable[int] | None,
-    spec: ChainSpec | None,
-    terms: Sequence[ChainSpec] | None,
-) -> tuple[ChainSpec, ...]:
-    """The specs a layer of ``shape (out, in)`` is asked to have."""
-    out_features, in_features = shape
-    dims_given = out_dims is not None or in_dims is not None
-    ways = [spec is not None, terms is not None, dims_given or max_bond is not None or sites is not None]
-    if sum(ways) > 1:
-        raise SpecError("give one of: spec=; terms=; or out_dims=, in_dims= (or sites=) and max_bond=")
-    if dims_given and sites is not None:
-        raise SpecError("sites= chooses the default dims; leave it out beside out_dims= and in_dims=")
-    specs: tuple[ChainSpec, ...]
-    if terms is not None:
-        specs = (terms,) if isinstance(terms, ChainSpec) else tuple(terms)
-    elif spec is not None:
-        specs = (spec,)
-    else:
-        if (out_dims is None) != (in_dims is None):
-            raise SpecError("give out_dims= and in_dims= together")
-        if out_dims is not None and in_dims is not None:
-            specs = (ChainSpec(out_dims, in_dims, max_bond),)
-        else:
-            out, in_ = (shapes.default_dims(size, 2 if sites is None else sites) for size in shape)
-            specs = (ChainSpec(out, in_, max_bond, out_features=out_features, in_features=in_features),)
-    if not specs:
-        raise SpecError("terms= needs at least one spec")
-    for each in specs:
-        if not isinstance(each, ChainSpec):
-            raise SpecError(f"expected a ChainSpec, got {type(each).__name__}")
-        if each.shape != (out_features, in_features):
-            raise SpecError(
-                f"out_dims {each.out_dims} and in_dims {each.in_dims} make a {each.shape} matrix, but the layer is "
-                f"{in_features} -> {out_features} with weight ({out_features}, {in_features}); "
-                f"try out_dims={shapes.balanced(out_features, each.sites)}, "
-                f"in_dims={shapes.balanced(in_features, each.sites)}, or ChainSpec(out_features=, in_features=) to pad"
-            )
-    return specs

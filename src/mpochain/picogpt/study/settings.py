@@ -122,8 +122,6 @@ _OTHER_RATES = (3e-3, 1e-2)
 # After 150 steps at χ=16 a validation loss of 1.838; 1.928 at 1e-3, 1.887 at 6e-3; with one rate for all cores 1.998,
 # and 1.866 at 1e-2.
 _TUNING = TrainConfig(steps=500, learning_rate=3e-3, warmup_steps=50, evaluate_every=100)
-
-
 # Rates by fan-in are up to 128 times the dense one in low rank of these sizes, and no good: after 300 steps at χ=8's
 # size a loss of 2.516, 2.269 with one rate of 0.015 for all. At χ=16's 2.178 and 2.200.
 _THIN = (4, 8)
