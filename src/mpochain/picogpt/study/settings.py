@@ -80,9 +80,7 @@ def _decomposed(bond: int, dense: RunSetting, tuning: TrainConfig) -> list[RunSe
 
 
 # Of a chain that has as many steps as its source had, and the source's word beside the text.
-_TAUGHT = TrainConfig(learning_rate=3e-3, evaluate_every=250)
-# Low rank as χ=16 after 300 steps: a loss of 1.742 as chains are taught; with one rate for all 1.713 at 0.006, 1.693 at
-# 0.015.
+_TAUGHT = TrainConfig(learning_rate=LEARNING_RATE, evaluate_every=250)
 _TAUGHT_LOW_RANK = TrainConfig(learning_rate=1.5e-2, evaluate_every=250)
 
 
@@ -104,6 +102,25 @@ def _taught_narrow(narrow: RunSetting, dense: RunSetting) -> RunSetting:
     """A narrower dense model, which nothing can be cut for, with the same teacher."""
     taught = {"row": f"{narrow.row}, distilled", "source": dense.name, "lessons": Lessons()}
     return narrow.model_copy(update=taught)
+
+
+# By what rates are chosen: few enough steps that all that is compared can have a search of its own.
+_SEARCH = {"steps": 300, "warmup_steps": 50, "evaluate_every": 150}
+_Rates = tuple[tuple[bool, float], ...]  # whether by fan-in, and the rate
+_RANDOM_RATES: _Rates = ((True, LEARNING_RATE), (False, 1.5e-2))
+
+
+def _searched(run: RunSetting, rates: _Rates) -> list[RunSetting]:
+    """A run in few steps, once with each of the rates."""
+    assert run.config is not None
+    runs = []
+    for by_fan_in, rate in rates:
+        how = "" if run.design.family == "dense" else " by fan-in" if by_fan_in else " for all"
+        row = f"{run.row}, {_SEARCH['steps']} steps at {rate}{how}"
+        config = run.config.model_copy(update={**_SEARCH, "learning_rate": rate})
+        changed = {"row": row, "config": config, "core_rates": by_fan_in, "ablation": True}
+        runs.append(run.model_copy(update=changed))
+    return runs
 
 
 def _paper(_: int) -> list[RunSetting]:
@@ -164,6 +181,17 @@ def _best(vocab_size: int) -> list[RunSetting]:
         runs += [trained(f"{design}, rate {rate}", design, _SEEDS[0], rate, ablation=True) for rate in _OTHER_RATES]
     one_rate = {"core_rates": False, "ablation": True}
     runs.append(trained("χ=16, one rate for all", Design("paper", 16), _SEEDS[0], **one_rate))
+    by_row = {run.row: run for run in reversed(runs)}
+    taught_rates: dict[str, _Rates] = {
+        "low rank as χ=16, TT-SVD": ((True, 3e-3), (False, 6e-3), (False, 1.5e-2), (False, 3e-2)),
+        "skewed as χ=16, TT-SVD": ((True, 3e-3), (True, 6e-3), (False, 6e-3), (False, 1.5e-2)),
+        narrow_runs[16].row: ((False, 6e-3), (False, 1.5e-2)),
+    }
+    for row, rates in taught_rates.items():
+        runs += _searched(by_row[f"{row}, distilled"], rates)
+    for bond in _BONDS:
+        for row in (f"low rank as χ={bond}", f"χ={bond}"):
+            runs += _searched(by_row[row], _RANDOM_RATES)
     return runs
 
 

@@ -12,6 +12,8 @@ __all__ = ["rates"]
 
 _COLUMNS = (
     Column("design", "linears"),
+    Column("start", "start"),
+    Column("steps", "steps", ","),
     Column("rate", "learning rate"),
     Column("cores", "rates of cores"),
     Column("decay", "cores decay"),
@@ -26,6 +28,8 @@ def rates(records: list[dict[str, Any]]) -> list[Block]:
     rows = [
         {
             "design": str(Design(**each["setting"]["design"])),
+            "start": _start(each["setting"]),
+            "steps": each["setting"]["config"]["steps"],
             "rate": each["setting"]["config"]["learning_rate"],
             "cores": _cores(each["setting"]),
             "decay": each["training"]["decay"] if each["setting"]["core_rates"] else None,
@@ -33,15 +37,20 @@ def rates(records: list[dict[str, Any]]) -> list[Block]:
             "accuracy": each["validation"]["accuracy"],
         }
         for each in records
-        if each["setting"]["start"] == "random" and any(_alike(each["setting"], other) for other in ablations)
+        if each["setting"]["config"] is not None and any(_alike(each["setting"], other) for other in ablations)
     ]
-    rows.sort(key=lambda row: (row["design"] != "dense", row["design"], row["cores"] or "", row["rate"]))
+    rows.sort(key=lambda row: (-row["steps"], row["start"], row["design"], row["cores"] or "", row["rate"]))
     return [Heading("Learning rates", 3), Table(_COLUMNS, rows)] if rows else []
 
 
 def _alike(setting: dict[str, Any], other: dict[str, Any]) -> bool:
-    same = all(setting[key] == other[key] for key in ("design", "seed"))
+    same = all(setting[key] == other[key] for key in ("design", "start", "lessons", "seed"))
     return same and setting["config"]["steps"] == other["config"]["steps"]
+
+
+def _start(setting: dict[str, Any]) -> str:
+    start = "random" if setting["start"] == "random" else "TT-SVD"
+    return f"{start}, distilled" if setting["lessons"] else start
 
 
 def _cores(setting: dict[str, Any]) -> str | None:
