@@ -21,6 +21,8 @@ from mpochain.picogpt.study.beyond import beyond
 from mpochain.picogpt.study.claims import claims
 from mpochain.picogpt.study.page import write_page
 from mpochain.picogpt.study.rows import rows_of
+from mpochain.picogpt.study.sections.rates import rates
+from mpochain.picogpt.training import Lessons
 from mpochain.train import TrainConfig
 
 
@@ -95,6 +97,58 @@ def test_the_best_preset_has_every_row_of_the_issue():
         for row in (f"low rank as χ={bond}", f"skewed as χ={bond}"):
             assert seeds[row] == [42]
         assert any(row.startswith("dense, width") and row.endswith(f"as χ={bond}") for row in seeds)
+
+
+def test_a_search_of_rates_changes_rates_alone():
+    runs = study.preset("best", 65)
+    searched = [run for run in runs if run.config and run.config.steps == 300]
+    for run in searched:
+        row, _, _ = run.row.partition(", 300 steps at ")
+        model = next(other for other in runs if other.row == row)
+        changed = {"steps", "warmup_steps", "evaluate_every", "learning_rate"}
+        assert run.config.model_dump(exclude=changed) == model.config.model_dump(exclude=changed)
+        changed = {"row", "config", "core_rates", "ablation"}
+        assert run.model_dump(exclude=changed) == model.model_dump(exclude=changed)
+        assert run.ablation
+    for bond in (4, 8, 16, 32):
+        found = [
+            {(run.core_rates, run.config.learning_rate) for run in searched if run.row.startswith(f"{row}, 300 ")}
+            for row in (f"low rank as χ={bond}", f"χ={bond}")
+        ]
+        assert found[0] == found[1] == {(True, 6e-3), (False, 1.5e-2)}, "controls are searched like chains"
+
+
+def test_rates_stand_beside_runs_of_the_same_start_and_steps():
+    def record(row, accuracy, **setting):
+        given = {"design": Design("paper", 8), "config": TrainConfig(), "core_rates": True, **setting}
+        made = study.RunSetting(row=row, **given)
+        return {
+            "setting": made.model_dump(mode="json"),
+            "training": {"decay": "alike"},
+            "validation": {"accuracy": accuracy, "loss": 1.0},
+        }
+
+    brief = TrainConfig(steps=300, learning_rate=6e-3)
+    cut = {"start": "tt_svd", "source": "dense-seed42"}
+    taught = {**cut, "lessons": Lessons()}
+    _, _, table = rates(
+        [
+            record("χ=8", 0.1),
+            record("χ=8, one rate", 0.2, core_rates=False, ablation=True),
+            record("χ=8, TT-SVD", 0.3, **cut),
+            record("χ=8, TT-SVD, untrained", 0.4, **{**cut, "config": None}),
+            record("χ=8, TT-SVD, distilled", 0.5, **taught),
+            record("χ=8, TT-SVD, distilled, 300", 0.6, **taught, config=brief, ablation=True),
+            record("dense", 0.7, design=Design(), core_rates=False),
+        ]
+    )
+    keys = ("design", "start", "steps", "rate", "cores", "accuracy")
+    assert [tuple(row[key] for key in keys) for row in table.records] == [
+        ("χ=8", "random", 2000, 3e-3, "as all", 0.2),
+        ("χ=8", "random", 2000, 3e-3, "by fan-in", 0.1),
+        ("χ=8", "TT-SVD, distilled", 300, 6e-3, "by fan-in", 0.6),
+    ]
+    assert rates([record("χ=8", 0.1)]) == []
 
 
 class TestQuick:

@@ -6,7 +6,7 @@ from typing import Any
 
 from mpochain.picogpt.design import Design
 from mpochain.report import Column
-from mpochain.report.page import Block, Heading, Table
+from mpochain.report.page import Block, Heading, Table, Text
 
 __all__ = ["rates"]
 
@@ -19,6 +19,11 @@ _COLUMNS = (
     Column("decay", "cores decay"),
     Column("loss", "validation loss", ".3f"),
     Column("accuracy", "accuracy", ".2%"),
+)
+
+_SAID = (
+    "Rows of the same linears, start and steps differ in their rates alone. Rates by fan-in are relative to the "
+    "learning rate; runs of few steps are there to choose rates by, as many for low rank as for chains."
 )
 
 
@@ -40,7 +45,7 @@ def rates(records: list[dict[str, Any]]) -> list[Block]:
         if each["setting"]["config"] is not None and any(_alike(each["setting"], other) for other in ablations)
     ]
     rows.sort(key=lambda row: (-row["steps"], row["start"], row["design"], row["cores"] or "", row["rate"]))
-    return [Heading("Learning rates", 3), Table(_COLUMNS, rows)] if rows else []
+    return [Heading("Learning rates", 3), Text((_SAID,)), Table(_COLUMNS, rows)] if rows else []
 
 
 def _alike(setting: dict[str, Any], other: dict[str, Any]) -> bool:
