@@ -15,7 +15,6 @@ and all of it for the rows in turn. Starts are groups of correlated rows and col
 
 from __future__ import annotations
 
-import itertools
 import math
 import time
 from collections.abc import Callable
@@ -25,15 +24,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mpochain.arrays import Array, asarray, cast, detached, promoted, require_finite, require_matrix, to_numpy
-from mpochain.decomposition.assignment import best_assignment, greedy_assignment
 from mpochain.decomposition.grouping import correlated_groups
 from mpochain.decomposition.kronecker import KroneckerBlocks
+from mpochain.decomposition.reordering import Noise, assigned, halved, mixed, ordered_within, predicted
 from mpochain.errors import SpecError
 from mpochain.spec import ChainSpec
 
 __all__ = ["PermutedKronecker", "permuted_kronecker"]
 
-_Floats = NDArray[np.float64]
 _Order = NDArray[np.int64]
 
 # A step of which the squared error falls by less than this share of itself is the last of its kind.
@@ -41,19 +39,6 @@ _LEAST_GAIN = 1e-4
 
 # Steps of groups that bring nothing new before they end: they do not fall every time.
 _PATIENCE = 8
-
-# Share of the groups that are mixed when nothing else helps; no others than those that leave out so many times as much
-# as groups in the middle, if there are such.
-_MIXED, _OUTLYING = 0.05, 10.0
-
-# Orders of a group that are all tried; groups of more members than that are ordered by assignment alone.
-_MOST_ORDERS = 24
-
-# Columns up to which assignments are always the best there are, and share of them that moves at most for it with more.
-_FEW, _MOST_MOVED = 1024, 0.5
-
-# Members of a group at most for which every half is tried.
-_MOST_HALVED = 8
 
 
 @dataclass(frozen=True, eq=False)
@@ -183,11 +168,12 @@ class _Search:
         for step in range(self._steps):
             if self._over(least) or idle >= _PATIENCE:
                 break
+            noise = self._noise(step)
             rows, columns = self._ordered(rows, columns)
-            columns = self._predicted(self._problem, rows, columns, step)
-            rows = self._predicted(self._turned, columns, rows, step)
-            columns = self._halved(self._problem, rows, columns, step)
-            rows = self._halved(self._turned, columns, rows, step)
+            columns = predicted(self._problem, rows, columns, noise)
+            rows = predicted(self._turned, columns, rows, noise)
+            columns = halved(self._problem, rows, columns, noise)
+            rows = halved(self._turned, columns, rows, noise)
             rows, columns = self._ordered(rows, columns)
             error = self.look(rows, columns)
             idle = idle + 1 if error > least * (1 - _LEAST_GAIN) else 0
@@ -196,40 +182,26 @@ class _Search:
             if idle > 1:
                 rows, columns = best
                 if idle % 2:
-                    columns = self._mixed(self._problem, rows, columns)
+                    columns = mixed(self._problem, rows, columns, self.random)
                 else:
-                    rows = self._mixed(self._turned, columns, rows)
+                    rows = mixed(self._turned, columns, rows, self.random)
         rows, columns = best
         for step in range(self._steps):
             if self._over(least):
                 return
-            rows = self._assigned(self._turned, columns, rows, step)
-            columns = self._assigned(self._problem, rows, columns, step)
+            noise = self._noise(step)
+            rows = assigned(self._turned, columns, rows, noise)
+            columns = assigned(self._problem, rows, columns, noise)
             error = self.look(rows, columns)
-            if error > least * (1 - _LEAST_GAIN) and not self._noise(step):
+            if error > least * (1 - _LEAST_GAIN) and not noise.share:
                 return
             least = min(error, least)
-
-    def _mixed(self, problem: KroneckerBlocks, rows: _Order, columns: _Order) -> _Order:
-        """Columns of the groups that fit worst, in any order: where most fit, these hold each other's members."""
-        if problem.n2 == 1:
-            return columns
-        blocks = problem.blocks(rows, columns)
-        span = problem.span(blocks)
-        flat = blocks.reshape(problem.m1, problem.n1, -1)
-        rest = ((flat - (flat @ span) @ span.T) ** 2).sum(axis=(0, 2))
-        # Where most fit exactly only the others, so that what was found is not lost again.
-        most = np.count_nonzero(rest > _OUTLYING * np.median(rest))
-        worst = np.argsort(-rest)[: max(min(int(_MIXED * problem.n1), most or problem.n1), 2)]
-        groups = columns.reshape(problem.n1, problem.n2).copy()
-        groups[worst] = self.random.permutation(groups[worst].ravel()).reshape(-1, problem.n2)
-        return groups.ravel()
 
     def _over(self, error: float) -> bool:
         return time.monotonic() > self._deadline or error < 1e-12
 
-    def _noise(self, step: int) -> float:
-        return self._temperature * (1 - (step + 1) / self._steps)
+    def _noise(self, step: int) -> Noise:
+        return Noise(self.random, self._temperature * (1 - (step + 1) / self._steps))
 
     def look(self, rows: _Order, columns: _Order) -> float:
         """The error of an order, which is kept if no other was better."""
@@ -241,93 +213,15 @@ class _Search:
         self._progress(len(self.errors) - 1, self.errors[-1])
         return error
 
-    def _assigned(self, problem: KroneckerBlocks, rows: _Order, columns: _Order, step: int) -> _Order:
-        """Columns in the order that is closest to the best sum for the order they have."""
-        if 1 in (problem.n1, problem.n2):
-            return columns
-        blocks = problem.blocks(rows, columns)
-        scores = problem.matrix[rows].T @ problem.sum(blocks, problem.span(blocks))
-        return best_assignment(self._noisy(scores, step))
-
-    def _predicted(self, problem: KroneckerBlocks, rows: _Order, columns: _Order, step: int) -> _Order:
-        """Columns in the order that is closest to what the others of each group say."""
-        if problem.n2 == 1:
-            return columns
-        blocks = problem.blocks(rows, columns)
-        moments = problem.moments(blocks)
-        said = np.empty_like(blocks)
-        power = np.empty((problem.n1 * problem.n2, problem.n2))
-        members = problem.matrix[rows].reshape(problem.m1, problem.m2, -1)
-        for place in range(problem.n2):
-            predicted, trust = problem.from_others(blocks, moments, [place])
-            said[..., place] = (predicted @ trust).reshape(problem.m1, problem.n1, problem.m2)
-            power[:, place] = np.einsum("abc,bd,adc->c", members, trust, members, optimize=True)
-        scores = problem.matrix[rows].T @ problem.joined(said)
-        return self._assign(scores - np.tile(power / 2, problem.n1), step, columns)
-
-    def _halved(self, problem: KroneckerBlocks, rows: _Order, columns: _Order, step: int) -> _Order:
-        """Groups of columns that exchange halves, by what the other halves say: where two groups hold each other's."""
-        if not 1 < problem.n2 <= _MOST_HALVED:
-            return columns
-        # Those with the first place: their complements would exchange the same.
-        for rest in itertools.combinations(range(1, problem.n2), problem.n2 // 2 - 1):
-            places = [0, *rest]
-            blocks = problem.blocks(rows, columns)
-            predicted, trust = problem.from_others(blocks, problem.moments(blocks), places)
-            halves = blocks[..., places].reshape(problem.m1, problem.n1, -1)
-            scores = np.tensordot(halves, predicted @ trust, axes=((0, 2), (0, 2)))
-            columns = columns.reshape(problem.n1, problem.n2).copy()
-            columns[:, places] = columns[self._assign(scores, step, np.arange(problem.n1))][:, places]
-            columns = columns.ravel()
-        return columns
-
-    def _assign(self, scores: _Floats, step: int, now: _Order) -> _Order:
-        """For each place the column with which the scores have the largest sum, or nearly so where most are to move.
-
-        While most columns are in wrong places their scores are nearly alike: the best assignment takes long then, for
-        little.
-        """
-        scores = self._noisy(scores, step)
-        if len(scores) > _FEW:
-            quick = greedy_assignment(scores)
-            if np.mean(quick != now) > _MOST_MOVED:
-                return quick
-        return best_assignment(scores)
-
-    def _noisy(self, scores: _Floats, step: int) -> _Floats:
-        noise = self._noise(step)
-        return scores + noise * scores.std() * self.random.normal(size=scores.shape) if noise else scores
-
     def _ordered(self, rows: _Order, columns: _Order) -> tuple[_Order, _Order]:
         """The best order within each group, for columns and rows in turn, until little changes."""
         last = math.inf
         for _ in range(self._steps):
-            columns = _within(self._problem, rows, columns)
-            rows = _within(self._turned, columns, rows)
+            columns = ordered_within(self._problem, rows, columns)
+            rows = ordered_within(self._turned, columns, rows)
             blocks = self._problem.blocks(rows, columns)
             error = self._problem.error(blocks, self._problem.span(blocks))
             if error > last * (1 - _LEAST_GAIN):
                 break
             last = error
         return rows, columns
-
-
-def _within(problem: KroneckerBlocks, rows: _Order, columns: _Order) -> _Order:
-    """Each group of columns in the order that leaves most in the span of the ``B_r``."""
-    if problem.n2 == 1 or math.factorial(problem.n2) > _MOST_ORDERS:
-        return columns
-    blocks = problem.blocks(rows, columns)
-    span = problem.span(blocks)
-    projection = span @ span.T
-    flat = blocks.reshape(problem.m1, problem.n1, -1).transpose(1, 0, 2)
-    moments = flat.transpose(0, 2, 1) @ flat
-    places = np.arange(problem.m2 * problem.n2).reshape(problem.m2, problem.n2)
-    orders = np.array(list(itertools.permutations(range(problem.n2))))
-    kept = np.stack(
-        [
-            np.einsum("ij,cij->c", projection, moments[:, index][:, :, index])
-            for index in (places[:, order].ravel() for order in orders)
-        ]
-    )
-    best = orders[kept.argmax(axis=0)]
-    return np.take_along_axis(columns.reshape(problem.n1, problem.n2), best, axis=1).ravel()
