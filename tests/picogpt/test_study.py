@@ -131,7 +131,7 @@ def test_rates_stand_beside_runs_of_the_same_start_and_steps():
     brief = TrainConfig(steps=300, learning_rate=6e-3)
     cut = {"start": "tt_svd", "source": "dense-seed42"}
     taught = {**cut, "lessons": Lessons()}
-    _, _, table = rates(
+    _, said, table = rates(
         [
             record("χ=8", 0.1),
             record("χ=8, one rate", 0.2, core_rates=False, ablation=True),
@@ -148,6 +148,7 @@ def test_rates_stand_beside_runs_of_the_same_start_and_steps():
         ("χ=8", "random", 2000, 3e-3, "by fan-in", 0.1),
         ("χ=8", "TT-SVD, distilled", 300, 6e-3, "by fan-in", 0.6),
     ]
+    assert "few steps" in said.lines[0]
     assert rates([record("χ=8", 0.1)]) == []
 
 

@@ -22,9 +22,10 @@ _COLUMNS = (
 )
 
 _SAID = (
-    "Rows of the same linears, start and steps differ in their rates alone. Rates by fan-in are relative to the "
-    "learning rate; runs of few steps are there to choose rates by, as many for low rank as for chains."
+    "Rows of the same linears, start and steps differ in their rates alone; rates by fan-in are relative to the "
+    "learning rate."
 )
+_BRIEF = " Runs of few steps are there to choose rates by."
 
 
 def rates(records: list[dict[str, Any]]) -> list[Block]:
@@ -45,7 +46,10 @@ def rates(records: list[dict[str, Any]]) -> list[Block]:
         if each["setting"]["config"] is not None and any(_alike(each["setting"], other) for other in ablations)
     ]
     rows.sort(key=lambda row: (-row["steps"], row["start"], row["design"], row["cores"] or "", row["rate"]))
-    return [Heading("Learning rates", 3), Text((_SAID,)), Table(_COLUMNS, rows)] if rows else []
+    if not rows:
+        return []
+    said = _SAID + (_BRIEF if len({row["steps"] for row in rows}) > 1 else "")
+    return [Heading("Learning rates", 3), Text((said,)), Table(_COLUMNS, rows)]
 
 
 def _alike(setting: dict[str, Any], other: dict[str, Any]) -> bool:
