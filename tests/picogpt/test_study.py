@@ -43,12 +43,22 @@ def done(tmp_path_factory, corpus_file):
     return out, run
 
 
-def test_a_row_that_is_not_there_is_named_beside_those_that_are(corpus_file, tmp_path):
-    command = [sys.executable, "-m", "mpochain", "study", "--out", str(tmp_path), "--only", "dens"]
-    run = subprocess.run([*command, "--corpus", str(corpus_file)], capture_output=True, text=True, timeout=600)
+def refused(*arguments):
+    run = subprocess.run(
+        [sys.executable, "-m", "mpochain", "study", *arguments], capture_output=True, text=True, timeout=600
+    )
     assert run.returncode == 1
-    assert re.search(r"quick has no row 'dens'; it has .*dense, .*errors, times", " ".join(run.stderr.split()))
+    return " ".join(run.stderr.split())
+
+
+def test_a_row_that_is_not_there_is_named_beside_those_most_like_it(corpus_file, tmp_path):
+    error = refused("--out", str(tmp_path), "--only", "dens", "--corpus", str(corpus_file))
+    assert re.search(r"quick has no row 'dens' among its \d+; most like it: dense, ", error)
     assert not any(tmp_path.iterdir())
+
+
+def test_a_page_alone_takes_nothing_that_chooses_runs(tmp_path):
+    assert "leave --preset, --only, --corpus out" in refused("--out", str(tmp_path), "--page-only", "--only", "dense")
 
 
 def records(out):

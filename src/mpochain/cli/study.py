@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Annotated
 
@@ -12,6 +13,9 @@ import typer
 from mpochain.cli.allocator import keep_freed_memory
 
 __all__ = ["study"]
+
+# Rows that an error names.
+_NEAREST = 5
 
 
 def study(
@@ -38,6 +42,10 @@ def study(
     from mpochain.picogpt.study.page import write_page
     from mpochain.report.figures import require_matplotlib
 
+    if page_only and (preset or only or corpus):
+        raise SpecError(
+            "--page-only writes what the folder holds and runs nothing: leave --preset, --only, --corpus out"
+        )
     require_writable(out)
     require_matplotlib()
     if not page_only:
@@ -45,11 +53,11 @@ def study(
         text = picogpt.load_corpus(corpus)
         print(f"corpus: {text}", file=sys.stderr)
         names = preset or ["quick"]
-        rows = {run.row for name in names for run in runs_of(name, len(text.vocabulary))}
-        unknown = sorted(set(only or ()) - rows - {*MEASURES})
-        if unknown:
-            known = ", ".join([*sorted(rows), *MEASURES])
-            raise SpecError(f"{', '.join(names)} has no row {unknown[0]!r}; it has {known}")
+        known = [*dict.fromkeys(run.row for name in names for run in runs_of(name, len(text.vocabulary))), *MEASURES]
+        for row in only or ():
+            if row not in known:
+                near = ", ".join(get_close_matches(row, known, n=_NEAREST, cutoff=0.0))
+                raise SpecError(f"{', '.join(names)} has no row {row!r} among its {len(known)}; most like it: {near}")
         try:
             for name in names:
                 run_preset(

@@ -46,7 +46,7 @@ _WORDS = (
     "paper's χ: parameters of the row over those of the paper's chains.",
     "validation loss, in nats per token, perplexity and accuracy, of the most likely token: of the whole validation "
     "split, means over seeds; ±: half the range over seeds, and how many there are; of dense: share of the accuracy of "
-    "the dense run of the same seed, or of the one it was cut from.",
+    "the dense run of the same seed, or of the one it was cut from or taught by.",
     "MACs/token: multiply-adds of all linears per token, as planned for the forward pass of a training batch, where "
     "least time is wanted; fewest MACs/token: for each chain the fewer of sweeping a token through it and of the "
     "rebuilt matrix.",
