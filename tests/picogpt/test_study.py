@@ -40,6 +40,7 @@ def done(tmp_path_factory, corpus_file):
     command = [sys.executable, "-m", "mpochain", "study", "--preset", "quick", "--out", str(out)]
     run = subprocess.run([*command, "--corpus", str(corpus_file)], capture_output=True, text=True, timeout=600)
     assert run.returncode == 0, run.stderr
+    assert "profiler" not in run.stderr
     return out, run
 
 

@@ -31,8 +31,8 @@ def study(
     corpus: Annotated[Path | None, typer.Option(help="Text file; otherwise found as the README says.")] = None,
 ) -> None:
     """Rerun the PicoGPT study: tables, figures and one HTML page. After Ctrl-C the same command goes on."""
-    # The profiler that counts memory would write to the terminal.
-    os.environ.setdefault("KINETO_LOG_LEVEL", "5")
+    # The profiler that counts memory would write to the terminal, at levels up to 5.
+    os.environ.setdefault("KINETO_LOG_LEVEL", "6")
 
     from mpochain import picogpt
     from mpochain.atomic import require_writable

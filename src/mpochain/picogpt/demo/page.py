@@ -10,6 +10,7 @@ from mpochain.atomic import write_bytes
 from mpochain.picogpt.demo.result import COLUMNS, DemoResult
 from mpochain.report import markdown
 from mpochain.report.figures import Series, draw
+from mpochain.report.origin import commit_name
 
 __all__ = ["write_page"]
 
@@ -17,6 +18,7 @@ __all__ = ["write_page"]
 def write_page(result: DemoResult, out: Path) -> None:
     """Write ``demo.json``, ``demo.md`` and the figures."""
     records = [asdict(row) for row in result.rows]
+    made = result.provenance | {"commit": commit_name(result.provenance)}
     write_bytes(out / "demo.json", json.dumps(asdict(result), indent=2, ensure_ascii=False).encode())
     page = (
         f"# PicoGPT, dense and as chains\n\nCorpus: {result.corpus}.\nDense model: {result.dense_model}.\n\n"
@@ -24,15 +26,13 @@ def write_page(result: DemoResult, out: Path) -> None:
         "Loss in nats per token and token accuracy on the whole validation split; weight error is the relative "
         "Frobenius error of all linears together; `ms one` and `ms batch` are medians of forward passes over 1 and "
         f"{result.setting['batch_size']} sequences of 256 tokens, plans chosen by cost model.\n\n"
-        + "".join(f"- {key}: {value}\n" for key, value in (result.setting | result.provenance).items())
+        + "".join(f"- {key}: {value}\n" for key, value in (result.setting | made).items())
     )
     write_bytes(out / "demo.md", page.encode())
     dense, *rest = result.rows
     chains = [row for row in rest if row.error is not None]
     trained = [row for row in rest if row.error is None]
-    made = result.provenance
-    commit = str(made["commit"])[:12]
-    note = f"mpochain {made['mpochain']}, commit {commit}, torch {made['torch']}; {result.setting['corpus']}"
+    note = f"mpochain {made['mpochain']}, commit {made['commit']}, torch {made['torch']}; {result.setting['corpus']}"
     curve: dict[str, list[float | None]] = {
         "as decomposed": [row.accuracy_before for row in chains],
         "after fine-tuning": [row.accuracy_after for row in chains],
