@@ -111,6 +111,7 @@ def _taught_narrow(narrow: RunSetting, dense: RunSetting) -> RunSetting:
 _SEARCH = {"steps": 300, "warmup_steps": 50, "evaluate_every": 150}
 _Rates = tuple[tuple[bool, float], ...]  # whether by fan-in, and the rate
 _RANDOM_RATES: _Rates = ((True, LEARNING_RATE), (False, _ONE_RATE))
+_NARROW_RATES: _Rates = ((False, LEARNING_RATE), (False, _ONE_RATE))
 
 
 def _searched(run: RunSetting, rates: _Rates) -> list[RunSetting]:
@@ -194,13 +195,14 @@ def _best(vocab_size: int) -> list[RunSetting]:
     taught_rates: dict[str, _Rates] = {
         "low rank as χ=16, TT-SVD": ((True, 3e-3), (False, 6e-3), (False, _ONE_RATE), (False, 3e-2)),
         "skewed as χ=16, TT-SVD": ((True, 3e-3), (True, 6e-3), (False, 6e-3), (False, _ONE_RATE)),
-        narrow_runs[16].row: ((False, 6e-3), (False, _ONE_RATE)),
+        narrow_runs[16].row: _NARROW_RATES,
     }
     for row, rates in taught_rates.items():
         runs += _searched(by_row[f"{row}, distilled"], rates)
     for bond in _BONDS:
         for row in (f"low rank as χ={bond}", f"χ={bond}"):
             runs += _searched(by_row[row], _RANDOM_RATES)
+        runs += _searched(narrow_runs[bond], _NARROW_RATES)
     return runs
 
 
