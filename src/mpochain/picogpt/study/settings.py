@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from collections.abc import Iterable
+from typing import Literal
 
 from pydantic import BaseModel, ConfigDict
 
@@ -79,51 +80,54 @@ def _decomposed(bond: int, dense: RunSetting, tuning: TrainConfig) -> list[RunSe
     ]
 
 
-# For all cores, where rates by their fan-in do not suit: in low rank of few parameters, or with a teacher.
-_ONE_RATE = 1.5e-2
-# Of a chain that has as many steps as its source had, and the source's word beside the text. After 300 steps skewed
-# chains have a loss of 1.657 by fan-in, 1.666 with one rate; low rank 1.742 and 1.693.
-_TAUGHT = TrainConfig(learning_rate=LEARNING_RATE, evaluate_every=250)
-_TAUGHT_LOW_RANK = TrainConfig(learning_rate=_ONE_RATE, evaluate_every=250)
+_Rates = tuple[bool, float]  # whether cores learn by their fan-in, and the rate of dense weights
+_BY_FAN_IN: _Rates = (True, LEARNING_RATE)
+_ONE_RATE: _Rates = (False, 1.5e-2)
+# What all with a random start are tried at, and what is more than that: dense and narrow models have no cores.
+_TRIED = (_BY_FAN_IN, _ONE_RATE)
+_TRIED_DENSE = ((False, LEARNING_RATE), _ONE_RATE)
 
 
-def _taught(design: Design, dense: RunSetting) -> RunSetting:
-    """A chain cut from a dense model, which then teaches it."""
-    low_rank = design.family == "low rank"
-    return RunSetting(
-        row=f"{design}, TT-SVD, distilled",
-        design=design,
-        start="tt_svd",
-        source=dense.name,
-        core_rates=not low_rank,
-        lessons=Lessons(),
-        config=_TAUGHT_LOW_RANK if low_rank else _TAUGHT,
-    )
+def _rates(design: Design) -> _Rates:
+    """The best of what was tried, which the page shows beside each other."""
+    if design == Design():
+        return False, LEARNING_RATE
+    # By fan-in, cores of low rank would learn at up to 128 times the dense rate; narrow models want more than wide.
+    thin = design.family == "low rank" and design.max_bond != 32
+    return _ONE_RATE if thin or design.family == "dense" else _BY_FAN_IN
 
 
-def _taught_narrow(narrow: RunSetting, dense: RunSetting) -> RunSetting:
-    """A narrower dense model, which nothing can be cut for, with the same teacher."""
-    taught = {"row": f"{narrow.row}, distilled", "source": dense.name, "lessons": Lessons()}
-    return narrow.model_copy(update=taught)
+def _trained(row: str, design: Design, seed: int = _SEEDS[0]) -> RunSetting:
+    by_fan_in, rate = _rates(design)
+    config = TrainConfig(learning_rate=rate, seed=seed, evaluate_every=250)
+    return RunSetting(row=row, design=design, core_rates=by_fan_in, config=config, seed=seed)
+
+
+def _taught(run: RunSetting, dense: RunSetting) -> RunSetting:
+    """A run with as many steps as the dense one had, which teaches it, after what can be cut of it is its start."""
+    cut = run.design.family != "dense"
+    changed = {
+        "row": f"{run.row}, TT-SVD, distilled" if cut else f"{run.row}, distilled",
+        "start": "tt_svd" if cut else "random",
+        "source": dense.name,
+        "lessons": Lessons(),
+    }
+    return run.model_copy(update=changed)
 
 
 # What rates are chosen by: few enough steps that all that is compared can have a search of its own.
 _SEARCH = {"steps": 300, "warmup_steps": 50, "evaluate_every": 150}
-_Rates = tuple[tuple[bool, float], ...]  # whether by fan-in, and the rate
-_RANDOM_RATES: _Rates = ((True, LEARNING_RATE), (False, _ONE_RATE))
-_NARROW_RATES: _Rates = ((False, LEARNING_RATE), (False, _ONE_RATE))
 
 
-def _searched(run: RunSetting, rates: _Rates) -> list[RunSetting]:
-    """A run in few steps, once with each of the rates; all else is as in the run."""
+def _at(run: RunSetting, rates: Iterable[_Rates], *, briefly: bool = False) -> list[RunSetting]:
+    """A run once with each of the rates, in few steps or all of its own; all else is as in the run."""
     assert run.config is not None
     runs = []
     for by_fan_in, rate in rates:
         how = "" if run.design.family == "dense" else " by fan-in" if by_fan_in else " for all"
-        row = f"{run.row}, {_SEARCH['steps']} steps at {rate}{how}"
-        config = run.config.model_copy(update={**_SEARCH, "learning_rate": rate})
-        changed = {"row": row, "config": config, "core_rates": by_fan_in, "ablation": True}
-        runs.append(run.model_copy(update=changed))
+        row = f"{run.row}, {_SEARCH['steps']} steps at {rate}{how}" if briefly else f"{run.row}, rate {rate}{how}"
+        config = run.config.model_copy(update={**(_SEARCH if briefly else {}), "learning_rate": rate})
+        runs.append(run.model_copy(update={"row": row, "config": config, "core_rates": by_fan_in, "ablation": True}))
     return runs
 
 
@@ -139,70 +143,55 @@ def _paper(_: int) -> list[RunSetting]:
     return runs
 
 
-_OTHER_RATES = (3e-3, 1e-2)
 # After 150 steps at χ=16 a validation loss of 1.838; 1.928 at 1e-3, 1.887 at 6e-3; with one rate for all cores 1.998,
 # and 1.866 at 1e-2.
 _TUNING = TrainConfig(steps=500, learning_rate=3e-3, warmup_steps=50, evaluate_every=100)
-# Rates by fan-in are up to 128 times the dense one in low rank of these sizes, and no good: after 300 steps a loss of
-# 2.788 and 2.522, 2.459 and 2.273 with one rate of 0.015 for all. At χ=16's size neither is better (2.211 and 2.201),
-# so both have all their steps; at χ=32's it is 2.020 and 2.165.
-_THIN = (4, 8)
 
 
 def _best(vocab_size: int) -> list[RunSetting]:
     """This library's initialisation; random starts, TT-SVD with and without tuning, and every control."""
-
-    def trained(row: str, design: Design, seed: int, rate: float | None = None, **other: Any) -> RunSetting:
-        thin = design.family == "low rank" and design.max_bond in _THIN
-        rate = rate or (_ONE_RATE if thin else LEARNING_RATE)
-        config = TrainConfig(learning_rate=rate, seed=seed, evaluate_every=250)
-        by_fan_in = design.family != "dense" and not thin
-        return RunSetting(row=row, design=design, config=config, seed=seed, **{"core_rates": by_fan_in, **other})
-
     # In order of interest, since an interrupted study has its first runs.
-    runs = [trained("dense", Design(), _SEEDS[0])]
+    runs = [_trained("dense", Design())]
     for bond in _BONDS:
         runs += _decomposed(bond, runs[0], _TUNING)
     # What tuning makes of a random start, beside what it makes of the dense weights.
     for bond in _BONDS:
         row, design = f"χ={bond}, {_TUNING.steps} steps", Design("paper", bond)
         runs.append(RunSetting(row=row, design=design, core_rates=True, config=_TUNING))
-    runs += [trained(f"χ={bond}", Design("paper", bond), _SEEDS[0]) for bond in (16, 8, 4, 32)]
-    narrow_runs = {}
-    for bond in (16, 8, 4, 32):
-        runs += [trained(str(Design(family, bond)), Design(family, bond), _SEEDS[0]) for family in _FAMILIES]
-        narrow = _equal_width(bond, vocab_size)
-        narrow_runs[bond] = trained(f"{narrow} as χ={bond}", narrow, _SEEDS[0])
-        runs.append(narrow_runs[bond])
-    # What is the most that can be had at this size.
-    families: tuple[Family, ...] = ("skewed", "paper", "low rank")
-    runs += [_taught(Design(family, 16), runs[0]) for family in families]
-    runs.append(_taught_narrow(narrow_runs[16], runs[0]))
-    for seed in _SEEDS[1:]:
-        runs.append(trained("dense", Design(), seed))
-        runs += [trained(f"χ={bond}", Design("paper", bond), seed) for bond in (16, 8)]
-    for design in (Design(), Design("paper", 16)):
-        runs += [trained(f"{design}, rate {rate}", design, _SEEDS[0], rate, ablation=True) for rate in _OTHER_RATES]
-    one_rate = {"core_rates": False, "ablation": True}
-    runs.append(trained("χ=16, one rate for all", Design("paper", 16), _SEEDS[0], **one_rate))
-    low_rank = Design("low rank", 16)
-    runs.append(trained(f"{low_rank}, rate {_ONE_RATE} for all", low_rank, _SEEDS[0], _ONE_RATE, **one_rate))
-    by_row = {run.row: run for run in reversed(runs)}
-    for row in ("skewed as χ=16, TT-SVD, distilled", "χ=16, TT-SVD, distilled"):
-        lower = _TAUGHT.model_copy(update={"learning_rate": _OTHER_RATES[0]})
-        changed = {"row": f"{row}, rate {lower.learning_rate}", "config": lower, "ablation": True}
-        runs.append(by_row[row].model_copy(update=changed))
-    taught_rates: dict[str, _Rates] = {
-        "low rank as χ=16, TT-SVD": ((True, 3e-3), (False, 6e-3), (False, _ONE_RATE), (False, 3e-2)),
-        "skewed as χ=16, TT-SVD": ((True, 3e-3), (True, 6e-3), (False, 6e-3), (False, _ONE_RATE)),
-        narrow_runs[16].row: _NARROW_RATES,
+    chains = {bond: _trained(f"χ={bond}", Design("paper", bond)) for bond in (16, 8, 4, 32)}
+    runs += chains.values()
+    controls = {
+        bond: {family: _trained(str(Design(family, bond)), Design(family, bond)) for family in _FAMILIES}
+        for bond in chains
     }
-    for row, rates in taught_rates.items():
-        runs += _searched(by_row[f"{row}, distilled"], rates)
+    narrow = {bond: _trained(f"{(design := _equal_width(bond, vocab_size))} as χ={bond}", design) for bond in chains}
+    for bond in chains:
+        runs += [*controls[bond].values(), narrow[bond]]
+    # What is the most that can be had at this size.
+    of_one_size = {"skewed": controls[16]["skewed"], "paper": chains[16]}
+    of_one_size |= {"low rank": controls[16]["low rank"], "narrow": narrow[16]}
+    taught = {name: _taught(run, runs[0]) for name, run in of_one_size.items()}
+    runs += taught.values()
+    for seed in _SEEDS[1:]:
+        runs.append(_trained("dense", Design(), seed))
+        runs += [_trained(f"χ={bond}", Design("paper", bond), seed) for bond in (16, 8)]
+    # Where few steps cannot tell, or could mislead.
+    runs += _at(runs[0], [(False, 3e-3), (False, 1e-2)])
+    runs += _at(chains[16], [(True, 3e-3), (True, 1e-2), (False, LEARNING_RATE)])
+    runs += _at(chains[32], [_ONE_RATE])
+    runs += _at(controls[16]["low rank"], [_BY_FAN_IN])
+    runs += _at(controls[32]["low rank"], [_ONE_RATE])
+    for run in (*narrow.values(), taught["narrow"]):
+        runs += _at(run, [(False, LEARNING_RATE)])
+    for run in (taught["skewed"], taught["paper"]):
+        runs += _at(run, [(True, 3e-3)])
+    runs += _at(taught["low rank"], [(True, 3e-3), (False, 6e-3), _ONE_RATE, (False, 3e-2)], briefly=True)
+    runs += _at(taught["skewed"], [(True, 3e-3), _BY_FAN_IN, (False, 6e-3), _ONE_RATE], briefly=True)
+    runs += _at(taught["narrow"], _TRIED_DENSE, briefly=True)
     for bond in _BONDS:
-        for row in (f"low rank as χ={bond}", f"χ={bond}"):
-            runs += _searched(by_row[row], _RANDOM_RATES)
-        runs += _searched(narrow_runs[bond], _NARROW_RATES)
+        runs += _at(controls[bond]["low rank"], _TRIED, briefly=True)
+        runs += _at(chains[bond], _TRIED, briefly=True)
+        runs += _at(narrow[bond], _TRIED_DENSE, briefly=True)
     return runs
 
 
@@ -210,27 +199,21 @@ def _quick(vocab_size: int) -> list[RunSetting]:
     """Every kind of run in a few steps: shows that all of it works, and nothing about quality."""
     config = TrainConfig(steps=6, batch_size=2, warmup_steps=2, evaluate_every=3)
     dense = RunSetting(row="dense", design=Design(), config=config)
+    chain = RunSetting(row="χ=4", design=Design("paper", 4), initialization="paper", config=config)
     width = _equal_width(4, vocab_size)
     narrow = RunSetting(row=f"{width} as χ=4", design=width, config=config)
     return [
         dense,
         *_decomposed(4, dense, config),
-        RunSetting(row="χ=4", design=Design("paper", 4), initialization="paper", config=config),
+        chain,
         *(
             RunSetting(row=str(Design(family, 4)), design=Design(family, 4), core_rates=True, config=config)
             for family in _FAMILIES
         ),
-        RunSetting(
-            row="χ=4, rates by fan-in",
-            design=Design("paper", 4),
-            initialization="paper",
-            core_rates=True,
-            ablation=True,
-            config=config,
-        ),
-        _taught(Design("paper", 4), dense).model_copy(update={"config": config}),
+        *_at(chain, [(True, config.learning_rate)]),
+        _taught(chain, dense),
         narrow,
-        _taught_narrow(narrow, dense),
+        _taught(narrow, dense),
     ]
 
 
