@@ -84,8 +84,8 @@ _Rates = tuple[bool, float]  # whether cores learn by their fan-in, and the rate
 _BY_FAN_IN: _Rates = (True, LEARNING_RATE)
 _ONE_RATE: _Rates = (False, 1.5e-2)
 # What all with a random start are tried at, and what is more than that: dense and narrow models have no cores.
-_TRIED = (_BY_FAN_IN, _ONE_RATE)
-_TRIED_DENSE = ((False, LEARNING_RATE), _ONE_RATE)
+_TRIED = (_BY_FAN_IN, (True, 1.5e-2), _ONE_RATE)
+_TRIED_DENSE = ((False, LEARNING_RATE), _ONE_RATE, (False, 3e-2))
 
 
 def _rates(design: Design) -> _Rates:
