@@ -121,7 +121,7 @@ class Program:
     def _by_autograd(self, x: Tensor, matrices: Sequence[Tensor]) -> Tensor:
         rows, state = x.shape[0], x
         for matrix, (_, c, a, p) in zip(matrices, self.steps, strict=True):
-            state = state.reshape(rows * p, c) @ matrix.t() if a == 1 else matrix @ state.reshape(rows * p, c, a)
+            state = F.linear(state.reshape(rows * p, c), matrix) if a == 1 else matrix @ state.reshape(rows * p, c, a)
         return state.reshape(rows, self.schedule.spec.padded_shape[0])
 
     def _in_panels(self, x: Tensor, cores: Sequence[Tensor], bias: Tensor | None, onto: Tensor | None) -> Tensor:

@@ -19,8 +19,9 @@ __all__ = ["Variant", "default_variant", "neighbours", "rivals"]
 _SMALLEST_TILE = 16
 
 # Bytes of all states of a sweep beyond its input up to which autograd may save them in training. By default few are,
-# unless the last step is narrow, since its states are dear to compute again; measured plans may save the larger amount
-# anywhere. The backward pass needs some four times as much, which is to stay within 64 MiB.
+# unless the last step is narrow, since its states are dear to compute again, or every step is one product of all rows,
+# as of low rank, whose states are narrow; measured plans may save the larger amount anywhere. The backward pass needs
+# some four times as much, which is to stay within 64 MiB.
 _SMALL_STATES = 1 << 19
 _MOST_STATES = 1 << 24
 
@@ -139,7 +140,8 @@ def default_variant(
     keeps = False
     if training and not candidate.rebuilds:
         narrow = 1 < schedule.sweeps[-1].after < _NARROW
-        keeps = _states(batch, schedule, machine) <= (_MOST_STATES if narrow else _SMALL_STATES)
+        plain = all(step.after == step.before == 1 for step in schedule.sweeps)
+        keeps = _states(batch, schedule, machine) <= (_MOST_STATES if narrow or plain else _SMALL_STATES)
     return Variant(candidate, batch, _tile(schedule, batch, machine), panel, keeps)
 
 

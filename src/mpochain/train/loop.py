@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from mpochain.atomic import require_writable
 from mpochain.errors import CheckpointError, NonFiniteError
+from mpochain.execute.products import fast_products
 from mpochain.train.config import TrainConfig, learning_rate
 from mpochain.train.groups import scaled_groups
 from mpochain.train.progress import TrainingProgress
@@ -122,7 +123,7 @@ def train(
     identity: Mapping[str, Any] | None = None,
     label: str = "training",
 ) -> TrainResult:
-    """Train ``model`` in place.
+    """Train ``model`` in place, with the float32 products that are fastest here.
 
     Args:
         model: trained on the device it is on.
@@ -180,7 +181,7 @@ def train(
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     optimizer.zero_grad(set_to_none=True)  # of whatever was done before
     progress: TrainingProgress | None = None
-    with _interrupt_between_steps() as interrupted:
+    with _interrupt_between_steps() as interrupted, fast_products():
         try:
             while result.steps < config.steps:
                 began = time.perf_counter()

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from mpochain.execute.products import fast_products
 from mpochain.picogpt.model import PicoGPT
 
 __all__ = ["TrainingStep"]
@@ -26,7 +27,7 @@ class TrainingStep:
 
     def __call__(self) -> None:
         """Make the step."""
-        with torch.autocast("cpu", dtype=self._autocast, enabled=self._autocast is not None):
+        with fast_products(), torch.autocast("cpu", dtype=self._autocast, enabled=self._autocast is not None):
             logits = self._model(self._tokens)
         F.cross_entropy(logits.float().flatten(0, 1), self._tokens.flatten()).backward()
         torch.nn.utils.clip_grad_norm_(self._model.parameters(), 1.0)
