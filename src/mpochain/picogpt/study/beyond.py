@@ -20,13 +20,14 @@ def beyond(rows: Sequence[Row]) -> list[str]:
         rows: see :func:`mpochain.picogpt.study.rows.rows_of`.
     """
     lines = []
+    widest = max(rows, key=_spread, default=None)
     for bond in _BONDS:
         paper = _row(rows, f"χ={bond}")
         rivals = [row for row in rows if row["row"].endswith(f" as χ={bond}") and _seeds(row, paper)]
         narrow = [row for row in rivals if row["row"].startswith("dense")]
         shapes = [row for row in rivals if row not in narrow]
         if paper is not None and shapes:
-            lines.append(_shapes(bond, paper, shapes))
+            lines.append(_shapes(bond, paper, shapes, widest))
         if paper is not None and narrow:
             lines += [f"Beside χ={bond}, no chain at all: {_shown(row, paper)}." for row in narrow]
         tuned = next((row for row in rows if row["row"].startswith(f"χ={bond}, TT-SVD and")), None)
@@ -41,22 +42,29 @@ def beyond(rows: Sequence[Row]) -> list[str]:
     return lines
 
 
-def _shapes(bond: int, paper: Row, rivals: Sequence[Row]) -> str:
+def _shapes(bond: int, paper: Row, rivals: Sequence[Row], widest: Row | None) -> str:
     points = {_name(row): 100 * _gain(row, paper) for row in rivals}
-    seeds = paper["by_seed"].values()
-    spread = 100 * (max(seeds) - min(seeds)) if len(seeds) > 1 else None
     better = [name for name, gain in points.items() if gain > 0]
-    clearly = spread is None or max(points.values()) > spread
-    less = ", by less than their seeds differ," if better and not clearly else ""
+    own_spread = _spread(paper)
+    # One seed says nothing of what another would give; the row whose seeds differ most does.
+    judge = paper if own_spread or widest is None else widest
+    whose = "their seeds" if judge is paper else f"the seeds of {judge['row']}"
+    less = f", by less than {whose} differ," if better and max(points.values()) <= _spread(judge) else ""
     macs = paper["fewest_macs_per_token"]
     cheaper = [_name(row) for row in rivals if row["fewest_macs_per_token"] < macs]
     shown = "; ".join(_shown(row, paper) for row in rivals)
     own = f"{paper['parameters']:,} parameters at {macs:,} MACs, the fewest, per token"
-    differ = f"; their seeds differ by {spread:.1f} points" if spread is not None else ""
+    differ = f"; their seeds differ by {own_spread:.1f} points" if own_spread else ""
     return (
         f"At the size of χ={bond} the paper's shapes ({own}{differ}) are beaten in accuracy by "
         f"{' and '.join(better) or 'none'}{less} and in multiply-adds by {' and '.join(cheaper) or 'none'}: {shown}."
     )
+
+
+def _spread(row: Row) -> float:
+    """Points between the least and the most accurate seed; 0 for one seed."""
+    seeds = row["by_seed"].values()
+    return 100 * (max(seeds) - min(seeds))
 
 
 def _name(row: Row) -> str:

@@ -50,7 +50,6 @@ _WORDS = (
     "MACs/token: multiply-adds of all linears per token, as planned for the forward pass of a training batch, where "
     "least time is wanted; fewest MACs/token: for each chain the fewer of sweeping a token through it and of the "
     "rebuilt matrix.",
-    "MiB step: what a training step takes at most beyond what was alive before it.",
 )
 
 

@@ -53,7 +53,6 @@ def rows_of(records: list[dict[str, Any]]) -> list[dict[str, Any]]:
                 "per_root": accuracy / math.sqrt(first["parameters"]),
                 "macs_per_token": first["macs_per_token"],
                 "fewest_macs_per_token": first["fewest_macs_per_token"],
-                "step_peak": peak / 2**20 if (peak := first["step_peak_bytes"]) else None,
                 "published_parameters": published.parameters if published else None,
                 "published_loss": published.loss if published else None,
                 "published_accuracy": published.accuracy if published else None,

@@ -88,19 +88,31 @@ _TRIED = (_BY_FAN_IN, (True, 1.5e-2), _ONE_RATE)
 _TRIED_DENSE = ((False, LEARNING_RATE), _ONE_RATE, (False, 3e-2))
 
 
+# Up to this width dense models want more than wide ones, with all their steps; in few steps wider ones seem to as well.
+_NARROW = 48
+
+
 def _rates(design: Design) -> _Rates:
     """The best of what was tried, which the page shows beside each other."""
-    if design == Design():
-        return False, LEARNING_RATE
-    # By fan-in, cores of low rank would learn at up to 128 times the dense rate; narrow models want more than wide.
-    thin = design.family == "low rank" and design.max_bond != 32
-    return _ONE_RATE if thin or design.family == "dense" else _BY_FAN_IN
+    if design.family == "dense":
+        return _ONE_RATE if design.width <= _NARROW else (False, LEARNING_RATE)
+    # By fan-in, cores of low rank would learn at up to 128 times the dense rate.
+    return _ONE_RATE if design.family == "low rank" and design.max_bond != 32 else _BY_FAN_IN
 
 
 def _trained(row: str, design: Design, seed: int = _SEEDS[0]) -> RunSetting:
     by_fan_in, rate = _rates(design)
     config = TrainConfig(learning_rate=rate, seed=seed, evaluate_every=250)
     return RunSetting(row=row, design=design, core_rates=by_fan_in, config=config, seed=seed)
+
+
+def _with(run: RunSetting, rates: _Rates) -> RunSetting:
+    """The same run at other rates."""
+    assert run.config is not None
+    by_fan_in, rate = rates
+    return run.model_copy(
+        update={"core_rates": by_fan_in, "config": run.config.model_copy(update={"learning_rate": rate})}
+    )
 
 
 def _taught(run: RunSetting, dense: RunSetting) -> RunSetting:
@@ -121,13 +133,14 @@ _SEARCH = {"steps": 300, "warmup_steps": 50, "evaluate_every": 150}
 
 def _at(run: RunSetting, rates: Iterable[_Rates], *, briefly: bool = False) -> list[RunSetting]:
     """A run once with each of the rates, in few steps or all of its own; all else is as in the run."""
-    assert run.config is not None
     runs = []
     for by_fan_in, rate in rates:
         how = "" if run.design.family == "dense" else " by fan-in" if by_fan_in else " for all"
         row = f"{run.row}, {_SEARCH['steps']} steps at {rate}{how}" if briefly else f"{run.row}, rate {rate}{how}"
-        config = run.config.model_copy(update={**(_SEARCH if briefly else {}), "learning_rate": rate})
-        runs.append(run.model_copy(update={"row": row, "config": config, "core_rates": by_fan_in, "ablation": True}))
+        other = _with(run, (by_fan_in, rate))
+        assert other.config is not None
+        config = other.config.model_copy(update=_SEARCH if briefly else {})
+        runs.append(other.model_copy(update={"row": row, "config": config, "ablation": True}))
     return runs
 
 
@@ -169,7 +182,8 @@ def _best(vocab_size: int) -> list[RunSetting]:
         runs += [*controls[bond].values(), narrow[bond]]
     # What is the most that can be had at this size.
     of_one_size = {"skewed": controls[16]["skewed"], "paper": chains[16]}
-    of_one_size |= {"low rank": controls[16]["low rank"], "narrow": narrow[16]}
+    # With a teacher, the narrow model is better at the higher rate.
+    of_one_size |= {"low rank": controls[16]["low rank"], "narrow": _with(narrow[16], _ONE_RATE)}
     taught = {name: _taught(run, runs[0]) for name, run in of_one_size.items()}
     runs += taught.values()
     for seed in _SEEDS[1:]:
@@ -181,8 +195,11 @@ def _best(vocab_size: int) -> list[RunSetting]:
     runs += _at(chains[32], [_ONE_RATE])
     runs += _at(controls[16]["low rank"], [_BY_FAN_IN])
     runs += _at(controls[32]["low rank"], [_ONE_RATE])
-    for run in (*narrow.values(), taught["narrow"]):
-        runs += _at(run, [(False, LEARNING_RATE)])
+    for bond in (4, 8):
+        runs += _at(narrow[bond], [(False, LEARNING_RATE), (False, 3e-2)])
+    for bond in (16, 32):
+        runs += _at(narrow[bond], [_ONE_RATE])
+    runs += _at(taught["narrow"], [(False, LEARNING_RATE)])
     for run in (taught["skewed"], taught["paper"]):
         runs += _at(run, [(True, 3e-3)])
     runs += _at(taught["low rank"], [(True, 3e-3), (False, 6e-3), _ONE_RATE, (False, 3e-2)], briefly=True)

@@ -14,6 +14,7 @@ from mpochain.nn import set_execution
 from mpochain.picogpt.design import Design
 from mpochain.picogpt.model import PicoGPT, build
 from mpochain.picogpt.study.step import TrainingStep
+from mpochain.train.memory import peak_bytes
 
 __all__ = ["timing"]
 
@@ -21,8 +22,8 @@ __all__ = ["timing"]
 def timing(designs: Iterable[Design], vocab_size: int, *, sequences: int = 32, rounds: int = 5) -> list[dict[str, Any]]:
     """Forward passes over one and many sequences, compact and fast, and a training step of many.
 
-    Plans of forward passes are measured; steps are made as the study trains, by plans that are not. The bfloat16 step
-    is the same under autocast.
+    Plans of forward passes are measured, and their products are PyTorch's own; steps are made as the study trains, by
+    plans that are not measured. The bfloat16 step is the same under autocast.
 
     Args:
         designs: what to time.
@@ -31,8 +32,8 @@ def timing(designs: Iterable[Design], vocab_size: int, *, sequences: int = 32, r
         rounds: how often each is timed, after once to warm up.
 
     Returns:
-        One record for each design, with medians in seconds, and the seconds of every step, which can be compared with
-        those of another design in the same round.
+        One record for each design, with medians in seconds, the seconds of every step, which can be compared with those
+        of another design in the same round, and the most bytes of a step beyond what was alive before it.
     """
     models = {design: build(design=design, vocab_size=vocab_size, seed=0) for design in designs}
     calls: dict[tuple[Design, str], Callable[[], object]] = {}
@@ -62,6 +63,8 @@ def timing(designs: Iterable[Design], vocab_size: int, *, sequences: int = 32, r
         records[design][f"{what}_seconds"] = statistics.median(values)
         if what.startswith("step"):
             records[design][f"{what}_rounds"] = values
+    for design in models:
+        records[design]["step_peak_bytes"] = peak_bytes(calls[design, "step"])
     return list(records.values())
 
 

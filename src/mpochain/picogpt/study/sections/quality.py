@@ -33,7 +33,6 @@ _COLUMNS = (
     Column("per_root", "accuracy/√N", ".2e"),
     Column("macs_per_token", "MACs/token", ","),
     Column("fewest_macs_per_token", "fewest MACs/token", ","),
-    Column("step_peak", "MiB step", ",.0f"),
 )
 
 

@@ -27,6 +27,7 @@ _COLUMNS = (
     Column("of_dense", "of dense step", ".2f"),
     Column("step_bfloat16", "ms step, bfloat16", ".0f"),
     Column("tokens", "training tokens/s", ",.0f"),
+    Column("mib", "MiB step", ",.0f"),
 )
 _MILLISECONDS = ("compact_one", "fast_one", "compact_many", "fast_many", "step", "step_bfloat16")
 
@@ -53,7 +54,16 @@ def times(name: str, rows: list[dict[str, Any]], folder: Path, figures: Path) ->
             key: record[f"{key}_seconds"] * 1e3 if f"{key}_seconds" in record else None for key in _MILLISECONDS
         }
         tokens = many * PicoGPT.context / record["step_seconds"]
-        table.append({"design": str(design), **milliseconds, "of_dense": _ratio(record, dense), "tokens": tokens})
+        peak = record.get("step_peak_bytes")  # not in times of older versions
+        table.append(
+            {
+                "design": str(design),
+                **milliseconds,
+                "of_dense": _ratio(record, dense),
+                "tokens": tokens,
+                "mib": peak / 2**20 if peak else None,
+            }
+        )
         fastest[design] = min(value for key in ("compact_many", "fast_many") if (value := milliseconds[key]))
     file = figures / f"study-{name}-time.png"
     draw(
@@ -68,8 +78,10 @@ def times(name: str, rows: list[dict[str, Any]], folder: Path, figures: Path) ->
         Text(
             (
                 f"Medians of forward passes over 1 and {many} sequences of 256 tokens, compact (merged cores made "
-                f"anew) and fast (kept), by plans that are measured; and of a training step of {many} as the study "
-                "makes it. All designs in turn in one run; steps beside the dense step of the same round.",
+                "anew) and fast (kept), by plans that are measured and PyTorch's own products; and of a training step "
+                f"of {many} as the study makes it, by whichever library has the faster products here, for all alike. "
+                "All designs in turn in one run; steps beside the dense step of the same round. MiB step: what a step "
+                "takes at most beyond what was alive before it.",
                 _bfloat16(part["designs"]),
             )
         ),
