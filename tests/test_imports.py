@@ -58,6 +58,7 @@ ALLOWED = {
         "chain",
         "factorization",
         "planning",
+        "execute",
         "nn",
         "compression",
         "checkpoint",

@@ -18,6 +18,7 @@ from mpochain.spec import ChainSpec
 if TYPE_CHECKING:
     from mpochain.checkpoint import load, save
     from mpochain.compression import compress
+    from mpochain.execute import fast_products
     from mpochain.nn import (
         EntangledEmbedding,
         InterpolativeLinear,
@@ -51,6 +52,7 @@ __all__ = [
     "decompose",
     "decompose_terms",
     "errors",
+    "fast_products",
     "finetune",
     "load",
     "plan",
@@ -70,6 +72,7 @@ _NEEDS_TORCH = {
     "SumLinear": "mpochain.nn",
     "TokenTrainEmbedding": "mpochain.nn",
     "compress": "mpochain.compression",
+    "fast_products": "mpochain.execute",
     "finetune": "mpochain.train",
     "load": "mpochain.checkpoint",
     "save": "mpochain.checkpoint",

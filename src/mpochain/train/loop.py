@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from mpochain.atomic import require_writable
 from mpochain.errors import CheckpointError, NonFiniteError
-from mpochain.execute.products import fast_products
+from mpochain.execute import fast_products
 from mpochain.train.config import TrainConfig, learning_rate
 from mpochain.train.groups import scaled_groups
 from mpochain.train.progress import TrainingProgress
