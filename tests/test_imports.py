@@ -48,7 +48,7 @@ ALLOWED = {
         "checkpoint",
         "language",
     },
-    "picogpt": _LAYERS | {"atomic", "train", "report"},
+    "picogpt": _LAYERS | {"atomic", "train", "report", "compression"},
     "__main__": {"cli"},
     "cli": _LAYERS | {"atomic", "train", "report", "compression", "checkpoint", "language", "jobs", "picogpt"},
     "__init__": {

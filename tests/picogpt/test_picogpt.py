@@ -12,6 +12,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from mpochain import MPOError, MPOLinear, decompose, picogpt
+from mpochain.picogpt import calibration
 from mpochain.picogpt.corpus import GUTENBERG, TINY_SHAKESPEARE
 from mpochain.picogpt.design import Design, site_spec
 from mpochain.picogpt.training import Lessons
@@ -171,6 +172,31 @@ def test_decomposition_at_full_bond_is_the_same_function():
     assert count(small) == count(picogpt.build(8, vocab_size=30))
     storages = {p.untyped_storage().data_ptr() for p in dense.parameters()}
     assert storages.isdisjoint(p.untyped_storage().data_ptr() for p in small.parameters())
+
+
+@pytest.mark.parametrize("design", [Design("paper", 8), Design("skewed", 8), Design("low rank", 8)], ids=str)
+def test_calibration_keeps_more_of_what_the_layers_make_of_text(design, monkeypatch):
+    monkeypatch.setattr(calibration, "_BATCH", 4)
+    corpus = picogpt.Corpus.from_text(prose(6000))
+    dense = picogpt.build(seed=0, vocab_size=len(corpus.vocabulary))
+    before = {name: value.clone() for name, value in dense.state_dict().items()}
+    chains = picogpt.calibrate_linears(dense, design, corpus, batches=1, iterations=10)
+    again = picogpt.calibrate_linears(dense, design, corpus, batches=1, iterations=10)
+    tokens = corpus.validation[:256].long()[None]
+    with torch.no_grad():
+        asked = dense(tokens)
+
+        def lost(model):
+            return F.mse_loss(model(tokens), asked).item()
+
+        assert lost(chains) < 0.9 * lost(picogpt.decompose_linears(dense, design))
+        assert torch.equal(chains(tokens), again(tokens))
+    assert count(chains) == count(picogpt.build(design=design, vocab_size=len(corpus.vocabulary)))
+    assert chains.design == design
+    assert all(torch.equal(value, before[name]) for name, value in dense.state_dict().items())
+    assert not any(p.grad is not None for p in dense.parameters())
+    with pytest.raises(MPOError, match="needs a design with chains"):
+        picogpt.calibrate_linears(dense, Design(), corpus, batches=1)
 
 
 class TestEvaluation:

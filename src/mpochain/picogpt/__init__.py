@@ -1,5 +1,6 @@
 """PicoGPT: the character transformer of arXiv 2603.28534, dense and as chains, its corpus and its evaluation."""
 
+from mpochain.picogpt.calibration import calibrate_linears
 from mpochain.picogpt.corpus import Corpus, load_corpus
 from mpochain.picogpt.design import Design
 from mpochain.picogpt.evaluation import Evaluation, evaluate
@@ -14,6 +15,7 @@ __all__ = [
     "Lessons",
     "PicoGPT",
     "build",
+    "calibrate_linears",
     "decompose_linears",
     "evaluate",
     "load_corpus",

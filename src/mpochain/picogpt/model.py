@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 import math
+from collections.abc import Callable
 from typing import Literal, get_args
 
 import torch
@@ -19,7 +20,7 @@ from mpochain.nn import MPOLinear
 from mpochain.picogpt.design import HEADS, WIDTH, Design
 from mpochain.spec import ChainSpec
 
-__all__ = ["Initialization", "PicoGPT", "build", "decompose_linears", "narrow_width"]
+__all__ = ["Initialization", "PicoGPT", "build", "decompose_linears", "narrow_width", "replace_linears"]
 
 LAYERS, CONTEXT, EXPANSION = 4, 256, 4
 
@@ -205,16 +206,36 @@ def decompose_linears(model: PicoGPT, design: Design | int) -> PicoGPT:
         79168
     """
     wanted = design if isinstance(design, Design) else Design("paper", design)
-    if wanted.width != model.design.width:
-        raise SpecError(f"a model of width {model.design.width} cannot be decomposed into one of width {wanted.width}")
+    return replace_linears(model, wanted, lambda name, linear, spec: MPOLinear.from_linear(linear, spec, name=name))
+
+
+def replace_linears(model: PicoGPT, design: Design, make: Callable[[str, nn.Linear, ChainSpec], MPOLinear]) -> PicoGPT:
+    """A new PicoGPT in which every linear of a dense one is made into a chain; the given model is left as it is.
+
+    Args:
+        model: a dense one.
+        design: the chains.
+        make: from the name of a linear, the linear and its spec to the layer in its place.
+
+    Raises:
+        SpecError: a design of another width, or one without chains.
+
+    Example:
+        >>> def drawn(name, linear, spec):
+        ...     return MPOLinear(linear.in_features, linear.out_features, spec=spec, bias=linear.bias is not None)
+        >>> str(replace_linears(build(seed=0), Design("paper", 8), drawn).design)
+        'χ=8'
+    """
+    if design.width != model.design.width:
+        raise SpecError(f"a model of width {model.design.width} cannot be decomposed into one of width {design.width}")
     result = copy.deepcopy(model)
     names = {module: name for name, module in result.named_modules()}
-    for parent, name, linear in _linears(result):
-        spec = wanted.spec(linear.out_features, linear.in_features)
+    for parent, attribute, linear in _linears(result):
+        spec = design.spec(linear.out_features, linear.in_features)
         if spec is None:
             raise SpecError("a decomposition needs a design with chains, got a dense one")
-        setattr(parent, name, MPOLinear.from_linear(linear, spec, name=names[linear]))
-    result.design = wanted
+        setattr(parent, attribute, make(names[linear], linear, spec))
+    result.design = design
     return result
 
 

@@ -36,6 +36,9 @@ def beyond(rows: Sequence[Row]) -> list[str]:
             compared = [_against(tuned, row) for row in (brief, paper) if row is not None and _seeds(tuned, row)]
             if compared:
                 lines.append(f"{tuned['row']}, {tuned['accuracy']:.1%}, {' and '.join(compared)}.")
+        fitted = [row for row in rows if row["start"] == "calibrated" and row["steps"] and row["bond"] == bond]
+        if fitted:
+            lines.append(_fitted(bond, fitted, tuned))
         taught = [row for row in rows if row["distilled"] and row["bond"] == bond]
         if taught:
             lines.append(_taught(bond, [row for row in taught if row["by_seed"].keys() == taught[0]["by_seed"].keys()]))
@@ -82,6 +85,22 @@ def _against(tuned: Row, other: Row) -> str:
     gain = _gain(tuned, other)
     verdict = "is better" if gain > 0 else "is no better"
     return f"{verdict} than {other['steps']:,} steps from a random start ({100 * gain:+.1f} points)"
+
+
+def _fitted(bond: int, rows: Sequence[Row], by_weights: Row | None) -> str:
+    """What few steps make of all that was cut from the dense weights under what its layers see, the best first."""
+    best_first = sorted(rows, key=lambda row: -row["accuracy"])
+    shown = "; ".join(
+        f"{row['row'].partition(', calibrated')[0]} {row['accuracy']:.1%} with {row['parameters']:,} parameters at "
+        f"{row['fewest_macs_per_token']:,} MACs"
+        for row in best_first
+    )
+    beside = f" ({by_weights['row']}: {by_weights['accuracy']:.1%})" if by_weights is not None else ""
+    steps = " or ".join(f"{count:,}" for count in sorted({row["steps"] for row in rows}))
+    return (
+        f"At the size of χ={bond}, cut from the dense weights by what its layers see, and {steps} steps: "
+        f"{shown}{beside}."
+    )
 
 
 def _taught(bond: int, rows: Sequence[Row]) -> str:

@@ -38,8 +38,8 @@ _PREFACE = (
 
 _WORDS = (
     "χ=16: every linear is a chain of the paper's sites whose bonds have at most 16 values; TT-SVD: cut from the "
-    "trained dense weights rather than drawn at random; distilled: then learning from the predictions of that dense "
-    "model too.",
+    "trained dense weights rather than drawn at random; calibrated: cut from them so that what the linears make of "
+    "the training split changes least; distilled: then learning from the predictions of that dense model too.",
     "low rank, skewed, dense of a smaller width, each as χ=16: what has as many parameters in another shape, layer by "
     "layer but for the dense model. Skewed are chains of two sites of which one is small.",
     "smaller, block smaller: parameters of the dense model, and of one of its blocks, over those of the row; size of "

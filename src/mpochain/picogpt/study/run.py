@@ -13,6 +13,7 @@ import torch
 
 from mpochain.atomic import require_writable, write_bytes
 from mpochain.errors import CheckpointError
+from mpochain.picogpt.calibration import calibrate_linears
 from mpochain.picogpt.corpus import Corpus
 from mpochain.picogpt.design import Design
 from mpochain.picogpt.evaluation import evaluate
@@ -140,9 +141,12 @@ def _run(setting: RunSetting, corpus: Corpus, folder: Path) -> None:
     if setting.source is not None:
         dense = _weights(setting.source, folder)
         start = {"source": setting.source, "sha256": _sha256(_weights_file(setting.source, folder))}
-    if setting.start == "tt_svd":
+    if setting.start != "random":
         assert dense is not None
-        model = decompose_linears(dense, setting.design)
+        by_weights = setting.start == "tt_svd"
+        model = (
+            decompose_linears(dense, setting.design) if by_weights else calibrate_linears(dense, setting.design, corpus)
+        )
     else:
         model = build(design=setting.design, vocab_size=size, seed=setting.seed, initialization=setting.initialization)
         start |= {"initialization": setting.initialization, "seed": setting.seed}

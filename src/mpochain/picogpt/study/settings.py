@@ -20,7 +20,9 @@ _BONDS = (4, 8, 16, 32)
 _SEEDS = (42, 43, 44)
 _FAMILIES: tuple[Family, ...] = ("low rank", "skewed")
 
-Start = Literal["random", "tt_svd"]
+Start = Literal["random", "tt_svd", "calibrated"]
+
+_CUT: dict[Start, str] = {"tt_svd": "TT-SVD", "calibrated": "calibrated"}
 
 
 class RunSetting(BaseModel):
@@ -29,7 +31,8 @@ class RunSetting(BaseModel):
     Attributes:
         row: the row of the table it belongs to; runs of one row differ in the seed alone.
         design: its linears.
-        start: ``"random"``, or ``"tt_svd"`` of the weights of the run named by ``source``.
+        start: ``"random"``; or cut from the weights of the run named by ``source``, ``"tt_svd"`` by these alone,
+            ``"calibrated"`` by what the linears see too.
         source: name of a dense run of the same preset, which the run starts from or learns from.
         lessons: how much it learns of the predictions of ``source`` too; None for the text alone.
         initialization: of a random start.
@@ -64,20 +67,12 @@ def _equal_width(max_bond: int, vocab_size: int) -> Design:
     return Design(width=narrow_width(parameters, vocab_size))
 
 
-def _decomposed(bond: int, dense: RunSetting, tuning: TrainConfig) -> list[RunSetting]:
-    """TT-SVD of a dense run, as it is and after tuning."""
-    row = f"χ={bond}, TT-SVD"
-    return [
-        RunSetting(
-            row=name,
-            design=Design("paper", bond),
-            start="tt_svd",
-            source=dense.name,
-            core_rates=config is not None,
-            config=config,
-        )
-        for name, config in ((row, None), (f"{row} and {tuning.steps} steps", tuning))
-    ]
+def _cut(design: Design, start: Start, dense: RunSetting, tuning: TrainConfig) -> list[RunSetting]:
+    """Chains cut from a dense run, as they are and after tuning."""
+    row = f"{design}, {_CUT[start]}"
+    cut = RunSetting(row=row, design=design, start=start, source=dense.name, config=None)
+    tuned = {"row": f"{row} and {tuning.steps} steps", "core_rates": True, "config": tuning}
+    return [cut, cut.model_copy(update=tuned)]
 
 
 _Rates = tuple[bool, float]  # whether cores learn by their fan-in, and the rate of dense weights
@@ -115,12 +110,12 @@ def _with(run: RunSetting, rates: _Rates) -> RunSetting:
     )
 
 
-def _taught(run: RunSetting, dense: RunSetting) -> RunSetting:
+def _taught(run: RunSetting, dense: RunSetting, start: Start = "tt_svd") -> RunSetting:
     """A run with as many steps as the dense one had, which teaches it, after what can be cut of it is its start."""
     cut = run.design.family != "dense"
     changed = {
-        "row": f"{run.row}, TT-SVD, distilled" if cut else f"{run.row}, distilled",
-        "start": "tt_svd" if cut else "random",
+        "row": f"{run.row}, {_CUT[start]}, distilled" if cut else f"{run.row}, distilled",
+        "start": start if cut else "random",
         "source": dense.name,
         "lessons": Lessons(),
     }
@@ -166,7 +161,7 @@ def _best(vocab_size: int) -> list[RunSetting]:
     # In order of interest, since an interrupted study has its first runs.
     runs = [_trained("dense", Design())]
     for bond in _BONDS:
-        runs += _decomposed(bond, runs[0], _TUNING)
+        runs += _cut(Design("paper", bond), "tt_svd", runs[0], _TUNING)
     # What tuning makes of a random start, beside what it makes of the dense weights.
     for bond in _BONDS:
         row, design = f"χ={bond}, {_TUNING.steps} steps", Design("paper", bond)
@@ -180,12 +175,20 @@ def _best(vocab_size: int) -> list[RunSetting]:
     narrow = {bond: _trained(f"{(design := _equal_width(bond, vocab_size))} as χ={bond}", design) for bond in chains}
     for bond in chains:
         runs += [*controls[bond].values(), narrow[bond]]
+    # The best that can be cut from trained weights in every shape, each at its rate.
+    fitted = {}
+    for bond in _BONDS:
+        for family in ("paper", *_FAMILIES):
+            cut, tuned = _cut(Design(family, bond), "calibrated", runs[0], _TUNING)
+            fitted[family, bond] = _with(tuned, _ONE_RATE) if family == "low rank" else tuned
+            runs += [cut, fitted[family, bond]]
     # What is the most that can be had at this size.
     of_one_size = {"skewed": controls[16]["skewed"], "paper": chains[16]}
     # With a teacher, the narrow model is better at the higher rate.
     of_one_size |= {"low rank": controls[16]["low rank"], "narrow": _with(narrow[16], _ONE_RATE)}
     taught = {name: _taught(run, runs[0]) for name, run in of_one_size.items()}
     runs += taught.values()
+    runs.append(_taught(_with(chains[16], (True, 3e-3)), runs[0], "calibrated"))
     for seed in _SEEDS[1:]:
         runs.append(_trained("dense", Design(), seed))
         runs += [_trained(f"χ={bond}", Design("paper", bond), seed) for bond in (16, 8)]
@@ -202,6 +205,9 @@ def _best(vocab_size: int) -> list[RunSetting]:
     runs += _at(taught["narrow"], [(False, LEARNING_RATE)])
     for run in (taught["skewed"], taught["paper"]):
         runs += _at(run, [(True, 3e-3)])
+    runs += _at(fitted["paper", 16], [_BY_FAN_IN, _ONE_RATE])
+    runs += _at(fitted["low rank", 16], [(True, 3e-3), (False, 6e-3)])
+    runs += _at(fitted["low rank", 32], [(True, 3e-3)])
     runs += _at(taught["low rank"], [(True, 3e-3), (False, 6e-3), _ONE_RATE, (False, 3e-2)], briefly=True)
     runs += _at(taught["skewed"], [(True, 3e-3), _BY_FAN_IN, (False, 6e-3), _ONE_RATE], briefly=True)
     runs += _at(taught["narrow"], _TRIED_DENSE, briefly=True)
@@ -221,7 +227,8 @@ def _quick(vocab_size: int) -> list[RunSetting]:
     narrow = RunSetting(row=f"{width} as χ=4", design=width, config=config)
     return [
         dense,
-        *_decomposed(4, dense, config),
+        *_cut(Design("paper", 4), "tt_svd", dense, config),
+        *_cut(Design("low rank", 4), "calibrated", dense, config)[1:],
         chain,
         *(
             RunSetting(row=str(Design(family, 4)), design=Design(family, 4), core_rates=True, config=config)

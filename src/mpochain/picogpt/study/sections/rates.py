@@ -58,7 +58,7 @@ def _alike(setting: dict[str, Any], other: dict[str, Any]) -> bool:
 
 
 def _start(setting: dict[str, Any]) -> str:
-    start = "random" if setting["start"] == "random" else "TT-SVD"
+    start = {"random": "random", "tt_svd": "TT-SVD", "calibrated": "calibrated"}[setting["start"]]
     return f"{start}, distilled" if setting["lessons"] else start
 
 

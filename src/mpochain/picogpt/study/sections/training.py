@@ -28,13 +28,13 @@ def training(records: list[dict[str, Any]]) -> list[str]:
 def _way(setting: dict[str, Any], decay: str) -> str:
     config = setting["config"]
     cores = f", cores at rates by their fan-in relative to it, decaying {decay}" if setting["core_rates"] else ""
-    start = (
-        "trained dense weights"
-        if setting["start"] == "tt_svd"
-        else {"fan-in": "weights of the deviation of nn.Linear", "paper": "the paper's deviations"}[
+    start = {
+        "tt_svd": "trained dense weights",
+        "calibrated": "trained dense weights and what they see",
+        "random": {"fan-in": "weights of the deviation of nn.Linear", "paper": "the paper's deviations"}[
             setting["initialization"]
-        ]
-    )
+        ],
+    }[setting["start"]]
     if lessons := setting["lessons"]:
         said = f"the dense model's predictions at temperature {lessons['temperature']}"
         start += f", {said} being {lessons['weight']:.0%} of the loss"
