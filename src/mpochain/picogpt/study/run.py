@@ -19,9 +19,10 @@ from mpochain.picogpt.design import Design
 from mpochain.picogpt.evaluation import evaluate
 from mpochain.picogpt.model import PicoGPT, build, decompose_linears
 from mpochain.picogpt.size import fewest_macs_per_token, macs_per_token, parameter_count
+from mpochain.picogpt.study.presets import preset
 from mpochain.picogpt.study.reconstruction import reconstruction
 from mpochain.picogpt.study.records import FORMAT, read_part, read_record
-from mpochain.picogpt.study.settings import RunSetting, preset
+from mpochain.picogpt.study.settings import RunSetting
 from mpochain.picogpt.study.step import TrainingStep
 from mpochain.picogpt.study.timing import timing
 from mpochain.picogpt.training import train_picogpt

@@ -1,0 +1,171 @@
+"""Which runs the study has: a preset is a list of them."""
+
+from __future__ import annotations
+
+from mpochain.errors import SpecError
+from mpochain.picogpt.design import Design, Family
+from mpochain.picogpt.model import build, narrow_width
+from mpochain.picogpt.size import parameter_count
+from mpochain.picogpt.study.settings import RunSetting
+from mpochain.picogpt.study.variations import Rates, at_rates, cut_from, taught_by, with_rates
+from mpochain.picogpt.training import LEARNING_RATE
+from mpochain.train import TrainConfig
+
+__all__ = ["PRESETS", "preset"]
+
+_BONDS = (4, 8, 16, 32)
+_SEEDS = (42, 43, 44)
+_FAMILIES: tuple[Family, ...] = ("low rank", "skewed")
+
+_BY_FAN_IN: Rates = (True, LEARNING_RATE)
+_ONE_RATE: Rates = (False, 1.5e-2)
+# What all with a random start are tried at, and what is more than that: dense and narrow models have no cores.
+_TRIED = (_BY_FAN_IN, (True, 1.5e-2), _ONE_RATE)
+_TRIED_DENSE = ((False, LEARNING_RATE), _ONE_RATE, (False, 3e-2))
+
+
+# Up to this width dense models want more than wide ones, with all their steps; in few steps wider ones seem to as well.
+_NARROW = 48
+
+
+def _rates(design: Design) -> Rates:
+    """The best of what was tried, which the page shows beside each other."""
+    if design.family == "dense":
+        return _ONE_RATE if design.width <= _NARROW else (False, LEARNING_RATE)
+    # By fan-in, cores of low rank would learn at up to 128 times the dense rate.
+    return _ONE_RATE if design.family == "low rank" and design.max_bond != 32 else _BY_FAN_IN
+
+
+def _trained(row: str, design: Design, seed: int = _SEEDS[0]) -> RunSetting:
+    by_fan_in, rate = _rates(design)
+    config = TrainConfig(learning_rate=rate, seed=seed, evaluate_every=250)
+    return RunSetting(row=row, design=design, core_rates=by_fan_in, config=config, seed=seed)
+
+
+def _equal_width(max_bond: int, vocab_size: int) -> Design:
+    parameters = parameter_count(build(max_bond, vocab_size=vocab_size, seed=0))
+    return Design(width=narrow_width(parameters, vocab_size))
+
+
+def _paper(_: int) -> list[RunSetting]:
+    """The paper's hyper-parameters and initialisation, to the letter; 3e-4 is the learning rate of its code."""
+    runs = []
+    # One of every row first, since an interrupted study has its first runs.
+    for seed, bonds in zip(_SEEDS, [(None, *_BONDS), (None, 8, 16), (None, 8, 16)], strict=True):
+        for bond in bonds:
+            design = Design() if bond is None else Design("paper", bond)
+            config = TrainConfig(learning_rate=3e-4, seed=seed, evaluate_every=250)
+            runs.append(RunSetting(row=str(design), design=design, initialization="paper", config=config, seed=seed))
+    return runs
+
+
+# After 150 steps at χ=16 a validation loss of 1.838; 1.928 at 1e-3, 1.887 at 6e-3; with one rate for all cores 1.998,
+# and 1.866 at 1e-2.
+_TUNING = TrainConfig(steps=500, learning_rate=3e-3, warmup_steps=50, evaluate_every=100)
+
+
+def _best(vocab_size: int) -> list[RunSetting]:
+    """This library's initialisation; random starts, starts from trained weights, every control, and all searches."""
+    dense = _trained("dense", Design())
+    chains = {bond: _trained(f"χ={bond}", Design("paper", bond)) for bond in (16, 8, 4, 32)}
+    controls = {
+        bond: {family: _trained(str(Design(family, bond)), Design(family, bond)) for family in _FAMILIES}
+        for bond in chains
+    }
+    narrow = {bond: _trained(f"{(design := _equal_width(bond, vocab_size))} as χ={bond}", design) for bond in chains}
+    # What is the most that can be had at one size. With a teacher, the narrow model is better at the higher rate.
+    of_one_size = {"skewed": controls[16]["skewed"], "paper": chains[16], "low rank": controls[16]["low rank"]}
+    of_one_size["narrow"] = with_rates(narrow[16], _ONE_RATE)
+    taught = {name: taught_by(dense, run) for name, run in of_one_size.items()}
+    fitted = {(family, bond): _fitted(dense, family, bond) for bond in _BONDS for family in ("paper", *_FAMILIES)}
+
+    # In order of interest, since an interrupted study has its first runs.
+    runs = [dense]
+    for bond in _BONDS:
+        runs += cut_from(dense, Design("paper", bond), "tt_svd", _TUNING)
+    # What tuning makes of a random start, beside what it makes of the dense weights.
+    for bond in _BONDS:
+        row, design = f"χ={bond}, {_TUNING.steps} steps", Design("paper", bond)
+        runs.append(RunSetting(row=row, design=design, core_rates=True, config=_TUNING))
+    runs += chains.values()
+    for bond in chains:
+        runs += [*controls[bond].values(), narrow[bond]]
+    for both in fitted.values():
+        runs += both
+    runs += taught.values()
+    runs.append(taught_by(dense, with_rates(chains[16], (True, 3e-3)), "calibrated"))
+    for seed in _SEEDS[1:]:
+        runs.append(_trained("dense", Design(), seed))
+        runs += [_trained(f"χ={bond}", Design("paper", bond), seed) for bond in (16, 8)]
+
+    # Where few steps cannot tell, or could mislead.
+    runs += at_rates(dense, [(False, 3e-3), (False, 1e-2)])
+    runs += at_rates(chains[16], [(True, 3e-3), (True, 1e-2), (False, LEARNING_RATE)])
+    runs += at_rates(chains[32], [_ONE_RATE])
+    runs += at_rates(controls[16]["low rank"], [_BY_FAN_IN])
+    runs += at_rates(controls[32]["low rank"], [_ONE_RATE])
+    for bond in (4, 8):
+        runs += at_rates(narrow[bond], [(False, LEARNING_RATE), (False, 3e-2)])
+    for bond in (16, 32):
+        runs += at_rates(narrow[bond], [_ONE_RATE])
+    runs += at_rates(taught["narrow"], [(False, LEARNING_RATE)])
+    for run in (taught["skewed"], taught["paper"]):
+        runs += at_rates(run, [(True, 3e-3)])
+    runs += at_rates(fitted["paper", 16][1], [_BY_FAN_IN, _ONE_RATE])
+    runs += at_rates(fitted["low rank", 16][1], [(True, 3e-3), (False, 6e-3)])
+    runs += at_rates(fitted["low rank", 32][1], [(True, 3e-3)])
+    runs += at_rates(taught["low rank"], [(True, 3e-3), (False, 6e-3), _ONE_RATE, (False, 3e-2)], briefly=True)
+    runs += at_rates(taught["skewed"], [(True, 3e-3), _BY_FAN_IN, (False, 6e-3), _ONE_RATE], briefly=True)
+    runs += at_rates(taught["narrow"], _TRIED_DENSE, briefly=True)
+    for bond in _BONDS:
+        runs += at_rates(controls[bond]["low rank"], _TRIED, briefly=True)
+        runs += at_rates(chains[bond], _TRIED, briefly=True)
+        runs += at_rates(narrow[bond], _TRIED_DENSE, briefly=True)
+    return runs
+
+
+def _fitted(dense: RunSetting, family: Family, bond: int) -> list[RunSetting]:
+    """What can be cut from trained weights by what the linears see, as it is and tuned at the rate of its shape."""
+    untuned, tuned = cut_from(dense, Design(family, bond), "calibrated", _TUNING)
+    return [untuned, with_rates(tuned, _ONE_RATE) if family == "low rank" else tuned]
+
+
+def _quick(vocab_size: int) -> list[RunSetting]:
+    """Every kind of run in a few steps: shows that all of it works, and nothing about quality."""
+    config = TrainConfig(steps=6, batch_size=2, warmup_steps=2, evaluate_every=3)
+    dense = RunSetting(row="dense", design=Design(), config=config)
+    chain = RunSetting(row="χ=4", design=Design("paper", 4), initialization="paper", config=config)
+    width = _equal_width(4, vocab_size)
+    narrow = RunSetting(row=f"{width} as χ=4", design=width, config=config)
+    return [
+        dense,
+        *cut_from(dense, Design("paper", 4), "tt_svd", config),
+        *cut_from(dense, Design("low rank", 4), "calibrated", config)[1:],
+        chain,
+        *(
+            RunSetting(row=str(Design(family, 4)), design=Design(family, 4), core_rates=True, config=config)
+            for family in _FAMILIES
+        ),
+        *at_rates(chain, [(True, config.learning_rate)]),
+        taught_by(dense, chain),
+        narrow,
+        taught_by(dense, narrow),
+    ]
+
+
+PRESETS = {"quick": _quick, "paper": _paper, "best": _best}
+
+
+def preset(name: str, vocab_size: int) -> list[RunSetting]:
+    """The runs of a preset, in order.
+
+    Raises:
+        SpecError: an unknown name.
+
+    Example:
+        >>> [run.name for run in preset("quick", 65)][:2]
+        ['dense-seed42', 'chi4-TT-SVD-seed42']
+    """
+    if name not in PRESETS:
+        raise SpecError(f"there is no preset {name!r}; there are {', '.join(PRESETS)}")
+    return PRESETS[name](vocab_size)
