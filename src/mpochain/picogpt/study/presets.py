@@ -61,7 +61,8 @@ def _paper(_: int) -> list[RunSetting]:
 
 # After 150 steps at χ=16 a validation loss of 1.838; 1.928 at 1e-3, 1.887 at 6e-3; with one rate for all cores 1.998,
 # and 1.866 at 1e-2.
-_TUNING = TrainConfig(steps=500, learning_rate=3e-3, warmup_steps=50, evaluate_every=100)
+_TUNED: Rates = (True, 3e-3)
+_TUNING = TrainConfig(steps=500, learning_rate=_TUNED[1], warmup_steps=50, evaluate_every=100)
 
 
 def _best(vocab_size: int) -> list[RunSetting]:
@@ -78,15 +79,20 @@ def _best(vocab_size: int) -> list[RunSetting]:
     of_one_size["narrow"] = with_rates(narrow[16], _ONE_RATE)
     taught = {name: taught_by(dense, run) for name, run in of_one_size.items()}
     fitted = {(family, bond): _fitted(dense, family, bond) for bond in _BONDS for family in ("paper", *_FAMILIES)}
+    by_weights = {bond: cut_from(dense, Design("paper", bond), "tt_svd", _TUNING) for bond in _BONDS}
+    # What tuning makes of a random start, beside what it makes of the dense weights.
+    brief = {
+        bond: RunSetting(
+            row=f"χ={bond}, {_TUNING.steps} steps", design=Design("paper", bond), core_rates=True, config=_TUNING
+        )
+        for bond in _BONDS
+    }
 
     # In order of interest, since an interrupted study has its first runs.
     runs = [dense]
-    for bond in _BONDS:
-        runs += cut_from(dense, Design("paper", bond), "tt_svd", _TUNING)
-    # What tuning makes of a random start, beside what it makes of the dense weights.
-    for bond in _BONDS:
-        row, design = f"χ={bond}, {_TUNING.steps} steps", Design("paper", bond)
-        runs.append(RunSetting(row=row, design=design, core_rates=True, config=_TUNING))
+    for both in by_weights.values():
+        runs += both
+    runs += brief.values()
     runs += chains.values()
     for bond in chains:
         runs += [*controls[bond].values(), narrow[bond]]
@@ -111,9 +117,12 @@ def _best(vocab_size: int) -> list[RunSetting]:
     runs += at_rates(taught["narrow"], [(False, LEARNING_RATE)])
     for run in (taught["skewed"], taught["paper"]):
         runs += at_rates(run, [(True, 3e-3)])
-    runs += at_rates(fitted["paper", 16][1], [_BY_FAN_IN, _ONE_RATE])
-    runs += at_rates(fitted["low rank", 16][1], [(True, 3e-3), (False, 6e-3)])
-    runs += at_rates(fitted["low rank", 32][1], [(True, 3e-3)])
+    for run in (by_weights[16][1], brief[16]):
+        runs += at_rates(run, [_ONE_RATE])
+    runs += at_rates(fitted["paper", 16][1], [_TUNED, _BY_FAN_IN])
+    runs += at_rates(fitted["skewed", 16][1], [_TUNED])
+    runs += at_rates(fitted["low rank", 16][1], [_TUNED, _ONE_RATE])
+    runs += at_rates(fitted["low rank", 32][1], [_ONE_RATE])
     runs += at_rates(taught["low rank"], [(True, 3e-3), (False, 6e-3), _ONE_RATE, (False, 3e-2)], briefly=True)
     runs += at_rates(taught["skewed"], [(True, 3e-3), _BY_FAN_IN, (False, 6e-3), _ONE_RATE], briefly=True)
     runs += at_rates(taught["narrow"], _TRIED_DENSE, briefly=True)
@@ -125,9 +134,13 @@ def _best(vocab_size: int) -> list[RunSetting]:
 
 
 def _fitted(dense: RunSetting, family: Family, bond: int) -> list[RunSetting]:
-    """What can be cut from trained weights by what the linears see, as it is and tuned at the rate of its shape."""
+    """What can be cut from trained weights by what the linears see, as it is and tuned.
+
+    Tuned at the best of what was tried at χ=16 and 32: where little was lost, low rates are better.
+    """
     untuned, tuned = cut_from(dense, Design(family, bond), "calibrated", _TUNING)
-    return [untuned, with_rates(tuned, _ONE_RATE) if family == "low rank" else tuned]
+    rates = _TUNED if bond == 32 else (False, 6e-3) if family == "low rank" else _ONE_RATE
+    return [untuned, with_rates(tuned, rates)]
 
 
 def _quick(vocab_size: int) -> list[RunSetting]:
