@@ -446,7 +446,7 @@ def test_what_is_beyond_the_paper_follows_the_numbers():
         "better than 2,000 steps from a random start (-5.0 points).",
         "At the size of χ=4, cut from the dense weights by what its layers see, and 500 steps: low rank as χ=4 37.0% "
         "with 100 parameters at 100 MACs; χ=4 36.0% with 100 parameters at 500 MACs (χ=4, TT-SVD and 500 steps: "
-        "35.0%).",
+        "35.0%). The first is no better than 2,000 steps from a random start (-3.0 points) of the paper's shapes.",
         "At the size of χ=8 the paper's shapes (100 parameters at 500 MACs, the fewest, per token) are beaten in "
         "accuracy by skewed, by less than the seeds of χ=4 differ, and in multiply-adds by none: skewed +10.0 points "
         "with 100 parameters at 600 MACs.",

@@ -38,7 +38,7 @@ def beyond(rows: Sequence[Row]) -> list[str]:
                 lines.append(f"{tuned['row']}, {tuned['accuracy']:.1%}, {' and '.join(compared)}.")
         fitted = [row for row in rows if row["start"] == "calibrated" and row["steps"] and row["bond"] == bond]
         if fitted:
-            lines.append(_fitted(bond, fitted, tuned))
+            lines.append(_fitted(bond, fitted, tuned, paper))
         taught = [row for row in rows if row["distilled"] and row["bond"] == bond]
         if taught:
             lines.append(_taught(bond, [row for row in taught if row["by_seed"].keys() == taught[0]["by_seed"].keys()]))
@@ -87,7 +87,7 @@ def _against(tuned: Row, other: Row) -> str:
     return f"{verdict} than {other['steps']:,} steps from a random start ({100 * gain:+.1f} points)"
 
 
-def _fitted(bond: int, rows: Sequence[Row], by_weights: Row | None) -> str:
+def _fitted(bond: int, rows: Sequence[Row], by_weights: Row | None, paper: Row | None) -> str:
     """What few steps make of all that was cut from the dense weights under what its layers see, the best first."""
     best_first = sorted(rows, key=lambda row: -row["accuracy"])
     shown = "; ".join(
@@ -97,9 +97,12 @@ def _fitted(bond: int, rows: Sequence[Row], by_weights: Row | None) -> str:
     )
     beside = f" ({by_weights['row']}: {by_weights['accuracy']:.1%})" if by_weights is not None else ""
     steps = " or ".join(f"{count:,}" for count in sorted({row["steps"] for row in rows}))
+    first = ""
+    if paper is not None and _seeds(best_first[0], paper):
+        first = f" The first {_against(best_first[0], paper)} of the paper's shapes."
     return (
         f"At the size of χ={bond}, cut from the dense weights by what its layers see, and {steps} steps: "
-        f"{shown}{beside}."
+        f"{shown}{beside}.{first}"
     )
 
 

@@ -10,21 +10,22 @@ from mpochain.report.figures import Series
 __all__ = ["accuracy_series"]
 
 # Several shapes of one size, not one shape of several.
-_UNJOINED = ("all chains, distilled", "low rank and narrow, distilled")
+_UNJOINED = "all shapes, distilled"
+# As many as there are marks that can be told apart.
 _KINDS: dict[str, Callable[[Mapping[str, Any]], bool]] = {
     "dense, narrow ones too": lambda row: row["design"].family == "dense" and not row["distilled"],
-    "chains": lambda row: _chains(row, "random") and not _briefly(row),
-    "chains, few steps": lambda row: _chains(row, "random") and _briefly(row),
-    "chains, TT-SVD and few steps": lambda row: _chains(row, "tt_svd") and _briefly(row),
-    "low rank": lambda row: row["design"].family == "low rank" and row["start"] == "random",
-    "skewed chains": lambda row: row["design"].family == "skewed" and row["start"] == "random",
-    _UNJOINED[0]: lambda row: row["distilled"] and row["design"].family in ("paper", "skewed"),
-    _UNJOINED[1]: lambda row: row["distilled"] and row["design"].family in ("low rank", "dense"),
+    "chains": lambda row: _starts(row, "paper", "random") and not _briefly(row),
+    "chains, TT-SVD and few steps": lambda row: _starts(row, "paper", "tt_svd") and _briefly(row),
+    "chains, calibrated and few steps": lambda row: _starts(row, "paper", "calibrated") and _briefly(row),
+    "low rank": lambda row: _starts(row, "low rank", "random"),
+    "low rank, calibrated and few steps": lambda row: _starts(row, "low rank", "calibrated") and _briefly(row),
+    "skewed chains": lambda row: _starts(row, "skewed", "random"),
+    _UNJOINED: lambda row: row["distilled"],
 }
 
 
-def _chains(row: Mapping[str, Any], start: str) -> bool:
-    return bool(row["design"].family == "paper" and row["start"] == start)
+def _starts(row: Mapping[str, Any], family: str, start: str) -> bool:
+    return bool(row["design"].family == family and row["start"] == start)
 
 
 def _briefly(row: Mapping[str, Any]) -> bool:
@@ -34,9 +35,8 @@ def _briefly(row: Mapping[str, Any]) -> bool:
 def accuracy_series(rows: Sequence[Mapping[str, Any]], cost: str) -> list[Series]:
     """The accuracy of rows over one of their fields, with the least and greatest of their seeds.
 
-    Kinds of which there are none, and rows without the field, are left out.
-
-    So are chains that were not trained at all, which would leave all others a fifth of the figure.
+    Kinds of which there are none, and rows without the field, are left out; so are few steps from a random start, and
+    what was not trained at all, which would leave all others a fifth of the figure.
 
     Args:
         rows: see :func:`mpochain.picogpt.study.rows.rows_of`.
@@ -48,5 +48,5 @@ def accuracy_series(rows: Sequence[Mapping[str, Any]], cost: str) -> list[Series
         if kept:
             ends = [(min(row["by_seed"].values()), max(row["by_seed"].values())) for row in kept]
             x, y = [row[cost] for row in kept], [row["accuracy"] for row in kept]
-            series.append(Series(label, x, y, line=label not in _UNJOINED, ends=ends))
+            series.append(Series(label, x, y, line=label != _UNJOINED, ends=ends))
     return series
