@@ -98,6 +98,8 @@ class TestDesigns:
             picogpt.decompose_linears(dense, 4)
         with pytest.raises(MPOError, match="needs a design with chains"):
             picogpt.decompose_linears(dense, Design(width=64))
+        with pytest.raises(MPOError, match="needs a dense model, got one whose linears are χ=4"):
+            picogpt.decompose_linears(picogpt.build(4), 8)
 
     def test_the_papers_initialization_is_wrong_for_three_sites_as_known(self):
         model = picogpt.build(16, initialization="paper", seed=0)
@@ -195,6 +197,8 @@ def test_calibration_keeps_more_of_what_the_layers_make_of_text(design, monkeypa
     assert chains.design == design
     assert all(torch.equal(value, before[name]) for name, value in dense.state_dict().items())
     assert not any(p.grad is not None for p in dense.parameters())
+    storages = {p.untyped_storage().data_ptr() for p in dense.parameters()}
+    assert storages.isdisjoint(p.untyped_storage().data_ptr() for p in chains.parameters())
     with pytest.raises(MPOError, match="needs a design with chains"):
         picogpt.calibrate_linears(dense, Design(), corpus, batches=1)
 

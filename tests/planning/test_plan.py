@@ -16,7 +16,10 @@ from strategies import SEEDS, cores, specs
 from mpochain import ChainSpec, MPOChain, MPOError, plan
 from mpochain.planning import candidates, lower
 from mpochain.planning.candidates import _fewest_macs
+from mpochain.planning.machine import DEFAULT_SETTING, default_machine
 from mpochain.planning.plan import batch_bucket
+from mpochain.planning.variants import default_variant
+from mpochain.shapes import low_rank
 
 LIBRARIES = {"numpy": np.asarray, "torch": torch.tensor, "jax": jnp.asarray}
 
@@ -191,6 +194,26 @@ def test_long_chains_are_planned_too():
     chain = MPOChain(tuple(cores(spec, 0)), spec)
     x = np.random.default_rng(0).normal(size=(2, spec.in_features))
     np.testing.assert_allclose(made(x, *chain.cores), chain @ x, rtol=1e-8, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("spec", "batch", "keeps"),
+    [
+        (low_rank(512, 512, 64), 1 << 13, True),
+        (low_rank(512, 512, 64), 1 << 17, False),  # 32 MiB
+        (ChainSpec((32, 32), (32, 32), 4), 1 << 13, False),
+    ],
+    ids=["low rank", "more than may be kept", "states wider than the input"],
+)
+def test_only_narrow_states_are_kept_in_training(spec, batch, keeps):
+    swept = [each for each in candidates(spec, batch) if not each.rebuilds]
+    assert swept
+    for candidate in swept:
+        for training in (True, False):
+            made = default_variant(
+                candidate, batch, training=training, merged_is_cached=False, machine=default_machine(DEFAULT_SETTING)
+            )
+            assert made.keeps_states is (keeps and training)
 
 
 @given(st.integers(0, 10**7))

@@ -22,9 +22,9 @@ from mpochain.hardware import processor
 
 __all__ = ["OneDNNProducts", "fast_products"]
 
-# Multiply-adds and rows from which a convolution is faster in every shape that was tried, forward and back; it is twice
-# as fast from four times as many on. See docs/decisions.md.
-_LEAST_MACS, _LEAST_ROWS = 1 << 24, 256
+# From so many multiply-adds, rows and outputs on a convolution was faster in every shape that was tried, forward and
+# back, and from four times as many multiply-adds on twice as fast. See docs/decisions.md.
+_LEAST_MACS, _LEAST_ROWS, _LEAST_OUTPUTS = 1 << 24, 256, 8
 
 # Images that the rows are dealt to: with one thread PyTorch asks oneDNN for batches of at least this many alone.
 _IMAGES = 16
@@ -33,7 +33,8 @@ _IMAGES = 16
 def fast_products() -> AbstractContextManager[object]:
     """A context in which large float32 products are made by the faster library, where that is known to be oneDNN.
 
-    For work whose products are large and all alike, such as training. Results differ from those outside by rounding.
+    For work whose products are large and all alike, such as training: the forward pass within it decides, the backward
+    pass may be within or not. Results differ from those outside by rounding.
 
     Returns:
         :class:`OneDNNProducts` on a processor of AMD's with AVX-512 for which PyTorch takes MKL, else a context that
@@ -43,7 +44,9 @@ def fast_products() -> AbstractContextManager[object]:
         >>> with fast_products():
         ...     y = F.linear(torch.ones(2, 3), torch.ones(4, 3))
     """
-    narrow = torch.backends.mkl.is_available() and "AMD" in processor()
+    # "AMD64" alone is what Windows calls Intel's processors too.
+    amd = processor().startswith("AMD ") or "AuthenticAMD" in processor()
+    narrow = torch.backends.mkl.is_available() and amd
     wide = torch.backends.mkldnn.is_available() and torch.backends.cpu.get_cpu_capability() == "AVX512"
     return OneDNNProducts() if narrow and wide else nullcontext()
 
@@ -51,7 +54,9 @@ def fast_products() -> AbstractContextManager[object]:
 class OneDNNProducts(TorchFunctionMode):
     """Within it, ``F.linear`` of many float32 rows on a CPU is a convolution; all other calls are as ever.
 
-    What is traced, under autocast, of another type, on a subclass of tensors or small stays with PyTorch's choice.
+    What PyTorch calls by itself does not pass through here, as the products within ``F.multi_head_attention_forward``.
+    What is traced, under autocast, checkpointed, of another type or layout, on a subclass of tensors, or small stays
+    with PyTorch's choice, and so does everything where ``torch.backends.mkldnn`` is switched off.
 
     Example:
         >>> x, weight = torch.randn(512, 256), torch.randn(256, 256)
@@ -74,24 +79,38 @@ class OneDNNProducts(TorchFunctionMode):
         return func(*args, **(kwargs or {}))
 
 
-def _pays(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> bool:  # noqa: A002  (F.linear's names)
+def _pays(input: Tensor, weight: Tensor, bias: Tensor | None = None, **others: Any) -> bool:  # noqa: A002  (its names)
     tensors = (input, weight) if bias is None else (input, weight, bias)
-    if any(type(each) not in (Tensor, Parameter) for each in tensors) or autocast_dtype(input) is not None:
-        return False
-    if torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active():
+    if others or not _is_plain(tensors) or _is_watched() or autocast_dtype(input) is not None:
         return False
     # What F.linear would refuse, it shall refuse in its own words.
-    if any(each.dtype != torch.float32 or each.device.type != "cpu" for each in tensors):
-        return False
     if weight.ndim != 2 or not input.ndim or input.shape[-1] != weight.shape[1]:
         return False
     if bias is not None and bias.shape != weight.shape[:1]:
         return False
-    columns = weight.shape[1]
+    outputs, columns = weight.shape
     rows = input.numel() // max(columns, 1)
-    if rows < _LEAST_ROWS or rows * weight.numel() < _LEAST_MACS:
+    if rows < _LEAST_ROWS or outputs < _LEAST_OUTPUTS or rows * weight.numel() < _LEAST_MACS:
         return False
     return rows % _IMAGES == 0 or torch.get_num_threads() > 1
+
+
+def _is_plain(tensors: Iterable[Tensor]) -> bool:
+    return bool(torch.backends.mkldnn.enabled) and all(
+        type(each) in (Tensor, Parameter)
+        and each.dtype == torch.float32
+        and each.device.type == "cpu"
+        and each.layout == torch.strided
+        for each in tensors
+    )
+
+
+def _is_watched() -> bool:
+    """Whether something looks at the operations that are called, or will call them again, and would find others."""
+    # A checkpoint's second forward pass is made by autograd, where no mode is active.
+    checkpointed = torch._C._autograd._top_saved_tensors_default_hooks(True) is not None
+    traced = torch.compiler.is_compiling() or torch._C._is_tracing()
+    return checkpointed or traced or torch._C._are_functorch_transforms_active()
 
 
 def _linear(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:  # noqa: A002
@@ -99,5 +118,6 @@ def _linear(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor
     rows = input.numel() // in_
     images = _IMAGES if rows % _IMAGES == 0 else 1
     pixels = input.reshape(images, 1, rows // images, in_).permute(0, 3, 1, 2)
-    made = torch.conv2d(pixels, weight[:, :, None, None], bias)
-    return made.permute(0, 2, 3, 1).reshape(*input.shape[:-1], out)
+    made = torch.conv2d(pixels, weight[:, :, None, None], bias).permute(0, 2, 3, 1)
+    # Unlike a view's, what is made of this in place concerns nobody else, as with F.linear.
+    return torch.ops.aten._unsafe_view(made.contiguous(), (*input.shape[:-1], out))

@@ -15,7 +15,7 @@ from mpochain.decomposition import calibrated
 from mpochain.nn import MPOLinear
 from mpochain.picogpt.corpus import Corpus
 from mpochain.picogpt.design import Design
-from mpochain.picogpt.model import PicoGPT, replace_linears
+from mpochain.picogpt.model import PicoGPT, replace_linears, require_decomposable
 from mpochain.spec import ChainSpec
 
 __all__ = ["calibrate_linears"]
@@ -43,7 +43,7 @@ def calibrate_linears(
         seed: of the windows and of the labels that gradients are taken for.
 
     Raises:
-        SpecError: a design of another width, or one without chains.
+        SpecError: a model that has chains already, a design of another width, or one without chains.
         CorpusError: the training split is too short for a window, or the model has another vocabulary.
 
     Example:
@@ -54,6 +54,7 @@ def calibrate_linears(
         >>> chains.blocks[0].w_1.spec.max_bond
         15
     """
+    require_decomposable(model, design)
     corpus.require_context(model.context)
     corpus.require_vocabulary(model.vocab_size)
     names = {name for name, layer in model.named_modules() if isinstance(layer, nn.Linear)}

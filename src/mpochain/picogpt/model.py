@@ -20,7 +20,15 @@ from mpochain.nn import MPOLinear
 from mpochain.picogpt.design import HEADS, WIDTH, Design
 from mpochain.spec import ChainSpec
 
-__all__ = ["Initialization", "PicoGPT", "build", "decompose_linears", "narrow_width", "replace_linears"]
+__all__ = [
+    "Initialization",
+    "PicoGPT",
+    "build",
+    "decompose_linears",
+    "narrow_width",
+    "replace_linears",
+    "require_decomposable",
+]
 
 LAYERS, CONTEXT, EXPANSION = 4, 256, 4
 
@@ -197,7 +205,7 @@ def decompose_linears(model: PicoGPT, design: Design | int) -> PicoGPT:
         design: the chains, or the bond of chains with the paper's sites.
 
     Raises:
-        SpecError: a design of another width, or one without chains.
+        SpecError: a model that has chains already, a design of another width, or one without chains.
 
     Example:
         >>> dense = build(seed=0)
@@ -218,7 +226,7 @@ def replace_linears(model: PicoGPT, design: Design, make: Callable[[str, nn.Line
         make: from the name of a linear, the linear and its spec to the layer in its place.
 
     Raises:
-        SpecError: a design of another width, or one without chains.
+        SpecError: a model that has chains already, a design of another width, or one without chains.
 
     Example:
         >>> def drawn(name, linear, spec):
@@ -226,17 +234,32 @@ def replace_linears(model: PicoGPT, design: Design, make: Callable[[str, nn.Line
         >>> str(replace_linears(build(seed=0), Design("paper", 8), drawn).design)
         'χ=8'
     """
-    if design.width != model.design.width:
-        raise SpecError(f"a model of width {model.design.width} cannot be decomposed into one of width {design.width}")
+    require_decomposable(model, design)
     result = copy.deepcopy(model)
     names = {module: name for name, module in result.named_modules()}
     for parent, attribute, linear in _linears(result):
         spec = design.spec(linear.out_features, linear.in_features)
-        if spec is None:
-            raise SpecError("a decomposition needs a design with chains, got a dense one")
+        assert spec is not None
         setattr(parent, attribute, make(names[linear], linear, spec))
     result.design = design
     return result
+
+
+def require_decomposable(model: PicoGPT, design: Design) -> None:
+    """Nothing, where a model can be decomposed into a design.
+
+    Raises:
+        SpecError: a model that has chains already, a design of another width, or one without chains.
+
+    Example:
+        >>> require_decomposable(build(seed=0), Design("paper", 8))
+    """
+    if model.design.family != "dense":
+        raise SpecError(f"a decomposition needs a dense model, got one whose linears are {model.design}")
+    if design.width != model.design.width:
+        raise SpecError(f"a model of width {model.design.width} cannot be decomposed into one of width {design.width}")
+    if design.family == "dense":
+        raise SpecError("a decomposition needs a design with chains, got a dense one")
 
 
 def narrow_width(parameters: int, vocab_size: int = 65) -> int:

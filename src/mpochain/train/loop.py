@@ -136,7 +136,8 @@ def train(
         scales: factors of the learning rate by parameter name, 1 for those that are not named; weights decay as if all
             were 1.
         evaluate: called every ``config.evaluate_every`` steps and at the end; its time is not counted as training.
-        checkpoint: file to keep the state in; if it exists the run goes on from there, to the bit.
+        checkpoint: file to keep the state in; if it exists the run goes on from there, to the bit on the same machine
+            with the same threads and version of torch.
         identity: what else makes this run this run, such as the hash of its data (JSON); a checkpoint of another one
             is refused.
         label: shown with the progress.
@@ -181,7 +182,7 @@ def train(
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     optimizer.zero_grad(set_to_none=True)  # of whatever was done before
     progress: TrainingProgress | None = None
-    with _interrupt_between_steps() as interrupted, fast_products():
+    with _interrupt_between_steps() as interrupted:
         try:
             while result.steps < config.steps:
                 began = time.perf_counter()
@@ -195,7 +196,8 @@ def train(
                 value = 0.0
                 with _seeded(model, config.seed, result.steps):
                     for part, share in parts(batch):
-                        scaled = loss(model, part) * share
+                        with fast_products():
+                            scaled = loss(model, part) * share
                         scaled.backward()
                         value += scaled.item()
                         del scaled  # its graph, before the next one is made

@@ -36,7 +36,7 @@ def beyond(rows: Sequence[Row]) -> list[str]:
             compared = [_against(tuned, row) for row in (brief, paper) if row is not None and _seeds(tuned, row)]
             if compared:
                 lines.append(f"{tuned['row']}, {tuned['accuracy']:.1%}, {' and '.join(compared)}.")
-        fitted = [row for row in rows if row["start"] == "calibrated" and row["steps"] and row["bond"] == bond]
+        fitted = [row for row in rows if _is_tuned(row) and row["bond"] == bond]
         if fitted:
             lines.append(_fitted(bond, fitted, tuned, paper))
         taught = [row for row in rows if row["distilled"] and row["bond"] == bond]
@@ -45,14 +45,19 @@ def beyond(rows: Sequence[Row]) -> list[str]:
     return lines
 
 
+def _is_tuned(row: Row) -> bool:
+    """Whether it was cut from trained weights by what the layers see, and tuned in few steps."""
+    return row["start"] == "calibrated" and row["steps"] > 0 and not row["distilled"]
+
+
 def _shapes(bond: int, paper: Row, rivals: Sequence[Row], widest: Row | None) -> str:
     points = {_name(row): 100 * _gain(row, paper) for row in rivals}
-    better = [name for name, gain in points.items() if gain > 0]
     own_spread = _spread(paper)
     # One seed says nothing of what another would give; the row whose seeds differ most does.
     judge = paper if own_spread or widest is None else widest
     whose = "their seeds" if judge is paper else f"the seeds of {judge['row']}"
-    less = f", by less than {whose} differ," if better and max(points.values()) <= _spread(judge) else ""
+    doubt = f" (by less than {whose} differ)"
+    better = [f"{name}{'' if gain > _spread(judge) else doubt}" for name, gain in points.items() if gain > 0]
     macs = paper["fewest_macs_per_token"]
     cheaper = [_name(row) for row in rivals if row["fewest_macs_per_token"] < macs]
     shown = "; ".join(_shown(row, paper) for row in rivals)
@@ -60,7 +65,7 @@ def _shapes(bond: int, paper: Row, rivals: Sequence[Row], widest: Row | None) ->
     differ = f"; their seeds differ by {own_spread:.1f} points" if own_spread else ""
     return (
         f"At the size of χ={bond} the paper's shapes ({own}{differ}) are beaten in accuracy by "
-        f"{' and '.join(better) or 'none'}{less} and in multiply-adds by {' and '.join(cheaper) or 'none'}: {shown}."
+        f"{' and '.join(better) or 'none'} and in multiply-adds by {' and '.join(cheaper) or 'none'}: {shown}."
     )
 
 

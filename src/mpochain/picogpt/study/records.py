@@ -46,7 +46,6 @@ class _Record(BaseModel):
     block_parameters: int
     macs_per_token: int
     fewest_macs_per_token: int
-    step_peak_bytes: int | None
     training: _Training | None
     validation: _Validation
     provenance: dict[str, Any]

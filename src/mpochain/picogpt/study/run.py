@@ -88,8 +88,11 @@ def _measure_errors(dense: str, folder: Path, log: Callable[[str], None]) -> Non
 def _measure_times(runs: list[RunSetting], vocab_size: int, folder: Path, log: Callable[[str], None]) -> None:
     file = folder / "timing.json"
     designs = list(dict.fromkeys(setting.design for setting in runs))
-    if file.exists() and [Design(**each["design"]) for each in read_part(file, "timing")[0]["designs"]] == designs:
-        return
+    if file.exists():
+        found = read_part(file, "timing")[0]["designs"]
+        # Times of older versions had no memory beside them.
+        if [Design(**each["design"]) for each in found] == designs and all("step_peak_bytes" in each for each in found):
+            return
     log(f"{folder.name}: timing")
     many = max(setting.config.batch_size for setting in runs if setting.config is not None)
     timed = timing(designs, vocab_size, sequences=many)

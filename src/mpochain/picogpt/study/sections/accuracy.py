@@ -35,8 +35,8 @@ def _briefly(row: Mapping[str, Any]) -> bool:
 def accuracy_series(rows: Sequence[Mapping[str, Any]], cost: str) -> list[Series]:
     """The accuracy of rows over one of their fields, with the least and greatest of their seeds.
 
-    Kinds of which there are none, and rows without the field, are left out; so are few steps from a random start, and
-    what was not trained at all, which would leave all others a fifth of the figure.
+    Kinds of which there are none, and rows without the field, are left out; so are few steps of skewed chains and from
+    a random start, and what was not trained at all, which would leave all others a fifth of the figure.
 
     Args:
         rows: see :func:`mpochain.picogpt.study.rows.rows_of`.
