@@ -206,14 +206,13 @@ def test_long_chains_are_planned_too():
     ids=["low rank", "more than may be kept", "states wider than the input"],
 )
 def test_only_narrow_states_are_kept_in_training(spec, batch, keeps):
-    swept = [each for each in candidates(spec, batch) if not each.rebuilds]
-    assert swept
-    for candidate in swept:
-        for training in (True, False):
-            made = default_variant(
-                candidate, batch, training=training, merged_is_cached=False, machine=default_machine(DEFAULT_SETTING)
-            )
-            assert made.keeps_states is (keeps and training)
+    candidate = min(
+        (each for each in candidates(spec, batch) if not each.rebuilds), key=lambda each: each.schedule.sweep_macs
+    )
+    machine = default_machine(DEFAULT_SETTING)
+    for training in (True, False):
+        made = default_variant(candidate, batch, training=training, merged_is_cached=False, machine=machine)
+        assert made.keeps_states is (keeps and training)
 
 
 @given(st.integers(0, 10**7))
