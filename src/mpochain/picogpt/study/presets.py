@@ -59,8 +59,7 @@ def _paper(_: int) -> list[RunSetting]:
     return runs
 
 
-# After 150 steps at χ=16 a validation loss of 1.838; 1.928 at 1e-3, 1.887 at 6e-3; with one rate for all cores 1.998,
-# and 1.866 at 1e-2.
+# Of few steps, where the dense weights were kept nearly whole; see the page for others.
 _TUNED: Rates = (True, 3e-3)
 _TUNING = TrainConfig(steps=500, learning_rate=_TUNED[1], warmup_steps=50, evaluate_every=100)
 
@@ -78,26 +77,27 @@ def _best(vocab_size: int) -> list[RunSetting]:
     of_one_size = {"skewed": controls[16]["skewed"], "paper": chains[16], "low rank": controls[16]["low rank"]}
     of_one_size["narrow"] = with_rates(narrow[16], _ONE_RATE)
     taught = {name: taught_by(dense, run) for name, run in of_one_size.items()}
-    fitted = {(family, bond): _fitted(dense, family, bond) for bond in _BONDS for family in ("paper", *_FAMILIES)}
-    by_weights = {bond: cut_from(dense, Design("paper", bond), "tt_svd", _TUNING) for bond in _BONDS}
+    fitted = {
+        (family, bond): _tuned(cut_from(dense, Design(family, bond), "calibrated", _TUNING))
+        for bond in _BONDS
+        for family in ("paper", *_FAMILIES)
+    }
+    by_weights = {bond: _tuned(cut_from(dense, Design("paper", bond), "tt_svd", _TUNING)) for bond in _BONDS}
     # What tuning makes of a random start, beside what it makes of the dense weights.
     brief = {
-        bond: RunSetting(
-            row=f"χ={bond}, {_TUNING.steps} steps", design=Design("paper", bond), core_rates=True, config=_TUNING
-        )
+        bond: _tuned([RunSetting(row=f"χ={bond}, {_TUNING.steps} steps", design=Design("paper", bond), config=_TUNING)])
         for bond in _BONDS
     }
 
     # In order of interest, since an interrupted study has its first runs.
     runs = [dense]
-    for both in by_weights.values():
-        runs += both
-    runs += brief.values()
+    for tuned in (*by_weights.values(), *brief.values()):
+        runs += tuned
     runs += chains.values()
     for bond in chains:
         runs += [*controls[bond].values(), narrow[bond]]
-    for both in fitted.values():
-        runs += both
+    for tuned in fitted.values():
+        runs += tuned
     runs += taught.values()
     runs.append(taught_by(dense, with_rates(chains[16], (True, 3e-3)), "calibrated"))
     for seed in _SEEDS[1:]:
@@ -117,8 +117,9 @@ def _best(vocab_size: int) -> list[RunSetting]:
     runs += at_rates(taught["narrow"], [(False, LEARNING_RATE)])
     for run in (taught["skewed"], taught["paper"]):
         runs += at_rates(run, [(True, 3e-3)])
-    for run in (by_weights[16][1], brief[16]):
-        runs += at_rates(run, [_ONE_RATE])
+    for bond in (4, 8, 16):
+        for tuned in (by_weights[bond], brief[bond]):
+            runs += at_rates(tuned[-1], [_TUNED])
     runs += at_rates(fitted["paper", 16][1], [_TUNED, _BY_FAN_IN])
     runs += at_rates(fitted["skewed", 16][1], [_TUNED])
     runs += at_rates(fitted["low rank", 16][1], [_TUNED, _ONE_RATE])
@@ -133,14 +134,14 @@ def _best(vocab_size: int) -> list[RunSetting]:
     return runs
 
 
-def _fitted(dense: RunSetting, family: Family, bond: int) -> list[RunSetting]:
-    """What can be cut from trained weights by what the linears see, as it is and tuned.
+def _tuned(runs: list[RunSetting]) -> list[RunSetting]:
+    """Runs of which the last is brief, at the best of what was tried for its shape at χ=16 and 32.
 
-    Tuned at the best of what was tried at χ=16 and 32: where little was lost, low rates are better.
+    Where little was lost, low rates are better.
     """
-    untuned, tuned = cut_from(dense, Design(family, bond), "calibrated", _TUNING)
-    rates = _TUNED if bond == 32 else (False, 6e-3) if family == "low rank" else _ONE_RATE
-    return [untuned, with_rates(tuned, rates)]
+    *before, brief = runs
+    rates = _TUNED if brief.design.max_bond == 32 else (False, 6e-3) if brief.design.family == "low rank" else _ONE_RATE
+    return [*before, with_rates(brief, rates)]
 
 
 def _quick(vocab_size: int) -> list[RunSetting]:
