@@ -440,7 +440,7 @@ def test_what_is_beyond_the_paper_follows_the_numbers():
     ]
     assert beyond(rows) == [
         "At the size of χ=4 the paper's shapes (100 parameters at 500 MACs, the fewest, per token; their seeds differ "
-        "by 50.0 points) are beaten in accuracy by low rank (by less than their seeds differ) and in multiply-adds "
+        "by 50.00 points) are beaten in accuracy by low rank (by less than their seeds differ) and in multiply-adds "
         "by low rank and skewed: "
         "low rank +10.0 points with 100 parameters at 100 MACs; skewed -10.0 points with 100 parameters at 10 MACs.",
         "χ=4, TT-SVD and 500 steps, 35.0%, is better than 500 steps from a random start (+5.0 points) and is no "
@@ -452,8 +452,8 @@ def test_what_is_beyond_the_paper_follows_the_numbers():
         "accuracy by skewed (by less than the seeds of χ=4 differ) and in multiply-adds by none: skewed +10.0 points "
         "with 100 parameters at 600 MACs.",
         "At the size of χ=16 the paper's shapes (100 parameters at 500 MACs, the fewest, per token; their seeds differ "
-        "by 1.0 points) are beaten in accuracy by skewed (by less than their seeds differ) and in multiply-adds by "
-        "none: skewed +0.5 points with 100 parameters at 500 MACs.",
+        "by 1.00 points) are beaten in accuracy by skewed (by less than the seeds of χ=4 differ) and in multiply-adds "
+        "by none: skewed +0.5 points with 100 parameters at 500 MACs.",
         "Beside χ=16, no chain at all: dense, width 60 +10.0 points with 100 parameters at 50 MACs.",
         "At the size of χ=16, taught by the dense model for 2,000 steps beside its own: skewed as χ=16, TT-SVD 62.0%, "
         "90.0% of dense, with 100 parameters; χ=16, TT-SVD 61.0%, 90.0% of dense, with 100 parameters; χ=16, "

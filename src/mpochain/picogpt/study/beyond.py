@@ -20,14 +20,13 @@ def beyond(rows: Sequence[Row]) -> list[str]:
         rows: see :func:`mpochain.picogpt.study.rows.rows_of`.
     """
     lines = []
-    widest = max(rows, key=_spread, default=None)
     for bond in _BONDS:
         paper = _row(rows, f"χ={bond}")
         rivals = [row for row in rows if row["row"].endswith(f" as χ={bond}") and _seeds(row, paper)]
         narrow = [row for row in rivals if row["row"].startswith("dense")]
         shapes = [row for row in rivals if row not in narrow]
         if paper is not None and shapes:
-            lines.append(_shapes(bond, paper, shapes, widest))
+            lines.append(_shapes(bond, paper, shapes, max(rows, key=_spread)))
         if paper is not None and narrow:
             lines += [f"Beside χ={bond}, no chain at all: {_shown(row, paper)}." for row in narrow]
         tuned = next((row for row in rows if row["row"].startswith(f"χ={bond}, TT-SVD and")), None)
@@ -50,19 +49,18 @@ def _is_tuned(row: Row) -> bool:
     return row["start"] == "calibrated" and row["steps"] > 0 and not row["distilled"]
 
 
-def _shapes(bond: int, paper: Row, rivals: Sequence[Row], widest: Row | None) -> str:
+def _shapes(bond: int, paper: Row, rivals: Sequence[Row], widest: Row) -> str:
     points = {_name(row): 100 * _gain(row, paper) for row in rivals}
     own_spread = _spread(paper)
-    # One seed says nothing of what another would give; the row whose seeds differ most does.
-    judge = paper if own_spread or widest is None else widest
-    whose = "their seeds" if judge is paper else f"the seeds of {judge['row']}"
+    # Few seeds may agree by chance, and one says nothing; the row whose seeds differ most is the judge.
+    whose = "their seeds" if widest is paper else f"the seeds of {widest['row']}"
     doubt = f" (by less than {whose} differ)"
-    better = [f"{name}{'' if gain > _spread(judge) else doubt}" for name, gain in points.items() if gain > 0]
+    better = [f"{name}{'' if gain > _spread(widest) else doubt}" for name, gain in points.items() if gain > 0]
     macs = paper["fewest_macs_per_token"]
     cheaper = [_name(row) for row in rivals if row["fewest_macs_per_token"] < macs]
     shown = "; ".join(_shown(row, paper) for row in rivals)
     own = f"{paper['parameters']:,} parameters at {macs:,} MACs, the fewest, per token"
-    differ = f"; their seeds differ by {own_spread:.1f} points" if own_spread else ""
+    differ = f"; their seeds differ by {own_spread:.2f} points" if own_spread else ""
     return (
         f"At the size of χ={bond} the paper's shapes ({own}{differ}) are beaten in accuracy by "
         f"{' and '.join(better) or 'none'} and in multiply-adds by {' and '.join(cheaper) or 'none'}: {shown}."

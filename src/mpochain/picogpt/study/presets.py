@@ -24,14 +24,14 @@ _TRIED = (_BY_FAN_IN, (True, 1.5e-2), _ONE_RATE)
 _TRIED_DENSE = ((False, LEARNING_RATE), _ONE_RATE, (False, 3e-2))
 
 
-# Up to this width dense models want more than wide ones, with all their steps; in few steps wider ones seem to as well.
-_NARROW = 48
+# The narrower a dense model, the higher the rate it wants: of up to these widths, wider ones the usual one.
+_RATES_BY_WIDTH = {32: 3e-2, 48: 1.5e-2}
 
 
 def _rates(design: Design) -> Rates:
     """The best of what was tried, which the page shows beside each other."""
     if design.family == "dense":
-        return _ONE_RATE if design.width <= _NARROW else (False, LEARNING_RATE)
+        return False, next((rate for width, rate in _RATES_BY_WIDTH.items() if design.width <= width), LEARNING_RATE)
     # By fan-in, cores of low rank would learn at up to 128 times the dense rate.
     return _ONE_RATE if design.family == "low rank" and design.max_bond != 32 else _BY_FAN_IN
 
@@ -110,8 +110,8 @@ def _best(vocab_size: int) -> list[RunSetting]:
     runs += at_rates(chains[32], [_ONE_RATE])
     runs += at_rates(controls[16]["low rank"], [_BY_FAN_IN])
     runs += at_rates(controls[32]["low rank"], [_ONE_RATE])
-    for bond in (4, 8):
-        runs += at_rates(narrow[bond], [(False, LEARNING_RATE), (False, 3e-2)])
+    runs += at_rates(narrow[4], [(False, LEARNING_RATE), _ONE_RATE])
+    runs += at_rates(narrow[8], [(False, LEARNING_RATE), (False, 3e-2)])
     for bond in (16, 32):
         runs += at_rates(narrow[bond], [_ONE_RATE])
     runs += at_rates(taught["narrow"], [(False, LEARNING_RATE)])
