@@ -24,7 +24,7 @@ _TRIED = (_BY_FAN_IN, (True, 1.5e-2), _ONE_RATE)
 _TRIED_DENSE = ((False, LEARNING_RATE), _ONE_RATE, (False, 3e-2))
 
 
-# The narrower a dense model, the higher the rate it wants: of up to these widths, wider ones the usual one.
+# The narrower a dense model, the higher the rate it wants: up to each width its rate, beyond them the usual one.
 _RATES_BY_WIDTH = {32: 3e-2, 48: 1.5e-2}
 
 
