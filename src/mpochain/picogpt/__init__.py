@@ -2,9 +2,10 @@
 
 from mpochain.picogpt.calibration import calibrate_linears
 from mpochain.picogpt.corpus import Corpus, load_corpus
+from mpochain.picogpt.decomposition import decompose_linears
 from mpochain.picogpt.design import Design
 from mpochain.picogpt.evaluation import Evaluation, evaluate
-from mpochain.picogpt.model import PicoGPT, build, decompose_linears, narrow_width
+from mpochain.picogpt.model import PicoGPT, build, narrow_width
 from mpochain.picogpt.training import Lessons, train_picogpt
 from mpochain.picogpt.weights import load_weights, save_weights, shipped
 

@@ -14,8 +14,9 @@ from mpochain.compression.moments import collect_moments
 from mpochain.decomposition import calibrated
 from mpochain.nn import MPOLinear
 from mpochain.picogpt.corpus import Corpus
+from mpochain.picogpt.decomposition import replace_linears, require_decomposable
 from mpochain.picogpt.design import Design
-from mpochain.picogpt.model import PicoGPT, replace_linears, require_decomposable
+from mpochain.picogpt.model import PicoGPT
 from mpochain.spec import ChainSpec
 
 __all__ = ["calibrate_linears"]

@@ -6,9 +6,7 @@ H heads, V vocabulary.
 
 from __future__ import annotations
 
-import copy
 import math
-from collections.abc import Callable
 from typing import Literal, get_args
 
 import torch
@@ -20,15 +18,7 @@ from mpochain.nn import MPOLinear
 from mpochain.picogpt.design import HEADS, WIDTH, Design
 from mpochain.spec import ChainSpec
 
-__all__ = [
-    "Initialization",
-    "PicoGPT",
-    "build",
-    "decompose_linears",
-    "narrow_width",
-    "replace_linears",
-    "require_decomposable",
-]
+__all__ = ["Initialization", "PicoGPT", "build", "linears", "narrow_width"]
 
 LAYERS, CONTEXT, EXPANSION = 4, 256, 4
 
@@ -127,8 +117,13 @@ def _sinusoids(width: int) -> Tensor:
     return table.float()
 
 
-def _linears(model: PicoGPT) -> list[tuple[nn.Module, str, nn.Linear]]:
-    """Every dense linear with its parent and attribute: q, k, v, o, W_1 and W_2 of each block, and the head."""
+def linears(model: PicoGPT) -> list[tuple[nn.Module, str, nn.Linear]]:
+    """Every dense linear with its parent and attribute: q, k, v, o, W_1 and W_2 of each block, and the head.
+
+    Example:
+        >>> len(linears(PicoGPT()))
+        25
+    """
     return [
         (parent, name, child)
         for parent in model.modules()
@@ -175,7 +170,7 @@ def build(
         model = PicoGPT(vocab_size, design.width)
         paper = initialization == "paper"
         nn.init.normal_(model.embedding.weight, std=_PAPER_STD if paper else _EMBEDDING_STD)
-        for parent, name, linear in _linears(model):
+        for parent, name, linear in linears(model):
             spec = design.spec(linear.out_features, linear.in_features)
             layer: nn.Linear | MPOLinear = linear
             if spec is None:
@@ -195,71 +190,6 @@ def build(
 def _paper_std(spec: ChainSpec) -> float:
     """Deviation of the paper's cores, ``in^(-1/4) χ^(-(n-1)/(2n))``."""
     return float(spec.in_features**-0.25 * spec.max_bond ** (-(spec.sites - 1) / (2 * spec.sites)))
-
-
-def decompose_linears(model: PicoGPT, design: Design | int) -> PicoGPT:
-    """A new PicoGPT in which every linear of a dense one is its TT-SVD; the given model is left as it is.
-
-    Args:
-        model: a dense one.
-        design: the chains, or the bond of chains with the paper's sites.
-
-    Raises:
-        SpecError: a model that has chains already, a design of another width, or one without chains.
-
-    Example:
-        >>> dense = build(seed=0)
-        >>> chains = decompose_linears(dense, 8)
-        >>> sum(p.numel() for p in chains.parameters())
-        79168
-    """
-    wanted = design if isinstance(design, Design) else Design("paper", design)
-    return replace_linears(model, wanted, lambda name, linear, spec: MPOLinear.from_linear(linear, spec, name=name))
-
-
-def replace_linears(model: PicoGPT, design: Design, make: Callable[[str, nn.Linear, ChainSpec], MPOLinear]) -> PicoGPT:
-    """A new PicoGPT in which every linear of a dense one is made into a chain; the given model is left as it is.
-
-    Args:
-        model: a dense one.
-        design: the chains.
-        make: from the name of a linear, the linear and its spec to the layer in its place.
-
-    Raises:
-        SpecError: a model that has chains already, a design of another width, or one without chains.
-
-    Example:
-        >>> def drawn(name, linear, spec):
-        ...     return MPOLinear(linear.in_features, linear.out_features, spec=spec, bias=linear.bias is not None)
-        >>> str(replace_linears(build(seed=0), Design("paper", 8), drawn).design)
-        'χ=8'
-    """
-    require_decomposable(model, design)
-    result = copy.deepcopy(model)
-    names = {module: name for name, module in result.named_modules()}
-    for parent, attribute, linear in _linears(result):
-        spec = design.spec(linear.out_features, linear.in_features)
-        assert spec is not None
-        setattr(parent, attribute, make(names[linear], linear, spec))
-    result.design = design
-    return result
-
-
-def require_decomposable(model: PicoGPT, design: Design) -> None:
-    """Nothing, where a model can be decomposed into a design.
-
-    Raises:
-        SpecError: a model that has chains already, a design of another width, or one without chains.
-
-    Example:
-        >>> require_decomposable(build(seed=0), Design("paper", 8))
-    """
-    if model.design.family != "dense":
-        raise SpecError(f"a decomposition needs a dense model, got one whose linears are {model.design}")
-    if design.width != model.design.width:
-        raise SpecError(f"a model of width {model.design.width} cannot be decomposed into one of width {design.width}")
-    if design.family == "dense":
-        raise SpecError("a decomposition needs a design with chains, got a dense one")
 
 
 def narrow_width(parameters: int, vocab_size: int = 65) -> int:

@@ -14,10 +14,11 @@ from torch import nn
 from mpochain.atomic import require_writable
 from mpochain.nn import MPOLinear
 from mpochain.picogpt.corpus import Corpus
+from mpochain.picogpt.decomposition import decompose_linears
 from mpochain.picogpt.demo.page import write_page
 from mpochain.picogpt.demo.result import DemoResult, DemoRow
 from mpochain.picogpt.evaluation import evaluate
-from mpochain.picogpt.model import PicoGPT, build, decompose_linears
+from mpochain.picogpt.model import PicoGPT, build
 from mpochain.picogpt.size import macs_per_token, parameter_count
 from mpochain.picogpt.training import LEARNING_RATE, train_picogpt
 from mpochain.picogpt.weights import load_weights, shipped

@@ -15,9 +15,10 @@ from mpochain.atomic import require_writable, write_bytes
 from mpochain.errors import CheckpointError
 from mpochain.picogpt.calibration import calibrate_linears
 from mpochain.picogpt.corpus import Corpus
+from mpochain.picogpt.decomposition import decompose_linears
 from mpochain.picogpt.design import Design
 from mpochain.picogpt.evaluation import evaluate
-from mpochain.picogpt.model import PicoGPT, build, decompose_linears
+from mpochain.picogpt.model import PicoGPT, build
 from mpochain.picogpt.size import fewest_macs_per_token, macs_per_token, parameter_count
 from mpochain.picogpt.study.presets import preset
 from mpochain.picogpt.study.reconstruction import reconstruction
