@@ -384,6 +384,13 @@ def test_claims_follow_the_numbers(tmp_path):
     assert claims({}, tmp_path) == ["Not testable: the published figures are of Tiny Shakespeare, and no run is."]
 
 
+def test_the_claim_on_what_is_kept_names_the_best_that_was_taught(tmp_path):
+    rows = judged([0.53, 0.37, 0.5, 0.52, 0.52], kept=0.95)
+    rows += [{"row": f"χ=16, {start}, distilled", "kept": kept} for start, kept in (("TT-SVD", 0.97), ("cut", 0.98))]
+    text = "\n".join(claims({"best": rows}, tmp_path))
+    assert "does not hold, 95.00%; taught by the dense model (χ=16, cut, distilled) 98.00%." in text
+
+
 def test_a_quick_run_changes_no_claim_but_the_counts(tmp_path):
     best, quick = judged([0.53, 0.37, 0.5, 0.52, 0.52]), judged([0.1] * 5)
     assert claims({"best": best, "quick": quick}, tmp_path) == claims({"best": best}, tmp_path)

@@ -117,7 +117,10 @@ def _share(name: str, rows: Rows) -> str:
     if chain is None or chain["kept"] is None:
         return f"{claim}: not testable with these runs."
     verdict = "holds" if chain["kept"] >= _PUBLISHED_SHARE else "does not hold"
-    return f"{claim}: {verdict}, {chain['kept']:.2%}."
+    taught = [row for row in rows if row["row"].startswith("χ=16, ") and row["row"].endswith(", distilled")]
+    best = max(taught, key=lambda row: row["kept"], default=None)
+    also = f"; taught by the dense model ({best['row']}) {best['kept']:.2%}" if best is not None else ""
+    return f"{claim}: {verdict}, {chain['kept']:.2%}{also}."
 
 
 def _densest(name: str, rows: Rows) -> str:

@@ -39,7 +39,7 @@ _COLUMNS = (
 def quality(name: str, rows: list[dict[str, Any]], records: list[dict[str, Any]], figures: Path) -> list[Block]:
     """The table of a preset, accuracy against size, and the curves of the first seed.
 
-    Curves of the paper's rows, and of everything of about the size of one of them.
+    Curves of the paper's rows, and of what has about the size of one of them.
 
     Args:
         name: of the preset.
@@ -78,11 +78,16 @@ def quality(name: str, rows: list[dict[str, Any]], records: list[dict[str, Any]]
         made.append(
             _curves(
                 figures / f"study-{name}-losses-{bond}.png",
-                {row["row"]: losses[row["row"]] for row in rows if row["row"] in losses and row["bond"] in (0, bond)},
+                {row["row"]: losses[row["row"]] for row in rows if row["row"] in losses and _is_drawn(row, bond)},
                 f"Training loss at the size of χ={bond}, means of ten steps",
             )
         )
     return made
+
+
+def _is_drawn(row: dict[str, Any], bond: int) -> bool:
+    """As many curves as can be told apart: the paper's shapes from every start, others from a random one."""
+    return row["bond"] in (0, bond) and (row["design"].family == "paper" or row["start"] == "random")
 
 
 def _curves(file: Path, losses: dict[str, list[float]], title: str) -> Figure:
