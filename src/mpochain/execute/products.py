@@ -26,6 +26,9 @@ __all__ = ["OneDNNProducts", "fast_products"]
 # back, and from four times as many multiply-adds on twice as fast. See docs/decisions.md.
 _LEAST_MACS, _LEAST_ROWS, _LEAST_OUTPUTS = 1 << 24, 256, 8
 
+# The names of F.linear's own.
+_ARGUMENTS = ("input", "weight", "bias")
+
 # Images that the rows are dealt to: with one thread PyTorch asks oneDNN for batches of at least this many alone.
 _IMAGES = 16
 
@@ -74,22 +77,28 @@ class OneDNNProducts(TorchFunctionMode):
         kwargs: Mapping[str, Any] | None = None,
     ) -> Any:
         """Called by torch in place of its functions."""
-        if func is F.linear and _pays(*args, **(kwargs or {})):
-            return _linear(*args, **(kwargs or {}))
-        return func(*args, **(kwargs or {}))
+        kwargs = kwargs or {}
+        if func is F.linear:
+            given = {**dict(zip(_ARGUMENTS, args, strict=False)), **kwargs}
+            # What F.linear would refuse, it shall refuse in its own words.
+            if len(given) == len(args) + len(kwargs) and {"input", "weight"} <= given.keys() <= set(_ARGUMENTS):
+                x, weight, bias = given["input"], given["weight"], given.get("bias")
+                if _pays(x, weight, bias):
+                    return _linear(x, weight, bias)
+        return func(*args, **kwargs)
 
 
-def _pays(input: Tensor, weight: Tensor, bias: Tensor | None = None, **others: Any) -> bool:  # noqa: A002  (its names)
-    tensors = (input, weight) if bias is None else (input, weight, bias)
-    if others or not _is_plain(tensors) or _is_watched() or autocast_dtype(input) is not None:
+def _pays(x: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
+    """Whether the product of these is a convolution; not where ``F.linear`` would refuse them."""
+    tensors = (x, weight) if bias is None else (x, weight, bias)
+    if not _is_plain(tensors) or _is_watched() or autocast_dtype(x) is not None:
         return False
-    # What F.linear would refuse, it shall refuse in its own words.
-    if weight.ndim != 2 or not input.ndim or input.shape[-1] != weight.shape[1]:
+    if weight.ndim != 2 or not x.ndim or x.shape[-1] != weight.shape[1]:
         return False
     if bias is not None and bias.shape != weight.shape[:1]:
         return False
     outputs, columns = weight.shape
-    rows = input.numel() // max(columns, 1)
+    rows = x.numel() // max(columns, 1)
     if rows < _LEAST_ROWS or outputs < _LEAST_OUTPUTS or rows * weight.numel() < _LEAST_MACS:
         return False
     return rows % _IMAGES == 0 or torch.get_num_threads() > 1
@@ -113,11 +122,12 @@ def _is_watched() -> bool:
     return checkpointed or traced or torch._C._are_functorch_transforms_active()
 
 
-def _linear(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:  # noqa: A002
+def _linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """``x (..., in)`` times ``weight (out, in)`` as a convolution: ``(..., out)``."""
     out, in_ = weight.shape
-    rows = input.numel() // in_
+    rows = x.numel() // in_
     images = _IMAGES if rows % _IMAGES == 0 else 1
-    pixels = input.reshape(images, 1, rows // images, in_).permute(0, 3, 1, 2)
+    pixels = x.reshape(images, 1, rows // images, in_).permute(0, 3, 1, 2)
     made = torch.conv2d(pixels, weight[:, :, None, None], bias).permute(0, 2, 3, 1)
     # Unlike a view's, what is made of this in place concerns nobody else, as with F.linear.
-    return torch.ops.aten._unsafe_view(made.contiguous(), (*input.shape[:-1], out))
+    return torch.ops.aten._unsafe_view(made.contiguous(), (*x.shape[:-1], out))

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from mpochain.chain import MPOChain
 from mpochain.compression.fisher import SampledLoss
 from mpochain.compression.fit import weights_of
+from mpochain.compression.methods.interpolation import DAMPING
 from mpochain.compression.moments import collect_moments
 from mpochain.decomposition import calibrated
 from mpochain.nn import MPOLinear
@@ -22,9 +23,6 @@ from mpochain.spec import ChainSpec
 __all__ = ["calibrate_linears"]
 
 _BATCH = 32
-
-# Of the gradients' mean power, as in whole models: how far few tokens are trusted to say which outputs do not matter.
-_DAMPING = 0.1
 
 
 def calibrate_linears(
@@ -68,7 +66,7 @@ def calibrate_linears(
     )
 
     def fitted(name: str, linear: nn.Linear, spec: ChainSpec) -> MPOLinear:
-        inputs, outputs = weights_of(seen[name], damping=_DAMPING)
+        inputs, outputs = weights_of(seen[name], damping=DAMPING)
         if spec.out_features > spec.in_features:
             outputs = None  # these are moments on the side of the inputs
         found = calibrated(linear.weight, spec, inputs, outputs, iterations=iterations, precision="float32", name=name)

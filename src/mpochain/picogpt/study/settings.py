@@ -11,9 +11,12 @@ from mpochain.picogpt.model import Initialization
 from mpochain.picogpt.training import Lessons
 from mpochain.train import TrainConfig
 
-__all__ = ["RunSetting", "Start"]
+__all__ = ["STARTS", "RunSetting", "Start"]
 
 Start = Literal["random", "tt_svd", "calibrated"]
+
+# As rows and tables name them.
+STARTS: dict[Start, str] = {"random": "random", "tt_svd": "TT-SVD", "calibrated": "calibrated"}
 
 
 class RunSetting(BaseModel):

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from mpochain.picogpt.design import Design
+from mpochain.picogpt.study.settings import STARTS
 from mpochain.report import Column
 from mpochain.report.page import Block, Heading, Table, Text
 
@@ -58,7 +59,7 @@ def _alike(setting: dict[str, Any], other: dict[str, Any]) -> bool:
 
 
 def _start(setting: dict[str, Any]) -> str:
-    start = {"random": "random", "tt_svd": "TT-SVD", "calibrated": "calibrated"}[setting["start"]]
+    start = STARTS[setting["start"]]
     return f"{start}, distilled" if setting["lessons"] else start
 
 
