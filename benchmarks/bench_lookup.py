@@ -11,8 +11,8 @@ from interleave import interleave
 from torch import Tensor, nn
 
 from mpochain import EntangledEmbedding, MPOEmbedding, TokenTrainEmbedding, shapes
+from mpochain.execution.peak_memory import peak_bytes
 from mpochain.nn import RowEmbedding
-from mpochain.train.memory import peak_bytes
 
 _WORDS, _COLUMNS, _TOKENS = {"tiny": (100, 12, 80)}.get(grid.NAME, (50_257, 768, 4096))
 

@@ -12,7 +12,7 @@ from cells import chosen, skip_if_finished, warm_up
 from grid import Cell
 from training_step import PEERS, layers, step
 
-from mpochain.train.memory import peak_bytes
+from mpochain.execution.peak_memory import peak_bytes
 
 _LAYERS = ("dense", "compact", *PEERS, "plain chain")
 

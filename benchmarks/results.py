@@ -15,8 +15,8 @@ from typing import Any
 import grid
 import torch
 
-from mpochain.atomic import write_bytes
 from mpochain.report import provenance
+from mpochain.system.files import write_bytes
 
 FOLDER = Path(os.environ.get("MPOCHAIN_BENCH_RESULTS", str(Path(__file__).parent / "results")))
 

@@ -14,43 +14,43 @@ import mpochain
 ROOT = Path(mpochain.__file__).parent
 
 _VALUES = {"errors", "spec", "shapes", "arrays", "decomposition", "chain", "factorization"}
-_LAYERS = _VALUES | {"planning", "execute", "nn"}
+_LAYERS = _VALUES | {"planning", "execution", "nn", "surgery"}
 
 # Layer -> layers it may import. docs/decisions.md says where this differs from the first design.
 ALLOWED = {
     "errors": set(),
-    "atomic": {"errors"},
-    "hardware": set(),
+    "system": {"errors"},
     "spec": {"errors"},
     "shapes": {"errors", "spec"},
     "arrays": {"errors"},
     "decomposition": {"errors", "spec", "shapes", "arrays"},
     "chain": {"errors", "spec", "arrays", "decomposition"},
     "factorization": {"errors", "spec", "arrays", "chain"},
-    "planning": {"errors", "atomic", "hardware", "spec", "arrays"},
-    "execute": {"errors", "hardware", "spec", "planning"},
-    "nn": _VALUES | {"planning", "execute"},
-    "train": {"errors", "atomic", "execute", "nn"},
-    "units": {"errors", "atomic"},
-    "report": {"errors", "atomic", "hardware", "spec"},
-    "checkpoint": {"errors", "atomic", "spec", "nn"},
-    "compression": _LAYERS | {"report"},
-    "language": {"errors", "atomic", "nn", "checkpoint"},
-    "jobs": {
+    "planning": {"errors", "system", "spec", "arrays"},
+    "execution": {"errors", "system", "spec", "planning"},
+    "nn": _VALUES | {"planning", "execution"},
+    "surgery": {"errors", "planning", "nn", "spec"},
+    "train": {"errors", "system", "execution", "nn", "surgery"},
+    "units": {"errors", "system"},
+    "report": {"errors", "system", "spec"},
+    "checkpoint": {"errors", "system", "spec", "nn", "surgery"},
+    "compression": _LAYERS | {"system", "report"},
+    "language": {"errors", "system", "nn", "surgery", "checkpoint"},
+    "workflows": {
         "errors",
-        "atomic",
-        "hardware",
+        "system",
         "units",
         "nn",
+        "surgery",
         "train",
         "report",
         "compression",
         "checkpoint",
         "language",
     },
-    "picogpt": _LAYERS | {"atomic", "train", "report", "compression"},
+    "picogpt": _LAYERS | {"system", "train", "report", "compression"},
     "__main__": {"cli"},
-    "cli": _LAYERS | {"atomic", "train", "report", "compression", "checkpoint", "language", "jobs", "picogpt"},
+    "cli": _LAYERS | {"system", "train", "report", "compression", "checkpoint", "language", "workflows", "picogpt"},
     "__init__": {
         "errors",
         "spec",
@@ -58,15 +58,18 @@ ALLOWED = {
         "chain",
         "factorization",
         "planning",
-        "execute",
+        "execution",
         "nn",
+        "surgery",
         "compression",
         "checkpoint",
+        "language",
+        "workflows",
         "picogpt",
         "train",
     },
 }
-TORCH = {"checkpoint", "execute", "nn", "train", "compression", "language", "jobs", "picogpt", "cli"}
+TORCH = {"checkpoint", "execution", "nn", "surgery", "train", "compression", "language", "workflows", "picogpt", "cli"}
 OPT_EINSUM = {"planning"}
 # Only the top may take the package as a whole, through which every layer could be reached.
 WHOLE = {"cli"}

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from mpochain.jobs.comparison_page import write_comparison
 from mpochain.picogpt.study.page import write_page
+from mpochain.workflows.comparison_page import write_comparison
 
 ROOT = Path(__file__).parents[1]
 

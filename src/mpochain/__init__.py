@@ -18,7 +18,7 @@ from mpochain.spec import ChainSpec
 if TYPE_CHECKING:
     from mpochain.checkpoint import load, save
     from mpochain.compression import compress
-    from mpochain.execute import fast_products
+    from mpochain.execution import fast_products
     from mpochain.nn import (
         EntangledEmbedding,
         InterpolativeLinear,
@@ -27,9 +27,8 @@ if TYPE_CHECKING:
         PermutedLinear,
         SumLinear,
         TokenTrainEmbedding,
-        set_execution,
-        to_dense,
     )
+    from mpochain.surgery import set_execution, to_dense
     from mpochain.train import FinetuneConfig, finetune
 
 __version__ = "0.1.0"
@@ -72,13 +71,16 @@ _NEEDS_TORCH = {
     "SumLinear": "mpochain.nn",
     "TokenTrainEmbedding": "mpochain.nn",
     "compress": "mpochain.compression",
-    "fast_products": "mpochain.execute",
+    "fast_products": "mpochain.execution",
     "finetune": "mpochain.train",
     "load": "mpochain.checkpoint",
     "save": "mpochain.checkpoint",
-    "set_execution": "mpochain.nn",
-    "to_dense": "mpochain.nn",
+    "set_execution": "mpochain.surgery",
+    "to_dense": "mpochain.surgery",
 }
+
+# Subpackages that import torch, found here whatever was imported before.
+_ROOMS = ("checkpoint", "compression", "execution", "language", "nn", "picogpt", "surgery", "train", "workflows")
 
 
 def __getattr__(name: str) -> Any:
@@ -86,7 +88,7 @@ def __getattr__(name: str) -> Any:
         value = getattr(import_module(_NEEDS_TORCH[name]), name)
         globals()[name] = value
         return value
-    if name in ("nn", "picogpt"):
+    if name in _ROOMS:
         return import_module(f"mpochain.{name}")
     raise AttributeError(f"module 'mpochain' has no attribute {name!r}")
 

@@ -5,7 +5,11 @@ class MPOError(Exception):
     """Base of all errors raised by mpochain."""
 
 
-class SpecError(MPOError, ValueError):
+class ArgumentError(MPOError, ValueError):
+    """An argument whose value cannot be used: out of range, unknown, or in contradiction to another."""
+
+
+class SpecError(ArgumentError):
     """Dims, bonds or a cutoff that describe no chain, or not the chain of this matrix."""
 
 

@@ -23,11 +23,6 @@ from page import last_losses
 from rates import best_rate
 from torch import nn
 
-from mpochain.atomic import write_bytes
-from mpochain.jobs import Recipe, read_recipe
-from mpochain.jobs.groups import make_smaller
-from mpochain.jobs.recipe import Group, Stage, UnitsOfTokens
-from mpochain.jobs.token_units import token_units
 from mpochain.language import (
     LanguageModel,
     load_language_model,
@@ -37,7 +32,12 @@ from mpochain.language import (
     windows,
 )
 from mpochain.report import provenance
+from mpochain.system.files import write_bytes
 from mpochain.train import FinetuneConfig, finetune
+from mpochain.workflows import Recipe, read_recipe
+from mpochain.workflows.groups import make_smaller
+from mpochain.workflows.recipe import Group, Stage, UnitsOfTokens
+from mpochain.workflows.token_units import token_units
 
 HERE = Path(__file__).parent
 EMBEDDING = "model.embed_tokens"

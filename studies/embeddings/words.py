@@ -25,9 +25,9 @@ from rates import best_rate
 from torch import Tensor, nn
 from word_model import COLUMNS, WORDS, Text, WordModel, loss, perplexity, sample
 
-from mpochain.atomic import write_bytes
 from mpochain.errors import NonFiniteError
 from mpochain.report import provenance
+from mpochain.system.files import write_bytes
 from mpochain.train import TrainConfig, train
 
 HERE = Path(__file__).parent

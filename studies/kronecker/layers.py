@@ -19,7 +19,6 @@ from torch import Tensor, nn
 
 from mpochain import picogpt as picogpt_package
 from mpochain import shapes
-from mpochain.atomic import write_bytes
 from mpochain.compression import collect_moments, select
 from mpochain.decomposition import (
     Split,
@@ -29,11 +28,12 @@ from mpochain.decomposition import (
     split_spec,
     weighted_low_rank,
 )
-from mpochain.jobs.recipe_file import read_recipe
 from mpochain.language import load_language_model, read_tokens, windows
 from mpochain.picogpt import load_corpus
 from mpochain.picogpt.weights import load_weights
 from mpochain.report import provenance
+from mpochain.system.files import write_bytes
+from mpochain.workflows.recipe_file import read_recipe
 
 HERE = Path(__file__).parent
 RECIPE = HERE.parent / "smollm2" / "recipe.yaml"

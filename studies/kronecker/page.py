@@ -8,11 +8,11 @@ from pathlib import Path
 from statistics import mean
 from typing import Any
 
-from mpochain.atomic import write_bytes
 from mpochain.report import Column
 from mpochain.report.figures import Series, draw
 from mpochain.report.origin import origin
 from mpochain.report.page import Block, Figure, Heading, Page, Table, Text
+from mpochain.system.files import write_bytes
 
 HERE = Path(__file__).parent
 PAGE = HERE.parents[1] / "docs" / "kronecker.md"

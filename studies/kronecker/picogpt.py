@@ -16,15 +16,15 @@ import torch
 
 from mpochain import FinetuneConfig, finetune
 from mpochain import picogpt as picogpt_package
-from mpochain.atomic import write_bytes
-from mpochain.jobs import at_once, read_recipe
-from mpochain.jobs.groups import make_smaller
-from mpochain.jobs.recipe import Recipe
 from mpochain.picogpt import load_corpus
 from mpochain.picogpt.evaluation import evaluate
 from mpochain.picogpt.size import parameter_count
 from mpochain.picogpt.weights import load_weights
 from mpochain.report import provenance
+from mpochain.system.files import write_bytes
+from mpochain.workflows import at_once, read_recipe
+from mpochain.workflows.groups import make_smaller
+from mpochain.workflows.recipe import Recipe
 
 HERE = Path(__file__).parent
 # The first dense run of the study, which comes with the library.

@@ -15,9 +15,9 @@ import numpy as np
 import torch
 
 from mpochain import ChainSpec
-from mpochain.atomic import write_bytes
 from mpochain.decomposition import permuted_kronecker
 from mpochain.report import provenance
+from mpochain.system.files import write_bytes
 
 SPEC = ChainSpec((384, 2), (768, 4), 4)
 SEEDS = range(10)

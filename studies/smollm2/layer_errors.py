@@ -17,14 +17,14 @@ import torch
 from torch import Tensor
 
 from mpochain import shapes
-from mpochain.atomic import write_bytes
 from mpochain.compression import collect_moments
 from mpochain.decomposition import calibrated, interpolative_rank, weighted_low_rank
-from mpochain.jobs.recipe_file import read_recipe
 from mpochain.language import load_language_model, read_tokens, windows
 from mpochain.report import Column, provenance
 from mpochain.report.origin import origin
 from mpochain.report.page import Heading, Page, Table, Text
+from mpochain.system.files import write_bytes
+from mpochain.workflows.recipe_file import read_recipe
 
 PAGE = Path(__file__).parents[2] / "docs" / "layers.md"
 WINDOW, WINDOWS = 512, 16

@@ -12,7 +12,7 @@ import pytest
 # Ten activations of 40 MB, freed and asked for again ten times, and the pages that had to be given anew.
 _SCRIPT = """
 import resource, sys, torch
-from mpochain.cli.allocator import keep_freed_memory
+from mpochain.system.allocator import keep_freed_memory
 done = keep_freed_memory() if sys.argv[1] == "keep" else None
 def step():
     return [torch.ones(10_000_000) for _ in range(10)]

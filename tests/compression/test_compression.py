@@ -19,9 +19,9 @@ import mpochain as mpo
 from mpochain import MPOError
 from mpochain.compression import METHODS, Curve, allocate, collect_moments, select
 from mpochain.compression.budget import parameter_budget
-from mpochain.compression.fisher import SampledLoss
 from mpochain.compression.methods import Search
-from mpochain.compression.moments import Moments, moment_bytes
+from mpochain.compression.statistics.moments import Moments, moment_bytes
+from mpochain.compression.statistics.sampled_loss import SampledLoss
 from mpochain.compression.targets import dense_layers
 from mpochain.decomposition import weighted_low_rank
 
@@ -225,7 +225,7 @@ class TestMoments:
         assert len(calls) == 4, "once forward and once more for the gradients of each batch"
         assert all("forward" not in vars(block) for block in blocks)
         assert model.config.use_cache
-        monkeypatch.setattr("mpochain.compression.recompute._BLOCK", "none")
+        monkeypatch.setattr("mpochain.compression.statistics.recompute._BLOCK", "none")
         expected = collect_moments(model, layers, batches, loss=SampledLoss(0))
         assert len(calls) == 6
         for name in layers:
@@ -576,7 +576,7 @@ class TestSearch:
         torch.testing.assert_close(dense(batches[0]), model(batches[0]))
 
     def test_moments_of_one_side_are_not_enough(self):
-        from mpochain.compression.fit import errors_between
+        from mpochain.compression.statistics.low_rank import errors_between
 
         weight, moments = self.layer(12, 24, 0)
         with pytest.raises(MPOError, match="of the smaller side alone"):

@@ -11,8 +11,8 @@ from torch import nn
 
 import mpochain as mpo
 from mpochain import InterpolativeLinear, MPOError
-from mpochain.compression.moments import Moments
 from mpochain.compression.sequential import Pair, corrected
+from mpochain.compression.statistics.moments import Moments
 from mpochain.compression.targets import dense_layers
 
 

@@ -13,10 +13,10 @@ from torch import nn
 
 import mpochain as mpo
 from mpochain import ChainSpec, MPOEmbedding, MPOError, MPOLinear
-from mpochain.nn import learning_rate_scales, tied_head
 from mpochain.nn.description import describe
 from mpochain.nn.skeleton import skeleton
-from mpochain.nn.tying import tied_linears
+from mpochain.surgery import learning_rate_scales, tied_head
+from mpochain.surgery.tying import tied_linears
 from mpochain.train import parameter_groups
 
 dims = st.lists(st.integers(1, 4), min_size=3, max_size=3)

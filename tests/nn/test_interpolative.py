@@ -209,4 +209,4 @@ def test_autocast_answers_in_the_type_that_a_dense_layer_answers_in():
 
 def test_its_parameters_learn_at_one_rate():
     layer, _ = layer_of()
-    assert mpo.nn.learning_rate_scales(nn.Sequential(layer, nn.Linear(9, 2))) == {}
+    assert mpo.surgery.learning_rate_scales(nn.Sequential(layer, nn.Linear(9, 2))) == {}

@@ -11,9 +11,9 @@ from torch import nn
 import mpochain as mpo
 from mpochain import InterpolativeLinear, MPOError, MPOLinear, PermutedLinear
 from mpochain.decomposition import split_off
-from mpochain.nn import learning_rate_scales
 from mpochain.nn.description import describe
 from mpochain.nn.skeleton import skeleton
+from mpochain.surgery import learning_rate_scales
 
 BATCHES = [(1,), (6,), (0,), (), (2, 1, 3)]
 ROWS, COLUMNS = torch.tensor([3, 1, 7, 0, 2, 6, 5, 4]), torch.tensor([4, 2, 0, 1, 5, 3])

@@ -14,12 +14,14 @@ from torch import nn
 
 import mpochain as mpo
 from mpochain import EntangledEmbedding, MPOError, TokenTrainEmbedding
-from mpochain.nn import RowLinear, tied_head
-from mpochain.nn.compressed import compressed_layers, form_of
+from mpochain.nn import RowLinear
+from mpochain.nn.compressed import form_of
 from mpochain.nn.description import describe
 from mpochain.nn.embeddings import head as head_module
 from mpochain.nn.embeddings import rows as rows_module
 from mpochain.nn.skeleton import skeleton
+from mpochain.surgery import tied_head
+from mpochain.surgery.finding import compressed_layers
 
 
 @pytest.mark.parametrize("form", ALL)

@@ -10,9 +10,9 @@ from torch import nn
 
 import mpochain as mpo
 from mpochain import InterpolativeLinear, MPOError, MPOLinear, SumLinear
-from mpochain.nn import learning_rate_scales
 from mpochain.nn.description import describe
 from mpochain.nn.skeleton import skeleton
+from mpochain.surgery import learning_rate_scales
 
 BATCHES = [(1,), (6,), (0,), (), (2, 1, 3)]
 

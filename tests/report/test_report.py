@@ -3,10 +3,10 @@ from __future__ import annotations
 import pytest
 
 from mpochain import MPOError
-from mpochain.atomic import require_writable, write_bytes
 from mpochain.report import Column, markdown, provenance, text
 from mpochain.report import figures as figures_module
 from mpochain.report.figures import Series, draw
+from mpochain.system.files import require_writable, write_bytes
 
 COLUMNS = (Column("name", "model"), Column("size", "size", ","), Column("error", "error", ".2f"))
 RECORDS = [{"name": "dense", "size": 12345, "error": None}, {"name": "χ=4", "size": 7, "error": 0.5}]
@@ -74,5 +74,5 @@ def test_two_processes_find_out_at_once(tmp_path, monkeypatch):
         write_bytes(path, data)
         path.unlink()
 
-    monkeypatch.setattr("mpochain.atomic.write_bytes", write_and_lose)
+    monkeypatch.setattr("mpochain.system.files.write_bytes", write_and_lose)
     assert require_writable(tmp_path) == tmp_path

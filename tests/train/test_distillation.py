@@ -10,9 +10,9 @@ from torch import nn
 from torch.nn import functional as F
 
 from mpochain import MPOError
+from mpochain.execution.peak_memory import peak_bytes
 from mpochain.train import distillation
 from mpochain.train.distillation import captured, distillation_loss, hidden_loss, logits_of, next_tokens
-from mpochain.train.memory import peak_bytes
 
 
 def draw(rows, vocabulary, dtype=torch.float64, seed=0):

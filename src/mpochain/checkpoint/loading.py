@@ -16,8 +16,8 @@ from mpochain.nn import EntangledEmbedding, InterpolativeLinear, PermutedLinear,
 from mpochain.nn.compressed import Compressed
 from mpochain.nn.embeddings.entangled import require_units
 from mpochain.nn.permuted import require_order
-from mpochain.nn.replacement import replace_layers
 from mpochain.nn.skeleton import skeleton
+from mpochain.surgery.replacement import replace_layers
 
 __all__ = ["load"]
 

@@ -11,11 +11,11 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from mpochain.atomic import require_writable, write_bytes
 from mpochain.checkpoint.configuration import CONFIG, TENSORS, VERSION, digest, is_checkpoint
 from mpochain.errors import OutputError
-from mpochain.nn.compressed import compressed_layers
 from mpochain.nn.description import describe
+from mpochain.surgery.finding import compressed_layers
+from mpochain.system.files import require_writable, write_bytes
 
 __all__ = ["require_replaceable", "save"]
 

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from mpochain.cli.options import quiet_transformers
-from mpochain.cli.progress import say
+from mpochain.system.progress import say
 
 __all__ = ["compare"]
 
@@ -25,11 +25,11 @@ def compare(
 ) -> None:
     """Compare methods at several budgets, healed or not; write tables, figures and an HTML page."""
     from mpochain.errors import RecipeError
-    from mpochain.jobs import read_recipe
-    from mpochain.jobs.comparing import cells
-    from mpochain.jobs.comparing import compare as run
-    from mpochain.jobs.comparison_page import write_comparison
     from mpochain.report.figures import require_matplotlib
+    from mpochain.workflows import read_recipe
+    from mpochain.workflows.comparing import cells
+    from mpochain.workflows.comparing import compare as run
+    from mpochain.workflows.comparison_page import write_comparison
 
     require_matplotlib()
     if not page_only:

@@ -27,7 +27,7 @@ from mpochain.cli.options import (
     quiet_transformers,
     share_or_size,
 )
-from mpochain.cli.progress import counting, say
+from mpochain.system.progress import counting, say
 
 __all__ = ["compress", "plan"]
 
@@ -75,10 +75,10 @@ def compress(
     """Make a language model smaller; write it, report.html and report.json into a folder."""
     from mpochain.checkpoint import require_replaceable
     from mpochain.errors import OutputError, RecipeError
-    from mpochain.jobs import compress_by, read_recipe
-    from mpochain.jobs.report_page import write_report
     from mpochain.language import save_language_model
     from mpochain.report.figures import require_matplotlib
+    from mpochain.workflows import compress_by, read_recipe
+    from mpochain.workflows.report_page import write_report
 
     flags = _flags(model, budget, method, sequential, calibration, calibration_windows, target, ignore, dtype, seed)
     flags["evaluation"] = {
@@ -149,7 +149,7 @@ def _flags(
 
 
 def _dry_run(recipe: Path | None, flags: Mapping[str, Any], window: int | None, as_json: bool) -> None:
-    from mpochain.jobs import compress_by, read_recipe
+    from mpochain.workflows import compress_by, read_recipe
 
     wanted = read_recipe(recipe, flags, window=window)
     with quiet_transformers():

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from mpochain.cli.options import Dtype, quiet_transformers
-from mpochain.cli.progress import say
+from mpochain.system.progress import say
 
 __all__ = ["convert"]
 

@@ -21,8 +21,8 @@ def demo(
 ) -> None:
     """Compress a trained character transformer at several bonds; print what each one costs and keeps."""
     from mpochain import picogpt
-    from mpochain.atomic import require_writable
     from mpochain.picogpt.demo import demo as run
+    from mpochain.system.files import require_writable
 
     require_writable(out)
     text = picogpt.load_corpus(corpus)

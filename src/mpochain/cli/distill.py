@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from mpochain.cli.options import Dtype, Json, Seed, Window, command_line, print_json, quiet_transformers
-from mpochain.cli.progress import counting, say
+from mpochain.system.progress import counting, say
 
 __all__ = ["distill"]
 
@@ -41,8 +41,8 @@ def distill(
 ) -> None:
     """Make a model smaller in stages and let it learn after each; write it and distillation.json. Can be resumed."""
     from mpochain.errors import RecipeError
-    from mpochain.jobs import at_once, built_in_recipes, distill_by, read_recipe
-    from mpochain.jobs.staging import RECORD
+    from mpochain.workflows import at_once, built_in_recipes, distill_by, read_recipe
+    from mpochain.workflows.staging import RECORD
 
     known = built_in_recipes()
     if recipe not in known and not Path(recipe).exists():

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from mpochain.cli.options import Dtype, Json, print_json, quiet_transformers
-from mpochain.cli.progress import counting, say
+from mpochain.system.progress import counting, say
 
 __all__ = ["evaluate"]
 

@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from mpochain.cli.options import Dtype, Json, RecipeFile, Seed, command_line, print_json, quiet_transformers
-from mpochain.cli.progress import counting, say
+from mpochain.system.progress import counting, say
 
 __all__ = ["finetune"]
 
@@ -42,8 +42,8 @@ def finetune(
     as_json: Json = False,
 ) -> None:
     """Heal a compressed model; write it and healing.json. After Ctrl-C or a kill the same command goes on."""
-    from mpochain.atomic import write_bytes
-    from mpochain.jobs import heal_by, read_recipe
+    from mpochain.system.files import write_bytes
+    from mpochain.workflows import heal_by, read_recipe
 
     # Unless something else was asked for: then the missing teacher is an error.
     alone = recipe is None and teacher is None and text is not None and distillation is None

@@ -10,7 +10,7 @@ from typing import Annotated
 
 import typer
 
-from mpochain.cli.allocator import keep_freed_memory
+from mpochain.system.allocator import keep_freed_memory
 
 __all__ = ["study"]
 
@@ -35,12 +35,12 @@ def study(
     os.environ.setdefault("KINETO_LOG_LEVEL", "6")
 
     from mpochain import picogpt
-    from mpochain.atomic import require_writable
     from mpochain.errors import SpecError
     from mpochain.picogpt.study import MEASURES, run_preset
     from mpochain.picogpt.study import preset as runs_of
     from mpochain.picogpt.study.page import write_page
     from mpochain.report.figures import require_matplotlib
+    from mpochain.system.files import require_writable
 
     if page_only and (preset or only or corpus):
         raise SpecError(

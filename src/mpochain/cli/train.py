@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from mpochain.cli.allocator import keep_freed_memory
+from mpochain.system.allocator import keep_freed_memory
 
 __all__ = ["train"]
 
@@ -27,8 +27,8 @@ def train(
 ) -> None:
     """Train a PicoGPT; print its validation loss and accuracy as JSON. After Ctrl-C the same command goes on."""
     from mpochain import picogpt
-    from mpochain.atomic import require_writable
     from mpochain.errors import OutputError
+    from mpochain.system.files import require_writable
     from mpochain.train import TrainConfig
 
     require_writable(out.parent)

@@ -2,10 +2,10 @@
 
 from mpochain.compression.allocation import Curve, allocate
 from mpochain.compression.methods import METHODS, Entangled, Kronecker, TokenTrain
-from mpochain.compression.moments import Moments, collect_moments
+from mpochain.compression.pipeline import compress
 from mpochain.compression.records import CompressionReport, LayerRecord
+from mpochain.compression.statistics.moments import Moments, collect_moments
 from mpochain.compression.targets import select
-from mpochain.compression.whole import compress
 
 __all__ = [
     "METHODS",

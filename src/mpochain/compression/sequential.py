@@ -17,10 +17,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mpochain.compression.moments import Moments, frozen, run_batch
-from mpochain.compression.recompute import without_cache
+from mpochain.compression.statistics.moments import Moments, frozen, run_batch
+from mpochain.compression.statistics.recompute import without_cache
 from mpochain.errors import MPOError, SpecError
-from mpochain.nn.replacement import replace_layers
+from mpochain.surgery.replacement import replace_layers
 
 __all__ = ["Corrected", "Pair", "corrected", "in_sequence"]
 
@@ -121,8 +121,8 @@ def in_sequence(
         model: whose blocks are the items of one ``nn.ModuleList`` or ``nn.Sequential``, each given the first output of
             the one before it.
         layers: by name; those of no block are made first, without correction.
-        batches: see :func:`mpochain.compression.moments.run_batch`; gone through once. Kept are what goes into the
-            next block, in both models, and the other arguments of the blocks.
+        batches: see :func:`mpochain.compression.statistics.moments.run_batch`; gone through once. Kept are what goes
+            into the next block, in both models, and the other arguments of the blocks.
         make: from the name of a layer, and what both models give it, to what takes its place; None for nothing.
         log: told which block it is at.
 

@@ -9,8 +9,8 @@ from collections.abc import Iterable, Mapping
 from torch import nn
 
 from mpochain.errors import DTypeError, SpecError
-from mpochain.nn.compressed import compressed_layers
 from mpochain.nn.dense import weight_and_bias
+from mpochain.surgery.finding import compressed_layers
 
 __all__ = ["dense_layers", "select", "why_none"]
 

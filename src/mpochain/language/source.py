@@ -10,10 +10,10 @@ from typing import Any
 import torch
 from torch import nn
 
-from mpochain.atomic import require_writable
 from mpochain.checkpoint import is_checkpoint, load, require_replaceable, save
 from mpochain.errors import CheckpointError, MissingDependencyError, OutputError, SpecError
-from mpochain.nn import to_dense
+from mpochain.surgery import to_dense
+from mpochain.system.files import require_writable
 
 __all__ = ["LanguageModel", "load_language_model", "require_no_model", "save_dense", "save_language_model"]
 

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from mpochain.errors import DTypeError, ShapeError
-from mpochain.execute.kept import Kept
+from mpochain.execution.kept import Kept
 from mpochain.nn.dense import linear_of
 from mpochain.nn.interpolative import InterpolativeLinear
 from mpochain.nn.linear import MPOLinear
@@ -93,7 +93,7 @@ class ComposedLinear(nn.Module, ABC):
         return self.compact(x)
 
     def set_execution(self, *, memory: Memory = "compact", autotune: bool = False) -> Self:
-        """Choose how the layer and its parts are run, see :func:`mpochain.nn.set_execution`, and return it.
+        """Choose how the layer and its parts are run, see :func:`mpochain.surgery.set_execution`, and return it.
 
         Raises:
             SpecError: an unknown ``memory``.

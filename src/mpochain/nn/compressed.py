@@ -10,27 +10,10 @@ from mpochain.nn.linear import MPOLinear
 from mpochain.nn.permuted import PermutedLinear
 from mpochain.nn.sum import SumLinear
 
-__all__ = ["Compressed", "compressed_layers", "form_of"]
+__all__ = ["Compressed", "form_of"]
 
 # A layer in place of a dense one.
 Compressed = InterpolativeLinear | MPOLinear | PermutedLinear | RowEmbedding | RowLinear | SumLinear
-
-
-def compressed_layers(model: nn.Module) -> dict[str, Compressed]:
-    """Every compressed layer of a model by its name; what is within another one is not listed.
-
-    Example:
-        >>> parts = InterpolativeLinear(4, 3, 2), MPOLinear(4, 3, max_bond=1, bias=False)
-        >>> list(compressed_layers(nn.Sequential(SumLinear(parts), nn.ReLU(), nn.Linear(3, 2))))
-        ['0']
-    """
-    found: dict[str, Compressed] = {}
-    within: set[nn.Module] = set()
-    for name, layer in model.named_modules():
-        if isinstance(layer, Compressed) and layer not in within:
-            found[name] = layer
-            within.update(layer.modules())
-    return found
 
 
 def form_of(layer: nn.Module) -> str:

@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 from mpochain.decomposition import Interpolation, interpolative_parameters
 from mpochain.errors import ShapeError, SpecError
-from mpochain.execute.kept import Kept
+from mpochain.execution.kept import Kept
 from mpochain.nn.dense import linear_of
 from mpochain.nn.ordering import reordered
 from mpochain.planning import Memory
@@ -136,7 +136,7 @@ class InterpolativeLinear(nn.Module):
         return interpolative_parameters(self.out_features, self.in_features, self.rank)
 
     def set_execution(self, *, memory: Memory = "compact", autotune: bool = False) -> InterpolativeLinear:  # noqa: ARG002  # as chains have it
-        """Choose how the layer is run, see :func:`mpochain.nn.set_execution`; there is nothing to tune.
+        """Choose how the layer is run, see :func:`mpochain.surgery.set_execution`; there is nothing to tune.
 
         Raises:
             SpecError: an unknown ``memory``.

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from mpochain.chain import Method, MPOChain
 from mpochain.errors import DTypeError, ShapeError, SpecError
-from mpochain.execute import ChainRunner
+from mpochain.execution import ChainRunner
 from mpochain.factorization import decompose, decompose_terms
 from mpochain.nn.dense import dense_parameters, linear_of
 from mpochain.nn.initialization import normal_

@@ -8,10 +8,10 @@ import torch
 from torch import Tensor, nn
 
 from mpochain.chain import MPOChain
-from mpochain.compression.fisher import SampledLoss
-from mpochain.compression.fit import weights_of
-from mpochain.compression.methods.interpolation import DAMPING
-from mpochain.compression.moments import collect_moments
+from mpochain.compression.methods.interpolative import DAMPING
+from mpochain.compression.statistics.low_rank import weights_of
+from mpochain.compression.statistics.moments import collect_moments
+from mpochain.compression.statistics.sampled_loss import SampledLoss
 from mpochain.decomposition import calibrated
 from mpochain.nn import MPOLinear
 from mpochain.picogpt.corpus import Corpus

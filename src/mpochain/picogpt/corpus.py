@@ -25,8 +25,8 @@ import platformdirs
 import torch
 from torch import Tensor
 
-from mpochain.atomic import write_bytes
 from mpochain.errors import CorpusError, OutputError
+from mpochain.system.files import write_bytes
 
 __all__ = ["ENVIRONMENT_VARIABLE", "GUTENBERG", "TINY_SHAKESPEARE", "Corpus", "Edition", "load_corpus"]
 

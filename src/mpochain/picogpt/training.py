@@ -12,10 +12,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from mpochain.errors import SpecError
-from mpochain.nn import learning_rate_scales
 from mpochain.picogpt.corpus import Corpus
 from mpochain.picogpt.evaluation import evaluate
 from mpochain.picogpt.model import PicoGPT
+from mpochain.surgery import learning_rate_scales
 from mpochain.train import TrainConfig, TrainResult, train
 from mpochain.train.distillation import distillation_loss
 from mpochain.train.teacher import fingerprint
@@ -85,7 +85,7 @@ def train_picogpt(
         model: trained in place.
         corpus: the text.
         config: see :class:`mpochain.train.TrainConfig`.
-        core_rates: whether cores learn at rates by their fan-in, see :func:`mpochain.nn.learning_rate_scales`.
+        core_rates: whether cores learn at rates by their fan-in, see :func:`mpochain.surgery.learning_rate_scales`.
         teacher: a model whose predictions are learned beside the text; left as it is.
         lessons: how much of them; by default half of the loss, at temperature 2.
         start: where the weights came from (JSON); a checkpoint of a run that started elsewhere is refused.

@@ -11,11 +11,11 @@ import safetensors
 import torch
 from safetensors.torch import save
 
-from mpochain.atomic import write_bytes
 from mpochain.errors import CheckpointError
 from mpochain.picogpt.corpus import Corpus
 from mpochain.picogpt.design import Design
 from mpochain.picogpt.model import PicoGPT, build
+from mpochain.system.files import write_bytes
 
 __all__ = ["load_weights", "save_weights", "shipped"]
 

@@ -17,10 +17,10 @@ from typing import Any
 
 import platformdirs
 
-from mpochain.atomic import write_bytes
 from mpochain.errors import OutputError
-from mpochain.hardware import processor
 from mpochain.planning.machine import Machine, Setting, default_machine
+from mpochain.system.files import write_bytes
+from mpochain.system.processor import processor
 
 __all__ = ["STORE", "Store"]
 

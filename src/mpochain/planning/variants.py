@@ -1,7 +1,7 @@
 """How torch runs a candidate: how much at a time, and what is kept for the backward pass.
 
 A candidate fixes the mathematics; a variant fixes what is free beside it. Predictions choose among variants by the
-rules below, measurements (:mod:`mpochain.execute.tuning`) by trying the neighbours of what the rules choose.
+rules below, measurements (:mod:`mpochain.execution.tuning`) by trying the neighbours of what the rules choose.
 """
 
 from __future__ import annotations

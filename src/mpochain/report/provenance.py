@@ -9,7 +9,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from mpochain.hardware import processor
+from mpochain.system.processor import processor
 
 __all__ = ["provenance"]
 

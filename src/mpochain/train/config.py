@@ -71,7 +71,7 @@ class FinetuneConfig(TrainConfig):
         autocast: element type of the matrix products; parameters and losses stay float32. None for the model's own.
         gradient_checkpointing: compute the activations of each block again in the backward pass in place of keeping
             them; for models with ``gradient_checkpointing_enable``, as those of transformers have.
-        core_rates: whether cores learn at rates by their fan-in, see :func:`mpochain.nn.learning_rate_scales`.
+        core_rates: whether cores learn at rates by their fan-in, see :func:`mpochain.surgery.learning_rate_scales`.
         trainable: ``"all"``; ``"compressed"``: the parameters of compressed layers, and vectors such as biases and
             the weights of norms, which are few, so that embeddings and layers that stayed dense stay as they are; or
             names of parameters or modules, and ``re:`` patterns of them, for these alone.

@@ -8,7 +8,7 @@ from typing import Any
 from torch import nn
 
 from mpochain.errors import SpecError
-from mpochain.nn import learning_rate_scales
+from mpochain.surgery import learning_rate_scales
 
 __all__ = ["parameter_groups", "scaled_groups"]
 
@@ -31,7 +31,7 @@ def parameter_groups(
             parameters shrink alike. None leaves it to the optimiser: cores then shrink as much faster than dense
             weights as they learn.
         scales: factors by parameter name, 1 for those that are not named; by default cores go by their fan-in,
-            :func:`mpochain.nn.learning_rate_scales`.
+            :func:`mpochain.surgery.learning_rate_scales`.
 
     Returns:
         Groups with ``params``, ``lr``, ``scale``, the factor, and ``weight_decay`` if it was given.

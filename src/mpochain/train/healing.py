@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from mpochain.errors import ShapeError, SpecError
-from mpochain.nn import learning_rate_scales
+from mpochain.surgery import learning_rate_scales
 from mpochain.train.attention import attention_loss
 from mpochain.train.config import FinetuneConfig
 from mpochain.train.distillation import distillation_loss, hidden_loss

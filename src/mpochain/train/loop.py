@@ -17,12 +17,12 @@ import torch
 from pydantic import TypeAdapter, ValidationError
 from torch import Tensor, nn
 
-from mpochain.atomic import require_writable
 from mpochain.errors import CheckpointError, NonFiniteError
-from mpochain.execute import fast_products
+from mpochain.execution import fast_products
+from mpochain.system.files import require_writable
+from mpochain.system.progress import TrainingProgress
 from mpochain.train.config import TrainConfig, learning_rate
 from mpochain.train.groups import scaled_groups
-from mpochain.train.progress import TrainingProgress
 from mpochain.train.state import load_state, read_record, save_state
 
 __all__ = ["CurvePoint", "TrainResult", "train"]

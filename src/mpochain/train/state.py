@@ -14,8 +14,8 @@ import torch
 from safetensors.torch import save
 from torch import Tensor, nn
 
-from mpochain.atomic import write_bytes
 from mpochain.errors import CheckpointError
+from mpochain.system.files import write_bytes
 
 __all__ = ["load_state", "read_record", "save_state"]
 

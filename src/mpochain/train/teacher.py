@@ -15,8 +15,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from mpochain.atomic import require_writable, write_bytes
 from mpochain.errors import CheckpointError, OutputError
+from mpochain.system.files import require_writable, write_bytes
 from mpochain.train.attention import attentions_of
 from mpochain.train.config import FinetuneConfig
 from mpochain.train.distillation import captured, logits_of

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from mpochain.errors import DTypeError, SpecError
-from mpochain.nn.compressed import compressed_layers
+from mpochain.surgery.finding import compressed_layers
 from mpochain.train.config import FinetuneConfig
 
 __all__ = ["require_trainable", "trainable_parameters"]

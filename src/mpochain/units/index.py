@@ -11,8 +11,8 @@ from typing import Protocol, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from mpochain.atomic import write_bytes
 from mpochain.errors import SpecError
+from mpochain.system.files import write_bytes
 
 __all__ = ["Segmenter", "Units"]
 

@@ -2,7 +2,7 @@
 
 from mpochain.compression.methods.balanced import Balanced
 from mpochain.compression.methods.entangled import Entangled
-from mpochain.compression.methods.interpolation import Interpolative
+from mpochain.compression.methods.interpolative import Interpolative
 from mpochain.compression.methods.kronecker import Kronecker
 from mpochain.compression.methods.low_rank import LowRank
 from mpochain.compression.methods.method import Built, Method

@@ -8,7 +8,7 @@ from torch import Tensor
 from mpochain import shapes
 from mpochain.compression.allocation import Curve
 from mpochain.compression.methods.method import Built, Method
-from mpochain.compression.moments import Moments
+from mpochain.compression.statistics.moments import Moments
 from mpochain.decomposition import interleave
 from mpochain.factorization import decompose
 from mpochain.nn import MPOLinear

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from mpochain.compression.allocation import Curve, cheapest_within, uniform
 from mpochain.compression.budget import error_budget, parameter_budget
 from mpochain.compression.methods.method import Built, Method
-from mpochain.compression.moments import Moments
+from mpochain.compression.statistics.moments import Moments
 from mpochain.errors import SpecError
 from mpochain.nn.dense import weight_and_bias
 from mpochain.nn.embeddings import EntangledEmbedding

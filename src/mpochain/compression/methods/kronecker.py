@@ -12,9 +12,9 @@ from torch import Tensor
 
 from mpochain.chain import MPOChain
 from mpochain.compression.allocation import Curve
-from mpochain.compression.fit import errors_between
 from mpochain.compression.methods.method import Built, Method
-from mpochain.compression.moments import Moments
+from mpochain.compression.statistics.low_rank import errors_between
+from mpochain.compression.statistics.moments import Moments
 from mpochain.decomposition import Split, calibrated, interleave, split_off, split_spec
 from mpochain.errors import SpecError
 from mpochain.nn import MPOLinear, PermutedLinear

@@ -8,9 +8,9 @@ from torch import Tensor
 from mpochain import shapes
 from mpochain.chain import MPOChain
 from mpochain.compression.allocation import Curve
-from mpochain.compression.fit import errors_of, fit
 from mpochain.compression.methods.method import Built, Method
-from mpochain.compression.moments import Moments
+from mpochain.compression.statistics.low_rank import errors_of, fit
+from mpochain.compression.statistics.moments import Moments
 from mpochain.decomposition import WeightedLowRank, weighted_low_rank
 from mpochain.nn import MPOLinear
 

@@ -8,8 +8,8 @@ from typing import Protocol
 from torch import Tensor, nn
 
 from mpochain.compression.allocation import Curve
-from mpochain.compression.fit import Errors
-from mpochain.compression.moments import Moments
+from mpochain.compression.statistics.low_rank import Errors
+from mpochain.compression.statistics.moments import Moments
 
 __all__ = ["Built", "Method"]
 

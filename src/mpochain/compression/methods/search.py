@@ -9,10 +9,10 @@ from torch import Tensor
 from mpochain import shapes
 from mpochain.chain import MPOChain
 from mpochain.compression.allocation import Curve
-from mpochain.compression.fit import errors_between, weights_of
-from mpochain.compression.methods.interpolation import DAMPING, Interpolative, order_cost
+from mpochain.compression.methods.interpolative import DAMPING, Interpolative, order_cost
 from mpochain.compression.methods.method import Built, Method
-from mpochain.compression.moments import Moments
+from mpochain.compression.statistics.low_rank import errors_between, weights_of
+from mpochain.compression.statistics.moments import Moments
 from mpochain.decomposition import (
     Calibration,
     Interpolation,

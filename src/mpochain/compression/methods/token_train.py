@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from mpochain.compression.allocation import Curve
 from mpochain.compression.methods.method import Built, Method
-from mpochain.compression.moments import Moments
+from mpochain.compression.statistics.moments import Moments
 from mpochain.nn.embeddings import TokenTrainEmbedding
 
 __all__ = ["TokenTrain"]

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from mpochain.errors import DTypeError, SpecError
-from mpochain.execute.autocast import without_autocast
+from mpochain.execution.autocast import without_autocast
 from mpochain.nn.embeddings.rows import Maker, RowEmbedding
 
 __all__ = ["EntangledEmbedding", "Source", "require_units"]

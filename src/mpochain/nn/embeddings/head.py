@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from mpochain.errors import ShapeError
-from mpochain.execute.kept import Kept
+from mpochain.execution.kept import Kept
 from mpochain.nn.dense import linear_of
 from mpochain.nn.embeddings.rows import RowEmbedding
 from mpochain.planning import Memory
@@ -27,7 +27,7 @@ class RowLinear(nn.Module):
 
     All rows are needed for every input, so unlike a look-up this makes them all, so many at a time that they and what
     they are made of take some 64 MiB; the backward pass makes them again. For heads that are tied to an embedding, see
-    :func:`mpochain.nn.tied_head`; that of an :class:`mpochain.MPOEmbedding` is a chain and makes none.
+    :func:`mpochain.surgery.tied_head`; that of an :class:`mpochain.MPOEmbedding` is a chain and makes none.
 
     Args:
         table: becomes a submodule and is not copied.
@@ -100,7 +100,7 @@ class RowLinear(nn.Module):
         return F.linear(x, self.table.rows(ids))
 
     def set_execution(self, *, memory: Memory = "compact", autotune: bool = False) -> Self:
-        """Choose how the layer is run, see :func:`mpochain.nn.set_execution`, and return it.
+        """Choose how the layer is run, see :func:`mpochain.surgery.set_execution`, and return it.
 
         Raises:
             SpecError: an unknown ``memory``.

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from mpochain.errors import DTypeError, SpecError
-from mpochain.execute.autocast import without_autocast
+from mpochain.execution.autocast import without_autocast
 from mpochain.factorization import decompose
 from mpochain.nn.dense import dense_table
 from mpochain.nn.embeddings.rows import Maker, RowEmbedding

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from mpochain.errors import DTypeError, SpecError
-from mpochain.execute.kept import Kept, keepable
+from mpochain.execution.kept import Kept, keepable
 from mpochain.planning import Memory
 
 __all__ = ["Maker", "RowEmbedding"]

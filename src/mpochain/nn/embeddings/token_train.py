@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from mpochain import shapes
 from mpochain.errors import NonFiniteError, SpecError
-from mpochain.execute.autocast import without_autocast
+from mpochain.execution.autocast import without_autocast
 from mpochain.nn.dense import dense_table
 from mpochain.nn.embeddings.rows import Maker, RowEmbedding
 

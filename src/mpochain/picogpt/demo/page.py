@@ -6,11 +6,11 @@ import json
 from dataclasses import asdict
 from pathlib import Path
 
-from mpochain.atomic import write_bytes
 from mpochain.picogpt.demo.result import COLUMNS, DemoResult
 from mpochain.report import markdown
 from mpochain.report.figures import Series, draw
 from mpochain.report.origin import commit_name
+from mpochain.system.files import write_bytes
 
 __all__ = ["write_page"]
 

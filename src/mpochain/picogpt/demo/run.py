@@ -11,7 +11,6 @@ from typing import Any
 import torch
 from torch import nn
 
-from mpochain.atomic import require_writable
 from mpochain.nn import MPOLinear
 from mpochain.picogpt.corpus import Corpus
 from mpochain.picogpt.decomposition import decompose_linears
@@ -24,6 +23,7 @@ from mpochain.picogpt.training import LEARNING_RATE, train_picogpt
 from mpochain.picogpt.weights import load_weights, shipped
 from mpochain.report import provenance
 from mpochain.report.figures import require_matplotlib
+from mpochain.system.files import require_writable
 from mpochain.train import TrainConfig
 
 __all__ = ["demo"]

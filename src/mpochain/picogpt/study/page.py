@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from mpochain.atomic import require_writable, write_bytes
 from mpochain.errors import CheckpointError, OutputError
 from mpochain.picogpt.corpus import TINY_SHAKESPEARE
 from mpochain.picogpt.study.beyond import beyond
@@ -19,6 +18,7 @@ from mpochain.picogpt.study.sections.times import times
 from mpochain.picogpt.study.sections.training import training
 from mpochain.report.origin import origin
 from mpochain.report.page import Figure, Heading, Page, Text
+from mpochain.system.files import require_writable, write_bytes
 
 __all__ = ["write_page"]
 

@@ -11,8 +11,8 @@ from typing import Any
 
 import torch
 
-from mpochain.atomic import require_writable, write_bytes
 from mpochain.errors import CheckpointError
+from mpochain.execution.peak_memory import peak_bytes
 from mpochain.picogpt.calibration import calibrate_linears
 from mpochain.picogpt.corpus import Corpus
 from mpochain.picogpt.decomposition import decompose_linears
@@ -29,8 +29,8 @@ from mpochain.picogpt.study.timing import timing
 from mpochain.picogpt.training import train_picogpt
 from mpochain.picogpt.weights import load_weights, save_weights
 from mpochain.report import provenance
+from mpochain.system.files import require_writable, write_bytes
 from mpochain.train import TrainConfig
-from mpochain.train.memory import peak_bytes
 
 __all__ = ["MEASURES", "run_preset"]
 

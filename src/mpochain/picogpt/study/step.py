@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from mpochain.execute import fast_products
+from mpochain.execution import fast_products
 from mpochain.picogpt.model import PicoGPT
 
 __all__ = ["TrainingStep"]

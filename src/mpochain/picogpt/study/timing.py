@@ -10,11 +10,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mpochain.nn import set_execution
+from mpochain.execution.peak_memory import peak_bytes
 from mpochain.picogpt.design import Design
 from mpochain.picogpt.model import PicoGPT, build
 from mpochain.picogpt.study.step import TrainingStep
-from mpochain.train.memory import peak_bytes
+from mpochain.surgery import set_execution
 
 __all__ = ["timing"]
 

@@ -1,0 +1,129 @@
+"""The sums that calibration batches add up in, one set for each layer that is looked at."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from mpochain.compression.statistics.recompute import Recomputation
+from mpochain.errors import MPOError, NonFiniteError
+from mpochain.nn.dense import dense_parameters
+
+__all__ = ["LastInput", "Slabs", "Sums"]
+
+_SLAB = 1 << 24  # numbers of 4 bytes; what is this large is given back to the system when it is let go
+
+
+class LastInput:
+    """The input that a layer was given last, and which layer it was."""
+
+    def __init__(self) -> None:
+        self.x: Tensor | None = None
+        self.name = ""
+
+    def clear(self) -> None:
+        """Forget it, before another batch."""
+        self.x = None
+
+
+class Slabs:
+    """Room for what is kept, apart from what comes and goes with every batch.
+
+    One by one among the activations, moments of a megabyte left holes in the heap as large as all of them together.
+    """
+
+    def __init__(self) -> None:
+        self._free: dict[torch.device, Tensor] = {}
+
+    def square(self, rows: Tensor) -> Tensor:
+        """Zeros ``(n, n)`` for rows of ``n``."""
+        size = rows.shape[1] ** 2
+        free = self._free.get(rows.device)
+        if free is None or len(free) < size:
+            free = torch.zeros(max(_SLAB, size), device=rows.device)
+        self._free[rows.device] = free[size:]
+        return free[:size].view(rows.shape[1], -1)
+
+
+class Sums:
+    """The running sums of one layer."""
+
+    def __init__(self, name: str, layer: nn.Module, inputs: bool, slabs: Slabs) -> None:
+        self.name, self.owner = name, name
+        self._slabs = slabs
+        self.weight = dense_parameters(layer, name)[0].detach()
+        self.wide = self.weight.shape[0] <= self.weight.shape[1]
+        self.keeps_inputs = inputs or not self.wide
+        self.rows = 0
+        self.inputs: Tensor | None = None
+        self.outputs: Tensor | None = None
+        self.gradients: Tensor | None = None
+        self.input_power = self.gradient_power = 0.0
+
+    def before(
+        self, last: LastInput, again: Recomputation, gradients: bool
+    ) -> Callable[[nn.Module, tuple[Any, ...]], Any]:
+        """The hook that is given the inputs."""
+
+        def hook(_: nn.Module, arguments: tuple[Any, ...]) -> tuple[Any, ...] | None:
+            x = arguments[0]
+            if not again.active:
+                self._add_input(x, last)
+            if gradients and not x.requires_grad:
+                # Parameters are frozen, so gradients begin at the first layers that are looked at.
+                return (x.detach().requires_grad_(), *arguments[1:])
+            return None
+
+        return hook
+
+    def _add_input(self, x: Tensor, last: LastInput) -> None:
+        rows = x.detach().reshape(-1, x.shape[-1])
+        if not self.keeps_inputs:
+            self.outputs = self._added(self.outputs, rows @ self.weight.T)
+        else:
+            owner = last.name if last.x is x else self.name
+            if self.rows and self.owner != owner:
+                raise MPOError(
+                    f"{self.name} has the same input as another layer in some calibration batches only; calibrate "
+                    "in one call per kind of batch"
+                )
+            self.owner = owner
+            if owner == self.name:
+                self.inputs = self._added(self.inputs, rows)
+                last.x, last.name = x, self.name
+        self.rows += rows.shape[0]
+        self.input_power += float(rows.float().square().mean(1).sum())
+
+    def after(self, _: nn.Module, __: tuple[Any, ...], output: Tensor) -> None:
+        """The hook that is given the outputs."""
+        if output.requires_grad:
+            output.register_hook(self._add_gradient)
+
+    def _add_gradient(self, gradient: Tensor) -> None:
+        rows = gradient.detach().reshape(-1, gradient.shape[-1])
+        self.gradients = self._added(self.gradients, rows if self.wide else rows @ self.weight)
+        self.gradient_power += float(rows.float().square().mean(1).sum())
+
+    def _added(self, total: Tensor | None, rows: Tensor) -> Tensor:
+        rows = rows.float()
+        total = self._slabs.square(rows) if total is None else total
+        return total.addmm_(rows.T, rows)
+
+    def require_finite(self, batch: int) -> None:
+        """The sums of squares tell: they are finite only where every entry is."""
+        for what, power in (("inputs", self.input_power), ("gradients", self.gradient_power)):
+            if not math.isfinite(power):
+                raise NonFiniteError(
+                    f"calibration batch {batch}: the {what} of {self.name} hold NaN or infinite numbers; check the "
+                    "batch, or run the model in a wider type"
+                )
+
+    def divide(self) -> None:
+        """Means in place of sums."""
+        for total in (self.inputs, self.outputs, self.gradients):
+            if total is not None:
+                total /= self.rows

@@ -1,0 +1,1 @@
+"""Ways to run a schedule in torch, one file each."""

@@ -1,0 +1,195 @@
+"""Measured plans: what is timed, what is kept, and what is believed of it."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+
+import pytest
+import torch
+from torch import nn
+
+import mpochain as mpo
+from mpochain import ChainSpec, MPOLinear
+from mpochain.execution import measure_machine, tuned, tuning
+from mpochain.execution.measurement import interleaved
+from mpochain.planning import Setting
+from mpochain.planning.store import STORE
+
+SPEC = ChainSpec((8, 16), (8, 16), 4)
+HERE = Setting("float32", threads=torch.get_num_threads())
+
+
+def _tune(mode="inference", memory="compact", batch=4):
+    return tuned(SPEC, batch, mode=mode, memory=memory, setting=HERE)
+
+
+@pytest.mark.parametrize("mode", ["inference", "training"])
+@pytest.mark.parametrize("memory", ["compact", "fast"])
+def test_a_tuned_plan_runs_the_fastest_of_what_was_timed(mode, memory):
+    made = _tune(mode, memory)
+    timed = [each for each in made.considered if each.measured is not None]
+    # How many are hopeless depends on what this machine was measured to be.
+    predicted = mpo.plan(SPEC, 4, mode=mode, memory=memory, setting=HERE)
+    promising = {
+        each.variant.candidate
+        for place, each in enumerate(predicted.considered)
+        if each.predicted <= 4 * predicted.predicted_seconds and (place < 3 or each.variant.rebuilds)
+    }
+    assert promising <= {each.variant.candidate for each in timed}
+    assert made.chosen is timed[0].variant
+    assert made.measured_seconds == min(each.measured for each in timed)
+    assert {each.variant.candidate for each in made.considered} == {
+        each.variant.candidate for each in mpo.plan(SPEC, 4, mode=mode, memory=memory).considered
+    }
+    text = str(made)
+    for word in ("predicted and measured", "measured  ", "dense", "machine constants: measured here"):
+        assert word in text
+
+
+def test_what_won_is_recalled_without_timing(monkeypatch):
+    first = _tune()
+    tuning._tuned.cache_clear()
+    monkeypatch.setattr(tuning, "_timed", lambda predicted: pytest.fail("timed again"))
+    second = _tune()
+    assert second is not first
+    assert str(second) == str(first)
+
+
+def test_another_process_recalls_it():
+    made = _tune()
+    code = (
+        "import torch; from mpochain import ChainSpec; from mpochain.execution import tuned, tuning\n"
+        "from mpochain.planning import Setting\n"
+        "tuning._timed = None\n"
+        f"torch.set_num_threads({HERE.threads})\n"
+        f"print(tuned(ChainSpec((8, 16), (8, 16), 4), 4, mode='inference', memory='compact', setting={HERE!r}))"
+    )
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert run.stdout.strip() == str(made), run.stderr
+
+
+def test_the_hopeless_are_not_timed():
+    # Over a minute for one call of order 0>1, whose states are 64 times as large: measured once, by accident.
+    spec = ChainSpec((512, 8), (8, 512), 64)
+    predicted = mpo.plan(spec, 1024, setting=HERE)
+    assert predicted.considered[-1].predicted > 10 * predicted.predicted_seconds
+    made = tuned(spec, 1024, mode="inference", memory="compact", setting=HERE)
+    worst = max(each.predicted for each in made.considered if each.measured is not None)
+    assert worst <= 4 * min(each.predicted for each in made.considered)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda record: record["timed"][0].update(groups=[[0, 7]]),
+        lambda record: record["timed"][0].update(order="x"),
+        lambda record: record["timed"][0].update(tile=0),
+        lambda record: record["timed"][0].update(tile=float("inf")),
+        lambda record: record.update(dense=-1.0),
+        lambda record: record["timed"][0].update(seconds=-1),
+        lambda record: record["timed"][0].update(seconds=None),
+        lambda record: record["timed"][0].pop("panel"),
+        lambda record: record["timed"].clear(),
+        lambda record: record.update(timed=3),
+        lambda record: record.pop("dense"),
+    ],
+)
+def test_a_record_that_makes_no_sense_is_made_anew(change):
+    _tune()
+    tuning._tuned.cache_clear()
+    content = json.loads(STORE.path.read_text())
+    (key,) = content["plans"]
+    change(content["plans"][key])
+    STORE._plans[key] = content["plans"][key]
+    made = _tune()
+    assert made.measured_seconds > 0
+    assert made.chosen.tile >= 1
+    assert STORE.decision(key)["timed"][0]["seconds"] == made.measured_seconds
+
+
+def test_constants_are_plausible_and_kept():
+    machine = measure_machine(HERE)
+    assert machine.measured
+    assert STORE.machine(HERE) == machine
+    assert 1e8 < machine.gemm_rate < 1e14
+    assert 1e7 < machine.bandwidth <= machine.cache_bandwidth
+    assert 0 < machine.call_seconds < 1e-2
+
+
+class TestLayers:
+    def test_plans_are_measured_at_the_first_call_of_a_size(self):
+        layer = MPOLinear(128, 128, spec=SPEC).set_execution(memory="fast", autotune=True)
+        x = torch.randn(5, 128)
+        with torch.no_grad():
+            torch.testing.assert_close(layer(x), nn.functional.linear(x, layer.weight, layer.bias))
+        assert layer.plan(8)[0].measured_seconds is not None
+        y = layer(x)
+        y.sum().backward()
+        assert all(p.grad is not None for p in layer.parameters())
+        mpo.set_execution(layer)
+        assert layer.plan(8)[0].measured_seconds is None
+
+    def test_precompile_measures_ahead(self, monkeypatch):
+        layer = MPOLinear(128, 128, spec=SPEC).set_execution(autotune=True).precompile([1, 8])
+        monkeypatch.setattr(tuning, "_timed", lambda predicted: pytest.fail("timed in a call"))
+        with torch.no_grad():
+            layer(torch.randn(1, 128)), layer(torch.randn(7, 128))
+        layer(torch.randn(8, 128))
+
+    def test_in_the_middle_of_anything(self):
+        layer = MPOLinear(128, 128, spec=SPEC).set_execution(autotune=True)
+        x = torch.randn(3, 128)
+        torch.manual_seed(5)
+        expected = torch.rand(1)
+        torch.manual_seed(5)
+        with torch.inference_mode():
+            layer(x)
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            assert layer(x).dtype == torch.bfloat16
+        with torch.no_grad(), torch.autocast("cpu", dtype=torch.bfloat16):
+            assert layer(x).dtype == layer(x).dtype == torch.bfloat16
+        assert torch.equal(torch.rand(1), expected), "the caller's random numbers are left alone"
+
+    def test_nothing_is_timed_on_meta_or_with_fake_tensors(self, monkeypatch):
+        monkeypatch.setattr(tuning, "interleaved", lambda *a, **k: pytest.fail("timed"))
+        with torch.device("meta"):
+            layer = MPOLinear(128, 128, spec=SPEC).set_execution(autotune=True)
+            assert layer(torch.empty(3, 128)).shape == (3, 128)
+        with torch._subclasses.FakeTensorMode(), torch.no_grad():
+            layer = MPOLinear(128, 128, spec=SPEC).set_execution(autotune=True)
+            assert layer(torch.empty(3, 128)).shape == (3, 128)
+        assert STORE._plans == {}
+
+    def test_threads_and_types_have_plans_of_their_own(self):
+        layer = MPOLinear(128, 128, spec=SPEC)
+        before = torch.get_num_threads()
+        x = torch.randn(3, 128)
+        try:
+            with torch.no_grad():
+                layer(torch.randn(2, 3, 128)[0].t().contiguous().t())
+                torch.set_num_threads(other := before % 2 + 1)
+                layer(x[:2])
+                assert f"{other} thread" in str(layer.plan(2)[0])
+                layer.double()
+                layer(x.double())
+        finally:
+            torch.set_num_threads(before)
+        settings = {(key[2], key[4]) for key in layer._runners[0]._programs}
+        assert {dtype for dtype, _ in settings} == {torch.float32, torch.float64}
+        assert other in {threads for _, threads in settings}
+
+
+def test_slow_calls_are_timed_once():
+    import time
+
+    counts = {"fast": 0, "slow": 0}
+
+    def call(name, seconds):
+        counts[name] += 1
+        time.sleep(seconds)
+
+    fast, slow = interleaved([lambda: call("fast", 0.002), lambda: call("slow", 0.02)], "cpu", rounds=3)
+    assert counts["slow"] <= 4 < counts["fast"]
+    assert 0.002 <= fast < slow

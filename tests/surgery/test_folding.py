@@ -1,0 +1,160 @@
+"""Orders that neighbours take over: the function stays, the look-ups go, and what is shared is left alone."""
+
+from __future__ import annotations
+
+import copy
+import warnings
+
+import pytest
+import torch
+import transformers
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import nn
+
+import mpochain as mpo
+from mpochain import InterpolativeLinear, MPOLinear, PermutedLinear
+from mpochain.compression import Kronecker
+from mpochain.surgery import fold_orders
+
+FORMS = ["dense", "chain", "interpolative", "rows", "columns", "both"]
+
+
+def layer_of(form, in_, out, generator):
+    if form == "dense":
+        return nn.Linear(in_, out, dtype=torch.float64)
+    if form == "chain":
+        return MPOLinear(in_, out, max_bond=2, dtype=torch.float64)
+    if form == "interpolative":
+        layer = InterpolativeLinear(in_, out, 2, dtype=torch.float64)
+        layer.place.copy_(torch.randperm(out, generator=generator))
+        return layer
+    return PermutedLinear(
+        MPOLinear(in_, out, max_bond=2, bias=False, dtype=torch.float64),
+        rows=torch.randperm(out, generator=generator) if form != "columns" else None,
+        columns=torch.randperm(in_, generator=generator) if form != "rows" else None,
+        bias=torch.randn(out, dtype=torch.float64, generator=generator),
+    )
+
+
+class Gated(nn.Module):
+    def __init__(self, forms, generator):
+        super().__init__()
+        self.gate_proj, self.up_proj = (layer_of(form, 4, 8, generator) for form in forms[:2])
+        self.down_proj, self.act = layer_of(forms[2], 8, 4, generator), nn.SiLU()
+
+    def forward(self, x):
+        return self.down_proj(self.act(self.gate_proj(x)) * self.up_proj(x))
+
+
+class Plain(nn.Module):
+    def __init__(self, forms, generator):
+        super().__init__()
+        self.c_fc, self.c_proj = layer_of(forms[0], 4, 8, generator), layer_of(forms[1], 8, 4, generator)
+
+    def forward(self, x):
+        return self.c_proj(torch.relu(self.c_fc(x)))
+
+
+def look_ups(model):
+    return sum(len(layer.orders) for layer in model.modules() if isinstance(layer, PermutedLinear))
+
+
+@given(st.lists(st.sampled_from(FORMS), min_size=3, max_size=3), st.booleans(), st.integers(0, 2**16))
+def test_the_function_stays(forms, gated, seed):
+    generator = torch.Generator().manual_seed(seed)
+    torch.manual_seed(seed)
+    model = nn.Sequential((Gated if gated else Plain)(forms, generator)).eval()
+    x = torch.randn(3, 4, dtype=torch.float64, generator=generator)
+    expected, before = model(x), look_ups(model)
+    saved = fold_orders(model)
+    torch.testing.assert_close(model(x), expected)
+    assert look_ups(model) <= before - saved  # an order that happens to be the given one goes too
+    assert fold_orders(model) == 0
+
+
+def test_what_is_saved():
+    generator = torch.Generator().manual_seed(0)
+    for forms, saved in (
+        (("both", "both"), 1),
+        (("rows", "dense"), 1),
+        (("both", "interpolative"), 1),
+        (("dense",) * 2, 0),
+    ):
+        assert fold_orders(Plain(forms, generator)) == saved
+    model = Plain(("rows", "columns"), generator)
+    model.c_proj = PermutedLinear(MPOLinear(8, 4, max_bond=2, bias=False), columns=torch.argsort(model.c_fc.place))
+    assert fold_orders(model) == 2
+    assert type(model.c_fc) is type(model.c_proj) is MPOLinear
+
+
+def test_gpt2_is_saved_and_read_as_before(tmp_path):
+    torch.manual_seed(0)
+    settings = transformers.GPT2Config(vocab_size=23, n_positions=16, n_embd=16, n_layer=2, n_head=2)
+    model = transformers.GPT2LMHeadModel(settings).eval()
+    mpo.compress(model, None, targets=[r"re:.*mlp\.c_fc"], method=Kronecker(permuted=True, factors=[(4, 2)], terms=2))
+    tokens = torch.randint(23, (2, 12))
+    with torch.no_grad():
+        expected = model(tokens).logits
+        assert fold_orders(model) == 2
+        torch.testing.assert_close(model(tokens).logits, expected, atol=1e-5, rtol=1e-4)
+        torch.testing.assert_close(mpo.load(mpo.save(model, tmp_path))(tokens).logits, model(tokens).logits)
+
+
+def test_frozen_layers_stay_frozen():
+    model = Plain(("both", "both"), torch.Generator().manual_seed(0)).requires_grad_(False)
+    assert fold_orders(model) == 1
+    assert not any(each.requires_grad for each in model.parameters())
+
+
+def test_what_was_kept_of_the_old_order_is_forgotten():
+    generator = torch.Generator().manual_seed(0)
+    model, x = Plain(("interpolative", "columns"), generator), torch.randn(3, 4, dtype=torch.float64)
+    mpo.set_execution(model, memory="fast")
+    with torch.no_grad():
+        expected = model(x)
+        assert fold_orders(model) == 1
+        torch.testing.assert_close(model(x), expected)
+    assert model.c_fc.memory == model.c_proj.memory == "fast"
+
+
+def test_what_learns_stays_apart():
+    model = Plain(("rows", "dense"), torch.Generator().manual_seed(0))
+    model.c_fc.bias.requires_grad_(False)
+    assert fold_orders(model) == 1
+    assert {name for name, each in model.c_fc.named_parameters() if not each.requires_grad} == {"bias"}
+
+
+class Scaled(nn.Linear):
+    def forward(self, x):
+        return super().forward(x) * torch.arange(self.out_features)
+
+
+@pytest.mark.parametrize("how", ["shared", "tied", "norm", "sizes", "own", "forward", "weight_norm", "old weight_norm"])
+def test_what_is_left_alone(how):
+    generator = torch.Generator().manual_seed(0)
+    model = Plain(("rows", "dense"), generator)
+    whole = nn.ModuleDict({"mlp": model})
+    if how == "shared":
+        whole["again"] = model.c_fc
+    elif how == "tied":
+        whole["other"] = nn.Linear(8, 4, dtype=torch.float64)
+        whole["other"].weight = model.c_proj.weight
+    elif how == "norm":
+        model.norm = nn.LayerNorm(8)
+    elif how == "own":
+        model.scale = nn.Parameter(torch.ones(8))
+    elif how == "forward":
+        whole["mlp"] = model = Gated(("dense", "rows", "dense"), generator)
+        model.up_proj, model.gate_proj = Scaled(4, 8, dtype=torch.float64), model.up_proj
+    elif how == "weight_norm":
+        nn.utils.parametrizations.weight_norm(model.c_proj)
+    elif how == "old weight_norm":
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            nn.utils.weight_norm(model.c_proj)
+    else:
+        model.c_proj = nn.Linear(9, 4)
+    before = copy.deepcopy(whole.state_dict())
+    assert fold_orders(whole) == 0
+    assert all(torch.equal(value, before[name]) for name, value in whole.state_dict().items())
