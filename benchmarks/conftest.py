@@ -25,4 +25,4 @@ def _fixed_seed() -> None:
 
 
 def pytest_benchmark_update_json(config, benchmarks, output_json) -> None:
-    output_json["provenance"] = provenance(threads=torch.get_num_threads())
+    output_json["provenance"] = provenance(threads=torch.get_num_threads(), commit=True)

@@ -46,7 +46,7 @@ def finished(group: str) -> dict[str, dict[str, Any]]:
     """Cells that need not be measured again: recorded on a machine, and with a torch and threads, like these."""
     if not RECORDING:
         return {}
-    here = _provenance(threads=torch.get_num_threads())
+    here = _provenance(threads=torch.get_num_threads(), commit=True)
     return {
         name: record
         for name, record in load(group).items()
@@ -60,7 +60,7 @@ def add(group: str, record: dict[str, Any]) -> None:
         return
     known = load(group)
     FOLDER.mkdir(parents=True, exist_ok=True)
-    record = {**record, "provenance": _provenance(threads=torch.get_num_threads())}
+    record = {**record, "provenance": _provenance(threads=torch.get_num_threads(), commit=True)}
     with _file(group).open("a", encoding="utf-8") as file:
         file.write(json.dumps(record, ensure_ascii=False) + "\n")
     known[record["cell"]] = record

@@ -182,7 +182,7 @@ def main(recipe_file: Path, wordnet: Path, work: Path) -> None:
     def record(name: str, make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
         file = folder / f"{name}.json"
         if not file.exists():
-            made = {**make(), "provenance": provenance(threads=torch.get_num_threads())}
+            made = {**make(), "provenance": provenance(threads=torch.get_num_threads(), commit=True)}
             write_bytes(file, (json.dumps(made, indent=1, ensure_ascii=False) + "\n").encode())
         return json.loads(file.read_text(encoding="utf-8"))
 

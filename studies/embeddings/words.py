@@ -131,7 +131,7 @@ def main(learn: Path, test: Path, wordnet: Path) -> None:
                     words = [word for word in _SHOWN if word in units.words]
                     record["examples"] = {word: units.units_of(word) for word in words}
             record["unknown"] = text.unknown()
-            record["provenance"] = provenance(threads=torch.get_num_threads())
+            record["provenance"] = provenance(threads=torch.get_num_threads(), commit=True)
             file.parent.mkdir(exist_ok=True)
             write_bytes(file, (json.dumps(record, indent=1, ensure_ascii=False) + "\n").encode())
         return json.loads(file.read_text(encoding="utf-8"))

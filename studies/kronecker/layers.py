@@ -128,7 +128,7 @@ def main(corpus: Path) -> None:
             weight: Any = layer.weight
             gram = moments.inputs if moments is not None else torch.eye(weight.shape[1])
             record[model][name] = errors(weight.detach(), gram, fitted=fitted)
-            record["provenance"] = provenance(threads=torch.get_num_threads())
+            record["provenance"] = provenance(threads=torch.get_num_threads(), commit=True)
             write_bytes(file, (json.dumps(record, indent=1) + "\n").encode())
             print(model, name, record[model][name], flush=True)
 

@@ -69,7 +69,7 @@ def run(recipe: Recipe, corpus: Any, seed: int) -> dict[str, Any]:
                 "seconds": result.seconds,
             }
         )
-    return {"seed": seed, "stages": stages, "provenance": provenance(threads=torch.get_num_threads())}
+    return {"seed": seed, "stages": stages, "provenance": provenance(threads=torch.get_num_threads(), commit=True)}
 
 
 def main(file: Path) -> None:

@@ -40,7 +40,7 @@ def main() -> None:
         error = permuted_kronecker(matrix, SPEC).relative_error
         found.append({"seed": seed, "error": error, "seconds": time.perf_counter() - began})
         print(found[-1], flush=True)
-    record = {"spec": str(SPEC), "found": found, "provenance": provenance(threads=torch.get_num_threads())}
+    record = {"spec": str(SPEC), "found": found, "provenance": provenance(threads=torch.get_num_threads(), commit=True)}
     write_bytes(Path(__file__).with_name("planted.json"), (json.dumps(record, indent=1) + "\n").encode())
 
 

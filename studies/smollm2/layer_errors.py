@@ -112,7 +112,7 @@ def measure(recipe_file: Path, record: dict[str, Any]) -> Iterator[dict[str, Any
         "text": Path(recipe.calibration.text).name,
         "windows": WINDOWS,
         "window": WINDOW,
-        "provenance": provenance(threads=torch.get_num_threads()),
+        "provenance": provenance(threads=torch.get_num_threads(), commit=True),
     }
     for name, layer in layers.items():
         gram = moments[name].inputs

@@ -6,6 +6,7 @@ from mpochain import MPOError
 from mpochain.report import Column, markdown, provenance, text
 from mpochain.report import figures as figures_module
 from mpochain.report.figures import Series, draw
+from mpochain.report.origin import origin
 from mpochain.system.files import require_writable, write_bytes
 
 COLUMNS = (Column("name", "model"), Column("size", "size", ","), Column("error", "error", ".2f"))
@@ -27,12 +28,32 @@ def test_no_cell_ends_early_or_is_a_tag():
     assert len({len(line) for line in page}) == 1
 
 
-def test_provenance_names_what_a_figure_needs():
-    record = provenance(threads=2)
+def test_provenance_names_what_a_published_figure_needs():
+    record = provenance(threads=2, commit=True)
     assert record["threads"] == 2
     for key in ("commit", "torch", "numpy", "opt_einsum", "mpochain", "processor", "python"):
         assert key in record
     assert record["mpochain"] == "0.1.0"
+
+
+def test_provenance_runs_git_only_on_request(monkeypatch):
+    commands = []
+
+    def run(command, **_):
+        commands.append(command[0])
+        raise OSError("no such program")
+
+    monkeypatch.setattr("subprocess.run", run)
+    assert "commit" not in provenance(threads=1)
+    assert "git" not in commands
+    assert provenance(threads=1, commit=True)["commit"] is None
+    assert "git" in commands
+
+
+def test_origin_of_records_with_and_without_a_commit():
+    with_commit, without = {"commit": "0123456789abcdef", "threads": 1}, {"threads": 2}
+    assert origin([with_commit, without]) == ("commit: 0123456789ab, not recorded", "threads: 1, 2")
+    assert origin([without]) == ("threads: 2",)
 
 
 def test_a_figure_is_drawn(tmp_path):

@@ -74,7 +74,7 @@ class CompressionReport:
         frontier: for other budgets, the share of the parameters that would be left and by how much all layers together
             should raise the loss, nats per token, to second order; empty for methods that do not know.
         seconds: the time it took.
-        provenance: versions, machine, threads, commit.
+        provenance: versions, machine and threads.
         largest_error: where the budget is an error, the most of any layer that was left out, as the method weighs it;
             None otherwise.
     """

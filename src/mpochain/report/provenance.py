@@ -1,4 +1,4 @@
-"""Where a figure came from: versions, machine, threads and commit."""
+"""Provenance of results: versions, machine, threads and, on request, the git commit."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _PACKAGES = ("mpochain", "torch", "numpy", "opt_einsum")
 
 
 def _commit() -> str | None:
-    """The commit of the source tree this package runs from, with ``+changes`` if it differs; None outside git."""
+    """Commit of the source tree that this package runs from, with ``+changes`` if files differ; None outside git."""
     folder = Path(__file__).parent
     try:
         head = subprocess.run(
@@ -37,15 +37,22 @@ def _commit() -> str | None:
     except (OSError, subprocess.SubprocessError):
         return None
     if tracked.returncode:
-        return None  # installed into some other project's tree
+        return None  # installed inside another project's tree
     return head + ("+changes" if changes else "")
 
 
-def provenance(*, threads: int) -> dict[str, Any]:
-    """What a published figure must carry.
+def provenance(*, threads: int, commit: bool = False) -> dict[str, Any]:
+    """Versions, machine and threads behind a result, ready for JSON.
 
     Args:
-        threads: threads the numeric library used.
+        threads: threads that the numeric library used.
+        commit: whether to run git and record the commit of this package's source tree, as published results must.
+            Without it no process is started and the record has no entry ``commit``.
+
+    Example:
+        >>> record = provenance(threads=2)
+        >>> record["threads"], "commit" in record
+        (2, False)
     """
     versions = {}
     for name in _PACKAGES:
@@ -54,7 +61,7 @@ def provenance(*, threads: int) -> dict[str, Any]:
         except PackageNotFoundError:
             versions[name] = "not installed"
     return {
-        "commit": _commit(),
+        **({"commit": _commit()} if commit else {}),
         "python": platform.python_version(),
         "system": f"{platform.system()} {platform.machine()}",
         "processor": processor(),

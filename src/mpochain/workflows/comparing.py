@@ -126,7 +126,7 @@ def _setting(recipe: Recipe, name: str) -> dict[str, Any]:
 def _run(recipe: Recipe, name: str, out: Path) -> dict[str, Any]:
     """One run, in its own process."""
     assert recipe.evaluation is not None
-    source = {"provenance": provenance(threads=torch.get_num_threads())}
+    source = {"provenance": provenance(threads=torch.get_num_threads(), commit=True)}
     if name == "dense":
         language = load_language_model(recipe.model, dtype=recipe.dtype)
         tokens = read_tokens(recipe.evaluation.text, language.tokenizer)

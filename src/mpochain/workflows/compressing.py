@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
+import torch
 from torch import nn
 
 from mpochain.compression import CompressionReport, compress
@@ -21,6 +22,7 @@ from mpochain.language import (
     require_window,
     windows,
 )
+from mpochain.report import provenance
 from mpochain.surgery import set_execution
 from mpochain.surgery.finding import compressed_layers
 from mpochain.system.memory import freed_memory_returned, peak_resident
@@ -128,6 +130,8 @@ def compress_by(
             log=log,
         )
     peak = peak_resident()
+    # `compress` runs no git; the record that this workflow writes names the commit.
+    report = replace(report, provenance=provenance(threads=torch.get_num_threads(), commit=True))
     if text is not None and recipe.evaluation is not None:
         after = evaluate(language.model, text, recipe.evaluation, counter and counter("compressed"))
         log(f"perplexity of the compressed model: {after.perplexity:.2f}")

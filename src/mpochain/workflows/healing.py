@@ -122,4 +122,4 @@ def heal_by(
         log(f"perplexity after healing: {after.perplexity:.2f}")
     save_language_model(language, out)
     state.unlink()
-    return Healed(language, result, before, after, peak, provenance(threads=torch.get_num_threads()))
+    return Healed(language, result, before, after, peak, provenance(threads=torch.get_num_threads(), commit=True))

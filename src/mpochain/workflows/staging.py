@@ -191,7 +191,7 @@ def distill_by(
             {"name": stage.name, **{part: work.recall(f"{stage.name}: {part}") for part in _PARTS}}
             for stage in recipe.stages
         ),
-        provenance(threads=torch.get_num_threads()),
+        provenance(threads=torch.get_num_threads(), commit=True),
     )
     record = {
         "format": 1,

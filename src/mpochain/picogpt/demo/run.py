@@ -119,7 +119,7 @@ def demo(
         origin,
         setting,
         tuple(rows),
-        provenance(threads=torch.get_num_threads()),
+        provenance(threads=torch.get_num_threads(), commit=True),
         time.perf_counter() - began,
     )
     write_page(result, out)

@@ -197,7 +197,7 @@ def _run(setting: RunSetting, corpus: Corpus, folder: Path) -> None:
         "tokens": final.tokens,
     }
     record |= _costs(model, setting.config)
-    record["provenance"] = provenance(threads=torch.get_num_threads())
+    record["provenance"] = provenance(threads=torch.get_num_threads(), commit=True)
     training = {**record["setting"], "validation": record["validation"]}
     save_weights(_weights_file(setting.name, folder), model, corpus, training)
     _write(folder / f"{setting.name}.json", record)
@@ -220,7 +220,7 @@ def _costs(model: PicoGPT, config: TrainConfig | None) -> dict[str, int | None]:
 
 
 def _write_part(file: Path, part: str, made: object) -> None:
-    _write(file, {"provenance": provenance(threads=torch.get_num_threads()), part: made})
+    _write(file, {"provenance": provenance(threads=torch.get_num_threads(), commit=True), part: made})
 
 
 def _write(file: Path, record: dict[str, Any]) -> None:
