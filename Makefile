@@ -5,13 +5,17 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: demo test bench bench-full study lint format clean
+.PHONY: demo test docs bench bench-full study lint format clean
 
 demo: $(VENV)/demo.installed  ## run the main job: PicoGPT, dense and compressed
 	$(BIN)/mpochain demo
 
 test: lint  ## everything that must be green: style, types, tests
 	$(BIN)/python -m pytest --numprocesses logical --maxprocesses 4 --dist worksteal
+
+docs: $(VENV)/docs.installed  ## build the documentation site into docs/_build; every warning is an error
+	$(BIN)/python -m sphinx --nitpicky --fail-on-warning --keep-going --quiet --builder html docs docs/_build
+	@echo "open docs/_build/index.html"
 
 bench bench-full: $(VENV)/bench.installed  ## time chains beside dense, low rank and every peer; finished cells are kept
 	$(MEASURE)
@@ -49,6 +53,10 @@ $(VENV)/dev.installed: pyproject.toml constraints.txt | $(BIN)/python
 	$(PIP) --editable '.[dev]'
 	@touch $@ $(VENV)/demo.installed
 
+$(VENV)/docs.installed: pyproject.toml constraints.txt | $(BIN)/python
+	$(PIP) --editable '.[docs]'
+	@touch $@
+
 # torch-mpo declares a newer Python and dependencies it does not need for its layers.
 $(VENV)/bench.installed: pyproject.toml constraints.txt | $(BIN)/python
 	$(PIP) --editable '.[bench,dev]'
@@ -56,4 +64,4 @@ $(VENV)/bench.installed: pyproject.toml constraints.txt | $(BIN)/python
 	@touch $@ $(VENV)/dev.installed $(VENV)/demo.installed
 
 clean:
-	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis .benchmarks
+	rm -rf $(VENV) docs/_build .mypy_cache .ruff_cache .pytest_cache .hypothesis .benchmarks

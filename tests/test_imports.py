@@ -16,7 +16,7 @@ ROOT = Path(mpochain.__file__).parent
 _VALUES = {"errors", "spec", "shapes", "arrays", "decomposition", "chain", "factorization"}
 _LAYERS = _VALUES | {"planning", "execution", "nn", "surgery"}
 
-# Layer -> layers it may import. docs/decisions.md says where this differs from the first design.
+# Layer -> layers it may import. docs/decisions/ says where this differs from the first design.
 ALLOWED = {
     "errors": set(),
     "system": {"errors"},

@@ -1,0 +1,111 @@
+"""Settings of the documentation site; ``make docs`` builds it."""
+
+from __future__ import annotations
+
+import typing
+from importlib import import_module
+from inspect import Parameter, Signature
+from types import ModuleType
+from typing import Any
+
+project = "mpochain"
+extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon"]
+exclude_patterns = ["_build"]
+html_theme = "furo"
+html_title = "mpochain"
+html_show_copyright = False
+
+myst_heading_anchors = 3
+
+autodoc_member_order = "groupwise"
+autodoc_default_options = {"members": True, "show-inheritance": True}
+autodoc_typehints_format = "short"
+autodoc_preserve_defaults = True
+python_use_unqualified_type_names = True
+
+# The inventories of other projects cannot be fetched where the site is built without a network, so references to them
+# stay plain text. One line for each project, and one for type variables, which have no page.
+nitpick_ignore_regex = [
+    ("py:.*", r"torch(\..*)?"),
+    ("py:.*", r"(numpy|np)(\..*)?"),
+    ("py:.*", r"pydantic\..*"),
+    ("py:class", r"mpochain\.train\.loop\.Batch"),  # a type variable
+    ("py:.*", r"(abc|collections\.abc|contextlib|enum|logging|pathlib|typing)\..*"),
+]
+
+
+def _object(name: str) -> Any:
+    """The object that a dotted name imports, or None."""
+    parts = name.split(".")
+    for length in range(len(parts), 0, -1):
+        try:
+            value: Any = import_module(".".join(parts[:length]))
+        except ImportError:
+            continue
+        for attribute in parts[length:]:
+            value = getattr(value, attribute, None)
+        return value
+    return None
+
+
+def _named(value: Any) -> bool:
+    """Whether an object has an identity of its own, which a number or a string has not."""
+    return callable(value) or isinstance(value, ModuleType)
+
+
+# The documented name of each documented object, by identity; filled when the first reference is resolved.
+_documented: dict[int, str] = {}
+
+
+def _resolve_other_name(app: Any, env: Any, node: Any, contnode: Any) -> Any:
+    """Link an object by any name that imports it.
+
+    ``mpochain.MPOLinear``, ``mpochain.nn.MPOLinear`` and ``mpochain.nn.linear.MPOLinear`` are one class with one page.
+    """
+    target = node.get("reftarget", "")
+    if node.get("refdomain") != "py" or not target:
+        return None
+    domain = env.get_domain("py")
+    if not _documented:
+        for name, entry in domain.objects.items():
+            if not entry.aliased and _named(_object(name)):
+                _documented[id(_object(name))] = name
+    module = node.get("py:module")
+    for name in [target, f"{module}.{target}"] if module else [target]:
+        value = _object(name)
+        if _named(value) and id(value) in _documented:
+            return domain.resolve_xref(env, node["refdoc"], app.builder, "obj", _documented[id(value)], node, contnode)
+    return None
+
+
+def _settings_signature(
+    app: Any, what: str, name: str, value: Any, options: Any, signature: str, returns: str
+) -> tuple[str, str | None] | None:
+    """The signature of a pydantic model by the plain types of its fields, without their constraints."""
+    from sphinx.util.inspect import stringify_signature
+
+    if what != "class" or not hasattr(value, "model_fields"):
+        return None
+    hints = typing.get_type_hints(value)
+    parameters = [
+        Parameter(
+            field,
+            Parameter.KEYWORD_ONLY,
+            annotation=hints[field],
+            default=Parameter.empty if info.is_required() else info.get_default(call_default_factory=True),
+        )
+        for field, info in value.model_fields.items()
+    ]
+    return stringify_signature(Signature(parameters), unqualified_typehints=True), None
+
+
+def _skip_settings_machinery(app: Any, what: str, name: str, value: Any, skip: bool, options: Any) -> bool | None:
+    """Leave out what pydantic adds to a class."""
+    return True if name == "model_config" else None
+
+
+def setup(app: Any) -> None:
+    """Register what the pages need beyond the extensions."""
+    app.connect("missing-reference", _resolve_other_name)
+    app.connect("autodoc-process-signature", _settings_signature)
+    app.connect("autodoc-skip-member", _skip_settings_machinery)
