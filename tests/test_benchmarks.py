@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 from disturbed import disturbed
+from render import GROUPS, summary_page
 
 ROOT = Path(__file__).parent.parent
 
@@ -54,3 +55,11 @@ def test_the_dense_time_alone_says_what_was_disturbed(compact):
     others = [cell("more rows", 9.0, batch=16), cell("short", 9.0, dtype="bfloat16")]
     assert disturbed([*quiet, *others]) == []
     assert disturbed([*quiet, *others, cell("slow", 1.6, compact)]) == ["slow"]
+
+
+def test_the_published_page_is_that_of_the_records():
+    groups = {}
+    for group in GROUPS:
+        lines = (ROOT / f"benchmarks/results/{group}-full.jsonl").read_text(encoding="utf-8").splitlines()
+        groups[group] = list({record["cell"]: record for record in map(json.loads, lines)}.values())
+    assert summary_page("full", groups) == (ROOT / "docs/results/benchmarks.md").read_text(encoding="utf-8")

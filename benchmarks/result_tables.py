@@ -143,6 +143,13 @@ def training_means(cells: Iterable[Record]) -> str:
     )
 
 
+def target_summary(found: Sequence[Target]) -> str:
+    """Each target, whether it is met, and the measurement, without the cells that miss it."""
+    met = {True: "yes", False: "**no**", None: None}
+    rows = [{"text": target.text, "met": met[target.met], "measured": target.measured} for target in found]
+    return markdown((Column("text", "target"), Column("met", "met"), Column("measured", "measured")), rows)
+
+
 def targets(found: Sequence[Target]) -> str:
     columns = (
         Column("text", "target"),
