@@ -11,8 +11,9 @@ from torch.nn import functional as F
 
 from mpochain import MPOError
 from mpochain.execution.peak_memory import peak_bytes
+from mpochain.surgery.calls import logits_of
 from mpochain.train import distillation
-from mpochain.train.distillation import captured, distillation_loss, hidden_loss, logits_of, next_tokens
+from mpochain.train.distillation import captured, distillation_loss, hidden_loss, next_tokens
 
 
 def draw(rows, vocabulary, dtype=torch.float64, seed=0):

@@ -16,8 +16,9 @@ from torch import nn
 
 import mpochain as mpo
 from mpochain import MPOError
+from mpochain.surgery.calls import logits_of
 from mpochain.train import FinetuneConfig, distillation, finetune, parameter_groups
-from mpochain.train.distillation import distillation_loss, logits_of, next_tokens
+from mpochain.train.distillation import distillation_loss, next_tokens
 from mpochain.train.state import read_record
 
 V, LENGTH = 23, 12

@@ -18,8 +18,8 @@ import torch
 from torch import Tensor, nn
 
 from mpochain.compression.statistics.moments import Moments, frozen, run_batch
-from mpochain.compression.statistics.recompute import without_cache
 from mpochain.errors import MPOError, SpecError
+from mpochain.surgery.calls import without_cache
 from mpochain.surgery.replacement import replace_layers
 
 __all__ = ["Corrected", "Pair", "corrected", "in_sequence"]

@@ -14,6 +14,7 @@ from torch.nn import functional as F
 
 from mpochain.errors import CorpusError, NonFiniteError, SpecError
 from mpochain.language.text import require_window, starts
+from mpochain.surgery.calls import logits_of
 
 __all__ = ["Perplexity", "perplexity"]
 
@@ -102,8 +103,7 @@ def perplexity(
             for number, start in enumerate(places, 1):
                 piece = tokens[start : start + window].to(device)
                 new = window - 1 if start == 0 else min(stride, window - 1)
-                output = model(piece[None])
-                logits = getattr(output, "logits", output)[0, -new - 1 : -1].float()
+                logits = logits_of(model(piece[None]))[0, -new - 1 : -1].float()
                 total += float(F.cross_entropy(logits, piece[-new:], reduction="sum"))
                 predicted += new
                 if progress is not None:

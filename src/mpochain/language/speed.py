@@ -12,7 +12,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from mpochain.architectures import family_of
 from mpochain.errors import SpecError
+from mpochain.surgery.calls import logits_of
 
 __all__ = ["Speed", "compare_speed"]
 
@@ -83,14 +85,15 @@ def compare_speed(
 def _round(model: Any, prompt: Tensor, written: int) -> tuple[float, float]:
     """Seconds of a prefill, and of one written token."""
     # The logits of one token are all that writing needs; not every model can be told so.
-    fewer = {"logits_to_keep": 1} if "logits_to_keep" in inspect.signature(model.forward).parameters else {}
-    output, prefill = _timed(lambda: model(prompt, use_cache=True, **fewer))
+    family = family_of(model)
+    fewer = {family.last_logits: 1} if family.last_logits in inspect.signature(model.forward).parameters else {}
+    output, prefill = _timed(lambda: model(prompt, **{family.cache: True}, **fewer))
 
     def write() -> None:
-        cache, token = output.past_key_values, output.logits[:, -1:].argmax(-1)
+        past, token = getattr(output, family.past), logits_of(output)[:, -1:].argmax(-1)
         for _ in range(written):
-            step = model(token, past_key_values=cache, use_cache=True)
-            token = step.logits[:, -1:].argmax(-1)
+            step = model(token, **{family.past: past, family.cache: True})
+            token = logits_of(step)[:, -1:].argmax(-1)
 
     _, decode = _timed(write)
     return prefill, decode / written

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from mpochain.architectures import context_length
 from mpochain.errors import CorpusError, SpecError
 
 __all__ = ["read_tokens", "require_window", "starts", "windows"]
@@ -69,8 +70,8 @@ def require_window(model: nn.Module, window: int) -> None:
     Raises:
         SpecError: they are longer.
     """
-    longest = getattr(getattr(model, "config", None), "max_position_embeddings", None)
-    if isinstance(longest, int) and window > longest:
+    longest = context_length(model)
+    if longest is not None and window > longest:
         raise SpecError(
             f"the window of {window:,} tokens is longer than the {longest:,} that the model can read; give a shorter "
             "window"

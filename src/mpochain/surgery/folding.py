@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.parametrize import is_parametrized
 
+from mpochain.architectures import mlps
 from mpochain.errors import DTypeError
 from mpochain.nn.dense import dense_parameters
 from mpochain.nn.interpolative import InterpolativeLinear
@@ -23,24 +24,15 @@ from mpochain.surgery.replacement import replace_layers
 
 __all__ = ["fold_orders"]
 
-# The layers of an MLP as models of transformers call them: those that write the hidden features, the one that reads.
-_MLPS = (
-    (("gate_proj", "up_proj"), "down_proj"),
-    (("c_fc",), "c_proj"),
-    (("fc1",), "fc2"),
-    (("fc_in",), "fc_out"),
-    (("dense_h_to_4h",), "dense_4h_to_h"),
-)
-
 
 @torch.no_grad()
 def fold_orders(model: nn.Module) -> int:
     """Let the layers of each MLP share one order of its hidden features; the function of the model stays the same.
 
-    Known are MLPs of transformers: modules with ``gate_proj``, ``up_proj`` and ``down_proj``; ``c_fc`` and ``c_proj``;
-    ``fc1`` and ``fc2``; ``fc_in`` and ``fc_out``; ``dense_h_to_4h`` and ``dense_4h_to_h``, nothing beside them that
-    holds parameters, and functions of each feature alone between them. Other modules, and layers that several modules
-    share, are left as they are.
+    Known are MLPs of transformers, see :func:`mpochain.architectures.mlps`: modules with ``gate_proj``, ``up_proj`` and
+    ``down_proj``, for example, or ``c_fc`` and ``c_proj``, with nothing beside them that holds parameters, and
+    functions of each feature alone between them. Other modules, and layers that several modules share, are left as they
+    are.
 
     Args:
         model: changed in place; layers that need no order any more become plain :class:`mpochain.MPOLinear`. Some
@@ -67,9 +59,10 @@ def fold_orders(model: nn.Module) -> int:
     """
     saved = 0
     shared = _shared(model)
+    known = [mlp for mlp in mlps(model) if not mlp.gated]
     for parent in list(model.modules()):
         children = dict(parent.named_children())
-        for writers, reader in _MLPS:
+        for writers, reader in ((mlp.writers, mlp.reader) for mlp in known):
             if not {reader, *writers} <= set(children):
                 continue
             layers = [children[name] for name in (*writers, reader)]

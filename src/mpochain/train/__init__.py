@@ -1,8 +1,8 @@
 """One training loop, its configuration and its resumable state; healing of compressed models with it."""
 
 from mpochain.train.config import FinetuneConfig, TrainConfig
+from mpochain.train.finetuning import finetune
 from mpochain.train.groups import parameter_groups
-from mpochain.train.healing import finetune
 from mpochain.train.loop import CurvePoint, TrainResult, train
 
 __all__ = ["CurvePoint", "FinetuneConfig", "TrainConfig", "TrainResult", "finetune", "parameter_groups", "train"]

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from mpochain.architectures import family_of
 from mpochain.errors import ShapeError, SpecError
 from mpochain.train.distillation import IGNORED
 
@@ -104,7 +105,7 @@ def attention_maps(*models: nn.Module) -> Iterator[None]:
 def _dropouts(model: nn.Module) -> Iterator[tuple[Any, str]]:
     """Where the rates of dropout on attention are kept: numbers, or modules of their own."""
     for module in model.modules():
-        names = ("attention_dropout", "attn_dropout")
+        names = family_of(model).attention_dropouts
         for name in (*names, "dropout") if "Attention" in type(module).__name__ else names:
             found = getattr(module, name, None)
             if isinstance(found, nn.Dropout):

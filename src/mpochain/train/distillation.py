@@ -17,30 +17,13 @@ from torch.autograd.function import once_differentiable
 
 from mpochain.errors import DTypeError, ShapeError, SpecError
 
-__all__ = ["IGNORED", "captured", "distillation_loss", "hidden_loss", "logits_of", "next_tokens"]
+__all__ = ["IGNORED", "captured", "distillation_loss", "hidden_loss", "next_tokens"]
 
 # The label of positions without one, as in torch and transformers.
 IGNORED = -100
 
 # Elements of a chunk of logits: 16 MiB in float32, of which a few are alive at a time.
 _CHUNK = 1 << 22
-
-
-def logits_of(output: Any) -> Tensor:
-    """The logits ``(..., V)`` of a model's output: a tensor, or what holds it as ``.logits`` or as its first item.
-
-    Raises:
-        DTypeError: no logits in it.
-
-    Example:
-        >>> logits_of((torch.zeros(2, 3, 5), "more")).shape
-        torch.Size([2, 3, 5])
-    """
-    logits = getattr(output, "logits", output)
-    logits = logits[0] if isinstance(logits, tuple | list) and logits else logits
-    if not isinstance(logits, Tensor) or not logits.is_floating_point() or logits.ndim < 2:
-        raise DTypeError(f"expected logits (..., classes), or an output with .logits, got {type(output).__name__}")
-    return logits
 
 
 def next_tokens(labels: Tensor) -> Tensor:

@@ -9,6 +9,7 @@ from typing import Any
 from torch import nn
 
 from mpochain.errors import SpecError
+from mpochain.surgery.calls import without_cache
 from mpochain.train.attention import attention_maps
 from mpochain.train.config import FinetuneConfig
 from mpochain.train.trainable import trainable_parameters
@@ -35,10 +36,7 @@ def prepared(model: nn.Module, teacher: nn.Module | None, config: FinetuneConfig
         for each in (model, teacher):
             if each is not None:
                 stack.callback(_set_modes, {module: module.training for module in each.modules()})
-                settings: Any = getattr(each, "config", None)
-                if getattr(settings, "use_cache", False):  # keys and values that no training step reads again
-                    stack.callback(setattr, settings, "use_cache", settings.use_cache)
-                    settings.use_cache = False
+                stack.enter_context(without_cache(each))
         if teacher is not None:
             teacher.eval()
             if config.attention:

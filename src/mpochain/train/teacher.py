@@ -16,10 +16,11 @@ import torch
 from torch import Tensor, nn
 
 from mpochain.errors import CheckpointError, OutputError
+from mpochain.surgery.calls import logits_of
 from mpochain.system.files import require_writable, write_bytes
 from mpochain.train.attention import attentions_of
 from mpochain.train.config import FinetuneConfig
-from mpochain.train.distillation import captured, logits_of
+from mpochain.train.distillation import captured
 from mpochain.train.windows import Windows
 
 __all__ = ["Said", "Teacher", "TeacherCache", "autocast", "fingerprint", "said_by"]

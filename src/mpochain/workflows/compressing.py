@@ -9,6 +9,7 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
+from mpochain.architectures import context_length
 from mpochain.compression import CompressionReport, compress
 from mpochain.errors import RecipeError, SpecError
 from mpochain.language import (
@@ -174,7 +175,7 @@ def evaluate(model: nn.Module, tokens: Any, evaluation: Evaluation, counter: Cou
 
 def time_models(models: dict[str, nn.Module], language: LanguageModel) -> dict[str, Speed]:
     """Prefill and decoding of models beside each other, chains in fast execution while they are timed."""
-    longest = getattr(language.model.config, "max_position_embeddings", _PROMPT)
+    longest = context_length(language.model) or _PROMPT
     some = "The quick brown fox jumps over the lazy dog. "
     prompt = language.tokenizer(some * _PROMPT, add_special_tokens=False, verbose=False, return_tensors="pt")
     tokens = prompt["input_ids"][:, : min(_PROMPT, longest // 2)]

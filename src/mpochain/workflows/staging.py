@@ -24,10 +24,10 @@ from mpochain.language import (
 )
 from mpochain.report import provenance
 from mpochain.surgery import fold_orders
+from mpochain.surgery.calls import logits_of
 from mpochain.system.files import write_bytes
 from mpochain.train import TrainResult, finetune
-from mpochain.train.distillation import logits_of
-from mpochain.train.healing import rehearse
+from mpochain.train.finetuning import rehearse
 from mpochain.workflows.compressing import Counter, Log, evaluate, require_dense
 from mpochain.workflows.groups import make_smaller, require_groups
 from mpochain.workflows.recipe import Recipe

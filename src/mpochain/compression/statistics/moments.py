@@ -16,10 +16,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mpochain.compression.statistics.recompute import Recomputation, without_cache
+from mpochain.compression.statistics.recompute import Recomputation
 from mpochain.compression.statistics.sums import LastInput, Slabs, Sums
 from mpochain.errors import MPOError, NonFiniteError, SpecError
 from mpochain.nn.dense import dense_parameters
+from mpochain.surgery.calls import without_cache
 
 __all__ = ["Moments", "collect_moments", "frozen", "moment_bytes", "run_batch"]
 

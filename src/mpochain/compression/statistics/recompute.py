@@ -10,11 +10,9 @@ from typing import Any
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-__all__ = ["Recomputation", "without_cache"]
+from mpochain.architectures import family_of, is_block
 
-# Of transformers, by its name, since importing transformers to ask would cost seconds: a block that is made to be
-# computed again.
-_BLOCK = "GradientCheckpointingLayer"
+__all__ = ["Recomputation"]
 
 
 class Recomputation:
@@ -37,9 +35,10 @@ class Recomputation:
     @contextmanager
     def of(self, model: nn.Module) -> Iterator[None]:
         """Let the blocks of a model of transformers keep only what they are given; other models stay as they are."""
+        family = family_of(model)
         with ExitStack() as restored:
             for block in model.modules():
-                if any(each.__name__ == _BLOCK for each in type(block).__mro__):
+                if is_block(block, family):
                     # On the instance, around the class's own; hooks of the block itself run once.
                     run: Callable[..., Any] = partial(
                         checkpoint, block.forward, use_reentrant=False, context_fn=self._contexts
@@ -47,17 +46,3 @@ class Recomputation:
                     object.__setattr__(block, "forward", run)
                     restored.callback(object.__delattr__, block, "forward")
             yield
-
-
-@contextmanager
-def without_cache(model: nn.Module) -> Iterator[None]:
-    """No keys and values of a model of transformers are kept for a next token that never comes."""
-    config: Any = getattr(model, "config", None)
-    if not hasattr(config, "use_cache"):
-        yield
-        return
-    before, config.use_cache = config.use_cache, False
-    try:
-        yield
-    finally:
-        config.use_cache = before

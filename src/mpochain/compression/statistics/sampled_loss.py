@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from mpochain.errors import DTypeError, NonFiniteError
+from mpochain.surgery.calls import logits_of
 
 __all__ = ["SampledLoss"]
 
@@ -40,12 +41,10 @@ class SampledLoss:
             DTypeError: no logits in it.
             NonFiniteError: logits without probabilities.
         """
-        logits = getattr(output, "logits", output)
-        logits = logits[0] if isinstance(logits, tuple | list) else logits
-        if not isinstance(logits, Tensor) or not logits.is_floating_point() or logits.ndim < 2:
-            raise DTypeError(
-                f"expected logits (..., classes), or an output with .logits, got {type(output).__name__}; give loss="
-            )
+        try:
+            logits = logits_of(output)
+        except DTypeError as error:
+            raise DTypeError(f"{error}; give loss=") from None
         drawn: Any = _Drawn  # a Function has no types
         value: Tensor = drawn.apply(logits.reshape(-1, logits.shape[-1]), self._generator)
         return value

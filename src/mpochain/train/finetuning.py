@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from mpochain.architectures import context_length
 from mpochain.errors import ShapeError, SpecError
 from mpochain.surgery import learning_rate_scales
 from mpochain.train.attention import attention_loss
@@ -32,7 +33,7 @@ def finetune(
     evaluate: Callable[[], dict[str, float]] | None = None,
     checkpoint: Path | str | None = None,
     teacher_cache: Path | str | None = None,
-    label: str = "healing",
+    label: str = "finetune",
 ) -> TrainResult:
     """Train a compressed language model in place, toward its text, its dense teacher, or both.
 
@@ -204,8 +205,8 @@ def _try(
 ) -> int:
     """Find out with one window what would fail in the middle of the first step, or after it; the vocabulary."""
     for each in (model, teacher):
-        limit = getattr(getattr(each, "config", None), "max_position_embeddings", None)
-        if isinstance(limit, int) and windows.length > limit:
+        limit = None if each is None else context_length(each)
+        if limit is not None and windows.length > limit:
             raise ShapeError(f"windows of {windows.length} tokens are over the {limit} of {type(each).__name__}")
     first = windows.select(torch.tensor([0])).to(device)
     # Of token 0, which every vocabulary has: how large it is the logits tell.

@@ -1,0 +1,65 @@
+"""Calls of transformers models: the key-value cache switched off, the logits of an output."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from torch import Tensor, nn
+
+from mpochain.architectures import family_of, logits_names, text_configs
+from mpochain.errors import DTypeError
+
+__all__ = ["logits_of", "without_cache"]
+
+
+@contextmanager
+def without_cache(*models: nn.Module) -> Iterator[None]:
+    """Switch the cache of keys and values off, which only the generation of text reads; it is on again afterwards.
+
+    Args:
+        models: of transformers; others have no such switch and stay as they are.
+
+    Example:
+        >>> from types import SimpleNamespace
+        >>> model = nn.Linear(3, 2)
+        >>> model.config = SimpleNamespace(use_cache=True)
+        >>> with without_cache(model):
+        ...     print(model.config.use_cache)
+        False
+        >>> model.config.use_cache
+        True
+    """
+    switches = [
+        (config, family_of(model).cache, getattr(config, family_of(model).cache))
+        for model in models
+        for config in text_configs(model)
+        if hasattr(config, family_of(model).cache)
+    ]
+    try:
+        for config, name, _ in switches:
+            setattr(config, name, False)
+        yield
+    finally:
+        for config, name, setting in switches:
+            setattr(config, name, setting)
+
+
+def logits_of(output: Any) -> Tensor:
+    """The logits ``(..., V)`` of a model's output: a tensor, or what holds it as ``.logits`` or as its first item.
+
+    Raises:
+        DTypeError: the output holds no logits.
+
+    Example:
+        >>> import torch
+        >>> logits_of((torch.zeros(2, 3, 5), "more")).shape
+        torch.Size([2, 3, 5])
+    """
+    name = next((name for name in logits_names() if hasattr(output, name)), None)
+    logits = output if name is None else getattr(output, name)
+    logits = logits[0] if isinstance(logits, tuple | list) and logits else logits
+    if not isinstance(logits, Tensor) or not logits.is_floating_point() or logits.ndim < 2:
+        raise DTypeError(f"expected logits (..., classes), or an output with .logits, got {type(output).__name__}")
+    return logits
