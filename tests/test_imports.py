@@ -73,6 +73,8 @@ ALLOWED = {
 }
 TORCH = {"checkpoint", "execution", "nn", "surgery", "train", "compression", "language", "workflows", "picogpt", "cli"}
 OPT_EINSUM = {"planning"}
+# Files that import modules by name: a method outside of the package is named in a recipe.
+BY_NAME = {"__init__.py", "compression/methods/table.py"}
 # Only the top may take the package as a whole, through which every layer could be reached.
 WHOLE = {"cli"}
 
@@ -105,7 +107,7 @@ def violations(root: Path) -> list[str]:
         for name in _imported(ast.parse(file.read_text())):
             head, _, rest = name.partition(".")
             target = rest.partition(".")[0]
-            if name == "an import by name" and layer != "__init__":
+            if name == "an import by name" and file.relative_to(root).as_posix() not in BY_NAME:
                 found.append(f"{layer} imports by name")
             if name == "mpochain" and not target and layer not in WHOLE:
                 found.append(f"{layer} imports the whole package")

@@ -17,7 +17,7 @@ from torch import nn
 
 import mpochain as mpo
 from mpochain import MPOError
-from mpochain.compression import METHODS, Curve, allocate, collect_moments, select
+from mpochain.compression import METHODS, Curve, Target, allocate, collect_moments, select
 from mpochain.compression.budget import parameter_budget
 from mpochain.compression.methods import Search
 from mpochain.compression.statistics.moments import Moments, moment_bytes
@@ -138,7 +138,7 @@ class TestTargets:
         ("targets", "message"),
         [
             (["lefft"], "'lefft' matches no layer; the nearest names are left"),
-            (["re:("], "is no regular expression"),
+            (["re:("], "is not a regular expression"),
             (["re:nothing.*"], "matches no layer"),
             (["embedding"], "'embedding' is a Embedding, which cannot be compressed"),
             ([3], "must hold names"),
@@ -152,18 +152,22 @@ class TestTargets:
                 select(net, ["Linear"], ignore=targets)
 
 
+def opened(net):
+    return {name: Target.open(name, layer) for name, layer in dense_layers(net).items()}
+
+
 class TestBudget:
     @pytest.mark.parametrize("budget", [0, -0.5, 1.5, True, "lots", "120%", "5 apples", "x% error", None, float("nan")])
     def test_budgets_that_are_none(self, net, budget):
         with pytest.raises(MPOError, match="budget"):
-            parameter_budget(budget, dense_layers(net))
+            parameter_budget(budget, opened(net))
 
     def test_bytes_need_one_size(self, net):
         net.down.half()
         with pytest.raises(MPOError, match="one element size"):
-            parameter_budget("1MB", dense_layers(net))
-        assert parameter_budget("1kB", {"left": net.left}) == 250
-        assert parameter_budget("1KiB", {"down": net.down}) == 512
+            parameter_budget("1MB", opened(net))
+        assert parameter_budget("1kB", {"left": Target.open("left", net.left)}) == 250
+        assert parameter_budget("1KiB", {"down": Target.open("down", net.down)}) == 512
 
 
 class TestMoments:
@@ -273,14 +277,14 @@ class TestMoments:
         [
             (nn.Linear(4, 4), "svd", "the model is itself a Linear"),
             (nn.Sequential(nn.Embedding(9, 4, max_norm=1.0)), "svd", "0: max_norm="),
-            (nn.Sequential(mpo.MPOLinear(4, 4, max_bond=1)), "svd", "compressed already"),
+            (nn.Sequential(mpo.MPOLinear(4, 4, max_bond=1)), "svd", "its layers are compressed already"),
             (nn.ModuleList([nn.Sequential(nn.Linear(4, 4))] * 2).append(nn.Embedding(4, 4)), "svd", None),
         ],
     )
     def test_why_there_is_nothing_to_compress(self, model, method, reason):
         if reason is None:
             model[2].weight = model[0][0].weight
-            reason = "what is shared between modules"
+            reason = "layers that are ignored or share their weight"
         targets = ["Embedding"] if "max_norm" in reason else None
         with pytest.raises(MPOError, match=f"there is no layer left to compress.*{reason}"):
             mpo.compress(model, 0.5, method=method, targets=targets)
@@ -457,18 +461,19 @@ class TestCompress:
         assert net.right.training
 
     def test_small_parts_of_the_statistics_at_a_time(self, net, batches, monkeypatch, tmp_path):
-        from mpochain.compression import calibration
+        from mpochain.compression.statistics import passes
 
         other = Net()
         other.load_state_dict(net.state_dict())
         report = mpo.compress(net, 0.5, calibration=batches)
-        monkeypatch.setattr(calibration, "_MOMENT_SHARE", 0.0)
-        monkeypatch.setattr(calibration, "_LEAST_MOMENT_BYTES", 1)
+        monkeypatch.setattr(passes, "_SHARE", 0.0)
+        monkeypatch.setattr(passes, "_LEAST_BYTES", 1)
         monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
         said: list[int] = []
-        parts = mpo.compress(
-            other, 0.5, calibration=batches, log=lambda _: said.append(len(list(tmp_path.glob("*/*"))))
-        )
+        with pytest.warns(DeprecationWarning, match="logging"):
+            parts = mpo.compress(
+                other, 0.5, calibration=batches, log=lambda _: said.append(len(list(tmp_path.glob("*/*"))))
+            )
         assert len(said) == len(report.layers) + 1
         assert said[-1] == len(report.layers)  # the moments of each layer waited on the disk
         assert not list(tmp_path.iterdir())
@@ -520,43 +525,41 @@ class TestSearch:
         x, g = normal(400, in_) * normal(in_).exp(), normal(400, out) * normal(out).exp()
         H, G = x.T @ x / 400, g.T @ g / 400
         powers = float(H.trace()) / in_, float(G.trace()) / out
-        return weight, Moments(weight @ H @ weight.T, G, *powers, 400, H)
+        target = Target.open("up", nn.utils.skip_init(nn.Linear, in_, out))
+        return replace(target, weight=weight), Moments(weight @ H @ weight.T, G, *powers, 400, H)
 
     @settings(max_examples=10)
     @given(st.sampled_from([(12, 24), (16, 24), (24, 40)]), st.integers(0, 2**16), st.integers(0, 2**16))
     def test_it_is_never_worse_than_whitened_svd_of_equal_size(self, shape, seed, choice):
-        weight, moments = self.layer(*shape, seed)
-        search = Search()
-        curve = search.curve(weight, moments)
-        choice %= len(curve.costs) - 1
-        made = search.build(weight, None, moments, choice)
-        size = sum(p.numel() for p in made.layer.parameters())
-        assert size <= curve.costs[choice] < weight.numel()
+        target, moments = self.layer(*shape, seed)
+        choices = Search().prepare(target, moments)
+        choice %= len(choices) - 1
+        built = choices.build(choice)
+        size = sum(p.numel() for name, p in built.layer.named_parameters() if "bias" not in name)
+        assert size <= choices.costs.parameters[choice] < target.parameters
         G = moments.gradients.double() + 0.1 * moments.gradient_power * torch.eye(shape[0], dtype=torch.float64)
-        closed = weighted_low_rank(weight, moments.inputs, G)
-        difference = (weight - made.layer.weight.detach()).double()
+        closed = weighted_low_rank(target.weight, moments.inputs, G)
+        difference = (target.weight - built.layer.weight.detach()).double()
         lost = float((G @ difference @ moments.inputs.double() * difference).sum())
         assert lost <= closed.errors[min(size // sum(shape), len(closed.squares))] * (1 + 1e-4)
 
     def test_a_sum_is_found_where_it_is_better(self):
-        weight, moments = self.layer(24, 40, 0)
-        search = Search()
-        low, curve = METHODS["interpolative"].curve(weight, moments), search.curve(weight, moments)
-        sums = range(len(low.costs) - 1, len(curve.costs) - 1)
-        bias = torch.arange(24.0)
-        made = [search.build(weight, bias, moments, k) for k in sums]
-        best = next(each for each in made if isinstance(each.layer, mpo.SumLinear))
-        assert torch.equal(best.layer.bias, bias)
-        difference = (weight - best.layer.weight.detach()).double()
+        target, moments = self.layer(24, 40, 0)
+        target = replace(target, bias=torch.arange(24.0))
+        low, choices = METHODS["interpolative"].prepare(target, moments), Search().prepare(target, moments)
+        built = [choices.build(choice) for choice in range(len(low) - 1, len(choices) - 1)]
+        best = next(result for result in built if isinstance(result.layer, mpo.SumLinear))
+        assert torch.equal(best.layer.bias, target.bias)
+        difference = (target.weight - best.layer.weight.detach()).double()
         H, G = moments.inputs.double(), moments.gradients.double()
         assert best.errors.loss == pytest.approx(float((G @ difference @ H * difference).sum()) / 2)
-        wide = weight.double()
-        output = float(((difference @ H) * difference).sum() / ((wide @ H) * wide).sum()) ** 0.5
+        weight64 = target.weight.double()
+        output = float(((difference @ H) * difference).sum() / ((weight64 @ H) * weight64).sum()) ** 0.5
         assert best.errors.output == pytest.approx(output)
 
     def test_a_model_with_such_a_layer(self, tmp_path):
         torch.manual_seed(0)
-        weight, _ = self.layer(24, 40, 0)
+        weight = self.layer(24, 40, 0)[0].weight
         with torch.device("meta"):
             empty = nn.Sequential(nn.Linear(40, 24), nn.ReLU(), nn.Linear(24, 7))
         model = nn.Sequential(nn.Linear(40, 24), nn.ReLU(), nn.Linear(24, 7))
@@ -578,9 +581,9 @@ class TestSearch:
     def test_moments_of_one_side_are_not_enough(self):
         from mpochain.compression.statistics.low_rank import errors_between
 
-        weight, moments = self.layer(12, 24, 0)
+        target, moments = self.layer(12, 24, 0)
         with pytest.raises(MPOError, match="of the smaller side alone"):
-            errors_between(weight, replace(moments, inputs=None), weight)
+            errors_between(target.weight, replace(moments, inputs=None), target.weight)
 
 
 def test_a_hugging_face_model():

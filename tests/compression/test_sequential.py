@@ -160,8 +160,8 @@ class Lacks(nn.Module):
     ("model", "message"),
     [
         (Lacks(), "blocks in one nn.ModuleList or nn.Sequential"),
-        (Skips(), "given what the block before them gave"),
-        (nn.Sequential(*[nn.Linear(8, 8)] * 2), "each in one place"),
+        (Skips(), "whose input is the output of the block before"),
+        (nn.Sequential(*[nn.Linear(8, 8)] * 2), "a separate module for each block"),
     ],
 )
 def test_models_that_are_no_row_of_blocks(model, message):

@@ -1,23 +1,48 @@
-"""Whole models: which layers, what they see, how a budget is shared among them, and what became of them."""
+"""Compression of models: methods, targets, calibration statistics, budgets and reports."""
 
 from mpochain.compression.allocation import Curve, allocate
-from mpochain.compression.methods import METHODS, Entangled, Kronecker, TokenTrain
+from mpochain.compression.choices import Built, Choices, Costs
+from mpochain.compression.methods import (
+    METHODS,
+    Balanced,
+    Entangled,
+    Interpolative,
+    Kronecker,
+    LowRank,
+    Method,
+    MethodSettings,
+    Search,
+    TokenTrain,
+    method_named,
+)
 from mpochain.compression.pipeline import compress
 from mpochain.compression.records import CompressionReport, LayerRecord
 from mpochain.compression.statistics.moments import Moments, collect_moments
+from mpochain.compression.target import Target
 from mpochain.compression.targets import select
 
 __all__ = [
     "METHODS",
+    "Balanced",
+    "Built",
+    "Choices",
     "CompressionReport",
+    "Costs",
     "Curve",
     "Entangled",
+    "Interpolative",
     "Kronecker",
     "LayerRecord",
+    "LowRank",
+    "Method",
+    "MethodSettings",
     "Moments",
+    "Search",
+    "Target",
     "TokenTrain",
     "allocate",
     "collect_moments",
     "compress",
+    "method_named",
     "select",
 ]

@@ -1,14 +1,12 @@
-"""How small a model is to be, as its user says it."""
+"""Budgets as users write them: shares, sizes in bytes, and errors."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Mapping
 
-from torch import nn
-
-from mpochain.errors import SpecError
-from mpochain.nn.dense import weight_and_bias
+from mpochain.compression.target import Target
+from mpochain.errors import ArgumentError
 
 __all__ = ["error_budget", "parameter_budget", "require_budget"]
 
@@ -16,70 +14,70 @@ _UNITS = {"B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2*
 
 
 def error_budget(budget: float | str) -> float | None:
-    """The most of each layer that may be left out, of ``"5% error"``; None for a budget of another kind.
+    """The largest relative error of ``"5% error"``, as a number; None for a budget of another kind.
 
     Raises:
-        SpecError: no such error.
+        ArgumentError: an error out of range.
 
     Example:
         >>> error_budget("5% error"), error_budget("5%")
         (0.05, None)
     """
-    found = re.fullmatch(r"\s*([0-9]*\.?[0-9]+)\s*%\s*error\s*", budget) if isinstance(budget, str) else None
-    if found is None:
+    match = re.fullmatch(r"\s*([0-9]*\.?[0-9]+)\s*%\s*error\s*", budget) if isinstance(budget, str) else None
+    if match is None:
         return None
-    error = float(found[1]) / 100
+    error = float(match[1]) / 100
     if not 0.0 < error < 1.0:
-        raise SpecError(f"budget {budget!r} is out of range; an error is over 0 and under 100 percent")
+        raise ArgumentError(f"budget {budget!r} is out of range; an error is over 0 and under 100 percent")
     return error
 
 
-def parameter_budget(budget: float | str, layers: Mapping[str, nn.Module]) -> int:
-    """The most parameters that all layers together may have.
+def parameter_budget(budget: float | str, targets: Mapping[str, Target]) -> int:
+    """The most that all layers together may store, in elements of their weights; indices count by their bytes.
 
     Args:
-        budget: a share of what they have now, in ``(0, 1]``, or as ``"60%"``; or bytes, as ``"200MB"`` or ``"190MiB"``.
-        layers: dense layers, all of one element size if the budget is in bytes.
+        budget: a share of what they store now, in ``(0, 1]``, or as ``"60%"``; or bytes, as ``"200MB"``, ``"190MiB"``.
+        targets: dense layers, all of one element size if the budget is in bytes.
 
     Raises:
-        SpecError: no such share, an unknown unit, or layers of several element sizes.
+        ArgumentError: a share out of range, an unknown unit, or layers of several element sizes.
 
     Example:
-        >>> layers = {"a": nn.Linear(100, 100), "b": nn.Linear(100, 50)}
-        >>> parameter_budget(0.5, layers), parameter_budget("50%", layers), parameter_budget("20kB", layers)
+        >>> from torch import nn
+        >>> targets = {name: Target.open(name, nn.Linear(100, size)) for name, size in (("a", 100), ("b", 50))}
+        >>> parameter_budget(0.5, targets), parameter_budget("50%", targets), parameter_budget("20kB", targets)
         (7500, 7500, 5000)
     """
-    share, sized = _share_or_bytes(budget)
-    weights = [weight_and_bias(layer)[0] for layer in layers.values()]
-    if sized is None:
-        return int(share * sum(weight.numel() for weight in weights))
-    sizes = {weight.element_size() for weight in weights}
+    share, size = _share_or_bytes(budget)
+    if size is None:
+        return int(share * sum(target.parameters for target in targets.values()))
+    sizes = {target.element_size for target in targets.values()}
     if len(sizes) != 1:
-        raise SpecError(f"a budget in bytes needs layers of one element size, these have {sorted(sizes)}")
-    return sized // sizes.pop()
+        raise ArgumentError(f"a budget in bytes needs layers of one element size, these have {sorted(sizes)}")
+    return size // sizes.pop()
 
 
 def require_budget(budget: float | str) -> None:
-    """Refuse what is no budget for any model, before there is one.
+    """Refuse a budget that no model could have, before there is a model.
 
     Raises:
-        SpecError: it is none, or out of range.
+        ArgumentError: not a budget, or out of range.
     """
     if error_budget(budget) is None:
         _share_or_bytes(budget)
 
 
 def _share_or_bytes(budget: float | str) -> tuple[float, int | None]:
-    """A share, or 1 and bytes."""
-    help_ = "give a share in (0, 1] such as 0.6 or '60%', bytes such as '200MB', or '5% error'"
+    """A share and None, or 1 and bytes."""
+    advice = "give a share in (0, 1] such as 0.6 or '60%', bytes such as '200MB', or '5% error'"
     if isinstance(budget, str):
-        found = re.fullmatch(r"\s*([0-9]*\.?[0-9]+)\s*(%|[kKmMgG]?i?B)\s*", budget)
-        if found is None:
-            raise SpecError(f"budget {budget!r} is neither a share nor a size; {help_}")
-        number, unit = float(found[1]), found[2].upper()
+        match = re.fullmatch(r"\s*([0-9]*\.?[0-9]+)\s*(%|[kKmMgG]?i?B)\s*", budget)
+        if match is None:
+            raise ArgumentError(f"budget {budget!r} is neither a share nor a size; {advice}")
+        number, unit = float(match[1]), match[2].upper()
         if unit != "%":
             return 1.0, int(number * _UNITS[unit])
         budget = number / 100
     if isinstance(budget, bool) or not isinstance(budget, float | int) or not 0.0 < budget <= 1.0:
-        raise SpecError(f"budget {budget!r} is out of range; {help_}")
+        raise ArgumentError(f"budget {budget!r} is out of range; {advice}")
     return float(budget), None

@@ -1,4 +1,4 @@
-"""Layers made by what was chosen for each, with a record of every one."""
+"""Building of the chosen layers, with a record of each."""
 
 from __future__ import annotations
 
@@ -7,119 +7,142 @@ from dataclasses import replace
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from mpochain.compression.methods import Built, Method
+from mpochain.compression.choices import Built
+from mpochain.compression.methods import Method
+from mpochain.compression.preparation import Preparation
 from mpochain.compression.records import LayerRecord
 from mpochain.compression.sequential import Pair, corrected
 from mpochain.compression.statistics.low_rank import Errors
 from mpochain.compression.statistics.moments import Moments
 from mpochain.compression.statistics.store import MomentStore
+from mpochain.compression.target import Target
 from mpochain.errors import MPOError
 from mpochain.nn.compressed import form_of
-from mpochain.nn.dense import weight_and_bias
 from mpochain.nn.embeddings import MPOEmbedding, RowEmbedding
 from mpochain.surgery.tying import tied_head
 
-__all__ = ["Maker"]
+__all__ = ["Builder"]
 
 
-class Maker:
-    """Makes layers by what was chosen for each, and keeps a record of every one."""
+class Builder:
+    """Builds the chosen layer of each target, and keeps a record of it.
+
+    Args:
+        method: compresses the layers.
+        targets: dense layers by name.
+        chosen: number of the choice of each layer.
+        moments: statistics of the layers.
+        preparation: choices of the layers, fitted without correction.
+
+    Attributes:
+        records: of the layers built so far, by name.
+        built: compressed layer of each dense module that was replaced.
+    """
 
     def __init__(
-        self, way: Method, layers: Mapping[str, nn.Module], chosen: Mapping[str, int], moments: MomentStore
+        self,
+        method: Method,
+        targets: Mapping[str, Target],
+        chosen: Mapping[str, int],
+        moments: MomentStore,
+        preparation: Preparation,
     ) -> None:
-        self._way, self._layers, self._chosen, self._moments = way, layers, chosen, moments
+        self._method, self._targets, self._chosen = method, targets, chosen
+        self._moments, self._preparation = moments, preparation
         self.records: dict[str, LayerRecord] = {}
         self.built: dict[nn.Module, nn.Module] = {}
         self.verified = False
 
-    def __call__(self, name: str, pair: Pair | None) -> nn.Module | None:
-        """The layer that takes the place of another, corrected by what both models give it; None for none."""
-        layer, moments = self._layers[name], self._moments.get(name)
-        weight, bias = (None if each is None else each.detach() for each in weight_and_bias(layer, name))
-        assert weight is not None
-        correction = corrected(weight, moments, pair) if pair is not None and moments is not None else None
-        if correction is None:
-            made = self._way.build(weight, bias, moments, self._chosen[name])
+    def __call__(self, name: str, pair: Pair | None = None) -> nn.Module | None:
+        """The layer that replaces a dense one; None if that stays.
+
+        Args:
+            name: of the layer.
+            pair: moments of its inputs in both models, by which it is corrected; None without correction.
+        """
+        target, moments = self._targets[name], self._moments.get(name)
+        if pair is None or moments is None:
+            result = self._preparation.take(name).build(self._chosen[name])
         else:
-            made = self._way.build(correction.weight, bias, correction.moments, self._chosen[name])
-            if made is not None and made.errors is not None:
-                made = Built(made.layer, Errors(correction.output_error(made.errors.output), made.errors.loss))
-        if made is not None and isinstance(layer, nn.Embedding):
-            table: Any = made.layer
+            correction = corrected(target.weight, moments, pair)
+            choices = self._method.prepare(replace(target, weight=correction.weight), correction.moments)
+            result = choices.build(self._chosen[name])
+            if result is not None and result.errors is not None:
+                errors = Errors(correction.output_error(result.errors.output), result.errors.loss)
+                result = Built(result.layer, errors)
+        if result is not None and isinstance(target.module, nn.Embedding):
+            table: Any = result.layer
             rows = table if isinstance(table, RowEmbedding) else MPOEmbedding.of(table)
-            rows.padding_idx = layer.padding_idx
-            made = Built(rows, made.errors)
-        self.records[name] = replace(_record(layer, name, weight, made, moments), padding=_padding(layer, made))
-        if made is None:
+            rows.padding_idx = target.module.padding_idx
+            result = Built(rows, result.errors)
+        self.records[name] = _record(target, result, moments)
+        if result is None:
             return None
-        for parameter in made.layer.parameters():
-            parameter.requires_grad_(weight_and_bias(layer)[0].requires_grad)
-        self.built[layer] = made.layer.train(layer.training)
-        return self.built[layer]
+        for parameter in result.layer.parameters():
+            parameter.requires_grad_(target.trainable)
+        self.built[target.module] = result.layer.train(target.module.training)
+        return self.built[target.module]
 
     def tie(self, heads: Mapping[nn.Linear, nn.Embedding]) -> None:
-        """Make a head for each one that is tied to an embedding that was made smaller."""
+        """Build a compressed head for each head that is tied to a compressed embedding."""
         for head, embedding in heads.items():
-            made = self.built.get(embedding)
-            if isinstance(made, RowEmbedding):
-                self.built[head] = tied_head(made).train(head.training)
+            table = self.built.get(embedding)
+            if isinstance(table, RowEmbedding):
+                self.built[head] = tied_head(table).train(head.training)
 
     def verify(self, allowed: int) -> None:
-        """Count what came out: no layer larger than it was, all of them within what is allowed."""
+        """Check the result against the budget: no layer larger than before, all of them within what is allowed."""
         larger = [record.name for record in self.records.values() if record.bytes_after > record.bytes_before]
         total = sum(record.parameters_after for record in self.records.values())
         if larger or total > allowed:
             raise MPOError(
-                f"{total:,} parameters were made where {allowed:,} are allowed, or layers grew ({larger[:3]}); this is "
-                "a defect of the method, please report it"
+                f"{total:,} parameters were built where {allowed:,} are allowed, or layers grew ({larger[:3]}); the "
+                f"costs that method {self._method.name!r} announced are wrong; please report it to its authors"
             )
         self.verified = True
 
 
-def _record(layer: nn.Module, name: str, weight: Tensor, made: Built | None, moments: Moments | None) -> LayerRecord:
-    out, in_ = (int(size) for size in weight.shape)
-    dense = weight.numel() * weight.element_size()
-    # A row that is looked up is not computed.
-    macs = 0 if isinstance(layer, nn.Embedding) else out * in_
-    record: dict[str, Any] = {
-        "name": name,
-        "shape": (out, in_),
-        "form": "dense",
-        "parameters_before": out * in_,
-        "parameters_after": out * in_,
-        "bytes_before": dense,
-        "bytes_after": dense,
-        "macs_before": macs,
-        "macs_after": macs,
-        "weight_error": 0.0,
-        "output_error": 0.0 if moments is not None else None,
-        "loss_increase": 0.0 if moments is not None and moments.gradients is not None else None,
-    }
-    if made is None:
-        return LayerRecord(**record)
-    smaller: Any = made.layer
-    held = [each for key, each in smaller.state_dict().items() if key.rpartition(".")[2] != "bias"]
-    wide = weight.double()
-    record |= {
-        "form": form_of(smaller),
-        "parameters_after": sum(each.numel() for each in held if each.is_floating_point()),
-        "bytes_after": sum(each.numel() * each.element_size() for each in held),
-        "macs_after": smaller.macs(),
-        "weight_error": float((wide - smaller.weight.detach().double()).norm() / wide.norm()) if wide.any() else 0.0,
-        "output_error": made.errors.output if made.errors is not None else None,
-        "loss_increase": made.errors.loss if made.errors is not None else None,
-    }
-    return LayerRecord(**record)
+def _record(target: Target, result: Built | None, moments: Moments | None) -> LayerRecord:
+    dense = LayerRecord(
+        name=target.name,
+        shape=target.shape,
+        form="dense",
+        parameters_before=target.parameters,
+        parameters_after=target.parameters,
+        bytes_before=target.bytes,
+        bytes_after=target.bytes,
+        macs_before=target.macs,
+        macs_after=target.macs,
+        weight_error=0.0,
+        output_error=0.0 if moments is not None else None,
+        loss_increase=0.0 if moments is not None and moments.gradients is not None else None,
+    )
+    if result is None:
+        return dense
+    layer: Any = result.layer
+    stored = [tensor for key, tensor in layer.state_dict().items() if key.rpartition(".")[2] != "bias"]
+    weight64 = target.weight.double()
+    difference = weight64 - layer.weight.detach().double()
+    return replace(
+        dense,
+        form=form_of(layer),
+        parameters_after=sum(tensor.numel() for tensor in stored if tensor.is_floating_point()),
+        bytes_after=sum(tensor.numel() * tensor.element_size() for tensor in stored),
+        macs_after=layer.macs(),
+        weight_error=float(difference.norm() / weight64.norm()) if weight64.any() else 0.0,
+        output_error=result.errors.output if result.errors is not None else None,
+        loss_increase=result.errors.loss if result.errors is not None else None,
+        padding=_padding(target, layer),
+    )
 
 
-def _padding(layer: nn.Module, made: Built | None) -> float | None:
-    """The norm of a row of padding that was zero, unless it still is."""
-    if made is None or not isinstance(layer, nn.Embedding) or layer.padding_idx is None:
+def _padding(target: Target, layer: nn.Module) -> float | None:
+    """Norm of the row of padding of an embedding if that was zero and no longer is; None otherwise."""
+    if not isinstance(target.module, nn.Embedding) or target.module.padding_idx is None:
         return None
+    padding = target.module.padding_idx
     with torch.no_grad():
-        row = made.layer(torch.tensor([layer.padding_idx], device=layer.weight.device))
-        norm = float(row.double().norm())
-    return norm if norm and not layer.weight[layer.padding_idx].any() else None
+        norm = float(layer(torch.tensor([padding], device=target.weight.device)).double().norm())
+    return norm if norm and not target.weight[padding].any() else None

@@ -1,16 +1,17 @@
-"""Later layers correct the errors of earlier ones: each is fitted on what the smaller model before it gives it.
+"""Sequential compression: later layers correct the errors of earlier ones.
 
-A layer ``W`` of the dense model reads ``x``; in the smaller model it will read ``x'``. Of all matrices, the one whose
-outputs for ``x'`` come nearest to those of ``W`` for ``x`` is ``W T`` with ``T = E[x x'^T] E[x' x'^T]^-1``, under any
-weights of the outputs, and what ``W'`` leaves out beyond it is ``E|(W T - W') x'|^2``. So ``W T`` under the moments of
-``x'`` is made smaller in place of ``W`` under those of ``x``, by whichever method. A share of the mean power is added
-to the diagonals of both moments, which draws ``T`` to the identity where the data say little.
+A layer ``W`` of the dense model reads ``x``; in the compressed model it will read ``x'``. The matrix whose outputs for
+``x'`` are nearest to those of ``W`` for ``x`` is ``W T`` with ``T = E[x x'^T] E[x' x'^T]^-1``, under any weights of the
+outputs, and the error of ``W'`` beyond it is ``E|(W T - W') x'|^2``. So ``W T`` with the moments of ``x'`` is
+compressed in place of ``W`` with those of ``x``, by any method. A share of the mean power is added to the diagonals of
+both moments, which pulls ``T`` to the identity in directions with little data.
 """
 
 from __future__ import annotations
 
+import logging
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -18,11 +19,14 @@ import torch
 from torch import Tensor, nn
 
 from mpochain.compression.statistics.moments import Moments, frozen, run_batch
-from mpochain.errors import MPOError, SpecError
+from mpochain.compression.target import Target
+from mpochain.errors import ArgumentError, MPOError
 from mpochain.surgery.calls import without_cache
 from mpochain.surgery.replacement import replace_layers
 
 __all__ = ["Corrected", "Pair", "corrected", "in_sequence"]
+
+_logger = logging.getLogger(__name__)
 
 # Share of the mean power of the inputs that is added to the diagonals of both moments.
 _DAMPING = 0.02
@@ -30,11 +34,11 @@ _DAMPING = 0.02
 
 @dataclass(frozen=True, eq=False)
 class Pair:
-    """Means over the rows that a layer reads in both models.
+    """Second moments over the rows that a layer reads in the dense and in the compressed model.
 
     Attributes:
         across: ``E[x x'^T] (in, in)``, float32.
-        own: ``E[x' x'^T]``, of the smaller model.
+        own: ``E[x' x'^T]``, of the compressed model.
     """
 
     across: Tensor
@@ -43,14 +47,14 @@ class Pair:
 
 @dataclass(frozen=True, eq=False)
 class Corrected:
-    """What is to be made smaller in place of a layer's own weight.
+    """The weight that is compressed in place of a layer's own weight.
 
     Attributes:
         weight: ``W T (out, in)``.
-        moments: of it, on the inputs in the smaller model.
+        moments: of it, on the inputs in the compressed model.
         power: ``E|W x|^2``, of the dense model's outputs.
         kept: ``E|W T x'|^2``.
-        rest: ``E|W x - W T x'|^2``, what hardly any matrix could mend.
+        rest: ``E|W x - W T x'|^2``, the error that no matrix can correct, up to the damping.
     """
 
     weight: Tensor
@@ -60,106 +64,106 @@ class Corrected:
     rest: float
 
     def output_error(self, relative: float) -> float:
-        """Of the dense model's outputs, from the relative error of what was made of ``W T``."""
+        """Relative error of the dense model's outputs, from that of an approximation of ``W T``."""
         return math.sqrt((relative**2 * self.kept + self.rest) / max(self.power, 1e-300))
 
 
 def corrected(weight: Tensor, moments: Moments, pair: Pair) -> Corrected:
-    """The weight and moments that take the place of a layer's own.
+    """The corrected weight and moments of a layer.
 
     Args:
         weight: ``W (out, in)``.
         moments: of the dense model.
-        pair: what the layer reads in both models.
+        pair: moments of the inputs in both models.
 
     Example:
         >>> x = torch.randn(50, 3, generator=torch.Generator().manual_seed(0))
         >>> moments = Moments(x.T @ x / 50, None, 1.0, None, 50)
-        >>> found = corrected(torch.eye(3), moments, Pair(x.T @ (2 * x) / 50, 4 * x.T @ x / 50))
-        >>> round(found.weight[0, 0].item(), 1), round(found.rest / found.power, 1)  # half of what came twice as large
+        >>> correction = corrected(torch.eye(3), moments, Pair(x.T @ (2 * x) / 50, 4 * x.T @ x / 50))
+        >>> round(correction.weight[0, 0].item(), 1), round(correction.rest / correction.power, 1)  # of 2 x
         (0.5, 0.0)
     """
-    wide = weight.detach().double()
+    weight64 = weight.detach().double()
     C, H = pair.across.double(), pair.own.double()
     out, in_ = weight.shape
-    whole = torch.eye(len(H), dtype=torch.float64, device=H.device)
+    identity = torch.eye(len(H), dtype=torch.float64, device=H.device)
     ridge = _DAMPING * float(H.trace()) / len(H)
-    T = torch.linalg.solve(H + ridge * whole, (C + ridge * whole).T).T
-    made = wide @ T
-    seen = made @ H
-    seen_before = moments.activations.double()
-    # E[y y^T] of a wide layer, E[x x^T] of a tall one.
-    power = float(seen_before.trace() if out <= in_ else ((wide.T @ wide) * seen_before).sum())
-    kept = float((seen * made).sum())
-    rest = max(power - 2 * float(((wide @ C) * made).sum()) + kept, 0.0)
+    T = torch.linalg.solve(H + ridge * identity, (C + ridge * identity).T).T
+    weight_T = weight64 @ T
+    weight_T_H = weight_T @ H
+    dense = moments.activations.double()
+    # Of E[y y^T] if out <= in, and of E[x x^T] otherwise.
+    power = float(dense.trace() if out <= in_ else ((weight64.T @ weight64) * dense).sum())
+    kept = float((weight_T_H * weight_T).sum())
+    rest = max(power - 2 * float(((weight64 @ C) * weight_T).sum()) + kept, 0.0)
     if out <= in_:
-        activations, gradients = seen @ made.T, moments.gradients
+        activations, gradients = weight_T_H @ weight_T.T, moments.gradients
     else:
         activations = H
         gradients = None if moments.gradients is None else (T.T @ moments.gradients.double() @ T).float()
-    found = replace(
+    own = replace(
         moments,
         activations=activations.float(),
         gradients=gradients,
         input_power=float(H.trace()) / len(H),
         inputs=pair.own if moments.inputs is not None else None,
     )
-    return Corrected(made.to(weight.dtype), found, power, kept, rest)
+    return Corrected(weight_T.to(weight.dtype), own, power, kept, rest)
 
 
 def in_sequence(
     model: nn.Module,
-    layers: Mapping[str, nn.Module],
+    targets: Mapping[str, Target],
     batches: Iterable[Any],
-    make: Callable[[str, Pair | None], nn.Module | None],
-    *,
-    log: Callable[[str], None] = lambda _: None,
+    build: Callable[[str, Pair | None], nn.Module | None],
 ) -> None:
-    """Make layers smaller block by block, in place, each on what the smaller model before it gives it.
+    """Compress layers block by block, in place, each on its inputs in the compressed model.
 
     Args:
-        model: whose blocks are the items of one ``nn.ModuleList`` or ``nn.Sequential``, each given the first output of
-            the one before it.
-        layers: by name; those of no block are made first, without correction.
-        batches: see :func:`mpochain.compression.statistics.moments.run_batch`; gone through once. Kept are what goes
-            into the next block, in both models, and the other arguments of the blocks.
-        make: from the name of a layer, and what both models give it, to what takes its place; None for nothing.
-        log: told which block it is at.
+        model: whose blocks are the items of one ``nn.ModuleList`` or ``nn.Sequential``, each called with the first
+            output of the one before it.
+        targets: layers by name; those outside of the blocks are compressed first, without correction.
+        batches: see :func:`mpochain.compression.statistics.moments.run_batch`; read once. Memory holds the inputs of
+            the next block, in both models, and the other arguments of the blocks.
+        build: from the name of a layer and the moments of its inputs in both models, None without correction, to the
+            compressed layer; None to leave it dense.
 
     Raises:
-        SpecError: a model without such blocks. It is left as it was, whatever is raised.
+        ArgumentError: a model without such blocks. It is left as it was, whatever is raised.
     """
-    names = {layer: name for name, layer in layers.items()}
-    container, first, last = _blocks(model, layers)
-    within = {each for block in list(container)[first:last] for each in block.modules()}
+    names = {target.module: name for name, target in targets.items()}
+    container, first, last = _blocks(model, names)
+    inside = {module for block in list(container)[first:last] for module in block.modules()}
     replaced: dict[nn.Module, nn.Module] = {}
 
-    def put(layer: nn.Module, pair: Pair | None) -> None:
-        made = make(names[layer], pair)
-        if made is not None:
-            replace_layers(model, {layer: made})
-            replaced[made] = layer
+    def put(dense: nn.Module, pair: Pair | None) -> None:
+        layer = build(names[dense], pair)
+        if layer is not None:
+            replace_layers(model, {dense: layer})
+            replaced[layer] = dense
 
     try:
         with frozen(model), without_cache(model), torch.no_grad():
             calls = [_calls(model, container, first, last, batch) for batch in batches]
-            dense = [each[0].hidden for each in calls]
-            small = list(dense)
-            for layer in names:
-                if layer not in within:
-                    put(layer, None)
+            dense_states = [batch_calls[0].hidden for batch_calls in calls]
+            states = list(dense_states)
+            for module in names:
+                if module not in inside:
+                    put(module, None)
             for number in range(last - first):
-                log(f"block {number + 1} of {last - first}")
+                _logger.info("block %d of %d", number + 1, last - first)
                 block = container[first + number]
-                sums = _Sums([each for each in block.modules() if each in names])
-                for k, each in enumerate(calls):
-                    before, dense[k] = sums.read(block, each[number], dense[k])
-                    after, _ = sums.read(block, each[number], small[k])
+                sums = _Sums([module for module in block.modules() if module in names])
+                for k, batch_calls in enumerate(calls):
+                    before, dense_states[k] = sums.read(block, batch_calls[number], dense_states[k])
+                    after, _ = sums.read(block, batch_calls[number], states[k])
                     sums.add(before, after)
-                for layer, pair in sums.means():
-                    put(layer, pair)
-                block = container[first + number]  # it may have been a layer itself
-                small = [each[number].run(block, hidden) for each, hidden in zip(calls, small, strict=True)]
+                for module, pair in sums.means():
+                    put(module, pair)
+                block = container[first + number]  # the block itself may have been replaced
+                states = [
+                    batch_calls[number].run(block, hidden) for batch_calls, hidden in zip(calls, states, strict=True)
+                ]
     except BaseException:
         replace_layers(model, replaced)
         raise
@@ -167,7 +171,7 @@ def in_sequence(
 
 @dataclass(frozen=True, eq=False)
 class _Call:
-    """What a block is called with; its hidden states are kept for the first block only."""
+    """Arguments of a call of a block; the hidden states are kept for the first block only."""
 
     hidden: Tensor
     arguments: tuple[Any, ...]
@@ -175,12 +179,12 @@ class _Call:
 
     def run(self, block: nn.Module, hidden: Tensor) -> Tensor:
         output: Any = block(hidden, *self.arguments, **self.named)
-        found: Tensor = output[0] if isinstance(output, tuple) else output
-        return found
+        states: Tensor = output[0] if isinstance(output, tuple) else output
+        return states
 
 
 class _Sums:
-    """Sums over the rows that the layers of one block read in both models; layers with one input share theirs."""
+    """Sums over the rows that the layers of one block read in both models; layers with the same input share sums."""
 
     def __init__(self, layers: list[nn.Module]) -> None:
         self._layers = layers
@@ -189,30 +193,30 @@ class _Sums:
         self._rows: dict[nn.Module, int] = {}
 
     def read(self, block: nn.Module, call: _Call, hidden: Tensor) -> tuple[dict[nn.Module, Tensor], Tensor]:
-        """What each layer is given, and what the block gives."""
-        given: dict[nn.Module, Tensor] = {}
+        """The input of each layer, and the output of the block."""
+        inputs: dict[nn.Module, Tensor] = {}
 
-        def hook(layer: nn.Module, arguments: tuple[Any, ...]) -> None:
-            if layer in given:
-                raise SpecError("sequential=True needs layers that are called once in each block; leave it out")
-            given[layer] = arguments[0]
+        def record(layer: nn.Module, arguments: tuple[Any, ...]) -> None:
+            if layer in inputs:
+                raise ArgumentError("sequential=True needs layers that are called once in each block; leave it out")
+            inputs[layer] = arguments[0]
 
-        hooks = [layer.register_forward_pre_hook(hook) for layer in self._layers]
+        hooks = [layer.register_forward_pre_hook(record) for layer in self._layers]
         try:
-            return given, call.run(block, hidden)
+            return inputs, call.run(block, hidden)
         finally:
-            for each in hooks:
-                each.remove()
+            for hook in hooks:
+                hook.remove()
 
-    def add(self, dense: Mapping[nn.Module, Tensor], small: Mapping[nn.Module, Tensor]) -> None:
+    def add(self, dense: Mapping[nn.Module, Tensor], compressed: Mapping[nn.Module, Tensor]) -> None:
         owners: dict[int, nn.Module] = {}
         for layer in self._layers:
             if layer not in dense:
-                raise MPOError("a block did not call one of its layers; leave that out with ignore=")
+                raise MPOError("a block did not call one of its layers; leave that layer out with ignore=")
             owner = owners.setdefault(id(dense[layer]), layer)
             self._owners[layer] = owner
             if owner is layer:
-                x, own = (each[layer].reshape(-1, each[layer].shape[-1]).float() for each in (dense, small))
+                x, own = (inputs[layer].reshape(-1, inputs[layer].shape[-1]).float() for inputs in (dense, compressed))
                 if layer in self._pairs:
                     across, square = self._pairs[layer]
                     across.addmm_(x.T, own)
@@ -228,18 +232,20 @@ class _Sums:
 
 
 def _calls(model: nn.Module, container: Any, first: int, last: int, batch: Any) -> list[_Call]:
-    """What each block is called with in the dense model."""
+    """Arguments of the call of each block in the dense model."""
     calls: list[_Call] = []
     outputs: list[Any] = []
 
     def before(block: nn.Module, arguments: tuple[Any, ...], named: dict[str, Any]) -> None:
         number = len(calls)
         if number >= last - first or block is not container[first + number]:
-            raise SpecError("sequential=True needs blocks that are called once each, in their order")
+            raise ArgumentError("sequential=True needs blocks that are called once each, in order; leave it out")
         if not arguments or not isinstance(arguments[0], Tensor):
-            raise SpecError("sequential=True needs blocks whose first argument are the hidden states; leave it out")
+            raise ArgumentError("sequential=True needs blocks whose first argument is the hidden states; leave it out")
         if outputs and outputs[-1] is not arguments[0]:
-            raise SpecError("sequential=True needs blocks that are given what the block before them gave; leave it out")
+            raise ArgumentError(
+                "sequential=True needs blocks whose input is the output of the block before; leave it out"
+            )
         calls.append(_Call(arguments[0], arguments[1:], named))
 
     def after(_: nn.Module, __: Any, output: Any) -> None:
@@ -254,24 +260,25 @@ def _calls(model: nn.Module, container: Any, first: int, last: int, batch: Any) 
         for hook in hooks:
             hook.remove()
     if len(calls) < last - first:
-        raise SpecError("sequential=True needs blocks that are called once each, in their order")
+        raise ArgumentError("sequential=True needs blocks that are called once each, in order; leave it out")
     return [calls[0], *(replace(call, hidden=calls[0].hidden[:0]) for call in calls[1:])]
 
 
-def _blocks(model: nn.Module, layers: Mapping[str, nn.Module]) -> tuple[Any, int, int]:
-    """What holds the blocks, the first of them and the one after the last."""
-    wanted = set(layers.values())
+def _blocks(model: nn.Module, layers: Collection[nn.Module]) -> tuple[Any, int, int]:
+    """The container of the blocks that hold most of the layers, and the range of those blocks in it."""
     best: tuple[int, Any, int, int] | None = None
     for module in model.modules():
         if isinstance(module, nn.ModuleList | nn.Sequential):
-            counts = [sum(each in wanted for each in item.modules()) for item in module]
-            held = [k for k, count in enumerate(counts) if count]
-            if held and (best is None or sum(counts) > best[0]):
-                best = sum(counts), module, held[0], held[-1] + 1
+            counts = [sum(part in layers for part in item.modules()) for item in module]
+            holding = [k for k, count in enumerate(counts) if count]
+            if holding and (best is None or sum(counts) > best[0]):
+                best = sum(counts), module, holding[0], holding[-1] + 1
     if best is None:
-        raise SpecError("sequential=True needs a model with its blocks in one nn.ModuleList or nn.Sequential")
+        raise ArgumentError(
+            "sequential=True needs a model with its blocks in one nn.ModuleList or nn.Sequential; leave it out"
+        )
     _, container, first, last = best
     blocks = list(container)[first:last]
     if len(set(blocks)) < len(blocks):
-        raise SpecError("sequential=True needs blocks that are each in one place; leave it out")
+        raise ArgumentError("sequential=True needs a separate module for each block; leave it out")
     return container, first, last

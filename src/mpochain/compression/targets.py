@@ -1,20 +1,71 @@
-"""Which layers of a model are meant: by name, by pattern, by class."""
+"""Selection of the layers of a model by name, pattern or class."""
 
 from __future__ import annotations
 
 import difflib
 import re
 from collections.abc import Iterable, Mapping
+from typing import Protocol
 
 from torch import nn
 
-from mpochain.errors import DTypeError, SpecError
+from mpochain.compression.target import Target
+from mpochain.errors import ArgumentError, DTypeError
 from mpochain.nn.dense import weight_and_bias
 from mpochain.surgery.finding import compressed_layers
+from mpochain.surgery.tying import tied_linears
 
-__all__ = ["dense_layers", "select", "why_none"]
+__all__ = ["dense_layers", "open_targets", "select", "why_none"]
 
 _NEAREST = 5
+
+
+class _Able(Protocol):
+    """What a method can compress, see :class:`mpochain.compression.Method`."""
+
+    linear: bool
+    embeddings: bool
+
+
+def open_targets(
+    model: nn.Module, method: _Able, targets: Iterable[str] | None = None, ignore: Iterable[str] = ()
+) -> tuple[dict[str, Target], dict[nn.Linear, nn.Embedding]]:
+    """The layers to compress, each opened once, and the heads that are tied to them.
+
+    Args:
+        model: is not changed.
+        method: says whether it compresses linear layers and embeddings.
+        targets: patterns, see :func:`select`; by default all linear layers whose weight is not shared, or all
+            embeddings for a method that compresses nothing else.
+        ignore: patterns of layers to leave out.
+
+    Returns:
+        The layers by name, in the order of the model; and the embedding of each linear head that shares its table. Such
+        heads are replaced together with their embedding and are not among the layers.
+
+    Raises:
+        ArgumentError: no layer, see :func:`select`, or a layer with hooks.
+        NonFiniteError: NaN or infinite weights, naming the layer.
+
+    Example:
+        >>> from mpochain.compression.methods import METHODS
+        >>> model = nn.Sequential(nn.Embedding(9, 4), nn.Linear(4, 4))
+        >>> list(open_targets(model, METHODS["svd"])[0]), list(open_targets(model, METHODS["word2ket"])[0])
+        (['1'], ['0'])
+    """
+    if targets is not None:
+        modules = select(model, targets, ignore, embeddings=method.embeddings, linear=method.linear)
+    elif method.linear:
+        modules = dense_layers(model, ignore)
+    else:
+        modules = select(model, ["Embedding"], ignore, embeddings=True, linear=False)
+    if not modules:
+        raise ArgumentError(f"there is no layer left to compress{why_none(model)}; see targets= and ignore=")
+    heads = tied_linears(model, modules.values())
+    opened = {name: Target.open(name, module) for name, module in modules.items() if module not in heads}
+    for target in opened.values():
+        target.require_replaceable()
+    return opened, heads
 
 
 def select(
@@ -27,20 +78,20 @@ def select(
 ) -> dict[str, nn.Module]:
     r"""The layers that are matched by ``targets`` and not by ``ignore``, in the order of the model.
 
-    A pattern is the whole name of a layer (``"model.layers.0.mlp.up_proj"``), ``"re:"`` with a regular expression that
-    matches the whole name (``r"re:.*\.mlp\..*"``), or the name of a class (``"Linear"``, ``"Conv1D"``), tried in this
-    order. A module that is in the model under several names is given once, under the first.
+    A pattern is the full name of a layer (``"model.layers.0.mlp.up_proj"``), ``"re:"`` with a regular expression that
+    matches the full name (``r"re:.*\.mlp\..*"``), or the name of a class (``"Linear"``, ``"Conv1D"``), tried in this
+    order. A module with several names in the model is listed once, under the first.
 
     Args:
         model: is not changed.
-        targets: patterns; those that are names of classes take no layers that cannot be compressed.
-        ignore: patterns of layers to leave out, which win over targets.
-        embeddings: whether embeddings are among what can be compressed.
-        linear: whether linear layers are.
+        targets: patterns; names of classes select only layers that can be compressed.
+        ignore: patterns of layers to leave out, which override ``targets``.
+        embeddings: whether embeddings can be selected.
+        linear: whether linear layers can be selected.
 
     Raises:
-        SpecError: a pattern that matches nothing, a regular expression that is none, or a module that is named but is
-            no layer that can be compressed.
+        ArgumentError: a pattern that matches nothing, an invalid regular expression, or the name of a module that
+            cannot be compressed.
 
     Example:
         >>> model = nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 2))
@@ -55,29 +106,29 @@ def select(
             if _is_dense(modules[name], embeddings=embeddings, linear=linear):
                 chosen.add(name)
             elif not by_class and not pattern.startswith("re:"):
-                able = ["torch.nn.Embedding"] * embeddings + ["torch.nn.Linear", "Hugging Face Conv1D"] * linear
-                raise SpecError(
+                kinds = ["torch.nn.Embedding"] * embeddings + ["torch.nn.Linear", "Hugging Face Conv1D"] * linear
+                raise ArgumentError(
                     f"targets: {name!r} is a {type(modules[name]).__name__}, which cannot be compressed this way; name "
-                    f"a {' or '.join(able)}"
+                    f"a {' or '.join(kinds)}"
                 )
     left_out = {name for pattern in _patterns(ignore, "ignore") for name in _matches(pattern, modules, "ignore")[0]}
     return {
         name: module
         for name, module in modules.items()
-        # What is within an ignored module is ignored with it.
+        # Modules inside an ignored module are ignored with it.
         if name in chosen and not any(name == out or name.startswith(f"{out}.") for out in left_out)
     }
 
 
 def dense_layers(model: nn.Module, ignore: Iterable[str] = ()) -> dict[str, nn.Module]:
-    """Every layer that can be compressed and has its weight for itself; one that is tied to an embedding is left out.
+    """Every dense linear layer whose weight is not shared with another module, such as an embedding.
 
     Args:
         model: is not changed.
         ignore: patterns of layers to leave out, see :func:`select`.
 
     Raises:
-        SpecError: a pattern that matches nothing.
+        ArgumentError: a pattern that matches nothing.
 
     Example:
         >>> model = nn.ModuleDict({"embedding": nn.Embedding(9, 4), "up": nn.Linear(4, 8), "head": nn.Linear(4, 9)})
@@ -92,17 +143,19 @@ def dense_layers(model: nn.Module, ignore: Iterable[str] = ()) -> dict[str, nn.M
     own = [
         name
         for name, module in model.named_modules()
-        if name and _is_dense(module) and all(holders[id(p)] == 1 for p in module.parameters(recurse=False))
+        if name
+        and _is_dense(module)
+        and all(holders[id(parameter)] == 1 for parameter in module.parameters(recurse=False))
     ]
     return select(model, own, ignore) if own else {}
 
 
 def why_none(model: nn.Module) -> str:
-    """What may be the reason that nothing of a model can be compressed, to follow on that statement; often none."""
+    """The likely reason why nothing in a model can be compressed, to end an error message with; empty if unknown."""
     if _is_dense(model, embeddings=True):
-        return f": the model is itself a {type(model).__name__}, and has no place to put another one in; wrap it"
+        return f": the model is itself a {type(model).__name__} and nothing holds it; wrap it in nn.Sequential"
     if compressed_layers(model):
-        return ": what could be is compressed already"
+        return ": its layers are compressed already"
     for name, module in model.named_modules():
         if isinstance(module, nn.Embedding | nn.Linear) and not _is_dense(module, embeddings=True):
             try:
@@ -110,7 +163,7 @@ def why_none(model: nn.Module) -> str:
             except DTypeError as error:
                 return f" ({error})"
     if any(_is_dense(module) for module in model.modules()):
-        return ": what is shared between modules or ignored is left as it is"
+        return ": layers that are ignored or share their weight with another module are left as they are"
     return ""
 
 
@@ -118,29 +171,29 @@ def _patterns(patterns: Iterable[str], field: str) -> list[str]:
     listed = [patterns] if isinstance(patterns, str) else list(patterns)
     for pattern in listed:
         if not isinstance(pattern, str) or not pattern:
-            raise SpecError(f"{field} must hold names, re: patterns or names of classes, got {pattern!r}")
+            raise ArgumentError(f"{field} must hold names, re: patterns or names of classes, got {pattern!r}")
     return listed
 
 
 def _matches(pattern: str, modules: Mapping[str, nn.Module], field: str) -> tuple[list[str], bool]:
-    """The names a pattern matches, and whether it did so as the name of a class."""
+    """The names that a pattern matches, and whether the pattern is the name of a class."""
     if pattern in modules:
         return [pattern], False
     if pattern.startswith("re:"):
         try:
             expression = re.compile(pattern.removeprefix("re:"))
         except re.error as error:
-            raise SpecError(f"{field}: {pattern!r} is no regular expression: {error}") from error
-        found = [name for name in modules if expression.fullmatch(name)]
+            raise ArgumentError(f"{field}: {pattern!r} is not a regular expression: {error}") from error
+        names = [name for name in modules if expression.fullmatch(name)]
         by_class = False
     else:
-        found = [name for name, module in modules.items() if type(module).__name__ == pattern]
+        names = [name for name, module in modules.items() if type(module).__name__ == pattern]
         by_class = True
-    if not found:
+    if not names:
         known = sorted({*modules, *(type(module).__name__ for module in modules.values())})
         nearest = difflib.get_close_matches(pattern.removeprefix("re:"), known, n=_NEAREST, cutoff=0.0)
-        raise SpecError(f"{field}: {pattern!r} matches no layer; the nearest names are {', '.join(nearest)}")
-    return found, by_class
+        raise ArgumentError(f"{field}: {pattern!r} matches no layer; the nearest names are {', '.join(nearest)}")
+    return names, by_class
 
 
 def _is_dense(module: nn.Module, *, embeddings: bool = False, linear: bool = True) -> bool:

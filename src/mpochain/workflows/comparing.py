@@ -12,8 +12,8 @@ from typing import Any
 
 import torch
 
-from mpochain.compression import METHODS
-from mpochain.errors import CheckpointError, MPOError, RecipeError
+from mpochain.compression import method_named
+from mpochain.errors import ArgumentError, CheckpointError, MPOError, RecipeError
 from mpochain.language import load_language_model, read_tokens, save_language_model
 from mpochain.report import provenance
 from mpochain.system.files import require_writable, write_bytes
@@ -39,8 +39,10 @@ def cells(recipe: Recipe) -> list[str]:
         raise RecipeError("a comparison needs the sections comparison and evaluation in its recipe")
     wanted = recipe.comparison
     for method in (*wanted.methods, *wanted.heal):
-        if method.removesuffix(_SEQUENTIAL) not in METHODS:
-            raise RecipeError(f"comparison: there is no method {method!r}; there are {', '.join(METHODS)}")
+        try:
+            method_named(method.removesuffix(_SEQUENTIAL))
+        except ArgumentError as error:
+            raise RecipeError(f"comparison: {error}") from error
     unknown = set(wanted.heal) - set(wanted.methods)
     if unknown:
         raise RecipeError(f"comparison.heal: {sorted(unknown)[0]!r} is not among comparison.methods")

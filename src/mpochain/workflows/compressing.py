@@ -128,7 +128,6 @@ def compress_by(
             sequential=recipe.sequential,
             seed=recipe.seed,
             dry_run=dry_run,
-            log=log,
         )
     peak = peak_resident()
     # `compress` runs no git; the record that this workflow writes names the commit.

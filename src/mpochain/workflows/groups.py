@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import nn
 
-from mpochain.compression import METHODS, Entangled, Kronecker, compress, select
+from mpochain.compression import Entangled, Kronecker, Method, Target, compress, method_named, select
 from mpochain.errors import MPOError, RecipeError
 from mpochain.language import LanguageModel
 from mpochain.nn.dense import weight_and_bias
@@ -26,7 +26,7 @@ def make_smaller(
     tokenizer: Any = None,
     calibration: Iterable[Any] | None = None,
     seed: int = 0,
-    log: Log = lambda _: None,
+    log: Log = lambda _: None,  # noqa: ARG001  # compress logs
 ) -> list[dict[str, Any]]:
     """Make the layers of a stage smaller, in place, without any training.
 
@@ -56,7 +56,6 @@ def make_smaller(
             targets=group.targets,
             method=_method(group, model, tokenizer, seed),
             seed=seed,
-            log=log,
         )
         records += report.as_dict()["layers"]
     return records
@@ -77,19 +76,11 @@ def require_groups(recipe: Recipe, language: LanguageModel) -> None:
                 method = _method(group, model, language.tokenizer, recipe.seed)
             except MPOError as error:
                 raise RecipeError(f"stage {stage.name}: {error}") from error
-            way = METHODS.get(method) if isinstance(method, str) else method
-            if way is None:
-                raise RecipeError(f"stage {stage.name}: there is no method {method!r}; there are {', '.join(METHODS)}")
-            if way.needs != "nothing" and recipe.calibration is None:
+            if method.needs != "nothing" and recipe.calibration is None:
                 raise RecipeError(f"stage {stage.name} needs calibration data; give the section calibration")
             try:
-                layers = select(model, group.targets, embeddings=way.embeddings, linear=way.linear)
-                for name, layer in layers.items():
-                    if isinstance(way, Kronecker):
-                        out, in_ = weight_and_bias(layer, name)[0].shape
-                        way.require_fit((int(out), int(in_)))
-                if isinstance(way, Entangled) and group.budget is not None:
-                    way.require_fit(layers, group.budget)
+                layers = select(model, group.targets, embeddings=method.embeddings, linear=method.linear)
+                method.check({name: Target.open(name, layer) for name, layer in layers.items()}, group.budget)
             except MPOError as error:
                 raise RecipeError(f"stage {stage.name}: {error}") from error
             if not layers:
@@ -103,7 +94,7 @@ def require_groups(recipe: Recipe, language: LanguageModel) -> None:
             taken |= dict.fromkeys([*layers.values(), *tied_linears(model, layers.values())], stage.name)
 
 
-def _method(group: Group, model: nn.Module, tokenizer: Any, seed: int) -> str | Entangled | Kronecker:
+def _method(group: Group, model: nn.Module, tokenizer: Any, seed: int) -> Method:
     if group.units is not None:
         embeddings = select(model, group.targets, embeddings=True, linear=False)
         sizes = {int(weight_and_bias(layer)[0].shape[0]) for layer in embeddings.values()}
@@ -113,7 +104,7 @@ def _method(group: Group, model: nn.Module, tokenizer: Any, seed: int) -> str | 
         return Entangled(units=index, coefficients=group.coefficients, seed=seed)
     if group.factors is None:
         assert group.method is not None
-        return group.method
+        return method_named(group.method)
     return Kronecker(
         permuted=group.permuted,
         calibrated=group.calibrated,

@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 from mpochain.compression.budget import require_budget
-from mpochain.errors import RecipeError, SpecError
+from mpochain.errors import ArgumentError, RecipeError
 from mpochain.train import FinetuneConfig
 
 __all__ = [
@@ -31,7 +31,7 @@ Window = Annotated[int, Field(ge=2, strict=True)]
 def _budget(value: Any) -> Any:
     try:
         require_budget(value)
-    except SpecError as error:
+    except ArgumentError as error:
         raise ValueError(str(error)) from error
     return value
 

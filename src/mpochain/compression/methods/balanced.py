@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import numpy as np
+import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from mpochain import shapes
-from mpochain.compression.allocation import Curve
-from mpochain.compression.methods.method import Built, Method
+from mpochain.compression.choices import Built, Choices, Costs
+from mpochain.compression.methods.method import Method
 from mpochain.compression.statistics.moments import Moments
+from mpochain.compression.target import Target
 from mpochain.decomposition import interleave
 from mpochain.factorization import decompose
 from mpochain.nn import MPOLinear
@@ -18,29 +21,43 @@ __all__ = ["Balanced"]
 
 
 class Balanced(Method):
-    """TT-SVD of the weight with balanced dims, every layer at the same share of its parameters."""
+    """TT-SVD of the weight with balanced dims, every layer at the same share of its parameters.
 
-    needs = "nothing"
+    Source: TT-SVD, Oseledets, SIAM J. Sci. Comput. 33, 2295 (2011).
+
+    Example:
+        >>> import mpochain as mpo
+        >>> from torch import nn
+        >>> model = nn.Sequential(nn.Linear(64, 64))
+        >>> report = mpo.compress(model, 0.5, method=Balanced())
+        >>> report.method, model[0].specs[0].bonds
+        ('tt_svd', (16,))
+    """
+
+    name = "tt_svd"
     uniform = True
     embeddings = True
 
-    def curve(self, weight: Tensor, moments: Moments | None) -> Curve:  # noqa: ARG002  # of the protocol
-        """See :class:`~mpochain.compression.methods.method.Method`."""
-        spec = _spec(weight)
-        unfolding = interleave(weight.detach().double(), spec).reshape(spec.out_dims[0] * spec.in_dims[0], -1)
-        squares = np.asarray(unfolding.svd().S) ** 2
-        errors = np.append(np.cumsum(squares[::-1])[::-1], 0.0)
-        bonds = np.arange(1, len(errors))
-        costs = bonds * (sum(unfolding.shape))
-        useful = costs < weight.numel()
-        return Curve(np.append(costs[useful], weight.numel()), np.append(errors[1:][useful], 0.0), float(errors[0]))
+    def prepare(self, target: Target, moments: Moments | None) -> Choices:  # noqa: ARG002  # of the protocol
+        """See :class:`~mpochain.compression.methods.method.Method`; errors are squared norms of the weight."""
+        largest = _spec(target.weight)
+        one = _spec(target.weight, 1)
+        bonds = np.arange(1, max(largest.bonds, default=1) + 1)
+        bonds = bonds[bonds * one.parameters < target.parameters]
 
-    def build(self, weight: Tensor, bias: Tensor | None, moments: Moments | None, choice: int) -> Built | None:  # noqa: ARG002
-        """See :class:`~mpochain.compression.methods.method.Method`."""
-        spec = _spec(weight, choice + 1)
-        if spec.parameters >= weight.numel():
-            return None
-        return Built(MPOLinear.from_chains(decompose(weight.detach(), spec), bias), None)
+        def errors() -> tuple[NDArray[np.float64], float]:
+            unfolding = interleave(target.weight.double(), largest)
+            unfolding = unfolding.reshape(largest.out_dims[0] * largest.in_dims[0], -1)
+            squares = np.asarray(torch.linalg.svdvals(unfolding).cpu()) ** 2
+            lost = np.append(np.cumsum(squares[::-1])[::-1], 0.0)
+            return lost[bonds], float(lost[0])
+
+        def build(choice: int) -> Built:
+            spec = _spec(target.weight, choice + 1)
+            return Built(MPOLinear.from_chains(decompose(target.weight, spec), target.bias))
+
+        costs = Costs.of(target, bonds * one.parameters, bonds * target.chain_macs(one))
+        return Choices.of(target, costs, errors, build, unit="squared norm of the weight")
 
 
 def _spec(weight: Tensor, bond: int | None = None) -> ChainSpec:

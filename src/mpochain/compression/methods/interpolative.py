@@ -1,60 +1,70 @@
-"""Low rank in interpolative form, weighted by inputs and by the gradient of outputs."""
+"""Low rank in interpolative form, weighted by inputs and by the gradients of outputs."""
 
 from __future__ import annotations
 
 import numpy as np
-from numpy.typing import NDArray
-from torch import Tensor
 
-from mpochain.compression.allocation import Curve
-from mpochain.compression.methods.method import Built, Method
-from mpochain.compression.statistics.low_rank import errors_of, fit
+from mpochain.compression.choices import Built, Choices, Costs
+from mpochain.compression.methods.method import Method
+from mpochain.compression.statistics.low_rank import fit
 from mpochain.compression.statistics.moments import Moments
-from mpochain.decomposition import Interpolation, WeightedLowRank, interpolative, weighted_low_rank
+from mpochain.compression.target import Target
+from mpochain.decomposition import Interpolation, interpolative
 from mpochain.nn import InterpolativeLinear
 
-__all__ = ["DAMPING", "Interpolative", "order_cost"]
+__all__ = ["DAMPING", "Interpolative", "index_bytes"]
 
-# Of the mean diagonal of the gradients' moments, added to each: how far few tokens are trusted to say which outputs do
-# not matter at all.
+# Share of the mean diagonal of the gradients' moments that is added to their diagonal: with few tokens, outputs without
+# gradient are not known to be unimportant.
 DAMPING = 0.1
 
 
 class Interpolative(Method):
-    """The weighted optimum of every rank, with ``rank (out + in - rank)`` parameters; errors are in nats per token."""
+    """The weighted optimum of every rank, with ``rank (out + in - rank)`` parameters; errors are in nats per token.
+
+    The budget goes where it removes the most loss, predicted to second order by the Kronecker-factored Fisher
+    information (K-FAC, arXiv 1503.05671).
+
+    Example:
+        >>> import mpochain as mpo, torch
+        >>> from torch import nn
+        >>> model = nn.Sequential(nn.Linear(32, 64), nn.ReLU(), nn.Linear(64, 8))
+        >>> report = mpo.compress(model, 0.5, calibration=[torch.randn(100, 32)], method=Interpolative())
+        >>> report.method, report.parameters_after <= 0.5 * report.parameters_before
+        ('interpolative', True)
+    """
 
     needs = "gradients"
-    uniform = False
 
-    def curve(self, weight: Tensor, moments: Moments | None) -> Curve:
+    def prepare(self, target: Target, moments: Moments | None) -> Choices:
         """See :class:`~mpochain.compression.methods.method.Method`."""
-        costs = self.costs(weight)
-        errors = _fit(weight, moments).errors / 2  # of second order, so half of the square
-        return Curve(np.append(costs, weight.numel()), np.append(errors[1 : len(costs) + 1], 0.0), float(errors[0]))
-
-    def costs(self, weight: Tensor) -> NDArray[np.int64]:
-        """Of the ranks from 1 on that are smaller than the matrix; rank 0 would be no layer."""
-        out, in_ = weight.shape
+        out, in_ = target.shape
         ranks = np.arange(1, min(out, in_), dtype=np.int64)
-        costs = ranks * (out + in_ - ranks) + order_cost(weight)
-        return costs[costs < weight.numel()]
+        parameters = ranks * (out + in_ - ranks)
+        costs = Costs.of(target, parameters, parameters, index_bytes=index_bytes(target))
+        costs = costs[: int(np.searchsorted(costs.elements, target.parameters))]  # smaller than the matrix
+        projections = fit(target.weight, moments, damping=DAMPING)
+        # The loss grows by half of the square, for it is predicted to second order.
+        losses = projections.errors / 2
 
-    def build(self, weight: Tensor, bias: Tensor | None, moments: Moments | None, choice: int) -> Built | None:
-        """See :class:`~mpochain.compression.methods.method.Method`."""
-        if choice >= len(self.costs(weight)):
-            return None
-        found = _fit(weight, moments)
-        left, right = found.factors(choice + 1)
-        short = interpolative(left, right)
-        rows, coefficients = (each.to(weight.dtype) for each in (short.rows, short.coefficients))
-        layer = InterpolativeLinear.from_interpolation(Interpolation(rows, coefficients, short.place), bias)
-        return Built(layer, errors_of(weight, moments, found, choice + 1) if moments is not None else None)
+        def build(choice: int) -> Built:
+            rank = choice + 1
+            short = interpolative(*projections.factors(target.weight, rank))
+            rows, coefficients = (part.to(target.weight.dtype) for part in (short.rows, short.coefficients))
+            layer = InterpolativeLinear.from_interpolation(Interpolation(rows, coefficients, short.place), target.bias)
+            return Built(layer, None if moments is None else projections.errors_of(target.weight, moments, rank))
+
+        return Choices.of(
+            target,
+            costs,
+            losses[1 : len(costs) + 1],
+            build,
+            unit="nats per token" if moments is not None else "half the squared norm of the weight",
+            zero_error=float(losses[0]),
+            held_bytes=projections.bytes,
+        )
 
 
-def order_cost(weight: Tensor) -> int:
-    """The order of the outputs, four bytes each, in elements of the weight."""
-    return -(-4 * int(weight.shape[0]) // weight.element_size())
-
-
-def _fit(weight: Tensor, moments: Moments | None) -> WeightedLowRank:
-    return weighted_low_rank(weight) if moments is None else fit(weight, moments, damping=DAMPING)
+def index_bytes(target: Target) -> int:
+    """Bytes of the permutation of the outputs that the interpolative form stores, four for each output."""
+    return 4 * target.shape[0]

@@ -1,17 +1,17 @@
-"""Two factors by SVD: plain, and with truncation-aware whitening as SVD-LLM has it."""
+"""Two factors by SVD: of the weight alone, or with truncation-aware whitening (SVD-LLM)."""
 
 from __future__ import annotations
 
 import numpy as np
-from torch import Tensor
+from pydantic import Field
 
 from mpochain import shapes
 from mpochain.chain import MPOChain
-from mpochain.compression.allocation import Curve
-from mpochain.compression.methods.method import Built, Method
-from mpochain.compression.statistics.low_rank import errors_of, fit
+from mpochain.compression.choices import Built, Choices, Costs
+from mpochain.compression.methods.method import Method, MethodSettings
+from mpochain.compression.statistics.low_rank import fit
 from mpochain.compression.statistics.moments import Moments
-from mpochain.decomposition import WeightedLowRank, weighted_low_rank
+from mpochain.compression.target import Target
 from mpochain.nn import MPOLinear
 
 __all__ = ["LowRank"]
@@ -20,41 +20,63 @@ __all__ = ["LowRank"]
 class LowRank(Method):
     """Factors ``(out, r)`` and ``(r, in)``, every layer at the same share of its parameters.
 
+    Source of the whitening: SVD-LLM, arXiv 2403.07378.
+
     Args:
-        weighted: by the inputs, which is truncation-aware whitening (SVD-LLM, arXiv 2403.07378).
+        settings: see :class:`LowRank.Settings`.
+        values: fields of the settings.
+
+    Example:
+        >>> import mpochain as mpo
+        >>> from torch import nn
+        >>> model = nn.Sequential(nn.Linear(64, 64))
+        >>> mpo.compress(model, 0.5, method=LowRank(weighted=False)).parameters_after
+        2048
     """
 
+    class Settings(MethodSettings):
+        """Settings of :class:`LowRank`."""
+
+        weighted: bool = Field(
+            True, description="whether the error of the outputs is minimised, which needs data; else the weight's"
+        )
+
+    settings: Settings
     uniform = True
 
-    def __init__(self, *, weighted: bool) -> None:
+    def __init__(self, settings: Settings | None = None, /, **values: object) -> None:
+        super().__init__(settings, **values)
+        weighted = self.settings.weighted
+        self.name = "svd_llm" if weighted else "svd"
         self.needs = "inputs" if weighted else "nothing"
         self.embeddings = not weighted
-        self._weighted = weighted
 
-    def curve(self, weight: Tensor, moments: Moments | None) -> Curve:
-        """See :class:`~mpochain.compression.methods.method.Method`."""
-        out, in_ = weight.shape
-        errors = self._fit(weight, moments).errors
-        ranks = np.arange(1, len(errors))
-        # Beyond this rank two factors are no smaller than the matrix.
-        useful = ranks * (out + in_) < out * in_
-        costs = np.append(ranks[useful] * (out + in_), out * in_)
-        return Curve(costs, np.append(errors[1:][useful], 0.0), float(errors[0]))
+    def prepare(self, target: Target, moments: Moments | None) -> Choices:
+        """See :class:`~mpochain.compression.methods.method.Method`; errors are squared norms."""
+        out, in_ = target.shape
+        weighted = self.settings.weighted and moments is not None
+        projections = fit(target.weight, moments if weighted else None)
+        ranks = np.arange(1, len(projections.errors))
+        ranks = ranks[ranks * (out + in_) < out * in_]  # from some rank on two factors are no smaller than the matrix
 
-    def build(self, weight: Tensor, bias: Tensor | None, moments: Moments | None, choice: int) -> Built | None:
-        """See :class:`~mpochain.compression.methods.method.Method`."""
-        out, in_ = weight.shape
-        rank = choice + 1
-        if rank * (out + in_) >= out * in_:
-            return None
-        found = self._fit(weight, moments)
-        left, right = (each.to(weight.dtype) for each in found.factors(rank))
-        spec = shapes.low_rank(out, in_, rank)
-        chain = MPOChain((left.reshape(spec.core_shapes[0]), right.reshape(spec.core_shapes[1])), spec)
-        errors = errors_of(weight, moments, found, rank) if moments is not None else None
-        return Built(MPOLinear.from_chains(chain, bias), errors)
+        def build(choice: int) -> Built:
+            rank = choice + 1
+            spec = shapes.low_rank(out, in_, rank)
+            factors = projections.factors(target.weight, rank)
+            cores = tuple(
+                factor.to(target.weight.dtype).reshape(shape)
+                for factor, shape in zip(factors, spec.core_shapes, strict=True)
+            )
+            errors = projections.errors_of(target.weight, moments, rank) if moments is not None else None
+            return Built(MPOLinear.from_chains(MPOChain(cores, spec), target.bias), errors)
 
-    def _fit(self, weight: Tensor, moments: Moments | None) -> WeightedLowRank:
-        if moments is None or not self._weighted:
-            return weighted_low_rank(weight)
-        return fit(weight, moments, damping=None)
+        one = target.chain_macs(shapes.low_rank(out, in_, 1))
+        return Choices.of(
+            target,
+            Costs.of(target, ranks * (out + in_), ranks * one),
+            projections.errors[ranks],
+            build,
+            unit="squared norm of the outputs" if weighted else "squared norm of the weight",
+            zero_error=float(projections.errors[0]),
+            held_bytes=projections.bytes,
+        )

@@ -1,53 +1,161 @@
-"""What a method of compression is."""
+"""Protocol of a compression method: its settings, what it needs, and the choices it gives for a layer."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Protocol
+import re
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from typing import Any, ClassVar, Literal, Self
 
-from torch import Tensor, nn
+from pydantic import BaseModel, ConfigDict, ValidationError
 
-from mpochain.compression.allocation import Curve
-from mpochain.compression.statistics.low_rank import Errors
+from mpochain.compression.choices import Choices
 from mpochain.compression.statistics.moments import Moments
+from mpochain.compression.target import Target
+from mpochain.errors import ArgumentError
 
-__all__ = ["Built", "Method"]
+__all__ = ["Method", "MethodSettings", "Needs"]
 
-
-@dataclass(frozen=True)
-class Built:
-    """A smaller layer, and what it leaves out on the calibration data; None without data."""
-
-    layer: nn.Module
-    errors: Errors | None
+Needs = Literal["nothing", "inputs", "gradients"]
 
 
-class Method(Protocol):
-    """Makes one layer smaller.
+class MethodSettings(BaseModel):
+    """Base of the settings of a method: frozen, and unknown fields are refused.
 
-    Attributes:
-        needs: the moments it cannot do without: "nothing", "inputs" or "gradients".
-        uniform: whether every layer keeps the same share of its parameters, as the method was published, or the budget
-            goes where it takes away the most error.
-        linear: whether it can be used for linear layers.
-        embeddings: whether it can be used for the table of an embedding.
-        settled: whether there is one choice for each layer, the first; it is not asked for a curve then.
+    Give every field a description: the command line, recipes and the documentation show it.
     """
 
-    needs: str
-    uniform: bool
+    model_config = ConfigDict(extra="forbid", frozen=True, arbitrary_types_allowed=True)
+
+
+class Method(ABC):
+    """A way to compress one layer. A subclass defines :meth:`prepare`, and ``Settings`` if it has any.
+
+    A method defined outside this package works like the built-in ones: pass an instance to
+    :func:`mpochain.compress`, or name its class as ``"package.module:ClassName"`` in a recipe or on the command line.
+
+    Args:
+        settings: an instance of ``Settings``; or give its fields as keywords.
+        values: fields of ``Settings``.
+
+    Attributes:
+        Settings: pydantic model of the settings, usually a subclass of :class:`MethodSettings`.
+        settings: validated settings of this instance.
+        name: name in reports, by default that of the class in snake case.
+        needs: statistics the method cannot do without: ``"nothing"``, second moments of ``"inputs"``, or those and the
+            second moments of ``"gradients"``.
+        uniform: whether every layer keeps the same share of its parameters, as many published methods do; otherwise
+            the budget goes where it removes the most error.
+        linear: whether the method compresses linear layers.
+        embeddings: whether the method compresses embeddings.
+        settled: whether the settings leave one choice for each layer, the first. Then there is no budget, and errors
+            are not asked for.
+
+    Raises:
+        ArgumentError: settings that are unknown, out of range or in contradiction, naming the field.
+
+    Example:
+        >>> import numpy as np
+        >>> import mpochain as mpo
+        >>> from torch import nn
+        >>> from mpochain.compression import Built, Choices, Costs
+        >>> class TruncatedSVD(Method):  # the best approximation of one rank
+        ...     embeddings = True
+        ...     settled = True
+        ...     class Settings(MethodSettings):
+        ...         rank: int
+        ...     def prepare(self, target, moments):
+        ...         (out, in_), rank = target.shape, self.settings.rank
+        ...         def build(choice):
+        ...             chain = mpo.decompose(target.weight, mpo.shapes.low_rank(out, in_, rank))
+        ...             return Built(mpo.MPOLinear.from_chains(chain, target.bias))
+        ...         size = rank * (out + in_)
+        ...         return Choices.of(target, Costs.of(target, [size], [size]), None, build)
+        >>> model = nn.Sequential(nn.Linear(16, 12))
+        >>> report = mpo.compress(model, None, method=TruncatedSVD(rank=2))
+        >>> report.method, report.parameters_after
+        ('truncated_svd', 56)
+    """
+
+    Settings: ClassVar[type[BaseModel]] = MethodSettings
+
+    settings: Any
+    name: str = ""
+    needs: Needs = "nothing"
+    uniform: bool = False
     linear: bool = True
     embeddings: bool = False
     settled: bool = False
 
-    def needs_inputs(self, shape: tuple[int, int]) -> bool:  # noqa: ARG002  # of those that do
-        """Whether a layer ``(out, in)`` needs the moments of its inputs where these are its larger side."""
+    def __init__(self, settings: BaseModel | None = None, /, **values: Any) -> None:
+        label = type(self).__name__
+        if settings is not None and values:
+            raise ArgumentError(f"{label} takes settings or their fields as keywords, got both; give one of them")
+        if settings is not None and not isinstance(settings, self.Settings):
+            raise ArgumentError(
+                f"{label} takes settings of type {self.Settings.__qualname__}, got {type(settings).__name__}; give "
+                "its fields as keywords"
+            )
+        try:
+            self.settings = self.Settings(**values) if settings is None else settings
+        except ValidationError as error:
+            raise ArgumentError(f"{label}: {_first(error, self.Settings)}") from error
+        if not self.name:
+            self.name = re.sub(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])", "_", label).lower()
+
+    def __repr__(self) -> str:
+        fields = self.settings.model_dump(exclude_unset=True)
+        return f"{type(self).__name__}({', '.join(f'{name}={value!r}' for name, value in fields.items())})"
+
+    def with_settings(self, **changes: Any) -> Self:
+        """The same method with some settings changed.
+
+        Raises:
+            ArgumentError: see :class:`Method`.
+        """
+        kept = {name: getattr(self.settings, name) for name in self.settings.model_fields_set}
+        return type(self)(**{**kept, **changes})
+
+    def needs_inputs(self, shape: tuple[int, int]) -> bool:  # noqa: ARG002  # for methods that do
+        """Whether a layer ``(out, in)`` with more inputs than outputs needs the second moments of its inputs too.
+
+        Without them only the moments of the smaller side are collected, see
+        :class:`mpochain.compression.statistics.moments.Moments`.
+        """
         return False
 
-    def curve(self, weight: Tensor, moments: Moments | None) -> Curve:
-        """What the layer can become: parameters and error of each choice, the last of them the dense layer itself."""
-        ...
+    def check(self, targets: Mapping[str, Target], budget: float | str | None) -> None:  # noqa: B027  # may stay empty
+        """Refuse layers or a budget that cannot work, before any data is read.
 
-    def build(self, weight: Tensor, bias: Tensor | None, moments: Moments | None, choice: int) -> Built | None:
-        """The layer of one choice of the curve; None for the dense layer as it is."""
-        ...
+        Args:
+            targets: all layers to compress, by name.
+            budget: see :func:`mpochain.compress`.
+
+        Raises:
+            MPOError: what cannot work, naming the layer. The base class accepts everything.
+        """
+
+    @abstractmethod
+    def prepare(self, target: Target, moments: Moments | None) -> Choices:
+        """Fit one layer: what it can become.
+
+        Called once for each layer, or twice where memory is short, so it must give the same result again. Expensive
+        errors may be computed lazily, and layers must be built only in ``Choices.build``.
+
+        Args:
+            target: the dense layer.
+            moments: statistics of the layer; None for a method that needs none.
+        """
+
+
+def _first(error: ValidationError, settings: type[BaseModel]) -> str:
+    """The first error of some settings in one line, with the known fields if one is unknown."""
+    first = error.errors()[0]
+    field = ".".join(map(str, first["loc"]))
+    if first["type"] == "extra_forbidden":
+        known = ", ".join(settings.model_fields)
+        return f"there is no setting {field!r}; {f'there are {known}' if known else 'this method has no settings'}"
+    if first["type"] == "missing":
+        return f"the setting {field!r} is missing"
+    message = first["msg"].removeprefix("Value error, ")
+    return f"{field}: {message}, got {first['input']!r}" if field else message

@@ -1,18 +1,18 @@
-"""The better of low rank and low rank beside a chain, for each layer."""
+"""The better of low rank and low rank plus a chain, for each layer."""
 
 from __future__ import annotations
 
 import numpy as np
 from numpy.typing import NDArray
-from torch import Tensor
 
 from mpochain import shapes
 from mpochain.chain import MPOChain
-from mpochain.compression.allocation import Curve
-from mpochain.compression.methods.interpolative import DAMPING, Interpolative, order_cost
-from mpochain.compression.methods.method import Built, Method
+from mpochain.compression.choices import Built, Choices, Costs
+from mpochain.compression.methods.interpolative import DAMPING, Interpolative, index_bytes
+from mpochain.compression.methods.method import Method
 from mpochain.compression.statistics.low_rank import errors_between, weights_of
 from mpochain.compression.statistics.moments import Moments
+from mpochain.compression.target import Target
 from mpochain.decomposition import (
     Calibration,
     Interpolation,
@@ -26,118 +26,131 @@ from mpochain.spec import ChainSpec
 
 __all__ = ["Search"]
 
-# Shares of the matrix's parameters at which sums are fitted to draw the curve, between which their advantage over low
-# rank is interpolated, and the steps of the curve.
-_FITTED, _STEP = (0.4, 0.7), 0.02
+# Shares of the matrix's parameters at which sums are fitted to estimate the errors of all sums, between which their
+# advantage over low rank is interpolated; and the distance of the shares that are offered.
+_FITTED_SHARES, _STEP = (0.4, 0.7), 0.02
 
-# The shares that are tried.
-_LEAST, _MOST = 0.2, 0.8
+# Smallest and largest share that is offered.
+_SMALLEST, _LARGEST = 0.2, 0.8
 
-# What the chain has of a sum's parameters: the more, the fewer they are, but at least so much.
-_CHAIN, _LEAST_CHAIN = 0.35, 0.1
+# Share of the parameters of a sum that its chain has: more in small sums, and at least the second number.
+_CHAIN_SHARE, _LEAST_CHAIN_SHARE = 0.35, 0.1
 
-# The skew of the chain at most, and how long a sum is fitted: for the curve, and once it is chosen. docs/decisions.md
-# has what was measured.
+# Largest skew of the chain; iterations of a fit that estimates errors, and of one that builds a layer.
+# docs/decisions.md has the measurements.
 _SKEW = 8
-_SHORT, _LONG = 12, 30
+_ESTIMATE, _FINAL = 12, 30
 
 
 class Search(Method):
-    """Interpolative low rank of every rank; for wide layers also the sum of one and a skewed two-site chain.
+    """Interpolative low rank of every rank; for layers with more inputs than outputs also its sum with a skewed chain.
 
-    Both are weighted by inputs and gradients, with errors in nats per token. A sum that turns out no better than low
-    rank of the same cost is not taken.
+    Both are weighted by inputs and gradients, with errors in nats per token, and compete in one list of choices. A sum
+    that turns out no better than low rank of the same cost is not used.
+
+    Example:
+        >>> import mpochain as mpo, torch
+        >>> from torch import nn
+        >>> model = nn.Sequential(nn.Linear(32, 16), nn.ReLU(), nn.Linear(16, 8))
+        >>> report = mpo.compress(model, 0.6, calibration=[torch.randn(100, 32)], method=Search())
+        >>> report.parameters_after <= 0.6 * report.parameters_before
+        True
     """
 
     needs = "gradients"
-    uniform = False
-
-    def __init__(self) -> None:
-        self._low_rank = Interpolative()
 
     def needs_inputs(self, shape: tuple[int, int]) -> bool:
         """See :class:`~mpochain.compression.methods.method.Method`."""
         return _skew(shape) > 1
 
-    def curve(self, weight: Tensor, moments: Moments | None) -> Curve:
+    def prepare(self, target: Target, moments: Moments | None) -> Choices:
         """See :class:`~mpochain.compression.methods.method.Method`."""
-        low = self._low_rank.curve(weight, moments)
-        specs = _sums(weight)
-        if moments is None or not specs:
-            return low
-        costs = np.array([_cost(weight, *each) for each in specs])
-        fitted = sorted({int(np.abs(costs - share * weight.numel()).argmin()) for share in _FITTED})
-        own = _at(low, costs)
-        ratios = [_fitted(weight, moments, *specs[k], _SHORT).errors[-1] / 2 / max(own[k], 1e-300) for k in fitted]
-        ratio = np.exp(np.interp(costs, costs[fitted], np.log(np.maximum(ratios, 1e-12))))
-        return Curve(
-            np.concatenate([low.costs[:-1], costs, low.costs[-1:]]),
-            np.concatenate([low.errors[:-1], own * ratio, low.errors[-1:]]),
-            low.whole,
-        )
+        low_rank = Interpolative().prepare(target, moments)
+        sums = _sums(target)
+        if moments is None or not sums:
+            return low_rank
+        costs = Costs.joined(*(_cost(target, rank, chain) for rank, chain in sums))
 
-    def build(self, weight: Tensor, bias: Tensor | None, moments: Moments | None, choice: int) -> Built | None:
-        """See :class:`~mpochain.compression.methods.method.Method`."""
-        low = self._low_rank.costs(weight)
-        specs = _sums(weight) if moments is not None else []
-        if choice < len(low) or choice >= len(low) + len(specs) or moments is None:
-            return self._low_rank.build(weight, bias, moments, choice)
-        rank, chain = specs[choice - len(low)]
-        found = _fitted(weight, moments, rank, chain, _LONG)
-        equal = int(np.searchsorted(low, _cost(weight, rank, chain), side="right")) - 1
-        if equal >= 0 and self._low_rank.curve(weight, moments).errors[equal] <= found.errors[-1] / 2:
-            return self._low_rank.build(weight, bias, moments, equal)
-        (left, right), cores = found.terms
-        short = interpolative(left.reshape(-1, rank).double(), right.reshape(rank, -1).double())
-        rows, coefficients = (each.to(weight.dtype) for each in (short.rows, short.coefficients))
-        layer = SumLinear(
-            [
-                InterpolativeLinear.from_interpolation(Interpolation(rows, coefficients, short.place), bias),
-                MPOLinear.from_chains(MPOChain(cores, chain)),
+        def errors() -> tuple[NDArray[np.float64], float | None]:
+            shares = costs.elements / target.parameters
+            fitted = sorted({int(np.abs(shares - share).argmin()) for share in _FITTED_SHARES})
+            of_low_rank = _interpolated(low_rank, costs)
+            ratios = [
+                _fitted(target, moments, *sums[choice], _ESTIMATE).errors[-1] / 2 / max(of_low_rank[choice], 1e-300)
+                for choice in fitted
             ]
-        )
-        return Built(layer, errors_between(weight, moments, layer.weight))
+            ratio = np.exp(np.interp(costs.elements, costs.elements[fitted], np.log(np.maximum(ratios, 1e-12))))
+            return of_low_rank * ratio, low_rank.zero_error
+
+        def build(choice: int) -> Built | None:
+            rank, chain = sums[choice]
+            fit = _fitted(target, moments, rank, chain, _FINAL)
+            equal = int(np.searchsorted(low_rank.costs.elements[:-1], costs.elements[choice], side="right")) - 1
+            if equal >= 0 and low_rank.errors[equal] <= fit.errors[-1] / 2:
+                return low_rank.build(equal)
+            (left, right), cores = fit.terms
+            short = interpolative(left.reshape(-1, rank).double(), right.reshape(rank, -1).double())
+            rows, coefficients = (part.to(target.weight.dtype) for part in (short.rows, short.coefficients))
+            layer = SumLinear(
+                [
+                    InterpolativeLinear.from_interpolation(Interpolation(rows, coefficients, short.place), target.bias),
+                    MPOLinear.from_chains(MPOChain(cores, chain)),
+                ]
+            )
+            return Built(layer, errors_between(target.weight, moments, layer.weight))
+
+        return low_rank | Choices.of(target, costs, errors, build)
 
 
 def _skew(shape: tuple[int, int]) -> int:
-    """Of the chain beside low rank: the largest that fits, for layers with more inputs than outputs; 1 for none."""
+    """Largest skew that divides a layer with more inputs than outputs; 1 where there is none."""
     out, in_ = shape
     if out >= in_:
         return 1
     return max(skew for skew in range(1, _SKEW + 1) if out % skew == 0 and in_ % skew == 0)
 
 
-def _sums(weight: Tensor) -> list[tuple[int, ChainSpec]]:
-    """Rank and chain of every sum that is tried, by their cost."""
-    out, in_ = (int(size) for size in weight.shape)
+def _sums(target: Target) -> list[tuple[int, ChainSpec]]:
+    """Rank and chain of every sum that is offered, ordered by cost."""
+    out, in_ = target.shape
     skew = _skew((out, in_))
     if skew == 1:
         return []
-    each = shapes.skewed(out, in_, skew, 1).parameters
-    found: dict[int, tuple[int, ChainSpec]] = {}
-    for share in np.arange(_LEAST, _MOST + _STEP / 2, _STEP):
-        room = int(share * weight.numel()) - order_cost(weight)
-        part = max(_CHAIN * (1 - share), _LEAST_CHAIN)
-        chain = shapes.skewed(out, in_, skew, max(int(part * room / each), 1))
+    per_bond = shapes.skewed(out, in_, skew, 1).parameters
+    index_elements = -(-index_bytes(target) // target.element_size)
+    sums: dict[int, tuple[int, ChainSpec]] = {}
+    for share in np.arange(_SMALLEST, _LARGEST + _STEP / 2, _STEP):
+        room = int(share * target.parameters) - index_elements
+        chain_share = max(_CHAIN_SHARE * (1 - share), _LEAST_CHAIN_SHARE)
+        chain = shapes.skewed(out, in_, skew, max(int(chain_share * room / per_bond), 1))
         rank = interpolative_rank(out, in_, max(room - chain.parameters, 0))
         if 1 <= rank < min(out, in_):
-            found[_cost(weight, rank, chain)] = rank, chain
-    return [found[cost] for cost in sorted(found)]
+            sums[int(_cost(target, rank, chain).elements[0])] = rank, chain
+    return [sums[cost] for cost in sorted(sums)]
 
 
-def _cost(weight: Tensor, rank: int, chain: ChainSpec) -> int:
-    return interpolative_parameters(weight.shape[0], weight.shape[1], rank) + order_cost(weight) + chain.parameters
+def _cost(target: Target, rank: int, chain: ChainSpec) -> Costs:
+    low_rank = interpolative_parameters(*target.shape, rank)
+    return Costs.of(target, [low_rank + chain.parameters], [low_rank + chain.macs()], index_bytes=index_bytes(target))
 
 
-def _at(low: Curve, costs: NDArray[np.int64]) -> NDArray[np.float64]:
-    """The errors of low rank at the costs of sums, interpolated: ranks do not have just these."""
-    return np.exp(np.interp(costs, low.costs[:-1], np.log(np.maximum(low.errors[:-1], 1e-300))))
+def _interpolated(low_rank: Choices, costs: Costs) -> NDArray[np.float64]:
+    """Errors of low rank at the costs of sums, which no rank has exactly."""
+    logarithms = np.log(np.maximum(low_rank.errors[:-1], 1e-300))
+    return np.exp(np.interp(costs.elements, low_rank.costs.elements[:-1], logarithms))
 
 
-def _fitted(weight: Tensor, moments: Moments, rank: int, chain: ChainSpec, iterations: int) -> Calibration:
+def _fitted(target: Target, moments: Moments, rank: int, chain: ChainSpec, iterations: int) -> Calibration:
     inputs, outputs = weights_of(moments, damping=DAMPING)
-    low = shapes.low_rank(weight.shape[0], weight.shape[1], rank)
-    # What float32 does not see is far below what is left out.
+    low_rank = shapes.low_rank(*target.shape, rank)
+    # Rounding errors of float32 are far below what is left out.
     return calibrated(
-        weight, [low, chain], inputs, outputs, iterations=iterations, ridge=0.0, precision="float32", name="the weight"
+        target.weight,
+        [low_rank, chain],
+        inputs,
+        outputs,
+        iterations=iterations,
+        ridge=0.0,
+        precision="float32",
+        name=target.name,
     )

@@ -1,28 +1,27 @@
-"""Embeddings whose rows are tensor trains, each on its own."""
+"""Embeddings whose rows are tensor trains, one for each row (TensorGPT)."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from pydantic import Field
+from torch import nn
 
-import numpy as np
-from torch import Tensor, nn
-
-from mpochain.compression.allocation import Curve
-from mpochain.compression.methods.method import Built, Method
+from mpochain.compression.choices import Built, Choices, Costs
+from mpochain.compression.methods.method import Method, MethodSettings
 from mpochain.compression.statistics.moments import Moments
+from mpochain.compression.target import Target
 from mpochain.nn.embeddings import TokenTrainEmbedding
 
 __all__ = ["TokenTrain"]
 
 
 class TokenTrain(Method):
-    """Each row by a TT-SVD of its own, with the largest bond that the table's share of the parameters allows.
+    """TT-SVD of every row, with the largest bond that the table's share of the parameters allows.
 
     Source: TensorGPT, arXiv 2307.00526.
 
     Args:
-        sites: number of sites of the default dims, 3 if not given.
-        dims: of the sites, instead of the default.
+        settings: see :class:`TokenTrain.Settings`.
+        values: fields of the settings.
 
     Example:
         >>> import mpochain as mpo
@@ -32,34 +31,32 @@ class TokenTrain(Method):
         (2, 2)
     """
 
-    needs = "nothing"
+    class Settings(MethodSettings):
+        """Settings of :class:`TokenTrain`."""
+
+        sites: int | None = Field(None, description="number of sites of the default dims; 3 by default")
+        dims: tuple[int, ...] | None = Field(None, description="dims of the sites, instead of the default ones")
+
+    settings: Settings
     uniform = True
     linear = False
     embeddings = True
 
-    def __init__(self, *, sites: int | None = None, dims: Sequence[int] | None = None) -> None:
-        self._sites, self._dims = sites, dims
+    def prepare(self, target: Target, moments: Moments | None) -> Choices:  # noqa: ARG002  # of the protocol
+        """See :class:`~mpochain.compression.methods.method.Method`; errors are unknown before rows are decomposed."""
+        rows, columns = target.shape
+        sites, dims = self.settings.sites, self.settings.dims
+        parameters, macs = [], []
+        for bond in range(1, columns + 1):
+            row = TokenTrainEmbedding(1, columns, bond, sites=sites, dims=dims, device="meta")
+            size = rows * sum(core.numel() for core in row.cores)
+            if size >= target.parameters:
+                break
+            parameters.append(size)
+            macs.append(row.macs())
 
-    def curve(self, weight: Tensor, moments: Moments | None) -> Curve:  # noqa: ARG002  # of the protocol
-        """See :class:`~mpochain.compression.methods.method.Method`."""
-        costs = [self._cost(weight, bond) for bond in range(1, self._choices(weight) + 1)]
-        # What is left out is not known before the rows are decomposed; a budget of parameters does not ask.
-        return Curve(np.array([*costs, weight.numel()]), np.zeros(len(costs) + 1))
+        def build(choice: int) -> Built:
+            dense = nn.Embedding.from_pretrained(target.weight)
+            return Built(TokenTrainEmbedding.from_embedding(dense, choice + 1, sites=sites, dims=dims))
 
-    def build(self, weight: Tensor, bias: Tensor | None, moments: Moments | None, choice: int) -> Built | None:  # noqa: ARG002
-        """See :class:`~mpochain.compression.methods.method.Method`."""
-        if choice >= self._choices(weight):
-            return None
-        dense = nn.Embedding.from_pretrained(weight.detach())
-        return Built(TokenTrainEmbedding.from_embedding(dense, choice + 1, sites=self._sites, dims=self._dims), None)
-
-    def _choices(self, weight: Tensor) -> int:
-        """The bonds from 1 on that make a row smaller."""
-        bond = 0
-        while self._cost(weight, bond + 1) < weight.numel():
-            bond += 1
-        return bond
-
-    def _cost(self, weight: Tensor, bond: int) -> int:
-        one = TokenTrainEmbedding(1, weight.shape[1], bond, sites=self._sites, dims=self._dims, device="meta")
-        return weight.shape[0] * sum(core.numel() for core in one.cores)
+        return Choices.of(target, Costs.of(target, parameters, macs), None, build)

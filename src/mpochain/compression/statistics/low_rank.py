@@ -1,80 +1,129 @@
-"""The best low-rank approximations of a layer by its moments, and by these how near any other is."""
+"""Weighted low-rank approximation of a layer from its second moments, and errors of any approximation."""
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from mpochain.compression.statistics.moments import Moments
-from mpochain.decomposition import WeightedLowRank, projected_low_rank
-from mpochain.errors import SpecError
+from mpochain.decomposition import WeightedLowRank, projected_low_rank, weighted_low_rank
+from mpochain.errors import ArgumentError
 
-__all__ = ["Errors", "errors_between", "errors_of", "fit", "weights_of"]
+__all__ = ["Errors", "Projections", "errors_between", "fit", "weights_of"]
 
-# Of the mean power of the inputs, added to their moments: directions the data never met still count for a little.
+# Share of the mean power of the inputs that is added to their moments, so that directions which the data never met
+# still count a little.
 _RIDGE = 1e-8
 
 
 @dataclass(frozen=True)
 class Errors:
-    """What an approximation leaves out.
+    """Errors of an approximation on the calibration data.
 
     Attributes:
-        output: relative error of the outputs on the calibration data.
-        loss: by how much it should raise the loss, nats per row, to second order; None without gradients.
+        output: relative error of the outputs.
+        loss: predicted increase of the loss, nats per row, to second order; None without gradients.
     """
 
     output: float
     loss: float | None
 
 
-def fit(weight: Tensor, moments: Moments, *, damping: float | None) -> WeightedLowRank:
-    """Every rank at once.
+@dataclass(frozen=True, eq=False)
+class Projections:
+    """The best approximations of a weight of every rank, without the weight itself.
+
+    Rank ``r`` approximates ``W (out, in)`` by ``P W`` if ``out <= in`` and by ``W P^T`` otherwise, with ``P`` of rank
+    ``r`` on the smaller side ``s``. Holds ``2 s k`` numbers for all ``k`` ranks, where the factors of ``W`` would take
+    ``k (out + in)``.
+
+    Attributes:
+        left: ``(s, k)``, float64; the leading ``r`` columns and rows of ``left`` and ``right`` multiply to ``P``.
+        right: ``(k, s)``, float64.
+        errors: ``(k + 1,)``, squared weighted error of each rank from 0 to ``k``.
+    """
+
+    left: Tensor
+    right: Tensor
+    errors: NDArray[np.float64]
+
+    @classmethod
+    def of(cls, approximation: WeightedLowRank) -> Projections:
+        """Those of a :class:`mpochain.decomposition.WeightedLowRank` of a torch tensor."""
+        left, right = approximation.basis
+        return cls(left, right, approximation.errors)
+
+    @property
+    def bytes(self) -> int:
+        """Memory held: one array if the right side is a view of the left one."""
+        shared = self.left.untyped_storage().data_ptr() == self.right.untyped_storage().data_ptr()
+        return sum(side.numel() * side.element_size() for side in ((self.left,) if shared else (self.left, self.right)))
+
+    def factors(self, weight: Tensor, rank: int) -> tuple[Tensor, Tensor]:
+        """``(out, rank)`` and ``(rank, in)`` of the best approximation, float64.
+
+        Args:
+            weight: ``W (out, in)``, the matrix that was fitted.
+            rank: from 1 to ``k``.
+        """
+        weight64 = weight.detach().double()
+        if _is_wide(weight):
+            return self.left[:, :rank], self.right[:rank] @ weight64
+        return weight64 @ self.right[:rank].T, self.left[:, :rank].T
+
+    def errors_of(self, weight: Tensor, moments: Moments, rank: int) -> Errors:
+        """Errors of rank ``rank`` on the calibration data, without damping."""
+        weight64 = weight.detach().double()
+        projection = self.left[:, :rank] @ self.right[:rank]
+        identity = torch.eye(len(projection), dtype=torch.float64, device=weight64.device)
+        residual = identity - projection
+        activations = moments.activations.double()
+
+        def lost(metric: Tensor, moments64: Tensor, part: Tensor) -> float:
+            return max(float(((metric @ part @ moments64) * part).sum()), 0.0)
+
+        if _is_wide(weight):
+            output = lost(identity, activations, residual) / max(lost(identity, activations, identity), 1e-300)
+        else:
+            product = weight64.T @ weight64
+            output = lost(activations, product, residual) / max(lost(activations, product, identity), 1e-300)
+        loss = None
+        if moments.gradients is not None:
+            gradients = moments.gradients.double()
+            pair = (gradients, activations) if _is_wide(weight) else (activations, gradients)
+            loss = lost(*pair, residual) / 2
+        return Errors(math.sqrt(output), loss)
+
+
+def fit(weight: Tensor, moments: Moments | None, *, damping: float | None = None) -> Projections:
+    """The best approximations of every rank at once, weighted by the moments of a layer.
 
     Args:
         weight: ``(out, in)``.
-        moments: of the layer.
-        damping: None to weigh all outputs alike; otherwise they are weighed by their gradients, to whose moments this
-            share of their mean power is added: how far few tokens are trusted to say which outputs do not matter.
+        moments: of the layer; None for the plain SVD of the weight.
+        damping: None to weight all outputs equally. Otherwise outputs are weighted by their gradients, to whose moments
+            this share of their mean power is added: with few tokens, outputs without gradient are not known to be
+            unimportant.
 
     Returns:
-        Squared errors are those of the outputs per row, or, with gradients, twice the rise of the loss per row.
+        Squared errors are those of the weight without moments, those of the outputs per row without damping, and twice
+        the increase of the loss per row with it.
     """
+    if moments is None:
+        return Projections.of(weighted_low_rank(weight))
     inputs, outputs = _sides(weight, moments, damping)
-    metric, seen = (outputs, inputs) if _is_wide(weight) else (inputs, outputs)
-    assert seen is not None
-    return projected_low_rank(weight, metric, seen)
-
-
-def errors_of(weight: Tensor, moments: Moments, approximation: WeightedLowRank, rank: int) -> Errors:
-    """What rank ``rank`` leaves out, without damping."""
-    wide = weight.detach().double()
-    projection = approximation.projection(rank)
-    whole = torch.eye(len(projection), dtype=torch.float64, device=wide.device)
-    rest = whole - projection
-    activations = moments.activations.double()
-
-    def lost(metric: Tensor, seen: Tensor, part: Tensor) -> float:
-        return max(float(((metric @ part @ seen) * part).sum()), 0.0)
-
-    if _is_wide(weight):
-        output = lost(whole, activations, rest) / max(lost(whole, activations, whole), 1e-300)
-    else:
-        product = wide.T @ wide
-        output = lost(activations, product, rest) / max(lost(activations, product, whole), 1e-300)
-    loss = None
-    if moments.gradients is not None:
-        gradients = moments.gradients.double()
-        pair = (gradients, activations) if _is_wide(weight) else (activations, gradients)
-        loss = lost(*pair, rest) / 2
-    return Errors(math.sqrt(output), loss)
+    metric, moments64 = (outputs, inputs) if _is_wide(weight) else (inputs, outputs)
+    assert moments64 is not None
+    return Projections.of(projected_low_rank(weight, metric, moments64))
 
 
 def weights_of(moments: Moments, *, damping: float) -> tuple[Tensor, Tensor | None]:
-    """``H`` of the inputs and ``G`` of the outputs of a wide layer, as :func:`fit` has them, in float64."""
+    """``H`` of the inputs and ``G`` of the outputs of a layer with ``out <= in``, as :func:`fit` uses them, float64."""
     inputs = _inputs(moments)
     H = inputs + _RIDGE * moments.input_power * torch.eye(len(inputs), dtype=torch.float64, device=inputs.device)
     if moments.gradients is None or moments.gradient_power is None:
@@ -84,21 +133,32 @@ def weights_of(moments: Moments, *, damping: float) -> tuple[Tensor, Tensor | No
 
 
 def errors_between(weight: Tensor, moments: Moments, other: Tensor) -> Errors:
-    """What any other matrix leaves out of a wide layer, without damping; needs the moments of the inputs."""
-    wide = weight.detach().double()
-    difference = wide - other.detach().double()
+    """Errors of any other matrix in place of the weight of a layer, without damping.
+
+    The loss needs ``out <= in``, for only then are the moments of the gradients those of the outputs.
+
+    Args:
+        weight: ``(out, in)``.
+        moments: of the layer, with those of the inputs.
+        other: ``(out, in)``.
+
+    Raises:
+        ArgumentError: moments of the smaller side alone.
+    """
+    weight64 = weight.detach().double()
+    difference = weight64 - other.detach().double()
     inputs = _inputs(moments)
-    pushed = difference @ inputs
-    output = float((pushed * difference).sum()) / max(float(((wide @ inputs) * wide).sum()), 1e-300)
+    weighted = difference @ inputs
+    output = float((weighted * difference).sum()) / max(float(((weight64 @ inputs) * weight64).sum()), 1e-300)
     loss = None
     if moments.gradients is not None:
-        loss = max(float(((moments.gradients.double() @ pushed) * difference).sum()), 0.0) / 2
+        loss = max(float(((moments.gradients.double() @ weighted) * difference).sum()), 0.0) / 2
     return Errors(math.sqrt(max(output, 0.0)), loss)
 
 
 def _inputs(moments: Moments) -> Tensor:
     if moments.inputs is None:
-        raise SpecError("these moments are of the smaller side alone; collect_moments(inputs=) keeps both")
+        raise ArgumentError("these moments are of the smaller side alone; collect_moments(inputs=) keeps both")
     return moments.inputs.double()
 
 
@@ -107,15 +167,16 @@ def _is_wide(weight: Tensor) -> bool:
 
 
 def _sides(weight: Tensor, moments: Moments, damping: float | None) -> tuple[Tensor, Tensor | None]:
-    """What the inputs and the outputs are weighed by, both on the smaller side."""
-    wide = weight.detach().double()
+    """Weights of the inputs and of the outputs, both on the smaller side."""
+    weight64 = weight.detach().double()
     ridge = _RIDGE * moments.input_power
-    weighed = damping is not None and moments.gradients is not None and moments.gradient_power is not None
-    gradients = moments.gradients.double() if weighed and moments.gradients is not None else None
+    weighted = damping is not None and moments.gradients is not None and moments.gradient_power is not None
+    gradients = moments.gradients.double() if weighted and moments.gradients is not None else None
     extra = (damping or 0.0) * (moments.gradient_power or 0.0)
-    whole = torch.eye(min(wide.shape), dtype=torch.float64, device=wide.device)
+    identity = torch.eye(min(weight64.shape), dtype=torch.float64, device=weight64.device)
     activations = moments.activations.double()
     if _is_wide(weight):
-        return activations + ridge * wide @ wide.T, None if gradients is None else gradients + extra * whole
-    product = wide.T @ wide
-    return activations + ridge * whole, product if gradients is None else gradients + extra * product
+        metric = None if gradients is None else gradients + extra * identity
+        return activations + ridge * weight64 @ weight64.T, metric
+    product = weight64.T @ weight64
+    return activations + ridge * identity, product if gradients is None else gradients + extra * product

@@ -1,117 +1,138 @@
-"""The calibration data of a whole model: gone through in as many passes as memory asks for."""
+"""Passes over the calibration data: the moments of all layers, in as many passes as memory requires."""
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import Any
+from typing import Any, Protocol
 
 from torch import Tensor, nn
 
-from mpochain.compression.methods import Method
-from mpochain.compression.statistics.moments import Moments, collect_moments, moment_bytes
+from mpochain.compression.statistics.moments import collect_moments, moment_bytes
 from mpochain.compression.statistics.sampled_loss import SampledLoss
-from mpochain.errors import SpecError
-from mpochain.nn.dense import dense_parameters
+from mpochain.compression.statistics.store import MomentStore
+from mpochain.compression.target import Target
+from mpochain.errors import ArgumentError
 
-__all__ = ["batches_for", "chunks", "moments_for"]
+__all__ = ["batches_for", "gather_moments", "memory_for_statistics", "parts"]
 
-# Moments of as many layers are kept at a time as fit into this share of the model's own bytes, but no less than the
-# second number: the rest takes another pass over the data. A transformer needs .77 of its own bytes by this count, in
-# which inputs that layers share are as many as the layers, and with those of wide layers too, for "search", 1.36.
-_MOMENT_SHARE, _LEAST_MOMENT_BYTES = 0.4, 1 << 27
+_logger = logging.getLogger(__name__)
 
-# Between two lines about the calibration.
-_SECONDS = 20.0
+# Memory for moments at a time, as a share of the model's own bytes, and at least the second number of bytes: the
+# moments of further layers take another pass over the data. All moments of a transformer take .77 of its bytes if no
+# two layers share their inputs, and 1.36 with those of layers with more inputs than outputs, for "search".
+_SHARE, _LEAST_BYTES = 0.4, 1 << 27
+
+# Seconds between two messages about the progress of a pass.
+_INTERVAL = 20.0
 
 
-def batches_for(
-    calibration: Iterable[Any] | None, way: Method, method: str, log: Callable[[str], None]
-) -> Iterable[Any]:
-    """What was given as calibration data, which says now and then how far it has been gone through.
+class _Needing(Protocol):
+    """What a method needs, see :class:`mpochain.compression.Method`."""
+
+    name: str
+    needs: Any
+
+    def needs_inputs(self, shape: tuple[int, int]) -> bool: ...
+
+
+def batches_for(calibration: Iterable[Any] | None, method: _Needing) -> Iterable[Any]:
+    """Calibration data, checked, that logs progress while it is read.
 
     Args:
-        calibration: batches, see :func:`mpochain.compression.statistics.moments.run_batch`; None for none.
-        way: what they are for.
-        method: its name.
-        log: told how far it has come.
+        calibration: batches, see :func:`mpochain.compression.statistics.moments.run_batch`; None for no data.
+        method: the method that reads them.
 
     Raises:
-        SpecError: data that is needed and missing, can be gone through only once, or is one batch and not several.
+        ArgumentError: data that is needed and missing, that can be read only once, or that is a single batch.
     """
     if calibration is None:
-        if way.needs != "nothing":
-            raise SpecError(
-                f"method {method!r} needs calibration= batches; some thousand tokens of text like that the model is "
-                'for, or choose method="svd", which needs none'
+        if method.needs != "nothing":
+            raise ArgumentError(
+                f"method {method.name!r} needs calibration= batches; give some thousand tokens of text typical of the "
+                'model\'s use, or choose method="svd", which needs none'
             )
         return ()
     if isinstance(calibration, Iterator):
-        raise SpecError("calibration is gone through several times, and an iterator only once; give a list of batches")
+        raise ArgumentError("calibration is read several times, and an iterator only once; give a list of batches")
     if isinstance(calibration, Tensor | Mapping | str):
-        raise SpecError(f"calibration is a list of batches, got one {type(calibration).__name__}; put it into a list")
-    return _Told(calibration, log)
+        raise ArgumentError(
+            f"calibration is a list of batches, got one {type(calibration).__name__}; put it into a list"
+        )
+    return _Logged(calibration)
 
 
-class _Told:
-    """Batches that say now and then how far they have come."""
+class _Logged:
+    """Batches that log progress now and then."""
 
-    def __init__(self, batches: Iterable[Any], log: Callable[[str], None]) -> None:
-        self._batches, self._log = batches, log
+    def __init__(self, batches: Iterable[Any]) -> None:
+        self._batches = batches
 
     def __iter__(self) -> Iterator[Any]:
-        said = time.monotonic()
+        last = time.monotonic()
         for number, batch in enumerate(self._batches, 1):
             yield batch
-            if time.monotonic() - said > _SECONDS:
-                said = time.monotonic()
-                self._log(f"calibration batch {number}")
+            if time.monotonic() - last > _INTERVAL:
+                last = time.monotonic()
+                _logger.info("calibration batch %d", number)
 
 
-def chunks(model: nn.Module, layers: Mapping[str, nn.Module], way: Method) -> Iterator[dict[str, nn.Module]]:
-    """The layers in parts whose moments, in bytes, fit into a share of the model's own size together."""
-    room = sum(parameter.numel() * parameter.element_size() for parameter in model.parameters()) * _MOMENT_SHARE
-    chunk: dict[str, nn.Module] = {}
+def memory_for_statistics(model: nn.Module) -> int:
+    """Bytes that the statistics of layers may take at a time, and fits after them: a share of the model's own bytes."""
+    size = sum(parameter.numel() * parameter.element_size() for parameter in model.parameters())
+    return max(int(size * _SHARE), _LEAST_BYTES)
+
+
+def parts(model: nn.Module, targets: Mapping[str, Target], method: _Needing) -> Iterator[dict[str, Target]]:
+    """The layers in parts whose moments together fit into :func:`memory_for_statistics`, at least one layer in each."""
+    room = memory_for_statistics(model)
+    part: dict[str, Target] = {}
     taken = 0
-    for name, layer in layers.items():
+    for name, target in targets.items():
         size = 0
-        if way.needs != "nothing":
-            both = _needing_inputs({name: layer}, way)
-            size = moment_bytes({name: layer}, gradients=way.needs == "gradients", inputs=both)
-        if chunk and taken + size > max(room, _LEAST_MOMENT_BYTES):
-            yield chunk
-            chunk, taken = {}, 0
-        chunk[name] = layer
+        if method.needs != "nothing":
+            inputs = _needing_inputs({name: target}, method)
+            size = moment_bytes({name: target.module}, gradients=method.needs == "gradients", inputs=inputs)
+        if part and taken + size > room:
+            yield part
+            part, taken = {}, 0
+        part[name] = target
         taken += size
-    yield chunk
+    yield part
 
 
-def moments_for(
+def gather_moments(
     model: nn.Module,
-    layers: Mapping[str, nn.Module],
+    targets: Mapping[str, Target],
     batches: Iterable[Any],
-    way: Method,
+    method: _Needing,
+    store: MomentStore,
+    *,
     loss: Callable[[Any], Tensor] | None,
     seed: int,
-) -> dict[str, Moments]:
-    """What a method needs to know of these layers, by their names; nothing for one that needs no data.
+) -> None:
+    """Read the data once and store the moments that a method needs; nothing for a method without data.
 
     Args:
         model: runs over the batches.
-        layers: dense layers of it.
+        targets: dense layers of the model.
         batches: see :func:`mpochain.compression.statistics.moments.run_batch`.
-        way: the method.
+        method: says what it needs.
+        store: receives the moments.
         loss: see :func:`mpochain.compression.compress`.
         seed: of the labels that the model draws where no loss is given.
     """
-    if way.needs == "nothing":
-        return {}
-    both = _needing_inputs(layers, way)
-    if way.needs == "inputs":
-        return collect_moments(model, layers, batches, inputs=both)
-    return collect_moments(model, layers, batches, loss=loss or SampledLoss(seed), inputs=both)
+    if method.needs == "nothing":
+        return
+    _logger.info("%s of %d layers, from %s on", method.needs, len(targets), next(iter(targets)))
+    if method.needs == "inputs":
+        loss = None
+    elif loss is None:
+        loss = SampledLoss(seed)
+    modules = {name: target.module for name, target in targets.items()}
+    store.keep(collect_moments(model, modules, batches, loss=loss, inputs=_needing_inputs(targets, method)))
 
 
-def _needing_inputs(layers: Mapping[str, nn.Module], way: Method) -> set[str]:
-    shapes = {name: dense_parameters(layer)[0].shape for name, layer in layers.items()}
-    return {name for name, (out, in_) in shapes.items() if way.needs_inputs((out, in_))}
+def _needing_inputs(targets: Mapping[str, Target], method: _Needing) -> set[str]:
+    return {name for name, target in targets.items() if method.needs_inputs(target.shape)}

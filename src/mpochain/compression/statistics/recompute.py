@@ -1,4 +1,4 @@
-"""Calibration in less memory: the activations within each block of a transformer are computed again when needed."""
+"""Activation checkpointing of transformer blocks during calibration."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ __all__ = ["Recomputation"]
 
 
 class Recomputation:
-    """Whether a block is being computed for the second time, when hooks must not count what they see."""
+    """Whether a block is being computed for the second time, when hooks must not count its inputs."""
 
     def __init__(self) -> None:
         self.active = False
@@ -34,12 +34,12 @@ class Recomputation:
 
     @contextmanager
     def of(self, model: nn.Module) -> Iterator[None]:
-        """Let the blocks of a model of transformers keep only what they are given; other models stay as they are."""
+        """Let the blocks of a transformers model keep only their inputs; other models stay unchanged."""
         family = family_of(model)
         with ExitStack() as restored:
             for block in model.modules():
                 if is_block(block, family):
-                    # On the instance, around the class's own; hooks of the block itself run once.
+                    # On the instance, around the class's forward; hooks of the block itself run once.
                     run: Callable[..., Any] = partial(
                         checkpoint, block.forward, use_reentrant=False, context_fn=self._contexts
                     )

@@ -1,4 +1,4 @@
-"""The loss whose gradients tell what an output is worth: the model's own uncertainty."""
+"""Cross-entropy to labels drawn by the model, whose gradients give the Fisher information."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from mpochain.surgery.calls import logits_of
 
 __all__ = ["SampledLoss"]
 
-_ROWS = 64  # whose labels are drawn at a time: a draw takes two arrays of the size of what it draws from
+_ROWS = 64  # rows whose labels are drawn at a time; a draw takes two arrays of the size of its probabilities
 
 
 class SampledLoss:
-    """Cross-entropy, summed, to labels that the model itself draws: gradients have the Fisher information as moments.
+    """Cross-entropy, summed, to labels drawn from the model's predictions; its gradients give the Fisher information.
 
-    With true labels the moments are those of the empirical Fisher information, which vanish where the model fits its
-    data; drawn ones need no labels at all. Source: K-FAC, arXiv 1503.05671, section 2.
+    True labels would give the empirical Fisher information, which vanishes where the model fits its data; drawn labels
+    need no labelled data. Source: K-FAC, arXiv 1503.05671, section 2.
 
     Args:
         seed: of the draws.
@@ -35,11 +35,11 @@ class SampledLoss:
         self._generator = torch.Generator().manual_seed(seed)
 
     def __call__(self, output: Any) -> Tensor:
-        """The loss of a model's output: logits, or what holds them as ``.logits`` or as its first item.
+        """The loss of a model's output: logits, or an output with ``.logits`` or with logits as its first item.
 
         Raises:
-            DTypeError: no logits in it.
-            NonFiniteError: logits without probabilities.
+            DTypeError: an output without logits.
+            NonFiniteError: logits with NaN or infinite probabilities.
         """
         try:
             logits = logits_of(output)
@@ -51,7 +51,7 @@ class SampledLoss:
 
 
 class _Drawn(torch.autograd.Function):
-    """Cross-entropy to drawn labels with one array of the logits' size beside them, where autograd would have four."""
+    """Cross-entropy to drawn labels that keeps one array of the size of the logits, where autograd keeps four."""
 
     @staticmethod
     def forward(ctx: Any, logits: Tensor, generator: torch.Generator) -> Tensor:
@@ -60,12 +60,10 @@ class _Drawn(torch.autograd.Function):
         for rows, part in zip(logits.split(_ROWS), gradient.split(_ROWS), strict=True):
             torch.softmax(rows.float(), -1, out=part)
             if not part.isfinite().all():
-                raise NonFiniteError(
-                    "the model predicts NaN; check its weights and the data, or run it in a wider type"
-                )
+                raise NonFiniteError("the model predicts NaN; check its weights and the data, or run it in float32")
             drawn = torch.multinomial(part.cpu(), 1, generator=generator).to(logits.device)
             chosen = part.gather(1, drawn)
-            # Of cross-entropy by its logits: the probabilities, less 1 at the label.
+            # Gradient of cross-entropy with respect to the logits: the probabilities, less 1 at the label.
             part.scatter_add_(1, drawn, torch.full_like(chosen, -1.0))
             total -= chosen.log().sum()
         ctx.gradient, ctx.dtype = gradient, logits.dtype

@@ -1,4 +1,4 @@
-"""The moments of all layers until these are made: in memory, or in a temporary file for each where they are many."""
+"""Storage of the moments of all layers until they are built: in memory, or in temporary files."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ __all__ = ["MomentStore"]
 
 
 class MomentStore:
-    """Moments by the names of their layers; a context, after which nothing is left of them.
+    """Moments by the names of their layers; a context manager that deletes them at its end.
 
     Args:
-        on_disk: whether they are written to the folder for temporary files (``TMPDIR``) and read again one by one, in
-            place of another pass over the calibration data.
+        on_disk: whether they are written to the folder for temporary files (``TMPDIR``) and read again one layer at a
+            time, which replaces another pass over the calibration data.
 
     Example:
         >>> with MomentStore(on_disk=True) as store:
@@ -33,6 +33,7 @@ class MomentStore:
 
     def __init__(self, *, on_disk: bool) -> None:
         self._folder = tempfile.TemporaryDirectory(prefix="mpochain-") if on_disk else None
+        self.on_disk = on_disk
         self._held: dict[str, Moments] = {}
         self._files: dict[str, Path] = {}
 
@@ -46,35 +47,46 @@ class MomentStore:
         if self._folder is not None:
             self._folder.cleanup()
 
-    def keep(self, found: Mapping[str, Moments]) -> None:
-        """Take the moments of some layers.
+    @property
+    def bytes_in_memory(self) -> int:
+        """Memory of the moments held; those that layers with the same input share count once."""
+        tensors = {
+            id(value): value
+            for moments in self._held.values()
+            for field in fields(moments)
+            if isinstance(value := getattr(moments, field.name), Tensor)
+        }
+        return sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
+
+    def keep(self, moments: Mapping[str, Moments]) -> None:
+        """Store the moments of layers by their names.
 
         Raises:
-            OutputError: no room on the disk.
+            OutputError: the disk is full or the folder cannot be written.
         """
         if self._folder is None:
-            self._held.update(found)
+            self._held.update(moments)
             return
-        for name, moments in found.items():
-            # A number and not the name, which a file system may not take.
+        for name, layer_moments in moments.items():
+            # A number, because a file system may refuse the name of a layer.
             file = Path(self._folder.name) / str(len(self._files))
-            # Copies, for a tensor is saved with all the memory that it is a view of.
-            values = {each.name: _alone(getattr(moments, each.name)) for each in fields(moments)}
+            # Copies, because torch.save writes all the memory that a tensor is a view of.
+            values = {field.name: _copied(getattr(layer_moments, field.name)) for field in fields(layer_moments)}
             try:
                 torch.save(values, file)
             except (OSError, RuntimeError) as error:
                 raise OutputError(
-                    f"cannot keep the moments of the layers in {self._folder.name} ({error}); let TMPDIR name a "
-                    "folder with room for as much as the model takes"
+                    f"cannot write the moments of the layers to {self._folder.name} ({error}); set TMPDIR to a folder "
+                    "with as much free space as the model takes"
                 ) from error
             self._files[name] = file
 
     def get(self, name: str) -> Moments | None:
-        """Those of a layer; None if there are none."""
+        """The moments of a layer; None if there are none."""
         if name in self._files:
             return Moments(**torch.load(self._files[name], weights_only=True))
         return self._held.get(name)
 
 
-def _alone(value: Tensor | float | None) -> Tensor | float | None:
+def _copied(value: Tensor | float | None) -> Tensor | float | None:
     return value.clone() if isinstance(value, Tensor) else value

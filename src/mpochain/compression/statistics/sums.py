@@ -1,4 +1,4 @@
-"""The sums that calibration batches add up in, one set for each layer that is looked at."""
+"""Running sums of second moments over calibration batches, one set for each layer."""
 
 from __future__ import annotations
 
@@ -15,25 +15,25 @@ from mpochain.nn.dense import dense_parameters
 
 __all__ = ["LastInput", "Slabs", "Sums"]
 
-_SLAB = 1 << 24  # numbers of 4 bytes; what is this large is given back to the system when it is let go
+_SLAB = 1 << 24  # float32 numbers; the allocator returns blocks of this size to the system when they are freed
 
 
 class LastInput:
-    """The input that a layer was given last, and which layer it was."""
+    """The latest input of any layer, and the name of that layer."""
 
     def __init__(self) -> None:
         self.x: Tensor | None = None
         self.name = ""
 
     def clear(self) -> None:
-        """Forget it, before another batch."""
+        """Forget the input, before another batch."""
         self.x = None
 
 
 class Slabs:
-    """Room for what is kept, apart from what comes and goes with every batch.
+    """Memory for the sums, apart from the arrays that come and go with every batch.
 
-    One by one among the activations, moments of a megabyte left holes in the heap as large as all of them together.
+    Allocated one by one among activations, moments of a megabyte left holes in the heap as large as all of them.
     """
 
     def __init__(self) -> None:
@@ -56,8 +56,8 @@ class Sums:
         self.name, self.owner = name, name
         self._slabs = slabs
         self.weight = dense_parameters(layer, name)[0].detach()
-        self.wide = self.weight.shape[0] <= self.weight.shape[1]
-        self.keeps_inputs = inputs or not self.wide
+        self.is_wide = self.weight.shape[0] <= self.weight.shape[1]
+        self.keeps_inputs = inputs or not self.is_wide
         self.rows = 0
         self.inputs: Tensor | None = None
         self.outputs: Tensor | None = None
@@ -67,14 +67,14 @@ class Sums:
     def before(
         self, last: LastInput, again: Recomputation, gradients: bool
     ) -> Callable[[nn.Module, tuple[Any, ...]], Any]:
-        """The hook that is given the inputs."""
+        """A forward pre-hook that adds the inputs."""
 
         def hook(_: nn.Module, arguments: tuple[Any, ...]) -> tuple[Any, ...] | None:
             x = arguments[0]
             if not again.active:
                 self._add_input(x, last)
             if gradients and not x.requires_grad:
-                # Parameters are frozen, so gradients begin at the first layers that are looked at.
+                # Parameters are frozen, so gradients start at the inputs of the first layers of interest.
                 return (x.detach().requires_grad_(), *arguments[1:])
             return None
 
@@ -99,13 +99,13 @@ class Sums:
         self.input_power += float(rows.float().square().mean(1).sum())
 
     def after(self, _: nn.Module, __: tuple[Any, ...], output: Tensor) -> None:
-        """The hook that is given the outputs."""
+        """A forward hook that adds the gradients with respect to the outputs."""
         if output.requires_grad:
             output.register_hook(self._add_gradient)
 
     def _add_gradient(self, gradient: Tensor) -> None:
         rows = gradient.detach().reshape(-1, gradient.shape[-1])
-        self.gradients = self._added(self.gradients, rows if self.wide else rows @ self.weight)
+        self.gradients = self._added(self.gradients, rows if self.is_wide else rows @ self.weight)
         self.gradient_power += float(rows.float().square().mean(1).sum())
 
     def _added(self, total: Tensor | None, rows: Tensor) -> Tensor:
@@ -114,16 +114,16 @@ class Sums:
         return total.addmm_(rows.T, rows)
 
     def require_finite(self, batch: int) -> None:
-        """The sums of squares tell: they are finite only where every entry is."""
-        for what, power in (("inputs", self.input_power), ("gradients", self.gradient_power)):
+        """Refuse NaN and infinite entries, which make the sums of squares infinite or NaN."""
+        for label, power in (("inputs", self.input_power), ("gradients", self.gradient_power)):
             if not math.isfinite(power):
                 raise NonFiniteError(
-                    f"calibration batch {batch}: the {what} of {self.name} hold NaN or infinite numbers; check the "
-                    "batch, or run the model in a wider type"
+                    f"calibration batch {batch}: the {label} of {self.name} hold NaN or infinite numbers; check "
+                    "the batch, or run the model in float32"
                 )
 
     def divide(self) -> None:
-        """Means in place of sums."""
+        """Turn sums into means."""
         for total in (self.inputs, self.outputs, self.gradients):
             if total is not None:
                 total /= self.rows

@@ -1,0 +1,320 @@
+"""Choices of one layer: what each possible replacement costs, what error it makes, and how it is built."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal, get_args
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import nn
+
+from mpochain.compression.allocation import Curve
+from mpochain.compression.statistics.low_rank import Errors
+from mpochain.compression.target import Target
+from mpochain.errors import ArgumentError
+
+__all__ = ["Built", "Choices", "Cost", "Costs"]
+
+# Costs by name. "elements" is storage in elements of the dense weight: bytes over bytes per element, rounded up.
+Cost = Literal["elements", "parameters", "bytes", "macs"]
+
+_Values = NDArray[Any]
+# Errors of all choices, and the error of the zero matrix, which relative errors refer to; None if it is unknown.
+_ErrorSource = Callable[[], tuple[_Values, float | None]]
+
+
+@dataclass(frozen=True)
+class Built:
+    """A compressed layer and its errors on the calibration data.
+
+    Attributes:
+        layer: takes the place of the dense layer.
+        errors: on the calibration data; None for methods without data.
+    """
+
+    layer: nn.Module
+    errors: Errors | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class Costs:
+    """What each choice of a layer costs; all arrays ``(n,)``, int64.
+
+    Attributes:
+        parameters: floating-point numbers stored.
+        bytes: bytes stored, integer indices included.
+        macs: multiply-adds of one input row, or of one row that an embedding looks up.
+        element_size: bytes of one entry of the dense weight.
+    """
+
+    parameters: NDArray[np.int64]
+    bytes: NDArray[np.int64]
+    macs: NDArray[np.int64]
+    element_size: int
+
+    def __post_init__(self) -> None:
+        for name in ("parameters", "bytes", "macs"):
+            object.__setattr__(self, name, np.atleast_1d(np.asarray(getattr(self, name), dtype=np.int64)))
+        shapes = {self.parameters.shape, self.bytes.shape, self.macs.shape}
+        if len(shapes) != 1 or self.parameters.ndim != 1:
+            raise ArgumentError(f"parameters, bytes and macs must be of one length, got shapes {sorted(shapes)}")
+
+    @classmethod
+    def of(cls, target: Target, parameters: Any, macs: Any, *, index_bytes: int = 0) -> Costs:
+        """Costs of choices whose parameters have the element type of the dense weight.
+
+        Args:
+            target: the dense layer.
+            parameters: ``(n,)`` floating-point numbers of each choice.
+            macs: ``(n,)`` multiply-adds of each choice.
+            index_bytes: bytes of the integer indices that every choice stores besides.
+
+        Example:
+            >>> costs = Costs.of(Target.open("up", nn.Linear(8, 8)), [16, 32], [16, 32], index_bytes=6)
+            >>> costs.bytes, costs.elements  # float32: four bytes an element, rounded up
+            (array([ 70, 134]), array([18, 34]))
+        """
+        count = np.asarray(parameters, dtype=np.int64)
+        return cls(count, count * target.element_size + index_bytes, macs, target.element_size)
+
+    def __len__(self) -> int:
+        return len(self.parameters)
+
+    def __getitem__(self, part: slice) -> Costs:
+        return Costs(self.parameters[part], self.bytes[part], self.macs[part], self.element_size)
+
+    @property
+    def elements(self) -> NDArray[np.int64]:
+        """Storage in elements of the dense weight: ``bytes / element_size``, rounded up."""
+        return -(-self.bytes // self.element_size)
+
+    def by(self, cost: Cost | Mapping[Cost, float] = "elements") -> _Values:
+        """One cost by name, or a weighted sum of several.
+
+        Args:
+            cost: a name, or the price of each name, such as ``{"bytes": 1.0, "macs": 0.01}``.
+
+        Raises:
+            ArgumentError: an unknown name, no name, or a price that is negative or not finite.
+
+        Example:
+            >>> costs = Costs(np.array([10]), np.array([40]), np.array([5]), 4)
+            >>> costs.by("macs"), costs.by({"bytes": 1.0, "macs": 2.0})
+            (array([5]), array([50.]))
+        """
+        prices = {cost: 1.0} if isinstance(cost, str) else cost
+        known = get_args(Cost)
+        for name, price in prices.items():
+            if name not in known:
+                raise ArgumentError(f"there is no cost {name!r}; there are {', '.join(known)}")
+            if not (np.isfinite(price) and price >= 0):
+                raise ArgumentError(f"the price of {name} must be a finite number of at least 0, got {price!r}")
+        if not prices:
+            raise ArgumentError(f"no cost is named; name one or more of {', '.join(known)}")
+        if isinstance(cost, str):
+            values: _Values = getattr(self, cost)
+            return values
+        return np.sum([price * getattr(self, name) for name, price in prices.items()], axis=0)
+
+    @staticmethod
+    def joined(*parts: Costs) -> Costs:
+        """The costs of several lists of choices, one list after the other.
+
+        Raises:
+            ArgumentError: lists of layers of different element sizes.
+        """
+        sizes = {part.element_size for part in parts}
+        if len(sizes) != 1:
+            raise ArgumentError(f"choices of one layer have one element size, got {sorted(sizes)}")
+        parameters, sizes_in_bytes, macs = (
+            np.concatenate([getattr(part, name) for part in parts]) for name in ("parameters", "bytes", "macs")
+        )
+        return Costs(parameters, sizes_in_bytes, macs, sizes.pop())
+
+
+class Choices:
+    """What one layer can become. The last choice is the dense layer as it is.
+
+    Args:
+        costs: of the ``n`` choices, the dense layer last.
+        errors: ``(n,)``, of each choice, 0 for the dense layer. An increase of the loss or a squared norm, so that the
+            errors of layers add up. A function that returns this array and ``zero_error`` is called when they are first
+            needed, which settled methods and refits never do. None if errors are unknown before a layer is built: such
+            choices are ordered by cost alone and cannot meet an error budget.
+        build: from the number of a choice to its layer; None for the dense layer. It may hold a fit.
+        unit: unit of the errors. Only errors of one unit can be compared.
+        zero_error: error of the zero matrix in the same unit; None if unknown. Error budgets need it.
+        held_bytes: memory that ``build`` holds beyond the dense weight and the moments, such as a fit.
+
+    Raises:
+        ArgumentError: as many errors as costs are not given, or none at all, or negative or infinite ones.
+
+    Example:
+        >>> target = Target.open("up", nn.Linear(4, 4, bias=False))
+        >>> choices = Choices.of(target, Costs.of(target, [8], [8]), np.array([0.25]), lambda _: Built(nn.Identity()))
+        >>> len(choices), choices.costs.parameters, choices.errors, choices.build(1)
+        (2, array([ 8, 16]), array([0.25, 0.  ]), None)
+    """
+
+    def __init__(
+        self,
+        costs: Costs,
+        errors: _Values | _ErrorSource | None,
+        build: Callable[[int], Built | None],
+        *,
+        unit: str = "nats per token",
+        zero_error: float | None = None,
+        held_bytes: int = 0,
+    ) -> None:
+        if not len(costs):
+            raise ArgumentError("a layer has at least one choice, the dense layer; got no costs")
+        self.costs, self.unit, self.held_bytes = costs, unit, held_bytes
+        self._source = errors if callable(errors) else None
+        self._build = build
+        self._errors: _Values | None = None
+        self._zero_error: float | None = None
+        if errors is None:
+            self._keep(np.zeros(len(costs)), None)
+        elif not callable(errors):
+            self._keep(errors, zero_error)
+
+    @classmethod
+    def of(
+        cls,
+        target: Target,
+        costs: Costs,
+        errors: _Values | _ErrorSource | None,
+        build: Callable[[int], Built | None],
+        *,
+        unit: str = "nats per token",
+        zero_error: float | None = None,
+        held_bytes: int = 0,
+    ) -> Choices:
+        """Smaller choices, with the dense layer added as the last one.
+
+        Args:
+            target: the dense layer.
+            costs: of the smaller choices.
+            errors: of the smaller choices, see :class:`Choices`.
+            build: of the smaller choices; it is not called for the dense layer.
+            unit: see :class:`Choices`.
+            zero_error: see :class:`Choices`.
+            held_bytes: see :class:`Choices`.
+        """
+        dense = Costs(
+            np.array([target.parameters]), np.array([target.bytes]), np.array([target.macs]), target.element_size
+        )
+
+        def with_dense(source: _ErrorSource) -> _ErrorSource:
+            def both() -> tuple[_Values, float | None]:
+                values, zero = source()
+                return np.append(values, 0.0), zero
+
+            return both
+
+        if callable(errors):
+            extended: _Values | _ErrorSource | None = with_dense(errors)
+        else:
+            extended = None if errors is None else np.append(errors, 0.0)
+        return cls(
+            Costs.joined(costs, dense),
+            extended,
+            lambda choice: None if choice >= len(costs) else build(choice),
+            unit=unit,
+            zero_error=zero_error,
+            held_bytes=held_bytes,
+        )
+
+    def __len__(self) -> int:
+        return len(self.costs)
+
+    def __or__(self, other: Choices) -> Choices:
+        return Choices.joined(self, other)
+
+    @staticmethod
+    def joined(*parts: Choices) -> Choices:
+        """The choices of several methods for one layer as one list, with the dense layer once, as the last.
+
+        Args:
+            parts: choices of one layer, with errors of one unit.
+
+        Raises:
+            ArgumentError: nothing to join, or errors of different units, which cannot be compared.
+
+        Example:
+            >>> target = Target.open("up", nn.Linear(4, 4, bias=False))
+            >>> low, high = (
+            ...     Choices.of(target, Costs.of(target, [n], [n]), np.array([e]), lambda _, n=n: Built(nn.Linear(n, n)))
+            ...     for n, e in ((4, 0.5), (9, 0.1))
+            ... )
+            >>> both = low | high
+            >>> both.costs.parameters, both.errors, both.build(1).layer.in_features, both.build(2)
+            (array([ 4,  9, 16]), array([0.5, 0.1, 0. ]), 9, None)
+        """
+        if not parts:
+            raise ArgumentError("there are no choices to join")
+        units = {part.unit for part in parts}
+        if len(units) != 1:
+            raise ArgumentError(f"errors in different units cannot be compared, got {', '.join(sorted(units))}")
+        costs = Costs.joined(*(part.costs[:-1] for part in parts), parts[0].costs[-1:])
+        starts = np.cumsum([0, *(len(part) - 1 for part in parts)])
+
+        def errors() -> tuple[_Values, float | None]:
+            zeros = [part.zero_error for part in parts]
+            values = np.concatenate([*(part.errors[:-1] for part in parts), parts[0].errors[-1:]])
+            return values, next((zero for zero in zeros if zero is not None), None)
+
+        def build(choice: int) -> Built | None:
+            if choice >= starts[-1]:
+                return None
+            part = int(np.searchsorted(starts, choice, side="right")) - 1
+            return parts[part].build(choice - int(starts[part]))
+
+        held_bytes = sum(part.held_bytes for part in parts)
+        return Choices(costs, errors, build, unit=parts[0].unit, held_bytes=held_bytes)
+
+    @property
+    def errors(self) -> NDArray[np.float64]:
+        """``(n,)``, the error of each choice in :attr:`unit`; zeros if errors are unknown before a layer is built."""
+        return self._known()[0]
+
+    @property
+    def zero_error(self) -> float | None:
+        """Error of the zero matrix; None if errors are unknown before a layer is built."""
+        return self._known()[1]
+
+    def curve(self, cost: Cost | Mapping[Cost, float] = "elements") -> Curve:
+        """Costs and errors as :func:`mpochain.compression.allocate` takes them.
+
+        Args:
+            cost: which cost, or prices of several, see :meth:`Costs.by`.
+        """
+        return Curve(self.costs.by(cost), self.errors, self.zero_error)
+
+    def build(self, choice: int) -> Built | None:
+        """The layer of one choice; None for the dense layer as it is.
+
+        Raises:
+            ArgumentError: no such choice.
+        """
+        if not 0 <= choice < len(self):
+            raise ArgumentError(f"there are {len(self)} choices, got number {choice}")
+        return self._build(choice)
+
+    def _known(self) -> tuple[NDArray[np.float64], float | None]:
+        if self._errors is None:
+            assert self._source is not None
+            self._keep(*self._source())
+            self._source = None  # it may hold arrays that only the errors needed
+        assert self._errors is not None
+        return self._errors, self._zero_error
+
+    def _keep(self, errors: _Values, zero_error: float | None) -> None:
+        values = np.asarray(errors, dtype=np.float64)
+        if values.shape != (len(self.costs),):
+            raise ArgumentError(f"{len(self.costs)} choices need as many errors, got shape {values.shape}")
+        if not np.isfinite(values).all() or (values < 0).any():
+            raise ArgumentError("errors must be finite and not negative")
+        self._errors, self._zero_error = values, zero_error

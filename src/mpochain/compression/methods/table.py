@@ -1,0 +1,87 @@
+"""Table of the compression methods by name, and methods defined in other packages."""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+from collections.abc import Mapping
+from typing import Any
+
+from mpochain.compression.methods.balanced import Balanced
+from mpochain.compression.methods.entangled import Entangled
+from mpochain.compression.methods.interpolative import Interpolative
+from mpochain.compression.methods.kronecker import Kronecker
+from mpochain.compression.methods.low_rank import LowRank
+from mpochain.compression.methods.method import Method
+from mpochain.compression.methods.search import Search
+from mpochain.compression.methods.token_train import TokenTrain
+from mpochain.errors import ArgumentError
+
+__all__ = ["METHODS", "method_named"]
+
+# Names on the command line, in recipes and in reports.
+METHODS: dict[str, Method] = {
+    "interpolative": Interpolative(),
+    "search": Search(),
+    "svd_llm": LowRank(weighted=True),
+    "svd": LowRank(weighted=False),
+    "tt_svd": Balanced(),
+    "kronecker": Kronecker(),
+    "permuted_kronecker": Kronecker(permuted=True),
+    "calibrated_kronecker": Kronecker(calibrated=True),
+    "calibrated_permuted_kronecker": Kronecker(permuted=True, calibrated=True),
+    "word2ket": Entangled(order=2, units="own"),
+    "word2ketxs": Entangled(order=2),
+    "token_train": TokenTrain(),
+}
+
+
+def method_named(name: str, settings: Mapping[str, Any] | None = None) -> Method:
+    """The method of a name, with settings.
+
+    Args:
+        name: a name of :data:`METHODS`; or ``"package.module:ClassName"`` of a :class:`Method` defined elsewhere.
+            Importing that module runs its code, so read a recipe of unknown origin before you use it.
+        settings: fields of the method's ``Settings`` that differ from those of the name.
+
+    Raises:
+        ArgumentError: an unknown name, a module that cannot be imported, a class that is no :class:`Method`, or
+            settings that do not fit.
+
+    Example:
+        >>> method_named("permuted_kronecker", {"terms": 1})
+        Kronecker(permuted=True, terms=1)
+        >>> method_named("mpochain.compression:Kronecker", {"terms": 1}).name
+        'kronecker'
+    """
+    if not isinstance(name, str):
+        raise ArgumentError(f"method must be a name or an instance of Method, got {type(name).__name__}")
+    values = dict(settings or {})
+    if ":" in name:
+        return _outside(name)(**values)
+    if name not in METHODS:
+        nearest = difflib.get_close_matches(name, METHODS, n=1)
+        guess = f", did you mean {nearest[0]!r}?" if nearest else ""
+        raise ArgumentError(
+            f"there is no method {name!r}{guess}; there are {', '.join(METHODS)}, or package.module:ClassName of your "
+            "own"
+        )
+    method = METHODS[name]
+    return method.with_settings(**values) if values else method
+
+
+def _outside(name: str) -> type[Method]:
+    module, _, attribute = name.partition(":")
+    if not module or not attribute.isidentifier():
+        raise ArgumentError(f"method {name!r}: expected package.module:ClassName")
+    try:
+        found = getattr(importlib.import_module(module), attribute)
+    except ImportError as error:
+        raise ArgumentError(
+            f"method {name!r}: cannot import {module!r} ({error}); install its package, or add its folder to PYTHONPATH"
+        ) from error
+    except AttributeError as error:
+        raise ArgumentError(f"method {name!r}: the module {module!r} has no {attribute!r}") from error
+    if not isinstance(found, type) or not issubclass(found, Method):
+        raise ArgumentError(f"method {name!r}: expected a subclass of mpochain.compression.Method, got {found!r}")
+    return found

@@ -1,0 +1,121 @@
+"""One dense layer of a model, opened for compression."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor, nn
+
+from mpochain.errors import ArgumentError, NonFiniteError
+from mpochain.nn.dense import weight_and_bias
+from mpochain.nn.embeddings import MPOEmbedding
+from mpochain.spec import ChainSpec
+
+__all__ = ["Target"]
+
+
+@dataclass(frozen=True, eq=False)
+class Target:
+    """A dense layer or embedding of a model, with its weight and bias.
+
+    Attributes:
+        name: name of the module in the model.
+        module: the dense module, which is not changed.
+        weight: ``W (out, in)`` of a linear layer or the table ``(num_embeddings, embedding_dim)`` of an embedding,
+            detached and not copied; a view for a Hugging Face ``Conv1D``.
+        bias: ``(out,)``, detached and not copied; None for a layer without bias.
+        trainable: whether the weight required gradients when the layer was opened.
+    """
+
+    name: str
+    module: nn.Module
+    weight: Tensor
+    bias: Tensor | None
+    trainable: bool = True
+
+    @classmethod
+    def open(cls, name: str, module: nn.Module) -> Target:
+        """Read the weight and bias of a dense module.
+
+        Args:
+            name: name of the module, for records and errors.
+            module: a ``torch.nn.Linear``, a Hugging Face ``Conv1D`` or a ``torch.nn.Embedding``.
+
+        Raises:
+            DTypeError: another module, one with its own forward, or a weight without values (on the meta device).
+
+        Example:
+            >>> target = Target.open("up", nn.Linear(3, 2))
+            >>> target.name, target.shape, target.is_embedding
+            ('up', (2, 3), False)
+        """
+        weight, bias = weight_and_bias(module, name)
+        trainable = any(parameter.requires_grad for parameter in module.parameters(recurse=False))
+        return cls(name, module, weight.detach(), None if bias is None else bias.detach(), trainable)
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """``(out, in)`` of the weight."""
+        out, in_ = self.weight.shape
+        return int(out), int(in_)
+
+    @property
+    def parameters(self) -> int:
+        """Number of entries of the weight."""
+        return self.weight.numel()
+
+    @property
+    def element_size(self) -> int:
+        """Bytes of one entry of the weight."""
+        return self.weight.element_size()
+
+    @property
+    def bytes(self) -> int:
+        """Bytes of the weight."""
+        return self.parameters * self.element_size
+
+    @property
+    def is_embedding(self) -> bool:
+        """Whether rows of the weight are looked up rather than multiplied."""
+        return isinstance(self.module, nn.Embedding)
+
+    @property
+    def macs(self) -> int:
+        """Multiply-adds of one input row: ``out * in``, or 0 for an embedding, whose rows are looked up."""
+        return 0 if self.is_embedding else self.parameters
+
+    def chain_macs(self, spec: ChainSpec) -> int:
+        """Multiply-adds of one row of a chain in place of this layer, swept site by site.
+
+        Example:
+            >>> spec = ChainSpec((8, 8), (8, 8), max_bond=2)
+            >>> Target.open("up", nn.Linear(64, 64)).chain_macs(spec)
+            2048
+            >>> Target.open("words", nn.Embedding(64, 64)).chain_macs(spec)  # one row of the table
+            128
+        """
+        if not self.is_embedding:
+            return spec.macs()
+        out, in_ = self.shape
+        return MPOEmbedding(out, in_, spec=spec, device="meta").macs()
+
+    def require_replaceable(self) -> None:
+        """Refuse a module that cannot be replaced without losing something, or that cannot be fitted.
+
+        Raises:
+            ArgumentError: forward or backward hooks, which would be lost with the module.
+            NonFiniteError: NaN or infinite entries in the weight.
+        """
+        hooks = (
+            self.module._forward_hooks,
+            self.module._forward_pre_hooks,
+            self.module._backward_hooks,
+            self.module._backward_pre_hooks,
+        )
+        if any(hooks):
+            raise ArgumentError(
+                f"{self.name} has hooks, which would be lost with it; remove them and register them again afterwards, "
+                "or leave the layer out with ignore="
+            )
+        if not self.weight.isfinite().all():
+            raise NonFiniteError(f"{self.name}: the weight has NaN or infinite entries; nothing can be fitted to it")
