@@ -5,10 +5,12 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: demo test docs bench bench-full study lint format clean
+.PHONY: demo demo-picogpt test docs bench bench-full study lint format clean
 
-demo: $(VENV)/demo.installed  ## run the main job: PicoGPT, dense and compressed
-	$(BIN)/mpochain demo
+demo: demo-picogpt
+
+demo-picogpt: $(VENV)/demo.installed  ## a trained character transformer, PicoGPT, dense and compressed
+	$(BIN)/python -m studies.picogpt demo
 
 test: lint  ## everything that must be green: style, types, tests
 	$(BIN)/python -m pytest --numprocesses logical --maxprocesses 4 --dist worksteal
@@ -29,7 +31,7 @@ MEASURE = MPOCHAIN_BENCH_RECORD=1 MPOCHAIN_BENCH_GRID=$(GRID) $(BIN)/python -W i
 	--benchmark-only --benchmark-columns=median,iqr,rounds --benchmark-group-by=group
 
 study: $(VENV)/demo.installed  ## the PicoGPT study; hours, goes on where it was interrupted, then writes docs/study.md
-	$(BIN)/mpochain study --preset best --preset paper --out studies/picogpt --page docs/study.md
+	$(BIN)/python -m studies.picogpt study --preset best --preset paper --out studies/picogpt/results --page docs/study.md
 
 lint: $(VENV)/dev.installed
 	$(BIN)/ruff check .

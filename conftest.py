@@ -36,12 +36,14 @@ def _check_command(example) -> None:
             command = [sys.executable, "-m", "pytest", "--collect-only", "--quiet", *kept]
         elif words[0] == "mpochain":
             command = [sys.executable, "-m", "mpochain", words[1], "--help"]
+        elif words[:2] == ["python", "-m"] and words[2].startswith("studies."):
+            command = [sys.executable, "-m", *words[2:4], "--help"]
         else:
             raise AssertionError(f"no rule to check {line!r}")
         run = subprocess.run(command, check=True, capture_output=True, env=environment, text=True)
-        if words[0] == "mpochain":
+        if command[-1] == "--help":
             missing = [word for word in words if word.startswith("--") and word not in run.stdout]
-            assert not missing, f"{words[1]} has no option {missing}"
+            assert not missing, f"{' '.join(command[2:-1])} has no option {missing}"
 
 
 pytest_collect_file = Sybil(

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from mpochain.picogpt.study.page import write_page
 from mpochain.workflows.comparison_page import write_comparison
+from studies.picogpt.study.page import write_page
 
 ROOT = Path(__file__).parents[1]
 
@@ -22,7 +22,7 @@ EMBEDDINGS = runpy.run_path(str(ROOT / "studies/embeddings/page.py"))
     ("name", "records", "write"),
     [
         ("compression.md", "studies/smollm2/runs", write_comparison),
-        ("study.md", "studies/picogpt", write_page),
+        ("study.md", "studies/picogpt/results", write_page),
         ("layers.md", "studies/smollm2/layers.json", LAYERS["write_page"]),
         ("kronecker.md", "studies/kronecker", KRONECKER["write_page"]),
         ("embeddings.md", "studies/embeddings", EMBEDDINGS["write_page"]),

@@ -80,7 +80,7 @@ _NEEDS_TORCH = {
 }
 
 # Subpackages that import torch, found here whatever was imported before.
-_ROOMS = ("checkpoint", "compression", "execution", "language", "nn", "picogpt", "surgery", "train", "workflows")
+_ROOMS = ("checkpoint", "compression", "execution", "language", "nn", "surgery", "train", "workflows")
 
 
 def __getattr__(name: str) -> Any:

@@ -1,7 +1,7 @@
 """Errors of Kronecker sums with and without a search for an order, beside low rank and chains of equal parameters.
 
-``python studies/kronecker/layers.py CORPUS`` measures the MLPs of SmolLM2-135M, as studies/smollm2/recipe.yaml has it,
-and the linears of the PicoGPT that comes with the library, on the corpus that it was trained on. It writes
+``python -m studies.kronecker.layers CORPUS`` measures the MLPs of SmolLM2-135M, as studies/smollm2/recipe.yaml has it,
+and the linear layers of the PicoGPT in studies/picogpt/trained, on the corpus that it was trained on. It writes
 ``layers.json`` beside this file, one matrix after the other, and goes on where it was interrupted.
 """
 
@@ -17,7 +17,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mpochain import picogpt as picogpt_package
 from mpochain import shapes
 from mpochain.compression import collect_moments, select
 from mpochain.decomposition import (
@@ -29,16 +28,16 @@ from mpochain.decomposition import (
     weighted_low_rank,
 )
 from mpochain.language import load_language_model, read_tokens, windows
-from mpochain.picogpt import load_corpus
-from mpochain.picogpt.weights import load_weights
 from mpochain.report import provenance
 from mpochain.system.files import write_bytes
 from mpochain.workflows.recipe_file import read_recipe
+from studies.picogpt import load_corpus
+from studies.picogpt.weights import load_weights
 
 HERE = Path(__file__).parent
 RECIPE = HERE.parent / "smollm2" / "recipe.yaml"
-# The first dense run of the study, which comes with the library.
-PICOGPT = Path(picogpt_package.__file__).parent / "trained" / "dense-86c4e6aa.safetensors"
+# The first dense run of the study.
+PICOGPT = HERE.parent / "picogpt" / "trained" / "dense-86c4e6aa.safetensors"
 WINDOW, WINDOWS = 512, 16
 TERMS, SECONDS, ITERATIONS, SKEW = 4, 15.0, 50, 8
 

@@ -1,6 +1,6 @@
 """PicoGPT made smaller by Kronecker sums, in stages and at once, with the same number of tokens to learn from.
 
-``python studies/kronecker/picogpt.py CORPUS`` begins with the dense model that comes with the library, on the corpus
+``python -m studies.kronecker.picogpt CORPUS`` begins with the dense model in studies/picogpt/trained, on the corpus
 that it was trained on, and writes one JSON for each run beside this file; what is there is not run again.
 """
 
@@ -15,20 +15,19 @@ from typing import Any
 import torch
 
 from mpochain import FinetuneConfig, finetune
-from mpochain import picogpt as picogpt_package
-from mpochain.picogpt import load_corpus
-from mpochain.picogpt.evaluation import evaluate
-from mpochain.picogpt.size import parameter_count
-from mpochain.picogpt.weights import load_weights
 from mpochain.report import provenance
 from mpochain.system.files import write_bytes
 from mpochain.workflows import at_once, read_recipe
 from mpochain.workflows.groups import make_smaller
 from mpochain.workflows.recipe import Recipe
+from studies.picogpt import load_corpus
+from studies.picogpt.evaluation import evaluate
+from studies.picogpt.size import parameter_count
+from studies.picogpt.weights import load_weights
 
 HERE = Path(__file__).parent
-# The first dense run of the study, which comes with the library.
-DENSE = Path(picogpt_package.__file__).parent / "trained" / "dense-86c4e6aa.safetensors"
+# The first dense run of the study.
+DENSE = HERE.parent / "picogpt" / "trained" / "dense-86c4e6aa.safetensors"
 SEEDS = (0, 1)
 STAGES: dict[str, Any] = {
     "model": "picogpt",

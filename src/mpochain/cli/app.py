@@ -14,14 +14,11 @@ import mpochain
 from mpochain.cli.compare import compare
 from mpochain.cli.compress import compress, plan
 from mpochain.cli.convert import convert
-from mpochain.cli.demo import demo
 from mpochain.cli.distill import distill
 from mpochain.cli.evaluate import evaluate
 from mpochain.cli.finetune import finetune
 from mpochain.cli.inspect import inspect
-from mpochain.cli.study import study
-from mpochain.cli.train import train
-from mpochain.errors import MPOError
+from mpochain.errors import ArgumentError, MPOError
 
 __all__ = ["app", "main"]
 
@@ -55,9 +52,17 @@ app.command()(distill)
 app.command()(compare)
 app.command()(inspect)
 app.command()(convert)
-app.command()(demo)
-app.command()(study)
-app.command()(train)
+
+
+def _moved(context: typer.Context) -> None:
+    """Say where a command of the PicoGPT study is."""
+    name = context.info_name
+    raise ArgumentError(f"there is no mpochain {name}: in a checkout of mpochain, run python -m studies.picogpt {name}")
+
+
+for _name in ("demo", "study", "train"):
+    _any = {"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []}
+    app.command(_name, hidden=True, context_settings=_any)(_moved)
 
 
 def main() -> None:

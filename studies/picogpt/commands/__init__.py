@@ -1,0 +1,1 @@
+"""Commands of the PicoGPT study, one file each. Data on stdout, progress and logs on stderr."""

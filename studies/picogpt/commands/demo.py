@@ -1,0 +1,42 @@
+"""Command ``demo``: a trained character transformer, dense and as chains at several bonds."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+__all__ = ["demo"]
+
+
+def demo(
+    out: Annotated[Path, typer.Option(help="Folder for the table and figures.")] = Path("mpochain-demo"),
+    corpus: Annotated[Path | None, typer.Option(help="Text file; otherwise found as the README says.")] = None,
+    bond: Annotated[list[int] | None, typer.Option(help="χ to decompose at; repeat for more.", min=1)] = None,
+    finetune_steps: Annotated[
+        int,
+        typer.Option("--finetune-steps", "--tuning-steps", help="Finetuning steps of each compressed model.", min=0),
+    ] = 60,
+    dense_steps: Annotated[int, typer.Option(help="Steps of the dense model if none is kept for it.", min=1)] = 300,
+    batch_size: Annotated[int, typer.Option(help="Sequences of 256 characters per step.", min=1)] = 32,
+) -> None:
+    """Compress a trained character transformer at several bonds; print the cost and the quality of each."""
+    from mpochain.system.files import require_writable
+    from studies import picogpt
+    from studies.picogpt.demo import demo as run
+
+    require_writable(out)
+    text = picogpt.load_corpus(corpus)
+    print(f"corpus: {text}", file=sys.stderr)
+    result = run(
+        text,
+        out,
+        bonds=tuple(bond or (4, 8, 16, 32)),
+        dense_steps=dense_steps,
+        finetune_steps=finetune_steps,
+        batch_size=batch_size,
+    )
+    print(result.table())
+    print(f"written to {out.resolve()} in {result.seconds:.0f} s: demo.json, demo.md and figures", file=sys.stderr)

@@ -1,0 +1,146 @@
+"""Claims of arXiv 2603.28534, each with the number that decides whether it holds here."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from studies.picogpt.study.published import PUBLISHED, PUBLISHED_ERROR, PUBLISHED_SHARE
+from studies.picogpt.study.records import read_part
+from studies.picogpt.study.rows import paper_row
+
+__all__ = ["claims"]
+
+# Accuracies nearer than this are the same: the published ones are of 20 random batches.
+_SAME = 0.01
+
+Row = Mapping[str, Any]
+Rows = Sequence[Row]
+
+
+def claims(presets: Mapping[str, Rows], folder: Path) -> list[str]:
+    """A sentence for each claim: holds, does not hold, or not testable with the runs so far.
+
+    Args:
+        presets: by preset, the rows of its table, for those that were run on the paper's corpus.
+        folder: of the study, where the errors on trained weights are.
+    """
+    if not presets:
+        return ["Not testable: the published figures are of Tiny Shakespeare, and no run is."]
+    judged = {name: rows for name, rows in presets.items() if name != "quick"}
+    return [
+        _counts(presets),
+        *(_accuracies(name, rows) for name, rows in judged.items()),
+        *(_losses(name, rows) for name, rows in judged.items()),
+        *(_share(name, rows) for name, rows in judged.items()),
+        *(_densest(name, rows) for name, rows in judged.items()),
+        _errors(folder),
+        "What is published as accuracy per parameter is accuracy over the square root of the parameters, times the "
+        "square root of ten. The tables here show accuracy/√N under that name.",
+    ]
+
+
+def _paper_rows(rows: Rows) -> dict[int | None, Row]:
+    """By χ, the rows of the published models that were run."""
+    return {bond: row for bond in PUBLISHED if (row := paper_row(rows, bond)) is not None}
+
+
+def _counts(presets: Mapping[str, Rows]) -> str:
+    paper_rows = {bond: row for rows in presets.values() for bond, row in _paper_rows(rows).items()}
+    if not paper_rows:
+        return "Parameter counts: not testable with these runs."
+    shown = ", ".join(
+        f"{paper_rows[bond]['row']} {paper_rows[bond]['parameters']:,} ({PUBLISHED[bond].parameters:,})"
+        for bond in PUBLISHED
+        if bond in paper_rows
+    )
+    if all(row["parameters"] == PUBLISHED[bond].parameters for bond, row in paper_rows.items()):
+        return f"Parameter counts: hold, {shown}."
+    dense = PUBLISHED[None].parameters
+    return (
+        f"Parameter counts: do not hold; true counts, published ones in brackets: {shown}. At width 128 every tensor "
+        "of the dense architecture has a multiple of 128 entries, so the total must be one; the published "
+        f"{dense:,} is {dense % 128} more than one."
+    )
+
+
+def _accuracies(name: str, rows: Rows) -> str:
+    paper_rows = _paper_rows(rows)
+    if not paper_rows:
+        return f"Accuracies, {name} settings: not testable with these runs."
+    shown = "; ".join(
+        f"{row['row']} {row['accuracy']:.1%} (published {PUBLISHED[bond].accuracy:.1%})"
+        for bond, row in paper_rows.items()
+    )
+    short = [row["row"] for bond, row in paper_rows.items() if row["accuracy"] < PUBLISHED[bond].accuracy - _SAME]
+    verdict = f"not reached by {', '.join(short)}" if short else "all reached"
+    if name == "paper":
+        verdict = f"the published settings do {'not ' if short else ''}give the published accuracies"
+    return (
+        f"Accuracies, {name} settings: {verdict}; {shown}. Published ones are of 20 random batches, these of the whole "
+        "validation split."
+    )
+
+
+def _losses(name: str, rows: Rows) -> str:
+    claim = f"χ=16 and χ=32 have no more validation loss than dense, {name} settings"
+    compared = {bond: row for bond, row in _paper_rows(rows).items() if bond in (None, 16, 32)}
+    if len(compared) < 3:
+        return f"{claim}: not testable with these runs."
+    shown = ", ".join(
+        f"{row['row']} {row['loss']:.3f} (published {PUBLISHED[bond].loss:.3f})" for bond, row in compared.items()
+    )
+    verdict = "holds" if max(compared[16]["loss"], compared[32]["loss"]) <= compared[None]["loss"] else "does not hold"
+    return f"{claim}: {verdict}; {shown}."
+
+
+def _share(name: str, rows: Rows) -> str:
+    claim = f"χ=16 keeps {PUBLISHED_SHARE:.1%} of the dense accuracy, {name} settings"
+    chain = paper_row(rows, 16)
+    if chain is None or chain["kept"] is None:
+        return f"{claim}: not testable with these runs."
+    verdict = "holds" if chain["kept"] >= PUBLISHED_SHARE else "does not hold"
+    taught = [row for row in rows if row["distilled"] and row["bond"] == 16 and row["design"].family == "paper"]
+    best = max(taught, key=lambda row: row["kept"], default=None)
+    also = f"; taught by the dense model ({best['row']}) {best['kept']:.2%}" if best is not None else ""
+    return f"{claim}: {verdict}, {chain['kept']:.2%}{also}."
+
+
+def _densest(name: str, rows: Rows) -> str:
+    claim = f"χ=8 has the most accuracy per root of parameters, {name} settings"
+    paper_rows = _paper_rows(rows)
+    if len(paper_rows) < len(PUBLISHED):
+        return f"{claim}: not testable with these runs."
+    best = max(paper_rows, key=lambda bond: paper_rows[bond]["per_root"])
+    published = {bond: PUBLISHED[bond].accuracy / math.sqrt(row["parameters"]) for bond, row in paper_rows.items()}
+    best_published = max(published, key=published.__getitem__)
+    return (
+        f"{claim}: {'holds' if best == 8 else 'does not hold'}; the most has {paper_rows[best]['row']}, "
+        f"{paper_rows[best]['per_root']:.2e}, and χ=8 has {paper_rows[8]['per_root']:.2e}. The published accuracies "
+        f"over the true counts give {published[best_published]:.2e} to {paper_rows[best_published]['row']}, the most, "
+        f"and {published[8]:.2e} to χ=8."
+    )
+
+
+def _errors(folder: Path) -> str:
+    claim = f"An error of {PUBLISHED_ERROR} for a random 128x128 matrix at χ=4"
+    # Not of the quick preset, whose weights are hardly trained.
+    for preset in ("best", "paper"):
+        file = folder / preset / "reconstruction.json"
+        if file.exists():
+            part, _ = read_part(file, "reconstruction")
+            layers = [
+                layer
+                for layer in part["layers"]
+                if layer["shape"] == [128, 128] and layer["sites"] == 2 and layer["bond"] == 4
+            ]
+            if layers:
+                trained = sum(layer["error"] for layer in layers) / len(layers)
+                random = layers[0]["random"]
+                verdict = "holds" if abs(random - PUBLISHED_ERROR) < 0.05 else "does not hold"
+                return (
+                    f"{claim}: {verdict}, it is {random:.3f}; trained weights, {preset} settings, have {trained:.3f}."
+                )
+    return f"{claim}: not testable with these runs."

@@ -1,0 +1,106 @@
+"""Section of the page on times: forward passes, training steps, and accuracy against time."""
+
+from __future__ import annotations
+
+import statistics
+from pathlib import Path
+from typing import Any
+
+from mpochain.report import Column
+from mpochain.report.figures import draw
+from mpochain.report.origin import origin
+from mpochain.report.page import Block, Figure, Heading, Table, Text
+from studies.picogpt.design import Design
+from studies.picogpt.model import PicoGPT
+from studies.picogpt.study.records import read_part
+from studies.picogpt.study.sections.accuracy import accuracy_series
+
+__all__ = ["times"]
+
+_COLUMNS = (
+    Column("design", "linears"),
+    Column("compact_one", "ms one, compact", ".1f"),
+    Column("fast_one", "ms one, fast", ".1f"),
+    Column("compact_many", "ms many, compact", ".0f"),
+    Column("fast_many", "ms many, fast", ".0f"),
+    Column("step", "ms step", ".0f"),
+    Column("of_dense", "of dense step", ".2f"),
+    Column("step_bfloat16", "ms step, bfloat16", ".0f"),
+    Column("tokens", "training tokens/s", ",.0f"),
+    Column("mib", "MiB step", ",.0f"),
+)
+_MILLISECONDS = ("compact_one", "fast_one", "compact_many", "fast_many", "step", "step_bfloat16")
+
+
+def times(name: str, rows: list[dict[str, Any]], folder: Path, figures: Path) -> list[Block]:
+    """The times of the designs of a preset; no blocks while they have not been measured.
+
+    Args:
+        name: of the preset.
+        rows: of its table.
+        folder: where its records are.
+        figures: where figures are drawn.
+    """
+    if not (folder / "timing.json").exists():
+        return []
+    part, provenance = read_part(folder / "timing.json", "timing")
+    many = part["sequences"]
+    table, fastest = [], {}
+    dense = next(record["step_rounds"] for record in part["designs"] if Design(**record["design"]) == Design())
+    for record in part["designs"]:
+        design = Design(**record["design"])
+        # Dense linears run in one way only.
+        milliseconds = {
+            key: record[f"{key}_seconds"] * 1e3 if f"{key}_seconds" in record else None for key in _MILLISECONDS
+        }
+        tokens = many * PicoGPT.context / record["step_seconds"]
+        peak = record.get("step_peak_bytes")  # older records lack it
+        table.append(
+            {
+                "design": str(design),
+                **milliseconds,
+                "of_dense": _ratio(record, dense),
+                "tokens": tokens,
+                "mib": peak / 2**20 if peak else None,
+            }
+        )
+        fastest[design] = min(value for key in ("compact_many", "fast_many") if (value := milliseconds[key]))
+    file = figures / f"study-{name}-time.png"
+    draw(
+        file,
+        accuracy_series([{**row, "milliseconds": fastest.get(row["design"])} for row in rows], "milliseconds"),
+        title="Validation accuracy against time (bars: all seeds)",
+        x=f"ms for {many} sequences of 256 tokens, the better of compact and fast",
+        y="token accuracy",
+    )
+    return [
+        Heading("Times", 3),
+        Text(
+            (
+                f"Medians of forward passes over 1 and {many} sequences of 256 tokens, compact (merged cores "
+                "recomputed) and fast (kept), by measured plans and PyTorch's own products; and of a training step on "
+                f"{many} sequences as the study makes it, for all designs by the library whose products are faster "
+                "here. All designs in turn in one run; steps beside the dense step of the same round. MiB step: peak "
+                "memory of a step beyond what was allocated before it.",
+                _bfloat16(part["designs"]),
+            )
+        ),
+        Text(origin([provenance])),
+        Table(_COLUMNS, table),
+        Figure(file, "Validation accuracy against time"),
+    ]
+
+
+def _ratio(record: dict[str, Any], dense: list[float]) -> float:
+    """Median over rounds of the seconds of a step over those of the dense step."""
+    return statistics.median(step / dense_step for step, dense_step in zip(record["step_rounds"], dense, strict=True))
+
+
+def _bfloat16(designs: list[dict[str, Any]]) -> str:
+    gains = [
+        statistics.median(
+            single / half for single, half in zip(record["step_rounds"], record["step_bfloat16_rounds"], strict=True)
+        )
+        for record in designs
+    ]
+    return f"Under bfloat16 autocast steps are {min(gains):.2f} to {max(gains):.2f} times as fast as in float32."
