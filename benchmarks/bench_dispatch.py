@@ -61,7 +61,7 @@ def bench_dispatch(benchmark, kind, memory):
     name = f"{kind} {memory}"
     skip_if_finished(benchmark, "dispatch", name)
     layer = MPOLinear(_SIZE, _SIZE, spec=spec_of(kind, _SIZE, _SIZE, _BOND))
-    mpo.set_execution(layer, memory=memory)
+    mpo.set_execution(layer, cache=memory == "fast")
     weight, bias = layer.weight.detach(), layer.bias
     x = torch.randn(1, _SIZE)
     with torch.no_grad():

@@ -50,7 +50,7 @@ def predicted(chain: MPOChain, weight: Tensor) -> nn.Module:
 def _measured(memory: mpo.planning.Memory) -> Maker:
     def make(chain: MPOChain, weight: Tensor) -> nn.Module:
         layer = MPOLinear.from_chains(chain)
-        mpo.set_execution(layer, memory=memory, autotune=True)
+        mpo.set_execution(layer, cache=memory == "fast", autotune=True)
         return layer
 
     return make

@@ -29,7 +29,7 @@ from mpochain.architectures import (
 from mpochain.compression.statistics.moments import collect_moments
 from mpochain.compression.statistics.sampled_loss import SampledLoss
 from mpochain.language import compare_speed, perplexity
-from mpochain.surgery import fold_orders
+from mpochain.surgery import absorb_orders
 from mpochain.surgery.calls import logits_of, without_cache
 from mpochain.train import FinetuneConfig, finetune
 
@@ -374,7 +374,7 @@ class TestANewRow:
         model.block.expand = PermutedLinear(MPOLinear(6, 8, max_bond=2, bias=False), rows=rows)
         x = tokens(8) % 9
         expected = logits_of(model(x))
-        assert fold_orders(model) == 1
+        assert absorb_orders(model) == 1
         torch.testing.assert_close(logits_of(model(x)), expected)
 
     def test_its_speed_is_measured(self):

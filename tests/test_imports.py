@@ -161,3 +161,39 @@ def test_every_public_name_resolves():
     assert set(mpochain.__all__) <= set(dir(mpochain))
     with pytest.raises(AttributeError, match="no attribute 'nonsense'"):
         mpochain.nonsense  # noqa: B018
+
+
+# Layers whose type nobody outside of nn/ asks for: what differs between them the layer says itself.
+CONCRETE = {
+    "EntangledEmbedding",
+    "InterpolativeLinear",
+    "MPOEmbedding",
+    "MPOLinear",
+    "PermutedLinear",
+    "RowLinear",
+    "SumLinear",
+    "TokenTrainEmbedding",
+}
+
+
+def type_questions(source: str) -> list[str]:
+    """The concrete layers that calls of ``isinstance`` and ``issubclass`` ask for."""
+    asked = []
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Call) and getattr(node.func, "id", "") in ("isinstance", "issubclass"):
+            names = {getattr(part, "id", getattr(part, "attr", "")) for part in ast.walk(node.args[1])}
+            asked += sorted(names & CONCRETE)
+    return asked
+
+
+def test_the_type_of_a_concrete_layer_is_asked_in_nn_alone():
+    found = {
+        str(file.relative_to(ROOT)): asked
+        for file in ROOT.rglob("*.py")
+        if file.relative_to(ROOT).parts[0] != "nn" and (asked := type_questions(file.read_text()))
+    }
+    assert not found
+    assert type_questions("isinstance(x, A | mpo.nn.MPOLinear) or issubclass(y, (SumLinear, B))") == [
+        "MPOLinear",
+        "SumLinear",
+    ]

@@ -571,7 +571,7 @@ class TestSearch:
         (record, _) = report.layers
         assert "interpolative + 24x40 (3,8)|(8,5)" in record.form
         assert record.macs_after == model[0].macs()
-        assert mpo.set_execution(model, memory="fast") == 1
+        assert mpo.set_execution(model, cache=True) == 1
         loaded = mpo.load(mpo.save(model, tmp_path), empty)
         assert torch.equal(loaded(batches[0]), loaded.train()(batches[0]))
         dense = mpo.to_dense(loaded)

@@ -147,7 +147,7 @@ class TestFast:
     def layer(self):
         torch.manual_seed(0)
         layer = MPOLinear(768, 3072, spec=WIDE)
-        assert mpo.set_execution(layer, memory="fast") == 1
+        assert mpo.set_execution(layer, cache=True) == 1
         return layer
 
     @staticmethod
@@ -163,7 +163,7 @@ class TestFast:
             assert matrix.shape == (3072, 768)
             assert torch.equal(layer(x), first)
             assert self.kept(layer)[0] is matrix
-            mpo.set_execution(layer, memory="compact")
+            mpo.set_execution(layer)
             torch.testing.assert_close(layer(x), first, atol=1e-4, rtol=1e-4)
             own = {core.data_ptr() for core in layer.cores[0]}
             assert {kept.data_ptr() for kept in self.kept(layer)} <= own, "compact execution keeps views at most"
@@ -221,11 +221,11 @@ class TestFast:
 
     def test_a_whole_model(self):
         model = nn.Sequential(MPOLinear(8, 8, max_bond=2), nn.ReLU(), nn.ModuleList([MPOLinear(8, 8, max_bond=2)]))
-        assert mpo.set_execution(model, memory="fast") == 2
+        assert mpo.set_execution(model, cache=True) == 2
 
     def test_bad_input(self):
         with pytest.raises(MPOError, match="holds no compressed layer"):
-            mpo.set_execution(nn.ReLU(), memory="fast")
+            mpo.set_execution(nn.ReLU(), cache=True)
         layer = self.layer()
         with pytest.raises(MPOError, match="memory must be 'compact' or 'fast', got 'huge'"):
             mpo.set_execution(layer, memory="huge")

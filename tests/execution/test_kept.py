@@ -30,7 +30,7 @@ LEADS = {"row": (1,), "rows": (6,), "vector": (), "axes": (2, 1, 3), "none": (0,
 def layer_of(spec, memory, bias=True, dtype=None):
     torch.manual_seed(0)
     layer = MPOLinear(spec.in_features, spec.out_features, spec=spec, bias=bias, dtype=dtype)
-    return layer.set_execution(memory=memory)
+    return layer.set_execution(cache=memory == "fast")
 
 
 def check(layer, x, tolerance=1e-4):

@@ -120,7 +120,7 @@ def test_constants_are_plausible_and_kept():
 
 class TestLayers:
     def test_plans_are_measured_at_the_first_call_of_a_size(self):
-        layer = MPOLinear(128, 128, spec=SPEC).set_execution(memory="fast", autotune=True)
+        layer = MPOLinear(128, 128, spec=SPEC).set_execution(cache=True, autotune=True)
         x = torch.randn(5, 128)
         with torch.no_grad():
             torch.testing.assert_close(layer(x), nn.functional.linear(x, layer.weight, layer.bias))

@@ -13,8 +13,7 @@ from torch import nn
 
 import mpochain as mpo
 from mpochain import ChainSpec, MPOEmbedding, MPOError, MPOLinear
-from mpochain.nn.description import describe
-from mpochain.nn.skeleton import skeleton
+from mpochain.nn.layer import layer_of as layer_of_entry
 from mpochain.surgery import learning_rate_scales, tied_head
 from mpochain.surgery.tying import tied_linears
 from mpochain.train import parameter_groups
@@ -33,7 +32,7 @@ def test_any_chain_is_looked_up_like_its_matrix(out_dims, in_dims, bond, padding
 
 
 def test_fast_execution_is_never_old():
-    embedding, ids = made("permuted").set_execution(memory="fast"), torch.arange(WORDS)
+    embedding, ids = made("permuted").set_execution(cache=True), torch.arange(WORDS)
     with torch.no_grad():
         before = embedding(ids)
         assert embedding._kept._found[2].shape == (WORDS, 8)
@@ -50,10 +49,10 @@ def test_its_variance_is_that_of_a_dense_embedding():
     assert 0.015 < embedding.weight.std().item() < 0.025
 
 
-@pytest.mark.parametrize("memory", ["compact", "fast"])
+@pytest.mark.parametrize("cache", [False, True])
 @pytest.mark.parametrize("dtype", [torch.uint8, torch.int16, torch.int32, torch.int64])
-def test_integers_of_all_kinds(memory, dtype):
-    embedding = made("chain").set_execution(memory=memory)
+def test_integers_of_all_kinds(cache, dtype):
+    embedding = made("chain").set_execution(cache=cache)
     with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
         torch.testing.assert_close(embedding(torch.arange(5).to(dtype)), made("chain")(torch.arange(5)))
 
@@ -87,10 +86,10 @@ def test_what_handles_layers_handles_embeddings(form, tmp_path):
     rows, width = embedding.num_embeddings, embedding.embedding_dim
     ids = torch.arange(rows)
     assert torch.equal(copy.deepcopy(embedding)(ids), embedding(ids))
-    assert mpo.set_execution(nn.Sequential(embedding), memory="compact") == 1
+    assert mpo.set_execution(nn.Sequential(embedding), cache=False) == 1
     assert f"MPOEmbedding(\n  {rows}, {width}" in repr(embedding)
     assert embedding.macs() > 0
-    empty = skeleton(describe(embedding), (rows, width), "words")
+    empty = layer_of_entry(embedding.entry().model_dump(), (rows, width), "words")
     assert {each.device.type for each in empty.state_dict().values()} == {"meta"}
     model = nn.Sequential(embedding, tied_head(embedding))
     with torch.device("meta"):
@@ -181,6 +180,6 @@ def test_a_file_that_puts_an_embedding_elsewhere_is_refused(tmp_path):
         architecture = nn.Sequential(nn.Linear(COLUMNS, WORDS))
     with pytest.raises(MPOError, match="MPOEmbedding in place of a Linear"):
         mpo.load(tmp_path, architecture)
-    description = {**describe(made("chain")), "padding": 99}
+    description = {**made("chain").entry().model_dump(), "padding": 99}
     with pytest.raises(MPOError, match="words: padding_idx must be a row"):
-        skeleton(description, (WORDS, COLUMNS), "words")
+        layer_of_entry(description, (WORDS, COLUMNS), "words")

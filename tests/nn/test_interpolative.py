@@ -39,7 +39,7 @@ def test_values_are_those_of_the_dense_matrix(lead, bias):
 @pytest.mark.parametrize("bias", [True, False])
 def test_fast_execution_is_the_same(lead, rank, bias):
     layer, W = layer_of(rank=rank, bias=bias)
-    assert mpo.set_execution(nn.Sequential(layer), memory="fast") == 1
+    assert mpo.set_execution(nn.Sequential(layer), cache=True) == 1
     with torch.no_grad():
         for _ in range(3):
             x = torch.randn(*lead, 7, dtype=torch.float64)
@@ -52,7 +52,7 @@ def test_fast_execution_is_the_same(lead, rank, bias):
 @pytest.mark.parametrize("rank", [1, 6])
 def test_what_fast_execution_keeps_is_never_old(rank):
     layer, _ = layer_of(rank=rank)
-    layer.set_execution(memory="fast")
+    layer.set_execution(cache=True)
     x = torch.randn(5, 7, dtype=torch.float64)
 
     def check(changed):
@@ -88,13 +88,13 @@ def test_what_fast_execution_keeps_is_never_old(rank):
 
 @pytest.mark.parametrize(("rank", "columns"), [(10, 10), (200, 300)])
 def test_fast_execution_of_a_large_layer(rank, columns):
-    layer = InterpolativeLinear(300, 400, rank).set_execution(memory="fast")
+    layer = InterpolativeLinear(300, 400, rank).set_execution(cache=True)
     with torch.no_grad():
         for _ in range(2):
             x = torch.randn(3, 300)
             expected = nn.functional.linear(x, layer.weight, layer.bias)
             torch.testing.assert_close(layer(x), expected, rtol=1e-4, atol=1e-4)
-    assert layer._folded().shape == (400, columns)
+    assert layer._to_keep().shape == (400, columns)
 
 
 def test_inputs_that_are_not_contiguous():

@@ -11,8 +11,7 @@ from torch import nn
 import mpochain as mpo
 from mpochain import InterpolativeLinear, MPOError, MPOLinear, PermutedLinear
 from mpochain.decomposition import split_off
-from mpochain.nn.description import describe
-from mpochain.nn.skeleton import skeleton
+from mpochain.nn.layer import layer_of as layer_of_entry
 from mpochain.surgery import learning_rate_scales
 
 BATCHES = [(1,), (6,), (0,), (), (2, 1, 3)]
@@ -72,7 +71,7 @@ def test_a_split_becomes_a_layer_with_its_bias():
 
 def test_fast_execution_keeps_one_matrix_that_is_never_old():
     layer, x = layer_of(), torch.randn(5, 6, dtype=torch.float64)
-    mpo.set_execution(nn.Sequential(layer), memory="fast")
+    mpo.set_execution(nn.Sequential(layer), cache=True)
 
     def check():
         with torch.no_grad():
@@ -90,7 +89,7 @@ def test_fast_execution_keeps_one_matrix_that_is_never_old():
 
 
 def test_fast_execution_keeps_nothing_narrow():
-    layer, x = layer_of().float().set_execution(memory="fast"), torch.randn(5, 6)
+    layer, x = layer_of().float().set_execution(cache=True), torch.randn(5, 6)
     with torch.no_grad():
         expected = layer_of().float()(x)
         with torch.autocast("cpu", torch.bfloat16):
@@ -111,7 +110,7 @@ def test_what_handles_layers_handles_permuted_ones(tmp_path):
     layer, x = layer_of(), torch.randn(3, 6, dtype=torch.float64)
     expected = layer(x)
     assert torch.equal(copy.deepcopy(layer)(x), expected)
-    assert mpo.set_execution(layer, memory="fast") == 1
+    assert mpo.set_execution(layer, cache=True) == 1
     assert set(learning_rate_scales(layer)) == {"parts.0.core_0_0", "parts.0.core_0_1"}
     assert layer.macs() == layer.inner.spec.macs()
     assert "6 -> 8, bias=True" in repr(layer)
@@ -134,17 +133,17 @@ def test_what_handles_layers_handles_permuted_ones(tmp_path):
 @pytest.mark.parametrize("orders", ["both", "rows", "columns"])
 def test_its_description_makes_it_again(orders):
     layer = layer_of(orders)
-    empty = skeleton(describe(layer), (8, 6), "up")
+    empty = layer_of_entry(layer.entry().model_dump(), (8, 6), "up")
     assert {each.device.type for each in empty.state_dict().values()} == {"meta"}
     assert {k: v.shape for k, v in empty.state_dict().items()} == {k: v.shape for k, v in layer.state_dict().items()}
-    description = describe(layer)
-    assert skeleton(description, None, "up").in_features == 6
-    with pytest.raises(MPOError, match=r"up\.inner: the bias of a permuted layer is its own"):
-        skeleton({**description, "inner": {**description["inner"], "bias": True}}, (8, 6), "up")
-    with pytest.raises(MPOError, match="has an order"):
-        skeleton({**description, "rows": False, "columns": False}, (8, 6), "up")
-    with pytest.raises(MPOError, match=r"up\.inner is a 8x6 matrix, but the layer that it replaces is 9x6"):
-        skeleton(description, (9, 6), "up")
+    description = layer.entry().model_dump()
+    assert layer_of_entry(description, None, "up").in_features == 6
+    with pytest.raises(MPOError, match=r"up: the bias of a permuted layer is its own"):
+        layer_of_entry({**description, "inner": {**description["inner"], "bias": True}}, (8, 6), "up")
+    with pytest.raises(MPOError, match="needs rows=, columns= or both"):
+        layer_of_entry({**description, "rows": False, "columns": False}, (8, 6), "up")
+    with pytest.raises(MPOError, match=r"up is a 8x6 matrix, but the layer that it replaces is 9x6"):
+        layer_of_entry(description, (9, 6), "up")
 
 
 def test_a_stored_order_that_is_none_is_refused(tmp_path):

@@ -15,11 +15,9 @@ from torch import nn
 import mpochain as mpo
 from mpochain import EntangledEmbedding, MPOError, TokenTrainEmbedding
 from mpochain.nn import RowLinear
-from mpochain.nn.compressed import form_of
-from mpochain.nn.description import describe
 from mpochain.nn.embeddings import head as head_module
 from mpochain.nn.embeddings import rows as rows_module
-from mpochain.nn.skeleton import skeleton
+from mpochain.nn.layer import layer_of as layer_of_entry
 from mpochain.surgery import tied_head
 from mpochain.surgery.finding import compressed_layers
 
@@ -30,16 +28,16 @@ def test_the_table_is_the_one_of_the_formula(form):
     torch.testing.assert_close(embedding.weight, dense_table(embedding))
     with torch.no_grad():
         torch.testing.assert_close(embedding.weight, dense_table(embedding))
-    for order, size in embedding.orders.values():
-        assert int(order.max()) < size
+    for name, index in embedding.indices().items():
+        index.require_valid(name)
 
 
 @pytest.mark.parametrize("form", ALL)
 @pytest.mark.parametrize("shape", [(), (0,), (5,), (2, 3), (9, 40)])
-@pytest.mark.parametrize("memory", ["compact", "fast"])
-def test_rows_and_gradients_are_those_of_the_dense_table(form, shape, memory):
-    embedding = made(form).set_execution(memory=memory)
-    assert embedding.memory == memory
+@pytest.mark.parametrize("cache", [False, True])
+def test_rows_and_gradients_are_those_of_the_dense_table(form, shape, cache):
+    embedding = made(form).set_execution(cache=cache)
+    assert embedding.cache == cache
     ids = torch.randint(WORDS, shape)
     for distinct in (ids, ids % 2):
         expected = nn.functional.embedding(distinct, dense_table(embedding))
@@ -152,8 +150,8 @@ def test_a_tied_head_learns_with_it(form):
     x = torch.randn(3, embedding.embedding_dim, dtype=torch.float64)
     expected = x @ dense_table(embedding).T
     torch.testing.assert_close(head(x), expected)
-    for memory in ("compact", "fast"):
-        head.set_execution(memory=memory)
+    for cache in (False, True):
+        head.set_execution(cache=cache)
         with torch.no_grad():
             torch.testing.assert_close(head(x), expected)
     torch.testing.assert_close(head.to_linear()(x), expected)
@@ -162,10 +160,10 @@ def test_a_tied_head_learns_with_it(form):
 
 
 @pytest.mark.parametrize("form", ["SEE", "MorphTE", "tokens"])
-@pytest.mark.parametrize("memory", ["compact", "fast"])
-def test_a_head_in_parts_has_the_same_gradients(form, memory, monkeypatch):
+@pytest.mark.parametrize("cache", [False, True])
+def test_a_head_in_parts_has_the_same_gradients(form, cache, monkeypatch):
     embedding = made(form)
-    head = tied_head(embedding).set_execution(memory=memory)
+    head = tied_head(embedding).set_execution(cache=cache)
     x = torch.randn(2, 3, embedding.embedding_dim, dtype=torch.float64, requires_grad=True)
     expected = x @ embedding.weight.T
     monkeypatch.setattr(head_module, "_AT_ONCE", 7 * embedding.scratch())
@@ -185,7 +183,7 @@ def test_a_head_in_parts_has_the_same_gradients(form, memory, monkeypatch):
 @pytest.mark.parametrize("tied", [False, True])
 def test_checkpoints_hold_it_and_its_head_once(form, tied, tmp_path):
     embedding = made(form, padding_idx=3)
-    assert describe(skeleton(describe(embedding), None, "it")) == describe(embedding)
+    assert layer_of_entry(embedding.entry().model_dump(), None, "it").entry() == embedding.entry()
     columns = embedding.embedding_dim
     head = tied_head(embedding) if tied else nn.Linear(columns, WORDS, bias=False, dtype=torch.float64)
     model = nn.ModuleDict({"words": embedding, "head": head})
@@ -198,7 +196,7 @@ def test_checkpoints_hold_it_and_its_head_once(form, tied, tmp_path):
     torch.testing.assert_close(again["head"].weight, head.weight, rtol=0, atol=0)
     assert again["words"].padding_idx == 3
     assert (next(again["head"].parameters()) is next(again["words"].parameters())) is tied
-    assert form_of(again["words"]) == form_of(embedding) != "dense"
+    assert again["words"].form() == embedding.form() != "dense"
     from mpochain.checkpoint import contents
 
     assert contents(tmp_path).parameters == sum(each.numel() for each in model.parameters())
@@ -213,7 +211,7 @@ def test_a_hostile_index_is_refused(tmp_path):
     mpo.save(nn.Sequential(embedding), tmp_path)
     with torch.device("meta"):
         architecture = nn.Sequential(nn.Embedding(WORDS, COLUMNS, dtype=torch.float64))
-    with pytest.raises(MPOError, match=r"0.index: the units are 0 to 8, got 9"):
+    with pytest.raises(MPOError, match=r"0.index must hold indices from 0 to 8, got 9"):
         mpo.load(tmp_path, architecture)
 
 
@@ -230,9 +228,9 @@ def test_a_hostile_index_is_refused(tmp_path):
     ],
 )
 def test_descriptions_that_describe_none_are_refused(change, message):
-    description = {**describe(made("word2ketXS")), **change}
+    description = {**made("word2ketXS").entry().model_dump(), **change}
     with pytest.raises(MPOError, match=message):
-        skeleton(description, (WORDS, COLUMNS), "it")
+        layer_of_entry(description, (WORDS, COLUMNS), "it")
 
 
 @pytest.mark.parametrize(
@@ -382,7 +380,7 @@ def test_an_index_of_another_type_is_refused(dtype, tmp_path):
     mpo.save(nn.Sequential(embedding), tmp_path)
     with torch.device("meta"):
         architecture = nn.Sequential(nn.Embedding(WORDS, COLUMNS, dtype=torch.float64))
-    with pytest.raises(MPOError, match="0.index: an index of units is int32, got"):
+    with pytest.raises(MPOError, match="0.index must hold int32 indices, got"):
         mpo.load(tmp_path, architecture)
 
 

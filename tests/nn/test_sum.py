@@ -10,8 +10,7 @@ from torch import nn
 
 import mpochain as mpo
 from mpochain import InterpolativeLinear, MPOError, MPOLinear, SumLinear
-from mpochain.nn.description import describe
-from mpochain.nn.skeleton import skeleton
+from mpochain.nn.layer import layer_of as layer_of_entry
 from mpochain.surgery import learning_rate_scales
 
 BATCHES = [(1,), (6,), (0,), (), (2, 1, 3)]
@@ -49,7 +48,7 @@ def test_values_and_gradients_are_those_of_the_dense_matrix(lead, bias):
 @pytest.mark.parametrize("bias", ["low rank", "chain", "none"])
 def test_fast_execution_keeps_one_matrix_that_is_never_old(bias):
     layer, x = layer_of(bias), torch.randn(5, 6, dtype=torch.float64)
-    mpo.set_execution(nn.Sequential(layer), memory="fast")
+    mpo.set_execution(nn.Sequential(layer), cache=True)
 
     def check():
         with torch.no_grad():
@@ -80,7 +79,7 @@ def test_what_handles_layers_handles_sums():
     layer, x = layer_of(), torch.randn(3, 6, dtype=torch.float64)
     expected = layer(x)
     assert torch.equal(copy.deepcopy(layer)(x), expected)
-    assert mpo.set_execution(layer, memory="fast") == 1
+    assert mpo.set_execution(layer, cache=True) == 1
     torch.testing.assert_close(layer(x), expected)
     assert set(learning_rate_scales(layer)) == {"parts.1.core_0_0", "parts.1.core_0_1"}
     assert layer.macs() == layer.parts[0].macs() + layer.parts[1].spec.macs()
@@ -97,7 +96,7 @@ def test_what_handles_layers_handles_sums():
 
 def test_its_description_makes_it_again():
     layer = layer_of("chain")
-    empty = skeleton(describe(layer), (8, 6), "up")
+    empty = layer_of_entry(layer.entry().model_dump(), (8, 6), "up")
     assert {p.device.type for p in empty.parameters()} == {"meta"}
     assert {k: v.shape for k, v in empty.state_dict().items()} == {k: v.shape for k, v in layer.state_dict().items()}
 

@@ -7,15 +7,28 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import safetensors
+import torch
 
 from mpochain.checkpoint.configuration import CONFIG, digest, read_configuration
 from mpochain.errors import CheckpointError, MPOError
-from mpochain.nn.compressed import form_of
-from mpochain.nn.skeleton import skeleton
+from mpochain.nn import CompressedLayer
+from mpochain.nn.layer import layer_of
 
 __all__ = ["Contents", "StoredLayer", "contents"]
 
-_BYTES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "I64": 8, "I32": 4, "I16": 2, "I8": 1, "U8": 1, "BOOL": 1}
+# Element types in the words of safetensors.
+_DTYPES = {
+    "F64": torch.float64,
+    "F32": torch.float32,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+    "I64": torch.int64,
+    "I32": torch.int32,
+    "I16": torch.int16,
+    "I8": torch.int8,
+    "U8": torch.uint8,
+    "BOOL": torch.bool,
+}
 
 
 @dataclass(frozen=True)
@@ -26,7 +39,7 @@ class StoredLayer:
         name: in the model.
         shape: ``(out_features, in_features)``.
         form: as text.
-        parameters: floating-point numbers that stand for its weight.
+        parameters: numbers that stand for its weight.
         bytes: of all that stands for it.
     """
 
@@ -98,19 +111,19 @@ def contents(folder: Path | str) -> Contents:
     def total(names: list[str]) -> tuple[int, int]:
         found = [held[name] for name in names]
         floats = sum(count for dtype, count in found if "F" in dtype)
-        return floats, sum(count * _BYTES.get(dtype, 4) for dtype, count in found)
+        return floats, sum(count * _DTYPES.get(dtype, torch.float32).itemsize for dtype, count in found)
 
     layers = []
     for name, description in config.layers.items():
         try:
-            layer = skeleton(description, None, f"layers.{name}")
+            layer = layer_of(description, None, f"layers.{name}")
         except MPOError as error:
             raise CheckpointError(f"{folder / CONFIG}: {error}") from error
-        parameters, size = total([key for key in held if key.startswith(f"{name}.") and not key.endswith(".bias")])
-        shape = (layer.out_features, layer.in_features)
-        if any(key.startswith(f"{name}.") for key in config.tied) and not parameters:
+        own = {key.removeprefix(f"{name}."): dtype for key, (dtype, _) in held.items() if key.startswith(f"{name}.")}
+        if any(key.startswith(f"{name}.") for key in config.tied) and not own.keys() - {"bias"}:
             continue  # a head that is tied to another layer, with which it is counted
-        layers.append(StoredLayer(name, shape, form_of(layer), parameters, size))
+        numbers = _typed(layer, own).numbers()
+        layers.append(StoredLayer(name, layer.shape, layer.form(), numbers.parameters, numbers.bytes))
     parameters, size = total(list(held))
     return Contents(
         config.model.name if config.model is not None else None,
@@ -120,3 +133,14 @@ def contents(folder: Path | str) -> Contents:
         tuple(sorted({dtype for dtype, _ in held.values()})),
         intact,
     )
+
+
+def _typed(layer: CompressedLayer, dtypes: dict[str, str]) -> CompressedLayer:
+    """The layer on the meta device with the element types of a file, which decide how many bytes it has."""
+    tensors = {
+        name: torch.empty(tensor.shape, dtype=_DTYPES.get(dtypes.get(name, ""), tensor.dtype), device="meta")
+        for name, tensor in layer.state_dict().items()
+    }
+    layer.requires_grad_(False)  # integers have no gradients
+    layer.load_state_dict(tensors, assign=True)
+    return layer

@@ -11,12 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from mpochain.checkpoint.configuration import CONFIG, Configuration, digest, read_configuration
-from mpochain.errors import CheckpointError, MissingDependencyError, MPOError, SpecError
-from mpochain.nn import EntangledEmbedding, InterpolativeLinear, PermutedLinear, RowEmbedding
-from mpochain.nn.compressed import Compressed
-from mpochain.nn.embeddings.entangled import require_units
-from mpochain.nn.permuted import require_order
-from mpochain.nn.skeleton import skeleton
+from mpochain.errors import ArgumentError, CheckpointError, MissingDependencyError, MPOError
+from mpochain.nn import CompressedLayer, RowEmbedding
+from mpochain.nn.layer import layer_of
 from mpochain.surgery.replacement import replace_layers
 
 __all__ = ["load"]
@@ -72,7 +69,7 @@ def load(folder: Path | str, model: nn.Module | None = None) -> nn.Module:
             _replace(model, config.layers, folder)
             _compare(model, stored, names, config.tied, file)
             _fill(model, stored, names, config.tied)
-            _require_orders(model, file)
+            _require_indices(model, file)
     except (safetensors.SafetensorError, OSError) as error:
         raise CheckpointError(f"{file} cannot be read: {error}") from error
     return model.eval()
@@ -131,23 +128,23 @@ def _replace(model: nn.Module, layers: Mapping[str, Any], folder: Path) -> None:
         if old is None:
             raise CheckpointError(f"{where}: layers: the model has no layer {name!r}")
         try:
-            made = skeleton(description, _shape(old), f"layers.{name}")
-            if isinstance(made, RowEmbedding) is not isinstance(old, RowEmbedding | nn.Embedding):
-                raise SpecError(f"layers.{name} is a {type(made).__name__} in place of a {type(old).__name__}")
+            layer = layer_of(description, _shape(old), f"layers.{name}")
+            if isinstance(layer, RowEmbedding) is not isinstance(old, RowEmbedding | nn.Embedding):
+                raise ArgumentError(f"layers.{name} is a {type(layer).__name__} in place of a {type(old).__name__}")
         except MPOError as error:
             raise CheckpointError(f"{where}: {error}") from error
-        replace_layers(model, {old: made})
+        replace_layers(model, {old: layer})
 
 
 def _shape(layer: nn.Module) -> tuple[int, int]:
-    if isinstance(layer, nn.Linear | Compressed):
+    if isinstance(layer, nn.Linear | CompressedLayer):
         return layer.out_features, layer.in_features
     if isinstance(layer, nn.Embedding):
         return layer.num_embeddings, layer.embedding_dim
     weight = getattr(layer, "weight", None)
     if type(layer).__name__ == "Conv1D" and isinstance(weight, Tensor) and weight.ndim == 2:
         return int(weight.shape[1]), int(weight.shape[0])  # transformers keeps it the other way round
-    raise SpecError(f"a {type(layer).__name__} cannot have been compressed")
+    raise ArgumentError(f"a {type(layer).__name__} cannot have been compressed")
 
 
 def _compare(model: nn.Module, stored: Any, names: set[str], tied: Mapping[str, str], file: Path) -> None:
@@ -182,13 +179,12 @@ def _fill(model: nn.Module, stored: Any, names: set[str], tied: Mapping[str, str
         setattr(model.get_submodule(owner), attribute, shared)
 
 
-def _require_orders(model: nn.Module, file: Path) -> None:
-    """Refuse index tensors that would read beside what they order, or leave some of it out."""
-    for name, module in model.named_modules():
-        if isinstance(module, EntangledEmbedding | InterpolativeLinear | PermutedLinear):
-            require = require_units if isinstance(module, EntangledEmbedding) else require_order
-            for key, (order, size) in module.orders.items():
+def _require_indices(model: nn.Module, file: Path) -> None:
+    """Refuse index buffers that would read outside of what they index, or leave a part of it out."""
+    for prefix, layer in model.named_modules():
+        if isinstance(layer, CompressedLayer):
+            for name, index in layer.indices().items():
                 try:
-                    require(order, size, f"{name}.{key}")
-                except SpecError as error:
+                    index.require_valid(f"{prefix}.{name}")
+                except ArgumentError as error:
                     raise CheckpointError(f"{file}: {error}") from error

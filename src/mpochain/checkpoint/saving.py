@@ -12,8 +12,8 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from mpochain.checkpoint.configuration import CONFIG, TENSORS, VERSION, digest, is_checkpoint
-from mpochain.errors import OutputError
-from mpochain.nn.description import describe
+from mpochain.errors import ArgumentError, OutputError
+from mpochain.nn import LAYERS, CompressedLayer
 from mpochain.surgery.finding import compressed_layers
 from mpochain.system.files import require_writable, write_bytes
 
@@ -32,6 +32,7 @@ def save(model: nn.Module, folder: Path | str) -> Path:
 
     Raises:
         OutputError: it cannot be written, or holds a model of another kind, such as the dense one.
+        ArgumentError: a compressed layer that :func:`mpochain.load` would not know.
 
     Example:
         >>> from mpochain.nn import MPOLinear
@@ -41,6 +42,7 @@ def save(model: nn.Module, folder: Path | str) -> Path:
         ...     sorted(file.suffix for file in save(model, folder).iterdir())
         ['.json', '.safetensors']
     """
+    layers = {name: _entry(layer, name) for name, layer in compressed_layers(model).items()}
     folder = require_replaceable(Path(folder))
     tensors, tied = _tensors(model)
     partial = folder / f".model.{secrets.token_hex(4)}"
@@ -54,7 +56,6 @@ def save(model: nn.Module, folder: Path | str) -> Path:
             partial.unlink(missing_ok=True)
     except OSError as error:
         raise OutputError(f"cannot write {folder}: {error.strerror or error}") from error
-    layers = {key: describe(layer) for key, layer in compressed_layers(model).items()}
     config = {
         "format": "mpochain",
         "version": VERSION,
@@ -69,6 +70,17 @@ def save(model: nn.Module, folder: Path | str) -> Path:
         if TENSORS.fullmatch(old.name) and old.name != name:
             old.unlink()
     return folder
+
+
+def _entry(layer: CompressedLayer, name: str) -> dict[str, Any]:
+    """The entry of a layer, ready for JSON."""
+    known = LAYERS.get(layer.kind)
+    if known is None or not isinstance(layer, known):
+        raise ArgumentError(
+            f"{name} is a {type(layer).__name__} of kind {layer.kind!r}, which no process could load; add it first: "
+            f"mpochain.nn.LAYERS[{layer.kind!r}] = {type(layer).__name__}"
+        )
+    return layer.entry().model_dump(mode="json")
 
 
 def require_replaceable(folder: Path) -> Path:

@@ -19,7 +19,6 @@ from mpochain.compression.statistics.moments import Moments
 from mpochain.compression.statistics.store import MomentStore
 from mpochain.compression.target import Target
 from mpochain.errors import MPOError
-from mpochain.nn.compressed import form_of
 from mpochain.nn.embeddings import MPOEmbedding, RowEmbedding
 from mpochain.surgery.tying import tied_head
 
@@ -122,15 +121,15 @@ def _record(target: Target, result: Built | None, moments: Moments | None) -> La
     if result is None:
         return dense
     layer: Any = result.layer
-    stored = [tensor for key, tensor in layer.state_dict().items() if key.rpartition(".")[2] != "bias"]
+    numbers = layer.numbers()
     weight64 = target.weight.double()
     difference = weight64 - layer.weight.detach().double()
     return replace(
         dense,
-        form=form_of(layer),
-        parameters_after=sum(tensor.numel() for tensor in stored if tensor.is_floating_point()),
-        bytes_after=sum(tensor.numel() * tensor.element_size() for tensor in stored),
-        macs_after=layer.macs(),
+        form=layer.form(),
+        parameters_after=numbers.parameters,
+        bytes_after=numbers.bytes,
+        macs_after=numbers.macs,
         weight_error=float(difference.norm() / weight64.norm()) if weight64.any() else 0.0,
         output_error=result.errors.output if result.errors is not None else None,
         loss_increase=result.errors.loss if result.errors is not None else None,

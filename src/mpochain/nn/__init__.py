@@ -1,19 +1,40 @@
-"""Compressed layers: linear layers and embeddings in place of dense ones."""
+"""Compressed layers: linear layers and embeddings in place of dense ones, one form a file."""
 
 from mpochain.nn.embeddings import EntangledEmbedding, MPOEmbedding, RowEmbedding, RowLinear, TokenTrainEmbedding
+from mpochain.nn.entry import LayerEntry, MatrixEntry
 from mpochain.nn.interpolative import InterpolativeLinear
+from mpochain.nn.layer import LAYERS, CompressedLayer, Index, Numbers
 from mpochain.nn.linear import MPOLinear
 from mpochain.nn.permuted import PermutedLinear
 from mpochain.nn.sum import SumLinear
 
 __all__ = [
+    "LAYERS",
+    "CompressedLayer",
     "EntangledEmbedding",
+    "Index",
     "InterpolativeLinear",
+    "LayerEntry",
     "MPOEmbedding",
     "MPOLinear",
+    "MatrixEntry",
+    "Numbers",
     "PermutedLinear",
     "RowEmbedding",
     "RowLinear",
     "SumLinear",
     "TokenTrainEmbedding",
 ]
+
+# Every layer that checkpoints may hold.
+_LAYERS: tuple[type[CompressedLayer], ...] = (
+    MPOLinear,
+    InterpolativeLinear,
+    SumLinear,
+    PermutedLinear,
+    MPOEmbedding,
+    EntangledEmbedding,
+    TokenTrainEmbedding,
+    RowLinear,
+)
+LAYERS.update({layer.kind: layer for layer in _LAYERS})

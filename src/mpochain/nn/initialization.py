@@ -10,7 +10,7 @@ from torch import Tensor
 
 from mpochain.spec import ChainSpec
 
-__all__ = ["core_std", "normal_"]
+__all__ = ["core_std", "normal_", "uniform_bias_"]
 
 
 def core_std(spec: ChainSpec, weight_std: float) -> float:
@@ -34,3 +34,10 @@ def normal_(
     with torch.no_grad():
         for core in cores:
             core.normal_(0.0, std, generator=generator)
+
+
+def uniform_bias_(bias: Tensor | None, in_features: int) -> None:
+    """Fill a bias in place as ``nn.Linear`` does, uniform within ``1 / sqrt(in_features)``; nothing for None."""
+    if bias is not None:
+        bound = 1 / math.sqrt(in_features)
+        torch.nn.init.uniform_(bias, -bound, bound)

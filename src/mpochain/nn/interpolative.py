@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
+from typing import Literal, Self
 
 import torch
 from torch import Tensor, nn
@@ -10,12 +12,12 @@ from torch.nn import functional as F
 
 from mpochain.decomposition import Interpolation, interpolative_parameters
 from mpochain.errors import ShapeError, SpecError
-from mpochain.execution.kept import Kept
-from mpochain.nn.dense import linear_of
+from mpochain.nn.entry import MatrixEntry, Size
+from mpochain.nn.initialization import uniform_bias_
+from mpochain.nn.layer import CompressedLayer, Index
 from mpochain.nn.ordering import reordered
-from mpochain.planning import Memory
 
-__all__ = ["InterpolativeLinear"]
+__all__ = ["InterpolativeEntry", "InterpolativeLinear"]
 
 # Two products were faster than one up to this share of its multiply-adds, if they save as many as a call costs.
 _LOW_RANK, _CALL = 0.75, 1 << 16
@@ -23,7 +25,15 @@ _LOW_RANK, _CALL = 0.75, 1 << 16
 _MANY_ROWS = 64
 
 
-class InterpolativeLinear(nn.Module):
+class InterpolativeEntry(MatrixEntry):
+    """An :class:`InterpolativeLinear`."""
+
+    kind: Literal["interpolative"] = "interpolative"
+    rank: Size
+    bias: bool
+
+
+class InterpolativeLinear(CompressedLayer):
     """``y = x W^T + b`` with ``W`` of rank ``r`` held as ``r`` of its rows: ``(..., in) -> (..., out)``.
 
     ``r`` outputs are ``x rows^T``, the others are combinations of these. Parameters and multiply-adds are
@@ -47,7 +57,8 @@ class InterpolativeLinear(nn.Module):
         (1200, torch.Size([2, 5, 48]))
     """
 
-    bias: Tensor | None
+    kind = "interpolative"
+    Entry = InterpolativeEntry
     place: Tensor
 
     def __init__(
@@ -69,7 +80,6 @@ class InterpolativeLinear(nn.Module):
                 f"rank {rank} is over the smaller side of a {out_features}x{in_features} matrix; use nn.Linear"
             )
         self.in_features, self.out_features, self.rank = in_features, out_features, rank
-        self._kept: Kept | None = None
 
         def empty(*shape: int) -> nn.Parameter:
             return nn.Parameter(torch.empty(*shape, device=device, dtype=dtype))
@@ -86,9 +96,7 @@ class InterpolativeLinear(nn.Module):
         deviation = 1 / math.sqrt(3 * self.in_features)
         nn.init.normal_(self.rows, std=deviation)
         nn.init.normal_(self.coefficients, std=1 / math.sqrt(self.rank))
-        if self.bias is not None:
-            bound = 1 / math.sqrt(self.in_features)
-            nn.init.uniform_(self.bias, -bound, bound)
+        uniform_bias_(self.bias, self.in_features)
 
     @classmethod
     def from_interpolation(cls, interpolation: Interpolation, bias: Tensor | None = None) -> InterpolativeLinear:
@@ -113,64 +121,56 @@ class InterpolativeLinear(nn.Module):
         return layer
 
     @property
-    def memory(self) -> Memory:
-        """How the layer is run."""
-        return "compact" if self._kept is None else "fast"
-
-    @property
     def weight(self) -> Tensor:
         """The dense ``W (out_features, in_features)``, differentiable; built at every access."""
         return torch.cat([self.rows, self.coefficients @ self.rows]).index_select(0, self.place)
 
-    @property
-    def orders(self) -> dict[str, tuple[Tensor, int]]:
-        """Each index tensor with the number of what it orders."""
-        return {"place": (self.place, self.out_features)}
+    def indices(self) -> dict[str, Index]:
+        """See :meth:`mpochain.nn.CompressedLayer.indices`."""
+        return {"place": Index(self.place, self.out_features, permutation=True)}
 
-    def to_linear(self) -> nn.Linear:
-        """The dense layer with the same function, sharing no memory."""
-        return linear_of(self.weight.detach(), self.bias, self.training)
+    def entry(self) -> InterpolativeEntry:
+        """The sizes and the rank."""
+        return InterpolativeEntry(
+            out_features=self.out_features,
+            in_features=self.in_features,
+            rank=self.rank,
+            bias=self.bias is not None,
+        )
+
+    @classmethod
+    def from_entry(cls, entry: InterpolativeEntry) -> Self:
+        """See :meth:`mpochain.nn.CompressedLayer.from_entry`."""
+        with torch.device("meta"):
+            return cls(entry.in_features, entry.out_features, entry.rank, bias=entry.bias)
+
+    def form(self) -> str:
+        """The rank."""
+        return f"rank {self.rank}, interpolative"
 
     def macs(self) -> int:
         """Multiply-adds of one input row."""
         return interpolative_parameters(self.out_features, self.in_features, self.rank)
 
-    def set_execution(self, *, memory: Memory = "compact", autotune: bool = False) -> InterpolativeLinear:  # noqa: ARG002  # as chains have it
-        """Choose how the layer is run, see :func:`mpochain.surgery.set_execution`; there is nothing to tune.
+    def _kept_from(self) -> Sequence[Tensor]:
+        return self.rows, self.coefficients
 
-        Raises:
-            SpecError: an unknown ``memory``.
-        """
-        if memory not in ("compact", "fast"):
-            raise SpecError(f"memory must be 'compact' or 'fast', got {memory!r}")
-        self._kept = Kept() if memory == "fast" else None
-        return self
-
-    def _folded(self) -> Tensor:
-        """What fast execution keeps: the matrix, or its left factor where that leaves much less to do."""
+    def _to_keep(self) -> Tensor:
+        """The matrix, or its left factor where two products are much less work than one."""
         dense = self.in_features * self.out_features
         product = self.rank * (self.in_features + self.out_features)
         return self._left() if product <= min(_LOW_RANK * dense, dense - _CALL) else self.weight
 
     def _left(self) -> Tensor:
         """``(out_features, rank)``, which makes all outputs of the kept ones: the identity among the others' rows."""
-        whole = torch.eye(self.rank, dtype=self.coefficients.dtype, device=self.coefficients.device)
-        return torch.cat([whole, self.coefficients]).index_select(0, self.place)
+        identity = torch.eye(self.rank, dtype=self.coefficients.dtype, device=self.coefficients.device)
+        return torch.cat([identity, self.coefficients]).index_select(0, self.place)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """``(..., in_features)`` to ``(..., out_features)``.
+    def _run_kept(self, x: Tensor, kept: Tensor) -> Tensor:
+        return F.linear(x if kept.shape[1] == self.in_features else F.linear(x, self.rows), kept, self.bias)
 
-        Raises:
-            ShapeError: the last axis of ``x`` is not ``in_features``.
-        """
-        if not x.ndim or x.shape[-1] != self.in_features:
-            raise ShapeError(f"{self} got x of shape {tuple(x.shape)}; expected (..., {self.in_features})")
-        if self._kept is not None and not self._records_gradients(x):
-            rows = self.rows
-            made = self._kept.get(x, (rows, self.coefficients), self._folded)
-            if made is not None:
-                # Two products are faster than one where they have much less to do.
-                return F.linear(x if made.shape[1] == self.in_features else F.linear(x, rows), made, self.bias)
+    def compact(self, x: Tensor) -> Tensor:
+        """See :meth:`mpochain.nn.CompressedLayer.compact`."""
         kept = F.linear(x, self.rows)
         # To put the outputs in their places costs more than to multiply with the identity, if they are many; a traced
         # graph must not depend on how many they are.
@@ -180,9 +180,6 @@ class InterpolativeLinear(nn.Module):
         y = reordered(torch.cat([kept, others], dim=-1), self.place)
         # Under autocast a bias of a wider type would widen the output, which it does not do in nn.Linear.
         return y if self.bias is None else y + self.bias.to(y.dtype)
-
-    def _records_gradients(self, x: Tensor) -> bool:
-        return torch.is_grad_enabled() and (x.requires_grad or any(each.requires_grad for each in self.parameters()))
 
     def extra_repr(self) -> str:
         """Features, rank and bias, for ``print(layer)``."""

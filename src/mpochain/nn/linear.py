@@ -4,25 +4,42 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
+from typing import Annotated, Literal, Self
 
 import torch
+from pydantic import Field
 from torch import Tensor, nn
 
 from mpochain.chain import Method, MPOChain
 from mpochain.errors import DTypeError, ShapeError, SpecError
 from mpochain.execution import ChainRunner
 from mpochain.factorization import decompose, decompose_terms
-from mpochain.nn.dense import dense_parameters, linear_of
-from mpochain.nn.initialization import normal_
+from mpochain.nn.dense import dense_parameters
+from mpochain.nn.entry import MOST_TERMS, LayerEntry, SpecEntry
+from mpochain.nn.initialization import normal_, uniform_bias_
+from mpochain.nn.layer import CompressedLayer
 from mpochain.nn.requested import requested_specs
-from mpochain.planning import ContractionPlan, Memory
+from mpochain.planning import ContractionPlan
 from mpochain.planning.plan import check_batch
 from mpochain.spec import ChainSpec
 
-__all__ = ["MPOLinear"]
+__all__ = ["ChainsEntry", "MPOLinear"]
 
 
-class MPOLinear(nn.Module):
+class ChainsEntry(LayerEntry):
+    """An :class:`MPOLinear`."""
+
+    kind: Literal["chains"] = "chains"
+    bias: bool
+    terms: Annotated[list[SpecEntry], Field(min_length=1, max_length=MOST_TERMS)]
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """``(out_features, in_features)`` of the weight."""
+        return self.terms[0].shape
+
+
+class MPOLinear(CompressedLayer):
     """``y = x W^T + b`` with ``W`` held as cores: ``(..., in_features) -> (..., out_features)``.
 
     A drop-in for :class:`torch.nn.Linear`. Random initialisation gives ``W`` the variance that ``nn.Linear`` has, for
@@ -53,7 +70,8 @@ class MPOLinear(nn.Module):
         torch.Size([2, 5, 3072])
     """
 
-    bias: Tensor | None
+    kind = "chains"
+    Entry = ChainsEntry
     _runners: tuple[ChainRunner, ...]
 
     def __init__(
@@ -102,9 +120,7 @@ class MPOLinear(nn.Module):
         std = 1 / math.sqrt(3 * self.in_features) if weight_std is None else weight_std
         for each, cores in zip(self.specs, self.cores, strict=True):
             normal_(cores, each, std / math.sqrt(len(self.specs)))
-        if self.bias is not None:
-            bound = 1 / math.sqrt(self.in_features)
-            nn.init.uniform_(self.bias, -bound, bound)
+        uniform_bias_(self.bias, self.in_features)
 
     @classmethod
     def from_linear(
@@ -238,14 +254,33 @@ class MPOLinear(nn.Module):
         terms = [MPOChain(cores, spec).to_matrix() for cores, spec in zip(self.cores, self.specs, strict=True)]
         return sum(terms[1:], start=terms[0])
 
-    def to_linear(self) -> nn.Linear:
-        """The dense layer with the same function, sharing no memory."""
-        return linear_of(self.weight.detach(), self.bias, self.training)
-
     @property
-    def memory(self) -> Memory:
-        """How the layer is run."""
-        return self._runners[0].memory
+    def cache(self) -> bool:
+        """Whether merged cores are kept between calls without gradients."""
+        return self._runners[0].memory == "fast"
+
+    def entry(self) -> ChainsEntry:
+        """The specs of all terms, and whether there is a bias."""
+        return ChainsEntry(bias=self.bias is not None, terms=[SpecEntry.of(spec) for spec in self.specs])
+
+    @classmethod
+    def from_entry(cls, entry: ChainsEntry) -> Self:
+        """See :meth:`mpochain.nn.CompressedLayer.from_entry`."""
+        out_features, in_features = entry.shape
+        with torch.device("meta"):
+            return cls(in_features, out_features, terms=[term.spec() for term in entry.terms], bias=entry.bias)
+
+    def form(self) -> str:
+        """The specs of all terms."""
+        return " + ".join(map(str, self.specs))
+
+    def learning_rate_scales(self) -> dict[str, float]:
+        """``in_features / (i_k r_k)`` for the core of site ``k``, ``r_k`` its right bond."""
+        return {
+            name: self.in_features / (core.shape[2] * core.shape[3])
+            for names, cores in zip(self.core_names, self.cores, strict=True)
+            for name, core in zip(names, cores, strict=True)
+        }
 
     def macs(self) -> int:
         """Multiply-adds of one input row, swept without folding."""
@@ -263,15 +298,10 @@ class MPOLinear(nn.Module):
             runner.plan(batch, training=training, dtype=core.dtype, device=core.device) for runner in self._runners
         )
 
-    def set_execution(self, *, memory: Memory = "compact", autotune: bool = False) -> MPOLinear:
-        """Choose how the layer is run, see :func:`mpochain.set_execution`, and return it.
-
-        Raises:
-            SpecError: a memory that is neither ``"compact"`` nor ``"fast"``.
-        """
+    def _set_execution(self, cache: bool, autotune: bool) -> None:
+        # Merged cores are kept by the runners, which know of which plans.
         for runner in self._runners:
-            runner.set_execution(memory, autotune)
-        return self
+            runner.set_execution("fast" if cache else "compact", autotune)
 
     def precompile(self, batch_sizes: Iterable[int] = (1, 32, 2048)) -> MPOLinear:
         """Make the plans for these numbers of rows now, for inference and training, and return the layer.
@@ -286,8 +316,19 @@ class MPOLinear(nn.Module):
                 self.plan(batch, training=training)
         return self
 
+    def compact(self, x: Tensor) -> Tensor:
+        """See :meth:`mpochain.nn.CompressedLayer.compact`."""
+        y: Tensor | None = None
+        rows = x if x.ndim == 2 else x.reshape(-1, self.in_features)
+        for runner, cores in zip(self._runners, self.cores, strict=True):
+            y = runner(rows, cores, self.bias if y is None else None, y)
+        assert y is not None
+        return y if x.ndim == 2 else y.reshape(*x.shape[:-1], self.out_features)
+
     def forward(self, x: Tensor) -> Tensor:
         """``(..., in_features)`` to ``(..., out_features)``.
+
+        Not that of the base class: a call whose shape was met before is bound, with no question left to ask.
 
         Raises:
             ShapeError: the last axis of ``x`` is not ``in_features``.
@@ -305,16 +346,12 @@ class MPOLinear(nn.Module):
                     return y
         if not shape or shape[-1] != self.in_features:
             raise ShapeError(f"{self} got x of shape {tuple(x.shape)}; expected (..., {self.in_features})")
-        rows = x if len(shape) == 2 else x.reshape(-1, self.in_features)
-        y = None
-        for runner, cores in zip(self._runners, self.cores, strict=True):
-            y = runner(rows, cores, self.bias if y is None else None, y)
-        assert y is not None
+        y = self.compact(x)
         if bindable and len(self._runners) == 1:
+            rows = x if len(shape) == 2 else x.reshape(-1, self.in_features)
             self._runners[0].bind(rows, shape, self.core_names[0], self._parameters)
-        return y if len(shape) == 2 else y.reshape(*shape[:-1], self.out_features)
+        return y
 
     def extra_repr(self) -> str:
         """Features, specs and bias, for ``print(layer)``."""
-        terms = " + ".join(str(spec) for spec in self.specs)
-        return f"{self.in_features} -> {self.out_features}, {terms}, bias={self.bias is not None}"
+        return f"{self.in_features} -> {self.out_features}, {self.form()}, bias={self.bias is not None}"

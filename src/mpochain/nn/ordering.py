@@ -1,11 +1,14 @@
-"""Features in another order."""
+"""Permutations of features."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
 
-__all__ = ["reordered"]
+from mpochain.errors import ArgumentError
+from mpochain.nn.layer import Index
+
+__all__ = ["permutation_buffer", "reordered"]
 
 
 def reordered(x: Tensor, order: Tensor) -> Tensor:
@@ -23,3 +26,28 @@ def reordered(x: Tensor, order: Tensor) -> Tensor:
         # The same, but its gradient is a tenth of the time that index_select's takes (docs/decisions.md).
         return x.gather(-1, order.long().expand(x.shape))
     return x.index_select(-1, order)
+
+
+def permutation_buffer(order: Tensor, size: int, name: str) -> Tensor:
+    """A copy of a permutation of ``size`` features for a buffer, int32.
+
+    Args:
+        order: ``(size,)`` integers of any type; not checked on the meta device.
+        size: number of features.
+        name: of the argument, for errors.
+
+    Raises:
+        ArgumentError: another shape, no integers, or an index that is missing or there twice.
+
+    Example:
+        >>> permutation_buffer(torch.tensor([1, 0]), 2, "rows")
+        tensor([1, 0], dtype=torch.int32)
+    """
+    if order.is_floating_point() or order.is_complex() or order.dtype == torch.bool or tuple(order.shape) != (size,):
+        raise ArgumentError(f"{name} must be {size} indices, got {order.dtype} of shape {tuple(order.shape)}")
+    buffer = order.detach().to(torch.int32, copy=True)
+    # Larger integers could be cut to valid ones.
+    if order.device.type != "meta" and not torch.equal(buffer.long(), order.detach().long()):
+        raise ArgumentError(f"{name} must hold each index from 0 to {size - 1} once")
+    Index(buffer, size, permutation=True).require_valid(name)
+    return buffer

@@ -1,9 +1,8 @@
-"""A linear layer whose matrix is compressed in another order of its rows and columns."""
+"""Linear layer whose matrix is compressed in another order of its rows and columns."""
 
 from __future__ import annotations
 
-import math
-from typing import cast
+from typing import Literal, Self, cast
 
 import numpy as np
 import torch
@@ -11,12 +10,30 @@ from torch import Tensor, nn
 
 from mpochain.chain import MPOChain
 from mpochain.decomposition import Split
-from mpochain.errors import DTypeError, ShapeError, SpecError
+from mpochain.errors import ArgumentError, DTypeError, ShapeError
 from mpochain.nn.composed import ComposedLinear
-from mpochain.nn.linear import MPOLinear
-from mpochain.nn.ordering import reordered
+from mpochain.nn.entry import LayerEntry
+from mpochain.nn.initialization import uniform_bias_
+from mpochain.nn.layer import Index
+from mpochain.nn.linear import ChainsEntry, MPOLinear
+from mpochain.nn.ordering import permutation_buffer, reordered
 
-__all__ = ["PermutedLinear", "require_order"]
+__all__ = ["PermutedEntry", "PermutedLinear"]
+
+
+class PermutedEntry(LayerEntry):
+    """A :class:`PermutedLinear`."""
+
+    kind: Literal["permuted"] = "permuted"
+    rows: bool
+    columns: bool
+    bias: bool
+    inner: ChainsEntry
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """``(out_features, in_features)`` of the weight."""
+        return self.inner.shape
 
 
 class PermutedLinear(ComposedLinear):
@@ -34,7 +51,7 @@ class PermutedLinear(ComposedLinear):
 
     Raises:
         DTypeError: another type of layer.
-        SpecError: orders that are not one, or of another size, or none at all; a bias within ``inner``.
+        ArgumentError: no order, one that is no permutation or of another size, or a bias within ``inner``.
         ShapeError: a bias that is not of ``(out,)``.
 
     Example:
@@ -44,6 +61,8 @@ class PermutedLinear(ComposedLinear):
         (True, torch.Size([2, 5, 6]))
     """
 
+    kind = "permuted"
+    Entry = PermutedEntry
     place: Tensor | None
     columns: Tensor | None
 
@@ -54,17 +73,16 @@ class PermutedLinear(ComposedLinear):
             raise DTypeError(f"PermutedLinear is made of an MPOLinear, got {type(inner).__name__}")
         super().__init__([inner])
         if rows is None and columns is None:
-            raise SpecError("PermutedLinear needs rows=, columns= or both; use the layer itself for the given order")
+            raise ArgumentError("PermutedLinear needs rows=, columns= or both; without either use the layer itself")
         if inner.bias is not None:
-            raise SpecError("the layer to be permuted must have no bias; give bias=, in the order of the outputs")
-        for order, size, name in ((rows, self.out_features, "rows"), (columns, self.in_features, "columns")):
-            if order is not None:
-                require_order(order, size, name)
+            raise ArgumentError("the layer to be permuted must have no bias; give bias=, in the order of the outputs")
+        rows = None if rows is None else permutation_buffer(rows, self.out_features, "rows")
+        columns = None if columns is None else permutation_buffer(columns, self.in_features, "columns")
         if bias is not None and tuple(bias.shape) != (self.out_features,):
             raise ShapeError(f"the bias must have shape ({self.out_features},), got {tuple(bias.shape)}")
         # Where each output is found among those of the inner layer.
         self.register_buffer("place", None if rows is None else torch.argsort(rows).to(torch.int32))
-        self.register_buffer("columns", None if columns is None else columns.detach().to(torch.int32, copy=True))
+        self.register_buffer("columns", columns)
         self.register_parameter("bias", None if bias is None else nn.Parameter(bias.detach().clone()))
 
     @classmethod
@@ -88,9 +106,9 @@ class PermutedLinear(ComposedLinear):
         orders = {"rows": split.rows, "columns": split.columns}
         # To keep the given order costs a look-up for nothing.
         changed = {name: order for name, order in orders.items() if (order != np.arange(len(order))).any()} or orders
-        found = {name: torch.from_numpy(np.ascontiguousarray(order)) for name, order in changed.items()}
+        permutations = {name: torch.from_numpy(np.ascontiguousarray(order)) for name, order in changed.items()}
         inner = MPOLinear.from_chains(MPOChain(split.cores, split.spec))
-        return cls(inner, **found, bias=bias).to(split.cores[0].device)
+        return cls(inner, **permutations, bias=bias).to(split.cores[0].device)
 
     @property
     def inner(self) -> MPOLinear:
@@ -105,37 +123,52 @@ class PermutedLinear(ComposedLinear):
             weight = weight.index_select(0, self.place)
         return weight if self.columns is None else weight.index_select(1, torch.argsort(self.columns))
 
-    @property
-    def orders(self) -> dict[str, tuple[Tensor, int]]:
-        """Each index tensor with the number of what it orders."""
-        sizes = {"place": self.out_features, "columns": self.in_features}
-        return {name: (order, sizes[name]) for name in sizes if (order := getattr(self, name)) is not None}
+    def indices(self) -> dict[str, Index]:
+        """See :meth:`mpochain.nn.CompressedLayer.indices`."""
+        buffers = {"place": (self.place, self.out_features), "columns": (self.columns, self.in_features)}
+        own = {
+            name: Index(values, size, permutation=True)
+            for name, (values, size) in buffers.items()
+            if values is not None
+        }
+        return own | super().indices()
+
+    def entry(self) -> PermutedEntry:
+        """Which orders there are, and the entry of the inner layer."""
+        return PermutedEntry(
+            rows=self.place is not None,
+            columns=self.columns is not None,
+            bias=self.bias is not None,
+            inner=self.inner.entry(),
+        )
+
+    @classmethod
+    def from_entry(cls, entry: PermutedEntry) -> Self:
+        """See :meth:`mpochain.nn.CompressedLayer.from_entry`."""
+        if entry.inner.bias:
+            raise ArgumentError("the bias of a permuted layer is its own, not that of its inner layer")
+        inner = MPOLinear.from_entry(entry.inner)
+        with torch.device("meta"):
+            rows, columns = (torch.empty(size, dtype=torch.int32) for size in inner.shape)
+            return cls(
+                inner,
+                rows=rows if entry.rows else None,
+                columns=columns if entry.columns else None,
+                bias=torch.empty(inner.out_features) if entry.bias else None,
+            )
+
+    def form(self) -> str:
+        """The form of the inner layer."""
+        return f"{self.inner.form()}, permuted"
 
     def reset_parameters(self) -> None:
         """Draw new parameters; the orders stay."""
         super().reset_parameters()
-        if self.bias is not None:
-            bound = 1 / math.sqrt(self.in_features)
-            nn.init.uniform_(self.bias, -bound, bound)
+        uniform_bias_(self.bias, self.in_features)
 
     def compact(self, x: Tensor) -> Tensor:
-        """The inner layer between both orders; see :meth:`ComposedLinear.compact`."""
+        """The inner layer between both orders; see :meth:`mpochain.nn.CompressedLayer.compact`."""
         y: Tensor = self.inner(x if self.columns is None else reordered(x, self.columns))
         y = y if self.place is None else reordered(y, self.place)
         # Under autocast a bias of a wider type would widen the output, which it does not do in nn.Linear.
         return y if self.bias is None else y + self.bias.to(y.dtype)
-
-
-def require_order(order: Tensor, size: int, name: str) -> None:
-    """Refuse indices that do not name each of ``size`` things once.
-
-    Raises:
-        SpecError: they do not.
-
-    Example:
-        >>> require_order(torch.tensor([1, 0]), 2, "rows")
-    """
-    if order.is_floating_point() or order.dtype == torch.bool or tuple(order.shape) != (size,):
-        raise SpecError(f"{name} must be {size} indices, got {order.dtype} of shape {tuple(order.shape)}")
-    if order.device.type != "meta" and not torch.equal(order.long().sort().values, torch.arange(size).to(order.device)):
-        raise SpecError(f"{name} must hold each index from 0 to {size - 1} once")

@@ -1,29 +1,48 @@
-"""A linear layer whose weight is that of several layers together."""
+"""Linear layer whose weight is the sum of the weights of several layers."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import Annotated, Literal, Self
 
+from pydantic import Field
 from torch import Tensor
 
-from mpochain.errors import ShapeError, SpecError
+from mpochain.errors import ArgumentError, ShapeError
 from mpochain.nn.composed import ComposedLinear, Part
+from mpochain.nn.entry import MOST_PARTS, LayerEntry
+from mpochain.nn.interpolative import InterpolativeEntry, InterpolativeLinear
+from mpochain.nn.linear import ChainsEntry, MPOLinear
 
-__all__ = ["SumLinear"]
+__all__ = ["SumEntry", "SumLinear"]
+
+_PartEntry = Annotated[ChainsEntry | InterpolativeEntry, Field(discriminator="kind")]
+
+
+class SumEntry(LayerEntry):
+    """A :class:`SumLinear`; its parts are no sums themselves, so nothing is nested."""
+
+    kind: Literal["sum"] = "sum"
+    parts: Annotated[list[_PartEntry], Field(min_length=2, max_length=MOST_PARTS)]
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """``(out_features, in_features)`` of the weight."""
+        return self.parts[0].shape
 
 
 class SumLinear(ComposedLinear):
-    """``y = x (W_1 + W_2 + ..)^T + b``, each ``W`` kept by a layer of its own: ``(..., in) -> (..., out)``.
+    """``y = x (W_1 + W_2 + ..)^T + b``, each ``W`` held by a layer of its own: ``(..., in) -> (..., out)``.
 
-    For low rank by its own rows beside a chain, which take fewer parameters together than either would alone. Sums of
-    chains alone are one :class:`~mpochain.MPOLinear` with ``terms=``. A bias belongs to one of the parts.
+    For low rank by its own rows beside a chain, which together take fewer parameters than either alone. A sum of chains
+    alone is one :class:`~mpochain.MPOLinear` with ``terms=``. A bias belongs to one of the parts.
 
     Args:
         parts: two or more layers, each an ``InterpolativeLinear`` or an ``MPOLinear``, of one shape; they become
             submodules and are not copied.
 
     Raises:
-        SpecError: fewer than two parts, or biases in several.
+        ArgumentError: fewer than two parts, or biases in several.
         ShapeError: parts of several shapes.
         DTypeError: another type of layer.
 
@@ -36,20 +55,23 @@ class SumLinear(ComposedLinear):
         (torch.Size([2, 5, 48]), 2172)
     """
 
+    kind = "sum"
+    Entry = SumEntry
+
     def __init__(self, parts: Iterable[Part]) -> None:
-        given = list(parts)
-        if len(given) < 2:
-            raise SpecError(f"a sum has two parts at least, got {len(given)}; use the layer itself")
-        super().__init__(given)
-        shapes = {(part.out_features, part.in_features) for part in given}
+        layers = list(parts)
+        if len(layers) < 2:
+            raise ArgumentError(f"a sum has two parts at least, got {len(layers)}; use the layer itself")
+        super().__init__(layers)
+        shapes = {(part.out_features, part.in_features) for part in layers}
         if len(shapes) > 1:
             raise ShapeError(f"the parts of a sum have one shape (out, in), got {sorted(shapes)}")
-        if sum(part.bias is not None for part in given) > 1:
-            raise SpecError("only one part of a sum may have a bias; make the others with bias=False")
+        if sum(part.bias is not None for part in layers) > 1:
+            raise ArgumentError("only one part of a sum may have a bias; make the others with bias=False")
 
     @property
-    def bias(self) -> Tensor | None:  # type: ignore[override]  # read only: to be set on the part that has it
-        """That of the part that has one."""
+    def bias(self) -> Tensor | None:  # type: ignore[override]  # read only: set it on the part that has it
+        """The bias of the part that has one."""
         return next((part.bias for part in self._parts() if part.bias is not None), None)
 
     @property
@@ -58,8 +80,28 @@ class SumLinear(ComposedLinear):
         first, *others = self._parts()
         return sum((part.weight for part in others), start=first.weight)
 
+    def entry(self) -> SumEntry:
+        """The entries of all parts."""
+        return SumEntry(parts=[part.entry() for part in self._parts()])
+
+    @classmethod
+    def from_entry(cls, entry: SumEntry) -> Self:
+        """See :meth:`mpochain.nn.CompressedLayer.from_entry`."""
+        return cls(
+            [
+                InterpolativeLinear.from_entry(part)
+                if isinstance(part, InterpolativeEntry)
+                else MPOLinear.from_entry(part)
+                for part in entry.parts
+            ]
+        )
+
+    def form(self) -> str:
+        """The forms of all parts."""
+        return " + ".join(part.form() for part in self._parts())
+
     def compact(self, x: Tensor) -> Tensor:
-        """One part after the other; see :meth:`ComposedLinear.compact`."""
+        """One part after the other; see :meth:`mpochain.nn.CompressedLayer.compact`."""
         first, *others = self.parts
         y: Tensor = first(x)
         for part in others:

@@ -1,10 +1,10 @@
-"""Edits of a model around its compressed layers: finding, replacing, tying, folding, densifying, running."""
+"""Edits of a model around its compressed layers: finding, replacing, tying, absorbing orders, densifying, running."""
 
+from mpochain.surgery.absorption import absorb_orders
 from mpochain.surgery.densify import to_dense
 from mpochain.surgery.finding import compressed_layers
-from mpochain.surgery.folding import fold_orders
 from mpochain.surgery.rates import learning_rate_scales
 from mpochain.surgery.running import set_execution
 from mpochain.surgery.tying import tied_head
 
-__all__ = ["compressed_layers", "fold_orders", "learning_rate_scales", "set_execution", "tied_head", "to_dense"]
+__all__ = ["absorb_orders", "compressed_layers", "learning_rate_scales", "set_execution", "tied_head", "to_dense"]

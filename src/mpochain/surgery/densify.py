@@ -1,4 +1,4 @@
-"""A compressed model made dense again."""
+"""Dense layers in place of the compressed layers of a model."""
 
 from __future__ import annotations
 
@@ -6,8 +6,7 @@ from typing import Any
 
 from torch import nn
 
-from mpochain.nn.compressed import Compressed
-from mpochain.nn.embeddings import RowEmbedding
+from mpochain.nn import CompressedLayer, RowEmbedding
 from mpochain.surgery.finding import compressed_layers
 from mpochain.surgery.replacement import replace_layers
 
@@ -32,20 +31,16 @@ def to_dense(model: nn.Module) -> nn.Module:
           (0): Linear(in_features=4, out_features=3, bias=False)
         )
     """
-    if isinstance(model, Compressed):
-        return _dense(model)
+    if isinstance(model, CompressedLayer):
+        return model.to_dense()
     layers = list(compressed_layers(model).values())
-    made: dict[nn.Module, nn.Module] = {layer: _dense(layer) for layer in layers}
-    # By what is shared between them: the first of the cores, which no two untied layers have in common.
-    tables = {id(next(layer.parameters())): made[layer] for layer in layers if isinstance(layer, RowEmbedding)}
+    dense: dict[nn.Module, nn.Module] = {layer: layer.to_dense() for layer in layers}
+    # Tied layers share their first parameter, which no two untied layers have in common.
+    tables = {id(next(layer.parameters())): dense[layer] for layer in layers if isinstance(layer, RowEmbedding)}
     for layer in layers:
         table: Any = tables.get(id(next(layer.parameters())))
         if table is not None and not isinstance(layer, RowEmbedding):
-            head: Any = made[layer]
+            head: Any = dense[layer]
             head.weight = table.weight
-    replace_layers(model, made)
+    replace_layers(model, dense)
     return model
-
-
-def _dense(layer: Compressed) -> nn.Module:
-    return layer.to_embedding() if isinstance(layer, RowEmbedding) else layer.to_linear()

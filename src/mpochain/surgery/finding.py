@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from torch import nn
 
-from mpochain.nn.compressed import Compressed
+from mpochain.nn import CompressedLayer
 
 __all__ = ["compressed_layers"]
 
 
-def compressed_layers(model: nn.Module) -> dict[str, Compressed]:
-    """Every compressed layer of a model by its name; what is within another one is not listed.
+def compressed_layers(model: nn.Module) -> dict[str, CompressedLayer]:
+    """Every compressed layer of a model by its name; layers within another one are not listed.
 
     Example:
         >>> from mpochain.nn import InterpolativeLinear, MPOLinear, SumLinear
@@ -18,10 +18,10 @@ def compressed_layers(model: nn.Module) -> dict[str, Compressed]:
         >>> list(compressed_layers(nn.Sequential(SumLinear(parts), nn.ReLU(), nn.Linear(3, 2))))
         ['0']
     """
-    found: dict[str, Compressed] = {}
-    within: set[nn.Module] = set()
-    for name, layer in model.named_modules():
-        if isinstance(layer, Compressed) and layer not in within:
-            found[name] = layer
-            within.update(layer.modules())
-    return found
+    layers: dict[str, CompressedLayer] = {}
+    inner: set[nn.Module] = set()
+    for name, module in model.named_modules():
+        if isinstance(module, CompressedLayer) and module not in inner:
+            layers[name] = module
+            inner.update(module.modules())
+    return layers

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from torch import nn
 
-from mpochain.nn.embeddings import MPOEmbedding
-from mpochain.nn.linear import MPOLinear
+from mpochain.nn import CompressedLayer, RowEmbedding
 
 __all__ = ["learning_rate_scales"]
 
@@ -32,21 +31,24 @@ def learning_rate_scales(module: nn.Module) -> dict[str, float]:
         A factor for the name of each core, shared ones by their first; other parameters are not named.
 
     Example:
+        >>> from mpochain.nn import MPOLinear
         >>> layer = MPOLinear(128, 128, out_dims=(8, 16), in_dims=(8, 16), max_bond=4)
         >>> learning_rate_scales(layer)
         {'core_0_0': 4.0, 'core_0_1': 8.0}
     """
-    rows = {id(each) for layer in module.modules() if isinstance(layer, MPOEmbedding) for each in layer.parameters()}
-    scales = {}
-    seen: set[int] = set()
-    for prefix, layer in module.named_modules():
-        if isinstance(layer, MPOLinear):
-            for names, cores in zip(layer.core_names, layer.cores, strict=True):
-                for name, core in zip(names, cores, strict=True):
-                    if id(core) in seen:
-                        continue
-                    seen.add(id(core))
-                    _, _, in_, right = core.shape
-                    scale = 1 / right if id(core) in rows else layer.in_features / (in_ * right)
-                    scales[f"{prefix}.{name}" if prefix else name] = scale
+    layers = {name: layer for name, layer in module.named_modules() if isinstance(layer, CompressedLayer)}
+    scales: dict[str, float] = {}
+    named: dict[int, str] = {}
+    looked_up: set[int] = set()
+    # Outer layers come first and know how their cores are used: an embedding's chain is not applied to its inputs.
+    for prefix, layer in layers.items():
+        parameters = dict(layer.named_parameters(remove_duplicate=False))
+        for name, scale in layer.learning_rate_scales().items():
+            key = id(parameters[name])
+            first = named.setdefault(key, f"{prefix}.{name}" if prefix else name)
+            if isinstance(layer, RowEmbedding):
+                looked_up.add(key)
+                scales[first] = scale
+            elif key not in looked_up:
+                scales[first] = scale
     return scales

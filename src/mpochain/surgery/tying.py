@@ -1,4 +1,4 @@
-"""A head that keeps the weight of an embedding, as language models have it."""
+"""Heads that share the table of an embedding, as language models have them."""
 
 from __future__ import annotations
 
@@ -7,40 +7,9 @@ from collections.abc import Iterable
 from torch import nn
 
 from mpochain.errors import DTypeError
-from mpochain.nn.description import describe
-from mpochain.nn.embeddings import MPOEmbedding, RowEmbedding, RowLinear
-from mpochain.nn.linear import MPOLinear
-from mpochain.nn.permuted import PermutedLinear
-from mpochain.nn.skeleton import skeleton
+from mpochain.nn.embeddings import tied_head
 
 __all__ = ["tied_head", "tied_linears"]
-
-
-def tied_head(embedding: RowEmbedding) -> MPOLinear | PermutedLinear | RowLinear:
-    """A linear layer from features to the embedding's rows, of the same parameters: ``(..., dim) -> (..., rows)``.
-
-    Both learn as one, and a checkpoint holds the parameters once. That of an :class:`mpochain.MPOEmbedding` is a chain.
-
-    Args:
-        embedding: is not changed.
-
-    Example:
-        >>> import torch
-        >>> embedding = MPOEmbedding(10, 6, max_bond=2)
-        >>> head = tied_head(embedding)
-        >>> head.core_0_0 is embedding.table.core_0_0, head(torch.zeros(1, 6)).shape
-        (True, torch.Size([1, 10]))
-    """
-    table = embedding.table if isinstance(embedding, MPOEmbedding) else embedding
-    twin = skeleton(describe(table), None, "the head")
-    for ours, theirs in zip(twin.modules(), table.modules(), strict=True):
-        for name in list(ours._parameters):
-            setattr(ours, name, theirs._parameters[name])
-        for name in list(ours._buffers):
-            setattr(ours, name, theirs._buffers[name])
-    head = RowLinear(twin) if isinstance(twin, RowEmbedding) else twin
-    assert isinstance(head, MPOLinear | PermutedLinear | RowLinear)
-    return head.train(embedding.training)
 
 
 def tied_linears(model: nn.Module, embeddings: Iterable[nn.Module]) -> dict[nn.Linear, nn.Embedding]:
@@ -59,8 +28,8 @@ def tied_linears(model: nn.Module, embeddings: Iterable[nn.Module]) -> dict[nn.L
         >>> tied_linears(model, [model[0]])
         {Linear(in_features=4, out_features=9, bias=False): Embedding(9, 4)}
     """
-    tables = {id(each.weight): each for each in embeddings if isinstance(each, nn.Embedding)}
-    found: dict[nn.Linear, nn.Embedding] = {}
+    tables = {id(module.weight): module for module in embeddings if isinstance(module, nn.Embedding)}
+    heads: dict[nn.Linear, nn.Embedding] = {}
     for name, module in model.named_modules():
         for parameter in module.parameters(recurse=False):
             table = tables.get(id(parameter))
@@ -72,5 +41,5 @@ def tied_linears(model: nn.Module, embeddings: Iterable[nn.Module]) -> dict[nn.L
                     f"{name} shares the table of an embedding, and only a plain nn.Linear without bias can be tied to "
                     f"a chain, got {type(module).__name__}"
                 )
-            found[module] = table
-    return found
+            heads[module] = table
+    return heads

@@ -180,13 +180,13 @@ def time_models(models: dict[str, nn.Module], language: LanguageModel) -> dict[s
     tokens = prompt["input_ids"][:, : min(_PROMPT, longest // 2)]
     for model in models.values():
         if compressed_layers(model):
-            set_execution(model, memory="fast", autotune=True)
+            set_execution(model, cache=True, autotune=True)
     try:
         return compare_speed(models, tokens)
     finally:
         for model in models.values():
             if compressed_layers(model):
-                set_execution(model, memory="compact")
+                set_execution(model)
 
 
 def _parameters(model: nn.Module) -> int:

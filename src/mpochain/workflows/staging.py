@@ -23,7 +23,7 @@ from mpochain.language import (
     windows,
 )
 from mpochain.report import provenance
-from mpochain.surgery import fold_orders
+from mpochain.surgery import absorb_orders
 from mpochain.surgery.calls import logits_of
 from mpochain.system.files import write_bytes
 from mpochain.train import TrainResult, finetune
@@ -179,7 +179,7 @@ def distill_by(
         work.remember(f"{stage.name}: after", partial(measured, language.model, f"{stage.name}, learnt"))
         work.save(language, stage.name, "learnt")
     # Not before: hidden features would no longer be those of the teacher.
-    folded = fold_orders(language.model)
+    folded = absorb_orders(language.model)
     if folded:
         log(f"{folded} orders of features are taken over by neighbouring layers")
     save_language_model(language, out)

@@ -49,7 +49,7 @@ def timing(designs: Iterable[Design], vocab_size: int, *, sequences: int = 32, r
             # A model has one setting at a time, so each setting has a model of its own.
             forward_model = build(design=design, vocab_size=vocab_size, seed=0)
             if chains:
-                set_execution(forward_model, memory=memory, autotune=True)
+                set_execution(forward_model, cache=memory == "fast", autotune=True)
             for label, tokens in (("one", one), ("many", many)):
                 calls[design, f"{memory}_{label}"] = _forward(forward_model, tokens)
     seconds: dict[tuple[Design, str], list[float]] = {key: [] for key in calls}

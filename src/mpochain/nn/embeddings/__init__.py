@@ -1,9 +1,9 @@
-"""Embeddings whose table is not held, one form a file."""
+"""Embeddings whose table is not held, one form a file, and heads that are tied to them."""
 
 from mpochain.nn.embeddings.entangled import EntangledEmbedding
-from mpochain.nn.embeddings.head import RowLinear
+from mpochain.nn.embeddings.head import RowLinear, tied_head
 from mpochain.nn.embeddings.mpo import MPOEmbedding
 from mpochain.nn.embeddings.rows import RowEmbedding
 from mpochain.nn.embeddings.token_train import TokenTrainEmbedding
 
-__all__ = ["EntangledEmbedding", "MPOEmbedding", "RowEmbedding", "RowLinear", "TokenTrainEmbedding"]
+__all__ = ["EntangledEmbedding", "MPOEmbedding", "RowEmbedding", "RowLinear", "TokenTrainEmbedding", "tied_head"]

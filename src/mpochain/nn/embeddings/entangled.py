@@ -1,25 +1,42 @@
-"""Embeddings whose rows are tensor products of the vectors of units: word2ket, word2ketXS, MorphTE, SEE."""
+"""Embedding whose rows are tensor products of the vectors of units: word2ket, word2ketXS, MorphTE, SEE."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterable
-from typing import Any, Literal, cast
+from typing import Annotated, Any, Literal, Self, cast
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from mpochain.errors import DTypeError, SpecError
 from mpochain.execution.autocast import without_autocast
 from mpochain.nn.embeddings.rows import Maker, RowEmbedding
+from mpochain.nn.entry import MOST_SITES, MatrixEntry, Padding, Size
+from mpochain.nn.layer import Index
 
-__all__ = ["EntangledEmbedding", "Source", "require_units"]
+__all__ = ["EntangledEmbedding", "EntangledEntry", "Source"]
 
 # What says which units a row is made of: the digits of its number, the number itself, or an index that was given.
 Source = Literal["digits", "own", "index"]
+
+
+class EntangledEntry(MatrixEntry):
+    """An :class:`EntangledEmbedding`."""
+
+    kind: Literal["entangled"] = "entangled"
+    units: Source
+    unit_count: Size
+    ranks: Size
+    dims: Annotated[list[Size], Field(min_length=2, max_length=MOST_SITES)]
+    shared: bool
+    coefficients: bool
+    norm: bool
+    padding: Padding
 
 
 class EntangledEmbedding(RowEmbedding):
@@ -70,6 +87,8 @@ class EntangledEmbedding(RowEmbedding):
         torch.Size([4, 8])
     """
 
+    kind = "entangled"
+    Entry = EntangledEntry
     index: Tensor | None
     coefficients: Tensor | None
     scale: Tensor | None
@@ -132,10 +151,48 @@ class EntangledEmbedding(RowEmbedding):
         """The table ``(unit_count, ranks * dim)`` of each place; one and the same if it is shared."""
         return [getattr(self, f"table_{0 if self.shared else place}") for place in range(self.order)]
 
-    @property
-    def orders(self) -> dict[str, tuple[Tensor, int]]:
-        """See :class:`mpochain.nn.RowEmbedding`."""
-        return {} if self.index is None else {"index": (self.index, self.unit_count)}
+    def indices(self) -> dict[str, Index]:
+        """See :meth:`mpochain.nn.CompressedLayer.indices`."""
+        return {} if self.index is None else {"index": Index(self.index, self.unit_count, permutation=False)}
+
+    def entry(self) -> EntangledEntry:
+        """The sizes of the table, and how its rows are made of units."""
+        return EntangledEntry(
+            out_features=self.num_embeddings,
+            in_features=self.embedding_dim,
+            units=self.source,
+            unit_count=self.unit_count,
+            ranks=self.ranks,
+            dims=list(self.dims),
+            shared=self.shared,
+            coefficients=self.coefficients is not None,
+            norm=self.scale is not None,
+            padding=self.padding_idx,
+        )
+
+    @classmethod
+    def from_entry(cls, entry: EntangledEntry) -> Self:
+        """See :meth:`mpochain.nn.CompressedLayer.from_entry`."""
+        words, order = entry.out_features, len(entry.dims)
+        with torch.device("meta"):
+            return cls(
+                words,
+                entry.in_features,
+                order=order,
+                ranks=entry.ranks,
+                units=torch.empty(words, order, dtype=torch.int32) if entry.units == "index" else entry.units,
+                unit_count=entry.unit_count,
+                dims=entry.dims,
+                shared=entry.shared,
+                coefficients=entry.coefficients,
+                norm=entry.norm,
+                padding_idx=entry.padding,
+            )
+
+    def form(self) -> str:
+        """The units, the dims of their products and the number of ranks."""
+        dims = "x".join(map(str, self.dims))
+        return f"{self.unit_count} units ({self.source}), products of {dims}, rank {self.ranks}"
 
     def units_of(self, ids: Tensor) -> list[Tensor]:
         """The units ``(n,)`` of words ``(n,)`` at each place.
@@ -238,22 +295,6 @@ class EntangledEmbedding(RowEmbedding):
         if self.source == "own" and given != needed:
             raise SpecError(f"with units of their own {needed} words have so many, got unit_count={given}")
         return given
-
-
-def require_units(index: Tensor, count: int, name: str) -> None:
-    """Refuse an index of units beside a table of ``count``.
-
-    Raises:
-        SpecError: naming ``name``.
-
-    Example:
-        >>> require_units(torch.tensor([[0, 1]], dtype=torch.int32), 2, "index")
-    """
-    if index.dtype != torch.int32:
-        raise SpecError(f"{name}: an index of units is int32, got {index.dtype}")
-    low, high = (int(each) for each in index.aminmax())
-    if low < 0 or high >= count:
-        raise SpecError(f"{name}: the units are 0 to {count - 1}, got {low if low < 0 else high}")
 
 
 def _index_of(index: Tensor, words: int, order: int | None) -> Tensor:

@@ -1,28 +1,52 @@
-"""A linear layer whose weight has the rows of an embedding that is not held."""
+"""Linear layer whose weight is the table of an embedding that is not held, such as a tied head."""
 
 from __future__ import annotations
 
 from functools import partial
-from typing import Self
+from typing import Any, Literal, Self, TypeVar
 
 import torch
-from torch import Tensor, nn
+from pydantic import SerializeAsAny, field_validator
+from torch import Tensor
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
-from mpochain.errors import ShapeError
-from mpochain.execution.kept import Kept
-from mpochain.nn.dense import linear_of
+from mpochain.nn.embeddings.mpo import MPOEmbedding
 from mpochain.nn.embeddings.rows import RowEmbedding
-from mpochain.planning import Memory
+from mpochain.nn.entry import LayerEntry
+from mpochain.nn.layer import LAYERS, CompressedLayer, Index
 
-__all__ = ["RowLinear"]
+__all__ = ["RowLinear", "RowsEntry", "tied_head"]
+
+Layer = TypeVar("Layer", bound=CompressedLayer)
 
 # Elements that rows and what they are made of may take at once: 64 MiB of float32.
 _AT_ONCE = 1 << 24
 
 
-class RowLinear(nn.Module):
+class RowsEntry(LayerEntry):
+    """A :class:`RowLinear`."""
+
+    kind: Literal["rows"] = "rows"
+    table: SerializeAsAny[LayerEntry]
+
+    @field_validator("table", mode="before")
+    @classmethod
+    def _of_an_embedding(cls, data: Any) -> LayerEntry:
+        if isinstance(data, LayerEntry):
+            return data
+        layer = LAYERS.get(str(data.get("kind"))) if isinstance(data, dict) else None
+        if layer is None or not issubclass(layer, RowEmbedding):
+            raise ValueError("the table must be the entry of an embedding")
+        return layer.Entry.model_validate(data)
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """``(out_features, in_features)`` of the weight."""
+        return self.table.shape
+
+
+class RowLinear(CompressedLayer):
     """``y = x W^T`` with ``W`` the table of an embedding: ``(..., embedding_dim)`` to ``(..., num_embeddings)``.
 
     All rows are needed for every input, so unlike a look-up this makes them all, so many at a time that they and what
@@ -40,28 +64,38 @@ class RowLinear(nn.Module):
         True
     """
 
-    bias: None
+    kind = "rows"
+    Entry = RowsEntry
 
     def __init__(self, table: RowEmbedding) -> None:
         super().__init__()
         self.table = table
         self.in_features, self.out_features = table.embedding_dim, table.num_embeddings
         self.register_parameter("bias", None)
-        self._kept: Kept | None = None
 
     @property
     def weight(self) -> Tensor:
         """The dense ``W (out_features, in_features)``, differentiable; built at every access."""
         return self.table.weight
 
-    @property
-    def memory(self) -> Memory:
-        """How the layer is run."""
-        return "compact" if self._kept is None else "fast"
+    def indices(self) -> dict[str, Index]:
+        """See :meth:`mpochain.nn.CompressedLayer.indices`."""
+        return {f"table.{name}": index for name, index in self.table.indices().items()}
 
-    def to_linear(self) -> nn.Linear:
-        """The dense layer with the same function, sharing no memory."""
-        return linear_of(self.weight.detach(), None, self.training)
+    def entry(self) -> RowsEntry:
+        """The entry of the table."""
+        return RowsEntry(table=self.table.entry())
+
+    @classmethod
+    def from_entry(cls, entry: RowsEntry) -> Self:
+        """See :meth:`mpochain.nn.CompressedLayer.from_entry`."""
+        table = LAYERS[entry.table.kind].from_entry(entry.table)
+        assert isinstance(table, RowEmbedding)  # the entry was checked
+        return cls(table)
+
+    def form(self) -> str:
+        """The form of the table."""
+        return self.table.form()
 
     def macs(self) -> int:
         """Multiply-adds of one input row, those that make the table left out: they are shared by all inputs."""
@@ -71,44 +105,57 @@ class RowLinear(nn.Module):
         """Draw new parameters of the table."""
         self.table.reset_parameters()
 
-    def forward(self, x: Tensor) -> Tensor:
-        """``(..., in_features)`` to ``(..., out_features)``.
-
-        Raises:
-            ShapeError: the last axis of ``x`` is not ``in_features``.
-        """
-        if not x.ndim or x.shape[-1] != self.in_features:
-            raise ShapeError(f"RowLinear got x of shape {tuple(x.shape)}; expected (..., {self.in_features})")
-        held = list(self.table.parameters())
-        learns = torch.is_grad_enabled() and (x.requires_grad or any(each.requires_grad for each in held))
-        if self._kept is not None and not learns:
-            made = self._kept.get(x, held, lambda: self.weight)
-            if made is not None:
-                return F.linear(x, made)
-        ids = torch.arange(self.out_features, device=held[0].device)
+    def compact(self, x: Tensor) -> Tensor:
+        """Some rows of the table at a time; the backward pass computes them again."""
+        ids = torch.arange(self.out_features, device=self.device)
         parts = ids.split(max(_AT_ONCE // (self.table.scratch() + self.in_features), 1))
         if len(parts) == 1:
-            return self._some(x, ids)
-        if not learns:
-            return torch.cat([self._some(x, part) for part in parts], dim=-1)
+            return self._outputs(x, ids)
+        if not self._records_gradients(x):
+            return torch.cat([self._outputs(x, part) for part in parts], dim=-1)
         # Nothing is drawn, so no state of generators need be kept.
-        again = partial(checkpoint, self._some, use_reentrant=False, preserve_rng_state=False)
+        again = partial(checkpoint, self._outputs, use_reentrant=False, preserve_rng_state=False)
         return torch.cat([again(x, part) for part in parts], dim=-1)
-
-    def _some(self, x: Tensor, ids: Tensor) -> Tensor:
-        """The outputs of some rows."""
-        return F.linear(x, self.table.rows(ids))
-
-    def set_execution(self, *, memory: Memory = "compact", autotune: bool = False) -> Self:
-        """Choose how the layer is run, see :func:`mpochain.surgery.set_execution`, and return it.
-
-        Raises:
-            SpecError: an unknown ``memory``.
-        """
-        self.table.set_execution(memory=memory, autotune=autotune)
-        self._kept = Kept() if memory == "fast" else None
-        return self
 
     def extra_repr(self) -> str:
         """Features, for ``print(layer)``; the table prints itself."""
         return f"{self.in_features} -> {self.out_features}"
+
+    def _outputs(self, x: Tensor, ids: Tensor) -> Tensor:
+        """The outputs of the rows ``ids`` of the table."""
+        return F.linear(x, self.table.rows(ids))
+
+    def _set_execution(self, cache: bool, autotune: bool) -> None:
+        self.table.set_execution(cache=cache, autotune=autotune)
+        super()._set_execution(cache, autotune)
+
+
+def tied_head(embedding: RowEmbedding) -> CompressedLayer:
+    """A linear layer from features to the embedding's rows that shares its parameters: ``(..., dim) -> (..., rows)``.
+
+    Both learn as one, and a checkpoint holds the parameters once. The head of an :class:`mpochain.MPOEmbedding` is a
+    chain, that of another embedding a :class:`RowLinear`.
+
+    Args:
+        embedding: is not changed.
+
+    Example:
+        >>> from mpochain import MPOEmbedding
+        >>> embedding = MPOEmbedding(10, 6, max_bond=2)
+        >>> head = tied_head(embedding)
+        >>> head.core_0_0 is embedding.table.core_0_0, head(torch.zeros(1, 6)).shape
+        (True, torch.Size([1, 10]))
+    """
+    head = _twin(embedding.table) if isinstance(embedding, MPOEmbedding) else RowLinear(_twin(embedding))
+    return head.train(embedding.training)
+
+
+def _twin(layer: Layer) -> Layer:
+    """A layer of the same entry that holds the same parameters and buffers, not copies of them."""
+    twin = type(layer).from_entry(layer.entry())
+    for ours, theirs in zip(twin.modules(), layer.modules(), strict=True):
+        for name in list(ours._parameters):
+            setattr(ours, name, theirs._parameters[name])
+        for name in list(ours._buffers):
+            setattr(ours, name, theirs._buffers[name])
+    return twin

@@ -1,26 +1,41 @@
-"""An embedding whose table is held as a chain."""
+"""Embedding whose table is held as a chain."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import Self
+from typing import Annotated, Literal, Self
 
 import torch
+from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from mpochain.errors import DTypeError, SpecError
+from mpochain.errors import ArgumentError, DTypeError
 from mpochain.execution.autocast import without_autocast
 from mpochain.factorization import decompose
 from mpochain.nn.dense import dense_table
 from mpochain.nn.embeddings.rows import Maker, RowEmbedding
-from mpochain.nn.linear import MPOLinear
+from mpochain.nn.entry import LayerEntry, Padding
+from mpochain.nn.layer import Index
+from mpochain.nn.linear import ChainsEntry, MPOLinear
 from mpochain.nn.ordering import reordered
-from mpochain.nn.permuted import PermutedLinear
-from mpochain.planning import Memory
+from mpochain.nn.permuted import PermutedEntry, PermutedLinear
 from mpochain.spec import ChainSpec
 
-__all__ = ["MPOEmbedding"]
+__all__ = ["EmbeddingEntry", "MPOEmbedding"]
+
+
+class EmbeddingEntry(LayerEntry):
+    """An :class:`MPOEmbedding`."""
+
+    kind: Literal["embedding"] = "embedding"
+    padding: Padding
+    table: Annotated[ChainsEntry | PermutedEntry, Field(discriminator="kind")]
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """``(out_features, in_features)`` of the table."""
+        return self.table.shape
 
 
 class MPOEmbedding(RowEmbedding):
@@ -52,6 +67,9 @@ class MPOEmbedding(RowEmbedding):
         >>> sum(each.numel() for each in embedding.parameters()), embedding(torch.tensor([[0, 7, 7]])).shape
         (..., torch.Size([1, 3, 768]))
     """
+
+    kind = "embedding"
+    Entry = EmbeddingEntry
 
     def __init__(
         self,
@@ -100,7 +118,7 @@ class MPOEmbedding(RowEmbedding):
 
         Raises:
             DTypeError: a layer without chains.
-            SpecError: a layer with a bias, or a ``padding_idx`` outside of the table.
+            ArgumentError: a layer with a bias, or a ``padding_idx`` outside of the table.
 
         Example:
             >>> table = MPOLinear(6, 10, max_bond=2, bias=False)
@@ -110,7 +128,7 @@ class MPOEmbedding(RowEmbedding):
         if not isinstance(table, MPOLinear | PermutedLinear):
             raise DTypeError(f"an embedding is made of MPOLinear or PermutedLinear, got {type(table).__name__}")
         if table.bias is not None:
-            raise SpecError("the table of an embedding has no bias")
+            raise ArgumentError("the table of an embedding has no bias")
         embedding = cls.__new__(cls)
         embedding._hold(table, padding_idx)
         return embedding
@@ -151,10 +169,28 @@ class MPOEmbedding(RowEmbedding):
         """The dense ``W (num_embeddings, embedding_dim)``, differentiable; built at every access."""
         return self.table.weight
 
-    @property
-    def orders(self) -> dict[str, tuple[Tensor, int]]:
-        """See :class:`mpochain.nn.RowEmbedding`."""
-        return self.table.orders if isinstance(self.table, PermutedLinear) else {}
+    def indices(self) -> dict[str, Index]:
+        """See :meth:`mpochain.nn.CompressedLayer.indices`."""
+        return {f"table.{name}": index for name, index in self.table.indices().items()}
+
+    def entry(self) -> EmbeddingEntry:
+        """The entry of the table, and the row of padding."""
+        return EmbeddingEntry(padding=self.padding_idx, table=self.table.entry())
+
+    @classmethod
+    def from_entry(cls, entry: EmbeddingEntry) -> Self:
+        """See :meth:`mpochain.nn.CompressedLayer.from_entry`."""
+        table = entry.table
+        layer = PermutedLinear.from_entry(table) if isinstance(table, PermutedEntry) else MPOLinear.from_entry(table)
+        return cls.of(layer, entry.padding)
+
+    def form(self) -> str:
+        """The form of the table."""
+        return self.table.form()
+
+    def learning_rate_scales(self) -> dict[str, float]:
+        """``1 / r_k`` for the core of site ``k``, ``r_k`` its right bond: a look-up sums over that alone."""
+        return {name: 1 / parameter.shape[3] for name, parameter in self.named_parameters() if parameter.ndim == 4}
 
     def macs(self) -> int:
         """Multiply-adds of one row."""
@@ -181,10 +217,10 @@ class MPOEmbedding(RowEmbedding):
                 columns *= in_dim
         return most
 
-    def set_execution(self, *, memory: Memory = "compact", autotune: bool = False) -> Self:
-        """See :class:`mpochain.nn.RowEmbedding`; a tied head is run the same way."""
-        self.table.set_execution(memory=memory, autotune=autotune)
-        return super().set_execution(memory=memory)
+    def _set_execution(self, cache: bool, autotune: bool) -> None:
+        # A tied head is a layer of its own with the same cores.
+        self.table.set_execution(cache=cache, autotune=autotune)
+        super()._set_execution(cache, autotune)
 
     def maker(self, ids: Tensor) -> Maker:
         """Rows are made from their slices of the cores."""

@@ -1,18 +1,18 @@
-"""What embeddings have in common whose table is not held: how the rows that a batch asks for are made."""
+"""Base class of embeddings whose table is not held: look-ups compute the rows that a batch asks for."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
-from typing import Self
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from mpochain.errors import DTypeError, SpecError
-from mpochain.execution.kept import Kept, keepable
-from mpochain.planning import Memory
+from mpochain.errors import ArgumentError, DTypeError
+from mpochain.execution.autocast import without_autocast
+from mpochain.execution.kept import keepable
+from mpochain.nn.layer import CompressedLayer
 
 __all__ = ["Maker", "RowEmbedding"]
 
@@ -29,7 +29,7 @@ _SCRATCH = 3 << 16
 Maker = Callable[[slice, Tensor | None], Tensor]
 
 
-class RowEmbedding(nn.Module, ABC):
+class RowEmbedding(CompressedLayer, ABC):
     """A table ``W (num_embeddings, embedding_dim)`` whose rows can be made: ``(...)`` to ``(..., embedding_dim)``.
 
     A subclass says how rows are made, in :meth:`maker`. The table is never built for a look-up. Of 64 tokens or more of
@@ -42,20 +42,20 @@ class RowEmbedding(nn.Module, ABC):
         padding_idx: a row that gets no gradient from look-ups, as in ``nn.Embedding``.
 
     Raises:
-        SpecError: no rows or columns, or a ``padding_idx`` outside of the table.
+        ArgumentError: no rows or columns, or a ``padding_idx`` outside of the table.
     """
 
     def __init__(self, num_embeddings: int, embedding_dim: int, padding_idx: int | None = None) -> None:
         super().__init__()
         if num_embeddings < 1 or embedding_dim < 1:
-            raise SpecError(f"a table has rows and columns, got {num_embeddings}x{embedding_dim}")
+            raise ArgumentError(f"a table has rows and columns, got {num_embeddings}x{embedding_dim}")
         if padding_idx is not None:
             if not -num_embeddings <= padding_idx < num_embeddings:
-                raise SpecError(f"padding_idx must be a row of the {num_embeddings}, got {padding_idx}")
+                raise ArgumentError(f"padding_idx must be a row of the {num_embeddings}, got {padding_idx}")
             padding_idx %= num_embeddings
         self.num_embeddings, self.embedding_dim = num_embeddings, embedding_dim
+        self.in_features, self.out_features = embedding_dim, num_embeddings
         self.padding_idx = padding_idx
-        self._kept: Kept | None = None
 
     @abstractmethod
     def maker(self, ids: Tensor) -> Maker:
@@ -64,10 +64,6 @@ class RowEmbedding(nn.Module, ABC):
     @abstractmethod
     def scratch(self) -> int:
         """Elements that making one row takes beside it."""
-
-    @abstractmethod
-    def macs(self) -> int:
-        """Multiply-adds of one row."""
 
     @abstractmethod
     def reset_parameters(self, weight_std: float = 1.0) -> None:
@@ -84,62 +80,43 @@ class RowEmbedding(nn.Module, ABC):
     @property
     def weight(self) -> Tensor:
         """The dense ``W (num_embeddings, embedding_dim)``, differentiable; built at every access."""
-        ids = torch.arange(self.num_embeddings, device=self._parameter().device)
-        parameters = list(self.parameters())
-        learns = torch.is_grad_enabled() and any(each.requires_grad for each in parameters)
-        return self._in_tiles(ids) if _plain(ids, parameters) and not learns else self.rows(ids)
+        ids = torch.arange(self.num_embeddings, device=self.device)
+        in_tiles = _plain(ids, list(self.parameters())) and not self._records_gradients(ids)
+        return self._in_tiles(ids) if in_tiles else self.rows(ids)
 
     @property
-    def in_features(self) -> int:
-        """Columns of the table."""
-        return self.embedding_dim
-
-    @property
-    def out_features(self) -> int:
-        """Rows of the table."""
-        return self.num_embeddings
-
-    @property
-    def bias(self) -> None:
+    def bias(self) -> None:  # type: ignore[override]  # read only: no embedding has one
         """None, as in every embedding."""
         return
 
-    @property
-    def orders(self) -> dict[str, tuple[Tensor, int]]:
-        """Each index tensor that the rows are made by, with the number of what it chooses from."""
-        return {}
-
-    @property
-    def memory(self) -> Memory:
-        """How rows are found."""
-        return "compact" if self._kept is None else "fast"
-
     def to_embedding(self) -> nn.Embedding:
         """The dense embedding with the same function, sharing no memory."""
-        return nn.Embedding.from_pretrained(
-            self.weight.detach().clone(), freeze=False, padding_idx=self.padding_idx
-        ).train(self.training)
+        # In the table's own type, also where autocast is on.
+        with torch.no_grad(), without_autocast(self._stored()):
+            table = self.weight.clone()
+        return nn.Embedding.from_pretrained(table, freeze=False, padding_idx=self.padding_idx).train(self.training)
+
+    def to_dense(self) -> nn.Embedding:
+        """The dense embedding with the same function, sharing no memory."""
+        return self.to_embedding()
 
     def forward(self, ids: Tensor) -> Tensor:
         """``(...)`` integers to ``(..., embedding_dim)``.
 
         Raises:
             DTypeError: indices that are not integers.
-            IndexError: one that is not a row of the table.
+            IndexError: an index that is not a row of the table.
         """
-        if ids.is_floating_point() or ids.is_complex() or ids.dtype == torch.bool:
-            raise DTypeError(f"{type(self).__name__} takes integers, got {ids.dtype}")
-        parameters = list(self.parameters())
-        learns = torch.is_grad_enabled() and any(each.requires_grad for each in parameters)
-        if self._kept is not None and not learns:
-            made = self._kept.get(ids, parameters, lambda: self.weight)
-            if made is not None:
-                return F.embedding(ids.long(), made)
+        return super().forward(ids)
+
+    def compact(self, ids: Tensor) -> Tensor:
+        """The rows of a batch of tokens, each distinct one computed once where that pays."""
         flat = ids.reshape(-1).long()
         self._require_rows(flat)
+        parameters = list(self.parameters())
         if not _plain(flat, parameters) or len(flat) < _MANY:
             rows = self.rows(flat)
-        elif learns:
+        elif self._records_gradients(ids):
             distinct, places = self._distinct(flat)
             rows = self.rows(distinct)
             rows = rows if places is None else F.embedding(places, rows)
@@ -149,53 +126,45 @@ class RowEmbedding(nn.Module, ABC):
             rows = torch.where((flat == self.padding_idx)[:, None], rows.detach(), rows)
         return rows.reshape(*ids.shape, self.embedding_dim)
 
-    def set_execution(self, *, memory: Memory = "compact", autotune: bool = False) -> Self:  # noqa: ARG002  # of layers
-        """Choose how rows are found; fast execution keeps the dense table between calls without gradients.
+    def _require_input(self, ids: Tensor) -> None:
+        if ids.is_floating_point() or ids.is_complex() or ids.dtype == torch.bool:
+            raise DTypeError(f"{type(self).__name__} takes integers, got {ids.dtype}")
 
-        A tied head keeps one of its own. Changes of parameters are seen; after one of an index call this again.
-        There is one way to make rows: ``autotune``, which is of layers with plans, changes nothing here.
+    def _kept_from(self) -> Sequence[Tensor]:
+        return list(self.parameters())
 
-        Raises:
-            SpecError: an unknown ``memory``.
-        """
-        if memory not in ("compact", "fast"):
-            raise SpecError(f"memory must be 'compact' or 'fast', got {memory!r}")
-        self._kept = Kept() if memory == "fast" else None
-        return self
+    def _run_kept(self, ids: Tensor, kept: Tensor) -> Tensor:
+        return F.embedding(ids.long(), kept)
 
     def extra_repr(self) -> str:
         """Sizes, for ``print(embedding)``."""
         padding = "" if self.padding_idx is None else f", padding_idx={self.padding_idx}"
         return f"{self.num_embeddings}, {self.embedding_dim}{padding}"
 
-    def _parameter(self) -> Tensor:
-        return next(self.parameters())
-
     def _require_rows(self, ids: Tensor) -> None:
         """Refuse indices beside the table, of which padding has some."""
         if _traced() or not len(ids):
             return
-        low, high = (int(each) for each in ids.aminmax())
+        low, high = (int(bound) for bound in ids.aminmax())
         if low < 0 or high >= self.num_embeddings:
             raise IndexError(f"the table has rows 0 to {self.num_embeddings - 1}, got {low if low < 0 else high}")
 
     def _in_tiles(self, ids: Tensor) -> Tensor:
-        """``(n,)`` to ``(n, embedding_dim)`` without gradients, so many rows at a time as fit a core's cache."""
-        like = self._parameter()
-        found = torch.empty(len(ids), self.embedding_dim, dtype=like.dtype, device=like.device)
+        """``(n,)`` to ``(n, embedding_dim)`` without gradients, as many rows at a time as fit a core's cache."""
+        rows = torch.empty(len(ids), self.embedding_dim, dtype=self.dtype, device=self.device)
         distinct, places = self._distinct(ids)
         make, count, tile = self.maker(distinct), len(distinct), max(_SCRATCH // self.scratch(), 1)
         for start in range(0, count, tile):
-            some = slice(start, min(start + tile, count))
-            make(some, found[some])
+            part = slice(start, min(start + tile, count))
+            make(part, rows[part])
         if places is not None:
-            torch.index_select(found[:count], 0, places[count:], out=found[count:])
+            torch.index_select(rows[:count], 0, places[count:], out=rows[count:])
             # From the end: a row stands where its token comes first or before that, so none is written over too early.
             tile = max(_SCRATCH // self.embedding_dim, 1)
             for stop in range(count, 0, -tile):
-                some = slice(max(stop - tile, 0), stop)
-                found[some] = found.index_select(0, places[some])
-        return found
+                part = slice(max(stop - tile, 0), stop)
+                rows[part] = rows.index_select(0, places[part])
+        return rows
 
     def _distinct(self, ids: Tensor) -> tuple[Tensor, Tensor | None]:
         """Each token once, in the order in which they come first, and where each of ``ids`` is among them.
@@ -206,8 +175,8 @@ class RowEmbedding(nn.Module, ABC):
         # By a table of all tokens, or by sorting where that would be much larger than what is asked for.
         count, at = self.num_embeddings, ids
         if count > _SPARSE * len(ids):
-            some, at = torch.unique(ids, return_inverse=True)
-            count = len(some)
+            tokens, at = torch.unique(ids, return_inverse=True)
+            count = len(tokens)
         first = torch.full((count,), len(ids), device=ids.device)
         first = first.scatter_reduce_(0, at, numbers, "amin").index_select(0, at)
         new = first == numbers

@@ -1,12 +1,13 @@
-"""Embeddings that hold each row as a tensor train of its own, as TensorGPT has it."""
+"""Embedding that holds each row as a tensor train of its own (TensorGPT)."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterable
-from typing import Self
+from typing import Annotated, Literal, Self
 
 import torch
+from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -15,11 +16,21 @@ from mpochain.errors import NonFiniteError, SpecError
 from mpochain.execution.autocast import without_autocast
 from mpochain.nn.dense import dense_table
 from mpochain.nn.embeddings.rows import Maker, RowEmbedding
+from mpochain.nn.entry import MOST_SITES, MatrixEntry, Padding, Size
 
-__all__ = ["TokenTrainEmbedding"]
+__all__ = ["TokenTrainEmbedding", "TokenTrainEntry"]
 
 # Rows that are decomposed at once, in float64.
 _AT_ONCE = 4096
+
+
+class TokenTrainEntry(MatrixEntry):
+    """A :class:`TokenTrainEmbedding`."""
+
+    kind: Literal["token_train"] = "token_train"
+    dims: Annotated[list[Size], Field(min_length=1, max_length=MOST_SITES)]
+    max_bond: Size
+    padding: Padding
 
 
 class TokenTrainEmbedding(RowEmbedding):
@@ -46,6 +57,9 @@ class TokenTrainEmbedding(RowEmbedding):
         >>> embedding.dims, sum(each.numel() for each in embedding.parameters())
         ((4, 4, 4), 1200)
     """
+
+    kind = "token_train"
+    Entry = TokenTrainEntry
 
     def __init__(
         self,
@@ -119,6 +133,28 @@ class TokenTrainEmbedding(RowEmbedding):
                 for core, found in zip(made.cores, _trains(table[some], made.core_shapes), strict=True):
                     core[some] = found
         return made.requires_grad_(table.requires_grad).train(embedding.training)
+
+    def entry(self) -> TokenTrainEntry:
+        """The sizes of the table, the dims and the largest bond."""
+        return TokenTrainEntry(
+            out_features=self.num_embeddings,
+            in_features=self.embedding_dim,
+            dims=list(self.dims),
+            max_bond=max(self.bonds, default=1),
+            padding=self.padding_idx,
+        )
+
+    @classmethod
+    def from_entry(cls, entry: TokenTrainEntry) -> Self:
+        """See :meth:`mpochain.nn.CompressedLayer.from_entry`."""
+        with torch.device("meta"):
+            return cls(
+                entry.out_features, entry.in_features, entry.max_bond, dims=entry.dims, padding_idx=entry.padding
+            )
+
+    def form(self) -> str:
+        """The dims and bonds of each row's train."""
+        return f"a train of {'x'.join(map(str, self.dims))} for each row, bonds {self.bonds}"
 
     def maker(self, ids: Tensor) -> Maker:
         """Rows are products of their own cores, from the left."""

@@ -15,7 +15,7 @@ from torch import nn
 import mpochain as mpo
 from mpochain import InterpolativeLinear, MPOLinear, PermutedLinear
 from mpochain.compression import Kronecker
-from mpochain.surgery import fold_orders
+from mpochain.surgery import absorb_orders
 
 FORMS = ["dense", "chain", "interpolative", "rows", "columns", "both"]
 
@@ -57,7 +57,7 @@ class Plain(nn.Module):
 
 
 def look_ups(model):
-    return sum(len(layer.orders) for layer in model.modules() if isinstance(layer, PermutedLinear))
+    return sum(len(layer.indices()) for layer in model.modules() if isinstance(layer, PermutedLinear))
 
 
 @given(st.lists(st.sampled_from(FORMS), min_size=3, max_size=3), st.booleans(), st.integers(0, 2**16))
@@ -67,10 +67,10 @@ def test_the_function_stays(forms, gated, seed):
     model = nn.Sequential((Gated if gated else Plain)(forms, generator)).eval()
     x = torch.randn(3, 4, dtype=torch.float64, generator=generator)
     expected, before = model(x), look_ups(model)
-    saved = fold_orders(model)
+    saved = absorb_orders(model)
     torch.testing.assert_close(model(x), expected)
     assert look_ups(model) <= before - saved  # an order that happens to be the given one goes too
-    assert fold_orders(model) == 0
+    assert absorb_orders(model) == 0
 
 
 def test_what_is_saved():
@@ -81,10 +81,10 @@ def test_what_is_saved():
         (("both", "interpolative"), 1),
         (("dense",) * 2, 0),
     ):
-        assert fold_orders(Plain(forms, generator)) == saved
+        assert absorb_orders(Plain(forms, generator)) == saved
     model = Plain(("rows", "columns"), generator)
     model.c_proj = PermutedLinear(MPOLinear(8, 4, max_bond=2, bias=False), columns=torch.argsort(model.c_fc.place))
-    assert fold_orders(model) == 2
+    assert absorb_orders(model) == 2
     assert type(model.c_fc) is type(model.c_proj) is MPOLinear
 
 
@@ -96,32 +96,33 @@ def test_gpt2_is_saved_and_read_as_before(tmp_path):
     tokens = torch.randint(23, (2, 12))
     with torch.no_grad():
         expected = model(tokens).logits
-        assert fold_orders(model) == 2
+        assert absorb_orders(model) == 2
         torch.testing.assert_close(model(tokens).logits, expected, atol=1e-5, rtol=1e-4)
         torch.testing.assert_close(mpo.load(mpo.save(model, tmp_path))(tokens).logits, model(tokens).logits)
 
 
 def test_frozen_layers_stay_frozen():
     model = Plain(("both", "both"), torch.Generator().manual_seed(0)).requires_grad_(False)
-    assert fold_orders(model) == 1
+    assert absorb_orders(model) == 1
     assert not any(each.requires_grad for each in model.parameters())
 
 
 def test_what_was_kept_of_the_old_order_is_forgotten():
     generator = torch.Generator().manual_seed(0)
     model, x = Plain(("interpolative", "columns"), generator), torch.randn(3, 4, dtype=torch.float64)
-    mpo.set_execution(model, memory="fast")
+    mpo.set_execution(model, cache=True)
     with torch.no_grad():
         expected = model(x)
-        assert fold_orders(model) == 1
+        assert absorb_orders(model) == 1
         torch.testing.assert_close(model(x), expected)
-    assert model.c_fc.memory == model.c_proj.memory == "fast"
+    assert model.c_fc.cache
+    assert model.c_proj.cache
 
 
 def test_what_learns_stays_apart():
     model = Plain(("rows", "dense"), torch.Generator().manual_seed(0))
     model.c_fc.bias.requires_grad_(False)
-    assert fold_orders(model) == 1
+    assert absorb_orders(model) == 1
     assert {name for name, each in model.c_fc.named_parameters() if not each.requires_grad} == {"bias"}
 
 
@@ -156,5 +157,5 @@ def test_what_is_left_alone(how):
     else:
         model.c_proj = nn.Linear(9, 4)
     before = copy.deepcopy(whole.state_dict())
-    assert fold_orders(whole) == 0
+    assert absorb_orders(whole) == 0
     assert all(torch.equal(value, before[name]) for name, value in whole.state_dict().items())

@@ -1,0 +1,113 @@
+"""Layer entries: compressed layers as checked plain data, as they stand in the configuration of a checkpoint.
+
+Each layer defines its own entry beside itself. An entry says sizes and options, never numbers of the weight, so a layer
+can be built from it on the meta device before anything is allocated.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Self
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from mpochain.errors import ArgumentError
+from mpochain.spec import ChainSpec
+
+__all__ = [
+    "MOST_PARTS",
+    "MOST_SITES",
+    "MOST_TERMS",
+    "Dims",
+    "LayerEntry",
+    "MatrixEntry",
+    "Padding",
+    "Size",
+    "SpecEntry",
+]
+
+Size = Annotated[int, Field(ge=1, le=1 << 31, strict=True)]
+# More sites, terms and parts than any layer in use has, few enough to plan at once.
+MOST_SITES, MOST_TERMS, MOST_PARTS = 16, 16, 4
+Dims = Annotated[list[Size], Field(max_length=MOST_SITES)]
+Padding = Annotated[int, Field(ge=0, strict=True)] | None
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class LayerEntry(_Strict):
+    """Base class of the entries of compressed layers.
+
+    A subclass adds ``kind``, a ``Literal`` of the layer's own :attr:`~mpochain.nn.CompressedLayer.kind`, and its sizes.
+    """
+
+    kind: str
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """``(out_features, in_features)`` of the weight."""
+        raise NotImplementedError
+
+    @classmethod
+    def read(cls, data: Any, name: str) -> Self:
+        """The entry in data from a file that nobody has checked.
+
+        Args:
+            data: JSON-ready data.
+            name: of the layer, for errors.
+
+        Raises:
+            ArgumentError: data that is no entry of this layer, naming the field.
+        """
+        try:
+            return cls.model_validate(data)
+        except ValidationError as error:
+            first = error.errors()[0]
+            field = ".".join([name, *map(str, first["loc"])])
+            raise ArgumentError(f"{field}: {first['msg']}") from error
+
+
+class MatrixEntry(LayerEntry):
+    """Entry of a layer whose sizes are those of its matrix."""
+
+    out_features: Size
+    in_features: Size
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """``(out_features, in_features)`` of the weight."""
+        return self.out_features, self.in_features
+
+
+class SpecEntry(_Strict):
+    """A :class:`~mpochain.ChainSpec` within an entry."""
+
+    out_dims: Dims
+    in_dims: Dims
+    bonds: Dims
+    out_features: Size
+    in_features: Size
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """``(out_features, in_features)`` of the chain's matrix."""
+        return self.out_features, self.in_features
+
+    def spec(self) -> ChainSpec:
+        """The spec.
+
+        Raises:
+            SpecError: dims and bonds that describe no chain.
+        """
+        return ChainSpec.from_dict(self.model_dump())
+
+    @classmethod
+    def of(cls, spec: ChainSpec) -> Self:
+        """The entry of a spec.
+
+        Example:
+            >>> SpecEntry.of(ChainSpec((2, 3), (2, 2), 2)).shape
+            (6, 4)
+        """
+        return cls.model_validate(spec.as_dict())

@@ -1,0 +1,146 @@
+"""Orders of a layer's outputs and inputs that a neighbouring layer absorbs.
+
+An order ``p`` of features means that the new feature ``j`` is the old feature ``p[j]``. A layer without an order of its
+own absorbs any, since its rows or columns are stored in it. A chain must look features up, unless it is permuted
+already and the two permutations cancel.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils.parametrize import is_parametrized
+
+from mpochain.errors import DTypeError
+from mpochain.nn.dense import dense_parameters
+from mpochain.nn.interpolative import InterpolativeLinear
+from mpochain.nn.linear import MPOLinear
+from mpochain.nn.permuted import PermutedLinear
+
+__all__ = [
+    "can_reorder",
+    "features_of",
+    "has_order",
+    "input_lookups",
+    "output_lookups",
+    "own_input_order",
+    "own_output_order",
+    "with_inputs",
+    "with_outputs",
+]
+
+
+def can_reorder(layer: nn.Module) -> bool:
+    """Whether everything that a layer does is known, so that its rows or columns may be moved."""
+    if is_parametrized(layer):
+        return False
+    if isinstance(layer, InterpolativeLinear | MPOLinear | PermutedLinear):
+        return True
+    try:
+        dense_parameters(layer)
+    except DTypeError:
+        return False
+    return "weight" in layer._parameters  # not computed from others by an older kind of parametrisation
+
+
+def has_order(layer: nn.Module) -> bool:
+    """Whether a layer looks features up at each call."""
+    return isinstance(layer, PermutedLinear)
+
+
+def features_of(layer: Any) -> tuple[int, int]:
+    """``(out_features, in_features)`` of a dense or compressed layer."""
+    if hasattr(layer, "out_features"):
+        return int(layer.out_features), int(layer.in_features)
+    out, in_ = dense_parameters(layer)[0].shape
+    return int(out), int(in_)
+
+
+def own_output_order(layer: nn.Module) -> Tensor | None:
+    """The order of its outputs in which a layer needs no look-up; None if it has no order of them."""
+    if isinstance(layer, PermutedLinear) and layer.place is not None:
+        return torch.argsort(layer.place.cpu())
+    return None
+
+
+def own_input_order(layer: nn.Module) -> Tensor | None:
+    """The order of its inputs in which a layer needs no look-up; None if it has no order of them."""
+    if isinstance(layer, PermutedLinear) and layer.columns is not None:
+        return layer.columns.cpu().long()
+    return None
+
+
+def output_lookups(layer: nn.Module, order: Tensor) -> int:
+    """Look-ups per call of a layer whose outputs are in an order."""
+    if isinstance(layer, PermutedLinear):
+        place = torch.arange(len(order)) if layer.place is None else layer.place.cpu().long()
+        return int(not _is_identity(place[order]))
+    return int(isinstance(layer, MPOLinear) and not _is_identity(order))
+
+
+def input_lookups(layer: nn.Module, order: Tensor) -> int:
+    """Look-ups per call of a layer whose inputs are in an order."""
+    if isinstance(layer, PermutedLinear):
+        columns = torch.arange(len(order)) if layer.columns is None else layer.columns.cpu().long()
+        return int(not _is_identity(torch.argsort(order)[columns]))
+    return int(isinstance(layer, MPOLinear) and not _is_identity(order))
+
+
+def with_outputs(layer: Any, order: Tensor) -> nn.Module:
+    """The layer with its outputs in an order; a layer without chains is changed in place."""
+    if isinstance(layer, PermutedLinear | MPOLinear):
+        inner, place, columns = _parts(layer)
+        bias = None if layer.bias is None else layer.bias[order]
+        place = order if place is None else place[order]
+        return _permuted(layer, inner, place, columns, bias)
+    if isinstance(layer, InterpolativeLinear):
+        layer.place.copy_(layer.place[order])
+        layer.set_execution(cache=layer.cache)  # drops what was computed for the old order
+    else:
+        weight, _ = dense_parameters(layer)
+        weight.copy_(weight[order].clone())
+    if layer.bias is not None:
+        layer.bias.copy_(layer.bias[order].clone())
+    return layer
+
+
+def with_inputs(layer: Any, order: Tensor) -> nn.Module:
+    """The layer for inputs in an order; a layer without chains is changed in place."""
+    if isinstance(layer, PermutedLinear | MPOLinear):
+        inner, place, columns = _parts(layer)
+        inverse = torch.argsort(order)
+        return _permuted(layer, inner, place, inverse if columns is None else inverse[columns], layer.bias)
+    weight = layer.rows if isinstance(layer, InterpolativeLinear) else dense_parameters(layer)[0]
+    weight.copy_(weight[:, order].clone())
+    return layer
+
+
+def _parts(layer: PermutedLinear | MPOLinear) -> tuple[MPOLinear, Tensor | None, Tensor | None]:
+    if isinstance(layer, MPOLinear):
+        return layer, None, None
+    place, columns = (None if buffer is None else buffer.cpu().long() for buffer in (layer.place, layer.columns))
+    return layer.inner, place, columns
+
+
+def _permuted(
+    old: PermutedLinear | MPOLinear, inner: MPOLinear, place: Tensor | None, columns: Tensor | None, bias: Tensor | None
+) -> nn.Module:
+    """A layer of the same cores; a plain one if no order is left."""
+    place, columns = (None if order is None or _is_identity(order) else order for order in (place, columns))
+    layer: MPOLinear | PermutedLinear
+    if place is None and columns is None:
+        layer = MPOLinear.from_chains(inner.chains, bias)
+    else:
+        rows = None if place is None else torch.argsort(place)
+        plain = MPOLinear.from_chains(inner.chains)
+        layer = PermutedLinear(plain, rows=rows, columns=columns, bias=bias).to(old.device)
+    trainable = {name.rpartition(".")[2]: parameter.requires_grad for name, parameter in old.named_parameters()}
+    for name, parameter in layer.named_parameters():
+        parameter.requires_grad_(trainable[name.rpartition(".")[2]])
+    return layer.set_execution(cache=old.cache).train(old.training)
+
+
+def _is_identity(order: Tensor) -> bool:
+    return bool((order == torch.arange(len(order))).all())

@@ -1,0 +1,119 @@
+"""Absorption of permutations by neighbouring layers of an MLP, so that no features are looked up for them.
+
+The hidden features of an MLP have no order of their own: what lies between its layers works on each of them alone, so
+any order that all its layers share leaves the function as it is. The order that needs the fewest look-ups is chosen.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from mpochain.architectures import mlps
+from mpochain.nn.reordering import (
+    can_reorder,
+    features_of,
+    has_order,
+    input_lookups,
+    output_lookups,
+    own_input_order,
+    own_output_order,
+    with_inputs,
+    with_outputs,
+)
+from mpochain.surgery.replacement import replace_layers
+
+__all__ = ["absorb_orders"]
+
+
+@torch.no_grad()
+def absorb_orders(model: nn.Module) -> int:
+    """Let the layers of each MLP share one order of its hidden features; the function of the model stays the same.
+
+    Known are MLPs of transformers, see :func:`mpochain.architectures.mlps`: modules with ``gate_proj``, ``up_proj`` and
+    ``down_proj``, for example, or ``c_fc`` and ``c_proj``, with nothing beside them that holds parameters, and
+    functions of each feature alone between them. Other modules, and layers that several modules share, are left as they
+    are.
+
+    Args:
+        model: changed in place; layers that need no order any more become plain :class:`mpochain.MPOLinear`. Some
+            parameters are new ones, so make an optimiser afterwards; and what lies between the layers of an MLP is in
+            another order then than in the dense model.
+
+    Returns:
+        How many look-ups, of rows or columns of a layer, are saved at each call.
+
+    Example:
+        >>> from mpochain.nn import MPOLinear, PermutedLinear
+        >>> class MLP(nn.Module):
+        ...     def __init__(self):
+        ...         super().__init__()
+        ...         up = MPOLinear(4, 6, max_bond=2, bias=False)
+        ...         self.fc1 = PermutedLinear(up, rows=torch.tensor([5, 4, 3, 2, 1, 0]))
+        ...         self.fc2 = nn.Linear(6, 4)
+        ...
+        ...     def forward(self, x):
+        ...         return self.fc2(torch.relu(self.fc1(x)))
+        >>> model, x = MLP(), torch.randn(2, 4)
+        >>> before = model(x)
+        >>> absorb_orders(model), torch.allclose(model(x), before, atol=1e-6), type(model.fc1).__name__
+        (1, True, 'MPOLinear')
+    """
+    saved = 0
+    shared = _shared(model)
+    known = [mlp for mlp in mlps(model) if not mlp.gated]
+    for parent in list(model.modules()):
+        children = dict(parent.named_children())
+        for writers, reader in ((mlp.writers, mlp.reader) for mlp in known):
+            if not {reader, *writers} <= set(children):
+                continue
+            layers = [children[name] for name in (*writers, reader)]
+            # Nothing else that could tell features apart.
+            held = {key for key in parent.state_dict() if key.split(".")[0] not in (*writers, reader)}
+            if not held and shared.isdisjoint(layers):
+                saved += _absorb(layers[:-1], layers[-1], parent)
+    return saved
+
+
+def _shared(model: nn.Module) -> set[nn.Module]:
+    """Modules that are in several places, or that share a parameter with another one."""
+    places: dict[nn.Module, int] = {}
+    holders: dict[int, int] = {}
+    for module in model.modules():
+        for child in module._modules.values():
+            if child is not None:
+                places[child] = places.get(child, 0) + 1
+        for parameter in module.parameters(recurse=False):
+            holders[id(parameter)] = holders.get(id(parameter), 0) + 1
+    tied = {
+        module for module in model.modules() if any(holders[id(parameter)] > 1 for parameter in module.parameters())
+    }
+    return {module for module, count in places.items() if count > 1} | tied
+
+
+def _absorb(writers: Sequence[nn.Module], reader: nn.Module, parent: nn.Module) -> int:
+    """Put one MLP into the order that needs the fewest look-ups; how many are saved."""
+    layers = [*writers, reader]
+    if not any(map(has_order, layers)) or not all(map(can_reorder, layers)):
+        return 0
+    hidden = features_of(reader)[1]
+    if {features_of(writer)[0] for writer in writers} != {hidden}:
+        return 0
+    candidates = [torch.arange(hidden)]
+    orders = [*map(own_output_order, writers), own_input_order(reader)]
+    candidates += [order for order in orders if order is not None]
+
+    def lookups(order: Tensor) -> int:
+        return sum(output_lookups(writer, order) for writer in writers) + input_lookups(reader, order)
+
+    counts = [lookups(order) for order in candidates]
+    best = min(range(len(candidates)), key=counts.__getitem__)
+    if counts[best] == counts[0]:
+        return 0
+    order = candidates[best]
+    reordered: dict[nn.Module, nn.Module] = {writer: with_outputs(writer, order) for writer in writers}
+    reordered[reader] = with_inputs(reader, order)
+    replace_layers(parent, reordered)
+    return counts[0] - counts[best]

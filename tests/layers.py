@@ -1,0 +1,66 @@
+"""One small layer of every kind, and more where a kind has several forms: from these every contract test draws."""
+
+from __future__ import annotations
+
+import torch
+
+from mpochain import (
+    ChainSpec,
+    EntangledEmbedding,
+    InterpolativeLinear,
+    MPOEmbedding,
+    MPOLinear,
+    PermutedLinear,
+    SumLinear,
+    TokenTrainEmbedding,
+    shapes,
+)
+from mpochain.nn import RowLinear
+
+UNITS = torch.tensor([[0, 1], [0, 2], [3, 1], [2, 2], [1, 3], [3, 3], [0, 0], [1, 1], [2, 0]])
+
+
+def _permuted(**orders):
+    return PermutedLinear(MPOLinear(12, 8, max_bond=2, bias=False), **orders)
+
+
+_LAYERS = {
+    "chain": lambda: MPOLinear(12, 8, max_bond=3),
+    "chain, three sites": lambda: MPOLinear(12, 8, out_dims=(2, 2, 2), in_dims=(2, 3, 2), max_bond=2, bias=False),
+    "chain, padded": lambda: MPOLinear(7, 11, spec=ChainSpec((3, 4), (2, 4), 2, out_features=11, in_features=7)),
+    "chains": lambda: MPOLinear(12, 8, terms=[ChainSpec((2, 4), (3, 4), 2), shapes.low_rank(8, 12, 1)]),
+    "interpolative": lambda: InterpolativeLinear(12, 8, 3),
+    "interpolative, full rank": lambda: InterpolativeLinear(5, 8, 5, bias=False),
+    "sum": lambda: SumLinear([InterpolativeLinear(12, 8, 2, bias=False), MPOLinear(12, 8, max_bond=2)]),
+    "sum without bias": lambda: SumLinear([MPOLinear(12, 8, max_bond=1, bias=False) for _ in range(2)]),
+    "permuted": lambda: _permuted(rows=torch.randperm(8), columns=torch.randperm(12), bias=torch.randn(8)),
+    "permuted rows": lambda: _permuted(rows=torch.randperm(8)),
+    "permuted columns": lambda: _permuted(columns=torch.randperm(12), bias=torch.randn(8)),
+    "embedding": lambda: MPOEmbedding(9, 8, max_bond=2),
+    "embedding, permuted": lambda: MPOEmbedding.of(_permuted(rows=torch.randperm(8), columns=torch.randperm(12))),
+    "entangled digits": lambda: EntangledEmbedding(9, 8, order=3, ranks=2),
+    "entangled own": lambda: EntangledEmbedding(9, 8, order=2, units="own", ranks=2),
+    "entangled index": lambda: EntangledEmbedding(9, 8, units=UNITS, ranks=2, coefficients=True, norm=True),
+    "trains of rows": lambda: TokenTrainEmbedding(9, 8, max_bond=2),
+    "rows of units": lambda: RowLinear(EntangledEmbedding(9, 8, units=UNITS, ranks=2)),
+    "rows of trains": lambda: RowLinear(TokenTrainEmbedding(9, 8, max_bond=2)),
+}
+NAMES = tuple(_LAYERS)
+
+
+def layer_named(name, dtype=torch.float64):
+    """The layer of a name, every parameter random."""
+    torch.manual_seed(0)
+    layer = _LAYERS[name]().to(dtype)
+    with torch.no_grad():
+        for parameter in layer.parameters():
+            parameter.normal_(0.0, 0.6)
+    return layer
+
+
+def inputs_of(layer, lead, dtype=torch.float64):
+    """Inputs of a shape ``lead``: rows of a linear layer, tokens of an embedding."""
+    generator = torch.Generator().manual_seed(1)
+    if hasattr(layer, "num_embeddings"):
+        return torch.randint(layer.num_embeddings, lead, generator=generator)
+    return torch.randn(*lead, layer.in_features, generator=generator, dtype=torch.float64).to(dtype)
