@@ -123,12 +123,12 @@ def family(model_type):
 
 def attention_modules(model):
     """The modules that hold all projections which the table names, and those projections."""
-    layout = family_of(model).attention
-    names = [layout.fused] if layout.fused else [layout.query, layout.key, layout.value]
+    attention = family_of(model).attention
+    names = [attention.fused] if attention.fused else [attention.query, attention.key, attention.value]
     for module in model.modules():
         children = dict(module.named_children())
-        if {*names, layout.output} <= set(children):
-            yield module, [children[name] for name in names], children[layout.output]
+        if {*names, attention.output} <= set(children):
+            yield module, [children[name] for name in names], children[attention.output]
 
 
 def weight_of(layer):
@@ -206,9 +206,9 @@ class TestAttention:
         model = tiny(name)
         heads = head_counts(model)
         assert heads.query == 4
-        found = list(attention_modules(model))
-        assert len(found) == 2
-        for _, projections, output in found:
+        modules = list(attention_modules(model))
+        assert len(modules) == 2
+        for _, projections, output in modules:
             width = sizes(output)[1] // heads.query
             parts = [heads.query * width, heads.key_value * width, heads.key_value * width]
             assert [sizes(layer)[0] for layer in projections] == (parts if len(projections) == 3 else [sum(parts)])
@@ -216,16 +216,16 @@ class TestAttention:
     def test_values_of_a_head_go_to_its_place_in_the_output(self, name):
         """Without the values of one head nothing reaches its inputs of the layer after attention, and only those."""
         model = tiny(name)
-        layout, heads = family_of(model).attention, head_counts(model)
-        if layout.fused and layout.order is None:
+        attention, heads = family_of(model).attention, head_counts(model)
+        if attention.fused and attention.layout is None:
             assert name == "codegen"
             return
         _, projections, output = next(attention_modules(model))
         width, group = sizes(output)[1] // heads.query, heads.query // heads.key_value
         head = heads.key_value - 1
-        if not layout.fused:
+        if not attention.fused:
             first = head * width
-        elif layout.order == "parts":
+        elif attention.layout == "parts":
             first = (heads.query + heads.key_value + head) * width
         else:
             first = (head * (group + 2) + group + 1) * width

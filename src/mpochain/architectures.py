@@ -82,8 +82,8 @@ class Attention:
         value: layer of the values, in the shape of the keys.
         output: layer after attention, ``heads * head_dim`` inputs, head by head.
         fused: name of the one layer that computes queries, keys and values, in place of the three.
-        order: of the outputs of that layer. ``"parts"``: all queries, all keys, all values. ``"groups"``: for each
-            head of the keys its queries, its key and its value. None: neither.
+        layout: how the outputs of that layer are arranged. ``"parts"``: all queries, then all keys, then all values.
+            ``"groups"``: for each head of the keys its queries, its key, its value. None: in another way.
     """
 
     query: str | None = None
@@ -91,10 +91,10 @@ class Attention:
     value: str | None = None
     output: str = "o_proj"
     fused: str | None = None
-    order: Literal["parts", "groups"] | None = None
+    layout: Literal["parts", "groups"] | None = None
 
 
-# In the order in which they are asked of a configuration without a row.
+# A configuration without a row is searched for these, the first one first.
 _CONTEXT_LENGTHS = (
     "max_position_embeddings",
     "n_positions",
@@ -167,8 +167,8 @@ _H_TO_4H = MLP(("dense_h_to_4h",), "dense_4h_to_h")
 _O_PROJ = Attention("q_proj", "k_proj", "v_proj", "o_proj")
 _OUT_PROJ = Attention("q_proj", "k_proj", "v_proj", "out_proj")
 _DENSE = Attention("q_proj", "k_proj", "v_proj", "dense")
-_C_ATTN = Attention(output="c_proj", fused="c_attn", order="parts")
-_QUERY_KEY_VALUE = Attention(output="dense", fused="query_key_value", order="groups")
+_C_ATTN = Attention(output="c_proj", fused="c_attn", layout="parts")
+_QUERY_KEY_VALUE = Attention(output="dense", fused="query_key_value", layout="groups")
 
 FAMILIES: tuple[Family, ...] = (
     Family(
@@ -181,14 +181,14 @@ FAMILIES: tuple[Family, ...] = (
         _O_PROJ,
     ),
     Family(("arcee", "apertus", "nemotron"), (_UNGATED,), _O_PROJ),
-    Family(("phi3",), (_GATED_FUSED,), Attention(output="o_proj", fused="qkv_proj", order="parts")),
+    Family(("phi3",), (_GATED_FUSED,), Attention(output="o_proj", fused="qkv_proj", layout="parts")),
     Family(("glm", "glm4"), (_GATED_FUSED,), _O_PROJ),
     Family(("starcoder2",), (_C_FC,), _O_PROJ),
     Family(("phi",), (_FC,), _DENSE),
     Family(("opt", "xglm", "biogpt"), (_FC,), _OUT_PROJ),
     Family(("gpt2", "imagegpt"), (_C_FC,), _C_ATTN),
     Family(("openai-gpt",), (_C_FC,), _C_ATTN, blocks=("Block",)),
-    Family(("gpt_bigcode",), (_C_FC,), Attention(output="c_proj", fused="c_attn", order="groups")),
+    Family(("gpt_bigcode",), (_C_FC,), Attention(output="c_proj", fused="c_attn", layout="groups")),
     Family(("gpt_neo",), (_C_FC,), _OUT_PROJ),
     Family(("gptj",), (_FC_IN,), _OUT_PROJ),
     # Queries, values and keys in four interleaved parts.
@@ -198,7 +198,7 @@ FAMILIES: tuple[Family, ...] = (
     # ALiBi knows distances alone.
     Family(("bloom",), (_H_TO_4H,), _QUERY_KEY_VALUE, context_length=()),
     Family(("falcon",), (_H_TO_4H,), _QUERY_KEY_VALUE, kv_heads=_falcon_kv_heads),
-    Family(("mpt",), (_UNGATED,), Attention(output="out_proj", fused="Wqkv", order="parts")),
+    Family(("mpt",), (_UNGATED,), Attention(output="out_proj", fused="Wqkv", layout="parts")),
     # States of a fixed size in place of keys and values, and no positions.
     Family(("mamba", "falcon_mamba"), context_length=(), past="cache_params"),
     Family(("mamba2",), context_length=(), past="cache_params"),

@@ -11,6 +11,7 @@ import sys
 import typer
 
 from mpochain.errors import MPOError
+from mpochain.system.interrupts import interrupts_between_steps
 from studies.picogpt.commands.demo import demo
 from studies.picogpt.commands.study import study
 from studies.picogpt.commands.train import train
@@ -43,7 +44,8 @@ def main() -> None:
     """Run the command line."""
     _log_to_stderr()
     try:
-        app(prog_name="python -m studies.picogpt")
+        with interrupts_between_steps():
+            app(prog_name="python -m studies.picogpt")
     except MPOError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(1)

@@ -1,4 +1,4 @@
-"""Language models: text to windows, perplexity, reading and writing."""
+"""Language models: windows of a text, perplexity, speed, loading and saving."""
 
 from __future__ import annotations
 
@@ -46,11 +46,11 @@ def test_windows_lie_within_the_text_and_apart(total, window, count, stride):
         with pytest.raises(MPOError, match="tokens has"):
             starts(total, window, count)
         return
-    found = starts(total, window, count)
-    assert len(found) == count
-    assert found[0] == 0
-    assert found[-1] + window <= total
-    assert all(later - earlier >= window for earlier, later in itertools.pairwise(found))
+    positions = starts(total, window, count)
+    assert len(positions) == count
+    assert positions[0] == 0
+    assert positions[-1] + window <= total
+    assert all(later - earlier >= window for earlier, later in itertools.pairwise(positions))
     overlapping = starts(total, window, None, stride)
     assert overlapping == list(range(0, total - window + 1, stride))
 
@@ -61,11 +61,11 @@ def test_tokens_are_those_of_the_whole_file(folder, text):
     assert tokens.dtype == torch.long
     assert len(tokens) > 500  # longer than the model reads at once, without a warning
     assert tokenizer.decode(tokens[:4]).split() == prose(100, seed=1).replace(".", " .").split()[:4]
-    assert [each.shape for each in windows(tokens, 16, 3)] == [(1, 16)] * 3
+    assert [piece.shape for piece in windows(tokens, 16, 3)] == [(1, 16)] * 3
 
 
 @pytest.mark.parametrize("content", [None, b"", b"\xff\xfe\xff"])
-def test_a_text_that_is_none(folder, tmp_path, content):
+def test_a_file_without_text(folder, tmp_path, content):
     file = tmp_path / "text.txt"
     if content is not None:
         file.write_bytes(content)
@@ -74,7 +74,7 @@ def test_a_text_that_is_none(folder, tmp_path, content):
 
 
 class Bigram(nn.Module):
-    """Predicts by the last token alone, and counts how often it was called."""
+    """Predicts from the last token only, and counts its calls."""
 
     def __init__(self, size):
         super().__init__()
@@ -86,7 +86,7 @@ class Bigram(nn.Module):
         return self.table[tokens]
 
 
-def test_perplexity_is_that_of_its_definition():
+def test_perplexity_follows_its_definition():
     tokens = torch.randint(7, (50,), generator=torch.Generator().manual_seed(1))
     model = Bigram(7)
     logs = model.table.detach().log_softmax(-1)
@@ -95,10 +95,10 @@ def test_perplexity_is_that_of_its_definition():
         return -sum(float(logs[tokens[k - 1], tokens[k]]) for k in pairs) / len(pairs)
 
     # Five windows of ten: the first token of each does not count.
-    found = perplexity(model, tokens, window=10)
-    assert (found.tokens, found.windows, found.stride, model.calls) == (45, 5, 10, 5)
-    assert found.loss == pytest.approx(mean([k for k in range(50) if k % 10]), rel=1e-6)
-    assert found.perplexity == pytest.approx(math.exp(found.loss))
+    apart = perplexity(model, tokens, window=10)
+    assert (apart.tokens, apart.windows, apart.stride, model.calls) == (45, 5, 10, 5)
+    assert apart.loss == pytest.approx(mean([k for k in range(50) if k % 10]), rel=1e-6)
+    assert apart.perplexity == pytest.approx(math.exp(apart.loss))
     # With overlap every token but the first counts once.
     overlapping = perplexity(model, tokens, window=10, stride=4)
     assert overlapping.tokens == 49
@@ -107,12 +107,12 @@ def test_perplexity_is_that_of_its_definition():
     assert spread.loss == pytest.approx(mean([*range(1, 10), *range(21, 30)]), rel=1e-6)
 
 
-def test_perplexity_leaves_the_model_as_it_was_and_counts():
+def test_perplexity_restores_the_mode_and_reports_progress():
     model = Bigram(5).train()
-    told = []
-    perplexity(model, torch.arange(5).repeat(4), window=5, progress=lambda *each: told.append(each))
+    calls = []
+    perplexity(model, torch.arange(5).repeat(4), window=5, progress=lambda *counts: calls.append(counts))
     assert model.training
-    assert told == [(1, 4), (2, 4), (3, 4), (4, 4)]
+    assert calls == [(1, 4), (2, 4), (3, 4), (4, 4)]
 
 
 def test_perplexity_refuses(folder):
@@ -148,11 +148,11 @@ def test_compressed_and_dense_folders(folder, tmp_path, text):
     with pytest.raises(MPOError, match="holds a model, which would be overwritten"):
         save_dense(again, small)
     plain = load_language_model(save_dense(again, tmp_path / "dense"))
-    assert not any(isinstance(each, mpo.InterpolativeLinear) for each in plain.model.modules())
+    assert not any(isinstance(layer, mpo.InterpolativeLinear) for layer in plain.model.modules())
     torch.testing.assert_close(plain.model(x).logits, expected, rtol=1e-4, atol=1e-4)
 
 
-def test_a_model_that_is_none(tmp_path):
+def test_a_model_that_is_missing(tmp_path):
     with pytest.raises(MPOError, match="cannot read a language model"):
         load_language_model(tmp_path)
     with pytest.raises(MPOError, match="cannot read a language model"):
@@ -161,11 +161,11 @@ def test_a_model_that_is_none(tmp_path):
         load_language_model(tmp_path, dtype="float8")
 
 
-def test_speed_is_that_of_each(folder):
+def test_every_model_is_timed(folder):
     models = {name: load_language_model(folder).model for name in ("one", "other")}
     prompt = torch.zeros(1, 20, dtype=torch.long)
-    found = compare_speed(models, prompt, rounds=2, written=2)
-    assert set(found) == {"one", "other"}
-    assert all(each.prefill > 0 and each.decode > 0 and each.prompt == 20 for each in found.values())
+    speeds = compare_speed(models, prompt, rounds=2, written=2)
+    assert set(speeds) == {"one", "other"}
+    assert all(speed.prefill > 0 and speed.decode > 0 and speed.prompt == 20 for speed in speeds.values())
     with pytest.raises(MPOError, match="at least one round"):
         compare_speed(models, prompt, rounds=0)

@@ -15,6 +15,7 @@ import torch
 from texts import prose
 
 from mpochain import MPOError
+from mpochain.system.interrupts import interrupts_between_steps
 from mpochain.train import TrainConfig
 from studies import picogpt
 from studies.picogpt import study
@@ -338,7 +339,7 @@ def test_an_interrupted_run_goes_on_to_the_bit(tmp_path, monkeypatch):
         return original(self, *arguments)
 
     monkeypatch.setattr(torch.optim.AdamW, "step", third_is_interrupted)
-    with pytest.raises(KeyboardInterrupt):
+    with pytest.raises(KeyboardInterrupt), interrupts_between_steps():
         study.run_preset("quick", corpus, tmp_path / "cut", only=["dense"])
     (state,) = (tmp_path / "cut" / "quick").glob("*.state")
     steps.clear()

@@ -1,4 +1,4 @@
-"""The losses against plain torch, values and gradients."""
+"""Distillation losses against plain torch: values and gradients."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ def draw(rows, vocabulary, dtype=torch.float64, seed=0):
 
 
 def plain(z, t, labels, weight, temperature):
-    """What the chunked loss is, as torch has it."""
-    kept = labels != -100
-    z, t, labels = z[kept], t[kept], labels[kept]
+    """The chunked loss, in the functions of torch."""
+    labelled = labels != -100
+    z, t, labels = z[labelled], t[labelled], labels[labelled]
     divergence = F.kl_div(
         F.log_softmax(z / temperature, -1), F.log_softmax(t / temperature, -1), log_target=True, reduction="batchmean"
     )
@@ -69,11 +69,11 @@ def test_narrow_logits_are_computed_in_float32(dtype):
     loss.backward()
     assert loss.dtype == torch.float32
     assert z.grad.dtype == dtype
-    wide = z.detach().float().requires_grad_()
-    expected = plain(wide, t.float(), labels, 0.5, 2.0)
+    z32 = z.detach().float().requires_grad_()
+    expected = plain(z32, t.float(), labels, 0.5, 2.0)
     expected.backward()
     torch.testing.assert_close(loss, expected)
-    torch.testing.assert_close(z.grad.float(), wide.grad, rtol=0.01, atol=1e-6)
+    torch.testing.assert_close(z.grad.float(), z32.grad, rtol=0.01, atol=1e-6)
 
 
 def test_windows_are_flattened_and_ignored_positions_may_hold_anything():
@@ -100,22 +100,22 @@ def test_equal_logits_do_not_diverge(temperature, shift):
 def test_a_high_temperature_compares_the_logits_themselves():
     # Hinton et al., section 2.1: T^2 KL tends to |z - t|^2 / 2V for logits of mean zero.
     z, t, labels = draw(5, 7)
-    z0, t0 = (each - each.mean(-1, keepdim=True) for each in (z, t))
+    z0, t0 = (logits - logits.mean(-1, keepdim=True) for logits in (z, t))
     loss = distillation_loss(z, labels, t, temperature=1e4)
     torch.testing.assert_close(loss, (z0 - t0).square().sum(-1).mean() / 14, rtol=1e-3, atol=0)
 
 
 def test_a_low_temperature_compares_the_largest():
     z, t, labels = draw(5, 7)
-    # T KL tends to what the model's largest logit exceeds its logit of the teacher's choice by.
+    # T KL tends to the model's largest logit less its logit of the token that the teacher finds most likely.
     gap = z.max(-1).values - z.gather(1, t.argmax(-1)[:, None]).squeeze(1)
     loss = distillation_loss(z, labels, t, temperature=1e-3)
     torch.testing.assert_close(loss / 1e-3, gap.mean(), rtol=1e-3, atol=1e-3)
 
 
-def test_only_one_array_of_the_size_of_the_logits_is_made():
+def test_only_one_array_of_the_size_of_the_logits_is_allocated():
     z, t, labels = draw(256, 4096, torch.float32)
-    distillation_loss(z, labels, t, weight=0.5)  # what torch sets up once
+    distillation_loss(z, labels, t, weight=0.5)  # torch allocates some memory in the first call only
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(distillation, "_CHUNK", 1 << 14)
         peak = peak_bytes(lambda: distillation_loss(z, labels, t, weight=0.5, temperature=2.0))
@@ -124,7 +124,7 @@ def test_only_one_array_of_the_size_of_the_logits_is_made():
         assert peak_bytes(lambda: distillation_loss(z, labels, weight=0.0)) < 3 * z.numel() * 4
 
 
-def test_what_does_not_fit_is_refused():
+def test_bad_arguments_are_refused():
     z, t, labels = draw(4, 5)
     for change, message in [
         ({"weight": 1.5}, r"weight must be in \[0, 1\], got 1.5"),
@@ -177,6 +177,6 @@ def test_outputs_are_captured_by_name():
     assert outputs["0"].tolist() == [1, 1]
     assert outputs["1.0"].tolist() == [2, 2]
     assert not model[0]._forward_hooks
-    with pytest.raises(MPOError, match="Sequential has no module '1.1'; most like it: 1.0"), captured(model, ["1.1"]):
+    with pytest.raises(MPOError, match="Sequential has no module '1.1'; similar names: 1.0"), captured(model, ["1.1"]):
         pass
     assert not model[0]._forward_hooks

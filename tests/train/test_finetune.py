@@ -1,4 +1,4 @@
-"""Healing small models: it helps, resumes to the bit, leaves alone what it should, refuses what it cannot."""
+"""Finetuning of small models: it learns, resumes to the bit, leaves frozen parameters alone, refuses bad arguments."""
 
 from __future__ import annotations
 
@@ -84,7 +84,7 @@ def test_a_compressed_model_comes_closer_to_its_teacher(dense, small, capsys):
     assert result.curve[-1].metrics["divergence"] < 0.7 * before
     assert result.tokens == 80 * 8 * (LENGTH - 1)
     assert modes == [False, False]
-    # All is as it was but the parameters of the model.
+    # Nothing has changed but the parameters of the model.
     assert not model.training
     assert model.config.use_cache
     assert dense.config.use_cache
@@ -169,7 +169,7 @@ class TestTheKindsOfBatches:
     @pytest.mark.parametrize(
         ("batches", "message"),
         [
-            ([], "there are no batches"),
+            ([], "batches is empty"),
             (torch.zeros(0, 5, dtype=torch.long), "have no next token"),
             (torch.zeros(9, 1, dtype=torch.long), r"of shape \(9, 1\) have no next token"),
             ([torch.zeros(5, dtype=torch.long), torch.zeros(4, dtype=torch.long)], "batch 1 has windows of 4 tokens"),
@@ -186,10 +186,10 @@ class TestTheKindsOfBatches:
             ([{"input_ids": windows()}, windows()], r"batch 1 has|batch 0 has"),
             (iter([windows()]), "put them into a list"),
             ("text", "got str"),
-            ([{"input_ids": "text"}], "batch 0: input_ids is no tensor but str"),
+            ([{"input_ids": "text"}], "batch 0: input_ids is str, which cannot be made a tensor"),
         ],
     )
-    def test_bad_ones_are_refused_before_the_first_step(self, small, batches, message):
+    def test_bad_batches_are_refused_before_the_first_step(self, small, batches, message):
         model = copy.deepcopy(small)
         with pytest.raises(MPOError, match=message):
             finetune(model, batches, config=CONFIG)
@@ -203,13 +203,13 @@ class TestWhatIsTrained:
         cores = {f"{name}.{core}" for name in layers for core in ("rows", "coefficients")}
         frozen = sorted(cores)[0]
         model.get_parameter(frozen).requires_grad_(False)
-        required = {name: each.requires_grad for name, each in model.named_parameters()}
+        required = {name: parameter.requires_grad for name, parameter in model.named_parameters()}
         finetune(model, windows(), config=CONFIG.model_copy(update={"trainable": "compressed"}))
         before = dict(small.named_parameters())
-        changed = {name for name, each in model.named_parameters() if not torch.equal(each, before[name])}
+        changed = {name for name, value in model.named_parameters() if not torch.equal(value, before[name])}
         assert len(cores) > 2
-        assert changed == cores - {frozen} | {name for name, each in before.items() if each.ndim == 1}
-        assert {name: each.requires_grad for name, each in model.named_parameters()} == required
+        assert changed == cores - {frozen} | {name for name, value in before.items() if value.ndim == 1}
+        assert {name: parameter.requires_grad for name, parameter in model.named_parameters()} == required
 
     def test_nothing_to_train(self, dense, small):
         with pytest.raises(MPOError, match="no parameter is left to train"):
@@ -227,14 +227,14 @@ class TestTheTeacher:
         with pytest.raises(MPOError, match=message):
             finetune(small, windows(), config=FinetuneConfig(**{**CONFIG.model_dump(), **changes}), teacher=dense)
 
-    def test_one_that_does_not_fit(self, dense, small):
+    def test_a_teacher_that_does_not_fit(self, dense, small):
         model = copy.deepcopy(small)
         self.refused(model, "the teacher's vocabulary of 29 is not the model's of 23", teacher(vocab_size=29))
         self.refused(model, "the teacher shares transformer.wte.weight with the model", model)
         self.refused(model, "distillation=0.5, hidden=0.0 and attention=0.0 need a teacher", None, distillation=0.5)
         self.refused(model, "it would not be used", dense, distillation=0.0)
         self.refused(
-            model, "has no module 'transformer.h.9'; most like", dense, hidden=1.0, hidden_layers=("transformer.h.9",)
+            model, "has no module 'transformer.h.9'; similar", dense, hidden=1.0, hidden_layers=("transformer.h.9",)
         )
         self.refused(
             model, "hidden states .* do not fit", teacher(n_embd=8), hidden=1.0, hidden_layers=("transformer.h.0",)
@@ -242,23 +242,23 @@ class TestTheTeacher:
         assert same(model, small)
 
     def test_its_own_mode_comes_back(self, dense, small):
-        theirs = copy.deepcopy(dense).train()
-        finetune(copy.deepcopy(small), windows(), config=CONFIG, teacher=theirs)
-        assert theirs.training
+        training = copy.deepcopy(dense).train()
+        finetune(copy.deepcopy(small), windows(), config=CONFIG, teacher=training)
+        assert training.training
 
 
 class TestMemory:
-    """Ways to take less of it, which change nothing else."""
+    """Options that save memory do not change the result."""
 
     def test_parts_add_up_to_the_batch(self, dense, small):
         tokens = windows()
         labels = tokens.clone()
         labels[::2, 3:] = -100  # parts of different numbers of labels
-        whole, split = copy.deepcopy(small), copy.deepcopy(small)
+        undivided, split = copy.deepcopy(small), copy.deepcopy(small)
         batches = {"input_ids": tokens, "labels": labels}
         hidden = {"hidden": 0.5, "hidden_layers": ("transformer.h.0",)}
         config = FinetuneConfig(**{**CONFIG.model_dump(), "steps": 3, **hidden})
-        expected = finetune(whole, batches, config=config, teacher=dense)
+        expected = finetune(undivided, batches, config=config, teacher=dense)
         got = finetune(split, batches, config=config.model_copy(update={"accumulate": 4}), teacher=dense)
         torch.testing.assert_close(got.losses, expected.losses, rtol=1e-4, atol=1e-6)
         assert got.tokens == expected.tokens
@@ -275,7 +275,7 @@ class TestMemory:
         model.transformer.h[0].ln_1.register_forward_hook(count)
         expected = finetune(plain, windows(), config=config)
         got = finetune(model, windows(), config=config.model_copy(update={"gradient_checkpointing": True}))
-        assert calls == 1 + 2 * 2, "one to try, two for each step"
+        assert calls == 1 + 2 * 2, "one to check the model, two in a step"
         torch.testing.assert_close(got.losses, expected.losses)
         for a, b in zip(model.parameters(), plain.parameters(), strict=True):
             torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-4)
@@ -283,19 +283,19 @@ class TestMemory:
         with pytest.raises(MPOError, match=r"Embedding has no gradient_checkpointing_enable\(\)"):
             finetune(nn.Embedding(V, V), windows(), config=CONFIG.model_copy(update={"gradient_checkpointing": True}))
 
-    def test_autocast_keeps_parameters_and_losses_wide(self, dense, small):
+    def test_autocast_keeps_parameters_and_losses_in_float32(self, dense, small):
         model = copy.deepcopy(small)
         seen = set()
         model.transformer.h[0].mlp.register_forward_hook(lambda module, inputs, output: seen.add(output.dtype))
         config = CONFIG.model_copy(update={"autocast": "bfloat16"})
         losses = finetune(model, windows(), config=config, teacher=dense).losses
         assert seen == {torch.bfloat16}
-        assert {each.dtype for each in model.parameters()} == {torch.float32}
+        assert {parameter.dtype for parameter in model.parameters()} == {torch.float32}
         expected = finetune(copy.deepcopy(small), windows(), config=CONFIG, teacher=dense).losses
         assert losses == pytest.approx(expected, rel=0.1)
 
 
-# A run in a process of its own, killed in the middle of a step; or one that goes on, beside another without a stop.
+# Run in a process of its own, once killed in the middle of a step, then resumed and compared with an uninterrupted run.
 _RUN = """
 import os, signal, sys
 from pathlib import Path
@@ -317,12 +317,12 @@ def run(checkpoint):
     config = mpo.FinetuneConfig(
         steps=6, batch_size=4, warmup_steps=2, checkpoint_every=1, distillation=0.5, accumulate=2
     )
-    torch.manual_seed(fatal)  # whatever was drawn before does not matter
+    torch.manual_seed(fatal)  # the state of this generator does not matter
     return model, mpo.finetune(model, tokens, config=config, teacher=dense, checkpoint=checkpoint)
 model, result = run(path)
-whole, expected = run(None)
+uninterrupted, expected = run(None)
 assert result.losses == expected.losses and len(result.losses) == 6
-assert all(torch.equal(a, b) for a, b in zip(model.parameters(), whole.parameters(), strict=True))
+assert all(torch.equal(a, b) for a, b in zip(model.parameters(), uninterrupted.parameters(), strict=True))
 """
 
 
@@ -359,7 +359,7 @@ def test_dropout_leaves_the_generator_of_torch_alone(small):
 def test_the_state_of_another_run_is_refused(dense, small, tmp_path):
     path = tmp_path / "state"
     finetune(copy.deepcopy(small), windows(), config=CONFIG, teacher=dense, checkpoint=str(path))
-    for change, tokens, theirs, message in [
+    for change, tokens, other_teacher, message in [
         ({"temperature": 2.0}, windows(), dense, "temperature=1.0, not 2.0"),
         ({"distillation": 0.5}, windows(), dense, "distillation=1.0, not 0.5"),
         ({}, windows(seed=3), dense, "a run with data="),
@@ -368,7 +368,7 @@ def test_the_state_of_another_run_is_refused(dense, small, tmp_path):
         config = CONFIG.model_copy(update=change)
         model = copy.deepcopy(small)
         with pytest.raises(MPOError, match=message):
-            finetune(model, tokens, config=config, teacher=theirs, checkpoint=path)
+            finetune(model, tokens, config=config, teacher=other_teacher, checkpoint=path)
         assert same(model, small)
 
 
@@ -390,12 +390,12 @@ def test_a_loss_that_is_not_finite_stops_before_the_step(small, tmp_path, where)
         finetune(model, windows(), config=CONFIG, checkpoint=path)
     hook.remove()
     assert read_record(path)["result"]["steps"] == 3
-    assert all(each.isfinite().all() for each in model.parameters())
-    assert all(each.grad is None for each in model.parameters())
-    resumed, whole = copy.deepcopy(small), copy.deepcopy(small)
+    assert all(parameter.isfinite().all() for parameter in model.parameters())
+    assert all(parameter.grad is None for parameter in model.parameters())
+    resumed, uninterrupted = copy.deepcopy(small), copy.deepcopy(small)
     finetune(resumed, windows(), config=CONFIG, checkpoint=path)
-    finetune(whole, windows(), config=CONFIG)
-    assert same(resumed, whole)
+    finetune(uninterrupted, windows(), config=CONFIG)
+    assert same(resumed, uninterrupted)
 
 
 @pytest.mark.parametrize(
@@ -417,7 +417,7 @@ def test_bad_configurations(bad, message):
         FinetuneConfig(**bad)
 
 
-def test_a_warm_up_that_nobody_asked_for_is_no_longer_than_the_run():
+def test_the_default_warm_up_is_no_longer_than_the_run():
     config = FinetuneConfig(steps=3)
     assert config.warmup_steps == 3
     assert FinetuneConfig(**config.model_dump(exclude_unset=True) | {"steps": 50}).warmup_steps == 5
@@ -427,8 +427,8 @@ def test_groups_of_parameters(small):
     model = copy.deepcopy(small)
     model.transformer.wpe.weight.requires_grad_(False)
     groups = parameter_groups(model, 0.5)
-    held = [each for group in groups for each in group["params"]]
-    assert len(held) == len({id(each) for each in held}) == len(list(model.parameters())) - 1
+    grouped = [parameter for group in groups for parameter in group["params"]]
+    assert len(grouped) == len({id(parameter) for parameter in grouped}) == len(list(model.parameters())) - 1
     assert all(group["lr"] == 0.5 * group["scale"] for group in groups)
     assert not any("weight_decay" in group for group in groups)
     decaying = parameter_groups(model, 0.5, weight_decay=0.1)
@@ -438,15 +438,15 @@ def test_groups_of_parameters(small):
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning", "ignore:'pin_memory'")
-def test_the_trainer_of_transformers_heals_too(dense, small, tmp_path):
-    """The example for users of the Trainer: a compressed model is a model, and its cores have rates of their own."""
+def test_the_trainer_of_transformers_finetunes_too(dense, small, tmp_path):
+    """An example for users of the Trainer: it trains a compressed model, with learning rates by fan-in."""
 
-    class Healer(transformers.Trainer):
+    class DistillationTrainer(transformers.Trainer):
         def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
             with torch.no_grad():
-                theirs = dense(inputs["input_ids"]).logits
+                teacher_logits = dense(inputs["input_ids"]).logits
             output = model(inputs["input_ids"])
-            loss = distillation_loss(output.logits, next_tokens(inputs["labels"]), theirs)
+            loss = distillation_loss(output.logits, next_tokens(inputs["labels"]), teacher_logits)
             return (loss, output) if return_outputs else loss
 
     model, tokens = copy.deepcopy(small), windows(16)
@@ -463,7 +463,7 @@ def test_the_trainer_of_transformers_heals_too(dense, small, tmp_path):
         seed=0,
     )
     rows = [{"input_ids": row, "labels": row} for row in tokens]
-    Healer(model, arguments, train_dataset=rows, optimizers=(optimizer, None)).train()
+    DistillationTrainer(model, arguments, train_dataset=rows, optimizers=(optimizer, None)).train()
     assert divergence(model.eval(), dense, tokens) < 0.9 * before
     rates = {round(group["initial_lr"] / 3e-3, 6) for group in optimizer.param_groups}
     assert rates == {round(group["scale"], 6) for group in parameter_groups(model, 1.0)}

@@ -1,4 +1,4 @@
-"""The loop on a model small enough to be exact: resuming, interrupting, refusing what does not fit."""
+"""The training loop on a small model: learning, resuming to the bit, Ctrl-C, bad state files."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import itertools
 import json
 import os
 import signal
+import threading
 
 import pytest
 import torch
@@ -14,6 +15,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from mpochain import MPOError, MPOLinear
+from mpochain.system.interrupts import interrupts_between_steps
 from mpochain.train import TrainConfig, train
 from mpochain.train.config import learning_rate
 from mpochain.train.state import read_record
@@ -64,8 +66,8 @@ def test_weights_shrink_alike_whatever_their_rate():
 
 
 def test_resuming_goes_on_to_the_bit(tmp_path):
-    whole = model()
-    expected = train(whole, sample, loss, CONFIG)
+    uninterrupted = model()
+    expected = train(uninterrupted, sample, loss, CONFIG)
 
     class StopError(Exception):
         pass
@@ -88,52 +90,101 @@ def test_resuming_goes_on_to_the_bit(tmp_path):
     result = train(second, sample, loss, CONFIG, checkpoint=path)
     assert result.losses == expected.losses
     assert result.curve == expected.curve
-    for a, b in zip(whole.state_dict().values(), second.state_dict().values(), strict=True):
+    for a, b in zip(uninterrupted.state_dict().values(), second.state_dict().values(), strict=True):
         assert torch.equal(a, b)
     # A finished run is not repeated.
     third = model()
     assert train(third, sample, loss, CONFIG, checkpoint=path).losses == expected.losses
-    for a, b in zip(whole.state_dict().values(), third.state_dict().values(), strict=True):
+    for a, b in zip(uninterrupted.state_dict().values(), third.state_dict().values(), strict=True):
         assert torch.equal(a, b)
 
 
-def test_ctrl_c_ends_between_steps_with_the_state_kept(tmp_path):
-    path = tmp_path / "state.safetensors"
-    seen = 0
+def interrupting(step, times=1):
+    """A loss that presses Ctrl-C while it computes a step, counted from 1."""
+    steps = itertools.count(1)
 
-    def interrupting(network, batch):
-        nonlocal seen
-        seen += 1
-        if seen == 5:
-            os.kill(os.getpid(), signal.SIGINT)
+    def interrupting_loss(network, batch):
+        if next(steps) == step:
+            for _ in range(times):
+                os.kill(os.getpid(), signal.SIGINT)
         return loss(network, batch)
 
-    before = signal.getsignal(signal.SIGINT)
-    with pytest.raises(KeyboardInterrupt):
-        train(model(), sample, interrupting, CONFIG, checkpoint=path)
-    assert signal.getsignal(signal.SIGINT) is before
-    assert read_record(path)["result"]["steps"] == 5
-    resumed = model()
-    train(resumed, sample, loss, CONFIG, checkpoint=path)
-    whole = model()
-    train(whole, sample, loss, CONFIG)
-    assert all(torch.equal(a, b) for a, b in zip(whole.parameters(), resumed.parameters(), strict=True))
+    return interrupting_loss
 
 
-def test_ctrl_c_in_the_last_step_is_not_lost(tmp_path):
-    seen = 0
+class TestCtrlCOnTheCommandLine:
+    def test_it_ends_between_steps_with_the_state_written(self, tmp_path):
+        path = tmp_path / "state.safetensors"
+        before = signal.getsignal(signal.SIGINT)
+        with pytest.raises(KeyboardInterrupt), interrupts_between_steps():
+            train(model(), sample, interrupting(5), CONFIG, checkpoint=path)
+        assert signal.getsignal(signal.SIGINT) is before
+        assert read_record(path)["result"]["steps"] == 5
+        resumed, uninterrupted = model(), model()
+        train(resumed, sample, loss, CONFIG, checkpoint=path)
+        train(uninterrupted, sample, loss, CONFIG)
+        assert all(torch.equal(a, b) for a, b in zip(uninterrupted.parameters(), resumed.parameters(), strict=True))
 
-    def interrupting(network, batch):
-        nonlocal seen
-        seen += 1
-        if seen == CONFIG.steps:
-            os.kill(os.getpid(), signal.SIGINT)
-        return loss(network, batch)
+    def test_in_the_last_step_it_is_not_lost(self, tmp_path):
+        path = tmp_path / "state.safetensors"
+        with pytest.raises(KeyboardInterrupt), interrupts_between_steps():
+            train(model(), sample, interrupting(CONFIG.steps), CONFIG, checkpoint=path)
+        assert train(model(), sample, loss, CONFIG, checkpoint=path).steps == CONFIG.steps
 
-    path = tmp_path / "state.safetensors"
-    with pytest.raises(KeyboardInterrupt):
-        train(model(), sample, interrupting, CONFIG, checkpoint=path)
-    assert train(model(), sample, loss, CONFIG, checkpoint=path).steps == CONFIG.steps
+    def test_a_second_one_stops_at_once(self, tmp_path):
+        path = tmp_path / "state.safetensors"
+        with pytest.raises(KeyboardInterrupt), interrupts_between_steps():
+            train(model(), sample, interrupting(6, times=2), CONFIG, checkpoint=path)
+        assert read_record(path)["result"]["steps"] == 4
+
+
+class TestCtrlCInALibraryCall:
+    @pytest.mark.parametrize("where", ["gradients", "update"])
+    def test_it_stops_at_once_and_leaves_the_checkpoint_intact(self, tmp_path, monkeypatch, where):
+        path, network = tmp_path / "state.safetensors", model()
+        if where == "gradients":
+            stopping = interrupting(6)
+        else:
+            original, steps = torch.optim.AdamW.step, itertools.count(1)
+
+            def half_a_step(self, *arguments):
+                """Update some of the parameters, and be interrupted."""
+                if next(steps) == 6:
+                    parameters = self.param_groups[0]["params"]
+                    self.param_groups[0]["params"] = parameters[:1]
+                    original(self, *arguments)
+                    self.param_groups[0]["params"] = parameters
+                    os.kill(os.getpid(), signal.SIGINT)
+                return original(self, *arguments)
+
+            monkeypatch.setattr(torch.optim.AdamW, "step", half_a_step)
+            stopping = loss
+        with pytest.raises(KeyboardInterrupt):
+            train(network, sample, stopping, CONFIG, checkpoint=path)
+        monkeypatch.undo()
+        assert read_record(path)["result"]["steps"] == 4
+        assert [file.name for file in tmp_path.iterdir()] == ["state.safetensors"]
+        assert all(parameter.grad is None for parameter in network.parameters())
+        uninterrupted = model()
+        expected = train(uninterrupted, sample, loss, CONFIG)
+        # The same model, half a step included: the checkpoint replaces it.
+        assert train(network, sample, loss, CONFIG, checkpoint=path).losses == expected.losses
+        assert all(torch.equal(a, b) for a, b in zip(uninterrupted.parameters(), network.parameters(), strict=True))
+
+    def test_no_handler_of_signals_is_touched(self, monkeypatch):
+        def refuse(*_):
+            raise AssertionError("a library call changed a signal handler")
+
+        monkeypatch.setattr(signal, "signal", refuse)
+        assert train(model(), sample, loss, CONFIG).steps == CONFIG.steps
+
+    def test_it_trains_in_a_thread(self):
+        results = []
+        with interrupts_between_steps():
+            thread = threading.Thread(target=lambda: results.append(train(model(), sample, loss, CONFIG)))
+            thread.start()
+            thread.join()
+        assert results[0].steps == CONFIG.steps
 
 
 @pytest.mark.parametrize("kind", ["frozen", "tied"])
@@ -159,14 +210,14 @@ def test_frozen_and_tied_parameters_resume_too(tmp_path, kind):
             raise StopError
         return loss(network, batch)
 
-    whole = build()
-    expected = train(whole, sample, loss, CONFIG)
+    uninterrupted = build()
+    expected = train(uninterrupted, sample, loss, CONFIG)
     path = tmp_path / "state.safetensors"
     with pytest.raises(StopError):
         train(build(), sample, failing, CONFIG, checkpoint=path)
     resumed = build()
     assert train(resumed, sample, loss, CONFIG, checkpoint=path).losses == expected.losses
-    assert all(torch.equal(a, b) for a, b in zip(whole.parameters(), resumed.parameters(), strict=True))
+    assert all(torch.equal(a, b) for a, b in zip(uninterrupted.parameters(), resumed.parameters(), strict=True))
 
 
 def test_the_state_holds_no_pickle_and_leaves_no_litter(tmp_path):

@@ -1,4 +1,4 @@
-"""What a teacher says: where it looks, and logits that are kept on disk."""
+"""Teachers: attention maps, trainable parameters, and the cache of logits on disk."""
 
 from __future__ import annotations
 
@@ -42,8 +42,8 @@ class TestAttention:
         p, q = (torch.randn(2, 3, 5, 5, dtype=torch.float64).softmax(-1) for _ in range(2))
         labels = torch.randint(9, (2, 5))
         labels[0, 2:] = -100
-        kept = (labels != -100)[:, None].expand(2, 3, 5)
-        expected = nn.functional.kl_div(q.log(), p, reduction="none").sum(-1)[kept].mean()
+        labelled = (labels != -100)[:, None].expand(2, 3, 5)
+        expected = nn.functional.kl_div(q.log(), p, reduction="none").sum(-1)[labelled].mean()
         torch.testing.assert_close(attention_loss([q], [p], labels), expected)
         torch.testing.assert_close(attention_loss([q, p], [p, p], labels), expected / 2)
 
@@ -54,29 +54,29 @@ class TestAttention:
         labels = torch.tensor([[1, 2, 3, -100]])
         assert torch.autograd.gradcheck(lambda x: attention_loss([x.softmax(-1)], [p], labels), x)
 
-    def test_what_is_masked_counts_for_nothing(self):
+    def test_masked_entries_do_not_count(self):
         p = torch.tensor([[[[1.0, 0.0], [0.25, 0.75]]]])
         q = torch.tensor([[[[1.0, 0.0], [0.75, 0.25]]]])
-        found = attention_loss([q], [p], torch.tensor([[1, 2]]))
+        loss = attention_loss([q], [p], torch.tensor([[1, 2]]))
         expected = (0.25 * math.log(1 / 3) + 0.75 * math.log(3)) / 2
-        assert found.item() == pytest.approx(expected, rel=1e-5)
+        assert loss.item() == pytest.approx(expected, rel=1e-5)
 
-    def test_a_model_learns_where_to_look(self):
+    def test_a_model_learns_the_attention_of_its_teacher(self):
         dense, model = gpt2(0), gpt2(1)
 
         def distance():
             with torch.no_grad(), attention_maps(dense, model):
-                outputs = [each(windows(seed=2), output_attentions=True).attentions for each in (model, dense)]
+                outputs = [network(windows(seed=2), output_attentions=True).attentions for network in (model, dense)]
                 return attention_loss(*outputs, windows(seed=2)).item()
 
-        before, kinds = distance(), [each.config._attn_implementation for each in (dense, model)]
+        before, kinds = distance(), [network.config._attn_implementation for network in (dense, model)]
         config = CONFIG.model_copy(update={"steps": 60, "distillation": 0.0, "attention": 20.0})
         result = finetune(model, windows(), config=config, teacher=dense)
         assert distance() < 0.8 * before
         assert result.losses[-1] < result.losses[0]
-        assert kinds == [each.config._attn_implementation for each in (dense, model)] == ["sdpa", "sdpa"]
+        assert kinds == [network.config._attn_implementation for network in (dense, model)] == ["sdpa", "sdpa"]
 
-    def test_dropout_of_attention_is_off_meanwhile(self):
+    def test_dropout_on_attention_is_off_while_maps_are_compared(self):
         dense = gpt2(attn_pdrop=0.5)
         model = copy.deepcopy(dense)
         config = CONFIG.model_copy(update={"steps": 2, "distillation": 0.0, "attention": 1.0, "learning_rate": 1e-12})
@@ -94,10 +94,10 @@ class TestAttention:
             assert dense.config._attn_implementation == "eager"
         assert dense.config._attn_implementation == "sdpa"
 
-    def test_what_cannot_be_compared(self):
+    def test_models_that_cannot_be_compared(self):
         config = CONFIG.model_copy(update={"attention": 1.0})
         plain = nn.Sequential(nn.Embedding(V, 8), nn.Linear(8, V))
-        with pytest.raises(MPOError, match="Sequential cannot tell"):
+        with pytest.raises(MPOError, match="Sequential cannot return"):
             finetune(plain, windows(), config=config, teacher=copy.deepcopy(plain))
         with pytest.raises(MPOError, match=r"attention=1\.0 need a teacher"):
             finetune(gpt2(), windows(), config=config.model_copy(update={"distillation": 0.0}))
@@ -127,7 +127,8 @@ class TestTrainable:
         assert not torch.equal(model.transformer.wte.weight, before)
 
     @pytest.mark.parametrize(
-        ("name", "message"), [("transformer.h.7", "most like it: transformer"), ("re:(", "is no regular expression")]
+        ("name", "message"),
+        [("transformer.h.7", "similar names: transformer"), ("re:(", "is not a regular expression")],
     )
     def test_unknown_names(self, name, message):
         with pytest.raises(MPOError, match=message):
@@ -135,69 +136,69 @@ class TestTrainable:
 
 
 class TestCache:
-    def test_the_teacher_is_asked_once_of_each_window(self, tmp_path):
-        dense, asked = gpt2(), []
-        dense.register_forward_hook(lambda _module, _arguments, output: asked.append(len(output.logits)))
+    def test_the_teacher_runs_once_per_window(self, tmp_path):
+        dense, runs = gpt2(), []
+        dense.register_forward_hook(lambda _module, _arguments, output: runs.append(len(output.logits)))
         models = [gpt2(1, scale=2.0) for _ in range(3)]
         config = CONFIG.model_copy(update={"batch_size": 5})  # no divisor of the 12 windows
         plain = finetune(models[0], windows(), config=config, teacher=dense).losses
-        assert sum(asked) == 1 + 6 * 5
-        asked.clear()
+        assert sum(runs) == 1 + 6 * 5
+        runs.clear()
         first = finetune(models[1], windows(), config=config, teacher=dense, teacher_cache=tmp_path).losses
-        assert sum(asked) == 1 + 12  # two epochs and a half of 12 windows, and a trial
-        asked.clear()
+        assert sum(runs) == 1 + 12  # two epochs and a half of 12 windows, and one to check the model
+        runs.clear()
         second = finetune(models[2], windows(), config=config, teacher=dense, teacher_cache=tmp_path).losses
-        assert sum(asked) == 1
+        assert sum(runs) == 1
         assert first == second != plain
         assert first == pytest.approx(plain, rel=1e-3)
         assert (tmp_path / "logits.f16").stat().st_size == 2 * 12 * 12 * V
 
-    def test_what_it_keeps_is_what_was_said(self, tmp_path):
-        given = Windows.of(windows(4))
-        cache = TeacherCache(tmp_path, given, V, {})
+    def test_cached_logits_are_those_of_the_teacher(self, tmp_path):
+        data = Windows.of(windows(4))
+        cache = TeacherCache(tmp_path, data, V, {})
         torch.manual_seed(0)
         logits = 30 * torch.randn(2, 12, V)
-        places = torch.tensor([3, 1])
-        assert cache.missing(places).tolist() == [0, 1]
-        cache.put(places, logits)
-        kept = cache.get(places)
+        indices = torch.tensor([3, 1])
+        assert cache.missing(indices).tolist() == [0, 1]
+        cache.put(indices, logits)
+        cached = cache.get(indices)
         assert cache.missing(torch.tensor([1, 0, 3, 2])).tolist() == [1, 3]
-        torch.testing.assert_close(kept.float().softmax(-1), logits.softmax(-1), atol=2e-3, rtol=2e-2)
-        again = TeacherCache(tmp_path, given, V, {})
-        assert torch.equal(again.get(torch.tensor([1])), kept[1:])
+        torch.testing.assert_close(cached.float().softmax(-1), logits.softmax(-1), atol=2e-3, rtol=2e-2)
+        again = TeacherCache(tmp_path, data, V, {})
+        assert torch.equal(again.get(torch.tensor([1])), cached[1:])
 
     def test_another_teacher_or_text_is_refused(self, tmp_path):
         finetune(gpt2(1), windows(), config=CONFIG, teacher=gpt2(), teacher_cache=tmp_path)
         for teacher, data in ((gpt2(2), windows()), (gpt2(), windows(seed=3))):
-            with pytest.raises(MPOError, match="another teacher said"):
+            with pytest.raises(MPOError, match="the logits of another teacher"):
                 finetune(gpt2(1), data, config=CONFIG, teacher=teacher, teacher_cache=tmp_path)
 
-    def test_damage_is_told(self, tmp_path):
-        given = Windows.of(windows(4))
-        TeacherCache(tmp_path, given, V, {})
+    def test_damage_is_reported(self, tmp_path):
+        data = Windows.of(windows(4))
+        TeacherCache(tmp_path, data, V, {})
         with (tmp_path / "logits.f16").open("r+b") as file:
             file.truncate(10)
         with pytest.raises(MPOError, match="is damaged: its files"):
-            TeacherCache(tmp_path, given, V, {})
+            TeacherCache(tmp_path, data, V, {})
         (tmp_path / "teacher.json").write_text("{")
-        with pytest.raises(MPOError, match="cannot keep what the teacher says"):
-            TeacherCache(tmp_path, given, V, {})
+        with pytest.raises(MPOError, match="cannot cache the teacher's logits"):
+            TeacherCache(tmp_path, data, V, {})
 
-    def test_no_room(self, tmp_path):
-        with pytest.raises(MPOError, match="more than .* has room for"):
+    def test_a_full_disk(self, tmp_path):
+        with pytest.raises(MPOError, match="more than the disk of .* has free"):
             TeacherCache(tmp_path, Windows.of(windows(4)), 1 << 50, {})
         assert not (tmp_path / "teacher.json").exists()
 
-    def test_where_it_is_of_no_use(self, tmp_path):
+    def test_a_cache_that_would_not_be_used(self, tmp_path):
         with pytest.raises(MPOError, match="there is no teacher"):
             finetune(gpt2(1), windows(), config=CONFIG, teacher_cache=tmp_path)
         config = CONFIG.model_copy(update={"attention": 1.0})
-        with pytest.raises(MPOError, match="ask the teacher at every step"):
+        with pytest.raises(MPOError, match="need the teacher at every step"):
             finetune(gpt2(1), windows(), config=config, teacher=gpt2(), teacher_cache=tmp_path)
 
-    def test_a_run_is_not_gone_on_with_with_or_without(self, tmp_path):
+    def test_a_run_does_not_resume_with_and_without_a_cache(self, tmp_path):
         state = tmp_path / "state"
-        finetune(gpt2(1), windows(), config=CONFIG, teacher=gpt2(), teacher_cache=tmp_path / "said", checkpoint=state)
-        assert json.loads((tmp_path / "said" / "teacher.json").read_text())["shape"] == [12, 12, V]
+        finetune(gpt2(1), windows(), config=CONFIG, teacher=gpt2(), teacher_cache=tmp_path / "cache", checkpoint=state)
+        assert json.loads((tmp_path / "cache" / "teacher.json").read_text())["shape"] == [12, 12, V]
         with pytest.raises(MPOError, match="teacher_cache"):
             finetune(gpt2(1), windows(), config=CONFIG, teacher=gpt2(), checkpoint=state)

@@ -19,6 +19,7 @@ from mpochain.cli.evaluate import evaluate
 from mpochain.cli.finetune import finetune
 from mpochain.cli.inspect import inspect
 from mpochain.errors import ArgumentError, MPOError
+from mpochain.system.interrupts import interrupts_between_steps
 
 __all__ = ["app", "main"]
 
@@ -68,7 +69,8 @@ for _name in ("demo", "study", "train"):
 def main() -> None:
     """Run the command line."""
     try:
-        app()
+        with interrupts_between_steps():
+            app()
     except MPOError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(1)

@@ -1,4 +1,4 @@
-"""Language models: reading one, its text as windows of tokens, what it predicts, and how fast it runs."""
+"""Language models: loading and saving, text as windows of tokens, perplexity, speed."""
 
 from mpochain.language.perplexity import Perplexity, perplexity
 from mpochain.language.source import (

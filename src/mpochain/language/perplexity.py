@@ -1,4 +1,4 @@
-"""How well a language model predicts a text."""
+"""Perplexity of a causal language model on a text."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from mpochain.errors import CorpusError, NonFiniteError, SpecError
+from mpochain.errors import ArgumentError, CorpusError, NonFiniteError
 from mpochain.language.text import require_window, starts
 from mpochain.surgery.calls import logits_of
 
@@ -21,15 +21,16 @@ __all__ = ["Perplexity", "perplexity"]
 
 @dataclass(frozen=True)
 class Perplexity:
-    """What was measured, and on how much.
+    """Loss of a model on a text, and how it was measured.
 
     Attributes:
-        loss: nats per token, the mean over all tokens that were predicted.
-        tokens: how many these are.
-        windows: how many pieces the text was read in.
-        window: tokens of a piece.
-        stride: tokens from one piece to the next; with less than ``window`` only the last ``stride`` of a piece count.
-        seconds: the time it took.
+        loss: nats per token, the mean over all predicted tokens.
+        tokens: number of predicted tokens.
+        windows: number of windows.
+        window: tokens of a window.
+        stride: tokens from the start of a window to the start of the next; if it is less than ``window``, only the last
+            ``stride`` tokens of a window count.
+        seconds: duration of the measurement.
     """
 
     loss: float
@@ -45,7 +46,7 @@ class Perplexity:
         return math.exp(self.loss) if self.loss < 700 else math.inf
 
     def as_dict(self) -> dict[str, Any]:
-        """For JSON."""
+        """Return the fields and the perplexity, for JSON."""
         return asdict(self) | {"perplexity": self.perplexity}
 
 
@@ -58,41 +59,41 @@ def perplexity(
     count: int | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> Perplexity:
-    """Perplexity of a causal language model on a text, read in windows.
+    """Measure the perplexity of a causal language model on a text, window by window.
 
-    The first token of a window is predicted from nothing and does not count. With a ``stride`` shorter than the window
-    each window repeats the end of the one before it, and only tokens that are new count, so that each is predicted from
-    more context; the first window counts whole.
+    The first token of a window has no context and does not count. With a ``stride`` shorter than the window every
+    window repeats the end of the one before, and only its new tokens count, so that tokens are predicted from more
+    context; all tokens of the first window but its first count.
 
     Args:
-        model: from ``(1, window)`` token numbers to logits, or to what holds them as ``.logits``; is run in evaluation
-            mode.
-        tokens: ``(n,)``.
-        window: tokens that are read at once, 2 at least.
-        stride: from one window to the next, at most ``window``, which is the default.
-        count: windows, evenly spread over the text; all by default.
-        progress: told how many windows are done, of how many.
+        model: from token numbers ``(1, window)`` to logits ``(1, window, V)``, or to an output with ``.logits``. It
+            runs in evaluation mode, and its own mode is restored.
+        tokens: ``(n,)``, integers.
+        window: tokens of a window, at least 2.
+        stride: tokens from the start of a window to the start of the next, from 1 to ``window``; by default ``window``.
+        count: number of windows, evenly spread over the text; by default all.
+        progress: called after every window with the numbers of windows done and of all.
 
     Raises:
-        CorpusError: a text that is too short.
-        SpecError: a stride out of range, or a window that is longer than the model can read.
-        NonFiniteError: a model that predicts NaN.
+        CorpusError: the text is too short.
+        ArgumentError: the stride is out of range, or the window longer than the model's context.
+        NonFiniteError: the model predicts NaN.
 
     Example:
         >>> class Uniform(nn.Module):
         ...     def forward(self, tokens):
         ...         return torch.zeros(*tokens.shape, 8)
-        >>> found = perplexity(Uniform(), torch.arange(8).repeat(3), window=6)
-        >>> round(found.perplexity, 4), found.tokens, found.windows
+        >>> result = perplexity(Uniform(), torch.arange(8).repeat(3), window=6)
+        >>> round(result.perplexity, 4), result.tokens, result.windows
         (8.0, 20, 4)
     """
     stride = window if stride is None else stride
     if not 1 <= stride <= window:
-        raise SpecError(f"the stride must be from 1 to the window, {window}, got {stride}")
+        raise ArgumentError(f"the stride must be from 1 to the window, {window}, got {stride}")
     require_window(model, window)
     if tokens.ndim != 1:
-        raise CorpusError(f"expected one row of tokens, got a tensor of shape {tuple(tokens.shape)}")
-    places = starts(len(tokens), window, count, stride)
+        raise CorpusError(f"expected tokens (n,), one row of tokens, got a tensor of shape {tuple(tokens.shape)}")
+    positions = starts(len(tokens), window, count, stride)
     began = time.perf_counter()
     training = model.training
     device = next((parameter.device for parameter in model.parameters()), tokens.device)
@@ -100,16 +101,16 @@ def perplexity(
     model.eval()
     try:
         with torch.inference_mode():
-            for number, start in enumerate(places, 1):
-                piece = tokens[start : start + window].to(device)
+            for number, start in enumerate(positions, 1):
+                text = tokens[start : start + window].to(device)
                 new = window - 1 if start == 0 else min(stride, window - 1)
-                logits = logits_of(model(piece[None]))[0, -new - 1 : -1].float()
-                total += float(F.cross_entropy(logits, piece[-new:], reduction="sum"))
+                logits = logits_of(model(text[None]))[0, -new - 1 : -1].float()
+                total += float(F.cross_entropy(logits, text[-new:], reduction="sum"))
                 predicted += new
                 if progress is not None:
-                    progress(number, len(places))
+                    progress(number, len(positions))
     finally:
         model.train(training)
     if not math.isfinite(total):
-        raise NonFiniteError("the model predicts NaN or infinite numbers; run it in a wider type")
-    return Perplexity(total / predicted, predicted, len(places), window, stride, time.perf_counter() - began)
+        raise NonFiniteError("the model predicts NaN or infinite logits; run it in float32")
+    return Perplexity(total / predicted, predicted, len(positions), window, stride, time.perf_counter() - began)

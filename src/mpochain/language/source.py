@@ -1,4 +1,4 @@
-"""Where a language model is read from and written to: compressed checkpoints, folders of transformers, GGUF files."""
+"""Loading and saving of language models: compressed checkpoints, folders of transformers, GGUF files."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from mpochain.checkpoint import is_checkpoint, load, require_replaceable, save
-from mpochain.errors import CheckpointError, MissingDependencyError, OutputError, SpecError
+from mpochain.errors import ArgumentError, CheckpointError, MissingDependencyError, OutputError
 from mpochain.surgery import to_dense
 from mpochain.system.files import require_writable
 
@@ -19,20 +19,20 @@ __all__ = ["LanguageModel", "load_language_model", "require_no_model", "save_den
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 _TOKENIZER = "tokenizer"
-# Of transformers and of this library alike.
+# The same name in folders of transformers and of this library.
 _CONFIG = "config.json"
-# The hub is asked for nothing else, so that a wrong path is told at once.
+# Other strings are paths: the hub is not asked for them, so that a wrong path fails at once.
 _HUB_NAME = re.compile(r"[A-Za-z0-9_][\w.-]*(/[A-Za-z0-9_][\w.-]*)?")
 
 
 @dataclass(frozen=True)
 class LanguageModel:
-    """A model and what turns text into its tokens.
+    """A causal language model and its tokenizer.
 
     Attributes:
         model: in evaluation mode.
-        tokenizer: of transformers.
-        source: where it was read from.
+        tokenizer: a tokenizer of transformers.
+        source: folder, file or name that it was loaded from.
     """
 
     model: nn.Module
@@ -41,20 +41,21 @@ class LanguageModel:
 
 
 def load_language_model(source: str | Path, *, dtype: str = "auto") -> LanguageModel:
-    """A causal language model with its tokenizer.
+    """Load a causal language model and its tokenizer.
 
     Args:
         source: a folder written by :func:`save_language_model` or by transformers, a ``.gguf`` file (which is
             dequantised), or else a name on the Hugging Face hub.
-        dtype: ``"float32"``, ``"bfloat16"``, ``"float16"``, or ``"auto"`` for what is stored (float32 of a GGUF file).
+        dtype: ``"float32"``, ``"bfloat16"``, ``"float16"``, or ``"auto"`` for the stored type (float32 for a GGUF
+            file).
 
     Raises:
-        CheckpointError: nothing that can be read there.
-        SpecError: another dtype.
+        CheckpointError: there is no language model, or it cannot be read.
+        ArgumentError: the dtype is unknown.
         MissingDependencyError: transformers is not installed.
     """
     if dtype != "auto" and dtype not in _DTYPES:
-        raise SpecError(f"dtype must be auto or one of {', '.join(_DTYPES)}, got {dtype!r}")
+        raise ArgumentError(f"dtype must be auto or one of {', '.join(_DTYPES)}, got {dtype!r}")
     transformers = _transformers()
     path = Path(source)
     if not path.exists() and (path.suffix == ".gguf" or not _HUB_NAME.fullmatch(str(source))):
@@ -63,9 +64,8 @@ def load_language_model(source: str | Path, *, dtype: str = "auto") -> LanguageM
     stored = path / _TOKENIZER if compressed else path
     try:
         if path.suffix == ".gguf":
-            kept = {"gguf_file": path.name}
             model = _dequantised(transformers, path, dtype)
-            tokenizer = transformers.AutoTokenizer.from_pretrained(path.parent, **kept)
+            tokenizer = transformers.AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name)
         elif compressed:
             model = load(path)
             model = model if dtype == "auto" else model.to(_DTYPES[dtype])
@@ -83,7 +83,10 @@ def load_language_model(source: str | Path, *, dtype: str = "auto") -> LanguageM
 
 
 def save_language_model(language: LanguageModel, folder: Path) -> Path:
-    """Write a compressed model with :func:`mpochain.save`, and its tokenizer beside it.
+    """Write a compressed model with :func:`mpochain.save`, and its tokenizer into the same folder.
+
+    Returns:
+        The folder.
 
     Raises:
         OutputError: the folder cannot be written.
@@ -94,16 +97,19 @@ def save_language_model(language: LanguageModel, folder: Path) -> Path:
 
 
 def save_dense(language: LanguageModel, folder: Path) -> Path:
-    """Write a model for transformers, compressed layers made dense again; the model is changed.
+    """Replace the compressed layers of a model by dense ones, in place, and write it in the format of transformers.
+
+    Returns:
+        The folder.
 
     Raises:
-        OutputError: the folder cannot be written, or holds a model.
-        CheckpointError: a model that transformers does not know.
+        OutputError: the folder cannot be written, or has a model in it.
+        CheckpointError: the model is not one of transformers.
     """
     require_no_model(folder)
     model: Any = to_dense(language.model)
     if not hasattr(model, "save_pretrained"):
-        raise CheckpointError(f"a {type(model).__name__} is no model of transformers")
+        raise CheckpointError(f"a {type(model).__name__} is not a model of transformers; write it with mpochain.save")
     try:
         model.save_pretrained(folder)
     except OSError as error:
@@ -113,10 +119,13 @@ def save_dense(language: LanguageModel, folder: Path) -> Path:
 
 
 def require_no_model(folder: Path) -> Path:
-    """Make a folder if needed and prove, before any work, that it can be written and that no model is there yet.
+    """Create a folder if needed and check, before any work, that it can be written and has no model in it.
+
+    Returns:
+        The folder.
 
     Raises:
-        OutputError: it cannot, or one is.
+        OutputError: it cannot be written, or has a model in it.
     """
     if (folder / _CONFIG).exists():
         raise OutputError(f"{folder} holds a model, which would be overwritten; name another folder, or remove it")
@@ -131,16 +140,17 @@ def _write_tokenizer(tokenizer: Any, folder: Path) -> None:
 
 
 def _dequantised(transformers: Any, path: Path, dtype: str) -> nn.Module:
-    wanted = _DTYPES.get(dtype, torch.float32)
-    read = transformers.AutoModelForCausalLM.from_pretrained(path.parent, gguf_file=path.name, dtype=wanted)
-    config = read.config
-    # It is not quantised any more, and must not say so where it is saved.
+    loaded = transformers.AutoModelForCausalLM.from_pretrained(
+        path.parent, gguf_file=path.name, dtype=_DTYPES.get(dtype, torch.float32)
+    )
+    config = loaded.config
+    # The weights are dequantised, so a saved configuration must not call them quantised.
     if hasattr(config, "quantization_config"):
         del config.quantization_config
     with torch.device("meta"):
-        model = type(read)(config)
-    buffers = dict(read.named_buffers())
-    model.load_state_dict(read.state_dict(), assign=True)
+        model = type(loaded)(config)
+    buffers = dict(loaded.named_buffers())
+    model.load_state_dict(loaded.state_dict(), assign=True)
     for name, _ in list(model.named_buffers()):
         owner, _, attribute = name.rpartition(".")
         setattr(model.get_submodule(owner), attribute, buffers[name])

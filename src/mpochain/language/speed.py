@@ -1,4 +1,4 @@
-"""How fast language models read a prompt and write token by token, beside each other."""
+"""Speed of language models: prefill and decoding, several models timed in turn."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from mpochain.architectures import family_of
-from mpochain.errors import SpecError
+from mpochain.errors import ArgumentError
 from mpochain.surgery.calls import logits_of
 
 __all__ = ["Speed", "compare_speed"]
@@ -21,15 +21,15 @@ __all__ = ["Speed", "compare_speed"]
 
 @dataclass(frozen=True)
 class Speed:
-    """Medians over rounds, and the spread between the quartiles.
+    """Medians over rounds, with interquartile ranges.
 
     Attributes:
-        prefill: seconds to read the whole prompt at once.
-        decode: seconds to write one token after it.
-        prefill_spread: between the quartiles, seconds.
-        decode_spread: the same.
+        prefill: seconds to read the prompt in one call.
+        decode: seconds to generate one token after it.
+        prefill_spread: interquartile range of ``prefill``, seconds.
+        decode_spread: interquartile range of ``decode``, seconds.
         prompt: tokens of the prompt.
-        rounds: how often each was timed.
+        rounds: number of timed rounds.
     """
 
     prefill: float
@@ -40,40 +40,45 @@ class Speed:
     rounds: int
 
     def as_dict(self) -> dict[str, Any]:
-        """For JSON."""
+        """Return the fields, for JSON."""
         return asdict(self)
 
 
 def compare_speed(
     models: Mapping[str, nn.Module], prompt: Tensor, *, rounds: int = 7, written: int = 8
 ) -> dict[str, Speed]:
-    """Time models of transformers in turn, so that what else the machine does meets all of them.
+    """Time models of transformers in turn, so that other load on the machine affects all of them alike.
+
+    One more round comes first and is not counted: it makes plans and fills caches.
 
     Args:
-        models: causal language models with a cache of keys and values.
-        prompt: ``(1, n)`` token numbers.
-        rounds: how often each is timed.
-        written: tokens that are written in a round, one at a time, after the prompt.
+        models: causal language models by name, with a cache of keys and values.
+        prompt: token numbers ``(1, n)``.
+        rounds: number of timed rounds.
+        written: tokens generated in a round after the prompt, one per call.
 
     Raises:
-        SpecError: no rounds or tokens.
+        ArgumentError: the prompt is empty or of another shape, or there are no rounds or tokens to generate.
     """
     if rounds < 1 or written < 1 or prompt.ndim != 2 or not prompt.numel():
-        raise SpecError("compare_speed needs a prompt (1, n), and at least one round and one token to write")
-    read: dict[str, list[float]] = {name: [] for name in models}
-    wrote: dict[str, list[float]] = {name: [] for name in models}
+        raise ArgumentError(
+            f"compare_speed needs a prompt (1, n), at least one round and one token to generate, got {rounds=}, "
+            f"{written=} and a prompt of shape {tuple(prompt.shape)}"
+        )
+    prefill: dict[str, list[float]] = {name: [] for name in models}
+    decode: dict[str, list[float]] = {name: [] for name in models}
     for number in range(rounds + 1):
         for name, model in models.items():
             seconds = _round(model, prompt, written)
-            if number:  # the first round warms up: plans, caches, threads
-                read[name].append(seconds[0])
-                wrote[name].append(seconds[1])
+            if number:  # round 0 warms up
+                prefill[name].append(seconds[0])
+                decode[name].append(seconds[1])
     return {
         name: Speed(
-            statistics.median(read[name]),
-            statistics.median(wrote[name]),
-            _spread(read[name]),
-            _spread(wrote[name]),
+            statistics.median(prefill[name]),
+            statistics.median(decode[name]),
+            _spread(prefill[name]),
+            _spread(decode[name]),
             int(prompt.shape[1]),
             rounds,
         )
@@ -83,19 +88,19 @@ def compare_speed(
 
 @torch.inference_mode()
 def _round(model: Any, prompt: Tensor, written: int) -> tuple[float, float]:
-    """Seconds of a prefill, and of one written token."""
-    # The logits of one token are all that writing needs; not every model can be told so.
+    """Return the seconds of a prefill, and of one generated token."""
+    # Generation needs the logits of the last token only; not every model has an argument for that.
     family = family_of(model)
-    fewer = {family.last_logits: 1} if family.last_logits in inspect.signature(model.forward).parameters else {}
-    output, prefill = _timed(lambda: model(prompt, **{family.cache: True}, **fewer))
+    last_only = {family.last_logits: 1} if family.last_logits in inspect.signature(model.forward).parameters else {}
+    output, prefill = _timed(lambda: model(prompt, **{family.cache: True}, **last_only))
 
-    def write() -> None:
+    def generate() -> None:
         past, token = getattr(output, family.past), logits_of(output)[:, -1:].argmax(-1)
         for _ in range(written):
             step = model(token, **{family.past: past, family.cache: True})
             token = logits_of(step)[:, -1:].argmax(-1)
 
-    _, decode = _timed(write)
+    _, decode = _timed(generate)
     return prefill, decode / written
 
 

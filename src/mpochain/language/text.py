@@ -1,4 +1,4 @@
-"""A text file as tokens, and tokens as windows."""
+"""Tokens of a text file, and windows of tokens."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ import torch
 from torch import Tensor, nn
 
 from mpochain.architectures import context_length
-from mpochain.errors import CorpusError, SpecError
+from mpochain.errors import ArgumentError, CorpusError
 
 __all__ = ["read_tokens", "require_window", "starts", "windows"]
 
 
 def read_tokens(file: Path | str, tokenizer: Any) -> Tensor:
-    """The tokens of a whole file, in one piece, without the special ones that a tokenizer may put around a text.
+    """Read a text file as one row of tokens, without the special tokens that a tokenizer adds around a text.
 
     Args:
         file: UTF-8 text.
@@ -25,30 +25,30 @@ def read_tokens(file: Path | str, tokenizer: Any) -> Tensor:
         ``(n,)``, int64.
 
     Raises:
-        CorpusError: a file that cannot be read, is not UTF-8, or holds no token.
+        CorpusError: the file cannot be read, is not UTF-8, or has no token.
     """
     try:
         text = Path(file).read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise CorpusError(f"cannot read the text {file}: {error}; give a file of UTF-8 text") from error
-    # The whole text is longer than any model reads at once, of which the tokenizer would warn.
-    found = tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
-    if not found:
-        raise CorpusError(f"{file} holds no text")
-    return torch.tensor(found, dtype=torch.long)
+    # verbose=False: the tokenizer would warn that the text is longer than the model's context.
+    ids = tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
+    if not ids:
+        raise CorpusError(f"{file} has no text; give a file of UTF-8 text")
+    return torch.tensor(ids, dtype=torch.long)
 
 
 def starts(total: int, window: int, count: int | None, stride: int | None = None) -> list[int]:
-    """Where windows begin: all that fit, or as many as are asked for, evenly spread over the text.
+    """Return the positions where windows start: all that fit, or ``count`` of them, evenly spread over the text.
 
     Args:
         total: tokens of the text.
-        window: tokens of a window, 2 at least.
-        count: how many; None for all.
-        stride: tokens from one to the next where all are taken; a whole window by default.
+        window: tokens of a window, at least 2.
+        count: number of windows; None for all.
+        stride: tokens from the start of a window to the start of the next; by default ``window``.
 
     Raises:
-        CorpusError: a text with fewer windows than are asked for, or none.
+        CorpusError: the text has fewer than ``count`` windows, or none.
 
     Example:
         >>> starts(100, 10, 3), starts(35, 10, None), starts(35, 10, None, stride=5)
@@ -65,35 +65,35 @@ def starts(total: int, window: int, count: int | None, stride: int | None = None
 
 
 def require_window(model: nn.Module, window: int) -> None:
-    """Refuse windows of more tokens than a model of transformers has positions for.
+    """Check that a window is no longer than the context of a model.
 
     Raises:
-        SpecError: they are longer.
+        ArgumentError: it is longer.
     """
     longest = context_length(model)
     if longest is not None and window > longest:
-        raise SpecError(
+        raise ArgumentError(
             f"the window of {window:,} tokens is longer than the {longest:,} that the model can read; give a shorter "
             "window"
         )
 
 
 def windows(tokens: Tensor, window: int, count: int | None = None) -> list[Tensor]:
-    """Windows of a text that do not overlap, evenly spread if there are more than ``count``.
+    """Cut a text into windows that do not overlap, or into ``count`` of these, evenly spread over the text.
 
     Args:
         tokens: ``(n,)``.
-        window: tokens of each.
-        count: how many; None for all that fit.
+        window: tokens of a window, at least 2.
+        count: number of windows; None for all that fit.
 
     Returns:
-        Tensors ``(1, window)``, which models of transformers take as they are.
+        Views ``(1, window)``, inputs of models of transformers.
 
     Raises:
-        CorpusError: a text with fewer windows.
+        CorpusError: the text has fewer than ``count`` windows, or none.
 
     Example:
-        >>> [each.tolist() for each in windows(torch.arange(7), 3)]
+        >>> [window.tolist() for window in windows(torch.arange(7), 3)]
         [[[0, 1, 2]], [[3, 4, 5]]]
     """
     return [tokens[start : start + window][None] for start in starts(len(tokens), window, count)]

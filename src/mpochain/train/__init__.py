@@ -1,4 +1,4 @@
-"""One training loop, its configuration and its resumable state; healing of compressed models with it."""
+"""Training: one loop, its configuration and its resumable state; finetuning of compressed models."""
 
 from mpochain.train.config import FinetuneConfig, TrainConfig
 from mpochain.train.finetuning import finetune

@@ -1,4 +1,4 @@
-"""Attention as something to learn from: where the teacher looks, the model should look too."""
+"""Attention maps of a teacher as a training target."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from mpochain.architectures import family_of
-from mpochain.errors import ShapeError, SpecError
+from mpochain.errors import ArgumentError, ShapeError
 from mpochain.train.distillation import IGNORED
 
 __all__ = ["attention_loss", "attention_maps", "attentions_of"]
@@ -19,78 +19,84 @@ __all__ = ["attention_loss", "attention_maps", "attentions_of"]
 def attention_loss(maps: Sequence[Tensor], teacher_maps: Sequence[Tensor], labels: Tensor) -> Tensor:
     """``KL(p || q)`` of the teacher's attention ``p`` and the model's ``q``, the mean over layers, heads and positions.
 
-    In nats. Source: KnGPT-2 (arXiv 2110.08152) has it among its losses.
+    In nats. Source: one of the losses of KnGPT-2 (arXiv 2110.08152).
 
     Args:
-        maps: of each layer ``(n, heads, length, length)``, rows that sum to 1.
-        teacher_maps: in the same shapes; no gradient goes there.
-        labels: ``(n, length)``; positions of -100 do not count.
+        maps: one tensor ``(n, heads, length, length)`` per layer, whose rows sum to 1.
+        teacher_maps: of the same shapes; they receive no gradient.
+        labels: ``(n, length)``; positions with the label -100 do not count.
+
+    Returns:
+        A scalar, float32 or the type of the maps if that is wider.
 
     Raises:
-        ShapeError: other numbers of layers, or shapes that do not fit.
-        SpecError: no label at all.
+        ShapeError: the numbers of layers differ, or shapes do not fit.
+        ArgumentError: no position has a label.
 
     Example:
-        >>> even = torch.full((1, 1, 2, 2), 0.5)
+        >>> uniform = torch.full((1, 1, 2, 2), 0.5)
         >>> labels = torch.tensor([[3, 4]])
-        >>> round(attention_loss([even], [torch.eye(2)[None, None]], labels).item(), 4)  # ln 2
+        >>> round(attention_loss([uniform], [torch.eye(2)[None, None]], labels).item(), 4)  # ln 2
         0.6931
     """
-    shapes, theirs = ([tuple(each.shape) for each in side] for side in (maps, teacher_maps))
-    if shapes != theirs or not shapes or any(shape[0::2] != tuple(labels.shape) for shape in shapes):
+    shapes, teacher_shapes = ([tuple(layer.shape) for layer in layers] for layers in (maps, teacher_maps))
+    if shapes != teacher_shapes or not shapes or any(shape[0::2] != tuple(labels.shape) for shape in shapes):
         raise ShapeError(
-            f"attention {shapes}, that of the teacher {theirs} and labels {tuple(labels.shape)} do not fit"
+            f"attention {shapes}, that of the teacher {teacher_shapes} and labels {tuple(labels.shape)} do not fit; "
+            "the teacher needs the same numbers of layers and heads"
         )
-    kept = labels != IGNORED
-    if not kept.any():
-        raise SpecError("no position has a label; -100 everywhere leaves nothing to learn")
+    labelled = labels != IGNORED
+    if not labelled.any():
+        raise ArgumentError(f"no position has a label: all labels are {IGNORED}; give a batch with labels")
     losses = []
     for q, p in zip(maps, teacher_maps, strict=True):
-        wide = torch.promote_types(q.dtype, torch.float32)
-        # Of the labelled positions, every head: (positions, heads, length).
-        ours, aim = q.transpose(1, 2)[kept].to(wide), p.detach().transpose(1, 2)[kept].to(wide)
-        least = torch.finfo(wide).tiny
-        # What is masked is zero in both, and adds nothing.
-        losses.append((aim * (aim.clamp_min(least).log() - ours.clamp_min(least).log())).sum(-1).mean())
+        dtype = torch.promote_types(q.dtype, torch.float32)
+        # (positions, heads, length), labelled positions only
+        q_rows, p_rows = q.transpose(1, 2)[labelled].to(dtype), p.detach().transpose(1, 2)[labelled].to(dtype)
+        smallest = torch.finfo(dtype).tiny
+        # A masked entry is zero in both and adds nothing.
+        divergence = p_rows * (p_rows.clamp_min(smallest).log() - q_rows.clamp_min(smallest).log())
+        losses.append(divergence.sum(-1).mean())
     return torch.stack(losses).mean()
 
 
 def attentions_of(output: Any) -> tuple[Tensor, ...]:
-    """The attention of every layer in the output of a model of transformers.
+    """Return the attention maps in the output of a transformers model, one ``(n, heads, length, length)`` per layer.
 
     Raises:
-        SpecError: there is none.
+        ArgumentError: the output has none.
     """
-    found = getattr(output, "attentions", None)
-    if not found or any(each is None for each in found):
-        raise SpecError(
-            f"attention > 0 compares where model and teacher look, but {type(output).__name__} has no attentions; "
-            "models of transformers have them"
+    attentions = getattr(output, "attentions", None)
+    if not attentions or any(layer is None for layer in attentions):
+        raise ArgumentError(
+            f"attention > 0 compares attention maps, but {type(output).__name__} has no attentions; use attention=0, "
+            "or models of transformers that return them"
         )
-    return tuple(found)
+    return tuple(attentions)
 
 
 @contextmanager
 def attention_maps(*models: nn.Module) -> Iterator[None]:
-    """Let models of transformers compute attention in the plain way, the only one that can tell it.
+    """Let transformers models compute attention by the "eager" implementation, the only one that returns the maps.
 
-    Without its dropout, after which the maps that they tell are those of other models.
+    Dropout on attention is off within the block, because it would change the maps. Both are restored afterwards.
 
     Raises:
-        SpecError: a model that cannot.
+        ArgumentError: a model whose implementation of attention cannot be chosen.
     """
-    given: list[Any] = list(models)
-    for model in given:
+    transformers_models: list[Any] = list(models)
+    for model in transformers_models:
         if not hasattr(model, "set_attn_implementation"):
-            raise SpecError(
-                f"attention > 0 compares where model and teacher look, which {type(model).__name__} cannot tell; "
-                "models of transformers can"
+            raise ArgumentError(
+                f"attention > 0 compares attention maps, which {type(model).__name__} cannot return; use attention=0, "
+                "or a model of transformers"
             )
-    # All of them first: models may share a configuration.
-    before = [(model, model.config._attn_implementation) for model in given]
-    rates = [(holder, name, getattr(holder, name)) for model in given for holder, name in _dropouts(model)]
+    # Read all settings before any is changed: models may share a configuration.
+    implementations = [(model, model.config._attn_implementation) for model in transformers_models]
+    dropouts = [dropout for model in transformers_models for dropout in _dropouts(model)]
+    rates = [(holder, name, getattr(holder, name)) for holder, name in dropouts]
     try:
-        for model in given:
+        for model in transformers_models:
             model.set_attn_implementation("eager")
         for holder, name, _ in rates:
             setattr(holder, name, 0.0)
@@ -98,17 +104,17 @@ def attention_maps(*models: nn.Module) -> Iterator[None]:
     finally:
         for holder, name, rate in rates:
             setattr(holder, name, rate)
-        for model, implementation in before:
+        for model, implementation in implementations:
             model.set_attn_implementation(implementation)
 
 
 def _dropouts(model: nn.Module) -> Iterator[tuple[Any, str]]:
-    """Where the rates of dropout on attention are kept: numbers, or modules of their own."""
+    """Objects and attributes that hold a rate of dropout on attention."""
+    names = family_of(model).attention_dropouts
     for module in model.modules():
-        names = family_of(model).attention_dropouts
         for name in (*names, "dropout") if "Attention" in type(module).__name__ else names:
-            found = getattr(module, name, None)
-            if isinstance(found, nn.Dropout):
-                yield found, "p"
-            elif isinstance(found, float):
+            dropout = getattr(module, name, None)
+            if isinstance(dropout, nn.Dropout):
+                yield dropout, "p"
+            elif isinstance(dropout, float):
                 yield module, name

@@ -1,4 +1,4 @@
-"""What a training run is made of, validated before any work."""
+"""Configuration of training and finetuning, validated before any work."""
 
 from __future__ import annotations
 
@@ -13,23 +13,23 @@ Fraction = Annotated[float, Field(ge=0.0, lt=1.0)]
 
 
 class TrainConfig(BaseModel):
-    """AdamW with linear warm-up and cosine decay to zero.
+    """Settings of AdamW with linear warm-up and cosine decay to zero.
 
     Attributes:
         steps: optimiser steps.
         batch_size: sequences per step.
         learning_rate: peak learning rate.
         betas: AdamW's decay rates.
-        weight_decay: on every parameter; times the learning rate, before any factor of its own, it is the share that a
-            parameter loses at a step.
+        weight_decay: of every parameter; at each step a parameter loses the share ``learning_rate * weight_decay``,
+            whatever the factor of its own learning rate.
         warmup_steps: steps of linear warm-up.
-        clip_norm: largest norm of the whole gradient.
-        seed: of the batches.
-        evaluate_every: steps between evaluations; 0 for none but the last.
+        clip_norm: largest norm of the gradient of all parameters together.
+        seed: seed of the batches and of dropout.
+        evaluate_every: steps between evaluations; 0 to evaluate after the last step only.
         checkpoint_every: steps between checkpoints.
 
     Raises:
-        pydantic.ValidationError: a value out of range or an unknown name (also a ValueError).
+        pydantic.ValidationError: a value is out of range or a name unknown (also a ValueError).
 
     Example:
         >>> TrainConfig(steps=10, warmup_steps=2).steps
@@ -51,33 +51,36 @@ class TrainConfig(BaseModel):
 
 
 class FinetuneConfig(TrainConfig):
-    """What healing adds to a training run; other defaults where weights start out trained.
+    """Settings of :func:`mpochain.finetune`: those of training, with defaults for trained weights, and its losses.
+
+    The loss of a batch is ``outputs * ((1 - w) CE + w T^2 KL) + hidden * H + attention * A``: cross-entropy, the
+    divergence from the teacher's predictions, the error of hidden states, the divergence from the teacher's attention.
 
     Attributes:
-        warmup_steps: at most as many as the run has, if not given.
-        batch_size: windows per optimiser step, however they are split; see ``accumulate``.
-        accumulate: parts that each batch is split into, one after the other; divides ``batch_size``. The mean over all
-            tokens is the same, the memory that activations and logits take falls.
-        distillation: share ``w`` of the divergence from the teacher in ``(1 - w) CE + w KL``, in ``[0, 1]``; None for
-            1 with a teacher and 0 without one.
-        temperature: ``T`` of both softmaxes of the divergence, which is multiplied by ``T^2``.
-        outputs: weight of that loss; 0 to learn from hidden states or attention alone, which is how an embedding can be
-            brought back before the rest learns.
-        hidden: weight of the error of hidden states, added to the other losses; 0 for none.
-        hidden_layers: modules whose outputs are compared, by the name that model and teacher have for them.
-        attention: weight of the divergence of the model's attention from the teacher's, added to the other losses; 0
-            for none. For models of transformers, which then compute attention in the plain way, slower and in more
-            memory.
-        autocast: element type of the matrix products; parameters and losses stay float32. None for the model's own.
-        gradient_checkpointing: compute the activations of each block again in the backward pass in place of keeping
-            them; for models with ``gradient_checkpointing_enable``, as those of transformers have.
-        core_rates: whether cores learn at rates by their fan-in, see :func:`mpochain.surgery.learning_rate_scales`.
-        trainable: ``"all"``; ``"compressed"``: the parameters of compressed layers, and vectors such as biases and
-            the weights of norms, which are few, so that embeddings and layers that stayed dense stay as they are; or
-            names of parameters or modules, and ``re:`` patterns of them, for these alone.
+        warmup_steps: if not given, at most the number of steps.
+        batch_size: windows per optimiser step; see ``accumulate``.
+        accumulate: number of parts that each batch is split into, computed one after the other; divides
+            ``batch_size``. The loss is the same, and activations and logits take less memory.
+        distillation: ``w``, the share of the divergence from the teacher, in ``[0, 1]``; None for 1 with a teacher and
+            0 without one.
+        temperature: ``T``, of both softmaxes of that divergence.
+        outputs: weight of the loss on outputs; 0 to learn from hidden states or attention alone, for example to
+            restore an embedding before the rest learns.
+        hidden: weight of the error of hidden states; 0 for none.
+        hidden_layers: names of the modules whose outputs are compared, the same in model and teacher.
+        attention: weight of the divergence from the teacher's attention; 0 for none. For models of transformers, whose
+            "eager" attention it needs, which is slower and takes more memory.
+        autocast: element type of the matrix products; parameters and losses stay float32. None for that of the model.
+        gradient_checkpointing: compute the activations of each block again in the backward pass instead of keeping
+            them; for models with ``gradient_checkpointing_enable()``, as those of transformers.
+        core_rates: whether the learning rates of cores depend on their fan-in, see
+            :func:`mpochain.surgery.learning_rate_scales`.
+        trainable: ``"all"``; ``"compressed"`` for the parameters of compressed layers and all vectors, such as biases
+            and the weights of norms, while embeddings and dense layers stay as they are; or names of parameters or
+            modules, or ``re:`` patterns, for these only.
 
     Raises:
-        pydantic.ValidationError: a value out of range, an unknown name, or values that do not fit each other (also a
+        pydantic.ValidationError: a value is out of range, a name unknown, or two values contradict each other (also a
             ValueError).
 
     Example:
@@ -105,18 +108,23 @@ class FinetuneConfig(TrainConfig):
 
     @property
     def asks_teacher(self) -> bool:
-        """Whether any of the losses compares with a teacher, if there is one."""
+        """Whether a loss compares with a teacher, if one is given."""
         return (self.outputs > 0.0 and self.distillation != 0.0) or self.hidden > 0.0 or self.attention > 0.0
 
     @model_validator(mode="after")
     def _fit(self) -> Self:
         if self.batch_size % self.accumulate:
-            raise ValueError(f"accumulate={self.accumulate} does not divide batch_size={self.batch_size}")
+            raise ValueError(
+                f"accumulate={self.accumulate} does not divide batch_size={self.batch_size}; choose a divisor"
+            )
         if "warmup_steps" not in self.model_fields_set:
-            # One that nobody asked for is no longer than the run; it stays unset, for a stage with more steps.
+            # The default is capped at the length of the run. It stays unset, so that a copy with more steps has more.
             object.__setattr__(self, "warmup_steps", min(self.warmup_steps, self.steps))
         if self.warmup_steps > self.steps:
-            raise ValueError(f"warmup_steps={self.warmup_steps} is over steps={self.steps}; the peak is never reached")
+            raise ValueError(
+                f"warmup_steps={self.warmup_steps} is over steps={self.steps}, so the peak rate is never reached; "
+                "lower it"
+            )
         if (self.hidden > 0) != bool(self.hidden_layers):
             raise ValueError(f"hidden={self.hidden} and hidden_layers={self.hidden_layers} go together; give both")
         if not (self.outputs or self.hidden or self.attention):
@@ -125,7 +133,7 @@ class FinetuneConfig(TrainConfig):
 
 
 def learning_rate(config: TrainConfig, step: int) -> float:
-    """Learning rate of step ``step`` (0-based): linear to the peak, then half a cosine to zero.
+    """Return the learning rate of step ``step`` (0-based): linear to the peak, then half a cosine to zero.
 
     Example:
         >>> config = TrainConfig(steps=100, warmup_steps=10, learning_rate=1.0)

@@ -1,7 +1,7 @@
-"""What a model is healed by: cross-entropy, the divergence from a teacher, the error of hidden states.
+"""Losses of distillation: cross-entropy, divergence from a teacher's predictions, error of hidden states.
 
-Shapes: ``V`` is the vocabulary, ``...`` the axes of windows and positions. Losses are means over the positions that
-have a label, in nats, computed in float32 (float64 for float64 logits).
+Shapes: ``V`` is the vocabulary, ``...`` the axes of windows and positions. Losses are means over the labelled
+positions, in nats, computed in float32 (float64 for float64 logits).
 """
 
 from __future__ import annotations
@@ -15,11 +15,11 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from mpochain.errors import DTypeError, ShapeError, SpecError
+from mpochain.errors import ArgumentError, DTypeError, ShapeError
 
 __all__ = ["IGNORED", "captured", "distillation_loss", "hidden_loss", "next_tokens"]
 
-# The label of positions without one, as in torch and transformers.
+# The label of positions that do not count, as in torch and transformers.
 IGNORED = -100
 
 # Elements of a chunk of logits: 16 MiB in float32, of which a few are alive at a time.
@@ -27,12 +27,15 @@ _CHUNK = 1 << 22
 
 
 def next_tokens(labels: Tensor) -> Tensor:
-    """The label of each position of a language model: the token after it, and none for the last.
+    """Return the target of each position of a language model: the token after it; -100 for the last position.
 
-    The labels are shifted and not the logits, whose slice would have to be copied.
+    Labels are shifted rather than logits, because a slice of the logits would be copied.
 
     Args:
         labels: ``(..., length)``, integers.
+
+    Returns:
+        ``(..., length)``, of the same dtype.
 
     Example:
         >>> next_tokens(torch.tensor([[5, 6, 7]]))
@@ -52,23 +55,24 @@ def distillation_loss(
     """``(1 - w) CE(labels, z) + w T^2 KL(softmax(t / T) || softmax(z / T))``, the mean over labelled positions.
 
     ``T^2`` keeps the size of the gradient when the temperature changes. Source: Hinton et al., arXiv 1503.02531,
-    section 2. Loss and gradient are made together, some rows at a time: beside both logits there is one array of their
-    size, the gradient, in place of the many that autograd would keep. There is no second derivative.
+    section 2. Loss and gradient are computed together, in chunks of rows: beside the two logits only one array of their
+    size is allocated, the gradient, where autograd would keep several. There is no second derivative.
 
     Args:
         logits: ``z (..., V)``, of the model.
-        labels: ``(...)``, integers; -100 for positions that do not count.
-        teacher_logits: ``t (..., V)``; no gradient goes there. Not needed at weight 0.
-        weight: ``w``, in ``[0, 1]``; at 0 cross-entropy alone, at 1 the divergence alone.
+        labels: ``(...)``, integers; positions with the label -100 do not count.
+        teacher_logits: ``t (..., V)``; they receive no gradient. Not needed at weight 0.
+        weight: ``w``, in ``[0, 1]``; 0 for cross-entropy alone, 1 for the divergence alone.
         temperature: ``T``, positive.
 
     Returns:
         A scalar, float32 or the type of the logits if that is wider.
 
     Raises:
-        ShapeError: shapes that do not fit, such as another vocabulary.
-        SpecError: a weight or temperature out of range, a label outside of the vocabulary, or no label at all.
-        DTypeError: labels that are not integers.
+        ShapeError: shapes do not fit, for example those of another vocabulary.
+        ArgumentError: a weight or temperature is out of range, a label is outside the vocabulary, or no position has
+            a label.
+        DTypeError: labels are not integers.
 
     Example:
         >>> logits = torch.zeros(2, 3, 5, requires_grad=True)
@@ -79,15 +83,15 @@ def distillation_loss(
         0.0
     """
     if not 0 <= weight <= 1:
-        raise SpecError(f"weight must be in [0, 1], got {weight}")
+        raise ArgumentError(f"weight must be in [0, 1], got {weight}")
     if not 0 < temperature < float("inf"):
-        raise SpecError(f"temperature must be positive, got {temperature}")
+        raise ArgumentError(f"temperature must be positive, got {temperature}")
     if labels.is_floating_point() or labels.is_complex() or labels.dtype == torch.bool:
         raise DTypeError(f"labels must be integers, got {labels.dtype}")
     if logits.shape[:-1] != labels.shape:
         raise ShapeError(f"labels {tuple(labels.shape)} do not fit logits {tuple(logits.shape)}")
     if weight and teacher_logits is None:
-        raise SpecError(f"weight={weight} needs teacher_logits=; weight=0 is cross-entropy alone")
+        raise ArgumentError(f"weight={weight} needs teacher_logits=; give them, or weight=0 for cross-entropy alone")
     if teacher_logits is not None and teacher_logits.shape != logits.shape:
         raise ShapeError(
             f"logits {tuple(logits.shape)} and those of the teacher {tuple(teacher_logits.shape)} differ; a teacher "
@@ -95,60 +99,60 @@ def distillation_loss(
         )
     vocabulary = logits.shape[-1]
     flat = labels.reshape(-1)
-    kept = (flat != IGNORED).nonzero().squeeze(1)
-    targets = flat[kept].long()
+    labelled = (flat != IGNORED).nonzero().squeeze(1)
+    targets = flat[labelled].long()
     if not len(targets):
-        raise SpecError("no position has a label; -100 everywhere leaves nothing to learn")
+        raise ArgumentError(f"no position has a label: all labels are {IGNORED}; give a batch with labels")
     if targets.min() < 0 or targets.max() >= vocabulary:
-        raise SpecError(f"labels must be below {vocabulary} or {IGNORED}, got {targets.min()} to {targets.max()}")
+        raise ArgumentError(f"labels must be below {vocabulary} or {IGNORED}, got {targets.min()} to {targets.max()}")
     teacher = None
     if weight and teacher_logits is not None:
         teacher = teacher_logits.detach().reshape(-1, vocabulary)
     apply: Any = _Chunked.apply
-    loss: Tensor = apply(logits.reshape(-1, vocabulary), teacher, kept, targets, weight, temperature)
+    loss: Tensor = apply(logits.reshape(-1, vocabulary), teacher, labelled, targets, weight, temperature)
     return loss
 
 
 class _Chunked(torch.autograd.Function):
-    """Loss and gradient of rows of logits, a chunk of rows at a time."""
+    """Loss and gradient with respect to the logits, computed in chunks of rows."""
 
     @staticmethod
     def forward(
         ctx: Any,
         logits: Tensor,
         teacher: Tensor | None,
-        kept: Tensor,
+        labelled: Tensor,
         targets: Tensor,
         weight: float,
         temperature: float,
     ) -> Tensor:
-        wide = torch.promote_types(logits.dtype, torch.float32)
-        needed = ctx.needs_input_grad[0]
-        gradient = torch.zeros_like(logits) if needed else None
-        loss = torch.zeros((), dtype=wide, device=logits.device)
+        dtype = torch.promote_types(logits.dtype, torch.float32)
+        needs_gradient = ctx.needs_input_grad[0]
+        gradient = torch.zeros_like(logits) if needs_gradient else None
+        loss = torch.zeros((), dtype=dtype, device=logits.device)
         rows = max(1, _CHUNK // logits.shape[1])
-        count = len(kept)
-        for places, labels in zip(kept.split(rows), targets.split(rows), strict=True):
-            z = logits.index_select(0, places).to(wide)
-            slope: Tensor | None = None
+        count = len(labelled)
+        for positions, labels in zip(labelled.split(rows), targets.split(rows), strict=True):
+            z = logits.index_select(0, positions).to(dtype)
+            slope: Tensor | None = None  # gradient of the summed loss with respect to z
             if weight < 1:
                 log_q = z.log_softmax(-1)
                 loss -= (1 - weight) * log_q.gather(1, labels[:, None]).sum()
-                if needed:
+                if needs_gradient:
                     slope = log_q.exp_()
                     slope.scatter_add_(1, labels[:, None], slope.new_full((len(labels), 1), -1.0))
                     slope *= 1 - weight
             if teacher is not None:
                 log_q = (z / temperature).log_softmax(-1)
-                log_p = (teacher.index_select(0, places).to(wide) / temperature).log_softmax(-1)
+                log_p = (teacher.index_select(0, positions).to(dtype) / temperature).log_softmax(-1)
                 p = log_p.exp()
                 loss += weight * temperature**2 * (p * log_p.sub_(log_q)).sum()
-                if needed:
-                    # T^2 of the loss, one T of the derivative of z / T.
-                    pull = log_q.exp_().sub_(p).mul_(weight * temperature)
-                    slope = pull if slope is None else slope.add_(pull)
+                if needs_gradient:
+                    # The factor T^2 of the loss times 1 / T, the derivative of z / T.
+                    divergence_slope = log_q.exp_().sub_(p).mul_(weight * temperature)
+                    slope = divergence_slope if slope is None else slope.add_(divergence_slope)
             if gradient is not None and slope is not None:
-                gradient.index_copy_(0, places, slope.div_(count).to(gradient.dtype))
+                gradient.index_copy_(0, positions, slope.div_(count).to(gradient.dtype))
         if gradient is not None:
             ctx.save_for_backward(gradient)
         return loss / count
@@ -161,19 +165,22 @@ class _Chunked(torch.autograd.Function):
 
 
 def hidden_loss(hidden: Tensor, teacher_hidden: Tensor, labels: Tensor) -> Tensor:
-    """Squared error of hidden states, ``|h - t|^2 / |t|^2`` with ``t`` the teacher's, the mean over labelled positions.
+    """Relative squared error of hidden states, ``|h - t|^2 / |t|^2``, the mean over labelled positions.
 
-    Relative for each position, since the states of some positions of a language model are hundreds of times as large as
-    all others, and would be all that a plain mean sees; and so that a weight means the same in every layer.
+    It is relative at each position because some positions of a language model have states hundreds of times as large as
+    all others, which would dominate a mean of absolute errors; and so that a weight means the same in every layer.
 
     Args:
         hidden: ``h (..., features)``, of the model.
-        teacher_hidden: ``t (..., features)``; no gradient goes there.
-        labels: ``(...)``; positions of -100 do not count.
+        teacher_hidden: ``t (..., features)``; they receive no gradient.
+        labels: ``(...)``; positions with the label -100 do not count.
+
+    Returns:
+        A scalar, float32 or the type of the states if that is wider.
 
     Raises:
-        ShapeError: shapes that do not fit.
-        SpecError: no label at all.
+        ShapeError: shapes do not fit.
+        ArgumentError: no position has a label.
 
     Example:
         >>> labels = torch.tensor([[1, 2, -100]])
@@ -183,26 +190,24 @@ def hidden_loss(hidden: Tensor, teacher_hidden: Tensor, labels: Tensor) -> Tenso
     if hidden.shape != teacher_hidden.shape or hidden.shape[:-1] != labels.shape:
         raise ShapeError(
             f"hidden states {tuple(hidden.shape)}, those of the teacher {tuple(teacher_hidden.shape)} and labels "
-            f"{tuple(labels.shape)} do not fit each other"
+            f"{tuple(labels.shape)} do not fit; the teacher's modules need outputs of the same shapes"
         )
-    kept = labels != IGNORED
-    if not kept.any():
-        raise SpecError("no position has a label; -100 everywhere leaves nothing to learn")
-    wide = torch.promote_types(hidden.dtype, torch.float32)
-    h, t = hidden[kept].to(wide), teacher_hidden.detach()[kept].to(wide)
-    power = t.square().sum(-1)
-    # A state of zeros has no scale of its own.
-    return ((h - t).square().sum(-1) / power.clamp_min(torch.finfo(wide).tiny ** 0.5)).mean()
+    labelled = labels != IGNORED
+    if not labelled.any():
+        raise ArgumentError(f"no position has a label: all labels are {IGNORED}; give a batch with labels")
+    dtype = torch.promote_types(hidden.dtype, torch.float32)
+    h, t = hidden[labelled].to(dtype), teacher_hidden.detach()[labelled].to(dtype)
+    # The bound keeps a state of zeros from dividing by zero.
+    scale = t.square().sum(-1).clamp_min(torch.finfo(dtype).tiny ** 0.5)
+    return ((h - t).square().sum(-1) / scale).mean()
 
 
 @contextmanager
 def captured(model: nn.Module, names: Iterable[str]) -> Iterator[Mapping[str, Tensor]]:
-    """The outputs of the named modules, of the last call of the model within the block.
-
-    Of an output that is a tuple, the first item.
+    """Record the outputs of the named modules in the latest call of the model; of a tuple, its first item.
 
     Raises:
-        SpecError: a module that the model has not, naming those most like it.
+        ArgumentError: the model has no module of that name; the error lists similar names.
 
     Example:
         >>> model = nn.Sequential(nn.Linear(3, 4), nn.ReLU())
@@ -211,22 +216,23 @@ def captured(model: nn.Module, names: Iterable[str]) -> Iterator[Mapping[str, Te
         >>> outputs["0"].shape
         torch.Size([2, 4])
     """
+    names = list(names)
     modules = dict(model.named_modules())
     outputs: dict[str, Tensor] = {}
     hooks = []
     for name in names:
         if name not in modules:
-            near = get_close_matches(name, modules, cutoff=0.3)
-            raise SpecError(f"{type(model).__name__} has no module {name!r}; most like it: {', '.join(near) or 'none'}")
+            similar = ", ".join(get_close_matches(name, modules, cutoff=0.3)) or "none"
+            raise ArgumentError(f"{type(model).__name__} has no module {name!r}; similar names: {similar}")
 
-    def keeper(name: str) -> Any:
-        def keep(_module: nn.Module, _arguments: Any, output: Any) -> None:
+    def recorder(name: str) -> Any:
+        def record(_module: nn.Module, _arguments: Any, output: Any) -> None:
             outputs[name] = output[0] if isinstance(output, tuple) else output
 
-        return keep
+        return record
 
     try:
-        hooks += [modules[name].register_forward_hook(keeper(name)) for name in names]
+        hooks += [modules[name].register_forward_hook(recorder(name)) for name in names]
         yield outputs
     finally:
         for hook in hooks:

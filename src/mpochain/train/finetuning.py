@@ -1,4 +1,4 @@
-"""Healing: a compressed language model learns again what compression took from it."""
+"""Finetuning of a compressed language model on text, by distillation from its dense original, or both."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ import torch
 from torch import Tensor, nn
 
 from mpochain.architectures import context_length
-from mpochain.errors import ShapeError, SpecError
+from mpochain.errors import ArgumentError, ShapeError
 from mpochain.surgery import learning_rate_scales
 from mpochain.train.attention import attention_loss
 from mpochain.train.config import FinetuneConfig
 from mpochain.train.distillation import distillation_loss, hidden_loss
 from mpochain.train.loop import TrainResult, train
 from mpochain.train.preparation import prepared
-from mpochain.train.teacher import Teacher, TeacherCache, autocast, fingerprint, said_by
+from mpochain.train.teacher import Teacher, TeacherCache, autocast, fingerprint, outputs_of
 from mpochain.train.trainable import require_trainable
 from mpochain.train.windows import Windows
 
@@ -35,42 +35,45 @@ def finetune(
     teacher_cache: Path | str | None = None,
     label: str = "finetune",
 ) -> TrainResult:
-    """Train a compressed language model in place, toward its text, its dense teacher, or both.
+    """Train a compressed language model in place, on text, on the predictions of its dense teacher, or both.
 
-    Every position predicts the token after it, so labels are the tokens shifted by one: they need not be given, and
-    given ones (``labels``, with the positions of ``input_ids``) are shifted too, as models of transformers do. Labels
-    of -100 and padding (``attention_mask`` 0, where no labels are given) count for no loss. Each epoch goes through all
-    windows once, in an order drawn from ``config.seed``. Dropout is on while training.
+    Every position predicts the next token, so the targets are the tokens shifted by one. Labels are optional;
+    ``labels``, at the positions of ``input_ids``, are shifted too, as models of transformers do. Positions with the
+    label -100 and, where there are no labels, padding (``attention_mask`` 0) do not count. Each epoch uses every window
+    once, in an order drawn from ``config.seed``. Dropout is on during training.
 
-    Modes, ``requires_grad``, ``use_cache`` and gradient checkpointing of both models are afterwards as before.
+    Training modes, ``requires_grad``, ``use_cache`` and gradient checkpointing of both models are restored afterwards.
 
     Args:
         model: any module from tokens ``(n, length)`` to logits ``(n, length, V)``, or to an output with ``.logits``;
             its trainable parameters are float32 or float64. Trained on the device it is on.
-        batches: windows of equal length: integers ``(n, length)``; or a list of such, or of single windows
-            ``(length,)``; or mappings of named arguments, ``input_ids`` among them, or a list of these.
+        batches: windows of equal length: integers ``(n, length)``; or a list of such tensors, or of single windows
+            ``(length,)``; or a mapping of named arguments with ``input_ids`` among them, or a list of mappings.
         config: see :class:`mpochain.train.FinetuneConfig`.
         teacher: the dense original, a copy made before ``model`` was compressed, on the same device. Its parameters do
             not change.
-        evaluate: called with the model in evaluation mode, every ``config.evaluate_every`` steps and at the end; its
-            numbers are in the result's curve.
-        checkpoint: file to keep the state of the run in; if it exists the run goes on from there, to the bit.
-        teacher_cache: folder to keep the teacher's logits in, so that it is asked once of each window, in this run and
-            in others with the same teacher and batches; two bytes for each word of the vocabulary at each position.
-            Not with ``hidden`` or ``attention``, for which it must run all the same.
-        label: shown with the progress.
+        evaluate: called with the model in evaluation mode, every ``config.evaluate_every`` steps and after the last;
+            its numbers are in ``curve`` of the result.
+        checkpoint: file that holds the state of the run; if it exists the run resumes from it, to the bit.
+        teacher_cache: folder for the teacher's logits, so that the teacher runs once per window, in this run and in
+            others with the same teacher and batches; two bytes per entry of the vocabulary and position. Not with
+            ``hidden`` or ``attention``, which need the teacher at every step.
+        label: name of the run in progress reports.
 
     Returns:
         Losses, evaluations, tokens and seconds.
 
     Raises:
-        SpecError: no batches, tokens outside of the vocabulary, a batch larger than the data, nothing to train, a
-            teacher that is the model itself, or one that is asked for and missing or given and not used.
-        ShapeError: windows of different lengths or too long for the model, or a teacher of another vocabulary.
-        DTypeError: tokens that are no integers, or parameters too narrow to be trained.
-        NonFiniteError: a loss that is NaN or infinite, naming the step, before it is taken.
+        ArgumentError: no batches, tokens outside the vocabulary, a batch larger than the data, nothing to train, a
+            teacher that shares parameters with the model, a loss without the teacher it needs, or a teacher without
+            a loss that uses it.
+        ShapeError: windows of different lengths or too long for the model, or a teacher with another vocabulary.
+        DTypeError: tokens are not integers, or parameters have too few bits to be trained.
+        NonFiniteError: a loss or gradient is NaN or infinite; the error names the step, which is not taken.
         CheckpointError: the checkpoint is damaged, or of another model, teacher, configuration or data.
-        OutputError: its folder cannot be written.
+        OutputError: a folder cannot be written.
+        KeyboardInterrupt: Ctrl-C, see :func:`mpochain.train.train`: on the command line after the running step, with
+            the checkpoint written; otherwise at once, and the model may be partly updated.
 
     Example:
         >>> from mpochain.nn import MPOLinear
@@ -90,22 +93,22 @@ def finetune(
     windows = _windows(batches, config)
     device = next(model.parameters()).device
 
-    asked = Teacher(teacher, config)
+    source = Teacher(teacher, config)
 
     def loss(model: nn.Module, part: Windows) -> Tensor:
         with autocast(device, config):
-            theirs, ours = asked.says(part), said_by(model, part, config)
-        assert ours.logits is not None
-        value = ours.logits.new_zeros(())
+            target, outputs = source.outputs(part), outputs_of(model, part, config)
+        assert outputs.logits is not None
+        value = outputs.logits.new_zeros(())
         if config.outputs:
             value = config.outputs * distillation_loss(
-                ours.logits, part.labels, theirs.logits, weight=weight, temperature=config.temperature
+                outputs.logits, part.labels, target.logits, weight=weight, temperature=config.temperature
             )
-        if theirs.hidden:
-            errors = [hidden_loss(ours.hidden[name], aim, part.labels) for name, aim in theirs.hidden.items()]
+        if target.hidden:
+            errors = [hidden_loss(outputs.hidden[name], state, part.labels) for name, state in target.hidden.items()]
             value = value + config.hidden * torch.stack(errors).mean()
-        if theirs.attentions:
-            value = value + config.attention * attention_loss(ours.attentions, theirs.attentions, part.labels)
+        if target.attentions:
+            value = value + config.attention * attention_loss(outputs.attentions, target.attentions, part.labels)
         return value
 
     def evaluation() -> dict[str, float]:
@@ -116,12 +119,13 @@ def finetune(
     if checkpoint is not None:
         identity = {"data": windows.sha256(), "teacher": fingerprint(teacher) if teacher is not None else None}
     with prepared(model, teacher, config):
-        vocabulary = _try(model, teacher, windows, config, device)
+        vocabulary = _check_forward(model, teacher, windows, config, device)
         if teacher_cache is not None:
             assert teacher is not None
-            about = {"teacher": fingerprint(teacher), "autocast": config.autocast}
-            identity["teacher_cache"] = True  # rounds what the teacher says
-            asked = Teacher(teacher, config, TeacherCache(Path(teacher_cache), windows, vocabulary, about))
+            source_identity = {"teacher": fingerprint(teacher), "autocast": config.autocast}
+            identity["teacher_cache"] = True  # the cache rounds logits to float16
+            cache = TeacherCache(Path(teacher_cache), windows, vocabulary, source_identity)
+            source = Teacher(teacher, config, cache)
         return train(
             model,
             lambda _generator, step: windows.batch(step, config.batch_size, config.seed).to(device),
@@ -138,16 +142,17 @@ def finetune(
 
 
 def rehearse(model: nn.Module, batches: Any, *, config: FinetuneConfig, cached: bool = False) -> None:
-    """Find out what :func:`finetune` would refuse, without training: hours of other work may lie before it.
+    """Raise the errors that :func:`finetune` would raise, without training, before hours of other work.
 
     Args:
-        model: what the model that is to be trained is made of, with the modules it will have; is not changed.
+        model: the dense model, which is compressed later; it does not change.
         batches: see :func:`finetune`.
-        config: see :func:`finetune`. What is compressed is not known yet.
-        cached: whether the teacher's logits are to be kept.
+        config: see :func:`finetune`. Which layers are compressed is not known yet, so with ``trainable="compressed"``
+            all parameters are checked.
+        cached: whether the teacher's logits will be cached.
 
     Raises:
-        SpecError: see :func:`finetune`.
+        ArgumentError: see :func:`finetune`.
         ShapeError: see :func:`finetune`.
         DTypeError: see :func:`finetune`.
 
@@ -162,73 +167,82 @@ def rehearse(model: nn.Module, batches: Any, *, config: FinetuneConfig, cached: 
     require_trainable(model, config)
     windows = _windows(batches, config)
     with prepared(model, model, config):
-        _try(model, model, windows, config, next(model.parameters()).device)
+        _check_forward(model, model, windows, config, next(model.parameters()).device)
 
 
 def _windows(batches: Any, config: FinetuneConfig) -> Windows:
     windows = Windows.of(batches)
     if config.batch_size > len(windows):
-        raise SpecError(f"batch_size={config.batch_size} is over the {len(windows)} windows; give more, or lower it")
+        raise ArgumentError(
+            f"batch_size={config.batch_size} is over the {len(windows)} windows; give more windows, or a smaller batch"
+        )
     return windows
 
 
-def _check_cache(asked: bool, config: FinetuneConfig) -> None:
-    if not asked or config.hidden or config.attention:
-        why = "hidden or attention ask the teacher at every step" if asked else "there is no teacher"
-        raise SpecError(f"teacher_cache= keeps the teacher's logits, but {why}; leave it out")
+def _check_cache(has_teacher: bool, config: FinetuneConfig) -> None:
+    if not has_teacher or config.hidden or config.attention:
+        reason = "hidden or attention need the teacher at every step" if has_teacher else "there is no teacher"
+        raise ArgumentError(f"teacher_cache= stores the teacher's logits, but {reason}; leave it out")
 
 
 def _check_models(model: nn.Module, teacher: nn.Module | None, config: FinetuneConfig) -> None:
     trainable = require_trainable(model, config)
     if config.asks_teacher and teacher is None:
-        raise SpecError(
+        raise ArgumentError(
             f"distillation={config.distillation}, hidden={config.hidden} and attention={config.attention} need a "
-            "teacher="
+            "teacher=; give the dense model, or set them to 0"
         )
     if teacher is None:
         return
     if not config.asks_teacher:
-        raise SpecError(
-            "a teacher is given, but distillation, hidden and attention are 0, so it would not be used; leave it out"
+        raise ArgumentError(
+            "there is a teacher=, but distillation, hidden and attention are 0, so it would not be used; leave it out"
         )
-    theirs = {id(each) for each in teacher.parameters()}
-    shared = [name for name, each in trainable.items() if id(each) in theirs]
+    frozen = {id(parameter) for parameter in teacher.parameters()}
+    shared = [name for name, parameter in trainable.items() if id(parameter) in frozen]
     if shared:
-        raise SpecError(
-            f"the teacher shares {shared[0]} with the model, and would change with it; copy.deepcopy the model before "
-            "it is compressed"
+        raise ArgumentError(
+            f"the teacher shares {shared[0]} with the model and would change with it; use copy.deepcopy(model), made "
+            "before compression, as the teacher"
         )
 
 
-def _try(
+def _check_forward(
     model: nn.Module, teacher: nn.Module | None, windows: Windows, config: FinetuneConfig, device: torch.device
 ) -> int:
-    """Find out with one window what would fail in the middle of the first step, or after it; the vocabulary."""
-    for each in (model, teacher):
-        limit = None if each is None else context_length(each)
+    """Run both models on one window, so that what does not fit fails before the first step.
+
+    Returns:
+        The size of the vocabulary.
+    """
+    for network in (model, teacher):
+        limit = None if network is None else context_length(network)
         if limit is not None and windows.length > limit:
-            raise ShapeError(f"windows of {windows.length} tokens are over the {limit} of {type(each).__name__}")
+            raise ShapeError(
+                f"windows of {windows.length} tokens are over the {limit} of {type(network).__name__}; give "
+                "shorter windows"
+            )
     first = windows.select(torch.tensor([0])).to(device)
-    # Of token 0, which every vocabulary has: how large it is the logits tell.
+    # Token 0 is in every vocabulary; the size of the vocabulary is that of the logits.
     first.inputs["input_ids"] = torch.zeros_like(first.inputs["input_ids"])
     model.eval()
     with torch.no_grad(), autocast(device, config):
-        ours, theirs = said_by(model, first, config), Teacher(teacher, config).says(first)
-    assert ours.logits is not None
-    if ours.logits.shape[:-1] != first.labels.shape:
+        outputs, target = outputs_of(model, first, config), Teacher(teacher, config).outputs(first)
+    assert outputs.logits is not None
+    if outputs.logits.shape[:-1] != first.labels.shape:
         raise ShapeError(
-            f"{type(model).__name__} answers {tuple(first.labels.shape)} tokens with logits "
-            f"{tuple(ours.logits.shape)}; healing needs logits at every position"
+            f"{type(model).__name__} computes logits {tuple(outputs.logits.shape)} for {tuple(first.labels.shape)} "
+            "tokens; finetune needs logits at every position"
         )
-    if theirs.logits is not None and theirs.logits.shape != ours.logits.shape:
+    if target.logits is not None and target.logits.shape != outputs.logits.shape:
         raise ShapeError(
-            f"the teacher's vocabulary of {theirs.logits.shape[-1]} is not the model's of {ours.logits.shape[-1]}; the "
-            "teacher is the model as it was before compression"
+            f"the teacher's vocabulary of {target.logits.shape[-1]} is not the model's of {outputs.logits.shape[-1]}; "
+            "use the model as it was before compression as the teacher"
         )
-    for name, aim in theirs.hidden.items():
-        hidden_loss(ours.hidden[name], aim, first.labels)
-    if theirs.attentions:
-        attention_loss(ours.attentions, theirs.attentions, first.labels)
-    vocabulary = int(ours.logits.shape[-1])
+    for name, state in target.hidden.items():
+        hidden_loss(outputs.hidden[name], state, first.labels)
+    if target.attentions:
+        attention_loss(outputs.attentions, target.attentions, first.labels)
+    vocabulary = int(outputs.logits.shape[-1])
     windows.require_vocabulary(vocabulary)
     return vocabulary

@@ -1,16 +1,13 @@
-"""The training loop."""
+"""Training loop with AdamW, resumable to the bit."""
 
 from __future__ import annotations
 
 import math
-import signal
-import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from types import FrameType
 from typing import Any, TypeVar
 
 import torch
@@ -20,6 +17,7 @@ from torch import Tensor, nn
 from mpochain.errors import CheckpointError, NonFiniteError
 from mpochain.execution import fast_products
 from mpochain.system.files import require_writable
+from mpochain.system.interrupts import run_of_steps
 from mpochain.system.progress import TrainingProgress
 from mpochain.train.config import TrainConfig, learning_rate
 from mpochain.train.groups import scaled_groups
@@ -32,12 +30,12 @@ Batch = TypeVar("Batch")
 
 @dataclass(frozen=True)
 class CurvePoint:
-    """One point of a run's history.
+    """An evaluation in the course of a run.
 
     Attributes:
         step: steps done.
         train_loss: mean training loss of the steps since the last point, nats per token.
-        metrics: what the evaluation returned.
+        metrics: numbers that the evaluation returned.
     """
 
     step: int
@@ -47,14 +45,14 @@ class CurvePoint:
 
 @dataclass
 class TrainResult:
-    """What a run did.
+    """Losses, evaluations, tokens and seconds of a training run, all its sessions together.
 
     Attributes:
-        steps: steps done, in all sessions.
-        seconds: time spent in training steps, in all sessions.
-        tokens: tokens seen, in all sessions.
+        steps: steps done.
+        seconds: time spent in training steps.
+        tokens: tokens trained on.
         losses: training loss of every step, nats per token.
-        curve: its evaluations.
+        curve: the evaluations.
     """
 
     steps: int = 0
@@ -65,7 +63,7 @@ class TrainResult:
 
     @property
     def tokens_per_second(self) -> float:
-        """Mean training speed."""
+        """Mean training speed, tokens per second."""
         return self.tokens / self.seconds if self.seconds else 0.0
 
 
@@ -73,39 +71,22 @@ _RESULT = TypeAdapter(TrainResult)
 
 
 @contextmanager
-def _interrupt_between_steps() -> Iterator[Callable[[], bool]]:
-    """Ctrl-C sets a flag, so that no optimiser step is cut in half; a second Ctrl-C stops at once."""
-    flagged = threading.Event()
-    if threading.current_thread() is not threading.main_thread():
-        yield flagged.is_set
-        return
-
-    def remember(number: int, frame: FrameType | None) -> None:
-        if flagged.is_set():
-            signal.default_int_handler(number, frame)
-        flagged.set()
-
-    before = signal.signal(signal.SIGINT, remember)
-    try:
-        yield flagged.is_set
-    finally:
-        signal.signal(signal.SIGINT, before)
-
-
-@contextmanager
 def _seeded(model: nn.Module, seed: int, step: int) -> Iterator[None]:
-    """Dropout drawn from seed and step alone: a resumed run draws what the whole one does. Put back afterwards."""
-    devices = sorted({each.device.index or 0 for each in model.parameters() if each.device.type == "cuda"})
+    """Let dropout depend on the seed and the step alone, so that a resumed run draws the same.
+
+    The state of torch's generators is restored afterwards.
+    """
+    devices = sorted({parameter.device.index or 0 for parameter in model.parameters() if parameter.is_cuda})
     with torch.random.fork_rng(devices=devices):
         torch.manual_seed((seed * 1_000_003 + step) % (1 << 63))
         yield
 
 
-def _whole(batch: Batch) -> Iterable[tuple[Batch, float]]:
+def _undivided(batch: Batch) -> Iterable[tuple[Batch, float]]:
     return [(batch, 1.0)]
 
 
-def _targets(batch: Any) -> int:
+def _target_count(batch: Any) -> int:
     return int(batch[1].numel())
 
 
@@ -115,40 +96,47 @@ def train(
     loss: Callable[[nn.Module, Batch], Tensor],
     config: TrainConfig,
     *,
-    parts: Callable[[Batch], Iterable[tuple[Batch, float]]] = _whole,
-    tokens: Callable[[Batch], int] = _targets,
+    parts: Callable[[Batch], Iterable[tuple[Batch, float]]] = _undivided,
+    tokens: Callable[[Batch], int] = _target_count,
     scales: Mapping[str, float] | None = None,
     evaluate: Callable[[], dict[str, float]] | None = None,
     checkpoint: Path | None = None,
     identity: Mapping[str, Any] | None = None,
     label: str = "training",
 ) -> TrainResult:
-    """Train ``model`` in place, with the float32 products that are fastest here.
+    """Train ``model`` in place, with the fastest float32 matrix products of this machine.
 
     Args:
         model: trained on the device it is on.
-        sample: draws a batch from a generator, for the step of this number (0-based). What layers draw, such as
-            dropout, depends on the seed and the step, and leaves torch's own generators as they were.
-        loss: mean loss per token of a batch, differentiable.
+        sample: draws the batch of a step (0-based) from a generator. Random numbers within layers, such as those of
+            dropout, depend on the seed and the step, and torch's own generators keep their state.
+        loss: mean loss per token of a batch, a differentiable scalar.
         config: see :class:`TrainConfig`.
-        parts: splits a batch into pieces that fit into memory, each with its share of the tokens; their gradients add.
+        parts: splits a batch into parts that fit into memory, each with its share of the tokens; their gradients are
+            added.
         tokens: number of tokens of a batch that have a target; by default batches are ``(inputs, targets)``.
-        scales: factors of the learning rate by parameter name, 1 for those that are not named; weights decay as if all
-            were 1.
-        evaluate: called every ``config.evaluate_every`` steps and at the end; its time is not counted as training.
-        checkpoint: file to keep the state in; if it exists the run goes on from there, to the bit on the same machine
-            with the same threads and version of torch.
-        identity: what else makes this run this run, such as the hash of its data (JSON); a checkpoint of another one
+        scales: factors of the learning rate by parameter name, 1 for those not named. Weight decay does not depend on
+            them.
+        evaluate: called every ``config.evaluate_every`` steps and after the last; its time does not count as training.
+        checkpoint: file that holds the state of the run. If it exists the run resumes from it, to the bit on the same
+            machine with the same number of threads and version of torch.
+        identity: what else identifies the run, such as the hash of its data (JSON); a checkpoint with another identity
             is refused.
-        label: shown with the progress.
+        label: name of the run in progress reports.
+
+    Returns:
+        Losses, evaluations, tokens and seconds of all sessions.
 
     Raises:
         CheckpointError: the checkpoint is damaged, or of another model, configuration or identity.
-        SpecError: a scale for a parameter that the model has not.
-        NonFiniteError: a loss or gradient that is NaN or infinite, before the step is taken: parameters and checkpoint
-            are those of the steps before.
-        OutputError: the checkpoint's folder cannot be written, found before the first step.
-        KeyboardInterrupt: after Ctrl-C, once the running step is done and the checkpoint written.
+        ArgumentError: a scale for a parameter that the model does not have.
+        NonFiniteError: a loss or gradient is NaN or infinite; the step is not taken, so parameters and checkpoint are
+            those of earlier steps.
+        OutputError: the folder of the checkpoint cannot be written, found before the first step.
+        KeyboardInterrupt: Ctrl-C. Under :func:`mpochain.system.interrupts.interrupts_between_steps`, which the command
+            line installs, the running step is finished and the checkpoint written first. Otherwise it is raised at
+            once, in the middle of a step: the checkpoint is the last one written and intact, but the parameters of
+            ``model`` may be partly updated. The same call with the checkpoint resumes and overwrites them.
     """
     optimizer = torch.optim.AdamW(
         scaled_groups(model, scales or {}, config.weight_decay),
@@ -167,12 +155,12 @@ def train(
             result = _restore(checkpoint, read_record(checkpoint), setting)
             load_state(checkpoint, model, optimizer, generator)
 
-    def keep() -> None:
+    def write_checkpoint() -> None:
         if checkpoint is not None:
             record = {"setting": setting, "result": asdict(result)}
             save_state(checkpoint, model, optimizer, generator, record)
 
-    def note() -> None:
+    def append_evaluation() -> None:
         metrics = evaluate() if evaluate is not None else {}
         model.train()
         since = result.losses[result.curve[-1].step if result.curve else 0 :]
@@ -180,9 +168,9 @@ def train(
 
     model.train()
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    optimizer.zero_grad(set_to_none=True)  # of whatever was done before
+    optimizer.zero_grad(set_to_none=True)  # gradients of earlier work
     progress: TrainingProgress | None = None
-    with _interrupt_between_steps() as interrupted:
+    with run_of_steps() as interrupted:
         try:
             while result.steps < config.steps:
                 began = time.perf_counter()
@@ -200,13 +188,13 @@ def train(
                             scaled = loss(model, part) * share
                         scaled.backward()
                         value += scaled.item()
-                        del scaled  # its graph, before the next one is made
+                        del scaled  # frees its graph before the next one is built
                 norm = torch.nn.utils.clip_grad_norm_(trained, config.clip_norm).item()
                 if not (math.isfinite(value) and math.isfinite(norm)):
                     raise NonFiniteError(
                         f"step {result.steps + 1}: the loss is {value} and its gradient of norm {norm}; the parameters "
-                        f"are those of step {result.steps}. A lower learning rate, more warm-up, or data without what "
-                        "this batch holds may help"
+                        f"are those of step {result.steps}. Lower the learning rate, use more warm-up steps, or check "
+                        "the data of this batch"
                     )
                 optimizer.step()
                 optimizer.zero_grad(set_to_none=True)
@@ -217,10 +205,11 @@ def train(
                 progress.update(result.steps, result.losses[-1])
                 last = result.steps == config.steps
                 if last or (config.evaluate_every and result.steps % config.evaluate_every == 0):
-                    note()
-                if last or interrupted() or result.steps % config.checkpoint_every == 0:
-                    keep()
-                if interrupted():
+                    append_evaluation()
+                stop = interrupted()
+                if last or stop or result.steps % config.checkpoint_every == 0:
+                    write_checkpoint()
+                if stop:
                     raise KeyboardInterrupt
         finally:
             optimizer.zero_grad(set_to_none=True)
@@ -230,17 +219,19 @@ def train(
 
 
 def _restore(checkpoint: Path, record: dict[str, Any], setting: dict[str, Any]) -> TrainResult:
-    """The result so far of a run with this setting, from its record."""
+    """The result of the earlier sessions, from the record of a run with this setting."""
     stored = record.get("setting")
     if not isinstance(stored, dict):
-        raise CheckpointError(f"{checkpoint}: the record of the run is damaged; remove the file to start anew")
+        raise CheckpointError(f"{checkpoint}: the record of the run is damaged; remove the file to start again")
     for name in sorted({*stored, *setting}):
         if stored.get(name) != setting.get(name):
             raise CheckpointError(
-                f"{checkpoint} is of a run with {name}={stored.get(name)!r}, not {setting.get(name)!r}; use its "
-                "setting, another file, or remove it to start anew"
+                f"{checkpoint} is of a run with {name}={stored.get(name)!r}, not {setting.get(name)!r}; use that "
+                "setting or another file, or remove this one to start again"
             )
     try:
         return _RESULT.validate_python(record["result"])
     except (KeyError, ValidationError) as error:
-        raise CheckpointError(f"{checkpoint}: the record of the run is damaged ({error}); remove it") from error
+        raise CheckpointError(
+            f"{checkpoint}: the record of the run is damaged ({error}); remove the file to start again"
+        ) from error

@@ -1,4 +1,4 @@
-"""Models as they have to be for training, and afterwards as they were."""
+"""Modes, frozen parameters and gradient checkpointing of model and teacher for the time of a training run."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import nn
 
-from mpochain.errors import SpecError
+from mpochain.errors import ArgumentError
 from mpochain.surgery.calls import without_cache
 from mpochain.train.attention import attention_maps
 from mpochain.train.config import FinetuneConfig
@@ -19,10 +19,11 @@ __all__ = ["prepared"]
 
 @contextmanager
 def prepared(model: nn.Module, teacher: nn.Module | None, config: FinetuneConfig) -> Iterator[None]:
-    """Both models set for training: what is not trained is frozen, and the teacher in evaluation mode.
+    """Freeze what is not trained, set the teacher to evaluation mode, and switch caches off; restored afterwards.
 
     Raises:
-        SpecError: see :func:`mpochain.train.trainable.trainable_parameters`; or no gradient checkpointing to be had.
+        ArgumentError: see :func:`mpochain.train.trainable.trainable_parameters`; or the model has no gradient
+            checkpointing.
 
     Example:
         >>> model = nn.Linear(3, 2)
@@ -33,10 +34,10 @@ def prepared(model: nn.Module, teacher: nn.Module | None, config: FinetuneConfig
         True
     """
     with ExitStack() as stack:
-        for each in (model, teacher):
-            if each is not None:
-                stack.callback(_set_modes, {module: module.training for module in each.modules()})
-                stack.enter_context(without_cache(each))
+        for network in (model, teacher):
+            if network is not None:
+                stack.callback(_set_modes, {module: module.training for module in network.modules()})
+                stack.enter_context(without_cache(network))
         if teacher is not None:
             teacher.eval()
             if config.attention:
@@ -52,19 +53,19 @@ def prepared(model: nn.Module, teacher: nn.Module | None, config: FinetuneConfig
 
 
 def _checkpoint_blocks(model: nn.Module) -> Callable[[], None]:
-    """Switch gradient checkpointing on, and say how it is switched off again."""
-    # Transformers 5.6 calls activation checkpointing what was gradient checkpointing before.
+    """Switch gradient checkpointing on, and return the function that switches it off again."""
+    # Since transformers 5.6 it is called activation checkpointing.
     for word in ("activation", "gradient"):
         enable: Any = getattr(model, f"{word}_checkpointing_enable", None)
         if enable is None:
             continue
         if any(getattr(module, "gradient_checkpointing", False) for module in model.modules()):
             return lambda: None  # it was on before
-        # The other kind needs inputs that require gradients, which a frozen embedding does not give.
+        # The reentrant kind needs inputs that require gradients; the outputs of a frozen embedding do not.
         enable(**{f"{word}_checkpointing_kwargs": {"use_reentrant": False}})
         disable: Callable[[], None] = getattr(model, f"{word}_checkpointing_disable")
         return disable
-    raise SpecError(
+    raise ArgumentError(
         f"gradient_checkpointing=True, but {type(model).__name__} has no gradient_checkpointing_enable(), as models of "
         "transformers have; accumulate= saves memory with every model"
     )

@@ -1,6 +1,7 @@
-"""The whole state of a run in one safetensors file: what is needed to go on to the bit. No pickle.
+"""Training state in one safetensors file: parameters, optimiser, generator and record, to resume to the bit.
 
-Written to a neighbour and renamed, so a kill at any moment leaves the old file or the new one.
+There is no pickle in it. A file is written under another name and renamed, so a kill at any moment leaves the old file
+or the new one.
 """
 
 from __future__ import annotations
@@ -21,18 +22,18 @@ __all__ = ["load_state", "read_record", "save_state"]
 
 _FORMAT = {"format": "mpochain-training", "version": "1"}
 
-# What AdamW keeps for each parameter it has updated.
+# The state of AdamW for each parameter it has updated.
 _MOMENTS = ("step", "exp_avg", "exp_avg_sq")
 
 
 def _model_tensors(model: nn.Module) -> dict[str, Tensor]:
-    """Every tensor of the model once: tied parameters are one."""
+    """Return the tensors of the model by name, tied ones once."""
     seen: set[tuple[int, torch.Size, tuple[int, ...]]] = set()
     tensors = {}
     for name, value in model.state_dict().items():
-        place = (value.data_ptr(), value.shape, value.stride())
-        if value.numel() == 0 or place not in seen:
-            seen.add(place)
+        memory = (value.data_ptr(), value.shape, value.stride())
+        if value.numel() == 0 or memory not in seen:
+            seen.add(memory)
             tensors[f"model.{name}"] = value
     return tensors
 
@@ -40,7 +41,11 @@ def _model_tensors(model: nn.Module) -> dict[str, Tensor]:
 def save_state(
     path: Path, model: nn.Module, optimizer: torch.optim.Optimizer, generator: torch.Generator, record: dict[str, Any]
 ) -> None:
-    """Write parameters, optimiser moments, the batch generator and ``record`` (JSON) to ``path``."""
+    """Write parameters, optimiser moments, the generator of the batches and ``record`` (JSON) to ``path``.
+
+    Raises:
+        OutputError: the file cannot be written; an older one is intact.
+    """
     tensors = {name: value.contiguous() for name, value in _model_tensors(model).items()}
     for name, parameter in model.named_parameters():
         # Frozen parameters have no moments.
@@ -51,10 +56,10 @@ def save_state(
 
 
 def read_record(path: Path) -> dict[str, Any]:
-    """The JSON record of a state file, without its tensors.
+    """Read the JSON record of a state file, without its tensors.
 
     Raises:
-        CheckpointError: not a readable state file.
+        CheckpointError: the file is not a readable training state.
     """
     try:
         with safetensors.safe_open(path, framework="pt") as file:
@@ -64,10 +69,10 @@ def read_record(path: Path) -> dict[str, Any]:
         record = json.loads(metadata["record"])
     except (safetensors.SafetensorError, OSError, KeyError, ValueError) as error:
         raise CheckpointError(
-            f"{path} cannot be read as a training state ({error}); remove it to start anew"
+            f"{path} cannot be read as a training state ({error}); remove it to start again"
         ) from error
     if not isinstance(record, dict):
-        raise CheckpointError(f"{path}: the record is no JSON object; remove the file to start anew")
+        raise CheckpointError(f"{path}: the record is not a JSON object; remove the file to start again")
     return record
 
 
@@ -76,12 +81,14 @@ def load_state(
 ) -> dict[str, Any]:
     """Restore what :func:`save_state` wrote, and return its record.
 
+    Everything is checked before anything is changed: a bad file leaves model and optimiser as they were.
+
     Raises:
-        CheckpointError: a damaged file, or one of another model.
+        CheckpointError: the file is damaged, or of another model.
     """
     record = read_record(path)
     model_tensors = _model_tensors(model)
-    wanted = {name: (tuple(value.shape), value.dtype) for name, value in model_tensors.items()}
+    expected = {name: (tuple(value.shape), value.dtype) for name, value in model_tensors.items()}
     moments: dict[str, tuple[nn.Parameter, str]] = {}
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
@@ -89,28 +96,31 @@ def load_state(
                 moments[f"optimizer.{key}.{name}"] = parameter, key
                 counter = key == "step"
                 shape, dtype = ((), torch.float32) if counter else (tuple(parameter.shape), parameter.dtype)
-                wanted[f"optimizer.{key}.{name}"] = shape, dtype
+                expected[f"optimizer.{key}.{name}"] = shape, dtype
     state = generator.get_state()
-    wanted["generator"] = tuple(state.shape), state.dtype
-    # All of it is checked before any of it is used, so that a bad file leaves the model as it was.
+    expected["generator"] = tuple(state.shape), state.dtype
     with safetensors.safe_open(path, framework="pt") as file:
         names = set(file.keys())
-        if names != set(wanted):
+        if names != set(expected):
             raise CheckpointError(
-                f"{path} is of another model: missing {sorted(set(wanted) - names)[:3]}, "
-                f"unexpected {sorted(names - set(wanted))[:3]}"
+                f"{path} is of another model: missing {sorted(set(expected) - names)[:3]}, "
+                f"unexpected {sorted(names - set(expected))[:3]}; use the model of that run, or remove the file to "
+                "start again"
             )
-        found = {name: file.get_tensor(name) for name in wanted}
-    for name, (shape, dtype) in wanted.items():
-        got = found[name]
-        if (tuple(got.shape), got.dtype) != (shape, dtype):
-            raise CheckpointError(f"{path}: {name} is {tuple(got.shape)} {got.dtype}, the run needs {shape} {dtype}")
+        tensors = {name: file.get_tensor(name) for name in expected}
+    for name, (shape, dtype) in expected.items():
+        tensor = tensors[name]
+        if (tuple(tensor.shape), tensor.dtype) != (shape, dtype):
+            raise CheckpointError(
+                f"{path}: {name} is {tuple(tensor.shape)} {tensor.dtype}, the run needs {shape} {dtype}; use the model "
+                "of that run, or remove the file to start again"
+            )
     with torch.no_grad():
         for name, value in model_tensors.items():
-            value.copy_(found[name])
-        for full, (parameter, key) in moments.items():
-            # In the memory layout of the parameter, which fused optimisers take for granted.
-            moment = found[full] if key == "step" else torch.empty_like(parameter).copy_(found[full])
+            value.copy_(tensors[name])
+        for name, (parameter, key) in moments.items():
+            # Fused optimisers require the memory layout of the parameter.
+            moment = tensors[name] if key == "step" else torch.empty_like(parameter).copy_(tensors[name])
             optimizer.state[parameter][key] = moment
-    generator.set_state(found["generator"])
+    generator.set_state(tensors["generator"])
     return record

@@ -1,4 +1,4 @@
-"""What a teacher says of windows, and keeping it on disk."""
+"""Outputs of a teacher model, and their cache on disk."""
 
 from __future__ import annotations
 
@@ -23,19 +23,20 @@ from mpochain.train.config import FinetuneConfig
 from mpochain.train.distillation import captured
 from mpochain.train.windows import Windows
 
-__all__ = ["Said", "Teacher", "TeacherCache", "autocast", "fingerprint", "said_by"]
+__all__ = ["Outputs", "Teacher", "TeacherCache", "autocast", "fingerprint", "outputs_of"]
 
-_ABOUT, _VALUES, _HELD = "teacher.json", "logits.f16", "held.u1"
+# The files of a cache: what it belongs to, the log-probabilities, and which windows have some.
+_IDENTITY, _VALUES, _FILLED = "teacher.json", "logits.f16", "held.u1"
 
 
 @dataclass(frozen=True)
-class Said:
-    """What a model gives for some windows.
+class Outputs:
+    """Outputs of a model that the losses compare.
 
     Attributes:
-        logits: ``(n, length, V)``; None if nobody was asked.
-        hidden: outputs of modules by their names.
-        attentions: of every layer ``(n, heads, length, length)``.
+        logits: ``(n, length, V)``; None without a teacher.
+        hidden: outputs of the compared modules by name, ``(n, length, features)``.
+        attentions: attention maps ``(n, heads, length, length)``, one per layer.
     """
 
     logits: Tensor | None = None
@@ -43,22 +44,22 @@ class Said:
     attentions: tuple[Tensor, ...] = ()
 
 
-def said_by(model: nn.Module, part: Windows, config: FinetuneConfig) -> Said:
-    """Everything that the losses of a configuration compare, in one call of a model."""
+def outputs_of(model: nn.Module, part: Windows, config: FinetuneConfig) -> Outputs:
+    """Return everything that the losses of a configuration compare, from one call of the model."""
     with captured(model, config.hidden_layers) as hidden:
         output = part.run(model, **({"output_attentions": True} if config.attention else {}))
-    return Said(logits_of(output), hidden, attentions_of(output) if config.attention else ())
+    return Outputs(logits_of(output), hidden, attentions_of(output) if config.attention else ())
 
 
 def autocast(device: torch.device, config: FinetuneConfig) -> Any:
-    """The context that a configuration asks for."""
+    """Return the autocast context of a configuration."""
     if config.autocast is None:
         return nullcontext()
     return torch.autocast(device.type, dtype=getattr(torch, config.autocast))
 
 
 def fingerprint(model: nn.Module) -> str:
-    """The sha256 of all that a model holds."""
+    """Return the sha256 of the parameters and buffers of a model, with their names, shapes and types."""
     digest = hashlib.sha256()
     for name, value in model.state_dict().items():
         digest.update(f"{name} {tuple(value.shape)} {value.dtype}".encode())
@@ -67,47 +68,47 @@ def fingerprint(model: nn.Module) -> str:
 
 
 class Teacher:
-    """A model that is asked and never changed.
+    """The model whose outputs are the targets; it never changes.
 
     Args:
-        model: in evaluation mode; None for no teacher, which says nothing.
-        config: what is compared.
-        cache: what it said before, of logits alone.
+        model: in evaluation mode; None for no teacher, whose outputs are empty.
+        config: says which outputs are compared.
+        cache: logits of earlier calls; only where nothing but logits is compared.
     """
 
     def __init__(self, model: nn.Module | None, config: FinetuneConfig, cache: TeacherCache | None = None) -> None:
         self._model, self._config, self._cache = model, config, cache
 
     @torch.no_grad()
-    def says(self, part: Windows) -> Said:
-        """Of these windows."""
+    def outputs(self, part: Windows) -> Outputs:
+        """Return the outputs for these windows."""
         if self._model is None:
-            return Said()
+            return Outputs()
         if self._cache is None:
-            return said_by(self._model, part, self._config)
-        missing = self._cache.missing(part.places)
+            return outputs_of(self._model, part, self._config)
+        missing = self._cache.missing(part.indices)
         if len(missing):
-            logits = said_by(self._model, part.select(missing), self._config).logits
+            logits = outputs_of(self._model, part.select(missing), self._config).logits
             assert logits is not None
-            self._cache.put(part.places[missing], logits)
-        return Said(self._cache.get(part.places).to(part.labels.device))
+            self._cache.put(part.indices[missing], logits)
+        return Outputs(self._cache.get(part.indices).to(part.labels.device))
 
 
 class TeacherCache:
-    """Logits of every window in a folder, filled as they are asked for.
+    """Log-probabilities of every window in the files of a folder, filled on first use.
 
-    As log-probabilities in float16, two bytes for each word of the vocabulary at each position: what is likely keeps
-    three digits or more. A window that was not asked for takes no room on file systems with sparse files.
+    They are float16, two bytes per entry of the vocabulary and position: likely tokens keep three digits or more. A
+    window that was never used takes no disk space on file systems with sparse files.
 
     Args:
-        folder: made if needed; a cache of the same teacher and windows there is gone on with.
-        windows: all of them.
+        folder: created if needed; a cache of the same teacher and windows in it is continued.
+        windows: all windows of the run.
         vocabulary: ``V``.
-        identity: what else the logits depend on, such as the teacher's fingerprint.
+        identity: what else the logits depend on, such as the teacher's fingerprint (JSON).
 
     Raises:
-        CheckpointError: what is there is of another teacher or other windows, or damaged.
-        OutputError: the folder cannot be written, or its disk has too little room.
+        CheckpointError: the cache in the folder is damaged, or of another teacher or other windows.
+        OutputError: the folder cannot be written, or its disk has too little space.
 
     Example:
         >>> from tempfile import TemporaryDirectory
@@ -122,45 +123,46 @@ class TeacherCache:
     def __init__(self, folder: Path, windows: Windows, vocabulary: int, identity: Mapping[str, Any]) -> None:
         shape = len(windows), windows.length, vocabulary
         size = 2 * len(windows) * windows.length * vocabulary
-        about = {"format": 1, "shape": list(shape), "windows": windows.sha256(), **identity}
+        record = {"format": 1, "shape": list(shape), "windows": windows.sha256(), **identity}
         require_writable(folder)
-        file = folder / _ABOUT
+        file = folder / _IDENTITY
         try:
             if file.exists():
-                if json.loads(file.read_text()) != about:
+                if json.loads(file.read_text()) != record:
                     raise CheckpointError(
-                        f"{folder} keeps what another teacher said, or of other windows; remove it, or name another"
+                        f"{folder} caches the logits of another teacher or of other windows; name another folder, or "
+                        "remove it"
                     )
-                if (folder / _VALUES).stat().st_size != size or (folder / _HELD).stat().st_size != len(windows):
-                    raise CheckpointError(f"{folder} is damaged: its files are not of {shape}; remove it")
+                if (folder / _VALUES).stat().st_size != size or (folder / _FILLED).stat().st_size != len(windows):
+                    raise CheckpointError(f"{folder} is damaged: its files do not have the shape {shape}; remove it")
             else:
                 if shutil.disk_usage(folder).free < size:
                     raise OutputError(
-                        f"what the teacher says of {len(windows)} windows takes {size / 2**30:.1f} GiB, more than "
-                        f"{folder} has room for; use fewer windows, or no cache"
+                        f"the teacher's logits of {len(windows)} windows take {size / 2**30:.1f} GiB, more than the "
+                        f"disk of {folder} has free; use fewer windows, or no cache"
                     )
-                for name, length in ((_VALUES, size), (_HELD, len(windows))):
-                    with (folder / name).open("wb") as made:
-                        made.truncate(length)
-                write_bytes(file, (json.dumps(about) + "\n").encode())
+                for name, length in ((_VALUES, size), (_FILLED, len(windows))):
+                    with (folder / name).open("wb") as empty:
+                        empty.truncate(length)
+                write_bytes(file, (json.dumps(record) + "\n").encode())
             self._values = np.memmap(folder / _VALUES, np.float16, "r+", shape=shape)
-            self._held = np.memmap(folder / _HELD, np.uint8, "r+", shape=shape[:1])
+            self._filled = np.memmap(folder / _FILLED, np.uint8, "r+", shape=shape[:1])
         except (OSError, ValueError) as error:
-            raise CheckpointError(f"cannot keep what the teacher says in {folder}: {error}") from error
+            raise CheckpointError(f"cannot cache the teacher's logits in {folder}: {error}") from error
 
-    def missing(self, places: Tensor) -> Tensor:
-        """Which of these places nothing is kept of, as indices among them."""
-        return torch.from_numpy(np.flatnonzero(self._held[places.cpu().numpy()] == 0))
+    def missing(self, indices: Tensor) -> Tensor:
+        """Return the positions within ``indices (n,)`` of the windows that have no logits yet."""
+        return torch.from_numpy(np.flatnonzero(self._filled[indices.cpu().numpy()] == 0))
 
-    def get(self, places: Tensor) -> Tensor:
-        """Log-probabilities ``(n, length, V)`` of the windows at these places, of which none is missing."""
-        return torch.from_numpy(np.ascontiguousarray(self._values[places.cpu().numpy()]))
+    def get(self, indices: Tensor) -> Tensor:
+        """Return log-probabilities ``(n, length, V)``, float16, of windows ``(n,)``, none of which is missing."""
+        return torch.from_numpy(np.ascontiguousarray(self._values[indices.cpu().numpy()]))
 
-    def put(self, places: Tensor, logits: Tensor) -> None:
-        """Keep the logits of the windows at these places."""
-        index = places.cpu().numpy()
-        # What float16 cannot hold is as good as impossible.
-        kept = logits.detach().float().log_softmax(-1).clamp_min(torch.finfo(torch.float16).min).half().cpu()
-        self._values[index] = kept.numpy()
-        # Only now, so that a kill between both leaves a window to be asked for again.
-        self._held[index] = 1
+    def put(self, indices: Tensor, logits: Tensor) -> None:
+        """Store the logits ``(n, length, V)`` of windows ``(n,)``."""
+        rows = indices.cpu().numpy()
+        # A log-probability below the range of float16 stands for a probability of zero.
+        lowest = torch.finfo(torch.float16).min
+        self._values[rows] = logits.detach().float().log_softmax(-1).clamp_min(lowest).half().cpu().numpy()
+        # Marked last, so that a kill in between leaves the window missing.
+        self._filled[rows] = 1

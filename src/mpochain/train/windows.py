@@ -1,4 +1,4 @@
-"""Windows of tokens, however they were given, and the order in which they are seen."""
+"""Windows of tokens for finetuning: accepted forms of data, labels, and the order of batches."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mpochain.errors import DTypeError, ShapeError, SpecError
+from mpochain.errors import ArgumentError, DTypeError, ShapeError
 from mpochain.train.distillation import IGNORED, next_tokens
 
 __all__ = ["Windows"]
@@ -18,28 +18,28 @@ __all__ = ["Windows"]
 
 @dataclass(frozen=True, eq=False)
 class Windows:
-    """``n`` windows of one length.
+    """``n`` windows of equal length.
 
     Attributes:
-        inputs: the model's arguments, each ``(n, ...)``; ``input_ids (n, length)`` is one of them.
-        labels: ``(n, length)``, the label of each position, -100 for none.
+        inputs: arguments of the model, each ``(n, ...)``, with ``input_ids (n, length)`` among them.
+        labels: ``(n, length)``, int64, the target of each position; -100 where there is none.
         named: whether the model is called with named arguments, or with ``input_ids`` alone.
-        places: ``(n,)``, which of all windows these are.
+        indices: ``(n,)``, the numbers of these windows among all.
     """
 
     inputs: dict[str, Tensor]
     labels: Tensor
     named: bool
-    places: Tensor
+    indices: Tensor
 
     @classmethod
     def of(cls, batches: Any) -> Windows:
-        """Windows of what :func:`mpochain.finetune` takes.
+        """Build windows from any of the forms that :func:`mpochain.finetune` accepts.
 
         Raises:
-            SpecError: no windows, or one that has nothing to predict.
-            ShapeError: windows of different lengths, or arguments that do not fit them.
-            DTypeError: tokens that are not integers, or another kind of data.
+            ArgumentError: there are no windows, or one has nothing to predict.
+            ShapeError: windows have different lengths, or arguments do not fit them.
+            DTypeError: tokens are not integers, or the data are of another kind.
 
         Example:
             >>> windows = Windows.of([torch.tensor([3, 4, 5]), torch.tensor([[6, 7, 8], [9, 1, 2]])])
@@ -49,29 +49,34 @@ class Windows:
         items: Sequence[Any] = [batches] if isinstance(batches, Tensor | Mapping) else batches
         if not isinstance(items, Sequence) or isinstance(items, str | bytes):
             raise DTypeError(
-                f"batches are a tensor of windows, a list of tensors, or mappings of named ones, got "
-                f"{type(batches).__name__}; windows are drawn from all of them, so put them into a list"
+                "expected batches as a tensor of windows, a mapping of named tensors, or a list of these, got "
+                f"{type(batches).__name__}; windows are drawn from all batches, so put them into a list"
             )
         if not len(items):
-            raise SpecError("there are no batches; give windows of tokens, (n, length)")
-        parts = [_arguments(item, place) for place, item in enumerate(items)]
+            raise ArgumentError("batches is empty; give windows of tokens, (n, length)")
+        parts = [_arguments(item, position) for position, item in enumerate(items)]
         named = isinstance(items[0], Mapping)
-        for place, part in enumerate(parts):
-            first = parts[0]["input_ids"].shape[1]
-            if isinstance(items[place], Mapping) != named or part.keys() != parts[0].keys():
-                raise ShapeError(f"batch {place} has the arguments {sorted(part)}, the first one {sorted(parts[0])}")
-            if part["input_ids"].shape[1] != first:
+        length = parts[0]["input_ids"].shape[1]
+        for position, part in enumerate(parts):
+            if isinstance(items[position], Mapping) != named or part.keys() != parts[0].keys():
                 raise ShapeError(
-                    f"batch {place} has windows of {part['input_ids'].shape[1]} tokens, the first one of {first}; cut "
-                    "them to one length, or pad them and set their labels to -100"
+                    f"batch {position} has the arguments {sorted(part)}, batch 0 {sorted(parts[0])}; all batches need "
+                    "the same"
+                )
+            if part["input_ids"].shape[1] != length:
+                raise ShapeError(
+                    f"batch {position} has windows of {part['input_ids'].shape[1]} tokens, batch 0 of {length}; cut "
+                    f"them to one length, or pad them and set their labels to {IGNORED}"
                 )
         try:
             inputs = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
         except RuntimeError as error:
-            raise ShapeError(f"the batches have arguments of different shapes: {error}") from error
+            raise ShapeError(f"the batches have arguments of different shapes ({error}); give equal shapes") from error
         ids = inputs["input_ids"]
         if ids.shape[1] < 2 or not len(ids):
-            raise SpecError(f"windows of shape {tuple(ids.shape)} have no next token to predict; give 2 tokens or more")
+            raise ArgumentError(
+                f"windows of shape {tuple(ids.shape)} have no next token to predict; give windows of 2 tokens or more"
+            )
         labels = inputs.pop("labels", None)
         if labels is None:
             labels = ids
@@ -80,7 +85,9 @@ class Windows:
         labels = next_tokens(labels.long())
         empty = (labels == IGNORED).all(1).nonzero()
         if len(empty):
-            raise SpecError(f"window {empty[0].item()} has nothing to predict: all of its labels are {IGNORED}")
+            raise ArgumentError(
+                f"window {empty[0].item()} has nothing to predict: all its labels are {IGNORED}; leave it out"
+            )
         return cls(inputs, labels, named, torch.arange(len(labels)))
 
     def __len__(self) -> int:
@@ -88,52 +95,52 @@ class Windows:
 
     @property
     def length(self) -> int:
-        """Tokens of a window."""
+        """Number of tokens of a window."""
         return self.labels.shape[1]
 
     @property
     def targets(self) -> int:
-        """Positions with a label."""
+        """Number of positions with a label."""
         return int((self.labels != IGNORED).sum())
 
     def require_vocabulary(self, size: int) -> None:
-        """Check that all tokens and labels are of a vocabulary of this size.
+        """Check that all tokens and labels are below ``size``.
 
         Raises:
-            SpecError: one that is not, naming its window.
+            ArgumentError: one is not; the error names its window.
         """
-        for what, values in (("token", self.inputs["input_ids"]), ("label", self.labels)):
-            bad = (values < 0) & (values != IGNORED) if what == "label" else values < 0
-            bad |= values >= size
-            if bad.any():
-                window, place = bad.nonzero()[0].tolist()
-                raise SpecError(
-                    f"window {window} has the {what} {values[window, place].item()} at position {place}; the model's "
-                    f"vocabulary is 0 to {size - 1}. Was the text cut by the tokenizer of another model?"
+        for kind, values in (("token", self.inputs["input_ids"]), ("label", self.labels)):
+            outside = (values < 0) & (values != IGNORED) if kind == "label" else values < 0
+            outside |= values >= size
+            if outside.any():
+                window, position = outside.nonzero()[0].tolist()
+                raise ArgumentError(
+                    f"window {window} has the {kind} {values[window, position].item()} at position {position}; the "
+                    f"model's vocabulary is 0 to {size - 1}. Use the tokenizer of this model"
                 )
 
     def sha256(self) -> str:
-        """Of everything in it."""
+        """Return the hash of all inputs and labels, in hexadecimal."""
         digest = hashlib.sha256(str(self.named).encode())
         for name, value in [*sorted(self.inputs.items()), ("labels", self.labels)]:
             digest.update(f"{name} {tuple(value.shape)} {value.dtype}".encode())
             digest.update(value.contiguous().cpu().view(torch.uint8).numpy().data)
         return digest.hexdigest()
 
-    def select(self, places: Tensor) -> Windows:
-        """Those at these places, ``(k,)``."""
-        inputs = {name: value[places] for name, value in self.inputs.items()}
-        return replace(self, inputs=inputs, labels=self.labels[places], places=self.places[places])
+    def select(self, positions: Tensor) -> Windows:
+        """Return the windows at positions ``(k,)`` of these."""
+        inputs = {name: value[positions] for name, value in self.inputs.items()}
+        return replace(self, inputs=inputs, labels=self.labels[positions], indices=self.indices[positions])
 
     def to(self, device: torch.device) -> Windows:
-        """On another device."""
+        """Return copies of inputs and labels on a device; ``indices`` stay on the CPU."""
         inputs = {name: value.to(device) for name, value in self.inputs.items()}
         return replace(self, inputs=inputs, labels=self.labels.to(device))
 
     def batch(self, step: int, size: int, seed: int) -> Windows:
-        """The batch of a step: each epoch goes through all windows, in an order drawn from the seed and its number.
+        """Return the batch of a step. Each epoch uses every window once, in an order drawn from seed and epoch.
 
-        It depends on nothing else, so a resumed run sees what the whole one does.
+        The batch depends on nothing else, so a resumed run sees the same batches.
 
         Example:
             >>> windows = Windows.of(torch.arange(12).view(4, 3))
@@ -141,47 +148,52 @@ class Windows:
             >>> seen.sort().values
             tensor([0, 3, 6, 9])
         """
-        places: list[Tensor] = []
+        positions: list[Tensor] = []
         for k in range(step * size, (step + 1) * size):
-            epoch, place = divmod(k, len(self))
-            if not places or not place:
+            epoch, position = divmod(k, len(self))
+            if not positions or not position:
                 generator = torch.Generator().manual_seed((seed * 1_000_003 + epoch) % (1 << 63))
                 order = torch.randperm(len(self), generator=generator)
-            places.append(order[place])
-        return self.select(torch.stack(places))
+            positions.append(order[position])
+        return self.select(torch.stack(positions))
 
     def split(self, count: int) -> Iterator[tuple[Windows, float]]:
-        """``count`` equal parts, each with its share of the labels."""
-        for places in torch.arange(len(self)).chunk(count):
-            part = self.select(places)
+        """Yield ``count`` equal parts, each with its share of the labels."""
+        for positions in torch.arange(len(self)).chunk(count):
+            part = self.select(positions)
             yield part, part.targets / self.targets
 
     def run(self, model: nn.Module, **options: bool) -> Any:
-        """The model's output."""
+        """Call a model on these windows and return its output."""
         return model(**self.inputs, **options) if self.named else model(self.inputs["input_ids"], **options)
 
 
-def _arguments(item: Any, place: int) -> dict[str, Tensor]:
-    """One batch as tensors whose first axis is that of windows."""
-    given = dict(item) if isinstance(item, Mapping) else {"input_ids": item}
-    if "input_ids" not in given:
-        raise SpecError(f"batch {place} has no input_ids, only {sorted(given)}; windows of tokens go by that name")
-    found = {}
-    for name, value in given.items():
+def _arguments(item: Any, position: int) -> dict[str, Tensor]:
+    """Return the arguments of one batch as tensors, whose first axis is that of windows."""
+    values = dict(item) if isinstance(item, Mapping) else {"input_ids": item}
+    if "input_ids" not in values:
+        raise ArgumentError(f"batch {position} has no input_ids, only {sorted(values)}; give its tokens by that name")
+    tensors = {}
+    for name, value in values.items():
         try:
-            found[name] = value if isinstance(value, Tensor) else torch.as_tensor(value)
+            tensors[name] = value if isinstance(value, Tensor) else torch.as_tensor(value)
         except (TypeError, ValueError, RuntimeError) as error:
-            raise DTypeError(f"batch {place}: {name} is no tensor but {type(value).__name__}: {error}") from error
-    ids = found["input_ids"]
+            raise DTypeError(
+                f"batch {position}: {name} is {type(value).__name__}, which cannot be made a tensor: {error}"
+            ) from error
+    ids = tensors["input_ids"]
     if ids.is_floating_point() or ids.is_complex() or ids.dtype == torch.bool:
-        raise DTypeError(f"batch {place}: tokens must be integers, got {ids.dtype}")
+        raise DTypeError(f"batch {position}: tokens must be integers, got {ids.dtype}")
     if ids.ndim == 1:
-        found = {name: value[None] for name, value in found.items()}
-        ids = found["input_ids"]
+        tensors = {name: value[None] for name, value in tensors.items()}
+        ids = tensors["input_ids"]
     if ids.ndim != 2:
-        raise ShapeError(f"batch {place} has tokens of shape {tuple(ids.shape)}; expected (length,) or (n, length)")
-    for name, value in found.items():
+        raise ShapeError(f"batch {position} has tokens of shape {tuple(ids.shape)}; expected (length,) or (n, length)")
+    for name, value in tensors.items():
         expected = ids.shape if name in ("labels", "attention_mask") else ids.shape[:1]
         if value.shape[: len(expected)] != expected:
-            raise ShapeError(f"batch {place}: {name} {tuple(value.shape)} does not fit tokens {tuple(ids.shape)}")
-    return found
+            raise ShapeError(
+                f"batch {position}: {name} {tuple(value.shape)} does not fit tokens {tuple(ids.shape)}; its first axes "
+                f"must be {tuple(expected)}"
+            )
+    return tensors

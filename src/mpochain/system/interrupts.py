@@ -1,0 +1,96 @@
+"""Ctrl-C on the command line: the running training step is finished before the program stops."""
+
+from __future__ import annotations
+
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from types import FrameType
+
+__all__ = ["interrupts_between_steps", "run_of_steps"]
+
+
+@dataclass
+class _Handler:
+    """The handler of SIGINT that a command line has installed.
+
+    Attributes:
+        runs: runs of steps that are open.
+        pending: whether Ctrl-C was pressed in one of them and waits for the end of a step.
+    """
+
+    runs: int = 0
+    pending: bool = False
+
+    def __call__(self, number: int, frame: FrameType | None) -> None:
+        if not self.runs or self.pending:
+            signal.default_int_handler(number, frame)
+        self.pending = True
+
+
+_installed: _Handler | None = None
+
+
+@contextmanager
+def interrupts_between_steps() -> Iterator[None]:
+    """Let the first Ctrl-C within a run of steps wait until its step is done; a second one stops at once.
+
+    Outside of :func:`run_of_steps` Ctrl-C raises KeyboardInterrupt at once, as ever. The handler of SIGINT is replaced
+    for the time of the block, so this is for programs, such as a command line, and not for libraries. Nothing happens
+    in a thread other than the main one, which has no signals, and where SIGINT is ignored.
+
+    Example:
+        >>> with interrupts_between_steps():
+        ...     try:
+        ...         with run_of_steps() as interrupted:
+        ...             signal.raise_signal(signal.SIGINT)
+        ...             print(interrupted())
+        ...     except KeyboardInterrupt:
+        ...         print("stopped after the step")
+        True
+        stopped after the step
+    """
+    global _installed
+    on_main_thread = threading.current_thread() is threading.main_thread()
+    if not on_main_thread or signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        yield
+        return
+    outer, _installed = _installed, _Handler()
+    before = signal.signal(signal.SIGINT, _installed)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+        _installed = outer
+
+
+@contextmanager
+def run_of_steps() -> Iterator[Callable[[], bool]]:
+    """Mark a loop whose steps should not be cut in half, and give the function that asks whether to stop.
+
+    The loop asks after each step, writes its state and raises KeyboardInterrupt; if it ends without having asked, the
+    exit of the block does. Within a program that has not installed :func:`interrupts_between_steps` this function is
+    always false, and Ctrl-C raises KeyboardInterrupt in the middle of a step. No signal handler is touched here.
+
+    Example:
+        >>> with run_of_steps() as interrupted:
+        ...     print(interrupted())
+        False
+    """
+    handler = _installed
+    if handler is None or threading.current_thread() is not threading.main_thread():
+        yield lambda: False
+        return
+    handler.runs += 1
+    try:
+        yield lambda: handler.pending
+    except BaseException:
+        handler.runs -= 1
+        handler.pending = False
+        raise
+    handler.runs -= 1
+    if handler.pending:
+        handler.pending = False
+        raise KeyboardInterrupt
