@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -58,15 +59,20 @@ ALLOWED = {
         "shapes",
         "chain",
         "factorization",
+        "system",
+        "decomposition",
         "planning",
         "execution",
         "nn",
         "surgery",
+        "units",
+        "report",
         "compression",
         "checkpoint",
         "language",
         "workflows",
         "train",
+        "cli",
     },
 }
 TORCH = {"checkpoint", "execution", "nn", "surgery", "train", "compression", "language", "workflows", "cli"}
@@ -96,26 +102,26 @@ def _imported(tree: ast.AST) -> list[str]:
 
 
 def violations(root: Path) -> list[str]:
-    found = []
+    errors = []
     for file in sorted(root.rglob("*.py")):
         layer = file.relative_to(root).parts[0].removesuffix(".py")
         if layer not in ALLOWED:
-            found.append(f"{layer} is in no layer")
+            errors.append(f"{layer} is in no layer")
             continue
         for name in _imported(ast.parse(file.read_text())):
             head, _, rest = name.partition(".")
             target = rest.partition(".")[0]
             if name == "an import by name" and file.relative_to(root).as_posix() not in BY_NAME:
-                found.append(f"{layer} imports by name")
+                errors.append(f"{layer} imports by name")
             if name == "mpochain" and not target and layer not in WHOLE:
-                found.append(f"{layer} imports the whole package")
+                errors.append(f"{layer} imports the whole package")
             if head == "mpochain" and target and target != layer and target not in ALLOWED[layer]:
-                found.append(f"{layer} imports mpochain.{target}")
+                errors.append(f"{layer} imports mpochain.{target}")
             if "torch" in name.split(".") and layer not in TORCH:
-                found.append(f"{layer} imports torch")
+                errors.append(f"{layer} imports torch")
             if head == "opt_einsum" and layer not in OPT_EINSUM:
-                found.append(f"{layer} imports opt_einsum")
-    return found
+                errors.append(f"{layer} imports opt_einsum")
+    return errors
 
 
 def test_imports_point_down():
@@ -153,6 +159,29 @@ def test_importing_the_package_does_not_import_torch():
         "mpochain.MPOLinear; assert 'torch' in sys.modules"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+SUBPACKAGES = sorted(folder.parent.name for folder in ROOT.glob("*/__init__.py"))
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="fresh processes by fork, as importing torch takes seconds")
+def test_every_subpackage_is_an_attribute_whatever_was_imported_before():
+    code = (
+        "import os, sys, torch, mpochain\n"
+        "for name in sys.argv[1:]:\n"
+        "    child = os.fork()\n"
+        "    if not child:\n"
+        "        os._exit(getattr(mpochain, name).__name__ != f'mpochain.{name}')\n"
+        "    assert os.waitpid(child, 0)[1] == 0, name\n"
+    )
+    subprocess.run([sys.executable, "-c", code, *SUBPACKAGES], check=True)
+
+
+def test_lazy_subpackages_and_names_are_complete():
+    assert sorted(mpochain._SUBPACKAGES) == SUBPACKAGES
+    assert set(SUBPACKAGES) <= set(dir(mpochain))
+    assert set(mpochain._LAZY_NAMES) <= set(mpochain.__all__)
+    assert set(mpochain._LAZY_NAMES.values()) <= set(SUBPACKAGES)
 
 
 def test_every_public_name_resolves():

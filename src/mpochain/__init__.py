@@ -1,6 +1,7 @@
-"""Tensor-network (MPO / TT-matrix) layers for PyTorch: planned contractions, exact errors, honest costs.
+"""Tensor-network (MPO / TT-matrix) layers for PyTorch, and compression of models by them.
 
-Importing this package does not import torch; names that need it load it when they are first used.
+Importing this package does not import torch. Names and subpackages that need torch are loaded on first use, whatever
+was imported before.
 """
 
 from __future__ import annotations
@@ -16,6 +17,22 @@ from mpochain.planning import ContractionPlan, Setting, plan
 from mpochain.spec import ChainSpec
 
 if TYPE_CHECKING:
+    from mpochain import (  # noqa: F401  # attributes of the package for type checkers
+        checkpoint,
+        cli,
+        compression,
+        decomposition,
+        execution,
+        language,
+        nn,
+        planning,
+        report,
+        surgery,
+        system,
+        train,
+        units,
+        workflows,
+    )
     from mpochain.checkpoint import load, save
     from mpochain.compression import compress
     from mpochain.execution import fast_products
@@ -61,37 +78,52 @@ __all__ = [
     "to_dense",
 ]
 
-_NEEDS_TORCH = {
-    "EntangledEmbedding": "mpochain.nn",
-    "FinetuneConfig": "mpochain.train",
-    "InterpolativeLinear": "mpochain.nn",
-    "MPOEmbedding": "mpochain.nn",
-    "MPOLinear": "mpochain.nn",
-    "PermutedLinear": "mpochain.nn",
-    "SumLinear": "mpochain.nn",
-    "TokenTrainEmbedding": "mpochain.nn",
-    "compress": "mpochain.compression",
-    "fast_products": "mpochain.execution",
-    "finetune": "mpochain.train",
-    "load": "mpochain.checkpoint",
-    "save": "mpochain.checkpoint",
-    "set_execution": "mpochain.surgery",
-    "to_dense": "mpochain.surgery",
+# Where each name that needs torch is defined.
+_LAZY_NAMES = {
+    "EntangledEmbedding": "nn",
+    "FinetuneConfig": "train",
+    "InterpolativeLinear": "nn",
+    "MPOEmbedding": "nn",
+    "MPOLinear": "nn",
+    "PermutedLinear": "nn",
+    "SumLinear": "nn",
+    "TokenTrainEmbedding": "nn",
+    "compress": "compression",
+    "fast_products": "execution",
+    "finetune": "train",
+    "load": "checkpoint",
+    "save": "checkpoint",
+    "set_execution": "surgery",
+    "to_dense": "surgery",
 }
 
-# Subpackages that import torch, found here whatever was imported before.
-_ROOMS = ("checkpoint", "compression", "execution", "language", "nn", "surgery", "train", "workflows")
+_SUBPACKAGES = (
+    "checkpoint",
+    "cli",
+    "compression",
+    "decomposition",
+    "execution",
+    "language",
+    "nn",
+    "planning",
+    "report",
+    "surgery",
+    "system",
+    "train",
+    "units",
+    "workflows",
+)
 
 
 def __getattr__(name: str) -> Any:
-    if name in _NEEDS_TORCH:
-        value = getattr(import_module(_NEEDS_TORCH[name]), name)
+    if name in _LAZY_NAMES:
+        value = getattr(import_module(f"mpochain.{_LAZY_NAMES[name]}"), name)
         globals()[name] = value
         return value
-    if name in _ROOMS:
+    if name in _SUBPACKAGES:
         return import_module(f"mpochain.{name}")
     raise AttributeError(f"module 'mpochain' has no attribute {name!r}")
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
+    return sorted({*globals(), *__all__, *_SUBPACKAGES})

@@ -1,7 +1,7 @@
-"""Arrays of NumPy, PyTorch and JAX through one namespace: element types, checks, and factorisations that converge.
+"""Arrays of NumPy, PyTorch and JAX through one namespace: element types, checks, norms, QR and SVD.
 
-Only what opt_einsum and array-api-compat do not give: promotion of short floats, and a singular value decomposition
-with a second way when LAPACK's divide and conquer fails.
+Contains only what array-api-compat lacks: promotion of short floats, checks, a norm without overflow, and a singular
+value decomposition with a fallback for matrices on which LAPACK's divide and conquer does not converge.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ _COMPUTE_DTYPE = {"bfloat16": "float32", "float16": "float32", "float32": "float
 
 
 def namespace(*arrays: Array) -> Any:
-    """The array API namespace of ``arrays``; all must be of one library.
+    """The array API namespace of ``arrays``, which must be of one library.
 
     Raises:
         DTypeError: not an array of a supported library, or arrays of several libraries.
@@ -57,7 +57,7 @@ def namespace(*arrays: Array) -> Any:
 
 
 def dtype_name(x: Array) -> str:
-    """The element type without its library, such as ``"float32"``.
+    """Name of the element type without its library, such as ``"float32"``.
 
     Example:
         >>> dtype_name(np.ones(1, dtype=np.float16))
@@ -67,7 +67,7 @@ def dtype_name(x: Array) -> str:
 
 
 def cast(x: Array, like: Array | str) -> Array:
-    """``x`` with elements of the type of ``like`` (an array, or a name such as ``"float32"``)."""
+    """``x`` converted to the element type of ``like`` (an array, or a name such as ``"float32"``)."""
     dtype = getattr(namespace(x), like) if isinstance(like, str) else like.dtype
     return x if x.dtype == dtype else namespace(x).astype(x, dtype)
 
@@ -88,7 +88,7 @@ def asarray(values: np.ndarray[Any, Any], like: Array) -> Array:
 
 
 def to_numpy(x: Array) -> np.ndarray[Any, Any]:
-    """The values of ``x`` as a NumPy array, copied only where they are elsewhere.
+    """``x`` as a NumPy array, copied only from another device or library.
 
     Example:
         >>> to_numpy(np.ones(2))
@@ -103,7 +103,7 @@ def zeros(shape: tuple[int, ...], like: Array) -> Array:
 
 
 def promoted(x: Array, name: str) -> Array:
-    """``x`` in the precision computed in: bfloat16 and float16 become float32, float32 and float64 stay.
+    """``x`` in the precision used for computing: bfloat16 and float16 become float32, float32 and float64 stay.
 
     Raises:
         DTypeError: integer, boolean or complex elements.
@@ -126,7 +126,7 @@ def require_matrix(x: Array, name: str) -> None:
 
 def require_finite(x: Array, name: str) -> None:
     """Raise NonFiniteError with the number of NaN and infinite entries of ``x``, if any."""
-    # Squares are finite only where all entries are; where they overflow, each entry is looked at.
+    # A finite sum of squares proves all entries finite; otherwise the squares may have overflowed, so test the entries.
     if math.isfinite(_sum_of_squares(x)):
         return
     xp = namespace(x)
@@ -136,31 +136,31 @@ def require_finite(x: Array, name: str) -> None:
     inf = int(xp.sum(xp.astype(xp.isinf(x), xp.int64)))
     raise NonFiniteError(
         f"{name} of shape {tuple(x.shape)} holds {nan} NaN and {inf} infinite entries; a decomposition needs finite "
-        "numbers. Check how the tensor was made or loaded"
+        "numbers. Check how the tensor was computed or loaded"
     )
 
 
 # Long enough for a fast product, short enough that rounding of a sum in float32 stays below 1e-6.
 _PIECE = 4096
 
-# Sums of squares beyond these may have lost entries that overflowed, or fell below the smallest number, when squared.
+# Outside this range, squares of entries may have overflowed or underflowed.
 _SAFE_SQUARES = 1e-20, 1e30
 
 
 def _sum_of_squares(x: Array) -> float:
-    """By products of pieces with themselves, which need no array of the squares."""
+    """Sum of squares, by inner products of pieces of ``x``, which need no array of the squares."""
     xp = namespace(x)
     flat = xp.reshape(x, (-1,))
-    whole = flat.shape[0] // _PIECE * _PIECE
-    pieces = xp.reshape(flat[:whole], (-1, _PIECE))
-    rest = flat[whole:]
+    divisible = flat.shape[0] // _PIECE * _PIECE
+    pieces = xp.reshape(flat[:divisible], (-1, _PIECE))
+    rest = flat[divisible:]
     with np.errstate(over="ignore"):
         sums = xp.matmul(pieces[:, None, :], pieces[:, :, None])
         return float(xp.sum(cast(sums, "float64"))) + float(xp.sum(rest * rest))
 
 
 def norm(x: Array) -> float:
-    """Frobenius norm, safe from overflow and underflow of the squares."""
+    """Frobenius norm, without overflow or underflow of the squares."""
     x = detached(x)
     least, most = _SAFE_SQUARES
     squares = _sum_of_squares(x)
@@ -182,11 +182,11 @@ def qr(x: Array) -> tuple[Array, Array]:
 def svd(x: Array) -> tuple[Array, Array, Array]:
     """Reduced SVD ``x (m, n) = U (m, k) @ diag(s) @ Vh (k, n)``, singular values descending.
 
-    LAPACK's divide and conquer fails to converge on rare finite matrices. Then the eigenvectors of the smaller Gram
-    matrix, in float64, give the factors, and one QR restores the orthogonality that squaring costs.
+    LAPACK's divide and conquer fails to converge on rare finite matrices. For these the factors come from the
+    eigenvectors of the smaller Gram matrix in float64, and one QR restores the orthogonality lost by squaring.
     """
     xp = namespace(x)
-    # numpy and torch raise errors of different families; JAX returns NaN instead.
+    # NumPy and PyTorch raise errors of different families; JAX returns NaN instead.
     with contextlib.suppress(np.linalg.LinAlgError, RuntimeError):
         u, s, vh = xp.linalg.svd(x, full_matrices=False)
         if bool(xp.all(xp.isfinite(s))):
@@ -199,11 +199,11 @@ def _svd_by_gram(x: Array) -> tuple[Array, Array, Array]:
     if x.shape[0] < x.shape[1]:
         u, s, vh = _svd_by_gram(xp.matrix_transpose(x))
         return xp.matrix_transpose(vh), s, xp.matrix_transpose(u)
-    wide = cast(x, "float64")
-    _, v = xp.linalg.eigh(xp.matrix_transpose(wide) @ wide)
+    x64 = cast(x, "float64")
+    _, v = xp.linalg.eigh(xp.matrix_transpose(x64) @ x64)
     v = xp.flip(v, axis=-1)
-    # x v = u s up to the rounding of the squares, which R still carries: its own decomposition takes that out.
-    u, r = qr(wide @ v)
+    # x v = u s up to the rounding of the squares, which is left in R; the SVD of R removes it.
+    u, r = qr(x64 @ v)
     with contextlib.suppress(np.linalg.LinAlgError, RuntimeError):
         rotation, s, wh = xp.linalg.svd(r, full_matrices=False)
         if bool(xp.all(xp.isfinite(s))):

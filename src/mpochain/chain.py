@@ -1,31 +1,27 @@
-"""The chain as a value: cores, and the algebra of the matrix they stand for."""
+"""Matrix product operator (TT-matrix) as an immutable value: its cores, and the algebra of its matrix."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any
 
-from mpochain.arrays import Array, cast, dtype_name, namespace, norm, promoted, require_finite, zeros
+from mpochain.arrays import Array, cast, dtype_name, namespace, norm, promoted, require_finite
 from mpochain.decomposition import (
-    automatic,
+    Algorithm,
     check_cutoff,
-    deinterleave,
-    fold_left,
-    fold_right,
-    gram,
+    contracted,
+    decomposed_by,
+    direct_sum,
     orthogonalize,
-    randomized,
     round_cores,
-    tt_svd,
+    swept,
 )
-from mpochain.errors import DTypeError, ShapeError, SpecError
+from mpochain.errors import ArgumentError, DTypeError, ShapeError, SpecError
 from mpochain.spec import ChainSpec
 
-__all__ = ["MPOChain", "Method"]
-
-Method = Literal["auto", "gram", "tt_svd", "randomized"]
+__all__ = ["Algorithm", "MPOChain"]
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -39,8 +35,8 @@ class MPOChain:
     Args:
         cores: arrays of shape ``(r_left, out, in, r_right)``, neighbours sharing a bond, end bonds 1.
         spec: their spec; needed only when the matrix is padded. Derived from the cores if ``None``.
-        relative_error: ``||before - chain|| / ||before||`` of the decomposition or truncation that made the chain:
-            exact from the discarded singular values, measured where padding or a short float type adds to it; 0
+        relative_error: ``||before - chain|| / ||before||`` of the decomposition or truncation that produced the chain:
+            exact from the discarded singular values, or measured where padding or a short float type adds to it; 0
             where nothing was discarded.
 
     Raises:
@@ -66,16 +62,16 @@ class MPOChain:
     def __post_init__(self) -> None:
         cores = tuple(self.cores)
         object.__setattr__(self, "cores", cores)
-        given: ChainSpec | None = self.__dict__["spec"]
-        spec = _spec_of(cores) if given is None else given
-        if given is None and spec.clipped:
+        explicit: ChainSpec | None = self.__dict__["spec"]
+        spec = ChainSpec.from_core_shapes(_shapes(cores)) if explicit is None else explicit
+        if explicit is None and spec.clipped:
             raise ShapeError(
                 f"the cores have bonds {spec.requested}, more than the attainable {spec.bonds}; "
                 "MPOChain.from_cores(cores) reduces them without loss"
             )
         object.__setattr__(self, "spec", spec)
         namespace(*cores)
-        shapes = tuple(tuple(core.shape) for core in cores)
+        shapes = _shapes(cores)
         if shapes != spec.core_shapes:
             raise ShapeError(f"cores of shapes {shapes} do not fit the spec, whose cores are {spec.core_shapes}")
         kinds = {dtype_name(core) for core in cores}
@@ -84,11 +80,11 @@ class MPOChain:
 
     @classmethod
     def from_cores(cls, cores: Iterable[Array], spec: ChainSpec | None = None) -> MPOChain:
-        """A chain from any fitting cores; bonds beyond the attainable are reduced without loss, by QR.
+        """A chain of cores; bonds beyond the attainable are reduced without loss, by QR.
 
         Args:
             cores: arrays of shape ``(r_left, out, in, r_right)``.
-            spec: where the true number of features is to be taken from, if the matrix is padded.
+            spec: gives the true numbers of features if the matrix is padded; its bonds do not count.
 
         Raises:
             ShapeError: cores that do not fit each other.
@@ -99,12 +95,12 @@ class MPOChain:
             (3,)
         """
         cores = tuple(cores)
-        shape = spec.shape if spec is not None else (None, None)
-        if any(bond != core.shape[3] for bond, core in zip(_spec_of(cores).bonds, cores, strict=False)):
-            wide = [promoted(core, f"core {k}") for k, core in enumerate(cores)]
-            wide = orthogonalize(orthogonalize(wide, len(cores) - 1), 0)
-            cores = tuple(cast(core, cores[0]) for core in wide)
-        return cls(cores, _spec_of(cores, *shape))
+        features = spec.shape if spec is not None else (None, None)
+        if ChainSpec.from_core_shapes(_shapes(cores)).clipped:
+            precise = [promoted(core, f"core {k}") for k, core in enumerate(cores)]
+            precise = orthogonalize(orthogonalize(precise, len(cores) - 1), 0)
+            cores = tuple(cast(core, cores[0]) for core in precise)
+        return cls(cores, ChainSpec.from_core_shapes(_shapes(cores), *features))
 
     @classmethod
     def from_matrix(
@@ -113,7 +109,7 @@ class MPOChain:
         spec: ChainSpec,
         *,
         cutoff: float | None = None,
-        method: Method = "auto",
+        method: Algorithm = "auto",
         tolerance: float = 1e-3,
         seed: int = 0,
         name: str = "matrix",
@@ -127,30 +123,22 @@ class MPOChain:
             cutoff: allowed relative Frobenius error of the whole chain, in ``[0, 1)``.
             method: ``"auto"`` (the fastest whose error is within ``tolerance`` of exact SVDs), or one of ``"tt_svd"``
                 (exact SVDs), ``"gram"`` (within 0.1 %) and ``"randomized"`` (fastest for small bonds).
-            tolerance: of ``"auto"``: by what share the error may exceed that of exact SVDs; 0.01 is enough for the
-                randomised one where bonds are small.
-            seed: of the randomised method.
+            tolerance: of ``"auto"``: by what share the error may exceed that of exact SVDs; 0.01 allows the randomised
+                algorithm where bonds are small.
+            seed: of the randomised algorithm.
             name: what to call the matrix in errors.
 
         Raises:
-            SpecError: dims that do not multiply to the shape, an impossible cutoff or tolerance, an unknown method.
+            SpecError: dims that do not multiply to the shape, or an impossible cutoff.
+            ArgumentError: an unknown method, or a tolerance or seed out of range.
             DTypeError: elements that are not floats.
             NonFiniteError: NaN or infinite entries.
         """
-        if method == "auto":
-            result = automatic(matrix, spec, cutoff=cutoff, tolerance=tolerance, seed=seed, name=name)
-        elif method == "gram":
-            result = gram(matrix, spec, cutoff=cutoff, name=name)
-        elif method == "tt_svd":
-            result = tt_svd(matrix, spec, cutoff=cutoff, name=name)
-        elif method == "randomized":
-            result = randomized(matrix, spec, cutoff=cutoff, seed=seed, name=name)
-        else:
-            raise SpecError(f"method must be 'auto', 'gram', 'tt_svd' or 'randomized', got {method!r}")
-        # A cutoff may leave a bond wider than its smaller neighbour can feed; from_cores takes that back.
+        result = decomposed_by(method, matrix, spec, cutoff=cutoff, tolerance=tolerance, seed=seed, name=name)
+        # A cutoff may leave a bond larger than its smaller neighbour allows; from_cores reduces it.
         chain = cls.from_cores(result.cores, spec)
         chain = cls(chain.cores, chain.spec, result.relative_error)
-        # Neither padding nor the rounding of a short type is in the discarded singular values.
+        # The discarded singular values include neither padding nor the rounding of a short type.
         inexact = chain._is_padded or chain._is_short
         return chain._with_exact_error(lambda: matrix) if inexact else chain
 
@@ -173,40 +161,22 @@ class MPOChain:
 
     def to_matrix(self) -> Array:
         """The dense matrix ``(out_features, in_features)``, in the cores' element type."""
-        xp = namespace(*self.cores)
-        tensor = fold_left(self.cores[0])
-        for core in self.cores[1:]:
-            tensor = xp.reshape(tensor @ fold_right(core), (-1, core.shape[3]))
-        return deinterleave(tensor, self.spec)
+        return contracted(self.cores, self.spec)
 
     def apply(self, x: Array) -> Array:
-        """``x (..., in_features)`` to ``(..., out_features)``: ``x @ W^T``, swept from the last site to the first.
+        """``x @ W^T``: ``x (..., in_features)`` to ``(..., out_features)``, without the dense matrix.
 
         Raises:
             ShapeError: the last axis of ``x`` is not ``in_features``.
         """
-        xp = namespace(x, *self.cores)
+        namespace(x, *self.cores)
         spec = self.spec
         if x.ndim == 0 or x.shape[-1] != spec.in_features:
             raise ShapeError(
                 f"the chain maps {spec.in_features} features to {spec.out_features}; the last axis of x must be "
                 f"{spec.in_features}, got shape {tuple(x.shape)}"
             )
-        lead = tuple(x.shape[:-1])
-        rows = math.prod(lead)
-        missing = spec.padded_shape[1] - spec.in_features
-        if missing:
-            x = xp.concat([x, xp.broadcast_to(xp.zeros_like(x[..., :1]), (*lead, missing))], axis=-1)
-        waiting, done = spec.padded_shape[1], 1
-        state = x
-        for core in reversed(self.cores):
-            left, out, in_, right = core.shape
-            waiting //= in_
-            # (rows i_1..i_{k-1}, i_k r_k, o_{k+1}..o_n): the result is laid out for the next site as it is.
-            state = xp.reshape(state, (rows * waiting, in_ * right, done))
-            state = xp.reshape(core, (left * out, in_ * right)) @ state
-            done *= out
-        return xp.reshape(state, (*lead, done))[..., : spec.out_features]
+        return swept(self.cores, spec, x)
 
     def __matmul__(self, x: Array) -> Array:
         """``chain @ x`` is :meth:`apply`: ``x (..., in) -> (..., out)``; a vector gives ``W x``."""
@@ -219,21 +189,21 @@ class MPOChain:
         norm of the matrix is the norm of the center core.
 
         Raises:
-            SpecError: no such site.
+            ArgumentError: no such site.
         """
         if not isinstance(center, int) or not 0 <= center < self.spec.sites:
-            raise SpecError(f"center must be a site from 0 to {self.spec.sites - 1}, got {center!r}")
-        return self._rebuilt(orthogonalize(self._wide(), center), 0.0)
+            raise ArgumentError(f"center must be a site from 0 to {self.spec.sites - 1}, got {center!r}")
+        return self._rebuilt(orthogonalize(self._promoted_cores(), center), 0.0)
 
     def truncate(self, max_bond: int | None = None, *, cutoff: float | None = None) -> MPOChain:
-        """A chain with smaller bonds, the best two-sided truncation bond by bond.
+        """The chain truncated to smaller bonds, optimally at each bond in turn.
 
         Args:
-            max_bond: bound for every bond; a value over the present bonds changes nothing.
+            max_bond: bound for every bond; a bound above the current bonds changes nothing.
             cutoff: allowed ``||chain - result|| / ||chain||``, in ``[0, 1)``.
 
         Returns:
-            A chain whose ``relative_error`` is exact and relative to this chain, not to any earlier one.
+            A chain whose ``relative_error`` is exact, and relative to this chain rather than to an earlier one.
 
         Raises:
             SpecError: a bond below 1 or a cutoff out of range.
@@ -244,59 +214,49 @@ class MPOChain:
             >>> chain.spec.bonds, chain.truncate(cutoff=1e-6).spec.bonds
             ((16,), (1,))
         """
-        wanted = self.spec if max_bond is None else self.spec.with_bonds(max_bond)
+        target = self.spec if max_bond is None else self.spec.with_bonds(max_bond)
         allowed = check_cutoff(cutoff)
-        cores = self._wide()
+        cores = self._promoted_cores()
         if allowed and self._is_padded:
-            # The allowance is relative to the features, not to whatever the padding holds.
+            # The cutoff is relative to the norm of the features, without the entries in the padding.
             allowed *= min(self.norm() / (norm(orthogonalize(cores, 0)[0]) or 1.0), 1.0)
-        rounded = round_cores(cores, wanted.bonds, allowed)
+        rounded = round_cores(cores, target.bonds, allowed)
         result = self._rebuilt(rounded.cores, rounded.relative_error)
         return result._with_exact_error(self.to_matrix) if self._is_padded or self._is_short else result
 
     def norm(self) -> float:
-        """Frobenius norm of the matrix, from the cores alone; a padded chain is made dense to leave the padding out."""
+        """Frobenius norm of the matrix, from the cores alone; a padded chain is made dense to exclude its padding."""
         if self._is_padded:
             return norm(promoted(self.to_matrix(), "matrix"))
-        return norm(orthogonalize(self._wide(), 0)[0])
+        return norm(orthogonalize(self._promoted_cores(), 0)[0])
 
     def relative_error_to(self, matrix: Array) -> float:
-        """``||matrix - chain|| / ||matrix||`` by dense subtraction, the definition itself.
+        """``||matrix - chain|| / ||matrix||``, by dense subtraction.
 
         Raises:
             ShapeError: the matrix is of another shape.
         """
         if tuple(matrix.shape) != self.shape:
             raise ShapeError(f"the chain is {self.shape}, got a matrix of shape {tuple(matrix.shape)}")
-        wide = promoted(matrix, "matrix")
-        difference = norm(wide - cast(self.to_matrix(), wide))
-        scale = norm(wide)
+        reference = promoted(matrix, "matrix")
+        difference = norm(reference - cast(self.to_matrix(), reference))
+        scale = norm(reference)
         return difference / scale if scale else (0.0 if difference == 0.0 else math.inf)
 
     def __add__(self, other: MPOChain) -> MPOChain:
         """The chain of the summed matrices: bonds add up, clipped to what is attainable.
 
         Raises:
-            SpecError: the chains have different dims (such a sum stays a tuple of chains, see ``terms=``).
+            SpecError: the chains have different dims; such a sum stays a tuple of chains.
         """
         if not isinstance(other, MPOChain):
             return NotImplemented
-        mine, theirs = self.spec, other.spec
-        if (mine.out_dims, mine.in_dims, mine.shape) != (theirs.out_dims, theirs.in_dims, theirs.shape):
+        a, b = self.spec, other.spec
+        if (a.out_dims, a.in_dims, a.shape) != (b.out_dims, b.in_dims, b.shape):
             raise SpecError(
-                f"only chains of equal dims add into one chain, got {mine} and {theirs}; keep others as a tuple of "
-                "terms"
+                f"only chains of equal dims add into one chain, got {a} and {b}; keep others as a tuple of terms"
             )
-        if mine.sites == 1:
-            return MPOChain((self.cores[0] + other.cores[0],), mine)
-        xp = namespace(*self.cores, *other.cores)
-        cores = [xp.concat([self.cores[0], other.cores[0]], axis=3)]
-        for a, b in zip(self.cores[1:-1], other.cores[1:-1], strict=True):
-            upper = xp.concat([a, zeros((a.shape[0], *b.shape[1:]), a)], axis=3)
-            lower = xp.concat([zeros((b.shape[0], *a.shape[1:]), b), b], axis=3)
-            cores.append(xp.concat([upper, lower], axis=0))
-        cores.append(xp.concat([self.cores[-1], other.cores[-1]], axis=0))
-        return MPOChain.from_cores(cores, mine)
+        return MPOChain.from_cores(direct_sum(self.cores, other.cores), a)
 
     def __mul__(self, factor: Any) -> MPOChain:
         """The chain of the matrix times a number, carried by the first core."""
@@ -324,32 +284,19 @@ class MPOChain:
         return dtype_name(self.cores[0]) in ("bfloat16", "float16")
 
     def _with_exact_error(self, matrix: Callable[[], Array]) -> MPOChain:
-        """The error measured on the features alone, after rounding: discarded weight counts padding and no rounding."""
+        """The chain with its error measured on the features, which excludes padding and includes rounding."""
         return MPOChain(self.cores, self.spec, self.relative_error_to(matrix()))
 
-    def _wide(self) -> list[Array]:
-        wide = [promoted(core, f"core {k}") for k, core in enumerate(self.cores)]
-        for k, core in enumerate(wide):
+    def _promoted_cores(self) -> list[Array]:
+        cores = [promoted(core, f"core {k}") for k, core in enumerate(self.cores)]
+        for k, core in enumerate(cores):
             require_finite(core, f"core {k}")
-        return wide
+        return cores
 
     def _rebuilt(self, cores: Sequence[Array], relative_error: float) -> MPOChain:
         chain = MPOChain.from_cores(tuple(cast(core, self.cores[0]) for core in cores), self.spec)
         return MPOChain(chain.cores, chain.spec, relative_error)
 
 
-def _spec_of(cores: Sequence[Array], out_features: int | None = None, in_features: int | None = None) -> ChainSpec:
-    """The spec of cores, after checking that they form a chain."""
-    shapes = [tuple(core.shape) for core in cores]
-    if not shapes or any(len(shape) != 4 or 0 in shape for shape in shapes):
-        raise ShapeError(f"cores are arrays (r_left, out, in, r_right) without empty axes, got shapes {shapes}")
-    edges = [1, *(shape[3] for shape in shapes)]
-    if edges[-1] != 1 or any(shape[0] != edge for shape, edge in zip(shapes, edges, strict=False)):
-        raise ShapeError(f"neighbouring cores must share their bond and the end bonds must be 1, got shapes {shapes}")
-    return ChainSpec(
-        [shape[1] for shape in shapes],
-        [shape[2] for shape in shapes],
-        bonds=edges[1:-1],
-        out_features=out_features,
-        in_features=in_features,
-    )
+def _shapes(cores: Iterable[Array]) -> tuple[tuple[int, ...], ...]:
+    return tuple(tuple(core.shape) for core in cores)

@@ -1,4 +1,4 @@
-"""The exception family. Every error the library raises on purpose is an :class:`MPOError`."""
+"""Exceptions raised by mpochain, all of them subclasses of :class:`MPOError`."""
 
 
 class MPOError(Exception):
@@ -10,11 +10,11 @@ class ArgumentError(MPOError, ValueError):
 
 
 class SpecError(ArgumentError):
-    """Dims, bonds or a cutoff that describe no chain, or not the chain of this matrix."""
+    """Dims, bonds or a cutoff that describe no chain, or no chain of the matrix at hand."""
 
 
 class ShapeError(MPOError, ValueError):
-    """An array whose shape does not fit the chain, plan or layer it was given to."""
+    """An array whose shape does not fit the chain, plan or layer that it was passed to."""
 
 
 class DTypeError(MPOError, TypeError):
@@ -22,23 +22,23 @@ class DTypeError(MPOError, TypeError):
 
 
 class NonFiniteError(MPOError, ValueError):
-    """NaN or infinite entries where only finite numbers make sense."""
+    """NaN or infinite entries where finite numbers are required."""
 
 
 class CheckpointError(MPOError):
-    """A checkpoint file that is damaged, hostile or of another model."""
+    """A checkpoint file that is damaged, malicious, or of another model."""
 
 
 class CorpusError(MPOError):
-    """A text corpus or lexicon that is missing, altered, too short or in another form."""
+    """A text corpus or lexicon that is missing, altered, too short, or in an unknown format."""
 
 
 class RecipeError(MPOError, ValueError):
-    """A recipe that cannot be read, or that asks for what there is not."""
+    """A recipe that cannot be read, or that requests something unavailable."""
 
 
 class OutputError(MPOError):
-    """A place to write results to that cannot be written."""
+    """An output file or folder that cannot be written."""
 
 
 class MissingDependencyError(MPOError, ImportError):

@@ -1,12 +1,12 @@
-"""A matrix as a chain, or as a sum of chains of different dims."""
+"""Decomposition of a matrix into a chain, or into a sum of chains with different dims."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
 from mpochain.arrays import Array, cast, detached, namespace, norm, promoted
-from mpochain.chain import Method, MPOChain
-from mpochain.errors import SpecError
+from mpochain.chain import Algorithm, MPOChain
+from mpochain.errors import ArgumentError
 from mpochain.spec import ChainSpec
 
 __all__ = ["decompose", "decompose_terms"]
@@ -21,12 +21,12 @@ def _resolved_spec(
 ) -> ChainSpec:
     if spec is not None:
         if not isinstance(spec, ChainSpec):
-            raise SpecError(f"spec must be a ChainSpec, got {type(spec).__name__}")
+            raise ArgumentError(f"spec must be a ChainSpec, got {type(spec).__name__}")
         if out_dims is not None or in_dims is not None or max_bond is not None:
-            raise SpecError("give either spec, or out_dims, in_dims and max_bond, not both")
+            raise ArgumentError("give either spec, or out_dims, in_dims and max_bond, not both")
         return spec
     if out_dims is None or in_dims is None:
-        raise SpecError(
+        raise ArgumentError(
             f"a chain of a {tuple(matrix.shape)} matrix needs spec= or both out_dims= and in_dims=; "
             "mpochain.shapes.balanced(n, sites) offers dims"
         )
@@ -41,7 +41,7 @@ def decompose(
     in_dims: Iterable[int] | None = None,
     max_bond: int | None = None,
     cutoff: float | None = None,
-    method: Method = "auto",
+    method: Algorithm = "auto",
     tolerance: float = 1e-3,
     seed: int = 0,
     name: str = "matrix",
@@ -58,16 +58,17 @@ def decompose(
         cutoff: allowed relative Frobenius error of the whole chain, in ``[0, 1)``; combines with ``max_bond``.
         method: ``"auto"`` (the fastest whose error is within ``tolerance`` of exact SVDs), or one of ``"tt_svd"``
             (exact SVDs), ``"gram"`` (within 0.1 %) and ``"randomized"`` (fastest for small bonds).
-        tolerance: of ``"auto"``: by what share the error may exceed that of exact SVDs; 0.01 is enough for the
-            randomised one where bonds are small.
-        seed: of the randomised method.
+        tolerance: of ``"auto"``: by what share the error may exceed that of exact SVDs; 0.01 allows the randomised
+            algorithm where bonds are small.
+        seed: of the randomised algorithm.
         name: what to call the matrix in errors, such as the name of its layer.
 
     Returns:
         A chain whose ``relative_error`` is exact.
 
     Raises:
-        SpecError: dims that do not multiply to the shape, an impossible bond, cutoff or tolerance, an unknown method.
+        SpecError: dims that do not multiply to the shape, or an impossible bond or cutoff.
+        ArgumentError: neither or both of spec and dims, an unknown method, or a tolerance or seed out of range.
         DTypeError: elements that are not floats.
         NonFiniteError: NaN or infinite entries.
 
@@ -89,14 +90,14 @@ def decompose_terms(
     specs: Sequence[ChainSpec],
     *,
     rounds: int = 4,
-    method: Method = "auto",
+    method: Algorithm = "auto",
     seed: int = 0,
     name: str = "matrix",
 ) -> tuple[MPOChain, ...]:
     """Decompose a matrix into a sum of chains with different dims.
 
-    Each term in turn is fitted to what the others leave, over several rounds; the round with the smallest error is
-    kept, so more rounds never give a worse sum.
+    Each term in turn is fitted to the residual of the others, over several rounds. The round with the smallest error is
+    returned, so more rounds never give a worse sum.
 
     Args:
         matrix: ``(out_features, in_features)``.
@@ -107,11 +108,12 @@ def decompose_terms(
         name: what to call the matrix in errors.
 
     Returns:
-        One chain per spec. Their ``relative_error`` is that of the term to its own target; the error of the sum is
-        ``||matrix - sum||``.
+        One chain per spec. Its ``relative_error`` is relative to the residual that it was fitted to; the error of the
+        sum is ``||matrix - sum||``.
 
     Raises:
-        SpecError: no spec, fewer than one round, or dims that do not fit.
+        ArgumentError: no spec, fewer than one round, or an unknown method.
+        SpecError: dims that do not fit the matrix.
 
     Example:
         >>> import numpy as np
@@ -123,13 +125,12 @@ def decompose_terms(
     """
     specs = (specs,) if isinstance(specs, ChainSpec) else tuple(specs)
     if not specs:
-        raise SpecError("a sum of chains needs at least one spec")
+        raise ArgumentError("a sum of chains needs at least one spec")
     if isinstance(rounds, bool) or not isinstance(rounds, int) or rounds < 1:
-        raise SpecError(f"rounds must be a positive integer, got {rounds!r}")
-    wide = promoted(detached(matrix), name)
+        raise ArgumentError(f"rounds must be a positive integer, got {rounds!r}")
     terms: list[MPOChain | None] = [None] * len(specs)
     best: tuple[float, tuple[MPOChain, ...]] | None = None
-    residual = wide
+    residual = promoted(detached(matrix), name)
     for _ in range(rounds if len(specs) > 1 else 1):
         for k, spec in enumerate(specs):
             old = terms[k]

@@ -1,8 +1,8 @@
-"""Integer factorisations: which dims a chain of a given matrix may have.
+"""Dims of chains: integer factorisations of matrix sizes, and candidate specs within a budget.
 
-Dims decide the cost of a chain more than the contraction order does. For two sites a right-to-left sweep needs
+The dims determine the cost of a chain more than the contraction order does. For two sites a right-to-left sweep needs
 ``χ i_1 o_2 (i_2 + o_1)`` multiply-adds per row and ``χ (o_1 i_1 + o_2 i_2)`` parameters, so *skewed* dims (large
-``o_1`` and ``i_2``, small ``i_1`` and ``o_2``) keep the parameters and cut the work.
+``o_1`` and ``i_2``, small ``i_1`` and ``o_2``) need as many parameters and less work.
 """
 
 from __future__ import annotations
@@ -11,15 +11,15 @@ import math
 from collections.abc import Iterator, Sequence
 from functools import lru_cache
 
-from mpochain.errors import SpecError
+from mpochain.errors import ArgumentError, SpecError
 from mpochain.spec import ChainSpec
 
 __all__ = ["balanced", "candidate_specs", "default_dims", "factorizations", "low_rank", "padded", "skewed"]
 
 
-def _check(value: int, name: str) -> int:
+def _check(value: int, name: str, error: type[ArgumentError] = SpecError) -> int:
     if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        raise SpecError(f"{name} must be a positive integer, got {value!r}")
+        raise error(f"{name} must be a positive integer, got {value!r}")
     return value
 
 
@@ -30,7 +30,7 @@ def _divisors(n: int) -> tuple[int, ...]:
 
 
 def factorizations(n: int, sites: int) -> Iterator[tuple[int, ...]]:
-    """Every way to write ``n`` as an ascending product of ``sites`` positive integers (1 included).
+    """All ascending factorisations of ``n`` into ``sites`` positive integers, 1 included.
 
     Example:
         >>> list(factorizations(12, 2))
@@ -52,7 +52,7 @@ def factorizations(n: int, sites: int) -> Iterator[tuple[int, ...]]:
 
 
 def _spread(dims: Sequence[int]) -> float:
-    """How far dims are from equal: the sum of squared deviations of their logarithms."""
+    """Distance of dims from equal ones: the sum of squared deviations of their logarithms."""
     mean = sum(map(math.log, dims)) / len(dims)
     return sum((math.log(d) - mean) ** 2 for d in dims)
 
@@ -80,12 +80,16 @@ def padded(n: int, sites: int = 2, *, max_ratio: float = 2.0) -> tuple[int, ...]
         max_ratio: largest allowed quotient of the largest and the smallest dim, at least 2 so that a solution near
             ``n`` always exists.
 
+    Raises:
+        SpecError: ``n`` or ``sites`` is not a positive integer.
+        ArgumentError: ``max_ratio`` is less than 2.
+
     Example:
         >>> padded(50257, 2), 206 * 244, padded(768, 2)
         ((206, 244), 50264, (24, 32))
     """
     if not max_ratio >= 2.0:
-        raise SpecError(f"max_ratio must be at least 2, got {max_ratio}")
+        raise ArgumentError(f"max_ratio must be at least 2, got {max_ratio}")
     size = _check(n, "n")
     while True:
         dims = balanced(size, sites)
@@ -95,9 +99,9 @@ def padded(n: int, sites: int = 2, *, max_ratio: float = 2.0) -> tuple[int, ...]
 
 
 def default_dims(n: int, sites: int = 2) -> tuple[int, ...]:
-    """Balanced dims where ``n`` has useful ones, padded dims where it has not, as a prime.
+    """Balanced dims of ``n`` where they are useful, padded dims otherwise, as for a prime.
 
-    A dim of 1 or a quotient over 16 makes a chain that is hardly smaller than the matrix.
+    With a dim of 1, or a quotient of the dims above 16, a chain is hardly smaller than the matrix.
 
     Example:
         >>> default_dims(768), default_dims(65), default_dims(97)
@@ -131,12 +135,12 @@ def skewed(out_features: int, in_features: int, skew: int, max_bond: int | None 
     """
     for name, size in (("out_features", out_features), ("in_features", in_features)):
         if _check(size, name) % _check(skew, "skew"):
-            raise SpecError(f"skew {skew} does not divide {name}={size}; its divisors are {_divisors(size)}")
+            raise SpecError(f"skew {skew} does not divide {name}={size}; choose one of its divisors, {_divisors(size)}")
     return ChainSpec((out_features // skew, skew), (skew, in_features // skew), max_bond)
 
 
 def _largest_bond(spec: ChainSpec, parameters: int | None, macs: int | None) -> ChainSpec | None:
-    """``spec`` with the largest uniform bond within the budget, or None if even bond 1 exceeds it."""
+    """``spec`` with the largest uniform bond within the budget; None if bond 1 exceeds it."""
 
     def fits(candidate: ChainSpec) -> bool:
         return (parameters is None or candidate.parameters <= parameters) and (macs is None or candidate.macs() <= macs)
@@ -156,20 +160,20 @@ def candidate_specs(
     macs: int | None = None,
     sites: Sequence[int] = (2, 3),
 ) -> list[ChainSpec]:
-    """Specs of a matrix under a budget: low rank, every common skew, and balanced chains, each at its largest bond.
+    """Candidate specs of a matrix within a budget: low rank, all skewed, and balanced chains, at their largest bonds.
 
     Args:
         out_features: rows of the matrix.
         in_features: columns of the matrix.
-        parameters: most elements all cores together may have.
-        macs: most multiply-adds per row a plain sweep may need.
-        sites: numbers of sites of the balanced chains; a size that does not factor well is padded.
+        parameters: largest number of elements of all cores together.
+        macs: largest number of multiply-adds per input row, in a sweep site by site.
+        sites: numbers of sites of the balanced chains; a size without balanced factors is padded.
 
     Returns:
         Distinct specs within the budget, fewest multiply-adds per row first.
 
     Raises:
-        SpecError: no budget given, or one that is not positive.
+        ArgumentError: no budget, or one that is not a positive integer.
 
     Example:
         >>> for spec in candidate_specs(64, 64, parameters=1024)[:3]:
@@ -179,18 +183,19 @@ def candidate_specs(
         64x64 (16,4)|(4,16) bonds (8), 1,024 parameters 4096
     """
     if parameters is None and macs is None:
-        raise SpecError("candidate_specs needs a budget: parameters=, macs= or both")
+        raise ArgumentError("candidate_specs needs a budget: parameters=, macs= or both")
     for name, budget in (("parameters", parameters), ("macs", macs)):
         if budget is not None:
-            _check(budget, name)
-    shapes = [
+            _check(budget, name, ArgumentError)
+    specs = [
         skewed(out_features, in_features, skew)
         for skew in _divisors(math.gcd(out_features, in_features))
         if skew**2 <= min(out_features, in_features)
     ]
     for n in sites:
-        # Descending against ascending dims is the cheaper of the balanced orders; padding only where it is needed.
+        # Descending out dims with ascending in dims cost least of the balanced orders.
         out_dims, in_dims = (default_dims(size, n) for size in (out_features, in_features))
-        shapes.append(ChainSpec(out_dims[::-1], in_dims, out_features=out_features, in_features=in_features))
-    found = {bounded: None for shape in shapes if (bounded := _largest_bond(shape, parameters, macs))}
-    return sorted(found, key=lambda spec: (spec.macs(), spec.sites))
+        specs.append(ChainSpec(out_dims[::-1], in_dims, out_features=out_features, in_features=in_features))
+    # A dict rather than a set, so that equal costs keep the order of construction.
+    distinct = {bounded: None for spec in specs if (bounded := _largest_bond(spec, parameters, macs))}
+    return sorted(distinct, key=lambda spec: (spec.macs(), spec.sites))

@@ -1,4 +1,4 @@
-"""The shape of a chain, without arrays.
+"""Shape of a chain of cores (dims and bonds), without arrays.
 
 Shape legend of the whole library:
 
@@ -18,13 +18,13 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from mpochain.errors import SpecError
+from mpochain.errors import ShapeError, SpecError
 
 __all__ = ["ChainSpec"]
 
 
 def _positive_ints(values: Iterable[Any], name: str) -> tuple[int, ...]:
-    """``values`` as a tuple of positive Python ints, or a SpecError that names the field."""
+    """``values`` as a tuple of positive ints; SpecError with the name of the field if they are not."""
     if isinstance(values, (str, bytes)) or not isinstance(values, Iterable):
         raise SpecError(f"{name} must be a sequence of positive integers, got {values!r}")
     result = []
@@ -42,7 +42,7 @@ def _positive_ints(values: Iterable[Any], name: str) -> tuple[int, ...]:
 
 
 def _attainable(sizes: Sequence[int], requested: Sequence[int]) -> tuple[int, ...]:
-    """Clip bonds so that none exceeds the rank its neighbours can feed it, from either side."""
+    """Bonds clipped so that none exceeds the largest rank that the sites on either side allow."""
     bonds = list(requested)
     left = 1
     for k, size in enumerate(sizes[:-1]):
@@ -55,17 +55,17 @@ def _attainable(sizes: Sequence[int], requested: Sequence[int]) -> tuple[int, ..
 
 @dataclass(frozen=True, init=False, repr=False)
 class ChainSpec:
-    """Dims and bonds of a chain: everything about its shape, nothing about its numbers.
+    """Dims and bonds of a chain, without its numbers.
 
-    Bonds are always clipped to what is attainable: a bond larger than the number of entries on either side of it only
-    adds parameters that change nothing. What was asked for stays visible in :attr:`requested`.
+    Bonds are clipped to the attainable ones: a bond larger than the number of entries on either side of it adds
+    parameters without adding any matrix. :attr:`requested` keeps the bonds as they were requested.
 
     Args:
         out_dims: output dim of each site; their product is the (padded) number of output features.
         in_dims: input dim of each site, as many as ``out_dims``.
         max_bond: one bound for every bond; ``None`` (and no ``bonds``) means full, lossless bonds.
-        bonds: the ``n - 1`` inner bonds one by one, instead of ``max_bond``.
-        out_features: rows of the matrix, if fewer than ``prod(out_dims)``: the rest is zero padding.
+        bonds: the ``n - 1`` inner bonds, instead of ``max_bond``.
+        out_features: rows of the matrix, if fewer than ``prod(out_dims)``; the other rows are zero padding.
         in_features: columns of the matrix, if fewer than ``prod(in_dims)``.
 
     Raises:
@@ -132,6 +132,45 @@ class ChainSpec:
                 )
             object.__setattr__(self, f"{name}_features", number)
 
+    @classmethod
+    def from_core_shapes(
+        cls,
+        shapes: Iterable[Sequence[int]],
+        out_features: int | None = None,
+        in_features: int | None = None,
+    ) -> ChainSpec:
+        """The spec of cores with these shapes; clipped where a bond is larger than attainable.
+
+        Args:
+            shapes: ``(r_left, out, in, r_right)`` of each core.
+            out_features: rows of the matrix, if fewer than the out dims hold.
+            in_features: columns of the matrix, if fewer than the in dims hold.
+
+        Raises:
+            ShapeError: shapes that form no chain.
+            SpecError: more features than the dims hold.
+
+        Example:
+            >>> spec = ChainSpec((4, 2), (3, 5), max_bond=3)
+            >>> ChainSpec.from_core_shapes(spec.core_shapes) == spec
+            True
+        """
+        shapes = [tuple(shape) for shape in shapes]
+        if not shapes or any(len(shape) != 4 or 0 in shape for shape in shapes):
+            raise ShapeError(f"cores are arrays (r_left, out, in, r_right) without empty axes, got shapes {shapes}")
+        edges = [1, *(shape[3] for shape in shapes)]
+        if edges[-1] != 1 or any(shape[0] != edge for shape, edge in zip(shapes, edges, strict=False)):
+            raise ShapeError(
+                f"neighbouring cores must share their bond and the end bonds must be 1, got shapes {shapes}"
+            )
+        return cls(
+            [shape[1] for shape in shapes],
+            [shape[2] for shape in shapes],
+            bonds=edges[1:-1],
+            out_features=out_features,
+            in_features=in_features,
+        )
+
     @property
     def sites(self) -> int:
         """Number of sites (cores)."""
@@ -176,7 +215,7 @@ class ChainSpec:
         return self.out_features * self.in_features
 
     def macs(self, *, leftward: bool | None = None) -> int:
-        """Multiply-adds of one input row swept through the chain site by site, without folding.
+        """Multiply-adds of one input row contracted with the chain site by site, without folding.
 
         Args:
             leftward: sweep from the last site to the first (``True``), the other way (``False``), or the cheaper of
@@ -193,7 +232,7 @@ class ChainSpec:
         cores = self.core_shapes[::-1] if leftward else self.core_shapes
         waiting, done, total = self.padded_shape[1], 1, 0
         for left, out, in_, right in cores:
-            # Each site replaces its input dim and one bond by its output dim and the other bond.
+            # A site replaces its input dim and one bond by its output dim and the other bond.
             waiting //= in_
             total += waiting * done * math.prod((left, out, in_, right))
             done *= out

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from mpochain import shapes
 from mpochain.compression import collect_moments, select
 from mpochain.decomposition import (
-    Split,
+    KroneckerFactors,
     calibrated,
     interpolative_rank,
     split_off,
@@ -74,7 +74,7 @@ def errors(weight: Tensor, gram: Tensor, *, fitted: bool) -> dict[str, Any]:
 FORMS = ("given order", "permuted")
 
 
-def _output_error(weight: Tensor, gram: Tensor, split: Split) -> float:
+def _output_error(weight: Tensor, gram: Tensor, split: KroneckerFactors) -> float:
     ordered, moments = weight.double()[split.rows][:, split.columns], gram.double()[split.columns][:, split.columns]
     large, small = (core.double() for core in split.cores)
     made = torch.einsum("xair,rbjy->abij", large, small).reshape(ordered.shape)
@@ -82,7 +82,7 @@ def _output_error(weight: Tensor, gram: Tensor, split: Split) -> float:
     return math.sqrt(float(((rest @ moments) * rest).sum() / ((ordered @ moments) * ordered).sum()))
 
 
-def _fitted(weight: Tensor, gram: Tensor, split: Split) -> float:
+def _fitted(weight: Tensor, gram: Tensor, split: KroneckerFactors) -> float:
     ordered, moments = weight[split.rows][:, split.columns], gram[split.columns][:, split.columns]
     return calibrated(ordered, split.spec, moments, iterations=ITERATIONS).relative_error
 

@@ -1,4 +1,4 @@
-"""Assignments: each thing once, and as good as they say."""
+"""Optimal and greedy assignments: every item once, with the stated score."""
 
 from __future__ import annotations
 
@@ -19,16 +19,16 @@ def total(scores, order):
 
 
 @given(sizes, seeds, st.booleans())
-def test_the_best_and_the_greedy(size, seed, tied):
+def test_optimal_sum_and_half_of_it_for_greedy(size, seed, tied):
     random = np.random.default_rng(seed)
     scores = random.integers(3, size=(size, size)).astype(float) if tied else random.random((size, size))
-    best = max(total(scores, np.array(order)) for order in itertools.permutations(range(size)))
-    assert abs(total(scores, best_assignment(scores)) - best) < 1e-9
-    assert total(scores, greedy_assignment(scores)) >= best / 2 - 1e-9
+    optimum = max(total(scores, np.array(order)) for order in itertools.permutations(range(size)))
+    assert abs(total(scores, best_assignment(scores)) - optimum) < 1e-9
+    assert total(scores, greedy_assignment(scores)) >= optimum / 2 - 1e-9
 
 
 @given(st.integers(1, 40), seeds)
-def test_what_is_clear_is_found(size, seed):
+def test_both_find_a_clear_assignment(size, seed):
     random = np.random.default_rng(seed)
     order = random.permutation(size)
     scores = 0.1 * random.random((size, size))

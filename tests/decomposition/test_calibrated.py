@@ -1,4 +1,4 @@
-"""Calibrated chains and sums against dense algebra and the closed form of low rank."""
+"""Calibrated chains and sums of chains against dense algebra and the closed form of low rank."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ def moments(random, size, samples=200):
     return x.T @ x / samples
 
 
-def matrix_of(fit, wanted):
+def matrix_of(fit, specs):
     return sum(
         MPOChain(tuple(cores), spec).to_matrix()
-        for cores, spec in zip(fit.terms, wanted if isinstance(wanted, tuple | list) else [wanted], strict=True)
+        for cores, spec in zip(fit.terms, specs if isinstance(specs, tuple | list) else [specs], strict=True)
     )
 
 
@@ -44,19 +44,19 @@ def cases(draw, **options):
 
 @settings(max_examples=20)
 @given(cases())
-def test_the_error_never_increases_and_is_true(case):
+def test_error_never_increases_and_equals_the_dense_one(case):
     W, spec, H, G = case
     fit = calibrated(W, spec, H, G, ridge=0.0, iterations=8)
     assert all(after <= before * (1 + 1e-12) for before, after in zip(fit.errors, fit.errors[1:], strict=False))
     assert [core.shape for core in fit.terms[0]] == list(spec.core_shapes)
     assert fit.scale == pytest.approx(weighted(W, H, G))
     assert fit.errors[-1] == pytest.approx(weighted(W - matrix_of(fit, spec), H, G), rel=1e-6, abs=1e-10 * fit.scale)
-    assert fit.relative_error <= 1 + 1e-9, "never worse than nothing at all"
+    assert fit.relative_error <= 1 + 1e-9, "never worse than a zero matrix"
 
 
 @settings(max_examples=20)
 @given(cases(full=True))
-def test_full_bonds_leave_nothing(case):
+def test_full_bonds_are_exact(case):
     W, spec, H, G = case
     np.testing.assert_allclose(matrix_of(calibrated(W, spec, H, G, iterations=3), spec), W, atol=1e-6)
 
@@ -82,8 +82,8 @@ def test_a_sum_is_never_worse_than_its_low_rank_alone(case, rank):
     assert fit.relative_error <= alone * (1 + 1e-9) + 1e-9
 
 
-def test_it_is_near_a_stationary_point():
-    """No core alone can be moved to a lower error: the solution of the linear least squares problem is where it is."""
+def test_converges_to_a_stationary_point():
+    """Every core solves its own linear least squares problem, given the others."""
     random = np.random.default_rng(0)
     spec = ChainSpec((3, 2, 2), (2, 2, 3), 3)
     W, H, G = random.normal(size=spec.shape), moments(random, 12), moments(random, 12)
@@ -98,13 +98,13 @@ def test_it_is_near_a_stationary_point():
             changed = [*cores[:site], unit.reshape(core.shape), *cores[site + 1 :]]
             columns.append((root_g.T @ MPOChain(tuple(changed), spec).to_matrix() @ root_h).ravel())
         goal = (root_g.T @ W @ root_h).ravel()
-        best = np.linalg.lstsq(np.array(columns).T, goal, rcond=None)[0]
-        least = float(np.square(goal - np.array(columns).T @ best).sum())
+        solution = np.linalg.lstsq(np.array(columns).T, goal, rcond=None)[0]
+        least = float(np.square(goal - np.array(columns).T @ solution).sum())
         assert fit.errors[-1] == pytest.approx(least, rel=1e-4)
 
 
 @pytest.mark.parametrize("shape", [(6, 9), (9, 6)])
-def test_inputs_that_never_leave_a_subspace(shape):
+def test_inputs_in_a_subspace(shape):
     random = np.random.default_rng(0)
     W, x = random.normal(size=shape), random.normal(size=(2, shape[1]))
     terms = [shapes.low_rank(*shape, 1), ChainSpec((3, shape[0] // 3), (3, shape[1] // 3), 2)]
@@ -119,14 +119,14 @@ def test_inputs_that_never_leave_a_subspace(shape):
     assert all(np.isfinite(core).all() for cores in nothing.terms for core in cores)
 
 
-def test_zeros():
+def test_zero_matrix():
     fit = calibrated(np.zeros((4, 6)), ChainSpec((2, 2), (2, 3), 2))
     assert fit.relative_error == 0.0
     assert not matrix_of(fit, ChainSpec((2, 2), (2, 3), 2)).any()
 
 
 @pytest.mark.parametrize("size", [1e-150, 1e150])
-def test_sizes_whose_squares_do_not_exist(size):
+def test_entries_whose_squares_overflow_or_underflow(size):
     W = np.random.default_rng(0).normal(size=(4, 6))
     spec = ChainSpec((2, 2), (2, 3), 2)
     np.testing.assert_allclose(matrix_of(calibrated(size * W, spec), spec) / size, matrix_of(calibrated(W, spec), spec))
@@ -136,7 +136,7 @@ def test_sizes_whose_squares_do_not_exist(size):
 @pytest.mark.parametrize(
     ("library", "precision"), [("numpy", "float32"), ("torch", "float32"), ("torch", "float64"), ("jax", "float64")]
 )
-def test_every_library_and_short_types(library, precision):
+def test_every_library_in_float32(library, precision):
     random = np.random.default_rng(0)
     W, H = random.normal(size=(8, 6)).astype(np.float32), moments(random, 6).astype(np.float32)
     terms = [shapes.low_rank(8, 6, 1), ChainSpec((4, 2), (2, 3), 2)]
@@ -148,12 +148,12 @@ def test_every_library_and_short_types(library, precision):
     assert fit.relative_error == pytest.approx(expected, rel=1e-3)
 
 
-def test_it_is_deterministic():
+def test_deterministic():
     random = np.random.default_rng(0)
     W, H = random.normal(size=(12, 12)), moments(random, 12)
-    one, other = (calibrated(W, ChainSpec((3, 4), (4, 3), 3), H) for _ in range(2))
-    assert one.errors == other.errors
-    for a, b in zip(one.terms[0], other.terms[0], strict=True):
+    first, second = (calibrated(W, ChainSpec((3, 4), (4, 3), 3), H) for _ in range(2))
+    assert first.errors == second.errors
+    for a, b in zip(first.terms[0], second.terms[0], strict=True):
         np.testing.assert_array_equal(a, b)
 
 
@@ -174,7 +174,6 @@ def test_it_is_deterministic():
         ({"ridge": -1.0}, "ridge must be"),
     ],
 )
-def test_what_cannot_be_done(arguments, message):
-    given_ = {"matrix": np.ones((4, 6)), "terms": ChainSpec((2, 2), (2, 3), 2), **arguments}
+def test_invalid_arguments(arguments, message):
     with pytest.raises(MPOError, match=message):
-        calibrated(given_.pop("matrix"), given_.pop("terms"), **given_)
+        calibrated(**{"matrix": np.ones((4, 6)), "terms": ChainSpec((2, 2), (2, 3), 2), **arguments})

@@ -1,9 +1,8 @@
-"""TT-SVD and the randomised method against their laws and against TensorLy."""
+"""Decomposition algorithms: algebraic laws, agreement with TensorLy, tolerances and errors."""
 
 from __future__ import annotations
 
 import math
-import sys
 
 import jax.numpy as jnp
 import numpy as np
@@ -16,9 +15,20 @@ from strategies import SEEDS, matrix, specs
 
 from mpochain import ChainSpec, MPOError, decompose, decompose_terms, shapes
 from mpochain.arrays import norm
-from mpochain.decomposition import automatic, deinterleave, gram, interleave, randomized, retained_rank, tt_svd
+from mpochain.decomposition import (
+    SPLITS,
+    automatic,
+    deinterleave,
+    gram,
+    interleave,
+    randomized,
+    retained_rank,
+    tt_svd,
+)
+from mpochain.decomposition.algorithms import fastest_algorithm
+from mpochain.errors import ArgumentError, SpecError
 
-METHODS = ["auto", "gram", "tt_svd", "randomized"]
+METHODS = list(SPLITS)
 LIBRARIES = {"numpy": np.asarray, "torch": torch.tensor, "jax": jnp.asarray}
 
 
@@ -139,8 +149,8 @@ def test_the_randomised_error_is_close_to_the_best(shape):
     # A slowly decaying spectrum, the hard case.
     W = rng.normal(size=(256, 256)) @ np.diag(np.arange(1, 257.0) ** -0.3) @ rng.normal(size=(256, 256))
     spec = ChainSpec((16, 16), (16, 16), max_bond=20) if shape == "dims" else shapes.low_rank(256, 256, 20)
-    best, fast = decompose(W, spec), decompose(W, spec, method="randomized")
-    assert best.relative_error <= fast.relative_error <= 1.01 * best.relative_error
+    exact, fast = decompose(W, spec), decompose(W, spec, method="randomized")
+    assert exact.relative_error <= fast.relative_error <= 1.01 * exact.relative_error
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
@@ -156,10 +166,10 @@ def test_gram_is_as_good_as_exact_singular_values(dtype, spec, seed, decay):
 
 
 @pytest.mark.parametrize("tolerance", [0, 1e-3, 0.01])
-@given(seed=SEEDS, decay=st.sampled_from([0.0, 0.3, 2.0]), rank=st.integers(1, 6), wide=st.booleans())
+@given(seed=SEEDS, decay=st.sampled_from([0.0, 0.3, 2.0]), rank=st.integers(1, 6), transposed=st.booleans())
 @settings(max_examples=20)
-def test_the_chosen_way_is_within_the_stated_tolerance(tolerance, seed, decay, rank, wide):
-    rows, columns = (288, 576) if wide else (320, 288)
+def test_automatic_choice_stays_within_the_tolerance(tolerance, seed, decay, rank, transposed):
+    rows, columns = (288, 576) if transposed else (320, 288)
     W = np.random.default_rng(seed).normal(size=(rows, columns)) * np.arange(1.0, columns + 1) ** -decay
     spec = shapes.low_rank(rows, columns, rank)
     exact, chosen = decompose(W, spec, method="tt_svd"), decompose(W, spec, tolerance=tolerance)
@@ -168,27 +178,27 @@ def test_the_chosen_way_is_within_the_stated_tolerance(tolerance, seed, decay, r
     assert chosen.relative_error == pytest.approx(chosen.relative_error_to(W), rel=1e-6, abs=1e-12)
 
 
-def test_each_tolerance_has_its_way(monkeypatch):
-    taken = []
-    automatic_module = sys.modules["mpochain.decomposition.automatic"]
+@pytest.mark.parametrize(
+    ("tolerance", "rank", "cutoff", "algorithm"),
+    [
+        (0, 4, None, "tt_svd"),
+        (1e-3, 4, None, "gram"),
+        (0.01, 4, None, "randomized"),
+        (0.01, 40, None, "gram"),  # the basis is not small
+        (0.01, 4, 0.5, "gram"),  # a cutoff is met without randomness
+    ],
+)
+def test_automatic_choice_names_the_algorithm_it_runs(tolerance, rank, cutoff, algorithm):
+    W, spec = np.random.default_rng(0).normal(size=(400, 400)), shapes.low_rank(400, 400, rank)
+    allowance = None if cutoff is None else cutoff**2
+    assert fastest_algorithm(W.shape, rank, allowance, tolerance=tolerance) == algorithm
+    chain = decompose(W, spec, tolerance=tolerance, cutoff=cutoff)
+    named = decompose(W, spec, method=algorithm, cutoff=cutoff)
+    for core, expected in zip(chain.cores, named.cores, strict=True):
+        np.testing.assert_array_equal(core, expected)
 
-    def counted(name, original):
-        def split(*arguments, **options):
-            taken.append(name)
-            return original(*arguments, **options)
 
-        return split
-
-    for name in ("exact_split", "gram_split", "randomized_split"):
-        monkeypatch.setattr(automatic_module, name, counted(name, getattr(automatic_module, name)))
-    W = np.random.default_rng(0).normal(size=(400, 400))
-    for tolerance, bond in ((0, 4), (1e-3, 4), (0.01, 4), (0.01, 40)):
-        decompose(W, shapes.low_rank(400, 400, bond), tolerance=tolerance)
-    decompose(W, shapes.low_rank(400, 400, 4), tolerance=0.01, cutoff=0.5)
-    assert taken == ["exact_split", "gram_split", "randomized_split", "gram_split", "gram_split"]
-
-
-def test_the_randomised_method_is_repeatable_and_has_a_seed():
+def test_randomised_algorithm_is_determined_by_its_seed():
     W = np.random.default_rng(0).normal(size=(100, 100))
     dims = {"out_dims": (10, 10), "in_dims": (10, 10), "max_bond": 6, "method": "randomized"}
     first = decompose(W, **dims).to_matrix()
@@ -198,13 +208,13 @@ def test_the_randomised_method_is_repeatable_and_has_a_seed():
 
 @pytest.mark.parametrize("scale", [1e-200, 1e-30, 1e30, 1e200])
 @pytest.mark.parametrize("method", METHODS)
-def test_scale_changes_nothing(scale, method):
+def test_relative_error_does_not_depend_on_scale(scale, method):
     W = np.random.default_rng(0).normal(size=(20, 30))
     dims = {"out_dims": (4, 5), "in_dims": (5, 6), "method": method}
-    one, other = decompose(W, max_bond=6, **dims), decompose(W * scale, max_bond=6, **dims)
-    assert other.relative_error == pytest.approx(one.relative_error, rel=1e-9)
-    assert other.relative_error_to(W * scale) == pytest.approx(one.relative_error, rel=1e-9)
-    assert other.truncate(3).relative_error == pytest.approx(one.truncate(3).relative_error, rel=1e-9)
+    chain, scaled = decompose(W, max_bond=6, **dims), decompose(W * scale, max_bond=6, **dims)
+    assert scaled.relative_error == pytest.approx(chain.relative_error, rel=1e-9)
+    assert scaled.relative_error_to(W * scale) == pytest.approx(chain.relative_error, rel=1e-9)
+    assert scaled.truncate(3).relative_error == pytest.approx(chain.truncate(3).relative_error, rel=1e-9)
     assert decompose(W * scale, cutoff=0.3, **dims).spec == decompose(W, cutoff=0.3, **dims).spec
 
 
@@ -251,8 +261,8 @@ class TestTerms:
             decompose(rng.normal(size=(36, 24)), spec).to_matrix() * scale
             for spec, scale in zip(self.SPECS, (10.0, 1.0), strict=True)
         )
-        found = decompose_terms(planted, self.SPECS, rounds=60)
-        error = norm(planted - sum(term.to_matrix() for term in found)) / norm(planted)
+        terms = decompose_terms(planted, self.SPECS, rounds=60)
+        error = norm(planted - sum(term.to_matrix() for term in terms)) / norm(planted)
         assert error < 1e-3
 
     @given(SEEDS, st.integers(1, 4))
@@ -287,7 +297,7 @@ class TestBadInput:
         with pytest.raises(MPOError, match="not both"):
             decompose(np.ones((6, 4)), self.SPEC, max_bond=2)
 
-    def test_something_else_as_spec(self):
+    def test_spec_of_another_type(self):
         with pytest.raises(MPOError, match="must be a ChainSpec, got tuple"):
             decompose(np.ones((6, 4)), ((2, 3), (2, 2)))
 
@@ -313,15 +323,21 @@ class TestBadInput:
             decompose(np.ones((6, 4)), self.SPEC, tolerance=tolerance)
 
     def test_method(self):
-        with pytest.raises(MPOError, match="method must be"):
+        with pytest.raises(ArgumentError, match="method must be 'auto', 'gram', 'tt_svd' or 'randomized', got 'magic'"):
             decompose(np.ones((6, 4)), self.SPEC, method="magic")
 
+    @pytest.mark.parametrize("arguments", [{"method": "magic"}, {"tolerance": -1}, {"seed": -1}, {"spec": "8x8"}])
+    def test_spec_error_is_for_dims_bonds_and_cutoffs_only(self, arguments):
+        with pytest.raises(ArgumentError) as raised:
+            decompose(np.ones((6, 4)), **{"spec": self.SPEC, **arguments})
+        assert not isinstance(raised.value, SpecError)
+
     @pytest.mark.parametrize("shape", [(6,), (2, 3, 4), (0, 4), ()])
-    def test_no_matrix(self, shape):
+    def test_array_that_is_no_matrix(self, shape):
         with pytest.raises(MPOError, match="must be a matrix"):
             decompose(np.ones(shape), self.SPEC)
 
-    def test_lists_are_no_matrices(self):
+    def test_lists_are_refused(self):
         with pytest.raises(MPOError, match="one library"):
             decompose([[1.0, 2.0]])
 

@@ -1,11 +1,13 @@
-"""Matrices to cores, one file per algorithm.
+"""Tensor-train decompositions of matrices into cores, one file per algorithm.
 
-Every algorithm takes a matrix and a :class:`~mpochain.ChainSpec` and returns a :class:`Decomposition`: the cores and
-the squared weight each bond discarded, which is the exact squared error of the whole.
+:data:`SPLITS` lists the algorithms of :func:`mpochain.decompose`. Each takes a matrix and a
+:class:`~mpochain.ChainSpec` and returns a :class:`Decomposition`: the cores and the squared norm discarded at each
+bond, whose sum is the exact squared error of the chain.
 """
 
-from mpochain.decomposition.automatic import automatic
+from mpochain.decomposition.algorithms import SPLITS, Algorithm, automatic, decomposed_by
 from mpochain.decomposition.calibrated import Calibration, calibrated
+from mpochain.decomposition.contraction import contracted, direct_sum, swept
 from mpochain.decomposition.gram import gram
 from mpochain.decomposition.grouping import correlated_groups
 from mpochain.decomposition.interleave import deinterleave, interleave
@@ -18,23 +20,31 @@ from mpochain.decomposition.interpolative import (
 from mpochain.decomposition.permutation import PermutedKronecker, permuted_kronecker
 from mpochain.decomposition.randomized import randomized
 from mpochain.decomposition.rounding import fold_left, fold_right, orthogonalize, round_cores
-from mpochain.decomposition.splitting import Split, split_off, split_spec
+from mpochain.decomposition.scaling import equalised, equalised_rows, scaled_to_first
+from mpochain.decomposition.splitting import KroneckerFactors, split_off, split_spec
 from mpochain.decomposition.sweep import Decomposition, check_cutoff, retained_rank
 from mpochain.decomposition.tt_svd import tt_svd
 from mpochain.decomposition.weighted import WeightedLowRank, projected_low_rank, weighted_low_rank
 
 __all__ = [
+    "SPLITS",
+    "Algorithm",
     "Calibration",
     "Decomposition",
     "Interpolation",
+    "KroneckerFactors",
     "PermutedKronecker",
-    "Split",
     "WeightedLowRank",
     "automatic",
     "calibrated",
     "check_cutoff",
+    "contracted",
     "correlated_groups",
+    "decomposed_by",
     "deinterleave",
+    "direct_sum",
+    "equalised",
+    "equalised_rows",
     "fold_left",
     "fold_right",
     "gram",
@@ -48,8 +58,10 @@ __all__ = [
     "randomized",
     "retained_rank",
     "round_cores",
+    "scaled_to_first",
     "split_off",
     "split_spec",
+    "swept",
     "tt_svd",
     "weighted_low_rank",
 ]

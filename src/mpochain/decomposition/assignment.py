@@ -1,4 +1,4 @@
-"""Things to places: the best assignment, and a quick one that is nearly as good."""
+"""Linear assignment of items to slots: optimal, and greedy."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ _Order = NDArray[np.int64]
 
 
 def best_assignment(scores: _Floats) -> _Order:
-    """For each place a thing, so that the sum of the scores is as large as possible (Kuhn 1955).
+    """The item for each slot that makes the sum of the scores largest (Kuhn 1955).
 
-    Seconds to minutes for some thousands of things whose scores are nearly alike.
+    Takes seconds to minutes for some thousands of items whose scores are nearly alike.
 
     Args:
-        scores: ``(things, places)``, as many of each.
+        scores: ``(items, slots)``, square.
 
     Example:
         >>> best_assignment(np.array([[2.0, 3.0], [0.0, 2.5]]))
@@ -25,18 +25,18 @@ def best_assignment(scores: _Floats) -> _Order:
     """
     from scipy.optimize import linear_sum_assignment
 
-    things, places = linear_sum_assignment(scores, maximize=True)
-    return np.asarray(things[np.argsort(places)], dtype=np.int64)
+    items, slots = linear_sum_assignment(scores, maximize=True)
+    return np.asarray(items[np.argsort(slots)], dtype=np.int64)
 
 
 def greedy_assignment(scores: _Floats) -> _Order:
-    """For each place a thing: again and again all pairs of which each is the other's best among what is left.
+    """An item for each slot, by repeatedly matching all pairs whose score is the largest left for both.
 
-    The sum is at least half of the largest one where no score is negative, and the same where it is clear what belongs
-    where; the time is that of some passes over the scores.
+    Where no score is negative, the sum of the scores is at least half of the optimum. The time is that of a few passes
+    over the scores.
 
     Args:
-        scores: ``(things, places)``, as many of each.
+        scores: ``(items, slots)``, square.
 
     Example:
         >>> greedy_assignment(np.array([[2.0, 3.0], [0.0, 2.5]]))
@@ -44,15 +44,15 @@ def greedy_assignment(scores: _Floats) -> _Order:
     """
     count = len(scores)
     order = np.empty(count, dtype=np.int64)
-    things, places = np.arange(count), np.arange(count)
-    left = scores
-    while len(things):
-        place, thing = left.argmax(axis=1), left.argmax(axis=0)
-        # The largest of all is always such a pair, so this ends.
-        mutual = thing[place] == np.arange(len(things))
-        order[places[place[mutual]]] = things[mutual]
-        free = np.ones(len(places), dtype=bool)
-        free[place[mutual]] = False
-        things, places = things[~mutual], places[free]
-        left = left[~mutual][:, free]
+    items, slots = np.arange(count), np.arange(count)
+    remaining = scores
+    while len(items):
+        best_slot, best_item = remaining.argmax(axis=1), remaining.argmax(axis=0)
+        # The pair with the largest score of all is always mutual, so the loop ends.
+        mutual = best_item[best_slot] == np.arange(len(items))
+        order[slots[best_slot[mutual]]] = items[mutual]
+        free = np.ones(len(slots), dtype=bool)
+        free[best_slot[mutual]] = False
+        items, slots = items[~mutual], slots[free]
+        remaining = remaining[~mutual][:, free]
     return order

@@ -1,10 +1,10 @@
-"""Chains, and sums of chains, for the inputs a layer sees and the outputs that matter.
+"""Calibrated decomposition: chains, and sums of chains, fitted under second moments of inputs and output weights.
 
 Minimises ``E[(y - y')^T G (y - y')]`` as :mod:`mpochain.decomposition.weighted` does, ``||G^1/2 (W - W') H^1/2||^2``
-with ``H = E[x x^T]``, but over sums of chains of any dims. The weights do not factor over the sites, so there is no
-closed form but for low rank; one product ``G (W - W') H`` gives the error and its gradient by every core.
+with ``H = E[x x^T]``, but over sums of chains of any dims. The weights do not factor over the sites, so only low rank
+has a closed form; one product ``G (W - W') H`` gives the error and its gradient with respect to every core.
 
-All cores of all terms are improved together, by L-BFGS; what makes a few iterations enough is its preconditioner, see
+All cores of all terms are improved together by L-BFGS. Few iterations suffice because of its preconditioner, see
 :mod:`mpochain.decomposition.weighted_chain`.
 """
 
@@ -18,9 +18,10 @@ from typing import Literal
 from mpochain.arrays import Array, cast, detached, norm, promoted, require_finite, require_matrix
 from mpochain.decomposition.lbfgs import minimize
 from mpochain.decomposition.metric import Metric, dot
+from mpochain.decomposition.scaling import equalised
 from mpochain.decomposition.weighted import symmetric_moments
-from mpochain.decomposition.weighted_chain import WeightedChain, balanced
-from mpochain.errors import SpecError
+from mpochain.decomposition.weighted_chain import WeightedChain
+from mpochain.errors import ArgumentError
 from mpochain.spec import ChainSpec
 
 __all__ = ["Calibration", "calibrated"]
@@ -28,11 +29,11 @@ __all__ = ["Calibration", "calibrated"]
 
 @dataclass(frozen=True, eq=False)
 class Calibration:
-    """Terms whose sum stands for a matrix, and how they came to it.
+    """A sum of chains that approximates a matrix, with the history of its error.
 
     Attributes:
         terms: cores ``(r_left, out, in, r_right)`` of each term.
-        errors: squared weighted error of the start, then after each iteration; it never increases.
+        errors: squared weighted error at the start, then after each iteration; it never increases.
         scale: squared weighted norm of the matrix.
     """
 
@@ -42,7 +43,7 @@ class Calibration:
 
     @property
     def relative_error(self) -> float:
-        """Weighted norm of what the sum leaves out over that of the matrix; 0 for a matrix without weight."""
+        """Weighted norm of the residual over that of the matrix; 0 where the latter is 0."""
         return math.sqrt(self.errors[-1] / self.scale) if self.scale else 0.0
 
 
@@ -59,25 +60,26 @@ def calibrated(
 ) -> Calibration:
     """Fit a chain, or a sum of chains, to a matrix under weights of its inputs and outputs.
 
-    The result is on the way to a local optimum, depends on nothing but the arguments, and is never worse than the first
-    term alone where that is of low rank (dims ``(out,1)|(1,in)``, see :func:`mpochain.shapes.low_rank`), whose best is
-    the closed form of :func:`~mpochain.decomposition.weighted_low_rank`.
+    The iteration approaches a local optimum and is deterministic. If the first term is of low rank (dims
+    ``(out,1)|(1,in)``, see :func:`mpochain.shapes.low_rank`), the result is never worse than the best such term alone,
+    which has the closed form of :func:`~mpochain.decomposition.weighted_low_rank`.
 
     Args:
         matrix: ``W (out, in)``, any float type.
-        terms: the spec of one chain, or of each term of a sum. They are started in this order, each from what those
-            before it leave, so low rank is best given first.
+        terms: the spec of one chain, or of each term of a sum. They are initialised in this order, each from the
+            residual of those before it, so a low-rank term should come first.
         gram: ``H (in, in)``, second moments of the inputs, up to a factor; the identity if not given.
         output_gram: ``G (out, out)``, weights of the outputs, up to a factor; the identity if not given.
-        iterations: the most that are made. Each costs little more than the product ``G W H``.
-        ridge: share of their mean diagonal that is added to the diagonals of both, so that directions which the
-            calibration never met still count for a little.
-        precision: what is computed in; ``"float32"`` takes half of the time and leaves relative errors below 1e-3
-            unseen.
+        iterations: the most to do. Each costs little more than the product ``G W H``.
+        ridge: share of the mean diagonal of each that is added to its diagonal, so that directions absent from the
+            calibration data keep a small weight.
+        precision: element type of the computation; ``"float32"`` takes half of the time and cannot resolve relative
+            errors below 1e-3.
         name: what to call the matrix in errors.
 
     Raises:
-        SpecError: no terms, dims that do not fit the matrix, or a number of iterations that is none.
+        ArgumentError: no terms, or iterations, ridge or precision out of range.
+        SpecError: dims that do not fit the matrix.
         ShapeError: moments that do not fit the matrix.
         DTypeError: elements that are not floats.
         NonFiniteError: NaN or infinite entries.
@@ -96,56 +98,52 @@ def calibrated(
     """
     specs = (terms,) if isinstance(terms, ChainSpec) else tuple(terms)
     if not specs:
-        raise SpecError("a calibrated sum needs at least one spec")
+        raise ArgumentError("a calibrated sum needs at least one spec")
     if isinstance(iterations, bool) or not isinstance(iterations, int) or iterations < 0:
-        raise SpecError(f"iterations must be an integer of at least 0, got {iterations!r}")
+        raise ArgumentError(f"iterations must be an integer of at least 0, got {iterations!r}")
     if precision not in ("float32", "float64"):
-        raise SpecError(f"precision must be 'float32' or 'float64', got {precision!r}")
+        raise ArgumentError(f"precision must be 'float32' or 'float64', got {precision!r}")
     if not ridge >= 0.0:
-        raise SpecError(f"ridge must be a number of at least 0, got {ridge!r}")
+        raise ArgumentError(f"ridge must be a number of at least 0, got {ridge!r}")
     require_matrix(matrix, name)
-    wide = cast(promoted(detached(matrix), name), "float64")
-    require_finite(wide, name)
-    out, in_ = wide.shape
+    weight64 = cast(promoted(detached(matrix), name), "float64")
+    require_finite(weight64, name)
+    out, in_ = weight64.shape
     metric = Metric(
-        symmetric_moments(output_gram, out, ridge, wide, f"the weights of the outputs of {name}"),
-        symmetric_moments(gram, in_, ridge, wide, f"the moments of the inputs of {name}"),
+        symmetric_moments(output_gram, out, ridge, weight64, f"the weights of the outputs of {name}"),
+        symmetric_moments(gram, in_, ridge, weight64, f"the moments of the inputs of {name}"),
         precision,
     )
-    # Of unit size, so that no square overflows or vanishes in a short type.
-    size = norm(wide) or 1.0
-    target = cast(wide / size, precision)
+    # Scaled to unit norm, so that no square overflows or underflows in a short type.
+    size = norm(weight64) or 1.0
+    target = cast(weight64 / size, precision)
     sum_ = _Sum(target, metric)
     for spec in specs:
         sum_.start(WeightedChain(spec, metric, target))
     sum_.refit()
     errors = minimize(sum_, iterations)
     unit = metric.unit * size**2
-    parts = []
-    for term in sum_.terms:
-        cores = balanced(term.cores)
-        share = size ** (1 / len(cores))
-        parts.append(tuple(cast(core * share, matrix) for core in cores))
-    return Calibration(tuple(parts), tuple(error * unit for error in errors), metric.square(target) * unit)
+    fitted = tuple(tuple(cast(core, matrix) for core in equalised(term.cores, size)) for term in sum_.terms)
+    return Calibration(fitted, tuple(error * unit for error in errors), metric.square(target) * unit)
 
 
 class _Sum:
-    """All terms, and what they leave; an objective of L-BFGS."""
+    """The sum of all terms and its residual; an objective of L-BFGS."""
 
     def __init__(self, target: Array, metric: Metric) -> None:
         self._target, self._metric = target, metric
-        # What the gradient is made of, found with the error.
+        # ``G (W - W') H`` of the last error, from which the gradient is computed.
         self._weighted = target
         self.terms: list[WeightedChain] = []
 
     def start(self, term: WeightedChain) -> None:
-        """One term more, from what those before it leave."""
+        """Add a term, initialised from the residual of those before it."""
         rest, weighted, _ = self._rest()
         term.start(rest, weighted)
         self.terms.append(term)
 
     def refit(self) -> None:
-        """Low rank once more, now beside the other terms: as good as half a dozen iterations, at the price of one."""
+        """Fit low-rank terms again, given the other terms: worth half a dozen iterations, at the cost of one."""
         for term in self.terms:
             if term.is_low_rank and len(self.terms) > 1:
                 rest, _, _ = self._rest()
@@ -161,33 +159,33 @@ class _Sum:
 
     @property
     def arrays(self) -> list[Array]:
-        """All cores."""
+        """The cores of all terms."""
         return [core for term in self.terms for core in term.cores]
 
-    def place(self, arrays: Sequence[Array]) -> None:
-        """Other cores."""
+    def move_to(self, arrays: Sequence[Array]) -> None:
+        """Replace the cores of all terms."""
         used = 0
         for term in self.terms:
             term.cores = list(arrays[used : used + term.spec.sites])
             used += term.spec.sites
 
     def error(self) -> float:
-        """Squared, under the weights."""
-        _, self._weighted, found = self._rest()
-        return found
+        """The squared weighted error."""
+        _, self._weighted, error = self._rest()
+        return error
 
     def gradient(self) -> list[Array]:
         """See :class:`mpochain.decomposition.lbfgs.Objective`."""
-        return [each for term in self.terms for each in term.gradient(self._weighted)]
+        return [gradient for term in self.terms for gradient in term.gradient(self._weighted)]
 
     def preconditioner(self) -> Callable[[list[Array]], list[Array]]:
-        """Of each term by itself."""
-        applied = [term.preconditioner() for term in self.terms]
+        """The preconditioner of each term, block by block."""
+        blocks = [term.preconditioner() for term in self.terms]
 
         def apply(gradients: list[Array]) -> list[Array]:
-            found: list[Array] = []
-            for term, each in zip(self.terms, applied, strict=True):
-                found += each(gradients[len(found) : len(found) + term.spec.sites])
-            return found
+            result: list[Array] = []
+            for term, block in zip(self.terms, blocks, strict=True):
+                result += block(gradients[len(result) : len(result) + term.spec.sites])
+            return result
 
         return apply

@@ -1,8 +1,8 @@
-"""The sweep with the eigenvectors of a Gram matrix in place of a full SVD, where that is as good.
+"""Decomposition of a matrix into cores by eigenvectors of Gram matrices in place of full SVDs.
 
 The leading left singular vectors of ``A`` are eigenvectors of ``A A^T``, whose side is the smaller side of ``A`` and
-which one fast matrix product makes. Squaring loses the directions with singular values below ``sqrt(eps)`` of the
-largest, so where so little is discarded that they would matter, the split is done by SVD after all.
+which takes one fast matrix product. Squaring loses the directions with singular values below ``sqrt(eps)`` of the
+largest. Where so little is discarded that those directions matter, the split is done by SVD instead.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from mpochain.spec import ChainSpec
 
 __all__ = ["gram", "split"]
 
-# Squared share of the matrix below which a discarded remainder is too close to the rounding of the squares to trust.
+# A discarded share of the squared norm below this is too close to the rounding of the squares to trust.
 _LEAST_DISCARDED = {"float32": 1e-6, "float64": 1e-14}
 
 
@@ -29,12 +29,12 @@ def split(matrix: Array, max_rank: int, tolerance: float | None) -> tuple[Array,
     values = xp.flip(xp.where(values > 0, values, xp.zeros_like(values)), axis=0)
     rank, _ = retained_rank(xp.sqrt(values), max_rank, tolerance)
     leading = xp.flip(vectors, axis=1)[:, :rank]
-    # Of a tall matrix these are right singular vectors; their images span the left ones.
+    # Those of a tall matrix are right singular vectors; their images span the left ones.
     basis = leading if rows <= columns else qr(matrix @ leading)[0]
     rest = xp.matrix_transpose(basis) @ matrix
     discarded = norm(matrix - basis @ rest) ** 2
-    over = tolerance is not None and rank < max_rank and discarded > tolerance
-    if over or discarded < _LEAST_DISCARDED[dtype_name(matrix)]:
+    exceeded = tolerance is not None and rank < max_rank and discarded > tolerance
+    if exceeded or discarded < _LEAST_DISCARDED[dtype_name(matrix)]:
         return exact_split(matrix, max_rank, tolerance)
     return basis, rest, discarded
 
@@ -42,7 +42,8 @@ def split(matrix: Array, max_rank: int, tolerance: float | None) -> tuple[Array,
 def gram(matrix: Array, spec: ChainSpec, *, cutoff: float | None = None, name: str = "matrix") -> Decomposition:
     """Decompose a matrix as :func:`~mpochain.decomposition.tt_svd` does, several times faster.
 
-    The error is within one part in a thousand of TT-SVD's; where a split discards next to nothing it is TT-SVD's own.
+    The error exceeds that of TT-SVD by at most one part in a thousand. Splits that discard next to nothing are done by
+    TT-SVD.
 
     Args:
         matrix: ``(out_features, in_features)``, any float type; bfloat16 and float16 are computed in float32.

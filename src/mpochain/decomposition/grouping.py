@@ -1,4 +1,4 @@
-"""Rows and columns of a matrix that are correlated, in groups of one size."""
+"""Groups of correlated rows and of correlated columns of a matrix."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ _ROUNDS = 2
 
 
 def correlated_groups(matrix: _Floats, spec: ChainSpec) -> tuple[_Order, _Order]:
-    """An order of rows and one of columns, in which those that belong together stand together.
+    """An order of rows and one of columns in which correlated rows, and correlated columns, are adjacent.
 
-    In a sum of Kronecker products with ``A_r`` of independent entries, rows of different blocks are uncorrelated and
-    rows of one block are not, and so for columns. Once the rows have groups, columns are compared by all products of a
-    group's rows, and not only of equal rows.
+    In a sum of Kronecker products with ``A_r`` of independent entries, rows of one block are correlated and rows of
+    different blocks are not; the same holds for columns. Once rows are grouped, columns are compared by the products of
+    all rows within a group, not only of equal rows.
 
     Args:
         matrix: ``(m_1 m_2, n_1 n_2)``.
@@ -42,35 +42,35 @@ def correlated_groups(matrix: _Floats, spec: ChainSpec) -> tuple[_Order, _Order]
     return rows, columns
 
 
-def _likeness(members: _Floats) -> _Floats:
-    """``(k, k)`` of ``(k, b, n)``: squared products of all vectors of two members, over the power of both."""
+def _similarity(members: _Floats) -> _Floats:
+    """Similarity ``(k, k)`` of members ``(k, b, n)``: squared products of their vectors, over both squared norms."""
     power = (members**2).sum(axis=(1, 2))
     power = np.where(power > 0, power, 1.0)
     total = np.zeros((len(members), len(members)))
-    for one in range(members.shape[1]):
-        for other in range(members.shape[1]):
-            total += (members[:, one] @ members[:, other].T) ** 2
+    for a in range(members.shape[1]):
+        for b in range(members.shape[1]):
+            total += (members[:, a] @ members[:, b].T) ** 2
     return total / np.outer(power, power)
 
 
 def _groups(members: _Floats, size: int) -> _Order:
-    """Groups grown from the most alike that are left, one member after the other."""
+    """An order of members in groups of ``size``, each grown from the most similar ones that are left."""
     if size == 1:
-        # Before they are compared: the words of a vocabulary with each other would take tens of gigabytes.
+        # Without comparing members: for the words of a vocabulary the similarities would take tens of gigabytes.
         return np.arange(len(members))
-    likeness = _likeness(members)
-    np.fill_diagonal(likeness, -1.0)
-    free = np.ones(len(likeness), dtype=bool)
+    similarity = _similarity(members)
+    np.fill_diagonal(similarity, -1.0)
+    free = np.ones(len(similarity), dtype=bool)
     order: list[int] = []
-    for first in np.argsort(-likeness.max(axis=1), kind="stable"):
+    for first in np.argsort(-similarity.max(axis=1), kind="stable"):
         if not free[first]:
             continue
         free[first] = False
-        group, together = [int(first)], likeness[first].copy()
+        group, together = [int(first)], similarity[first].copy()
         while len(group) < size:
             next_ = int(np.argmax(np.where(free, together, -np.inf)))
             free[next_] = False
             group.append(next_)
-            together += likeness[next_]
+            together += similarity[next_]
         order += group
     return np.array(order, dtype=np.int64)

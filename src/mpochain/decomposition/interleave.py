@@ -1,4 +1,4 @@
-"""A matrix as a tensor whose axis ``k`` joins the out and in index of site ``k``, and back."""
+"""Reshaping between a matrix and the tensor whose axis ``k`` joins the out and in index of site ``k``."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ __all__ = ["deinterleave", "interleave"]
 
 
 def interleave(matrix: Array, spec: ChainSpec) -> Array:
-    """``(out_features, in_features)`` to ``(o_1 i_1, ..., o_n i_n)``, zero-padded where the spec says so.
+    """The tensor ``(o_1 i_1, ..., o_n i_n)`` of a matrix ``(out_features, in_features)``, zero-padded as the spec says.
 
     Raises:
         SpecError: the matrix is not of ``spec.shape``.
@@ -35,7 +35,7 @@ def interleave(matrix: Array, spec: ChainSpec) -> Array:
 
 
 def deinterleave(tensor: Array, spec: ChainSpec) -> Array:
-    """The inverse of :func:`interleave`: back to ``(out_features, in_features)``, padding cut off."""
+    """The matrix ``(out_features, in_features)`` of a tensor; the inverse of :func:`interleave`, padding cut off."""
     xp = namespace(tensor)
     n = spec.sites
     paired = xp.reshape(tensor, tuple(d for k in range(n) for d in (spec.out_dims[k], spec.in_dims[k])))

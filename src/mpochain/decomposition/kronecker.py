@@ -1,8 +1,9 @@
-"""The best sum of Kronecker products for any order of rows and columns, and what its blocks say of each other.
+"""Best sums of Kronecker products for a given order of rows and columns, and predictions among blocks.
 
 ``W = sum_r A_r (x) B_r`` with ``A_r (m_1, n_1)`` and ``B_r (m_2, n_2)`` is the chain ``(m_1, m_2) | (n_1, n_2)`` with
-as many bonds as terms. Its blocks ``(m_2, n_2)`` are combinations of the ``B_r``, so the best sum is a truncated SVD of
-the matrix that has them as rows (Van Loan, Pitsianis 1993): what :func:`mpochain.decomposition.tt_svd` does.
+a bond of the number of terms. Its blocks ``(m_2, n_2)`` are linear combinations of the ``B_r``, so the best sum is a
+truncated SVD of the matrix whose rows are the blocks (Van Loan, Pitsianis 1993), as in
+:func:`mpochain.decomposition.tt_svd`.
 """
 
 from __future__ import annotations
@@ -17,12 +18,12 @@ __all__ = ["KroneckerBlocks"]
 _Floats = NDArray[np.float64]
 _Order = NDArray[np.int64]
 
-# Of the power, assumed to be noise where members of a block are predicted from the others.
+# Least share of the squared norm that counts as noise when entries of a block are predicted from the others.
 _LEAST_NOISE = 1e-9
 
 
 class KroneckerBlocks:
-    """A matrix whose rows and columns may take any order, and the best sum of Kronecker products for each order.
+    """A matrix under any order of its rows and columns, with the best sum of Kronecker products for each order.
 
     Args:
         matrix: float64, of ``spec.shape``.
@@ -39,13 +40,13 @@ class KroneckerBlocks:
 
     def __init__(self, matrix: _Floats, spec: ChainSpec) -> None:
         self.scale = float(np.linalg.norm(matrix))
-        # Of unit size, so that no square overflows or vanishes.
+        # Scaled to unit norm, so that no square overflows or underflows.
         self.matrix = matrix / self.scale if self.scale else matrix
         (self.m1, self.m2), (self.n1, self.n2) = spec.out_dims, spec.in_dims
         self.terms, self._spec = spec.max_bond, spec
 
     def blocks(self, rows: _Order, columns: _Order) -> _Floats:
-        """``(m_1, n_1, m_2, n_2)``: each block, which is a combination of the ``B_r`` in a sum."""
+        """The blocks ``(m_1, n_1, m_2, n_2)`` of the matrix in an order; in a sum, combinations of the ``B_r``."""
         ordered = self.matrix.take(rows, axis=0).take(columns, axis=1)
         split = ordered.reshape(self.m1, self.m2, self.n1, self.n2)
         return np.ascontiguousarray(split.transpose(0, 2, 1, 3))
@@ -60,7 +61,7 @@ class KroneckerBlocks:
     def error(self, blocks: _Floats, span: _Floats) -> float:
         """Relative error of the sum with these ``B_r``."""
         flat = blocks.reshape(-1, len(span))
-        # By the rest itself: where little is left, a difference of squares is rounding.
+        # From the residual itself: where it is small, a difference of squares is mostly rounding.
         return float(np.linalg.norm(flat - (flat @ span) @ span.T))
 
     def sum(self, blocks: _Floats, span: _Floats) -> _Floats:
@@ -69,11 +70,11 @@ class KroneckerBlocks:
         return self.joined(((flat @ span) @ span.T).reshape(blocks.shape))
 
     def joined(self, blocks: _Floats) -> _Floats:
-        """The inverse of :meth:`blocks` in the given order."""
+        """The matrix of blocks, in the same order; the inverse of :meth:`blocks`."""
         return blocks.transpose(0, 2, 1, 3).reshape(self.m1 * self.m2, self.n1 * self.n2)
 
     def factors(self, rows: _Order, columns: _Order) -> tuple[_Floats, _Floats]:
-        """Both cores for an order, of one norm."""
+        """Both cores of the best sum for an order, of equal norms."""
         blocks = self.blocks(rows, columns)
         left, values, right = np.linalg.svd(blocks.reshape(self.m1 * self.n1, -1), full_matrices=False)
         roots = np.sqrt(values[: self.terms] * self.scale)
@@ -82,7 +83,7 @@ class KroneckerBlocks:
         return A, B
 
     def moments(self, blocks: _Floats) -> _Floats:
-        """Second moments of a block by its sum, and what that leaves out as noise, alike in all entries."""
+        """Second moments ``(m_2 n_2, m_2 n_2)`` of the blocks: those of the sum, plus white noise for its residual."""
         span = self.span(blocks)
         flat = blocks.reshape(-1, len(span))
         seen = flat.T @ flat
@@ -90,21 +91,21 @@ class KroneckerBlocks:
         noise = max(np.trace(seen - kept) / len(span), _LEAST_NOISE * np.trace(seen))
         return kept + noise * np.eye(len(span))
 
-    def from_others(self, blocks: _Floats, moments: _Floats, places: list[int]) -> tuple[_Floats, _Floats]:
-        """These columns of each block as the others predict them, and how far that is to be trusted.
+    def predicted_from_others(self, blocks: _Floats, moments: _Floats, slots: list[int]) -> tuple[_Floats, _Floats]:
+        """Some columns of every block, predicted from its other columns, and the precision of the prediction.
 
-        Blocks are taken to be normal with these moments.
+        Blocks are taken to be normally distributed with these second moments.
 
         Returns:
-            ``(m_1, n_1, m_2 places)``, and the inverse of the covariance of what is left, up to a factor.
+            The prediction ``(m_1, n_1, m_2 slots)``, and the inverse covariance of its error, up to a factor.
         """
-        every = np.arange(self.m2 * self.n2).reshape(self.m2, self.n2)
-        own, others = every[:, places].ravel(), np.delete(every, places, axis=1).ravel()
-        rule = np.linalg.solve(moments[np.ix_(others, others)], moments[np.ix_(others, own)])
-        left = moments[np.ix_(own, own)] - moments[np.ix_(own, others)] @ rule
+        entries = np.arange(self.m2 * self.n2).reshape(self.m2, self.n2)
+        own, others = entries[:, slots].ravel(), np.delete(entries, slots, axis=1).ravel()
+        regression = np.linalg.solve(moments[np.ix_(others, others)], moments[np.ix_(others, own)])
+        covariance = moments[np.ix_(own, own)] - moments[np.ix_(own, others)] @ regression
         flat = blocks.reshape(self.m1, self.n1, -1)
-        return flat[..., others] @ rule, np.linalg.inv((left + left.T) / 2).astype(np.float64)
+        return flat[..., others] @ regression, np.linalg.inv((covariance + covariance.T) / 2).astype(np.float64)
 
     def transposed(self) -> KroneckerBlocks:
-        """The same for the other side."""
+        """The transposed matrix, whose columns are the rows of this one."""
         return KroneckerBlocks(self.matrix.T, self._spec.transposed())

@@ -11,54 +11,57 @@ from mpochain.decomposition.metric import dot
 
 __all__ = ["Objective", "minimize"]
 
-# Steps that are remembered; one of which the error falls by less than the second number of itself is the last.
-_MEMORY, _LEAST_GAIN = 10, 1e-7
+# Number of steps remembered.
+_MEMORY = 10
 
-# Of the fall that the slope promises, how much a step must bring (Armijo), and the shortest one that is tried.
+# The iteration ends when the error falls by less than this share of itself.
+_LEAST_GAIN = 1e-7
+
+# Least share of the decrease predicted by the slope that a step must achieve (Armijo), and the shortest step tried.
 _SUFFICIENT, _SHORTEST = 1e-4, 1e-6
 
 
 class Objective(Protocol):
-    """A squared error, and the place where it is looked at."""
+    """A squared error as a function of several arrays, evaluated at a current point."""
 
     @property
     def arrays(self) -> list[Array]:
-        """The place."""
+        """The current point."""
         ...
 
-    def place(self, arrays: Sequence[Array]) -> None:
-        """Go there."""
+    def move_to(self, arrays: Sequence[Array]) -> None:
+        """Replace the current point."""
         ...
 
     def error(self) -> float:
-        """At the place."""
+        """The squared error at the current point."""
         ...
 
     def gradient(self) -> list[Array]:
-        """Of half the error, at the place where it was asked for last."""
+        """Gradient of half the error with respect to each array, at the point of the last call of :meth:`error`."""
         ...
 
     def preconditioner(self) -> Callable[[list[Array]], list[Array]]:
-        """Nearly the inverse of the second derivative of half the error by each array alone, at the place."""
+        """Approximate inverse Hessian of half the error at the current point, block diagonal over the arrays."""
         ...
 
 
 def minimize(objective: Objective, iterations: int) -> list[float]:
-    """Improve the place; the error before and after each iteration, which never increases.
+    """Minimise an objective; the error before and after each iteration, which never increases.
 
     Args:
-        objective: is left at the best place.
-        iterations: at most.
+        objective: left at the best point.
+        iterations: the most to do.
 
     Example:
         >>> import numpy as np
         >>> class Bowl:
         ...     def __init__(self):
         ...         self.arrays = [np.ones(2), np.ones(1)]
-        ...     def place(self, arrays):
+        ...     def move_to(self, arrays):
         ...         self.arrays = list(arrays)
         ...     def error(self):
-        ...         return sum(float((each**2).sum()) for each in self.arrays)
+        ...         return sum(float((array**2).sum()) for array in self.arrays)
         ...     def gradient(self):
         ...         return self.arrays
         ...     def preconditioner(self):
@@ -76,21 +79,21 @@ def minimize(objective: Objective, iterations: int) -> list[float]:
         arrays = objective.arrays
         length = 1.0
         while slope < 0.0 and length >= _SHORTEST:
-            objective.place(_moved(arrays, length, direction))
+            objective.move_to(_moved(arrays, length, direction))
             reached = objective.error()
             if reached <= error + _SUFFICIENT * length * slope:
                 break
-            # The minimum of the parabola through both errors with this slope, kept away from the ends.
+            # The minimum of the parabola through both errors with this slope, kept away from both ends.
             lowest = -slope * length**2 / (2 * (reached - error - slope * length))
             length = min(max(lowest, 0.1 * length), 0.5 * length)
         else:
-            objective.place(arrays)
+            objective.move_to(arrays)
             if not history:
                 break
-            history = []  # once more from the preconditioned gradient alone
+            history = []  # try again along the preconditioned gradient alone
             continue
         before, gradient = gradient, objective.gradient()
-        step, change = [length * each for each in direction], _moved(gradient, -1.0, before)
+        step, change = [length * part for part in direction], _moved(gradient, -1.0, before)
         curvature = dot(step, change)
         if curvature > 0.0:
             history = [*history[1 - _MEMORY :], _Step(step, change, 1 / curvature)]
@@ -103,7 +106,7 @@ def minimize(objective: Objective, iterations: int) -> list[float]:
 
 @dataclass(frozen=True, eq=False)
 class _Step:
-    """A step of all arrays, by how much it changed the gradient, and the inverse of the product of both."""
+    """A step of all arrays, the change of the gradient along it, and the inverse of the product of both."""
 
     step: list[Array]
     change: list[Array]
@@ -111,23 +114,24 @@ class _Step:
 
 
 def _direction(objective: Objective, gradient: list[Array], history: Sequence[_Step]) -> list[Array]:
-    """The two loops around the preconditioner."""
+    """Descent direction by the two-loop recursion around the preconditioner."""
     precondition = objective.preconditioner()
     vector, factors = gradient, []
-    for each in reversed(history):
-        factor = each.inverse * dot(each.step, vector)
+    for past in reversed(history):
+        factor = past.inverse * dot(past.step, vector)
         factors.append(factor)
-        vector = _moved(vector, -factor, each.change)
+        vector = _moved(vector, -factor, past.change)
     if history:
         last = history[-1]
         scale = 1 / (last.inverse * dot(last.change, precondition(last.change)))
     else:
-        scale = 2 / len(gradient)  # each array alone would be moved to its best, all of them too far
-    vector = [scale * each for each in precondition(vector)]
-    for each, factor in zip(history, reversed(factors), strict=True):
-        vector = _moved(vector, factor - each.inverse * dot(each.change, vector), each.step)
-    return [-each for each in vector]
+        # Full steps would move every array to its own optimum, which together overshoots.
+        scale = 2 / len(gradient)
+    vector = [scale * part for part in precondition(vector)]
+    for past, factor in zip(history, reversed(factors), strict=True):
+        vector = _moved(vector, factor - past.inverse * dot(past.change, vector), past.step)
+    return [-part for part in vector]
 
 
 def _moved(arrays: Sequence[Array], length: float, direction: Sequence[Array]) -> list[Array]:
-    return [array + length * each for array, each in zip(arrays, direction, strict=True)]
+    return [array + length * part for array, part in zip(arrays, direction, strict=True)]

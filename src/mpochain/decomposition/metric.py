@@ -1,4 +1,4 @@
-"""What inputs and outputs are weighed by, whole and as Kronecker products over the sites of a chain."""
+"""Weights of the outputs and inputs of a matrix, in full and as Kronecker products over the sites of a chain."""
 
 from __future__ import annotations
 
@@ -12,26 +12,30 @@ from mpochain.decomposition.weighted import Projector
 
 __all__ = ["Metric", "Root", "dot", "partial_traces"]
 
-# Of the largest eigenvalue of a partial trace: smaller ones are taken for this, in the preconditioner and the start.
+# Smallest eigenvalue of a partial trace over its largest, in the preconditioner and the start; smaller ones are raised.
 _FLOOR = 1e-6
 
 
 class Metric:
-    """``G`` and ``H``, each over its mean diagonal; None is the identity.
+    """Weights ``G`` of the outputs and ``H`` of the inputs, each divided by its mean diagonal; None is the identity.
 
     Attributes:
-        unit: what squares have to be multiplied by for that.
+        unit: the product of both mean diagonals, by which squared norms under this metric must be multiplied.
+        outputs: ``G (out, out)`` in the precision of the metric.
+        inputs: ``H (in, in)`` in the precision of the metric.
     """
 
     def __init__(self, outputs: Array | None, inputs: Array | None, precision: str) -> None:
         self.unit = 1.0
-        self._wide: list[Array | None] = []
-        for given in (outputs, inputs):
-            mean = float(namespace(given).linalg.trace(given)) / given.shape[0] if given is not None else 1.0
+        self._weights64: list[Array | None] = []
+        for weights in (outputs, inputs):
+            mean = float(namespace(weights).linalg.trace(weights)) / weights.shape[0] if weights is not None else 1.0
             mean = mean if mean > 0 else 1.0
             self.unit *= mean
-            self._wide.append(None if given is None else given / mean)
-        self.outputs, self.inputs = (None if each is None else cast(each, precision) for each in self._wide)
+            self._weights64.append(None if weights is None else weights / mean)
+        self.outputs, self.inputs = (
+            None if weights is None else cast(weights, precision) for weights in self._weights64
+        )
         self._projector: Projector | None = None
 
     def apply(self, matrix: Array) -> Array:
@@ -40,26 +44,26 @@ class Metric:
         return matrix if self.outputs is None else self.outputs @ matrix
 
     def square(self, matrix: Array) -> float:
-        """``tr(G M H M^T)``."""
+        """``tr(G M H M^T)``, the squared norm under the metric."""
         return max(dot([matrix], [self.apply(matrix)]), 0.0)
 
     def low_rank(self, matrix: Array, rank: int) -> tuple[Array, Array]:
-        """The factors of the best matrix of a rank, in float64."""
-        wide = cast(matrix, "float64")
-        outputs, inputs = self._wide
-        transposed = namespace(wide).matrix_transpose(wide)
-        is_wide = wide.shape[0] <= wide.shape[1]
+        """Factors ``(out, rank)`` and ``(rank, in)`` of the best approximation of that rank, in float64."""
+        matrix64 = cast(matrix, "float64")
+        outputs, inputs = self._weights64
+        transposed = namespace(matrix64).matrix_transpose(matrix64)
+        outputs_are_fewer = matrix64.shape[0] <= matrix64.shape[1]
         if self._projector is None:
-            self._projector = Projector(outputs if is_wide else inputs)
-        if is_wide:
-            moments = (wide if inputs is None else wide @ inputs) @ transposed
+            self._projector = Projector(outputs if outputs_are_fewer else inputs)
+        if outputs_are_fewer:
+            moments = (matrix64 if inputs is None else matrix64 @ inputs) @ transposed
         else:
-            moments = transposed @ (wide if outputs is None else outputs @ wide)
-        return self._projector(wide, moments).factors(rank)
+            moments = transposed @ (matrix64 if outputs is None else outputs @ matrix64)
+        return self._projector(matrix64, moments).factors(rank)
 
 
 class Root:
-    """A symmetric, positive semidefinite matrix by its eigenvectors, small eigenvalues raised to a floor."""
+    """Powers of a symmetric, positive semidefinite matrix, small eigenvalues raised to a floor."""
 
     def __init__(self, symmetric: Array) -> None:
         xp = namespace(symmetric)
@@ -70,7 +74,7 @@ class Root:
         self._powers: dict[float, Array] = {}
 
     def power(self, exponent: float) -> Array:
-        """The matrix to a power, made once."""
+        """The matrix to a power, computed once per exponent."""
         if exponent not in self._powers:
             xp = namespace(self._values)
             self._powers[exponent] = (self._vectors * self._values**exponent) @ xp.matrix_transpose(self._vectors)
@@ -78,7 +82,10 @@ class Root:
 
 
 def partial_traces(weights: Array | None, dims: tuple[int, ...], like: Array) -> list[Root]:
-    """Of each site, so that their Kronecker product has the trace of the whole; rows of padding weigh nothing."""
+    """Partial traces of the weights, one ``(dim, dim)`` per site; rows of padding have weight 0.
+
+    They are scaled so that their Kronecker product has the trace of the weights.
+    """
     if weights is None:
         return [Root(cast(asarray(np.eye(dim), like), like)) for dim in dims]
     xp = namespace(weights)
@@ -87,17 +94,17 @@ def partial_traces(weights: Array | None, dims: tuple[int, ...], like: Array) ->
         weights = xp.concat([weights, zeros((missing, weights.shape[1]), weights)], axis=0)
         weights = xp.concat([weights, zeros((weights.shape[0], missing), weights)], axis=1)
     trace = float(xp.linalg.trace(weights))
-    found = []
+    roots = []
     for k, dim in enumerate(dims):
         before, after = math.prod(dims[:k]), math.prod(dims[k + 1 :])
         blocks = xp.reshape(weights, (before, dim, after, before, dim, after))
         blocks = xp.reshape(xp.permute_dims(blocks, (1, 4, 0, 2, 3, 5)), (dim, dim, before * after, before * after))
         traced = xp.sum(xp.linalg.diagonal(blocks), axis=-1)
-        # A product of n of them would have the trace n times, so all but the first are shares of it.
-        found.append(Root(traced / trace if k and trace > 0 else traced))
-    return found
+        # Each partial trace has the full trace, so all but the first are divided by it.
+        roots.append(Root(traced / trace if k and trace > 0 else traced))
+    return roots
 
 
-def dot(one: Sequence[Array], other: Sequence[Array]) -> float:
-    """Sum of the products of all entries."""
-    return math.fsum(float(namespace(a).sum(a * b)) for a, b in zip(one, other, strict=True))
+def dot(a: Sequence[Array], b: Sequence[Array]) -> float:
+    """Inner product of two sequences of arrays of the same shapes."""
+    return math.fsum(float(namespace(x).sum(x * y)) for x, y in zip(a, b, strict=True))

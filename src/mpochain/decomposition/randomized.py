@@ -1,4 +1,4 @@
-"""Randomised decomposition: the sweep with a range finder instead of a full SVD at every bond.
+"""Randomised decomposition of a matrix into cores, by a range finder in place of full SVDs.
 
 Source: N. Halko, P.-G. Martinsson, J. Tropp, "Finding Structure with Randomness", SIAM Review 53 (2011), algorithms
 4.4 (subspace iteration) and 5.1.
@@ -13,7 +13,7 @@ import numpy as np
 from mpochain.arrays import Array, asarray, dtype_name, namespace, norm, qr, svd
 from mpochain.decomposition.sweep import Decomposition, retained_rank, sweep
 from mpochain.decomposition.tt_svd import split as exact_split
-from mpochain.errors import SpecError
+from mpochain.errors import ArgumentError
 from mpochain.spec import ChainSpec
 
 __all__ = ["DEFAULT_OVERSAMPLING", "DEFAULT_POWER_ITERATIONS", "randomized", "split"]
@@ -29,7 +29,7 @@ def _gaussian(like: Array, rows: int, columns: int, seed: int) -> Array:
 
 
 def _range(matrix: Array, width: int, power_iterations: int, seed: int) -> Array:
-    """An orthonormal basis ``(m, width)`` of nearly the dominant column space of ``matrix (m, n)``."""
+    """An orthonormal basis ``(m, width)`` close to the dominant column space of ``matrix (m, n)``."""
     xp = namespace(matrix)
     transposed = xp.matrix_transpose(matrix)
     q, _ = qr(matrix @ _gaussian(matrix, matrix.shape[1], width, seed))
@@ -41,12 +41,18 @@ def _range(matrix: Array, width: int, power_iterations: int, seed: int) -> Array
 
 
 def split(
-    matrix: Array, max_rank: int, tolerance: float | None, *, oversampling: int, power_iterations: int, seed: int
+    matrix: Array,
+    max_rank: int,
+    tolerance: float | None,
+    *,
+    oversampling: int = DEFAULT_OVERSAMPLING,
+    power_iterations: int = DEFAULT_POWER_ITERATIONS,
+    seed: int = 0,
 ) -> tuple[Array, Array, float]:
     """Split one unfolding by a range finder; see :data:`mpochain.decomposition.sweep.Split`."""
     xp = namespace(matrix)
     smallest = min(matrix.shape)
-    # Without a cutoff the wanted rank is known; with one it is found by doubling.
+    # Without a cutoff the rank is known; with one it is searched for by doubling.
     rank = max_rank if tolerance is None else min(16, max_rank)
     while True:
         width = rank + oversampling
@@ -63,8 +69,8 @@ def split(
             spare = max(tolerance - missed, 0.0)
             break
         rank = min(2 * rank, max_rank)
-    kept, _ = retained_rank(s, max_rank, spare)
-    basis = q @ u[:, :kept]
+    bond, _ = retained_rank(s, max_rank, spare)
+    basis = q @ u[:, :bond]
     rest = xp.matrix_transpose(basis) @ matrix
     # Measured, not inferred as ||A||^2 - ||rest||^2, which cancels when little is discarded.
     return basis, rest, norm(matrix - basis @ rest) ** 2
@@ -80,10 +86,10 @@ def randomized(
     seed: int = 0,
     name: str = "matrix",
 ) -> Decomposition:
-    """Decompose a matrix by randomised range finding, exact in its account of the error.
+    """Decompose a matrix by randomised range finding; the reported error is exact.
 
-    Much faster than :func:`~mpochain.decomposition.tt_svd` where bonds are small beside the matrix; where they are
-    not (a basis of half the smaller side or more) it does the same as TT-SVD.
+    Much faster than :func:`~mpochain.decomposition.tt_svd` where bonds are small beside the matrix. Splits that need a
+    basis of half the smaller side or more are done by TT-SVD.
 
     Args:
         matrix: ``(out_features, in_features)``, any float type; bfloat16 and float16 are computed in float32.
@@ -95,7 +101,8 @@ def randomized(
         name: what to call the matrix in errors.
 
     Raises:
-        SpecError: the dims do not fit, or cutoff, oversampling, power_iterations or seed are out of range.
+        ArgumentError: oversampling, power_iterations or seed is not a non-negative integer.
+        SpecError: the dims do not fit, or the cutoff is out of range.
         DTypeError: the matrix is not of a float type.
         NonFiniteError: it holds NaN or infinity.
 
@@ -103,12 +110,12 @@ def randomized(
         >>> W = np.random.default_rng(0).normal(size=(144, 144))
         >>> spec = ChainSpec((12, 12), (12, 12), max_bond=20)
         >>> from mpochain.decomposition import tt_svd
-        >>> best = tt_svd(W, spec).relative_error
-        >>> randomized(W, spec).relative_error < 1.01 * best
+        >>> exact = tt_svd(W, spec).relative_error
+        >>> randomized(W, spec).relative_error < 1.01 * exact
         True
     """
     for label, value in (("oversampling", oversampling), ("power_iterations", power_iterations), ("seed", seed)):
         if isinstance(value, bool) or not isinstance(value, int) or value < 0:
-            raise SpecError(f"{label} must be a non-negative integer, got {value!r}")
-    chosen = partial(split, oversampling=oversampling, power_iterations=power_iterations, seed=seed)
-    return sweep(matrix, spec, chosen, cutoff=cutoff, name=name)
+            raise ArgumentError(f"{label} must be a non-negative integer, got {value!r}")
+    seeded = partial(split, oversampling=oversampling, power_iterations=power_iterations, seed=seed)
+    return sweep(matrix, spec, seeded, cutoff=cutoff, name=name)

@@ -1,4 +1,4 @@
-"""Cores to better cores: canonical form, and truncation of every bond with an exact account.
+"""Canonical form of cores, and truncation of every bond with the exact error.
 
 Source: I. Oseledets, "Tensor-Train Decomposition", SIAM J. Sci. Comput. 33 (2011), algorithm 2 (rounding).
 """
@@ -34,7 +34,10 @@ def _absorb_right(core: Array, matrix: Array) -> Array:
 
 
 def orthogonalize(cores: Sequence[Array], center: int) -> list[Array]:
-    """QR from both ends towards ``center`` (0-based); bonds shrink to what their side can feed."""
+    """Cores of the same matrix in canonical form: orthonormal on both sides of ``center`` (0-based), by QR.
+
+    A bond larger than the number of entries on either side of it shrinks without loss.
+    """
     cores = list(cores)
     xp = namespace(*cores)
     for k in range(center):

@@ -1,7 +1,8 @@
-"""Small Kronecker factors split off a matrix, one after the other.
+"""Kronecker factorisation of a matrix into a large factor and small ones, split off one after the other.
 
-``W = A (x) B_k (x) .. (x) B_1``, each factor in the best order of what is left to its left. The form that TQCompressor
-(arXiv 2401.16367) has for embeddings, two factors of ``1 x 2``, and with one factor and more terms for linear layers.
+``W = A (x) B_k (x) .. (x) B_1``; before each split the rows and columns of the remaining left factor are reordered.
+TQCompressor (arXiv 2401.16367) uses two factors of ``1 x 2`` for embeddings, and one factor with several terms for
+linear layers.
 """
 
 from __future__ import annotations
@@ -17,25 +18,26 @@ from numpy.typing import NDArray
 from mpochain.arrays import Array, asarray, cast, detached, promoted, require_finite, require_matrix, to_numpy
 from mpochain.decomposition.kronecker import KroneckerBlocks
 from mpochain.decomposition.permutation import permuted_kronecker
+from mpochain.decomposition.scaling import scaled_to_first
 from mpochain.errors import SpecError
 from mpochain.spec import ChainSpec
 
-__all__ = ["Split", "split_off", "split_spec"]
+__all__ = ["KroneckerFactors", "split_off", "split_spec"]
 
 _Order = NDArray[np.int64]
 
 
 @dataclass(frozen=True, eq=False)
-class Split:
-    """A chain of a large core and small ones, for an order of rows and columns.
+class KroneckerFactors:
+    """A chain of a large core and small ones that approximates a matrix with its rows and columns reordered.
 
     Attributes:
-        rows: ``matrix[rows][:, columns]`` is what the chain stands for.
-        columns: see ``rows``.
+        rows: order of the rows; the chain approximates ``matrix[rows][:, columns]``.
+        columns: order of the columns.
         cores: ``(r_left, out, in, r_right)``, the large one first. The entries of all others have mean square 1, so
-            that those of the large one are of the matrix's size, and the steps of an optimiser that suit one suit both.
+            that those of the large one are of the size of the matrix's entries and one learning rate suits both.
         spec: of the chain.
-        relative_error: Frobenius norm of what the chain leaves out over that of the matrix.
+        relative_error: Frobenius norm of the residual over that of the matrix.
     """
 
     rows: _Order
@@ -46,31 +48,32 @@ class Split:
 
 
 def split_spec(shape: tuple[int, int], factors: Sequence[tuple[int, int]], terms: int) -> ChainSpec:
-    """The chain of a matrix ``(out, in)`` off which factors are split.
+    """The spec of the chain that :func:`split_off` returns for a matrix ``(out, in)``.
 
     Args:
         shape: of the matrix.
-        factors: ``(out, in)`` of each, the first to be split off first, and so the last site.
-        terms: of the sum; more than the matrix can have are clipped, which the bonds of the spec show.
+        factors: ``(out, in)`` of each; the first is split off first and becomes the last site.
+        terms: of the sum, the bond of the chain; clipped to the attainable bond.
 
     Raises:
-        SpecError: no factors, some that do not divide the matrix, or several terms with several factors.
+        SpecError: no factors, factors that do not divide the matrix, or several terms with several factors.
 
     Example:
         >>> print(split_spec((3072, 768), [(4, 2)], terms=4))
         3072x768 (768,4)|(384,2) bonds (4), 1,179,680 parameters
     """
     if not factors:
-        raise SpecError("there is no factor to split off; give one or more, such as (4, 2)")
+        raise SpecError("no factors are given to split off; give one or more, such as (4, 2)")
     if isinstance(terms, bool) or not isinstance(terms, int) or terms < 1:
         raise SpecError(f"terms must be a positive integer, got {terms!r}")
     if len(factors) > 1 and terms > 1:
-        raise SpecError(f"a sum of {terms} terms has one factor, got {len(factors)}; several are split off one term")
+        raise SpecError(f"a sum of {terms} terms allows one factor, got {len(factors)}; give terms=1 for several")
     out, in_ = shape
     for m, n in factors:
         if m < 1 or n < 1 or out % m or in_ % n:
             raise SpecError(
-                f"a factor of {m}x{n} does not divide what is left of a {shape[0]}x{shape[1]} matrix, {out}x{in_}"
+                f"a factor of {m}x{n} does not divide what remains of a {shape[0]}x{shape[1]} matrix, {out}x{in_}; "
+                "choose factors whose sizes divide it"
             )
         out, in_ = out // m, in_ // n
     small = list(reversed(factors))
@@ -87,17 +90,17 @@ def split_off(
     seed: int = 0,
     progress: Callable[[int, float], None] = lambda *_: None,
     name: str = "matrix",
-) -> Split:
-    """Split small Kronecker factors off a matrix, each in the best order that is found.
+) -> KroneckerFactors:
+    """Split small Kronecker factors off a matrix, each after a search for the best order of rows and columns.
 
     Args:
         matrix: ``W (out, in)``, any float type.
         factors: see :func:`split_spec`.
         terms: see :func:`split_spec`.
-        permuted: whether an order is searched for, see :func:`mpochain.decomposition.permuted_kronecker`.
-        seconds: for the search of all orders; None for no limit.
+        permuted: whether to search for an order, see :func:`mpochain.decomposition.permuted_kronecker`.
+        seconds: time limit of all searches together; None for no limit.
         seed: see :func:`mpochain.decomposition.permuted_kronecker`.
-        progress: see :func:`mpochain.decomposition.permuted_kronecker`; told anew of each factor.
+        progress: see :func:`mpochain.decomposition.permuted_kronecker`; starts from 0 for each factor.
         name: what to call the matrix in errors.
 
     Raises:
@@ -107,45 +110,44 @@ def split_off(
 
     Example:
         >>> table = np.kron(np.random.default_rng(0).normal(size=(50, 6)), [[1.0, -2.0, 0.5, -1.0]])
-        >>> found = split_off(table, [(1, 2), (1, 2)], permuted=False)
-        >>> [core.shape for core in found.cores], found.relative_error < 1e-12
+        >>> factors = split_off(table, [(1, 2), (1, 2)], permuted=False)
+        >>> [core.shape for core in factors.cores], factors.relative_error < 1e-12
         ([(1, 50, 6, 1), (1, 1, 2, 1), (1, 1, 2, 1)], True)
     """
     require_matrix(matrix, name)
     spec = split_spec((int(matrix.shape[0]), int(matrix.shape[1])), factors, terms)
-    wide = cast(promoted(detached(matrix), name), "float64")
-    require_finite(wide, name)
-    left = np.ascontiguousarray(to_numpy(wide))
+    weight64 = cast(promoted(detached(matrix), name), "float64")
+    require_finite(weight64, name)
+    left = np.ascontiguousarray(to_numpy(weight64))
     rows, columns = (np.arange(size) for size in left.shape)
     deadline = None if seconds is None else time.monotonic() + seconds
     small: list[NDArray[np.float64]] = []
     A = left
-    lost, unit, whole = 0.0, 1.0, float(np.linalg.norm(left)) ** 2
+    lost, unit, total = 0.0, 1.0, float(np.linalg.norm(left)) ** 2
     for number, (m, n) in enumerate(factors):
         out, in_ = left.shape
         step = ChainSpec((out // m, m), (in_ // n, n), terms)
         if permuted:
-            # An equal share of what is left of the time, and a moment at least, which gives the sum of the given order.
-            rest = None
+            # An equal share of the remaining time, and a moment at least, which allows the sum in the given order.
+            limit = None
             if deadline is not None:
-                rest = max((deadline - time.monotonic()) / (len(factors) - number), 1e-3)
-            found = permuted_kronecker(left, step, seconds=rest, seed=seed, progress=progress, name=name)
-            here, there, error = found.rows, found.columns, found.relative_error
-            A, B = (np.asarray(core) for core in found.cores)
+                limit = max((deadline - time.monotonic()) / (len(factors) - number), 1e-3)
+            search = permuted_kronecker(left, step, seconds=limit, seed=seed, progress=progress, name=name)
+            step_rows, step_columns, error = search.rows, search.columns, search.relative_error
+            A, B = (np.asarray(core) for core in search.cores)
         else:
-            blocks = KroneckerBlocks(left, step)
-            here, there = np.arange(out), np.arange(in_)
-            A, B = blocks.factors(here, there)
-            split = blocks.blocks(here, there)
-            error = blocks.error(split, blocks.span(split))
-        size = float(np.sqrt(np.mean(B**2))) or 1.0
-        A, B = A * size, B / size
-        # What a factor leaves out is orthogonal to all that is made of it, so squares add up.
+            problem = KroneckerBlocks(left, step)
+            step_rows, step_columns = np.arange(out), np.arange(in_)
+            A, B = problem.factors(step_rows, step_columns)
+            blocks = problem.blocks(step_rows, step_columns)
+            error = problem.error(blocks, problem.span(blocks))
+        A, B = scaled_to_first([A, B])
+        # The residual of a factor is orthogonal to everything built from that factor, so squared errors add up.
         lost += unit * error**2 * float(np.linalg.norm(left)) ** 2
         unit *= float(np.linalg.norm(B)) ** 2
-        rows = rows.reshape(out, -1)[here].ravel() if small else here
-        columns = columns.reshape(in_, -1)[there].ravel() if small else there
+        rows = rows.reshape(out, -1)[step_rows].ravel() if small else step_rows
+        columns = columns.reshape(in_, -1)[step_columns].ravel() if small else step_columns
         small.insert(0, B)
         left = A[0, :, :, 0]
-    cores = tuple(asarray(core, wide) for core in (A, *small))
-    return Split(rows, columns, cores, spec, math.sqrt(lost / whole) if whole else 0.0)
+    cores = tuple(asarray(core, weight64) for core in (A, *small))
+    return KroneckerFactors(rows, columns, cores, spec, math.sqrt(lost / total) if total else 0.0)

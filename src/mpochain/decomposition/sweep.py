@@ -1,4 +1,4 @@
-"""The left-to-right sweep that turns a matrix into cores, given a way to split one unfolding in two.
+"""Left-to-right sweep that decomposes a matrix into cores, given a way to split one unfolding.
 
 Source: I. Oseledets, "Tensor-Train Decomposition", SIAM J. Sci. Comput. 33 (2011), algorithm 1.
 """
@@ -13,6 +13,7 @@ from typing import Any
 
 from mpochain.arrays import Array, cast, detached, namespace, norm, promoted, require_finite, require_matrix
 from mpochain.decomposition.interleave import interleave
+from mpochain.decomposition.scaling import equalised
 from mpochain.errors import SpecError
 from mpochain.spec import ChainSpec
 
@@ -23,17 +24,17 @@ Split = Callable[[Array, int, float | None], tuple[Array, Array, float]]
 
 ``Q`` has orthonormal columns, ``rest = Q^T matrix``, and ``discarded`` is the squared Frobenius norm of
 ``matrix - Q rest``. ``tolerance`` is the largest squared norm that may be discarded to make ``r`` smaller than
-``max_rank``; with ``None`` it is not made smaller, whatever the singular values.
+``max_rank``; with ``None``, ``r`` does not depend on the singular values.
 """
 
 
 @dataclass(frozen=True)
 class Decomposition:
-    """Cores and the exact account of what they leave out.
+    """Cores of a matrix, and the exact squared error that each bond contributes.
 
     Attributes:
         cores: arrays of shape ``(r_left, out, in, r_right)``.
-        discarded: squared Frobenius norm dropped at each inner bond, over the squared norm of the matrix.
+        discarded: squared Frobenius norm discarded at each inner bond, over the squared norm of the matrix.
         norm: Frobenius norm of the decomposed matrix.
     """
 
@@ -45,8 +46,8 @@ class Decomposition:
     def relative_error(self) -> float:
         """``||W - chain|| / ||W||``, 0 for a zero matrix.
 
-        The discarded blocks are orthogonal to each other and to what is kept, so their squares add up. Rounding of
-        the arithmetic (and of a cast back to a shorter type) is not in it.
+        The discarded blocks are orthogonal to each other and to the kept part, so their squares add up. Rounding of
+        the arithmetic (and of a cast back to a shorter type) is not included.
         """
         return math.sqrt(math.fsum(self.discarded))
 
@@ -68,16 +69,16 @@ def check_cutoff(cutoff: Any) -> float | None:
 
 
 def retained_rank(singular_values: Array, max_rank: int, tolerance: float | None) -> tuple[int, float]:
-    """How many leading singular values to keep, and the squared weight of the others.
+    """Number of leading singular values to keep, and the squared norm of the others.
 
     Args:
         singular_values: descending, one axis.
-        max_rank: most that may be kept.
-        tolerance: squared weight that may be discarded beyond what ``max_rank`` forces; ``None`` for nothing, not even
-            zeros, so that the rank does not depend on the data.
+        max_rank: the most to keep.
+        tolerance: squared norm that may be discarded beyond what ``max_rank`` forces; ``None`` discards nothing more,
+            not even zeros, so that the rank does not depend on the data.
 
     Returns:
-        The rank, at least 1, and the sum of the squares of the values not kept.
+        The rank, at least 1, and the sum of the squares of the discarded values.
 
     Example:
         >>> import numpy as np
@@ -94,20 +95,33 @@ def retained_rank(singular_values: Array, max_rank: int, tolerance: float | None
 
 
 def sweep(matrix: Array, spec: ChainSpec, split: Split, *, cutoff: float | None, name: str) -> Decomposition:
-    """Split off one site after another, from the first.
+    """Decompose a matrix by splitting off one site after another, from the first.
 
-    Each of the ``n - 1`` splits may discard ``(cutoff ||W||)^2 / (n - 1)``, so that the whole stays within
-    ``cutoff ||W||``. The cores have equal Frobenius norms and carry no gradient history.
+    Each of the ``n - 1`` splits may discard ``(cutoff ||W||)^2 / (n - 1)``, so that the error of the whole chain stays
+    within ``cutoff ||W||``. The cores have equal Frobenius norms and carry no gradient history.
+
+    Args:
+        matrix: ``(out_features, in_features)``, any float type.
+        spec: dims, and the largest bonds.
+        split: how one unfolding is split.
+        cutoff: allowed relative Frobenius error of the whole chain, in ``[0, 1)``, or ``None``.
+        name: what to call the matrix in errors.
+
+    Raises:
+        SpecError: the dims do not fit the matrix, or the cutoff is out of range.
+        ShapeError: not a matrix.
+        DTypeError: the matrix is not of a float type.
+        NonFiniteError: it holds NaN or infinity.
     """
     require_matrix(matrix, name)
     cutoff = check_cutoff(cutoff)
-    wide = promoted(detached(matrix), name)
-    total = norm(wide)
+    weight = promoted(detached(matrix), name)
+    total = norm(weight)
     if not math.isfinite(total):
-        require_finite(wide, name)
-    xp = namespace(wide)
-    rest = interleave(wide, spec)
-    # Of unit norm, so that no square overflows or vanishes.
+        require_finite(weight, name)
+    xp = namespace(weight)
+    rest = interleave(weight, spec)
+    # Scaled to unit norm, so that no square overflows or underflows.
     rest = rest / total if total else rest
     share = None if cutoff is None else cutoff**2 / max(spec.sites - 1, 1)
     left, cores, discarded = 1, [], []
@@ -118,13 +132,4 @@ def sweep(matrix: Array, spec: ChainSpec, split: Split, *, cutoff: float | None,
         discarded.append(dropped)
         left = q.shape[1]
     cores.append(xp.reshape(rest, (left, spec.out_dims[-1], spec.in_dims[-1], 1)))
-    return Decomposition(tuple(cast(core, matrix) for core in _balanced(cores, total)), tuple(discarded), total)
-
-
-def _balanced(cores: list[Array], scale: float) -> list[Array]:
-    """Cores times ``scale`` in all, each of the same norm: none overflows a short type, and all learn alike."""
-    norms = [norm(core) for core in cores]
-    if not scale or not all(norms):
-        return [core * scale for core in cores]
-    logarithm = (math.log(scale) + sum(map(math.log, norms))) / len(cores)
-    return [core * math.exp(logarithm - math.log(each)) for core, each in zip(cores, norms, strict=True)]
+    return Decomposition(tuple(cast(core, matrix) for core in equalised(cores, total)), tuple(discarded), total)

@@ -1,4 +1,4 @@
-"""TT-SVD: the sweep with an exact singular value decomposition at every bond."""
+"""TT-SVD: decomposition of a matrix into cores by an exact singular value decomposition at every bond."""
 
 from __future__ import annotations
 
@@ -19,7 +19,8 @@ def split(matrix: Array, max_rank: int, tolerance: float | None) -> tuple[Array,
 def tt_svd(matrix: Array, spec: ChainSpec, *, cutoff: float | None = None, name: str = "matrix") -> Decomposition:
     """Decompose a matrix by TT-SVD (Oseledets 2011).
 
-    Best possible for two sites; for ``n`` sites within ``sqrt(n - 1)`` of the best chain of these bonds.
+    Optimal for two sites; for ``n`` sites the error is at most ``sqrt(n - 1)`` times that of the best chain with these
+    bonds.
 
     Args:
         matrix: ``(out_features, in_features)``, any float type; bfloat16 and float16 are computed in float32 and cast

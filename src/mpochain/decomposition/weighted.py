@@ -1,12 +1,12 @@
-"""The best low-rank matrix for the inputs a layer sees and the outputs that matter, in closed form.
+"""Weighted low-rank approximation of a matrix in closed form, under second moments of inputs and output weights.
 
 Minimises ``E[(y - y')^T G (y - y')]`` over the matrices of rank ``r``, where ``y = W x``, ``y' = W' x`` and
 ``H = E[x x^T]``: the weighted norm ``||G^1/2 (W - W') H^1/2||``, whose best ``W'`` is a truncated SVD of
-``G^1/2 W H^1/2``. With ``G = 1`` this is truncation-aware whitening (SVD-LLM, arXiv 2403.07378); with ``G`` the second
-moments of the gradient by the outputs it is the Kronecker-factored Fisher information (K-FAC, arXiv 1503.05671), and
-the errors of all layers are in one unit, that of the loss.
+``G^1/2 W H^1/2``. With ``G = 1`` this is truncation-aware whitening (SVD-LLM, arXiv 2403.07378). With ``G`` the second
+moments of the gradient with respect to the outputs it is the Kronecker-factored Fisher information (K-FAC, arXiv
+1503.05671), and the errors of all layers are in the same unit, that of the loss.
 
-Both may be singular: inputs may be fewer than features, or never leave a subspace.
+Both may be singular: there may be fewer inputs than features, or all inputs may lie in a subspace.
 """
 
 from __future__ import annotations
@@ -27,21 +27,21 @@ from mpochain.arrays import (
     require_matrix,
     to_numpy,
 )
-from mpochain.errors import NonFiniteError, ShapeError, SpecError
+from mpochain.errors import ArgumentError, NonFiniteError, ShapeError
 
 __all__ = ["WeightedLowRank", "projected_low_rank", "weighted_low_rank"]
 
 
 @dataclass(frozen=True, eq=False)
 class WeightedLowRank:
-    """The best approximations of every rank at once.
+    """The best approximations of a matrix for all ranks at once.
 
     Attributes:
         left: ``(out, k)``; the best matrix of rank ``r`` is ``left[:, :r] @ right[:r]``.
         right: ``(k, in)``.
-        squares: ``(k,)``, what each rank takes away from the squared error, descending.
-        basis: ``(s, k)`` and ``(k, s)``, with ``s`` the smaller side; their leading parts multiply to the projection
-            that makes ``W`` the best matrix of a rank, see :meth:`projection`.
+        squares: ``(k,)``, by how much each further rank reduces the squared weighted error, descending.
+        basis: ``(s, k)`` and ``(k, s)``, with ``s`` the smaller side; the product of their leading parts is the
+            projection that turns ``W`` into the best matrix of a rank, see :meth:`projection`.
     """
 
     left: Array
@@ -55,7 +55,7 @@ class WeightedLowRank:
         return np.append(np.cumsum(self.squares[::-1])[::-1], 0.0)
 
     def relative_error(self, rank: int) -> float:
-        """Weighted norm of what rank ``rank`` leaves out over that of the whole."""
+        """Weighted norm of the residual of rank ``rank`` over that of the matrix."""
         errors = self.errors
         return float(np.sqrt(errors[min(rank, len(errors) - 1)] / errors[0])) if errors[0] else 0.0
 
@@ -77,19 +77,19 @@ def weighted_low_rank(
     ridge: float = 1e-8,
     name: str = "matrix",
 ) -> WeightedLowRank:
-    """The best approximations of a matrix under weights of its inputs and outputs; computed in float64.
+    """The best low-rank approximations of a matrix under weights of inputs and outputs; computed in float64.
 
     Args:
         matrix: ``W (out, in)``, any float type.
         gram: ``H (in, in)``, second moments of the inputs, up to a factor; the identity if not given.
         output_gram: ``G (out, out)``, weights of the outputs, up to a factor; the identity if not given.
-        ridge: share of their mean diagonal that is added to the diagonals of both, so that directions which the
-            calibration never met still count for a little.
+        ridge: share of the mean diagonal of each that is added to its diagonal, so that directions absent from the
+            calibration data keep a small weight.
         name: what to call the matrix in errors.
 
     Raises:
         ShapeError: moments that do not fit the matrix.
-        SpecError: a negative ridge.
+        ArgumentError: a negative ridge.
         DTypeError: elements that are not floats.
         NonFiniteError: NaN or infinite entries.
 
@@ -103,23 +103,23 @@ def weighted_low_rank(
         >>> bool(np.isclose(error, fit.relative_error(2), rtol=1e-4)), round(fit.relative_error(2), 2)
         (True, 0.06)
     """
-    wide = _wide(matrix, name)
+    weight64 = _checked64(matrix, name)
     if not ridge >= 0.0:
-        raise SpecError(f"ridge must be a number of at least 0, got {ridge!r}")
-    out, in_ = wide.shape
-    H = symmetric_moments(gram, in_, ridge, wide, f"the moments of the inputs of {name}")
-    G = symmetric_moments(output_gram, out, ridge, wide, f"the weights of the outputs of {name}")
-    transposed = namespace(wide).matrix_transpose(wide)
+        raise ArgumentError(f"ridge must be a number of at least 0, got {ridge!r}")
+    out, in_ = weight64.shape
+    H = symmetric_moments(gram, in_, ridge, weight64, f"the moments of the inputs of {name}")
+    G = symmetric_moments(output_gram, out, ridge, weight64, f"the weights of the outputs of {name}")
+    transposed = namespace(weight64).matrix_transpose(weight64)
     if out <= in_:
-        return Projector(G)(wide, wide @ (transposed if H is None else H @ transposed))
-    return Projector(H)(wide, transposed @ (wide if G is None else G @ wide))
+        return Projector(G)(weight64, weight64 @ (transposed if H is None else H @ transposed))
+    return Projector(H)(weight64, transposed @ (weight64 if G is None else G @ weight64))
 
 
 def projected_low_rank(matrix: Array, metric: Array | None, moments: Array, *, name: str = "matrix") -> WeightedLowRank:
-    """The same from what the smaller side of a matrix shows, which is all that matters; computed in float64.
+    """:func:`weighted_low_rank` from the moments on the smaller side of a matrix, which suffice; computed in float64.
 
-    With ``out <= in`` the metric is ``G`` and the moments are ``E[y y^T] = W H W^T``; otherwise the metric is ``H`` and
-    the moments are ``W^T G W``, those of the gradient before ``W``. All are square, of the smaller side.
+    With ``out <= in`` the metric is ``G`` and the moments are ``E[y y^T] = W H W^T``. Otherwise the metric is ``H`` and
+    the moments are ``W^T G W``, those of the gradient with respect to the inputs. Both have the smaller side.
 
     Args:
         matrix: ``W (out, in)``, any float type.
@@ -138,25 +138,28 @@ def projected_low_rank(matrix: Array, metric: Array | None, moments: Array, *, n
         >>> np.allclose(projected_low_rank(W, None, W @ W.T).squares, weighted_low_rank(W).squares)
         True
     """
-    wide = _wide(matrix, name)
-    side = min(wide.shape)
-    M = symmetric_moments(metric, side, 0.0, wide, f"the metric of {name}")
-    N = symmetric_moments(moments, side, 0.0, wide, f"the moments of {name}")
-    return Projector(M)(wide, N)
+    weight64 = _checked64(matrix, name)
+    side = min(weight64.shape)
+    M = symmetric_moments(metric, side, 0.0, weight64, f"the metric of {name}")
+    N = symmetric_moments(moments, side, 0.0, weight64, f"the moments of {name}")
+    return Projector(M)(weight64, N)
 
 
-def _wide(matrix: Array, name: str) -> Array:
+def _checked64(matrix: Array, name: str) -> Array:
     require_matrix(matrix, name)
-    wide = cast(promoted(detached(matrix), name), "float64")
-    require_finite(wide, name)
-    return wide
+    weight64 = cast(promoted(detached(matrix), name), "float64")
+    require_finite(weight64, name)
+    return weight64
 
 
 class Projector:
-    """Under one metric ``M``: ``B = M^-1/2 U U^T M^1/2`` with ``U`` of ``M^1/2 N M^1/2``, and ``B W``, or ``W B^T``.
+    """Low-rank approximation under one metric ``M`` of the smaller side, for any moments ``N``.
+
+    With ``U`` the eigenvectors of ``M^1/2 N M^1/2`` the projection is ``B = M^-1/2 U U^T M^1/2``, and the approximation
+    ``B W``, or ``W B^T`` where the inputs are fewer.
 
     Args:
-        metric: of the smaller side, see :func:`projected_low_rank`; its roots are taken once.
+        metric: ``M``, see :func:`projected_low_rank`; its roots are computed once.
     """
 
     def __init__(self, metric: Array | None) -> None:
@@ -165,35 +168,48 @@ class Projector:
         if metric is not None:
             self._root, self._inverse = _roots(metric)
 
-    def __call__(self, wide: Array, moments: Array) -> WeightedLowRank:
-        """Every rank of a float64 matrix whose moments are ``N``."""
-        xp = namespace(wide)
+    def __call__(self, weight64: Array, moments: Array) -> WeightedLowRank:
+        """The approximations of a float64 matrix whose moments are ``N``, for all ranks."""
+        xp = namespace(weight64)
         root, inverse = self._root, self._inverse
         squares, U = _eigenvectors(moments if root is None else root @ moments @ root)
         left = U if inverse is None else inverse @ U
         right = xp.matrix_transpose(U if root is None else root @ U)
-        if wide.shape[0] <= wide.shape[1]:
-            return WeightedLowRank(left, right @ wide, squares, (left, right))
-        return WeightedLowRank(wide @ xp.matrix_transpose(right), xp.matrix_transpose(left), squares, (left, right))
+        if weight64.shape[0] <= weight64.shape[1]:
+            return WeightedLowRank(left, right @ weight64, squares, (left, right))
+        return WeightedLowRank(weight64 @ xp.matrix_transpose(right), xp.matrix_transpose(left), squares, (left, right))
 
 
-def symmetric_moments(given: Array | None, size: int, ridge: float, like: Array, name: str) -> Array | None:
-    """Second moments ``(size, size)`` in float64, with a share of their mean diagonal added to it; checked."""
-    if given is None:
+def symmetric_moments(moments: Array | None, size: int, ridge: float, like: Array, name: str) -> Array | None:
+    """Second moments in float64, checked and symmetrised, with ``ridge`` times their mean diagonal added to it.
+
+    Args:
+        moments: ``(size, size)``, or None, which is returned.
+        size: features.
+        ridge: share of the mean diagonal.
+        like: an array of the library and device that they must be of.
+        name: what to call them in errors.
+
+    Raises:
+        ShapeError: another shape.
+        DTypeError: elements that are not floats.
+        NonFiniteError: NaN or infinite entries, or a negative trace.
+    """
+    if moments is None:
         return None
-    if tuple(given.shape) != (size, size):
-        raise ShapeError(f"{name} must be of shape ({size}, {size}), got {tuple(given.shape)}")
-    wide = cast(promoted(detached(given), name), "float64")
-    require_finite(wide, name)
-    xp = namespace(wide, like)
-    mean = float(xp.sum(xp.linalg.diagonal(wide))) / size
+    if tuple(moments.shape) != (size, size):
+        raise ShapeError(f"{name} must be of shape ({size}, {size}), got {tuple(moments.shape)}")
+    moments64 = cast(promoted(detached(moments), name), "float64")
+    require_finite(moments64, name)
+    xp = namespace(moments64, like)
+    mean = float(xp.sum(xp.linalg.diagonal(moments64))) / size
     if mean < 0:
-        raise NonFiniteError(f"{name} have a negative trace; second moments never have")
-    return (wide + xp.matrix_transpose(wide)) / 2 + ridge * mean * asarray(np.eye(size), wide)
+        raise NonFiniteError(f"{name} have a negative trace; second moments cannot, check how they were summed")
+    return (moments64 + xp.matrix_transpose(moments64)) / 2 + ridge * mean * asarray(np.eye(size), moments64)
 
 
 def _eigenvectors(symmetric: Array) -> tuple[NDArray[np.float64], Array]:
-    """Eigenvalues, descending and not negative, and eigenvectors."""
+    """Eigenvalues, descending, negative ones set to 0, and eigenvectors as columns."""
     xp = namespace(symmetric)
     values, vectors = xp.linalg.eigh((symmetric + xp.matrix_transpose(symmetric)) / 2)
     descending = to_numpy(xp.flip(values, axis=0))
@@ -201,12 +217,12 @@ def _eigenvectors(symmetric: Array) -> tuple[NDArray[np.float64], Array]:
 
 
 def _roots(symmetric: Array) -> tuple[Array, Array]:
-    """Square root and its pseudo-inverse."""
+    """Square root of a positive semidefinite matrix, and the pseudo-inverse of that root."""
     xp = namespace(symmetric)
     values, vectors = xp.linalg.eigh(symmetric)
     values = xp.where(values > 0, values, xp.zeros_like(values))
     sizes = xp.sqrt(values)
-    kept = values > float(xp.max(values)) * 1e-14
-    inverses = xp.where(kept, 1 / xp.where(kept, sizes, xp.ones_like(sizes)), xp.zeros_like(sizes))
+    nonzero = values > float(xp.max(values)) * 1e-14
+    inverses = xp.where(nonzero, 1 / xp.where(nonzero, sizes, xp.ones_like(sizes)), xp.zeros_like(sizes))
     transposed = xp.matrix_transpose(vectors)
     return (vectors * sizes) @ transposed, (vectors * inverses) @ transposed

@@ -106,7 +106,7 @@ class InterpolativeLinear(CompressedLayer):
             ShapeError: a bias that is not of ``(out_features,)``.
         """
         rows, coefficients = interpolation.rows, interpolation.coefficients
-        out_features = len(interpolation.place)
+        out_features = len(interpolation.permutation)
         if bias is not None and tuple(bias.shape) != (out_features,):
             raise ShapeError(f"the bias must have shape ({out_features},), got {tuple(bias.shape)}")
         with torch.device("meta"):
@@ -115,7 +115,7 @@ class InterpolativeLinear(CompressedLayer):
         with torch.no_grad():
             layer.rows.copy_(rows)
             layer.coefficients.copy_(coefficients)
-            layer.place.copy_(torch.tensor(interpolation.place, dtype=torch.int32))
+            layer.place.copy_(torch.tensor(interpolation.permutation, dtype=torch.int32))
             if bias is not None and layer.bias is not None:
                 layer.bias = nn.Parameter(bias.detach().clone())
         return layer

@@ -10,7 +10,7 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from mpochain.chain import Method, MPOChain
+from mpochain.chain import Algorithm, MPOChain
 from mpochain.errors import DTypeError, ShapeError, SpecError
 from mpochain.execution import ChainRunner
 from mpochain.factorization import decompose, decompose_terms
@@ -134,7 +134,7 @@ class MPOLinear(CompressedLayer):
         cutoff: float | None = None,
         sites: int | None = None,
         terms: Sequence[ChainSpec] | None = None,
-        method: Method = "auto",
+        method: Algorithm = "auto",
         seed: int = 0,
         name: str | None = None,
     ) -> MPOLinear:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from mpochain.chain import MPOChain
-from mpochain.decomposition import Split
+from mpochain.decomposition import KroneckerFactors
 from mpochain.errors import ArgumentError, DTypeError, ShapeError
 from mpochain.nn.composed import ComposedLinear
 from mpochain.nn.entry import LayerEntry
@@ -86,7 +86,7 @@ class PermutedLinear(ComposedLinear):
         self.register_parameter("bias", None if bias is None else nn.Parameter(bias.detach().clone()))
 
     @classmethod
-    def from_split(cls, split: Split, bias: Tensor | None = None) -> PermutedLinear:
+    def from_split(cls, split: KroneckerFactors, bias: Tensor | None = None) -> PermutedLinear:
         """The layer of what :func:`mpochain.decomposition.split_off` made of a torch tensor.
 
         Args:

@@ -51,7 +51,9 @@ class Interpolative(Method):
             rank = choice + 1
             short = interpolative(*projections.factors(target.weight, rank))
             rows, coefficients = (part.to(target.weight.dtype) for part in (short.rows, short.coefficients))
-            layer = InterpolativeLinear.from_interpolation(Interpolation(rows, coefficients, short.place), target.bias)
+            layer = InterpolativeLinear.from_interpolation(
+                Interpolation(rows, coefficients, short.permutation), target.bias
+            )
             return Built(layer, None if moments is None else projections.errors_of(target.weight, moments, rank))
 
         return Choices.of(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import operator
 from collections.abc import Mapping
 from dataclasses import replace
@@ -19,7 +18,14 @@ from mpochain.compression.methods.method import Method, MethodSettings
 from mpochain.compression.statistics.low_rank import errors_between
 from mpochain.compression.statistics.moments import Moments
 from mpochain.compression.target import Target
-from mpochain.decomposition import Split, calibrated, interleave, split_off, split_spec
+from mpochain.decomposition import (
+    KroneckerFactors,
+    calibrated,
+    interleave,
+    scaled_to_first,
+    split_off,
+    split_spec,
+)
 from mpochain.errors import SpecError
 from mpochain.nn import MPOLinear, PermutedLinear
 
@@ -196,14 +202,10 @@ class Kronecker(Method):
         return costs[: int(np.searchsorted(costs.elements, target.parameters))]
 
 
-def _calibrated(weight: Tensor, split: Split, moments: Moments, name: str) -> Split:
+def _calibrated(weight: Tensor, split: KroneckerFactors, moments: Moments, name: str) -> KroneckerFactors:
     """The chain in the same order of rows and columns that is nearest on the calibration data."""
     assert moments.inputs is not None
     reordered = weight[split.rows][:, split.columns]
     gram = moments.inputs[split.columns][:, split.columns]
     fitted = calibrated(reordered, split.spec, gram, iterations=_ITERATIONS, name=name)
-    large, *small = fitted.terms[0]
-    # Small cores of mean square 1, as split_off gives them, so that one optimiser step suits all cores.
-    sizes = [float(core.square().mean().sqrt()) or 1.0 for core in small]
-    cores = (large * math.prod(sizes), *(core / size for core, size in zip(small, sizes, strict=True)))
-    return replace(split, cores=cores)
+    return replace(split, cores=scaled_to_first(fitted.terms[0]))

@@ -93,7 +93,9 @@ class Search(Method):
             rows, coefficients = (part.to(target.weight.dtype) for part in (short.rows, short.coefficients))
             layer = SumLinear(
                 [
-                    InterpolativeLinear.from_interpolation(Interpolation(rows, coefficients, short.place), target.bias),
+                    InterpolativeLinear.from_interpolation(
+                        Interpolation(rows, coefficients, short.permutation), target.bias
+                    ),
                     MPOLinear.from_chains(MPOChain(cores, chain)),
                 ]
             )

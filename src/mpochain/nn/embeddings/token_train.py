@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from mpochain import shapes
+from mpochain.decomposition import equalised_rows
 from mpochain.errors import NonFiniteError, SpecError
 from mpochain.execution.autocast import without_autocast
 from mpochain.nn.dense import dense_table
@@ -235,7 +236,5 @@ def _trains(rows: Tensor, core_shapes: list[tuple[int, int, int]]) -> list[Tenso
         found.append(U[..., :right].reshape(count, -1))
         rest = S[:, :right, None] * Vh[:, :right]
     found.append(rest.reshape(count, -1))
-    norms = torch.stack([each.norm(dim=1) for each in found])
-    # Training moves cores of one size alike; a row of zeros stays one.
-    goal = norms.log().mean(0).exp()
-    return [core * (goal / norm.clamp_min(1e-300))[:, None] for core, norm in zip(found, norms, strict=True)]
+    # Training moves cores of equal norms alike; a row of zeros gets cores of zeros, which no gradient moves.
+    return equalised_rows(found)

@@ -1,0 +1,76 @@
+"""Contraction of the cores of a chain: to its dense matrix, and with input vectors; direct sum of two chains."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+from mpochain.arrays import Array, namespace, zeros
+from mpochain.decomposition.interleave import deinterleave
+from mpochain.decomposition.rounding import fold_left, fold_right
+from mpochain.spec import ChainSpec
+
+__all__ = ["contracted", "direct_sum", "swept"]
+
+
+def contracted(cores: Sequence[Array], spec: ChainSpec) -> Array:
+    """The dense matrix ``(out_features, in_features)`` of cores ``(r_left, out, in, r_right)``.
+
+    Example:
+        >>> import numpy as np
+        >>> contracted([np.ones((1, 2, 1, 3)), np.ones((3, 1, 2, 1))], ChainSpec((2, 1), (1, 2), 3)).tolist()
+        [[3.0, 3.0], [3.0, 3.0]]
+    """
+    xp = namespace(*cores)
+    tensor = fold_left(cores[0])
+    for core in cores[1:]:
+        tensor = xp.reshape(tensor @ fold_right(core), (-1, core.shape[3]))
+    return deinterleave(tensor, spec)
+
+
+def swept(cores: Sequence[Array], spec: ChainSpec, x: Array) -> Array:
+    """``x @ W^T`` for ``x (..., in_features)``, one site after the other from the last to the first.
+
+    Example:
+        >>> import numpy as np
+        >>> cores = [np.ones((1, 2, 1, 3)), np.ones((3, 1, 2, 1))]
+        >>> swept(cores, ChainSpec((2, 1), (1, 2), 3), np.array([1.0, 2.0])).tolist()
+        [9.0, 9.0]
+    """
+    xp = namespace(x, *cores)
+    lead = tuple(x.shape[:-1])
+    rows = math.prod(lead)
+    missing = spec.padded_shape[1] - spec.in_features
+    if missing:
+        x = xp.concat([x, xp.broadcast_to(xp.zeros_like(x[..., :1]), (*lead, missing))], axis=-1)
+    waiting, done = spec.padded_shape[1], 1
+    state = x
+    for core in reversed(cores):
+        left, out, in_, right = core.shape
+        waiting //= in_
+        # (rows i_1..i_{k-1}, i_k r_k, o_{k+1}..o_n): the product has the layout that the next site needs.
+        state = xp.reshape(state, (rows * waiting, in_ * right, done))
+        state = xp.reshape(core, (left * out, in_ * right)) @ state
+        done *= out
+    return xp.reshape(state, (*lead, done))[..., : spec.out_features]
+
+
+def direct_sum(a: Sequence[Array], b: Sequence[Array]) -> list[Array]:
+    """Cores of the sum of two matrices with the same dims: block diagonal cores, whose bonds are the sums of bonds.
+
+    Example:
+        >>> import numpy as np
+        >>> cores = [np.ones((1, 2, 1, 3)), np.ones((3, 1, 2, 1))]
+        >>> [core.shape for core in direct_sum(cores, cores)]
+        [(1, 2, 1, 6), (6, 1, 2, 1)]
+    """
+    if len(a) == 1:
+        return [a[0] + b[0]]
+    xp = namespace(*a, *b)
+    cores = [xp.concat([a[0], b[0]], axis=3)]
+    for x, y in zip(a[1:-1], b[1:-1], strict=True):
+        upper = xp.concat([x, zeros((x.shape[0], *y.shape[1:]), x)], axis=3)
+        lower = xp.concat([zeros((y.shape[0], *x.shape[1:]), y), y], axis=3)
+        cores.append(xp.concat([upper, lower], axis=0))
+    cores.append(xp.concat([a[-1], b[-1]], axis=0))
+    return cores
