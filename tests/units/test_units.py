@@ -1,4 +1,4 @@
-"""Every word has as many units as places, no two words all of them, whatever the segmenters give."""
+"""Units of vocabularies: a fixed number per word, distinct words, and the segmenters."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mpochain.errors import CorpusError, MPOError, SpecError
+from mpochain.errors import ArgumentError, CorpusError, MPOError
 from mpochain.units import Listing, Morphemes, Pieces, Units, WordNet
 
 NOUNS = """  1 This stands for the licence, which is indented.
@@ -59,7 +59,7 @@ def folder(tmp_path):
         ("beast", ("animal.n.10", "entity.n.1")),  # another word of the same meaning
         ("Fido", ("fido.n.30", "dog.n.20", "animal.n.10", "entity.n.1")),
         ("geese", ("goose.n.40", "animal.n.10", "entity.n.1")),  # irregular
-        ("ran", ("run.v.1", "move.v.2")),  # a circle, and more often a verb
+        ("ran", ("run.v.1", "move.v.2")),  # a cycle; more often a verb
         ("quick", ("quick.a.2", "fast.a.1", "speed.n.50")),
         ("quickly", ("quickly.r.1", "quick.a.2", "fast.a.1", "speed.n.50")),
         ("cat", ()),
@@ -70,18 +70,18 @@ def test_sememes_are_the_meanings_above_the_first_sense(folder, word, units):
     assert WordNet(folder)(word) == units
 
 
-def test_several_senses_take_turns(folder):
+def test_meanings_of_several_senses_alternate(folder):
     assert WordNet(folder, senses=2)("dog") == ("dog.n.20", "move.v.2", "animal.n.10", "run.v.1", "entity.n.1")
     (folder / "noun.exc").unlink()
     assert WordNet(folder)("geese") == ()
-    with pytest.raises(SpecError, match="one sense or more, got 0"):
+    with pytest.raises(ArgumentError, match="senses must be at least 1, got 0"):
         WordNet(folder, senses=0)
 
 
-def test_a_database_is_found_in_a_folder_of_npm_too(folder):
+def test_database_in_an_npm_package(folder):
     within = folder / "package" / "dict"
     within.mkdir(parents=True)
-    for file in [each for each in folder.iterdir() if each.is_file()]:
+    for file in [path for path in folder.iterdir() if path.is_file()]:
         file.rename(within / file.name)
     assert WordNet(within.parent)("beast") == ("animal.n.10", "entity.n.1")
 
@@ -97,7 +97,7 @@ def test_a_database_is_found_in_a_folder_of_npm_too(folder):
         ("data.adj", b"\xff\xfe", "data.adj:1: byte 0xff is not UTF-8"),
     ],
 )
-def test_a_damaged_database_is_named_with_its_line(folder, file, text, message):
+def test_damaged_database_is_refused_with_its_line(folder, file, text, message):
     if text is None:
         (folder / file).unlink()
     else:
@@ -113,7 +113,7 @@ def test_a_damaged_database_is_named_with_its_line(folder, file, text, message):
     st.integers(2, 4),
     st.integers(1, 3),
 )
-def test_words_have_their_places_filled_and_are_told_apart(parts, order, least):
+def test_words_fill_their_places_and_are_distinct(parts, order, least):
     units = Units.of(parts, lambda word: tuple(parts[word]), order, least=least)
     assert units.index.shape == (len(parts), order)
     assert units.index.dtype == np.int32
@@ -121,21 +121,21 @@ def test_words_have_their_places_filled_and_are_told_apart(parts, order, least):
     assert set(units.index.ravel().tolist()) == set(range(units.count))
     assert len(set(units.names)) == units.count
     plain = Units.of(parts, lambda word: tuple(parts[word]), order, least=least, distinct=False)
-    assert plain.apart == 0
+    assert plain.numbered == 0
     for word in parts:
         kept = [unit for unit in parts[word] if sum(unit in other for other in parts.values()) >= least][:order]
         assert [unit for unit in plain.units_of(word) if unit] == (kept or [f"={word}"])
 
 
-def test_what_one_segmenter_does_not_know_the_next_is_asked():
+def test_next_segmenter_splits_words_unknown_to_the_first():
     first, second = {"undo": ("un", "do")}, {"undo": ("not this",), "walk": ("wa", "lk")}
-    ways = [lambda word: first.get(word, ()), lambda word: second.get(word, ())]
-    units = Units.of(["undo", "walk", "xyz"], ways, 2)
+    segmenters = [lambda word: first.get(word, ()), lambda word: second.get(word, ())]
+    units = Units.of(["undo", "walk", "xyz"], segmenters, 2)
     assert [units.units_of(word) for word in units.words] == [("un", "do"), ("wa", "lk"), ("=xyz", "")]
-    assert (units.whole, units.cut, units.padded, units.apart) == (1, 0, 1, 0)
+    assert (units.unsplit, units.truncated, units.padded, units.numbered) == (1, 0, 1, 0)
 
 
-def test_numbers_tell_apart_words_whose_last_units_are_given_up():
+def test_numbers_replace_the_last_units_of_repeated_rows():
     parts = dict.fromkeys("abc", ("x", "y", "z")) | {"d": ("x", "z"), "e": ("x",)}
     units = Units.of(parts, parts.get, 2)
     assert [units.units_of(word) for word in units.words] == [
@@ -145,10 +145,10 @@ def test_numbers_tell_apart_words_whose_last_units_are_given_up():
         ("x", "z"),
         ("x", ""),
     ]
-    assert (units.cut, units.padded, units.apart) == (3, 1, 2)
+    assert (units.truncated, units.padded, units.numbered) == (3, 1, 2)
 
 
-def test_units_that_look_like_ours_are_told_apart_too():
+def test_units_that_look_like_numbers_or_words_stay_distinct():
     parts = {"a": ("x", "#1"), "b": ("x",), "c": ("x", ""), "d": ("x", "#2"), "e": ("=y", "z"), "y": ()}
     units = Units.of(parts, parts.get, 2)
     assert len({tuple(row) for row in units.index.tolist()}) == len(parts)
@@ -159,20 +159,20 @@ def test_units_that_look_like_ours_are_told_apart_too():
 @pytest.mark.parametrize(
     ("words", "order", "message"),
     [
-        ([], 2, "there are no words"),
-        (["a", "b", "a"], 2, "1 words are given twice, 'a' among them"),
+        ([], 2, "the vocabulary is empty"),
+        (["a", "b", "a"], 2, "1 words are repeated, such as 'a'"),
         (["a", ""], 2, "word 1 is empty"),
         (["a"], 1, "two places or more, got order 1"),
     ],
 )
-def test_a_vocabulary_that_is_none_is_refused(words, order, message):
-    with pytest.raises(SpecError, match=message):
+def test_invalid_vocabularies_are_refused(words, order, message):
+    with pytest.raises(ArgumentError, match=message):
         Units.of(words, lambda word: (word,), order)
-    with pytest.raises(SpecError, match="'z' is not among the 1 words"):
+    with pytest.raises(ArgumentError, match="'z' is not among the 1 words"):
         Units.of(["a"], lambda word: (word,), 2).units_of("z")
 
 
-def test_what_is_written_is_read_again(tmp_path):
+def test_written_units_are_read_back(tmp_path):
     parts = {"undo": ("un", "do", "it"), "été": ("ét", "é"), "redo": ("re",)}
     units = Units.of(parts, parts.get, 2)
     listing = Listing(units.write(tmp_path / "units.tsv"))
@@ -180,13 +180,13 @@ def test_what_is_written_is_read_again(tmp_path):
     again = Units.of(parts, listing, 2)
     np.testing.assert_array_equal(again.index, units.index)
     assert again.names == units.names
-    with pytest.raises(SpecError, match="'a b' has a blank"):
+    with pytest.raises(ArgumentError, match="'a b' contains white space"):
         Units.of(["word"], lambda word: ("a b",), 2).write(tmp_path / "other.tsv")
-    with pytest.raises(SpecError, match=r"'two\\twords' has a blank"):
+    with pytest.raises(ArgumentError, match=r"'two\\twords' contains white space"):
         Units.of(["two\twords"], lambda word: ("a",), 2).write(tmp_path / "other.tsv")
 
 
-def test_a_listing_passes_over_empty_lines_and_takes_other_ends(tmp_path):
+def test_listing_ignores_empty_lines_and_accepts_crlf(tmp_path):
     file = tmp_path / "units.tsv"
     file.write_bytes("\ufeffundo\tun do\r\n\r\n  \nice cream\tice cream\nundo\tun  do\n".encode())
     listing = Listing(file)
@@ -204,12 +204,12 @@ def test_a_listing_passes_over_empty_lines_and_takes_other_ends(tmp_path):
         ("undo un do\n", "units.tsv:1: expected word<TAB>unit unit ..., got 'undo un do'"),
         ("a\tb\nundo\t \n", "units.tsv:2: expected"),
         ("\tun do\n", "units.tsv:1: expected"),
-        ("undo\tun do\n\nundo\tund o\n", "units.tsv:3: 'undo' was 'un do' before"),
+        ("undo\tun do\n\nundo\tund o\n", "units.tsv:3: 'undo' has other units in an earlier line, 'un do'"),
         ("a\tb\nété\té\n".encode("latin-1"), "units.tsv:2: byte 0xe9 is not UTF-8; convert the file"),
         ("a\tb\n".encode("utf-16"), "units.tsv:1: byte 0xff is not UTF-8"),
     ],
 )
-def test_a_listing_of_another_form_is_refused_by_its_line(tmp_path, data, message):
+def test_malformed_listing_is_refused_with_its_line(tmp_path, data, message):
     file = tmp_path / "units.tsv"
     file.write_bytes(data if isinstance(data, bytes) else data.encode())
     with pytest.raises(CorpusError, match=message):
@@ -221,7 +221,7 @@ def test_a_listing_of_another_form_is_refused_by_its_line(tmp_path, data, messag
 WORDS = [stem + end for stem in ("walk", "talk", "jump", "play", "look") for end in ("", "s", "ed", "ing", "er")]
 
 
-def test_morphemes_are_those_of_the_corpus_and_the_same_each_time():
+def test_morphemes_of_the_corpus_are_deterministic():
     pytest.importorskip("morfessor")
     morphemes = Morphemes.train(dict.fromkeys(WORDS, 3) | {"never": 0})
     assert morphemes("walking") == ("walk", "ing")
@@ -229,11 +229,11 @@ def test_morphemes_are_those_of_the_corpus_and_the_same_each_time():
     assert [Morphemes.train(dict.fromkeys(WORDS, 3))(word) for word in WORDS] == [morphemes(word) for word in WORDS]
     units = Units.of(WORDS, morphemes, 2)
     assert units.count < len(WORDS) / 2
-    with pytest.raises(CorpusError, match="no words to learn morphemes from"):
+    with pytest.raises(CorpusError, match="no words to train morphemes on"):
         Morphemes.train({"word": 0})
 
 
-def test_pieces_make_up_the_word():
+def test_pieces_concatenate_to_the_word():
     pytest.importorskip("tokenizers")
     pieces = Pieces.train(WORDS, size=40)
     for word in [*WORDS, "swing"]:
@@ -242,15 +242,15 @@ def test_pieces_make_up_the_word():
     assert pieces("語ing") == pieces("ing")
     assert len(pieces("walking")) < len("walking")
     assert issubclass(CorpusError, MPOError)
-    with pytest.raises(CorpusError, match="no words to learn pieces from"):
+    with pytest.raises(CorpusError, match="no words to train pieces on"):
         Pieces.train(["", ""], size=30)
 
 
 def test_pieces_are_the_same_in_every_process():
     pytest.importorskip("tokenizers")
     code = (
-        "import sys; from mpochain.units import Pieces; words = sys.argv[1:]; made = Pieces.train(words, 30); "
-        "print([made(word) for word in words])"
+        "import sys; from mpochain.units import Pieces; words = sys.argv[1:]; pieces = Pieces.train(words, 30); "
+        "print([pieces(word) for word in words])"
     )
     runs = {subprocess.check_output([sys.executable, "-c", code, *WORDS], text=True) for _ in range(4)}
     assert len(runs) == 1

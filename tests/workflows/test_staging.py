@@ -305,7 +305,7 @@ def test_rows_without_a_token_are_units_of_their_own(folder):
     found = token_units(tokenizer, count + 5, UnitsOfTokens(pieces=40))
     known = token_units(tokenizer, count, UnitsOfTokens(pieces=40))
     assert found.units_of(f"<row {count + 4}>") == (f"=<row {count + 4}>", "")
-    assert found.whole == known.whole + 5
+    assert found.unsplit == known.unsplit + 5
     assert (found.index[:count] == known.index).all(), "pieces are of tokens alone"
 
 

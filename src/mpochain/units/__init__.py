@@ -1,4 +1,7 @@
-"""What words are made of: adapters that take a word apart, and the index that embeddings are looked up by. No torch."""
+"""Segmentation of words into shared units (sememes, morphemes, subwords), and the index of units of a vocabulary.
+
+No torch.
+"""
 
 from mpochain.units.index import Segmenter, Units
 from mpochain.units.listing import Listing

@@ -1,4 +1,4 @@
-"""The units of every word of a vocabulary, as an index with as many places for each."""
+"""Index of the units of every word of a vocabulary, with a fixed number of units per word."""
 
 from __future__ import annotations
 
@@ -11,47 +11,47 @@ from typing import Protocol, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from mpochain.errors import SpecError
+from mpochain.errors import ArgumentError
 from mpochain.system.files import write_bytes
 
 __all__ = ["Segmenter", "Units"]
 
-# Stands where a word has fewer units than places.
-_NOTHING = ""
+# Name of the unit that fills the places of a word with fewer units.
+_EMPTY = ""
 
-# What a unit begins with that is a whole word, and one that only tells words apart.
-_WHOLE, _APART = "=", "#"
+# First character of a unit that is a word by itself, and of a unit that only distinguishes words.
+_WORD, _NUMBER = "=", "#"
 
 
 class Segmenter(Protocol):
-    """Takes a word apart."""
+    """A function that splits a word into units."""
 
     def __call__(self, word: str) -> tuple[str, ...]:
-        """The units of a word, those to be kept first; none for a word that is not known."""
+        """The units of a word, the most important first; none for an unknown word."""
         ...
 
 
 @dataclass(frozen=True, eq=False)
 class Units:
-    """Which units each word is made of.
+    """The units of every word of a vocabulary.
 
     Attributes:
         words: of the vocabulary, in its order.
-        names: of the units, in the order of their first word.
+        names: of the units, in the order of their first use.
         index: ``(words, order)`` numbers of units, int32.
-        whole: how many words no segmenter knew, or of which only rare units were known: each is a unit of its own.
-        cut: how many words had more units than places.
-        padded: how many words have fewer; an empty unit stands in the places that are left.
-        apart: how many words have a number in their last place because their units were those of another word.
+        unsplit: number of words that no segmenter knew, or of which only rare units were known; each is its own unit.
+        truncated: number of words that had more units than places.
+        padded: number of words with fewer units than places; an empty unit fills the rest.
+        numbered: number of words that got a number in their last place because another word had the same units.
     """
 
     words: tuple[str, ...]
     names: tuple[str, ...]
     index: NDArray[np.int32]
-    whole: int
-    cut: int
+    unsplit: int
+    truncated: int
     padded: int
-    apart: int
+    numbered: int
 
     @classmethod
     def of(
@@ -65,87 +65,85 @@ class Units:
     ) -> Self:
         """The index of a vocabulary.
 
-        A word is taken apart by the first segmenter that knows it. Of more units than places the first are kept; with
-        fewer, an empty unit fills the rest. A word that nobody knows is a unit of its own, named ``"=word"``.
+        A word is split by the first segmenter that knows it. If it has more units than places, the first are kept; if
+        it has fewer, an empty unit fills the rest. A word that no segmenter knows is its own unit, named ``"=word"``.
 
         Args:
-            words: each once; their order is that of the rows.
-            segmenters: one or several, the best first.
-            order: places, 2 or more.
-            least: words that a unit must be shared by. Rarer ones are left out, before units are counted off: of
-                hypernyms the more general ones then move up, and a word of rare units alone is asked of the next
-                segmenter.
-            distinct: whether words that would have the same units get a number in their last place, ``"#1"`` and on, so
-                that no two have all units in common; the unit there is given up if the word has as many as places.
+            words: without repetition; their order is that of the rows.
+            segmenters: one or several, the preferred one first.
+            order: number of places, at least 2.
+            least: least number of words that share a unit. Rarer units are removed first: more general hypernyms then
+                take their places, and a word with rare units only is passed to the next segmenter.
+            distinct: whether words with the same units get a number in their last place, ``"#1"`` and so on, so that no
+                two words have all units in common; it replaces the last unit of a word without a free place.
 
         Raises:
-            SpecError: no words, one given twice, an empty one, or an order below 2.
+            ArgumentError: no words, a repeated or empty word, or an order below 2.
 
         Example:
             >>> parts = {"undo": ("un", "do"), "redo": ("re", "do"), "untie": ("un", "tie")}
             >>> units = Units.of(["undo", "redo", "untie", "xylophone"], lambda word: parts.get(word, ()), order=2)
             >>> [units.units_of(word) for word in units.words]
             [('un', 'do'), ('re', 'do'), ('un', 'tie'), ('=xylophone', '')]
-            >>> units.index.shape, units.whole, units.padded
+            >>> units.index.shape, units.unsplit, units.padded
             ((4, 2), 1, 1)
         """
-        listed = tuple(words)
-        _require_words(listed)
+        vocabulary = tuple(words)
+        _require_words(vocabulary)
         if order < 2:
-            raise SpecError(f"words have two places or more, got order {order}")
-        asked = [segmenters] if callable(segmenters) else list(segmenters)
+            raise ArgumentError(f"words have two places or more, got order {order}")
         parts: dict[str, tuple[str, ...]] = {}
-        for segmenter in asked:
-            left = {word: tuple(filter(None, segmenter(word))) for word in listed if word not in parts}
-            shared = Counter(unit for units in left.values() for unit in set(units))
-            kept = {word: tuple(unit for unit in units if shared[unit] >= least) for word, units in left.items()}
+        for segmenter in [segmenters] if callable(segmenters) else segmenters:
+            segmented = {word: tuple(filter(None, segmenter(word))) for word in vocabulary if word not in parts}
+            shared = Counter(unit for units in segmented.values() for unit in set(units))
+            kept = {word: tuple(unit for unit in units if shared[unit] >= least) for word, units in segmented.items()}
             parts |= {word: units for word, units in kept.items() if units}
-        whole = len(listed) - len(parts)
+        unsplit = len(vocabulary) - len(parts)
         known = {unit for units in parts.values() for unit in units}
-        rows = [parts[word] if word in parts else (_alone(word, known),) for word in listed]
-        cut, padded = sum(len(row) > order for row in rows), sum(len(row) < order for row in rows)
-        rows = [(*row[:order], *[_NOTHING] * (order - len(row))) for row in rows]
-        apart = 0
+        rows = [parts[word] if word in parts else (_word_unit(word, known),) for word in vocabulary]
+        truncated, padded = sum(len(row) > order for row in rows), sum(len(row) < order for row in rows)
+        rows = [(*row[:order], *[_EMPTY] * (order - len(row))) for row in rows]
+        numbered = 0
         if distinct:
-            rows, apart = _told_apart(rows)
+            rows, numbered = _numbered(rows)
         numbers: dict[str, int] = {}
         index = np.array([[numbers.setdefault(unit, len(numbers)) for unit in row] for row in rows], dtype=np.int32)
-        return cls(listed, tuple(numbers), index, whole, cut, padded, apart)
+        return cls(vocabulary, tuple(numbers), index, unsplit, truncated, padded, numbered)
 
     @property
     def order(self) -> int:
-        """Places of each word."""
+        """Number of places of a word."""
         return int(self.index.shape[1])
 
     @property
     def count(self) -> int:
-        """Of units."""
+        """Number of units."""
         return len(self.names)
 
     def units_of(self, word: str) -> tuple[str, ...]:
-        """The units of a word of the vocabulary by their names.
+        """Names of the units of a word of the vocabulary.
 
         Raises:
-            SpecError: it is not in the vocabulary.
+            ArgumentError: the word is not in the vocabulary.
         """
         if word not in self.words:
-            raise SpecError(f"{word!r} is not among the {len(self.words)} words")
+            raise ArgumentError(f"{word!r} is not among the {len(self.words)} words of the vocabulary")
         return tuple(self.names[unit] for unit in self.index[self.words.index(word)])
 
     def write(self, file: Path | str) -> Path:
-        """Write ``word<TAB>unit unit ...``, one line each, which :class:`Listing` reads; empty units are left out.
+        """Write one line ``word<TAB>unit unit ...`` per word, the format of :class:`Listing`, without empty units.
 
         Raises:
-            SpecError: a word or unit with a blank in it, which the file could not tell from two.
-            OutputError: it cannot be written.
+            ArgumentError: a word or unit that contains white space, which the format cannot represent.
+            OutputError: the file cannot be written.
         """
         lines = []
         for word, row in zip(self.words, self.index, strict=True):
-            units = [self.names[unit] for unit in row if self.names[unit] != _NOTHING]
-            odd = [unit for unit in units if len(unit.split()) != 1]
-            odd += [word] if word.strip() != word or {"\t", "\n"} & set(word) else []
-            if odd:
-                raise SpecError(f"{odd[0]!r} has a blank in it, which the file cannot hold")
+            units = [self.names[unit] for unit in row if self.names[unit] != _EMPTY]
+            invalid = [unit for unit in units if len(unit.split()) != 1]
+            invalid += [word] if word.strip() != word or {"\t", "\n"} & set(word) else []
+            if invalid:
+                raise ArgumentError(f"{invalid[0]!r} contains white space, which the file format cannot represent")
             lines.append(f"{word}\t{' '.join(units)}\n")
         path = Path(file)
         write_bytes(path, "".join(lines).encode())
@@ -154,36 +152,36 @@ class Units:
 
 def _require_words(words: tuple[str, ...]) -> None:
     if not words:
-        raise SpecError("there are no words")
-    twice = [word for word, count in Counter(words).items() if count > 1]
-    if twice:
-        raise SpecError(f"{len(twice)} words are given twice, {twice[0]!r} among them; each row is one word")
+        raise ArgumentError("the vocabulary is empty; give at least one word")
+    repeated = [word for word, count in Counter(words).items() if count > 1]
+    if repeated:
+        raise ArgumentError(f"{len(repeated)} words are repeated, such as {repeated[0]!r}; give every word once")
     if "" in words:
-        raise SpecError(f"word {words.index('')} is empty")
+        raise ArgumentError(f"word {words.index('')} is empty")
 
 
-def _alone(word: str, known: set[str]) -> str:
-    """The name of a unit that is a whole word, and that no segmenter has given to another."""
-    name = f"{_WHOLE}{word}"
+def _word_unit(word: str, known: set[str]) -> str:
+    """The name of the unit of an unsplit word, different from all units of the segmenters."""
+    name = f"{_WORD}{word}"
     while name in known:
-        name = f"{_WHOLE}{name}"
+        name = f"{_WORD}{name}"
     return name
 
 
-def _told_apart(rows: list[tuple[str, ...]]) -> tuple[list[tuple[str, ...]], int]:
-    """Numbers in the last place of all but the first word of the same units, and how many that were."""
+def _numbered(rows: list[tuple[str, ...]]) -> tuple[list[tuple[str, ...]], int]:
+    """Distinct rows: repeated ones get a number in their last place; and how many were repeated."""
     seen: set[tuple[str, ...]] = set()
     numbers: Counter[tuple[str, ...]] = Counter()
-    found, apart = [], 0
+    distinct, repeated = [], 0
     for row in rows:
         if row in seen:
-            apart += 1
-            filled = next((place for place, unit in enumerate(row) if unit == _NOTHING), len(row) - 1)
-            # By what stands before the number: words whose last units differ may have that in common.
+            repeated += 1
+            filled = next((place for place, unit in enumerate(row) if unit == _EMPTY), len(row) - 1)
+            # Count by the units before the number: words whose last units differ may share those.
             head, tail = row[:filled], row[filled + 1 :]
-            while row in seen:  # a segmenter may have given such a unit itself
+            while row in seen:  # a segmenter may have returned such a unit itself
                 numbers[head] += 1
-                row = (*head, f"{_APART}{numbers[head]}", *tail)
+                row = (*head, f"{_NUMBER}{numbers[head]}", *tail)
         seen.add(row)
-        found.append(row)
-    return found, apart
+        distinct.append(row)
+    return distinct, repeated

@@ -1,4 +1,4 @@
-"""Units as the user lists them."""
+"""Units of words read from a file."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ __all__ = ["Listing"]
 
 
 class Listing:
-    r"""Units from a file of lines ``word<TAB>unit unit ...``, in UTF-8; empty lines are passed over.
+    r"""Units from a file of lines ``word<TAB>unit unit ...``, in UTF-8; empty lines are ignored.
 
     Args:
-        file: to be read.
+        file: the file to read.
 
     Raises:
-        CorpusError: a file that is missing or not UTF-8, a line without a tab or without units, or a word that two
-            lines take apart differently; naming the line.
+        CorpusError: a file that is missing or not UTF-8, a line without a tab or without units, or a word with
+            different units in two lines. The message names the line.
 
     Example:
         >>> from tempfile import TemporaryDirectory
@@ -39,10 +39,12 @@ class Listing:
             if not tab or not word or not units:
                 raise CorpusError(f"{file}:{number}: expected word<TAB>unit unit ..., got {line!r}")
             if self._units.setdefault(word, units) != units:
-                raise CorpusError(f"{file}:{number}: {word!r} was {' '.join(self._units[word])!r} before")
+                raise CorpusError(
+                    f"{file}:{number}: {word!r} has other units in an earlier line, {' '.join(self._units[word])!r}"
+                )
 
     def __call__(self, word: str) -> tuple[str, ...]:
-        """The units of a word; none if it is not listed."""
+        """The units of a word; none for a word that is not listed."""
         return self._units.get(word, ())
 
     def __len__(self) -> int:
@@ -50,7 +52,7 @@ class Listing:
 
 
 def lines_of(file: Path) -> list[tuple[int, str]]:
-    """Lines of a UTF-8 file without their ends, counted from 1.
+    """Numbered lines of a UTF-8 file, from 1, without line ends.
 
     Raises:
         CorpusError: it cannot be read, or is in another encoding.

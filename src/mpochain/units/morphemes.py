@@ -1,4 +1,4 @@
-"""Words as morphemes, by Morfessor trained on a corpus."""
+"""Segmentation of words into morphemes by a Morfessor model trained on a corpus."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ __all__ = ["Morphemes"]
 
 
 class Morphemes:
-    """Segments words with a model of Morfessor Baseline (Creutz and Lagus 2005; Virpioja et al. 2013).
+    """Segmenter that uses a Morfessor Baseline model (Creutz and Lagus 2005; Virpioja et al. 2013).
 
     Args:
         model: ``morfessor.BaselineModel``, trained.
@@ -28,12 +28,12 @@ class Morphemes:
 
     @classmethod
     def train(cls, counts: Mapping[str, int], *, weight: float = 1.0, seed: int = 0) -> Self:
-        """Train on the words of a corpus, each counted once however often it occurs, as is best for morphemes.
+        """Train on the distinct words of a corpus, which gives better morphemes than weighting them by their counts.
 
         Args:
-            counts: how often each word occurs; words of count 0 are left out.
-            weight: of the corpus in its cost; above 1 there are more and longer morphemes.
-            seed: of the order in which words are gone through.
+            counts: number of occurrences of each word; words with a count of 0 are skipped.
+            weight: of the corpus in the cost of the model; above 1 there are more and longer morphemes.
+            seed: of the order in which training visits the words.
 
         Raises:
             CorpusError: no words.
@@ -42,14 +42,16 @@ class Morphemes:
         try:
             import morfessor
         except ImportError as error:
-            raise MissingDependencyError("morphemes need morfessor; install mpochain[units]") from error
+            raise MissingDependencyError(
+                "morphemes need morfessor; install it with: pip install 'mpochain[units]'"
+            ) from error
         words = [word for word, count in counts.items() if count > 0 and word]
         if not words:
-            raise CorpusError("there are no words to learn morphemes from")
+            raise CorpusError("no words to train morphemes on; give a corpus with at least one word")
         morfessor.utils.show_progress_bar = False
         model = morfessor.BaselineModel(corpusweight=weight)
         model.load_data([(1, word) for word in words])
-        # It shuffles by the generator of the interpreter.
+        # Morfessor shuffles with the global generator of the module random.
         state = random.getstate()
         random.seed(seed)
         try:
@@ -59,5 +61,5 @@ class Morphemes:
         return cls(model)
 
     def __call__(self, word: str) -> tuple[str, ...]:
-        """The morphemes of a word, seen or not, from left to right."""
+        """The morphemes of any word, from left to right."""
         return tuple(self._model.viterbi_segment(word)[0])

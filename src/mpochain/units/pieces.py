@@ -1,4 +1,4 @@
-"""Words as pieces of byte-pair encoding."""
+"""Segmentation of words into subwords by byte-pair encoding."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ __all__ = ["Pieces"]
 
 
 class Pieces:
-    """Takes words apart by a tokenizer of ``tokenizers`` that takes a word as a whole.
+    """Segmenter that uses a tokenizer of the package ``tokenizers`` without pre-tokenisation.
 
     Args:
         tokenizer: ``tokenizers.Tokenizer``.
@@ -27,13 +27,13 @@ class Pieces:
 
     @classmethod
     def train(cls, words: Iterable[str], size: int) -> Self:
-        """Merge the most frequent neighbours (Sennrich et al., arXiv 1508.07909) until there are so many pieces.
+        """Train byte-pair encoding (Sennrich et al., arXiv 1508.07909) up to a number of pieces.
 
         The same words give the same pieces in every process.
 
         Args:
-            words: a vocabulary, or a text word by word if frequent words are to count more.
-            size: number of pieces, characters among them; all characters are kept, even if these are more.
+            words: a vocabulary, or the words of a text if frequent words should count more.
+            size: number of pieces, including single characters; all characters are kept, even if they are more.
 
         Raises:
             CorpusError: no words.
@@ -42,17 +42,19 @@ class Pieces:
         try:
             from tokenizers import Tokenizer, models, trainers
         except ImportError as error:
-            raise MissingDependencyError("pieces need tokenizers; install mpochain[units]") from error
-        listed = [word for word in words if word]
-        if not listed:
-            raise CorpusError("there are no words to learn pieces from")
-        # With a prefix for pieces within a word, characters are numbered as they are met in a map of random order, by
-        # which equal counts are decided.
+            raise MissingDependencyError(
+                "pieces need tokenizers; install it with: pip install 'mpochain[units]'"
+            ) from error
+        vocabulary = [word for word in words if word]
+        if not vocabulary:
+            raise CorpusError("no words to train pieces on; give at least one")
+        # No prefix for pieces inside a word: with one, tokenizers numbers characters in the random order of a hash map,
+        # and these numbers decide between equal counts.
         tokenizer = Tokenizer(models.BPE())
         trainer = trainers.BpeTrainer(vocab_size=size, show_progress=False, special_tokens=[])
-        tokenizer.train_from_iterator(listed, trainer)
+        tokenizer.train_from_iterator(vocabulary, trainer)
         return cls(tokenizer)
 
     def __call__(self, word: str) -> tuple[str, ...]:
-        """The pieces of a word, from left to right; a character that was never seen there is left out."""
+        """The pieces of a word, from left to right; characters unknown from training are dropped."""
         return tuple(self._tokenizer.encode(word).tokens)

@@ -24,7 +24,7 @@ def token_units(tokenizer: Any, count: int, settings: UnitsOfTokens) -> Units:
     Raises:
         CorpusError: a listing or database that cannot be read.
         MissingDependencyError: pieces without the package they need.
-        SpecError: a tokenizer with two tokens of one name, or one without any.
+        ArgumentError: a tokenizer with two tokens of one name, or one without any.
     """
     known: list[str | None] = tokenizer.convert_ids_to_tokens(list(range(count)))
     names = [token if token is not None else f"<row {number}>" for number, token in enumerate(known)]
