@@ -1,4 +1,4 @@
-"""The configuration of a checkpoint: what is believed of it, and reading it."""
+"""Configuration of a checkpoint: its fields, and reading it."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class Configuration(BaseModel):
         version: of the format.
         tensors: name of the file of tensors.
         sha256: of that file.
-        layers: description of each compressed layer.
+        layers: entry of each compressed layer, by its name in the model.
         tied: names of tensors that are another one.
         model: class and configuration of a model of transformers.
     """
@@ -55,10 +55,10 @@ class Configuration(BaseModel):
 def is_checkpoint(folder: Path) -> bool:
     """Whether a folder holds a checkpoint of this library, as far as its configuration says."""
     try:
-        found = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
+        data = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError):
         return False
-    return isinstance(found, dict) and found.get("format") == "mpochain"
+    return isinstance(data, dict) and data.get("format") == "mpochain"
 
 
 def read_configuration(file: Path) -> Configuration:
@@ -83,7 +83,7 @@ def read_configuration(file: Path) -> Configuration:
         return Configuration.model_validate(data)
     except ValidationError as error:
         first = error.errors()[0]
-        where = ".".join(str(each) for each in first["loc"])
+        where = ".".join(map(str, first["loc"]))
         raise CheckpointError(f"{file}: {where}: {first['msg']}") from error
 
 

@@ -1,4 +1,4 @@
-"""What a checkpoint holds, from its configuration and the header of its tensors; no tensor is read."""
+"""Contents of a checkpoint, from its configuration and the header of its tensors; no tensor is read."""
 
 from __future__ import annotations
 
@@ -91,8 +91,9 @@ def contents(folder: Path | str) -> Contents:
         >>> from tempfile import TemporaryDirectory
         >>> from torch import nn
         >>> with TemporaryDirectory() as folder:
-        ...     found = contents(save(nn.Sequential(MPOLinear(8, 6, max_bond=2, bias=False)), folder))
-        >>> found.layers[0].name, found.layers[0].shape, found.parameters == found.layers[0].parameters
+        ...     checkpoint = contents(save(nn.Sequential(MPOLinear(8, 6, max_bond=2, bias=False)), folder))
+        >>> layer = checkpoint.layers[0]
+        >>> layer.name, layer.shape, checkpoint.parameters == layer.parameters
         ('0', (6, 8), True)
     """
     folder = Path(folder)
@@ -109,9 +110,9 @@ def contents(folder: Path | str) -> Contents:
         raise CheckpointError(f"{file} cannot be read: {error}") from error
 
     def total(names: list[str]) -> tuple[int, int]:
-        found = [held[name] for name in names]
-        floats = sum(count for dtype, count in found if "F" in dtype)
-        return floats, sum(count * _DTYPES.get(dtype, torch.float32).itemsize for dtype, count in found)
+        tensors = [held[name] for name in names]
+        floats = sum(count for dtype, count in tensors if "F" in dtype)
+        return floats, sum(count * _DTYPES.get(dtype, torch.float32).itemsize for dtype, count in tensors)
 
     layers = []
     for name, description in config.layers.items():

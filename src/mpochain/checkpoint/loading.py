@@ -1,4 +1,4 @@
-"""Reading a checkpoint: everything is compared with everything else before any of it is allocated."""
+"""Reading a checkpoint: names, shapes and sizes are checked before anything is allocated."""
 
 from __future__ import annotations
 
@@ -8,11 +8,12 @@ from typing import Any, Literal
 
 import safetensors
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from mpochain.checkpoint.configuration import CONFIG, Configuration, digest, read_configuration
 from mpochain.errors import ArgumentError, CheckpointError, MissingDependencyError, MPOError
 from mpochain.nn import CompressedLayer, RowEmbedding
+from mpochain.nn.dense import dense_shape
 from mpochain.nn.layer import layer_of
 from mpochain.surgery.replacement import replace_layers
 
@@ -28,7 +29,7 @@ def load(folder: Path | str, model: nn.Module | None = None) -> nn.Module:
 
     Args:
         folder: of the checkpoint.
-        model: the uncompressed architecture, best made under ``torch.device("meta")``; it is changed into the result.
+        model: the uncompressed architecture, best built under ``torch.device("meta")``; it is changed into the result.
             Not needed for models of transformers.
 
     Returns:
@@ -137,14 +138,14 @@ def _replace(model: nn.Module, layers: Mapping[str, Any], folder: Path) -> None:
 
 
 def _shape(layer: nn.Module) -> tuple[int, int]:
-    if isinstance(layer, nn.Linear | CompressedLayer):
-        return layer.out_features, layer.in_features
+    if isinstance(layer, CompressedLayer):
+        return layer.shape
     if isinstance(layer, nn.Embedding):
         return layer.num_embeddings, layer.embedding_dim
-    weight = getattr(layer, "weight", None)
-    if type(layer).__name__ == "Conv1D" and isinstance(weight, Tensor) and weight.ndim == 2:
-        return int(weight.shape[1]), int(weight.shape[0])  # transformers keeps it the other way round
-    raise ArgumentError(f"a {type(layer).__name__} cannot have been compressed")
+    shape = dense_shape(layer)
+    if shape is None:
+        raise ArgumentError(f"a {type(layer).__name__} cannot have been compressed")
+    return shape
 
 
 def _compare(model: nn.Module, stored: Any, names: set[str], tied: Mapping[str, str], file: Path) -> None:

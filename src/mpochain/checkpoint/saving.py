@@ -1,4 +1,4 @@
-"""Writing a checkpoint: tensors first, under a name made of their hash, then the configuration that names them."""
+"""Writing a checkpoint: tensors first, in a file named by their hash, then the configuration that names the file."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def save(model: nn.Module, folder: Path | str) -> Path:
 
     Args:
         model: of any kind; one of transformers is kept with its configuration, so that it can be loaded by name.
-        folder: made if needed.
+        folder: created if needed.
 
     Returns:
         The folder.
@@ -97,7 +97,7 @@ def require_replaceable(folder: Path) -> Path:
 
 
 def _tensors(model: nn.Module) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Every tensor once, and which other names each of them has."""
+    """Every tensor once by its first name, and the first names of tied ones."""
     first: dict[tuple[int, torch.Size, tuple[int, ...], torch.dtype], str] = {}
     tensors: dict[str, Tensor] = {}
     tied: dict[str, str] = {}

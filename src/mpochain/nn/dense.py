@@ -1,16 +1,16 @@
-"""Between dense layers and others: what is taken from one, whichever library it is of, and one made again."""
+"""Weights of dense layers of torch and transformers, and dense layers from weights."""
 
 from __future__ import annotations
 
-import sys
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from mpochain.architectures import DENSE_KINDS
 from mpochain.errors import DTypeError
 
-__all__ = ["dense_parameters", "dense_table", "linear_of", "weight_and_bias"]
+__all__ = ["dense_parameters", "dense_shape", "dense_table", "linear_of", "weight_and_bias"]
 
 
 def dense_parameters(linear: nn.Module, name: str | None = None) -> tuple[Tensor, Tensor | None]:
@@ -32,25 +32,45 @@ def dense_parameters(linear: nn.Module, name: str | None = None) -> tuple[Tensor
         (torch.Size([2, 3]), None)
     """
     label = f"{name}: " if name else ""
-    weight: Tensor | None = None
-    bias: Tensor | None = None
-    forward: Any = None
-    if isinstance(linear, nn.Linear):
-        weight, bias, forward = linear.weight, linear.bias, nn.Linear.forward
-    # An object of that class exists only once its module is imported; importing transformers to ask would cost seconds.
-    hugging_face: Any = sys.modules.get("transformers.pytorch_utils")
-    if hugging_face is not None and isinstance(linear, hugging_face.Conv1D):
-        conv: Any = linear
-        weight, bias, forward = conv.weight.T, conv.bias, hugging_face.Conv1D.forward
-    if weight is None:
+    layer: Any = linear
+    kind = _kind_of(layer)
+    if kind is None:
         raise DTypeError(f"{label}expected torch.nn.Linear or Hugging Face Conv1D, got {type(linear).__name__}")
-    if type(linear).forward is not forward:
+    declared, transposed = kind
+    if type(layer).forward is not declared.forward:
         raise DTypeError(
             f"{label}{type(linear).__name__} has a forward of its own, which a chain of its weight would not repeat; "
             "convert a plain nn.Linear, or decompose the weight with mpochain.decompose"
         )
-    _require_numbers(weight, label)
-    return weight, bias
+    _require_numbers(layer.weight, label)
+    return layer.weight.T if transposed else layer.weight, layer.bias
+
+
+def dense_shape(layer: nn.Module) -> tuple[int, int] | None:
+    """``(out_features, in_features)`` of a dense linear layer, without a look at its numbers; None for other modules.
+
+    Example:
+        >>> dense_shape(nn.Linear(3, 2)), dense_shape(nn.ReLU())
+        ((2, 3), None)
+    """
+    kind = _kind_of(layer)
+    weight = getattr(layer, "weight", None)
+    lazy = isinstance(weight, nn.UninitializedParameter)
+    if kind is None or lazy or not isinstance(weight, Tensor) or weight.ndim != 2:
+        return None
+    rows, columns = weight.shape
+    return (columns, rows) if kind[1] else (rows, columns)
+
+
+def _kind_of(layer: nn.Module) -> tuple[Any, bool] | None:
+    """The class of :data:`mpochain.architectures.DENSE_KINDS` that a layer is of, and whether it stores ``W^T``."""
+    # The most derived first: a subclass with a forward of its own may be a kind itself.
+    kinds = {(kind.module, kind.name): kind.transposed for kind in DENSE_KINDS}
+    for declared in type(layer).__mro__:
+        transposed = kinds.get((declared.__module__, declared.__qualname__))
+        if transposed is not None:
+            return declared, transposed
+    return None
 
 
 def dense_table(embedding: nn.Module, name: str | None = None) -> Tensor:

@@ -1,4 +1,4 @@
-"""A low-rank linear layer that keeps some rows of its matrix, and combines the others from them."""
+"""Linear layer of low rank in interpolative form: some rows of the matrix, and the others as combinations of them."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from mpochain.decomposition import Interpolation, interpolative_parameters
-from mpochain.errors import ShapeError, SpecError
+from mpochain.errors import ArgumentError, ShapeError, SpecError
 from mpochain.nn.entry import MatrixEntry, Size
 from mpochain.nn.initialization import uniform_bias_
 from mpochain.nn.layer import CompressedLayer, Index
@@ -49,7 +49,8 @@ class InterpolativeLinear(CompressedLayer):
         dtype: their element type.
 
     Raises:
-        SpecError: sizes that are not positive integers, or a rank over them.
+        ArgumentError: sizes that are not positive integers.
+        SpecError: a rank over the smaller size.
 
     Example:
         >>> layer = InterpolativeLinear(64, 48, rank=12, bias=False)
@@ -74,7 +75,7 @@ class InterpolativeLinear(CompressedLayer):
         super().__init__()
         for label, size in (("in_features", in_features), ("out_features", out_features), ("rank", rank)):
             if isinstance(size, bool) or not isinstance(size, int) or size < 1:
-                raise SpecError(f"{label} must be a positive integer, got {size!r}")
+                raise ArgumentError(f"{label} must be a positive integer, got {size!r}")
         if rank > min(in_features, out_features):
             raise SpecError(
                 f"rank {rank} is over the smaller side of a {out_features}x{in_features} matrix; use nn.Linear"
@@ -87,7 +88,7 @@ class InterpolativeLinear(CompressedLayer):
         self.rows = empty(rank, in_features)
         self.coefficients = empty(out_features - rank, rank)
         self.register_parameter("bias", empty(out_features) if bias else None)
-        # Where each output is found in [x rows^T, x rows^T coefficients^T].
+        # Output j is number place[j] of [x rows^T, x rows^T coefficients^T].
         self.register_buffer("place", torch.arange(out_features, dtype=torch.int32, device=device))
         self.reset_parameters()
 

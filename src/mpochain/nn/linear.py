@@ -1,4 +1,4 @@
-"""A linear layer whose weight is a chain, or a short sum of chains."""
+"""Linear layer whose weight is a chain (matrix product operator), or a short sum of chains."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from mpochain.chain import Algorithm, MPOChain
-from mpochain.errors import DTypeError, ShapeError, SpecError
+from mpochain.errors import ArgumentError, DTypeError, ShapeError, SpecError
 from mpochain.execution import ChainRunner
 from mpochain.factorization import decompose, decompose_terms
 from mpochain.nn.dense import dense_parameters
@@ -53,14 +53,15 @@ class MPOLinear(CompressedLayer):
         sites: number of sites of the default dims, 2 if not given. They are balanced; a prime is padded.
         out_dims: out dim of each site, instead of the default.
         in_dims: in dim of each site, instead of the default.
-        spec: the whole spec, instead of dims and ``max_bond``.
+        spec: the complete spec, instead of dims and ``max_bond``.
         terms: several specs of different dims; the weight is the sum of their chains.
         bias: whether there is a bias.
         device: where the parameters live.
         dtype: their element type.
 
     Raises:
-        SpecError: dims that do not multiply to the features, no bond given, or contradictory arguments.
+        SpecError: dims that do not multiply to the features, or no bond.
+        ArgumentError: sizes that are not positive integers, or contradictory arguments.
 
     Example:
         >>> layer = MPOLinear(768, 3072, max_bond=16)
@@ -92,18 +93,18 @@ class MPOLinear(CompressedLayer):
         super().__init__()
         for label, size in (("in_features", in_features), ("out_features", out_features)):
             if isinstance(size, bool) or not isinstance(size, int) or size < 1:
-                raise SpecError(f"{label} must be a positive integer, got {size!r}")
+                raise ArgumentError(f"{label} must be a positive integer, got {size!r}")
         specs = requested_specs((out_features, in_features), max_bond, sites, out_dims, in_dims, spec, terms)
         if spec is None and terms is None and max_bond is None:
             raise SpecError("a random chain needs max_bond=, spec= or terms=; full bonds would exceed the dense layer")
         self.in_features = in_features
         self.out_features = out_features
-        self._runners = tuple(ChainRunner(each) for each in specs)
+        self._runners = tuple(ChainRunner(term) for term in specs)
         self.core_names = tuple(
-            tuple(f"core_{term}_{site}" for site in range(each.sites)) for term, each in enumerate(specs)
+            tuple(f"core_{number}_{site}" for site in range(term.sites)) for number, term in enumerate(specs)
         )
-        for names, each in zip(self.core_names, specs, strict=True):
-            for name, shape in zip(names, each.core_shapes, strict=True):
+        for names, term in zip(self.core_names, specs, strict=True):
+            for name, shape in zip(names, term.core_shapes, strict=True):
                 self.register_parameter(name, nn.Parameter(torch.empty(shape, device=device, dtype=dtype)))
         self.register_parameter(
             "bias", nn.Parameter(torch.empty(out_features, device=device, dtype=dtype)) if bias else None
@@ -118,8 +119,8 @@ class MPOLinear(CompressedLayer):
                 ``1 / sqrt(3 in_features)``.
         """
         std = 1 / math.sqrt(3 * self.in_features) if weight_std is None else weight_std
-        for each, cores in zip(self.specs, self.cores, strict=True):
-            normal_(cores, each, std / math.sqrt(len(self.specs)))
+        for spec, cores in zip(self.specs, self.cores, strict=True):
+            normal_(cores, spec, std / math.sqrt(len(self.specs)))
         uniform_bias_(self.bias, self.in_features)
 
     @classmethod
@@ -187,15 +188,16 @@ class MPOLinear(CompressedLayer):
 
     @classmethod
     def from_chains(cls, chains: MPOChain | Sequence[MPOChain], bias: Tensor | None = None) -> MPOLinear:
-        """A layer that holds copies of given chains of torch tensors, and of a bias.
+        """A layer that holds copies of the cores of chains of torch tensors, and of a bias.
 
         Raises:
-            SpecError: no chain, or chains of different shapes.
+            ArgumentError: no chain.
+            SpecError: chains of different shapes.
             ShapeError: a bias that is not of ``(out_features,)``.
         """
         chains = (chains,) if isinstance(chains, MPOChain) else tuple(chains)
         if not chains:
-            raise SpecError("a layer needs at least one chain")
+            raise ArgumentError("a layer needs at least one chain")
         first = chains[0].cores[0]
         if not isinstance(first, Tensor):
             raise DTypeError(f"a layer holds chains of torch tensors, got {type(first).__name__}; convert the cores")
@@ -229,10 +231,10 @@ class MPOLinear(CompressedLayer):
         """The clipped spec of the layer's chain.
 
         Raises:
-            SpecError: the layer is a sum of several; see :attr:`specs`.
+            ArgumentError: the layer is a sum of several; see :attr:`specs`.
         """
         if len(self._runners) > 1:
-            raise SpecError(f"this layer is a sum of {len(self._runners)} chains; their specs are layer.specs")
+            raise ArgumentError(f"this layer is a sum of {len(self._runners)} chains; their specs are layer.specs")
         return self._runners[0].spec
 
     @property
@@ -290,7 +292,7 @@ class MPOLinear(CompressedLayer):
         """The plan of every term for ``batch`` input rows.
 
         Raises:
-            SpecError: a batch that is not a positive integer.
+            ArgumentError: a batch that is not a positive integer.
         """
         batch = check_batch(batch)
         core = self.cores[0][0]
@@ -309,7 +311,7 @@ class MPOLinear(CompressedLayer):
         They are measured if the layer was set to ``autotune=True``; see :func:`mpochain.set_execution`.
 
         Raises:
-            SpecError: a batch size below 1.
+            ArgumentError: a batch size below 1.
         """
         for batch in [batch_sizes] if isinstance(batch_sizes, int) else batch_sizes:
             for training in (False, True):

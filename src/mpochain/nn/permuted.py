@@ -45,9 +45,9 @@ class PermutedLinear(ComposedLinear):
     Args:
         inner: without bias; it becomes a submodule and is not copied. Low rank takes any order itself, in the rows and
             columns of its factors.
-        rows: ``(out,)``, where each output of ``inner`` belongs; None for the given order.
-        columns: ``(in,)``, which input each input of ``inner`` is; None for the given order.
-        bias: ``(out,)``, in the order of the outputs of the whole; copied.
+        rows: ``(out,)``: output ``k`` of ``inner`` is output ``rows[k]`` of the layer; None for the identity.
+        columns: ``(in,)``: input ``k`` of ``inner`` is input ``columns[k]`` of the layer; None for the identity.
+        bias: ``(out,)``, in the order of the layer's outputs; copied.
 
     Raises:
         DTypeError: another type of layer.
@@ -80,14 +80,14 @@ class PermutedLinear(ComposedLinear):
         columns = None if columns is None else permutation_buffer(columns, self.in_features, "columns")
         if bias is not None and tuple(bias.shape) != (self.out_features,):
             raise ShapeError(f"the bias must have shape ({self.out_features},), got {tuple(bias.shape)}")
-        # Where each output is found among those of the inner layer.
+        # The inverse of rows: output j of the layer is output place[j] of the inner layer.
         self.register_buffer("place", None if rows is None else torch.argsort(rows).to(torch.int32))
         self.register_buffer("columns", columns)
         self.register_parameter("bias", None if bias is None else nn.Parameter(bias.detach().clone()))
 
     @classmethod
     def from_split(cls, split: KroneckerFactors, bias: Tensor | None = None) -> PermutedLinear:
-        """The layer of what :func:`mpochain.decomposition.split_off` made of a torch tensor.
+        """The layer of Kronecker factors of a torch tensor, from :func:`mpochain.decomposition.split_off`.
 
         Args:
             split: is copied.
@@ -104,7 +104,7 @@ class PermutedLinear(ComposedLinear):
             (True, tensor(8., grad_fn=<SumBackward0>))
         """
         orders = {"rows": split.rows, "columns": split.columns}
-        # To keep the given order costs a look-up for nothing.
+        # The identity would cost a look-up for nothing.
         changed = {name: order for name, order in orders.items() if (order != np.arange(len(order))).any()} or orders
         permutations = {name: torch.from_numpy(np.ascontiguousarray(order)) for name, order in changed.items()}
         inner = MPOLinear.from_chains(MPOChain(split.cores, split.spec))

@@ -13,16 +13,14 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from mpochain.errors import DTypeError, SpecError
+from mpochain.errors import ArgumentError
 from mpochain.execution.autocast import without_autocast
 from mpochain.nn.embeddings.rows import Maker, RowEmbedding
+from mpochain.nn.embeddings.unit_choice import Source, count_of, dims_of, index_of
 from mpochain.nn.entry import MOST_SITES, MatrixEntry, Padding, Size
 from mpochain.nn.layer import Index
 
-__all__ = ["EntangledEmbedding", "EntangledEntry", "Source"]
-
-# What says which units a row is made of: the digits of its number, the number itself, or an index that was given.
-Source = Literal["digits", "own", "index"]
+__all__ = ["EntangledEmbedding", "EntangledEntry"]
 
 
 class EntangledEntry(MatrixEntry):
@@ -58,7 +56,7 @@ class EntangledEmbedding(RowEmbedding):
     Args:
         num_embeddings: words.
         embedding_dim: columns of the table.
-        order: places of a word; for an index its number of columns, which need not be given.
+        order: places of a word; for an index its number of columns, which is the default.
         ranks: products that are summed.
         units: ``"digits"``, ``"own"``, or an index ``(num_embeddings, order)`` of integers from 0 on, such as
             ``Units.of(...).index``.
@@ -74,13 +72,14 @@ class EntangledEmbedding(RowEmbedding):
         dtype: their element type.
 
     Raises:
-        SpecError: an order below 2, no ranks, dims that are too small, a shared table of several dims, too few units,
-            or an index of another shape or beside the table.
+        SpecError: dims whose product is too small.
+        ArgumentError: an order below 2, no ranks, a shared table of several dims, too few units, or an index of another
+            shape or with units beyond the table.
         DTypeError: an index that is not of integers.
 
     Example:
         >>> xs = EntangledEmbedding(30_000, 256, order=4)
-        >>> sum(each.numel() for each in xs.parameters()), xs(torch.tensor([[0, 7, 7]])).shape
+        >>> sum(parameter.numel() for parameter in xs.parameters()), xs(torch.tensor([[0, 7, 7]])).shape
         (224, torch.Size([1, 3, 256]))
         >>> morphemes = torch.tensor([[0, 1], [0, 2], [3, 1]])  # un-do, un-tie, re-do
         >>> EntangledEmbedding(3, 16, units=morphemes, ranks=2).table_0.shape
@@ -114,21 +113,21 @@ class EntangledEmbedding(RowEmbedding):
         super().__init__(num_embeddings, embedding_dim, padding_idx)
         index = torch.as_tensor(units) if isinstance(units, Tensor | np.ndarray) else None
         if index is None and units not in ("digits", "own"):
-            raise SpecError(f"units are 'digits', 'own' or an index (num_embeddings, order), got {units!r}")
+            raise ArgumentError(f"units are 'digits', 'own' or an index (num_embeddings, order), got {units!r}")
         self.source: Source = "index" if index is not None else cast("Source", units)
         if index is not None:
-            index = _index_of(index, num_embeddings, order)
+            index = index_of(index, num_embeddings, order)
             order = index.shape[1]
         if order is None or order < 2:
-            raise SpecError(f"a product has two places or more, got order {order}")
+            raise ArgumentError(f"a product has two places or more, got order {order}")
         if ranks < 1:
-            raise SpecError(f"a sum has one rank or more, got {ranks}")
+            raise ArgumentError(f"a sum has one rank or more, got {ranks}")
         self.ranks = ranks
-        self.dims = _dims_of(embedding_dim, order, dims)
+        self.dims = dims_of(embedding_dim, order, dims)
         self.shared = self.source == "index" if shared is None else shared
         if self.shared and len(set(self.dims)) > 1:
-            raise SpecError(f"places of several dims {self.dims} have no table in common; give shared=False")
-        self.unit_count = self._count_of(unit_count, index)
+            raise ArgumentError(f"places of several dims {self.dims} have no table in common; give shared=False")
+        self.unit_count = count_of(self.source, num_embeddings, order, index, unit_count)
 
         def filled(rows: int, columns: int, value: float) -> nn.Parameter:
             return nn.Parameter(torch.full((rows, columns), value, device=device, dtype=dtype))
@@ -198,12 +197,12 @@ class EntangledEmbedding(RowEmbedding):
         """The units ``(n,)`` of words ``(n,)`` at each place.
 
         Example:
-            >>> [each.tolist() for each in EntangledEmbedding(100, 4, order=2).units_of(torch.tensor([7, 42]))]
+            >>> [units.tolist() for units in EntangledEmbedding(100, 4, order=2).units_of(torch.tensor([7, 42]))]
             [[0, 4], [7, 2]]
         """
         if self.index is not None:
-            found = self.index.index_select(0, ids).long()
-            return [found[:, place] for place in range(self.order)]
+            units = self.index.index_select(0, ids).long()
+            return [units[:, place] for place in range(self.order)]
         if self.source == "own":
             return [ids] * self.order
         digits = []
@@ -217,21 +216,21 @@ class EntangledEmbedding(RowEmbedding):
         tables, half = self.tables, (self.order + 1) // 2
         direct, all_units = self._direct(), self.units_of(ids)
 
-        def make(some: slice, out: Tensor | None) -> Tensor:
+        def make(part: slice, out: Tensor | None) -> Tensor:
             # nn.Embedding gives what it holds, under autocast too, and the sums of a model begin there.
             with without_autocast(tables[0]):
                 factors = [
-                    F.embedding(units[some], table).view(-1, self.ranks, dim)
+                    F.embedding(units[part], table).view(-1, self.ranks, dim)
                     for units, table, dim in zip(all_units, tables, self.dims, strict=True)
                 ]
                 if self.coefficients is not None:
-                    factors[0] = factors[0] * F.embedding(ids[some], self.coefficients)[:, :, None]
+                    factors[0] = factors[0] * F.embedding(ids[part], self.coefficients)[:, :, None]
                 left, right = _outer(factors[:half]), _outer(factors[half:])
                 into = out.view(-1, left.shape[2], right.shape[2]) if out is not None and direct else None
-                made = torch.bmm(left.transpose(1, 2), right, out=into).flatten(1)[:, : self.embedding_dim]
+                rows = torch.bmm(left.transpose(1, 2), right, out=into).flatten(1)[:, : self.embedding_dim]
                 if self.scale is not None and self.shift is not None:
-                    made = F.layer_norm(made, (self.embedding_dim,), self.scale[0], self.shift[0])
-            return made if out is None or direct else out.copy_(made)
+                    rows = F.layer_norm(rows, (self.embedding_dim,), self.scale[0], self.shift[0])
+            return rows if out is None or direct else out.copy_(rows)
 
         return make
 
@@ -243,89 +242,43 @@ class EntangledEmbedding(RowEmbedding):
         """See :class:`mpochain.nn.RowEmbedding`."""
         half = (self.order + 1) // 2
         left, right = math.prod(self.dims[:half]), math.prod(self.dims[half:])
-        made = 0 if self._direct() else left * right + self.embedding_dim
-        # Products of halves and what they are made of.
-        return self.ranks * (sum(self.dims) + left + right) + made
+        beyond = 0 if self._direct() else left * right + self.embedding_dim
+        # Products of halves and what they are beyond of.
+        return self.ranks * (sum(self.dims) + left + right) + beyond
 
     def macs(self) -> int:
         """Multiply-adds of one row."""
         half = (self.order + 1) // 2
-        found = self.ranks * math.prod(self.dims)
+        total = self.ranks * math.prod(self.dims)
         for dims in (self.dims[:half], self.dims[half:]):
-            found += self.ranks * sum(math.prod(dims[:count]) for count in range(2, len(dims) + 1))
-        return found + (self.ranks * self.dims[0] if self.coefficients is not None else 0)
+            total += self.ranks * sum(math.prod(dims[:count]) for count in range(2, len(dims) + 1))
+        return total + (self.ranks * self.dims[0] if self.coefficients is not None else 0)
 
     def reset_parameters(self, weight_std: float = 1.0) -> None:
-        """Normal vectors of such a deviation that entries of rows of different units have ``weight_std``.
+        """Draw vectors from a normal distribution, such that entries of the table have the deviation ``weight_std``.
 
-        It is a sum of ``r`` products of ``n`` independent numbers, so each has ``(weight_std^2 / r)^(1/2n)``.
-        With ``norm``, rows have ``weight_std`` as their scale, and are drawn with 1 before it.
+        An entry is a sum of ``r`` products of ``n`` independent numbers, so these have the deviation
+        ``(weight_std^2 / r)^(1/2n)``. With ``norm``, ``weight_std`` is the scale of the rows, which have the deviation
+        1 before it.
         """
         drawn = weight_std if self.scale is None else 1.0
         std = (drawn / math.sqrt(self.ranks)) ** (1 / self.order)
         with torch.no_grad():
             for table in dict.fromkeys(self.tables):
                 table.normal_(0.0, std)
-            for each, value in ((self.coefficients, 1.0), (self.scale, weight_std), (self.shift, 0.0)):
-                if each is not None:
-                    each.fill_(value)
+            for parameter, value in ((self.coefficients, 1.0), (self.scale, weight_std), (self.shift, 0.0)):
+                if parameter is not None:
+                    parameter.fill_(value)
 
     def extra_repr(self) -> str:
         """Sizes, for ``print(embedding)``."""
         dims = "x".join(map(str, self.dims))
         return f"{super().extra_repr()}, units={self.source} of {self.unit_count}, dims={dims}, ranks={self.ranks}"
 
-    def _count_of(self, given: int | None, index: Tensor | None) -> int:
-        """Units of each table, as given or the fewest there can be."""
-        if index is not None:
-            if given is None and index.device.type == "meta":
-                raise SpecError("an index without numbers does not say how many units there are; give unit_count=")
-            needed = given if index.device.type == "meta" else int(index.max()) + 1
-        elif self.source == "own":
-            needed = self.num_embeddings
-        else:
-            needed = round(self.num_embeddings ** (1 / self.order))
-            needed += needed**self.order < self.num_embeddings
-            needed -= needed > 1 and (needed - 1) ** self.order >= self.num_embeddings
-        assert needed is not None
-        if given is None:
-            return max(needed, 1)
-        if given < needed:
-            raise SpecError(f"{self.num_embeddings} words need {needed} units, got unit_count={given}")
-        if self.source == "own" and given != needed:
-            raise SpecError(f"with units of their own {needed} words have so many, got unit_count={given}")
-        return given
-
-
-def _index_of(index: Tensor, words: int, order: int | None) -> Tensor:
-    if index.is_floating_point() or index.is_complex() or index.dtype == torch.bool:
-        raise DTypeError(f"an index of units holds integers, got {index.dtype}")
-    if index.ndim != 2 or index.shape[0] != words or order not in (None, index.shape[1]):
-        wanted = "order" if order is None else order
-        raise SpecError(f"the index of {words} words has shape ({words}, {wanted}), got {tuple(index.shape)}")
-    if index.device.type != "meta":
-        low, high = (int(each) for each in index.long().aminmax())
-        if low < 0 or high > torch.iinfo(torch.int32).max:
-            raise SpecError(f"the units of an index count from 0 and are of 31 bits, got {low if low < 0 else high}")
-    # A copy, so that nobody changes it from outside.
-    return index.to(torch.int32, copy=True)
-
-
-def _dims_of(columns: int, order: int, dims: Iterable[int] | None) -> tuple[int, ...]:
-    if dims is None:
-        side = round(columns ** (1 / order))
-        side += side**order < columns
-        side -= side > 1 and (side - 1) ** order >= columns
-        return (max(side, 1),) * order
-    found = tuple(int(each) for each in dims)
-    if len(found) != order or min(found) < 1 or math.prod(found) < columns:
-        raise SpecError(f"{order} dims whose product is {columns} or more are needed, got {found}")
-    return found
-
 
 def _outer(factors: list[Tensor]) -> Tensor:
     """``(n, r, q_1), (n, r, q_2), ..`` to the product ``(n, r, q_1 q_2 ..)`` of each rank."""
-    made = factors[0]
+    product = factors[0]
     for factor in factors[1:]:
-        made = (made[..., None] * factor[..., None, :]).flatten(2)
-    return made
+        product = (product[..., None] * factor[..., None, :]).flatten(2)
+    return product

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from mpochain.errors import NonFiniteError, ShapeError, SpecError
+from mpochain.errors import ArgumentError, NonFiniteError, ShapeError
 from mpochain.factorization import decompose
 from mpochain.nn.embeddings.entangled import EntangledEmbedding
 from mpochain.nn.embeddings.rows import RowEmbedding
@@ -16,7 +16,7 @@ from mpochain.spec import ChainSpec
 
 __all__ = ["Fit", "fit_rows"]
 
-# Rows whose gradients are found at once, and what the optimiser remembers.
+# Rows whose gradients are computed at once, and steps that the optimiser remembers.
 _AT_ONCE, _HISTORY = 4096, 10
 
 # A fit ends where a step changes the squared error by less than this share of that of leaving out everything.
@@ -28,8 +28,8 @@ class Fit:
     """How near the rows came.
 
     Attributes:
-        errors: ``(num_embeddings,)`` relative error of each row; of a row of zeros 0 if it is met, else infinite.
-        error: relative error of all rows together, each weighed by the frequency of its word.
+        errors: ``(num_embeddings,)`` relative error of each row; that of a row of zeros is 0 or infinite.
+        error: relative error of all rows together, weighted by the frequencies of their words.
         evaluations: of the gradient.
     """
 
@@ -43,8 +43,8 @@ def fit_rows(
 ) -> Fit:
     """Change the parameters of an embedding, in place, so that its rows come near those of a table.
 
-    What is made as small as it goes is ``sum_w f_w ||v_w - t_w||^2``, by L-BFGS on all parameters. It starts from what
-    the parameters are, except where a best fit is known: with two places of tables of their own, and units that are
+    L-BFGS on all parameters minimises ``sum_w f_w ||v_w - t_w||^2``. It starts from the present parameters, except
+    where a best fit is known: with two places of tables of their own, and units that are
     digits or each word's own, rows are those of a sum of Kronecker products or of matrices of low rank, which singular
     values give (Van Loan and Pitsianis 1993).
 
@@ -58,7 +58,7 @@ def fit_rows(
 
     Raises:
         ShapeError: a table or frequencies of other sizes.
-        SpecError: frequencies that are negative, or all 0; or parameters that are all frozen.
+        ArgumentError: frequencies that are negative, or all 0; or parameters that are all frozen.
         NonFiniteError: NaN or infinite entries.
 
     Example:
@@ -69,30 +69,30 @@ def fit_rows(
         True
     """
     weights = _weights(embedding, table, frequencies)
-    wide = table.detach().to(next(embedding.parameters()).dtype)
-    whole = float((weights[:, None] * wide.square()).sum()) or 1.0
-    parameters = [each for each in embedding.parameters() if each.requires_grad]
+    target = table.detach().to(next(embedding.parameters()).dtype)
+    power = float((weights[:, None] * target.square()).sum()) or 1.0
+    parameters = [parameter for parameter in embedding.parameters() if parameter.requires_grad]
     if not parameters:
-        raise SpecError("all parameters of the embedding are frozen; requires_grad_() those that may change")
+        raise ArgumentError("all parameters of the embedding are frozen; requires_grad_() those that may change")
     with torch.no_grad():
-        _start(embedding, wide)
+        _start(embedding, target)
     evaluations = 0
 
     def loss() -> Tensor:
         nonlocal evaluations
         evaluations += 1
-        for each in parameters:
-            each.grad = None
-        total = torch.zeros((), dtype=wide.dtype, device=wide.device)
-        for some in torch.arange(len(wide), device=wide.device).split(_AT_ONCE):
-            rest = (embedding.rows(some) - wide[some]).square().sum(1)
-            part = (rest * weights[some]).sum() / whole
+        for parameter in parameters:
+            parameter.grad = None
+        total = torch.zeros((), dtype=target.dtype, device=target.device)
+        for rows in torch.arange(len(target), device=target.device).split(_AT_ONCE):
+            rest = (embedding.rows(rows) - target[rows]).square().sum(1)
+            part = (rest * weights[rows]).sum() / power
             part.backward()
             total += part.detach()
         return total
 
     if iterations:
-        before = [each.grad for each in parameters]
+        before = [parameter.grad for parameter in parameters]
         optimizer = torch.optim.LBFGS(
             parameters,
             max_iter=iterations,
@@ -104,13 +104,13 @@ def fit_rows(
         )
         with torch.enable_grad():
             optimizer.step(loss)
-        for each, gradient in zip(parameters, before, strict=True):
-            each.grad = gradient
+        for parameter, gradient in zip(parameters, before, strict=True):
+            parameter.grad = gradient
     with torch.no_grad():
-        rest = (embedding.weight - wide).square().sum(1)
-        sizes = wide.square().sum(1)
+        rest = (embedding.weight - target).square().sum(1)
+        sizes = target.square().sum(1)
         errors = torch.where(rest > 0, (rest / sizes).sqrt(), 0.0)
-    return Fit(errors, math.sqrt(float((rest * weights).sum()) / whole), evaluations)
+    return Fit(errors, math.sqrt(float((rest * weights).sum()) / power), evaluations)
 
 
 def _weights(embedding: RowEmbedding, table: Tensor, frequencies: Tensor | None) -> Tensor:
@@ -125,7 +125,7 @@ def _weights(embedding: RowEmbedding, table: Tensor, frequencies: Tensor | None)
     if tuple(frequencies.shape) != sizes[:1]:
         raise ShapeError(f"the frequencies have shape {tuple(frequencies.shape)}; expected {sizes[:1]}")
     if not frequencies.isfinite().all() or bool((frequencies < 0).any()) or not frequencies.any():
-        raise SpecError("frequencies are finite, none negative and not all 0")
+        raise ArgumentError("frequencies are finite, none negative and not all 0")
     return (frequencies.double() / frequencies.double().mean()).to(like)
 
 
@@ -143,12 +143,12 @@ def _start(embedding: RowEmbedding, table: Tensor) -> None:
     second.zero_()
     if embedding.source == "own":
         padded = torch.nn.functional.pad(table, (0, left * right - table.shape[1]))
-        for some in torch.arange(len(table), device=table.device).split(_AT_ONCE):
-            U, S, Vh = torch.linalg.svd(padded[some].view(-1, left, right).double(), full_matrices=False)
+        for rows in torch.arange(len(table), device=table.device).split(_AT_ONCE):
+            U, S, Vh = torch.linalg.svd(padded[rows].view(-1, left, right).double(), full_matrices=False)
             kept = min(ranks, S.shape[1])
             sizes = S[:, :kept, None].sqrt()
-            first.view(-1, ranks, left)[some, :kept] = (U.transpose(1, 2)[:, :kept] * sizes).to(table)
-            second.view(-1, ranks, right)[some, :kept] = (Vh[:, :kept] * sizes).to(table)
+            first.view(-1, ranks, left)[rows, :kept] = (U.transpose(1, 2)[:, :kept] * sizes).to(table)
+            second.view(-1, ranks, right)[rows, :kept] = (Vh[:, :kept] * sizes).to(table)
         return
     count = embedding.unit_count
     spec = ChainSpec((count, count), (left, right), ranks, out_features=table.shape[0], in_features=table.shape[1])

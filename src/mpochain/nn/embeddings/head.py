@@ -20,7 +20,7 @@ __all__ = ["RowLinear", "RowsEntry", "tied_head"]
 
 Layer = TypeVar("Layer", bound=CompressedLayer)
 
-# Elements that rows and what they are made of may take at once: 64 MiB of float32.
+# Elements that rows and their intermediate products may take at once: 64 MiB of float32.
 _AT_ONCE = 1 << 24
 
 

@@ -52,19 +52,19 @@ class MPOEmbedding(RowEmbedding):
         sites: number of sites of the default dims, 2 if not given.
         out_dims: rows of each site, instead of the default.
         in_dims: columns of each site, instead of the default.
-        spec: the whole spec, instead of dims and ``max_bond``.
+        spec: the complete spec, instead of dims and ``max_bond``.
         terms: several specs; the table is the sum of their chains.
         padding_idx: a row that gets no gradient from look-ups, as in ``nn.Embedding``.
         device: where the parameters live.
         dtype: their element type.
 
     Raises:
-        SpecError: dims that do not multiply to the sizes, no bond given, contradictory arguments, or a
-            ``padding_idx`` outside of the table.
+        SpecError: dims that do not multiply to the sizes, or no bond.
+        ArgumentError: contradictory arguments, or a ``padding_idx`` outside of the table.
 
     Example:
         >>> embedding = MPOEmbedding(50257, 768, max_bond=16)
-        >>> sum(each.numel() for each in embedding.parameters()), embedding(torch.tensor([[0, 7, 7]])).shape
+        >>> sum(parameter.numel() for parameter in embedding.parameters()), embedding(torch.tensor([[0, 7, 7]])).shape
         (..., torch.Size([1, 3, 768]))
     """
 
@@ -113,7 +113,7 @@ class MPOEmbedding(RowEmbedding):
         """The embedding with the weight of a layer as its table: the rows are the layer's outputs.
 
         Args:
-            table: without bias; of chains, in the given order or another. It becomes a submodule and is not copied.
+            table: without bias; of chains, permuted or not. It becomes a submodule and is not copied.
             padding_idx: see :class:`MPOEmbedding`.
 
         Raises:
@@ -152,13 +152,13 @@ class MPOEmbedding(RowEmbedding):
 
         Example:
             >>> dense = nn.Embedding(12, 8)
-            >>> made = MPOEmbedding.from_embedding(dense, ChainSpec((3, 4), (2, 4)))  # no bond given: lossless
-            >>> torch.allclose(made(torch.tensor([5])), dense(torch.tensor([5])), atol=1e-5)
+            >>> embedding = MPOEmbedding.from_embedding(dense, ChainSpec((3, 4), (2, 4)))  # without bonds: lossless
+            >>> torch.allclose(embedding(torch.tensor([5])), dense(torch.tensor([5])), atol=1e-5)
             True
         """
         table = dense_table(embedding)
-        made = MPOLinear.from_chains(decompose(table.detach(), spec, cutoff=cutoff, name=name))
-        return cls.of(made.requires_grad_(table.requires_grad), embedding.padding_idx).train(embedding.training)
+        chain = MPOLinear.from_chains(decompose(table.detach(), spec, cutoff=cutoff, name=name))
+        return cls.of(chain.requires_grad_(table.requires_grad), embedding.padding_idx).train(embedding.training)
 
     def reset_parameters(self, weight_std: float = 1.0) -> None:
         """See :class:`mpochain.nn.RowEmbedding`."""
@@ -194,14 +194,14 @@ class MPOEmbedding(RowEmbedding):
 
     def macs(self) -> int:
         """Multiply-adds of one row."""
-        found = 0
+        total = 0
         for spec in self._chains().specs:
             columns = 1
             for site, (_, _, in_dim, right) in enumerate(spec.core_shapes):
                 left = spec.core_shapes[site][0]
                 columns *= in_dim
-                found += columns * left * right if site else 0
-        return found
+                total += columns * left * right if site else 0
+        return total
 
     def scratch(self) -> int:
         """See :class:`mpochain.nn.RowEmbedding`."""
@@ -212,8 +212,8 @@ class MPOEmbedding(RowEmbedding):
                 # The row so far and the slices of this core, if it has several; their product too, if it is not the row
                 # that is asked for.
                 slices = left * in_dim * right if rows > 1 or not site else 0
-                made = columns * in_dim * right if site + 1 < spec.sites or not self._direct() else 0
-                most = max(most, columns * left + slices + made)
+                product = columns * in_dim * right if site + 1 < spec.sites or not self._direct() else 0
+                most = max(most, columns * left + slices + product)
                 columns *= in_dim
         return most
 
@@ -223,7 +223,7 @@ class MPOEmbedding(RowEmbedding):
         super()._set_execution(cache, autotune)
 
     def maker(self, ids: Tensor) -> Maker:
-        """Rows are made from their slices of the cores."""
+        """Rows are products of slices of the cores, see :class:`mpochain.nn.RowEmbedding`."""
         table, chains = self.table, self._chains()
         # nn.Embedding gives what it holds, under autocast too, and the sums of a model begin there.
         with without_autocast(chains.cores[0][0]):
@@ -235,13 +235,13 @@ class MPOEmbedding(RowEmbedding):
         ids = ids if place is None else place.index_select(0, ids).long()
         digits = [_digits(ids, spec.out_dims) for spec in chains.specs]
 
-        def make(some: slice, out: Tensor | None) -> Tensor:
+        def make(part: slice, out: Tensor | None) -> Tensor:
             total: Tensor | None = None
             with without_autocast(chains.cores[0][0]):
                 for spec, slices, all_digits in zip(chains.specs, terms, digits, strict=True):
-                    chosen = [each[some] for each in all_digits]
-                    made = _row_products(chosen, spec, slices, out if direct else None)[:, : spec.in_features]
-                    total = made if total is None else total + made
+                    chosen = [site_digits[part] for site_digits in all_digits]
+                    rows = _row_products(chosen, spec, slices, out if direct else None)[:, : spec.in_features]
+                    total = rows if total is None else total + rows
             assert total is not None
             if back is not None:
                 total = reordered(total, back)
@@ -267,12 +267,12 @@ def _slices(core: Tensor) -> Tensor:
 
 
 def _digits(ids: Tensor, dims: Sequence[int]) -> list[Tensor]:
-    """Which slice of each core a row is made of."""
-    found = []
+    """The number of the slice of each core whose product is a row."""
+    digits = []
     for dim in reversed(dims):
-        found.append(ids % dim)
+        digits.append(ids % dim)
         ids = ids // dim
-    return found[::-1]
+    return digits[::-1]
 
 
 def _row_products(digits: Sequence[Tensor], spec: ChainSpec, slices: Sequence[Tensor], out: Tensor | None) -> Tensor:

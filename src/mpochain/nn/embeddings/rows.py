@@ -25,16 +25,17 @@ _SPARSE = 16
 # Elements that making rows may take beside them, without gradients: 3/4 MiB of float32, which stays in cache.
 _SCRATCH = 3 << 16
 
-# Makes the rows ``(n, embedding_dim)`` of some of the tokens; in the place given, if one is, without gradients.
+# Computes the rows ``(n, embedding_dim)`` of a slice of the tokens; into ``out`` if it is a tensor, without gradients.
 Maker = Callable[[slice, Tensor | None], Tensor]
 
 
 class RowEmbedding(CompressedLayer, ABC):
-    """A table ``W (num_embeddings, embedding_dim)`` whose rows can be made: ``(...)`` to ``(..., embedding_dim)``.
+    """A table ``W (num_embeddings, embedding_dim)`` whose rows are computed: ``(...)`` to ``(..., embedding_dim)``.
 
-    A subclass says how rows are made, in :meth:`maker`. The table is never built for a look-up. Of 64 tokens or more of
-    which a quarter are repeated, each row is made once; of fewer, and within a transform or a compiled graph, to find
-    out would cost more than it saves. Without gradients rows are made in tiles that take less than a MiB.
+    A subclass defines how, in :meth:`maker`. The table is never built for a look-up. In a batch of 64 tokens or more of
+    which a quarter are repeated, a repeated row is computed once; in smaller batches, and within a transform or a
+    compiled graph, finding out would cost more than it saves. Without gradients rows are computed in tiles that take
+    less than a MiB.
 
     Args:
         num_embeddings: rows of the table.
@@ -142,7 +143,7 @@ class RowEmbedding(CompressedLayer, ABC):
         return f"{self.num_embeddings}, {self.embedding_dim}{padding}"
 
     def _require_rows(self, ids: Tensor) -> None:
-        """Refuse indices beside the table, of which padding has some."""
+        """Refuse indices outside of the table; a padded chain would have rows for them."""
         if _traced() or not len(ids):
             return
         low, high = (int(bound) for bound in ids.aminmax())
@@ -167,9 +168,9 @@ class RowEmbedding(CompressedLayer, ABC):
         return rows
 
     def _distinct(self, ids: Tensor) -> tuple[Tensor, Tensor | None]:
-        """Each token once, in the order in which they come first, and where each of ``ids`` is among them.
+        """The distinct tokens in the order of their first occurrence, and the position of every token among them.
 
-        All of them, and None, where hardly any comes twice.
+        All tokens, and None, where hardly any is repeated.
         """
         numbers = torch.arange(len(ids), device=ids.device)
         # By a table of all tokens, or by sorting where that would be much larger than what is asked for.
@@ -187,9 +188,9 @@ class RowEmbedding(CompressedLayer, ABC):
 
 
 def _plain(ids: Tensor, parameters: list[nn.Parameter]) -> bool:
-    """Whether rows may be made in place, and so many as there are distinct ones.
+    """Whether rows may be computed in place, and only the distinct ones.
 
-    Not where a compiler would have to know that, nor of dual or batched tensors.
+    Not in a compiled graph, whose shapes would depend on the tokens, nor for dual or batched tensors.
     """
     return not _traced() and keepable(ids, parameters)
 

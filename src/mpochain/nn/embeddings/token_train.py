@@ -55,7 +55,7 @@ class TokenTrainEmbedding(RowEmbedding):
 
     Example:
         >>> embedding = TokenTrainEmbedding(100, 64, max_bond=1)
-        >>> embedding.dims, sum(each.numel() for each in embedding.parameters())
+        >>> embedding.dims, sum(parameter.numel() for parameter in embedding.parameters())
         ((4, 4, 4), 1200)
     """
 
@@ -111,14 +111,14 @@ class TokenTrainEmbedding(RowEmbedding):
 
         Example:
             >>> dense = nn.Embedding(12, 8)
-            >>> made = TokenTrainEmbedding.from_embedding(dense, max_bond=4)  # all that a row of 2x2x2 can have
-            >>> torch.allclose(made(torch.tensor([5])), dense(torch.tensor([5])), atol=1e-5)
+            >>> trains = TokenTrainEmbedding.from_embedding(dense, max_bond=4)  # all that a row of 2x2x2 can have
+            >>> torch.allclose(trains(torch.tensor([5])), dense(torch.tensor([5])), atol=1e-5)
             True
         """
         table = dense_table(embedding)
         if not table.isfinite().all():
             raise NonFiniteError("the table has NaN or infinite entries; a train of them would be NaN")
-        made = cls(
+        trains = cls(
             embedding.num_embeddings,
             embedding.embedding_dim,
             max_bond,
@@ -130,10 +130,10 @@ class TokenTrainEmbedding(RowEmbedding):
         )
         with torch.no_grad():
             for start in range(0, len(table), _AT_ONCE):
-                some = slice(start, start + _AT_ONCE)
-                for core, found in zip(made.cores, _trains(table[some], made.core_shapes), strict=True):
-                    core[some] = found
-        return made.requires_grad_(table.requires_grad).train(embedding.training)
+                rows = slice(start, start + _AT_ONCE)
+                for core, values in zip(trains.cores, _trains(table[rows], trains.core_shapes), strict=True):
+                    core[rows] = values
+        return trains.requires_grad_(table.requires_grad).train(embedding.training)
 
     def entry(self) -> TokenTrainEntry:
         """The sizes of the table, the dims and the largest bond."""
@@ -162,19 +162,19 @@ class TokenTrainEmbedding(RowEmbedding):
         cores, shapes_ = self.cores, self.core_shapes
         direct = self._direct()
 
-        def make(some: slice, out: Tensor | None) -> Tensor:
+        def make(part: slice, out: Tensor | None) -> Tensor:
             with without_autocast(cores[0]):
-                made = F.embedding(ids[some], cores[0])
+                rows = F.embedding(ids[part], cores[0])
                 for site, (core, (left, dim, right)) in enumerate(zip(cores, shapes_, strict=True)):
                     if not site:
                         continue
-                    columns = made.shape[1] // left
-                    factor = F.embedding(ids[some], core).view(-1, left, dim * right)
+                    columns = rows.shape[1] // left
+                    factor = F.embedding(ids[part], core).view(-1, left, dim * right)
                     last = direct and site + 1 == len(cores)
                     into = out.view(-1, columns, dim) if out is not None and last else None
-                    made = torch.bmm(made.view(-1, columns, left), factor, out=into).flatten(1)
-            made = made[:, : self.embedding_dim]
-            return made if out is None or direct else out.copy_(made)
+                    rows = torch.bmm(rows.view(-1, columns, left), factor, out=into).flatten(1)
+            rows = rows[:, : self.embedding_dim]
+            return rows if out is None or direct else out.copy_(rows)
 
         return make
 
@@ -186,18 +186,18 @@ class TokenTrainEmbedding(RowEmbedding):
         """See :class:`mpochain.nn.RowEmbedding`."""
         columns, most = 1, 0
         for site, (left, dim, right) in enumerate(self.core_shapes):
-            made = columns * dim * right if site + 1 < len(self.dims) or not self._direct() else 0
-            most = max(most, columns * left + left * dim * right + made)
+            product = columns * dim * right if site + 1 < len(self.dims) or not self._direct() else 0
+            most = max(most, columns * left + left * dim * right + product)
             columns *= dim
         return most
 
     def macs(self) -> int:
         """Multiply-adds of one row."""
-        columns, found = self.dims[0], 0
+        columns, total = self.dims[0], 0
         for left, dim, right in self.core_shapes[1:]:
-            found += columns * left * dim * right
+            total += columns * left * dim * right
             columns *= dim
-        return found
+        return total
 
     def reset_parameters(self, weight_std: float = 1.0) -> None:
         """Normal cores of such a deviation that entries have ``weight_std``, see :func:`mpochain.nn.core_std`."""
@@ -214,10 +214,10 @@ class TokenTrainEmbedding(RowEmbedding):
 def _dims_of(columns: int, sites: int | None, dims: Iterable[int] | None) -> tuple[int, ...]:
     if dims is None:
         return shapes.default_dims(columns, 3 if sites is None else sites)
-    found = tuple(int(each) for each in dims)
-    if sites not in (None, len(found)) or not found or min(found) < 1 or math.prod(found) < columns:
-        raise SpecError(f"dims are one for each of the sites and multiply to {columns} or more, got {found}")
-    return found
+    sizes = tuple(int(dim) for dim in dims)
+    if sites not in (None, len(sizes)) or not sizes or min(sizes) < 1 or math.prod(sizes) < columns:
+        raise SpecError(f"dims are one for each of the sites and multiply to {columns} or more, got {sizes}")
+    return sizes
 
 
 def _bonds_of(dims: tuple[int, ...], most: int) -> tuple[int, ...]:
@@ -227,14 +227,14 @@ def _bonds_of(dims: tuple[int, ...], most: int) -> tuple[int, ...]:
 
 
 def _trains(rows: Tensor, core_shapes: list[tuple[int, int, int]]) -> list[Tensor]:
-    """The cores ``(n, r_j-1 q_j r_j)`` of each of the rows ``(n, d)``, of equal norm within a row."""
+    """The cores ``(n, r_j-1 q_j r_j)`` of rows ``(n, d)``, those of one row of equal norm."""
     length, count = math.prod(dim for _, dim, _ in core_shapes), len(rows)
     rest = F.pad(rows.double(), (0, length - rows.shape[1]))
-    found = []
+    cores = []
     for left, dim, right in core_shapes[:-1]:
         U, S, Vh = torch.linalg.svd(rest.reshape(count, left * dim, -1), full_matrices=False)
-        found.append(U[..., :right].reshape(count, -1))
+        cores.append(U[..., :right].reshape(count, -1))
         rest = S[:, :right, None] * Vh[:, :right]
-    found.append(rest.reshape(count, -1))
+    cores.append(rest.reshape(count, -1))
     # Training moves cores of equal norms alike; a row of zeros gets cores of zeros, which no gradient moves.
-    return equalised_rows(found)
+    return equalised_rows(cores)
