@@ -1,4 +1,4 @@
-"""The two ways to train a chain by autograd alone, with the parameters of a given layer."""
+"""Two baselines that train a chain by autograd alone, with the parameters of an existing layer."""
 
 from __future__ import annotations
 

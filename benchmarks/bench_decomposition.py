@@ -1,4 +1,4 @@
-"""Matrix to chain: TensorLy beside the three methods of this library, with the error of each."""
+"""Benchmark of decompositions: TensorLy beside the three algorithms of this library, with their errors."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a small layer costs beyond its arithmetic: its forward beside the fewest torch calls that do the same work."""
+"""Benchmark of overhead: the forward pass of a small layer beside the fewest torch calls for the same work."""
 
 from __future__ import annotations
 

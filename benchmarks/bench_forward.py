@@ -1,4 +1,4 @@
-"""Forward passes: the chain beside the dense layer, low rank at equal parameters, and every peer."""
+"""Benchmark of forward passes: the chain beside the dense layer, low rank at equal parameters, and every peer."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ _TOLERANCE = {"float32": 1e-3, "bfloat16": 5e-2}
 @pytest.mark.parametrize("cell", CELLS)
 def bench_forward(benchmark, cell):
     skip_if_finished(benchmark, "forward", cell.name)
-    made, missing, _, exact = implementations(cell.spec, getattr(torch, cell.dtype))
-    missing |= rejected(made, cell.spec, cell.batch) | hopeless("forward", cell, made.keys() - OWN)
+    built, missing, _, exact = implementations(cell.spec, getattr(torch, cell.dtype))
+    missing |= rejected(built, cell.spec, cell.batch) | hopeless("forward", cell, built.keys() - OWN)
     if benchmark.enabled:
-        missing |= fatal("forward", cell, [name for name in made if name not in OWN and name not in missing])
+        missing |= fatal("forward", cell, [name for name in built if name not in OWN and name not in missing])
     inputs = rotating(cell)
     functions = {
-        name: (lambda k, run=run: run(inputs[k % len(inputs)])) for name, run in made.items() if name not in missing
+        name: (lambda k, run=run: run(inputs[k % len(inputs)])) for name, run in built.items() if name not in missing
     }
     peers = functions.keys() - OWN
     expected = F.linear(inputs[0].float(), exact)
@@ -36,5 +36,5 @@ def bench_forward(benchmark, cell):
 
     with torch.no_grad():
         missing |= warm_up(functions, peers, cell.batch, check)
-        plans = {name: chosen(made[name].plan(cell.batch)[0]) for name in ("predicted", "compact", "fast")}
+        plans = {name: chosen(built[name].plan(cell.batch)[0]) for name in ("predicted", "compact", "fast")}
         finish(benchmark, "forward", cell, functions, peers, missing, plans)

@@ -1,4 +1,4 @@
-"""Rows of a table that is not held, beside those of ``nn.Embedding``: time, and memory beyond the rows."""
+"""Benchmark of embedding look-ups: compressed tables beside ``nn.Embedding``, time and memory beyond the rows."""
 
 from __future__ import annotations
 
@@ -87,7 +87,7 @@ def bench_lookup(benchmark, form, kind):
             "form": form,
             "tokens": kind,
             "size": [_TOKENS, _WORDS, _COLUMNS],
-            "parameters": sum(each.numel() for each in embedding.parameters()),
+            "parameters": sum(parameter.numel() for parameter in embedding.parameters()),
             "beyond": beyond,
             "table": dense.weight.numel() * dense.weight.element_size(),
         }

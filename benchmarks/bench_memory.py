@@ -1,4 +1,4 @@
-"""Memory of one training step beyond what every layer of the shape and parameters must have."""
+"""Benchmark of memory: one training step, beyond the parameters, gradients and outputs that any layer needs."""
 
 from __future__ import annotations
 
@@ -41,22 +41,22 @@ def bench_memory(benchmark, cell):
     skip_if_finished(benchmark, "memory", cell.name)
     dtype = getattr(torch, cell.dtype)
     # Large states are what is to be measured here, and one step of each is all that runs.
-    made, missing = layers(cell.spec, cell.batch, dtype, kept=1)
+    built, missing = layers(cell.spec, cell.batch, dtype, kept=1)
     x = torch.randn(cell.batch, cell.spec.in_features, dtype=dtype, requires_grad=True)
     grad = torch.randn(cell.batch, cell.spec.out_features, dtype=dtype)
-    functions = {name: step(made[name], [x], grad) for name in _LAYERS if name in made and name not in missing}
+    functions = {name: step(built[name], [x], grad) for name in _LAYERS if name in built and name not in missing}
     missing |= warm_up(functions, PEERS, cell.batch, longest=math.inf)
     beyond = {}
     for name, function in functions.items():
         x.grad = None
-        for parameter in made[name].parameters():
+        for parameter in built[name].parameters():
             parameter.grad = None
         peak = peak_bytes(lambda function=function: function(0))
-        gradients = sum(_bytes(parameter.grad) for parameter in made[name].parameters())
+        gradients = sum(_bytes(parameter.grad) for parameter in built[name].parameters())
         beyond[name] = peak - _bytes(grad) - _bytes(x.grad) - gradients
     # Rebuilding needs the dense weight and its gradient, by its nature.
-    dense = 2 * _bytes(made["dense"].weight)
-    plan = chosen(made["compact"].plan(cell.batch, training=True)[0])
+    dense = 2 * _bytes(built["dense"].weight)
+    plan = chosen(built["compact"].plan(cell.batch, training=True)[0])
     benchmark.group = f"memory: {cell.name}"
     benchmark.extra_info.update(beyond=beyond)
     benchmark.pedantic(functions["compact"], args=(0,), rounds=1)

@@ -1,4 +1,4 @@
-"""Plans for chains that were never seen: the price of the first call at a new shape."""
+"""Benchmark of planning: the cost of the first call at a new shape."""
 
 from __future__ import annotations
 

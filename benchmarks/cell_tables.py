@@ -19,7 +19,7 @@ _TABLES = (
 
 def cell_tables(grid: str, groups: dict[str, list[Record]]) -> str:
     """Every target with its missed cells, every cell, and what was left out, as Markdown."""
-    found = targets(groups)
+    checked = targets(groups)
     lines = [
         f"# Benchmarks: every cell of the {grid} grid",
         "",
@@ -28,10 +28,10 @@ def cell_tables(grid: str, groups: dict[str, list[Record]]) -> str:
         "",
         "## Targets",
         "",
-        tables.targets(found),
+        tables.targets(checked),
         "",
     ]
-    for target in found:
+    for target in checked:
         if target.missed:
             misses = "\n".join(f"- {cell}" for cell in target.missed)
             lines += _details(f"All misses ({len(target.missed)}): {target.text}", misses)

@@ -1,4 +1,4 @@
-"""One cell from start to record: warm up, leave out what fails or takes too long, time the rest, keep the result."""
+"""Measurement of one cell: warm up, exclude peers that fail or take too long, time the rest, record the result."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from torch import Tensor
 from mpochain.planning import ContractionPlan
 
 _LONGEST_CALL = 5.0
-# A peer is not even tried where its time at the batch size before says that one call takes this long. From a single
-# row nothing can be foretold: what rebuilds the matrix takes as long there as for a hundred rows.
+# A peer is excluded if its time at a smaller batch predicts that one call takes this long. A single row predicts
+# nothing: rebuilding the matrix takes as long for one row as for a hundred.
 _HOPELESS_CALL = 2 * _LONGEST_CALL
 _NEXT_BATCH = 16
 _TOOK = "one call took"
@@ -40,8 +40,8 @@ def rotating(cell: Cell, requires_grad: bool = False) -> list[Tensor]:
 
 
 def hopeless(group: str, cell: Cell, names: Iterable[str]) -> dict[str, str]:
-    """Peers that took so long for fewer rows of the same chain that they would take minutes here, with the reason."""
-    found = {}
+    """Peers that would take minutes here, judged by their time for fewer rows of the same chain; with the reason."""
+    reasons = {}
     for record in results.finished(group).values():
         growth = cell.batch / record["batch"]
         if growth <= 1 or (record["spec"], record["dtype"]) != (cell.spec.as_dict(), cell.dtype):
@@ -49,10 +49,10 @@ def hopeless(group: str, cell: Cell, names: Iterable[str]) -> dict[str, str]:
         for name in names:
             why, timing = record["missing"].get(name, ""), record["timings"].get(name)
             if why.startswith(_TOOK):
-                found[name] = why
+                reasons[name] = why
             elif timing and growth <= _NEXT_BATCH and timing["median"] * growth > _HOPELESS_CALL:
-                found[name] = f"{_TOOK} {timing['median']:.1f} s at batch {record['batch']}"
-    return found
+                reasons[name] = f"{_TOOK} {timing['median']:.1f} s at batch {record['batch']}"
+    return reasons
 
 
 def warm_up(
@@ -62,14 +62,14 @@ def warm_up(
     check: Callable[[str, Any], None] = lambda name, result: None,
     longest: float = _LONGEST_CALL,
 ) -> dict[str, str]:
-    """Call each once, take out of ``functions`` the peers that fail or take too long, and return why.
+    """Call every function once, remove the peers that fail or take too long from ``functions``, and return why.
 
     Args:
         functions: called with 0.
-        peers: those that may be taken out; others raise.
+        peers: names that may be removed; errors of others propagate.
         batch: rows of a call.
-        check: given the name and the result; what it raises is raised.
-        longest: seconds that a peer's call may take.
+        check: called with the name and the result; its errors propagate.
+        longest: seconds that a call of a peer may take.
     """
     missing = {}
     for name in list(functions):
@@ -91,7 +91,7 @@ def warm_up(
 
 
 def chosen(plan: ContractionPlan) -> dict[str, Any]:
-    """What a record keeps of a plan."""
+    """The entries of a plan that a record stores."""
     return {
         "chosen": str(plan.chosen),
         "rebuilds": plan.chosen.rebuilds,
@@ -110,7 +110,7 @@ def finish(
     missing: dict[str, str],
     plans: dict[str, dict[str, Any]],
 ) -> None:
-    """Time what is left and record the cell."""
+    """Time the remaining functions and record the cell."""
     enabled = benchmark.enabled
     if not enabled:
         broken = {name: why for name, why in missing.items() if "not installed" not in why}

@@ -1,4 +1,4 @@
-"""What every benchmark file shares: the seed, plans of its own, and where the numbers came from."""
+"""Fixtures of all benchmarks: the seed, a plan store of the run, and provenance of the results."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ def _cache(tmp_path_factory):
 
 @pytest.fixture(autouse=True)
 def _own_plans(_cache, monkeypatch) -> None:
-    """A run measures its plans itself: those in the user's cache are of another day and another load."""
+    """Measure plans in this run: those in the user's cache were measured under another load."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(_cache))
 
 

@@ -1,8 +1,8 @@
-"""Take out cells that something else on the machine disturbed: ``python benchmarks/disturbed.py [grid]``.
+"""Removal of cells that were disturbed by other load on the machine: ``python benchmarks/disturbed.py [grid]``.
 
-The dense layer's time does not depend on the chain beside it, so a cell whose dense time is far above what it is in
-other cells of the same shape was not measured on a quiet machine. Nothing but the dense time decides, whoever gains by
-it. The next run measures again what was taken out.
+The time of the dense layer does not depend on the chain beside it, so a cell whose dense time is far above that of
+other cells of the same shape was not measured on a quiet machine. Only the dense time decides, whichever side gains.
+The next run measures the removed cells again.
 """
 
 from __future__ import annotations
@@ -26,11 +26,11 @@ def disturbed(records: Iterable[dict[str, Any]]) -> list[str]:
     for record in records:
         sizes = tuple(math.prod(record["spec"][dims]) for dims in ("out_dims", "in_dims"))
         groups[sizes, record["batch"], record["dtype"]].append((record["timings"]["dense"]["median"], record["cell"]))
-    found = []
+    names = []
     for cells in groups.values():
         usual = statistics.median(seconds for seconds, _ in cells)
-        found += [name for seconds, name in cells if seconds > _FAR_ABOVE * usual]
-    return found
+        names += [name for seconds, name in cells if seconds > _FAR_ABOVE * usual]
+    return names
 
 
 def main(grid: str) -> None:

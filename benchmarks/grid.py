@@ -1,4 +1,4 @@
-"""The cells of the suite: tiny where the tests run it once, small for ``make bench``, full for ``make bench-full``."""
+"""Grids of benchmark cells: tiny for one run in the tests, small for ``make bench``, full for ``make bench-full``."""
 
 from __future__ import annotations
 
@@ -77,12 +77,12 @@ def spec_of(kind: str, out: int, in_: int, bond: int) -> ChainSpec:
 
 def cells(grid: str = NAME) -> list[Cell]:
     """The cells of a grid; one whose bonds are clipped to those of an earlier cell is that cell, and is left out."""
-    found: dict[tuple[ChainSpec, int, str], Cell] = {}
+    distinct: dict[tuple[ChainSpec, int, str], Cell] = {}
     for block in GRIDS[grid]:
         for (out, in_), kind, bond, batch in product(block.shapes, block.kinds, block.bonds, block.batches):
             cell = Cell(kind, bond, spec_of(kind, out, in_, bond), batch, block.dtype)
-            found.setdefault((cell.spec, batch, block.dtype), cell)
-    return list(found.values())
+            distinct.setdefault((cell.spec, batch, block.dtype), cell)
+    return list(distinct.values())
 
 
 CELLS = [pytest.param(cell, id=cell.name.replace(" ", "-")) for cell in cells()]

@@ -1,6 +1,6 @@
-"""What stands in every cell: the dense layer, low rank at equal parameters, this library, and each installed peer.
+"""Implementations compared in a cell: dense, low rank at equal parameters, this library, and every installed peer.
 
-A peer that is not installed, or that cannot do a cell, is left out of it with the reason kept.
+A peer that is not installed, or that cannot compute a cell, is excluded, and the record keeps the reason.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ Maker = Callable[[MPOChain, Tensor], nn.Module | Function]
 
 
 def random_chain(spec: ChainSpec, dtype: torch.dtype) -> MPOChain:
-    """Random cores of a scale at which outputs are about as large as inputs, the same at every call."""
+    """Random cores, the same at every call, scaled so that outputs are about as large as inputs."""
     torch.manual_seed(0)
     return MPOLinear(spec.in_features, spec.out_features, spec=spec, bias=False, dtype=dtype).chains[0]
 
@@ -43,7 +43,7 @@ def low_rank(chain: MPOChain, weight: Tensor) -> Function:
 
 
 def predicted(chain: MPOChain, weight: Tensor) -> nn.Module:
-    """Compact, by the plan that the cost model alone chooses."""
+    """Compact execution with the plan that the cost model alone chooses."""
     return MPOLinear.from_chains(chain)
 
 
@@ -61,35 +61,35 @@ OWN: dict[str, Maker] = {
     "low rank": low_rank,
     "compact": _measured("compact"),
     "fast": _measured("fast"),
-    # After the measured ones, so that its cost model knows the machine, which they measure.
+    # After the measured ones, which also measure the machine constants of its cost model.
     "predicted": predicted,
 }
 
 
 @lru_cache(maxsize=1)
-def _made(
+def _built(
     spec: ChainSpec, dtype: torch.dtype
 ) -> tuple[dict[str, nn.Module | Function], dict[str, str], MPOChain, Tensor]:
-    """Kept for the batch sizes of one chain."""
+    """All implementations, cached for the batch sizes of one chain."""
     chain = random_chain(spec, dtype)
     exact = exact_matrix(chain)
     weight = exact.to(dtype)
-    made: dict[str, nn.Module | Function] = {name: maker(chain, weight) for name, maker in OWN.items()}
+    built: dict[str, nn.Module | Function] = {name: maker(chain, weight) for name, maker in OWN.items()}
     missing = {}
     for name, (module, maker) in PEERS.items():
         if find_spec(module) is None:
             missing[name] = f"{module} is not installed"
             continue
         try:
-            made[name] = maker(chain)
-        except Exception as error:  # whatever a peer raises is the reason it is not in the cell
+            built[name] = maker(chain)
+        except Exception as error:  # any error of a peer is the reason for its absence
             missing[name] = f"{type(error).__name__}: {error}"[:200]
-    return made, missing, chain, exact
+    return built, missing, chain, exact
 
 
 def implementations(
     spec: ChainSpec, dtype: torch.dtype
 ) -> tuple[dict[str, nn.Module | Function], dict[str, str], MPOChain, Tensor]:
-    """All implementations of one chain, why each missing one is missing, the chain, and its float32 matrix."""
-    made, missing, chain, exact = _made(spec, dtype)
-    return dict(made), dict(missing), chain, exact
+    """All implementations of one chain, reasons for the missing ones, the chain, and its float32 matrix."""
+    built, missing, chain, exact = _built(spec, dtype)
+    return dict(built), dict(missing), chain, exact

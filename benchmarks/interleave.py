@@ -1,4 +1,4 @@
-"""Fair timing on a noisy machine: all implementations of a cell in turn, round after round, in one run."""
+"""Interleaved timing on a noisy machine: all implementations of a cell in turn, round after round, in one run."""
 
 from __future__ import annotations
 

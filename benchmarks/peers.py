@@ -1,4 +1,4 @@
-"""Every peer from the cores of the chain itself, run by its own best documented call.
+"""Peer libraries, built from the cores of the chain and run by their fastest documented call.
 
 All hold the same numbers, so their outputs must agree, and none has to decompose a matrix first.
 """
@@ -83,13 +83,13 @@ def _fill(parameters, values) -> None:
 
 def _expressions(chain: MPOChain, make: Callable[..., Callable[..., Tensor]]) -> Function:
     """One precompiled expression per batch size: ``make(input shape, core shapes...)``."""
-    spec, made = chain.spec, {}
+    spec, networks = chain.spec, {}
 
     def run(x: Tensor) -> Tensor:
         shape = x.shape[0], *spec.in_dims
-        if shape not in made:
-            made[shape] = make(shape, *spec.core_shapes)
-        return made[shape](x.reshape(shape), *chain.cores).reshape(x.shape[0], -1)
+        if shape not in networks:
+            networks[shape] = make(shape, *spec.core_shapes)
+        return networks[shape](x.reshape(shape), *chain.cores).reshape(x.shape[0], -1)
 
     return run
 

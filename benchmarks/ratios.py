@@ -32,8 +32,8 @@ def ratio(record: Record, slow: str | None, fast: str = "compact") -> float | No
 
 def fastest(record: Record, names: Collection[str]) -> str | None:
     """The fastest of these that are in the record."""
-    found = {name: timing["median"] for name, timing in record["timings"].items() if name in names}
-    return min(found, key=found.__getitem__) if found else None
+    medians = {name: timing["median"] for name, timing in record["timings"].items() if name in names}
+    return min(medians, key=medians.__getitem__) if medians else None
 
 
 def best_peer(record: Record) -> str | None:

@@ -24,9 +24,9 @@ Groups = dict[str, list[Record]]
 
 def provenance(groups: Groups) -> dict[str, list[str]]:
     """Every value that a key has in any record."""
-    made = [record["provenance"] for records in groups.values() for record in records]
+    provenances = [record["provenance"] for records in groups.values() for record in records]
     keys = ("commit", "processor", "cpus", "threads", "python", "torch", "numpy", "opt_einsum")
-    return {key: sorted({str(origin.get(key)) for origin in made}) for key in keys}
+    return {key: sorted({str(origin.get(key)) for origin in provenances}) for key in keys}
 
 
 def share(values: Iterable[float | None], least: float) -> str:

@@ -1,4 +1,4 @@
-"""The tables of the page: for each its columns, and its rows from the records."""
+"""Tables of the benchmark pages: their columns, and their rows from the records."""
 
 from __future__ import annotations
 
@@ -143,14 +143,14 @@ def training_means(cells: Iterable[Record]) -> str:
     )
 
 
-def target_summary(found: Sequence[Target]) -> str:
+def target_summary(checked: Sequence[Target]) -> str:
     """Each target, whether it is met, and the measurement, without the cells that miss it."""
     met = {True: "yes", False: "**no**", None: None}
-    rows = [{"text": target.text, "met": met[target.met], "measured": target.measured} for target in found]
+    rows = [{"text": target.text, "met": met[target.met], "measured": target.measured} for target in checked]
     return markdown((Column("text", "target"), Column("met", "met"), Column("measured", "measured")), rows)
 
 
-def targets(found: Sequence[Target]) -> str:
+def targets(checked: Sequence[Target]) -> str:
     columns = (
         Column("text", "target"),
         Column("met", "met"),
@@ -164,7 +164,7 @@ def targets(found: Sequence[Target]) -> str:
             "measured": target.measured,
             "missed": "; ".join(target.missed[:_SHOWN_MISSES]) or None,
         }
-        for target in found
+        for target in checked
     ]
     return markdown(columns, rows)
 

@@ -1,4 +1,4 @@
-"""Results on disk, one JSON line per finished cell, so that an interrupted run goes on where it stopped.
+"""Benchmark results on disk, one JSON line per finished cell, so that an interrupted run resumes where it stopped.
 
 Only a run with ``MPOCHAIN_BENCH_RECORD`` set, as ``make bench`` does, writes them and skips what they hold. Any other
 is plain pytest-benchmark: it measures everything, every time.
@@ -22,10 +22,10 @@ FOLDER = Path(os.environ.get("MPOCHAIN_BENCH_RESULTS", str(Path(__file__).parent
 
 RECORDING = bool(os.environ.get("MPOCHAIN_BENCH_RECORD"))
 
-# Times of another machine or library do not stand for this one's.
+# Times measured under other circumstances are not reused.
 _CIRCUMSTANCES = ("processor", "cpus", "threads", "torch")
 
-# Asks git three times; once a process is enough.
+# Runs git three times; once per process is enough.
 _provenance = cache(provenance)
 
 
@@ -43,7 +43,7 @@ def load(group: str) -> dict[str, dict[str, Any]]:
 
 
 def finished(group: str) -> dict[str, dict[str, Any]]:
-    """Cells that need not be measured again: recorded on a machine, and with a torch and threads, like these."""
+    """Cells recorded with the same processor, torch and number of threads, which are not measured again."""
     if not RECORDING:
         return {}
     here = _provenance(threads=torch.get_num_threads(), commit=True)
@@ -55,7 +55,7 @@ def finished(group: str) -> dict[str, dict[str, Any]]:
 
 
 def add(group: str, record: dict[str, Any]) -> None:
-    """Append a finished cell with where it came from; the last record of a cell counts."""
+    """Append a finished cell with its provenance; the last record of a cell counts."""
     if not RECORDING:
         return
     known = load(group)
@@ -67,6 +67,6 @@ def add(group: str, record: dict[str, Any]) -> None:
 
 
 def rewrite(group: str, records: list[dict[str, Any]]) -> None:
-    """Keep these cells of a group and no others."""
-    write_bytes(_file(group), "".join(json.dumps(each, ensure_ascii=False) + "\n" for each in records).encode())
+    """Replace the cells of a group by these."""
+    write_bytes(_file(group), "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records).encode())
     load.cache_clear()

@@ -1,7 +1,7 @@
-"""A child process that tries a peer first, since torch's bfloat16 kernels can kill the process they run in.
+"""Child process that tries peers first, because torch's bfloat16 kernels can kill the process they run in.
 
 Seen with torch 2.13 on an AMX machine: the backward pass of tltorch's factorized layer, 768x3072 in three sites, χ=8,
-2,048 rows, ends in SIGFPE. One cell must not end the run of all.
+2,048 rows, ends in SIGFPE. One cell must not end the whole run.
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ def _attempt(group: str, cell: Cell, name: str) -> None:
     training = group == "training"
     x = torch.randn(cell.batch, cell.spec.in_features, dtype=dtype, requires_grad=training)
     if training:
-        made, _ = layers(cell.spec, cell.batch, dtype)
-        step(made[name], [x], torch.randn(cell.batch, cell.spec.out_features, dtype=dtype))(0)
+        built, _ = layers(cell.spec, cell.batch, dtype)
+        step(built[name], [x], torch.randn(cell.batch, cell.spec.out_features, dtype=dtype))(0)
         return
-    made, *_ = implementations(cell.spec, dtype)
+    built, *_ = implementations(cell.spec, dtype)
     with torch.no_grad():
-        made[name](x)
+        built[name](x)
 
 
 def _serve(connection: Connection) -> None:
@@ -36,7 +36,7 @@ def _serve(connection: Connection) -> None:
         task = connection.recv()
         try:
             _attempt(*task)
-        except Exception:  # of any kind: here only death counts, errors are recorded where the peer is timed
+        except Exception:  # only a dead process counts here; errors are recorded where the peer is timed
             connection.send("raised")
         else:
             connection.send("ran")
@@ -51,7 +51,7 @@ class _Child:
         theirs.close()
 
     def death(self, group: str, cell: Cell, name: str) -> str | None:
-        """The signal or exit code that the child died of in this attempt, None if it lives."""
+        """The signal or exit code that ended the child in this attempt; None if it is alive."""
         try:
             self._connection.send((group, cell, name))
             self._connection.recv()
@@ -66,12 +66,12 @@ _child = cache(_Child)
 
 
 def fatal(group: str, cell: Cell, names: Iterable[str]) -> dict[str, str]:
-    """Which of these peers kill the process in this cell, and how; float32 kernels are trusted."""
-    found = {}
+    """Peers that kill the process in this cell, with the signal or exit code; float32 kernels are not tried."""
+    deaths = {}
     if cell.dtype != "float32":
         for name in names:
             death = _child().death(group, cell, name)
             if death is not None:
                 _child.cache_clear()
-                found[name] = f"one call ends the process with {death}"
-    return found
+                deaths[name] = f"one call ends the process with {death}"
+    return deaths

@@ -1,4 +1,4 @@
-"""Cells whose intermediate states may not fit into memory are refused before they are tried."""
+"""Exclusion of implementations whose intermediate states may not fit into memory."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import opt_einsum
 from mpochain import ChainSpec
 from mpochain.planning.candidates import equation
 
-# 1 GiB in float32; products need some copies of it.
+# 1 GiB in float32; products need several copies.
 LARGEST_STATE = 1 << 28
 
 
@@ -36,7 +36,7 @@ def _searched(spec: ChainSpec, batch: int) -> int:
     return int(path.largest_intermediate)
 
 
-# Those that are not here rebuild the matrix, or work in tiles.
+# Implementations that are absent here rebuild the matrix, or work in tiles.
 _STATES: dict[str, Callable[[ChainSpec, int], int]] = {
     "plain chain": _leftward,
     "torchTT": _rightward,
@@ -50,16 +50,16 @@ _STATES: dict[str, Callable[[ChainSpec, int], int]] = {
 
 
 def rejected(names: Iterable[str], spec: ChainSpec, batch: int, *, kept: int = 1) -> dict[str, str]:
-    """Which of these implementations to leave out, and why.
+    """Implementations to exclude, with the reason.
 
     Args:
         names: of implementations.
         spec: the chain.
         batch: rows.
-        kept: states of that size that are alive at once; more in training.
+        kept: number of states of that size that are alive at once; more in training.
     """
-    found = {}
+    reasons = {}
     for name in names:
         if name in _STATES and _STATES[name](spec, batch) * kept > LARGEST_STATE:
-            found[name] = f"an intermediate state of over {LARGEST_STATE // kept:,} elements"
-    return found
+            reasons[name] = f"an intermediate state of over {LARGEST_STATE // kept:,} elements"
+    return reasons

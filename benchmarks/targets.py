@@ -1,4 +1,4 @@
-"""What the library promises, beside what was measured: every target is computed from the records, misses included."""
+"""Performance targets of the library, computed from the records, missed ones included."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class Target:
 
     Attributes:
         text: what is promised.
-        measured: what was found, or that the grid lacks it.
+        measured: the measured value, or that the grid lacks it.
         met: None where the grid lacks it.
         missed: where it is missed, worst first.
     """
@@ -202,7 +202,7 @@ def _lookup(records: list[Record]) -> list[Target]:
 
 def _decomposition(records: list[Record]) -> list[Target]:
     record = next((record for record in records if record["cell"] == "3072x3072 2 sites χ=64"), None)
-    found = []
+    checked = []
     # The error of the exact SVD is the optimum; "the same" leaves room for rounding alone.
     for method, least, most, label in (
         ("gram", 4.0, 1e-4, "at the same error"),
@@ -211,11 +211,11 @@ def _decomposition(records: list[Record]) -> list[Target]:
         text = f"3072x3072, χ=64: {method} at least {least:g}x over TensorLy {label}"
         gain = ratio(record, "TensorLy", method) if record else None
         if record is None or gain is None:
-            found.append(_absent(text))
+            checked.append(_absent(text))
             continue
         above = record["above_exact"][method]
-        found.append(Target(text, f"{gain:.1f}x, error {above:+.2%}", gain >= least and above <= most))
-    return found
+        checked.append(Target(text, f"{gain:.1f}x, error {above:+.2%}", gain >= least and above <= most))
+    return checked
 
 
 def targets(groups: Groups) -> list[Target]:
@@ -223,7 +223,7 @@ def targets(groups: Groups) -> list[Target]:
     forward, training = (
         [cell for cell in groups.get(group, []) if cell["dtype"] == "float32"] for group in ("forward", "training")
     )
-    found = [
+    checked = [
         *_inference(forward),
         _named(forward, "4096x4096 2 sites χ=4 batch=1024", 6.0),
         _named(forward, "4096x4096 2 sites χ=4 batch=1", 25.0),
@@ -233,4 +233,4 @@ def targets(groups: Groups) -> list[Target]:
         *_decomposition(groups.get("decomposition", [])),
         *_lookup(groups.get("lookup", [])),
     ]
-    return sorted(found, key=lambda target: {False: 0, True: 1, None: 2}[target.met])
+    return sorted(checked, key=lambda target: {False: 0, True: 1, None: 2}[target.met])

@@ -1,4 +1,4 @@
-"""The layers that are trained in a cell, and one step of them: forward, then backward to the input and to all cores."""
+"""Layers trained in a cell, and one training step: forward, then backward to the input and all cores."""
 
 from __future__ import annotations
 
@@ -15,29 +15,29 @@ from mpochain import ChainSpec
 TRAINED = ("compact", "tltorch factorized", "tltorch reconstructed", "torch-mpo")
 PEERS = TRAINED[1:]
 
-# Autograd keeps states and makes gradients of them.
+# Autograd keeps states and computes their gradients.
 _STATES_ALIVE = 4
 
 
 def layers(
     spec: ChainSpec, batch: int, dtype: torch.dtype, *, kept: int = _STATES_ALIVE
 ) -> tuple[dict[str, nn.Module], dict[str, str]]:
-    """Layers by name, and why each missing one is missing."""
-    made, missing, _, _ = implementations(spec, dtype)
-    chain = made["compact"]
-    found = {
+    """Layers by name, and reasons for the missing ones."""
+    built, missing, _, _ = implementations(spec, dtype)
+    chain = built["compact"]
+    trained = {
         "dense": nn.Linear(spec.in_features, spec.out_features, bias=False, dtype=dtype),
-        **{name: made[name] for name in TRAINED if name in made},
+        **{name: built[name] for name in TRAINED if name in built},
         "rebuild": Rebuild(chain),
         "plain chain": PlainChain(chain),
     }
     missing = {name: why for name, why in missing.items() if name in PEERS}
-    missing |= rejected(found, spec, batch, kept=kept)
-    return {name: layer for name, layer in found.items() if name not in missing}, missing
+    missing |= rejected(trained, spec, batch, kept=kept)
+    return {name: layer for name, layer in trained.items() if name not in missing}, missing
 
 
 def step(layer: nn.Module, inputs: Sequence[Tensor], grad: Tensor) -> Callable[[int], Tensor]:
-    """A function that makes one step on one of the inputs and returns the output."""
+    """A function that does one training step on one of the inputs and returns the output."""
     parameters = list(layer.parameters())
 
     def run(k: int) -> Tensor:

@@ -1,3 +1,5 @@
+"""Arrays of several libraries: SVD with its fallback, norms, promotion of short floats, checks."""
+
 from __future__ import annotations
 
 import jax.numpy as jnp
@@ -23,7 +25,7 @@ def test_both_singular_value_decompositions_agree(library, shape):
 
 
 @pytest.mark.parametrize(("library", "error"), [("numpy", np.linalg.LinAlgError), ("torch", torch.linalg.LinAlgError)])
-def test_a_decomposition_that_does_not_converge_is_done_another_way(monkeypatch, library, error):
+def test_svd_falls_back_where_lapack_does_not_converge(monkeypatch, library, error):
     x = LIBRARIES[library](np.random.default_rng(2).normal(size=(7, 5)))
     xp = arrays.namespace(x)
 
@@ -36,14 +38,14 @@ def test_a_decomposition_that_does_not_converge_is_done_another_way(monkeypatch,
 
 
 @given(st.lists(st.floats(-1e30, 1e30), min_size=1, max_size=8), st.sampled_from([1e-200, 1.0, 1e200]))
-def test_the_norm_neither_overflows_nor_vanishes(values, scale):
+def test_norm_neither_overflows_nor_underflows(values, scale):
     x = np.array(values) * scale
-    # Below the normal numbers float64 has steps, of which it can be the nearest alone.
+    # Subnormal results are exact up to one step.
     step = np.finfo(np.float64).smallest_subnormal
     np.testing.assert_allclose(arrays.norm(x), np.linalg.norm(np.longdouble(x)), rtol=1e-12, atol=step)
 
 
-def test_the_norm_of_what_is_hardly_there():
+def test_norm_of_subnormal_entries():
     step = np.finfo(np.float64).smallest_subnormal
     x = np.full(2, 9 * step)
     assert abs(arrays.norm(x) - np.linalg.norm(np.longdouble(x))) <= step
@@ -62,11 +64,11 @@ def test_only_floats_are_promoted(dtype):
 
 
 @pytest.mark.parametrize(
-    ("dtype", "wide"),
+    ("dtype", "computed_in"),
     [(torch.bfloat16, torch.float32), (torch.float16, torch.float32), (torch.float64, torch.float64)],
 )
-def test_short_floats_become_float32(dtype, wide):
-    assert arrays.promoted(torch.zeros(2, dtype=dtype), "W").dtype == wide
+def test_short_floats_become_float32(dtype, computed_in):
+    assert arrays.promoted(torch.zeros(2, dtype=dtype), "W").dtype == computed_in
 
 
 def test_mixed_libraries_are_refused():

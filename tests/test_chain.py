@@ -1,4 +1,4 @@
-"""The algebra of chains is the algebra of their matrices."""
+"""Chains as values: their algebra, canonical form and truncation equal those of their dense matrices."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def test_canonical_form_keeps_the_matrix_and_orthonormalises(spec, seed):
 
 
 @given(specs(), SEEDS)
-def test_truncation_is_monotone_and_accounts_for_its_error(spec, seed):
+def test_truncation_is_monotone_and_states_its_error(spec, seed):
     chain = chain_of(spec, seed)
     W = chain.to_matrix()
     errors = []
@@ -82,7 +82,7 @@ def test_truncation_by_cutoff_stays_within_it(spec, seed, cutoff):
 
 
 @given(specs(), SEEDS, st.floats(-5, 5))
-def test_algebra(spec, seed, factor):
+def test_sums_multiples_and_transposes_equal_the_dense_ones(spec, seed, factor):
     a, b = chain_of(spec, seed), chain_of(spec, seed + 1)
     A, B = a.to_matrix(), b.to_matrix()
     scale = np.abs(A).max() + np.abs(B).max()
@@ -98,7 +98,7 @@ def test_algebra(spec, seed, factor):
 
 
 @given(specs(), SEEDS, st.lists(st.integers(0, 3), max_size=3))
-def test_applying_is_multiplying(spec, seed, lead):
+def test_product_with_vectors_equals_the_dense_one(spec, seed, lead):
     chain = chain_of(spec, seed)
     x = np.random.default_rng(seed).normal(size=(*lead, spec.in_features))
     W = chain.to_matrix()
@@ -106,16 +106,16 @@ def test_applying_is_multiplying(spec, seed, lead):
 
 
 @given(specs(), SEEDS, st.integers(1, 40))
-def test_over_wide_bonds_are_reduced_without_loss(spec, seed, extra):
+def test_bonds_over_the_attainable_are_reduced_without_loss(spec, seed, extra):
     rng = np.random.default_rng(seed)
     bonds = [1, *(bond + extra for bond in spec.bonds), 1]
-    wide = [
+    larger = [
         rng.normal(size=(bonds[k], o, i, bonds[k + 1]))
         for k, (o, i) in enumerate(zip(spec.out_dims, spec.in_dims, strict=True))
     ]
-    chain = MPOChain.from_cores(wide)
-    product = wide[0].reshape(-1, bonds[1])
-    for k, core in enumerate(wide[1:], start=1):
+    chain = MPOChain.from_cores(larger)
+    product = larger[0].reshape(-1, bonds[1])
+    for k, core in enumerate(larger[1:], start=1):
         product = (product @ core.reshape(bonds[k], -1)).reshape(-1, bonds[k + 1])
     assert np.linalg.norm(product) == pytest.approx(chain.norm(), rel=1e-9)
     assert chain.spec == chain.spec.with_bonds(bonds=chain.spec.bonds)
@@ -172,7 +172,7 @@ def test_sums_stay_on_their_device_and_keep_their_type():
 class TestBadInput:
     CHAIN = chain_of(ChainSpec((2, 3), (2, 2), 3), 0)
 
-    def test_cores_that_do_not_meet(self):
+    def test_cores_of_unequal_bonds(self):
         with pytest.raises(MPOError, match="share their bond"):
             MPOChain((np.ones((1, 2, 2, 3)), np.ones((2, 2, 2, 1))))
         with pytest.raises(MPOError, match="r_left, out, in, r_right"):
@@ -180,7 +180,7 @@ class TestBadInput:
         with pytest.raises(MPOError, match="r_left, out, in, r_right"):
             MPOChain(())
 
-    def test_cores_of_several_kinds(self):
+    def test_cores_of_several_types_or_libraries(self):
         a, b = self.CHAIN.cores
         with pytest.raises(MPOError, match="one element type, got float32, float64"):
             MPOChain((a, b.astype(np.float32)))

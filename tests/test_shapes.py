@@ -1,3 +1,5 @@
+"""Integer factorisations, and candidate specs within a budget."""
+
 from __future__ import annotations
 
 import math
@@ -7,10 +9,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mpochain import MPOError, shapes
+from mpochain.errors import ArgumentError
 
 
 @given(st.integers(1, 5000), st.integers(1, 4))
-def test_balanced_dims_are_a_factorisation_and_none_is_more_even(n, sites):
+def test_balanced_dims_are_the_most_even_factorisation(n, sites):
     dims = shapes.balanced(n, sites)
     assert math.prod(dims) == n
     assert len(dims) == sites
@@ -21,13 +24,13 @@ def test_balanced_dims_are_a_factorisation_and_none_is_more_even(n, sites):
 
 
 @given(st.integers(1, 400), st.integers(1, 3))
-def test_factorisations_are_all_of_them(n, sites):
-    found = list(shapes.factorizations(n, sites))
-    assert len(found) == len(set(found))
+def test_factorisations_are_complete(n, sites):
+    factorizations = list(shapes.factorizations(n, sites))
+    assert len(factorizations) == len(set(factorizations))
     divisors = [d for d in range(1, n + 1) if n % d == 0]
     if sites == 2:
-        assert found == [(d, n // d) for d in divisors if d <= n // d]
-    assert all(math.prod(dims) == n and list(dims) == sorted(dims) for dims in found)
+        assert factorizations == [(d, n // d) for d in divisors if d <= n // d]
+    assert all(math.prod(dims) == n and list(dims) == sorted(dims) for dims in factorizations)
 
 
 @given(st.integers(2, 60_000), st.integers(2, 3))
@@ -46,12 +49,12 @@ def test_padded_dims_hold_the_size_with_little_waste(n, sites):
 )
 def test_candidates_respect_the_budget_and_use_it(shape, parameters, macs):
     if parameters is None and macs is None:
-        with pytest.raises(MPOError, match="needs a budget"):
+        with pytest.raises(ArgumentError, match="needs a budget"):
             shapes.candidate_specs(*shape)
         return
-    found = shapes.candidate_specs(*shape, parameters=parameters, macs=macs)
-    assert len(set(found)) == len(found)
-    for spec in found:
+    candidates = shapes.candidate_specs(*shape, parameters=parameters, macs=macs)
+    assert len(set(candidates)) == len(candidates)
+    for spec in candidates:
         assert spec.shape == shape
         assert parameters is None or spec.parameters <= parameters
         assert macs is None or spec.macs() <= macs
@@ -60,24 +63,24 @@ def test_candidates_respect_the_budget_and_use_it(shape, parameters, macs):
             macs is not None and larger.macs() > macs
         )
         assert over or larger == spec
-    assert [spec.macs() for spec in found] == sorted(spec.macs() for spec in found)
+    assert [spec.macs() for spec in candidates] == sorted(spec.macs() for spec in candidates)
 
 
-def test_skewing_cuts_work_at_equal_parameters():
+def test_skewed_dims_need_less_work_at_equal_parameters():
     even, skew = shapes.skewed(4096, 4096, 64, 16), shapes.skewed(4096, 4096, 8, 16)
     assert even.parameters == skew.parameters == 131_072
     assert even.macs() == 8 * skew.macs()
 
 
 @pytest.mark.parametrize("bad", [0, -1, 1.5, "8", True])
-def test_bad_sizes(bad):
+def test_invalid_sizes(bad):
     with pytest.raises(MPOError, match="positive integer"):
         shapes.low_rank(bad, 4)
     with pytest.raises(MPOError, match="positive integer"):
         list(shapes.factorizations(12, bad))
 
 
-def test_bad_skew_and_ratio():
+def test_invalid_skew_and_ratio():
     with pytest.raises(MPOError, match="does not divide out_features=65"):
         shapes.skewed(65, 128, 2)
     for ratio in (1.0, float("nan")):

@@ -1,3 +1,5 @@
+"""Specs of chains: attainable bonds, padding, storage, multiply-adds, and invalid arguments."""
+
 from __future__ import annotations
 
 import math
@@ -22,18 +24,19 @@ def test_bonds_are_attainable_from_both_sides(spec):
 
 
 @given(specs())
-def test_transposing_twice_and_storing_change_nothing(spec):
+def test_transposing_twice_storing_and_core_shapes_round_trip(spec):
     assert spec.transposed().transposed() == spec
     assert ChainSpec.from_dict(spec.as_dict()) == spec
+    assert ChainSpec.from_core_shapes(spec.core_shapes, *spec.shape) == spec
     assert hash(spec) == hash(ChainSpec.from_dict(spec.as_dict()))
     assert spec.parameters == sum(math.prod(shape) for shape in spec.core_shapes)
 
 
-def test_numpy_integers_are_integers():
+def test_numpy_integers_are_accepted():
     assert ChainSpec(np.array([2, 3]), np.array([2, 2]), np.int64(4)) == ChainSpec((2, 3), (2, 2), 4)
 
 
-def test_a_clipped_request_is_visible():
+def test_clipped_bonds_are_visible():
     spec = ChainSpec((8, 16), (8, 16), 1000)
     assert spec.clipped
     assert spec.requested == (1000,)
@@ -70,7 +73,7 @@ def test_padding_is_visible():
         ({"out_dims": (2, 2), "in_dims": (2, 2), "in_features": 0}, "in_features must hold positive"),
     ],
 )
-def test_bad_input(arguments, message):
+def test_invalid_arguments(arguments, message):
     with pytest.raises(MPOError, match=message) as caught:
         ChainSpec(**arguments)
     assert isinstance(caught.value, ValueError)
@@ -85,8 +88,8 @@ def test_a_stored_spec_is_checked():
 
 
 @given(specs(max_sites=3))
-def test_macs_are_those_of_the_sweep(spec):
-    # Counted by walking the einsum contraction cores-first-come, in either direction.
+def test_macs_equal_those_counted_site_by_site(spec):
+    # Counted by contracting one core after the other, in either direction.
     for leftward in (True, False):
         ins, outs, total = list(spec.in_dims), [], 0
         order = range(spec.sites)[::-1] if leftward else range(spec.sites)

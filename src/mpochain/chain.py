@@ -36,8 +36,7 @@ class MPOChain:
         cores: arrays of shape ``(r_left, out, in, r_right)``, neighbours sharing a bond, end bonds 1.
         spec: their spec; needed only when the matrix is padded. Derived from the cores if ``None``.
         relative_error: ``||before - chain|| / ||before||`` of the decomposition or truncation that produced the chain:
-            exact from the discarded singular values, or measured where padding or a short float type adds to it; 0
-            where nothing was discarded.
+            exact, from the discarded singular values or measured; 0 where nothing was discarded.
 
     Raises:
         ShapeError: cores that do not fit each other or the spec, or a bond over the attainable one (use
@@ -63,7 +62,8 @@ class MPOChain:
         cores = tuple(self.cores)
         object.__setattr__(self, "cores", cores)
         explicit: ChainSpec | None = self.__dict__["spec"]
-        spec = ChainSpec.from_core_shapes(_shapes(cores)) if explicit is None else explicit
+        shapes = _shapes(cores)
+        spec = ChainSpec.from_core_shapes(shapes) if explicit is None else explicit
         if explicit is None and spec.clipped:
             raise ShapeError(
                 f"the cores have bonds {spec.requested}, more than the attainable {spec.bonds}; "
@@ -71,7 +71,6 @@ class MPOChain:
             )
         object.__setattr__(self, "spec", spec)
         namespace(*cores)
-        shapes = _shapes(cores)
         if shapes != spec.core_shapes:
             raise ShapeError(f"cores of shapes {shapes} do not fit the spec, whose cores are {spec.core_shapes}")
         kinds = {dtype_name(core) for core in cores}
@@ -139,8 +138,7 @@ class MPOChain:
         chain = cls.from_cores(result.cores, spec)
         chain = cls(chain.cores, chain.spec, result.relative_error)
         # The discarded singular values include neither padding nor the rounding of a short type.
-        inexact = chain._is_padded or chain._is_short
-        return chain._with_exact_error(lambda: matrix) if inexact else chain
+        return chain._with_exact_error(lambda: matrix) if chain._is_padded or chain._is_short else chain
 
     @property
     def shape(self) -> tuple[int, int]:

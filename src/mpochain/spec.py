@@ -134,17 +134,14 @@ class ChainSpec:
 
     @classmethod
     def from_core_shapes(
-        cls,
-        shapes: Iterable[Sequence[int]],
-        out_features: int | None = None,
-        in_features: int | None = None,
+        cls, shapes: Iterable[Sequence[int]], out_features: int | None = None, in_features: int | None = None
     ) -> ChainSpec:
         """The spec of cores with these shapes; clipped where a bond is larger than attainable.
 
         Args:
             shapes: ``(r_left, out, in, r_right)`` of each core.
-            out_features: rows of the matrix, if fewer than the out dims hold.
-            in_features: columns of the matrix, if fewer than the in dims hold.
+            out_features: see :class:`ChainSpec`.
+            in_features: see :class:`ChainSpec`.
 
         Raises:
             ShapeError: shapes that form no chain.
@@ -160,9 +157,7 @@ class ChainSpec:
             raise ShapeError(f"cores are arrays (r_left, out, in, r_right) without empty axes, got shapes {shapes}")
         edges = [1, *(shape[3] for shape in shapes)]
         if edges[-1] != 1 or any(shape[0] != edge for shape, edge in zip(shapes, edges, strict=False)):
-            raise ShapeError(
-                f"neighbouring cores must share their bond and the end bonds must be 1, got shapes {shapes}"
-            )
+            raise ShapeError(f"neighbouring cores must share their bond, end bonds must be 1, got shapes {shapes}")
         return cls(
             [shape[1] for shape in shapes],
             [shape[2] for shape in shapes],

@@ -1,3 +1,5 @@
+"""Tables, figures, provenance, and the files that they are written to."""
+
 from __future__ import annotations
 
 import pytest
@@ -13,7 +15,7 @@ COLUMNS = (Column("name", "model"), Column("size", "size", ","), Column("error",
 RECORDS = [{"name": "dense", "size": 12345, "error": None}, {"name": "χ=4", "size": 7, "error": 0.5}]
 
 
-def test_tables_line_up():
+def test_columns_are_aligned():
     lines = text(COLUMNS, RECORDS).splitlines()
     assert lines[2] == "dense  12,345      -"
     assert lines[3] == "χ=4         7   0.50"
@@ -22,7 +24,7 @@ def test_tables_line_up():
     assert all(line.count("|") == 4 for line in page)
 
 
-def test_no_cell_ends_early_or_is_a_tag():
+def test_markdown_cells_are_escaped():
     page = markdown(COLUMNS[:1], [{"name": "<|end|>"}]).splitlines()
     assert page[2] == r"| &lt;\|end\|> |"
     assert len({len(line) for line in page}) == 1
@@ -62,13 +64,13 @@ def test_a_figure_is_drawn(tmp_path):
     assert (tmp_path / "f.png").stat().st_size > 5000
 
 
-def test_without_matplotlib_it_says_what_to_install(tmp_path, monkeypatch):
+def test_without_matplotlib_the_error_names_the_extra(tmp_path, monkeypatch):
     monkeypatch.setattr(figures_module, "find_spec", lambda name: None)
     with pytest.raises(MPOError, match=r"pip install 'mpochain\[plot\]'"):
         draw(tmp_path / "f.png", [], title="", x="", y="")
 
 
-def test_a_failed_write_leaves_the_old_file(tmp_path, monkeypatch):
+def test_failed_write_leaves_the_old_file(tmp_path, monkeypatch):
     path = tmp_path / "f"
     write_bytes(path, b"old")
 
@@ -82,7 +84,7 @@ def test_a_failed_write_leaves_the_old_file(tmp_path, monkeypatch):
     assert [p.name for p in tmp_path.iterdir()] == ["f"]
 
 
-def test_a_folder_that_cannot_be_written_is_found_early(tmp_path):
+def test_require_writable_creates_the_folder_or_refuses_a_file(tmp_path):
     assert require_writable(tmp_path / "new" / "folder").is_dir()
     assert list((tmp_path / "new" / "folder").iterdir()) == []
     (tmp_path / "file").write_text("")
@@ -90,7 +92,7 @@ def test_a_folder_that_cannot_be_written_is_found_early(tmp_path):
         require_writable(tmp_path / "file")
 
 
-def test_two_processes_find_out_at_once(tmp_path, monkeypatch):
+def test_require_writable_allows_another_process_to_remove_the_probe(tmp_path, monkeypatch):
     def write_and_lose(path, data):
         write_bytes(path, data)
         path.unlink()

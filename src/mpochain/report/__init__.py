@@ -1,4 +1,4 @@
-"""Records to tables, JSON and figures. No torch."""
+"""Tables, figures, pages and provenance of results. No torch."""
 
 from mpochain.report.provenance import provenance
 from mpochain.report.table import Column, markdown, text

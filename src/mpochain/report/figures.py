@@ -1,4 +1,4 @@
-"""Figures, readable in grey: series differ in marker and dash before they differ in colour."""
+"""Line and bar charts as PNG files, readable in greyscale: series differ in marker and dash, not only in colour."""
 
 from __future__ import annotations
 
@@ -24,23 +24,23 @@ _STYLES = (
 )
 _FILLS = ("#dddddd", "#0072B2", "#000000")
 _COLOURS = ("#000000", "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#777777")
-# More lines than this leave no room for their names among them.
+# With more series than this, the legend stands beside the axes.
 _MOST_WITHIN = 5
-# Axes of logarithms from one end to the other, up to which parts of a decade are labelled.
+# Quotient of the limits of a logarithmic axis below which parts of a decade are labelled.
 _FEW_DECADES = 100.0
 
 
 @dataclass(frozen=True)
 class Series:
-    """One line of a figure.
+    """One series of a line chart.
 
     Attributes:
         label: in the legend.
-        x: positions; text for a categorical axis.
+        x: positions; strings for a categorical axis.
         y: values.
         line: whether the points are joined.
         markers: whether the points are marked.
-        ends: the least and greatest value at each point, drawn as a bar through it; None for no bars.
+        ends: smallest and largest value at each point, drawn as a vertical bar; None for no bars.
     """
 
     label: str
@@ -52,7 +52,7 @@ class Series:
 
 
 def require_matplotlib() -> None:
-    """Raise MissingDependencyError, before any work, unless figures can be drawn."""
+    """Raise MissingDependencyError if matplotlib is not installed; call it before any long work."""
     if find_spec("matplotlib") is None:
         raise MissingDependencyError("figures need matplotlib; install it with: pip install 'mpochain[plot]'")
 
@@ -67,16 +67,16 @@ def draw(
     axes: Mapping[str, Any] | None = None,
     note: str = "",
 ) -> None:
-    """Draw series into a PNG file.
+    """Draw series as a line chart into a PNG file.
 
     Args:
         path: the file.
-        series: what to draw, in order.
+        series: in the order of the legend.
         title: above the figure.
         x: label of the horizontal axis, with its unit.
         y: label of the vertical axis, with its unit.
-        axes: further settings of matplotlib's axes, such as ``xscale="log"``.
-        note: small print below, such as where the numbers came from.
+        axes: further properties of matplotlib's axes, such as ``xscale="log"``.
+        note: small print below the figure, such as the origin of the numbers.
 
     Raises:
         MissingDependencyError: matplotlib is not installed.
@@ -84,27 +84,27 @@ def draw(
     figure, plot = _empty()
     from matplotlib.ticker import LogLocator
 
-    categories = any(isinstance(value, str) for one in series for value in one.x)
-    for k, one in enumerate(series):
+    categories = any(isinstance(value, str) for line in series for value in line.x)
+    for k, line in enumerate(series):
         marker, dash = _STYLES[k % len(_STYLES)]
         plot.plot(
-            one.x,
-            one.y,
-            label=one.label,
+            line.x,
+            line.y,
+            label=line.label,
             color=_COLOURS[k % len(_COLOURS)],
-            marker=marker if one.markers else None,
-            linestyle=dash if one.line else "none",
+            marker=marker if line.markers else None,
+            linestyle=dash if line.line else "none",
             markersize=5,
             linewidth=1.4,
         )
-        if one.ends is not None:
-            plot.vlines(one.x, *zip(*one.ends, strict=True), color=_COLOURS[k % len(_COLOURS)], linewidth=2.2)
+        if line.ends is not None:
+            plot.vlines(line.x, *zip(*line.ends, strict=True), color=_COLOURS[k % len(_COLOURS)], linewidth=2.2)
     if categories:
         plot.tick_params(axis="x", labelrotation=90, labelsize=7)
     plot.set(title=title, xlabel=x, ylabel=y, **(axes or {}))
     low, high = plot.get_xlim()
     if plot.get_xscale() == "log" and high < _FEW_DECADES * low:
-        # Matplotlib labels every step of so few decades, and they run into each other.
+        # Matplotlib would label every step of so few decades, and the labels would overlap.
         plot.set_xticks([], minor=True)
         plot.xaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
         plot.xaxis.set_major_formatter("{x:,g}")
@@ -121,25 +121,25 @@ def bars(
     y: str,
     note: str = "",
 ) -> None:
-    """Draw bars into a PNG file, each series in front of the one before it: what is left in front of what there was.
+    """Draw bars into a PNG file, each series in front of the one before it, such as "after" in front of "before".
 
     Args:
         path: the file.
-        labels: one for each place.
-        values: of each series, one for each place.
+        labels: one for each bar position.
+        values: of each series, one for each bar position.
         title: above the figure.
         x: label of the horizontal axis.
         y: label of the vertical axis, with its unit.
-        note: small print below.
+        note: small print below the figure.
 
     Raises:
         MissingDependencyError: matplotlib is not installed.
     """
     figure, plot = _empty()
-    places = range(len(labels))
+    positions = range(len(labels))
     for k, (label, heights) in enumerate(values.items()):
         plot.bar(
-            places,
+            positions,
             heights,
             label=label,
             width=0.8 - 0.25 * k,
@@ -147,9 +147,9 @@ def bars(
             edgecolor="#000000",
             linewidth=0.5,
         )
-    # Many labels would stand upon each other.
-    every = max(1, len(labels) // 40)
-    plot.set_xticks(list(places)[::every], list(labels)[::every], rotation=90 if max(map(len, labels)) > 2 else 0)
+    # More than 40 labels would overlap.
+    step = max(1, len(labels) // 40)
+    plot.set_xticks(list(positions)[::step], list(labels)[::step], rotation=90 if max(map(len, labels)) > 2 else 0)
     plot.tick_params(axis="x", labelsize=7)
     plot.set(title=title, xlabel=x, ylabel=y)
     _finish(figure, plot, path, note, beside=True)

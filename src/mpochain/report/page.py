@@ -1,4 +1,4 @@
-"""A page of text, tables and figures, written once and read as Markdown or as one HTML file that needs no network."""
+"""Pages of text, tables and figures, rendered as Markdown or as one self-contained HTML file."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ figure { margin: 1.5rem 0; } img { max-width: 100%; } figcaption { color: #444; 
 
 @dataclass(frozen=True)
 class Heading:
-    """A section's title."""
+    """Title of a section."""
 
     title: str
     level: int = 2
@@ -36,14 +36,14 @@ class Heading:
 
 @dataclass(frozen=True)
 class Text:
-    """A paragraph, or a list if there are several."""
+    """A paragraph, or a bullet list if there are several lines."""
 
     lines: tuple[str, ...]
 
 
 @dataclass(frozen=True)
 class Table:
-    """Records under columns."""
+    """A table of records."""
 
     columns: Sequence[Column]
     records: Sequence[Mapping[str, Any]]
@@ -51,7 +51,7 @@ class Table:
 
 @dataclass(frozen=True)
 class Figure:
-    """A PNG file with what it shows."""
+    """A PNG file with its caption."""
 
     path: Path
     caption: str
@@ -62,7 +62,7 @@ Block = Heading | Text | Table | Figure
 
 @dataclass
 class Page:
-    """A title and blocks below it.
+    """A page: a title, and blocks below it.
 
     Example:
         >>> page = Page("Sizes", [Text(("One model.",))])
@@ -77,7 +77,7 @@ class Page:
     blocks: list[Block] = field(default_factory=list)
 
     def markdown(self, folder: Path) -> str:
-        """The page for a file in ``folder``; figures are linked from there."""
+        """The page as Markdown for a file in ``folder``, to which links of figures are relative."""
         parts = [f"# {self.title}"]
         for block in self.blocks:
             match block:
@@ -94,7 +94,7 @@ class Page:
         return "\n\n".join(parts) + "\n"
 
     def html(self) -> str:
-        """The page as one file, figures within it."""
+        """The page as one HTML file, with figures embedded."""
         parts = [f"<h1>{html.escape(self.title)}</h1>"]
         for block in self.blocks:
             match block:

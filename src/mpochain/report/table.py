@@ -1,4 +1,4 @@
-"""One description of a table, drawn for the terminal and for a Markdown page."""
+"""Tables of records as text for the terminal and as Markdown."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ class Column:
     """A column of a table.
 
     Attributes:
-        key: field of the records.
-        title: heading, with its unit.
-        format: format specification of the values; a missing value (``None``) is shown as a dash.
+        key: of the records.
+        title: heading, with the unit.
+        format: format specification of the values; ``None`` is shown as a dash.
     """
 
     key: str
@@ -24,7 +24,7 @@ class Column:
     format: str = ""
 
     def cell(self, record: Mapping[str, Any]) -> str:
-        """The value of this column as text."""
+        """The value of a record in this column, as text."""
         value = record[self.key]
         return "-" if value is None else format(value, self.format)
 
@@ -38,7 +38,7 @@ def _widths(rows: Sequence[Sequence[str]]) -> list[int]:
 
 
 def text(columns: Sequence[Column], records: Sequence[Mapping[str, Any]]) -> str:
-    """The table for a terminal: the first column left-aligned, the others right.
+    """The table as plain text: the first column left-aligned, the others right-aligned.
 
     Example:
         >>> print(text([Column("name", "model"), Column("n", "count", ",")], [{"name": "dense", "n": 1234}]))
@@ -59,7 +59,7 @@ def text(columns: Sequence[Column], records: Sequence[Mapping[str, Any]]) -> str
 
 
 def markdown(columns: Sequence[Column], records: Sequence[Mapping[str, Any]]) -> str:
-    """The table as Markdown; what would end a cell or begin a tag is escaped.
+    """The table as Markdown; characters that would end a cell or start an HTML tag are escaped.
 
     Example:
         >>> print(markdown([Column("name", "model"), Column("n", "count", ",")], [{"name": "dense", "n": 1234}]))

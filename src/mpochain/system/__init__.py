@@ -1,1 +1,1 @@
-"""The machine and its operating system: files, processor, allocator, memory, progress. No torch."""
+"""Access to the operating system: atomic file writes, processor name, allocator, memory, progress. No torch."""

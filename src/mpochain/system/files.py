@@ -1,4 +1,7 @@
-"""Writing files so that a kill at any moment leaves the old or the new one, and finding out early if one cannot."""
+"""Atomic file writes, and a check that a folder is writable.
+
+A process killed at any moment leaves the old or the new file.
+"""
 
 from __future__ import annotations
 
@@ -12,14 +15,14 @@ __all__ = ["require_writable", "write_bytes"]
 
 
 def write_bytes(path: Path, data: bytes) -> None:
-    """Write ``data`` to ``path`` by way of a temporary neighbour and a rename.
+    """Write ``data`` to ``path`` atomically, by a temporary file in the same folder and a rename.
 
     Raises:
-        OutputError: the folder cannot be written.
+        OutputError: the file cannot be written.
     """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        # Not tempfile, whose files only their owner may read.
+        # Not by tempfile, whose files only their owner can read.
         partial = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
         try:
             with partial.open("xb") as file:
@@ -35,14 +38,14 @@ def write_bytes(path: Path, data: bytes) -> None:
 
 
 def require_writable(folder: Path) -> Path:
-    """Make ``folder`` if needed and prove that a file can be written there, before any work that needs it.
+    """Create ``folder`` if needed, and check that files can be written there, before any long work.
 
     Raises:
-        OutputError: it cannot be made or written.
+        OutputError: the folder cannot be created or written.
     """
     if folder.exists() and not folder.is_dir():
         raise OutputError(f"{folder} is a file; name a folder")
     probe = folder / ".mpochain-write-test"
     write_bytes(probe, b"")
-    probe.unlink(missing_ok=True)  # another process may prove the same
+    probe.unlink(missing_ok=True)  # another process may check the same folder
     return folder

@@ -1,4 +1,4 @@
-"""Resident memory of this process: its peak, and giving freed arrays back to the system."""
+"""Resident memory of this process: its peak, and the return of freed arrays to the operating system."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from contextlib import contextmanager
 
 __all__ = ["freed_memory_returned", "peak_resident"]
 
-# Parameters of glibc's mallopt, by its header malloc.h: from how many bytes on an array has a mapping of its own, which
-# glibc otherwise raises to the second number by and by.
+# Number of the parameter of glibc's mallopt, from malloc.h: arrays of at least this many bytes get their own mapping.
 _MMAP_THRESHOLD = -3
+# The threshold inside freed_memory_returned, and the largest value to which glibc raises it by itself.
 _SMALL, _USUAL = 1 << 19, 1 << 25
 
 
 def peak_resident() -> int | None:
-    """The most memory that this process has had so far, libraries and all, in bytes; None where nobody tells.
+    """Peak resident memory of this process so far, in bytes, libraries included; None where it is not available.
 
     Example:
         >>> (peak_resident() or 1 << 30) > 1 << 20
@@ -27,16 +27,16 @@ def peak_resident() -> int | None:
         import resource
     except ImportError:  # not on Windows
         return None
-    found = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return found if sys.platform == "darwin" else found << 10
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak << 10  # kibibytes, but bytes on macOS
 
 
 @contextmanager
 def freed_memory_returned() -> Iterator[None]:
-    """Arrays of half a megabyte and more are given back to the system as soon as they are let go; with glibc only.
+    """Return arrays of half a megabyte and more to the operating system as soon as they are freed; glibc only.
 
-    Its heap cannot always use again what is freed between arrays that stay: in calibrating SmolLM2 a fifth of the
-    process was such holes. A page that is given back must be cleared when it is asked for again, which takes time.
+    The heap cannot always reuse memory freed between arrays that stay: in the calibration of SmolLM2 a fifth of the
+    process was such holes. A returned page has to be cleared when it is allocated again, which takes time.
 
     Example:
         >>> with freed_memory_returned():

@@ -1,4 +1,4 @@
-"""Name of this machine's processor, for measured times hold for one kind of machine only."""
+"""Name of the processor, with which measured times are stored."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ __all__ = ["processor"]
 
 @lru_cache(maxsize=1)
 def processor() -> str:
-    """The processor's own name where the system tells it, else its architecture.
+    """The model name of the processor, or its architecture where the system does not report a name.
 
     Example:
         >>> bool(processor())

@@ -1,4 +1,4 @@
-"""What the process says about its memory."""
+"""Return of freed memory to the operating system."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-# In a process of its own: what others have freed in this one would be used again.
+# In a separate process: memory freed by earlier tests would be reused here.
 _ALTERNATING = """
 from pathlib import Path
 import torch
@@ -26,11 +26,11 @@ with freed_memory_returned():
 """
 
 
-@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="other allocators have holes of their own")
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="the setting is specific to glibc")
 def test_freed_arrays_between_kept_ones_are_returned():
-    found = subprocess.run(
+    finished = subprocess.run(
         [sys.executable, "-c", _ALTERNATING], capture_output=True, text=True, check=True, timeout=120
     )
-    freed, kept = map(int, found.stdout.split())
+    freed, kept = map(int, finished.stdout.split())
     assert freed > 80
     assert kept == 100
