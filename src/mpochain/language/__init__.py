@@ -1,5 +1,6 @@
-"""Language models: loading and saving, text as windows of tokens, perplexity, speed."""
+"""Language models: loading and saving, text as windows of tokens, perplexity, generation, speed."""
 
+from mpochain.language.generation import generate
 from mpochain.language.perplexity import Perplexity, perplexity
 from mpochain.language.source import (
     LanguageModel,
@@ -16,6 +17,7 @@ __all__ = [
     "Perplexity",
     "Speed",
     "compare_speed",
+    "generate",
     "load_language_model",
     "perplexity",
     "read_tokens",
