@@ -9,7 +9,7 @@ from mpochain import MPOChain, MPOLinear
 
 
 class Rebuild(nn.Module):
-    """The dense weight by autograd, then one product: what most libraries do."""
+    """The dense weight, rebuilt under autograd, then one product, as most libraries do."""
 
     def __init__(self, layer: MPOLinear) -> None:
         super().__init__()

@@ -40,7 +40,7 @@ def _bytes(tensor) -> int:
 def bench_memory(benchmark, cell):
     skip_if_finished(benchmark, "memory", cell.name)
     dtype = getattr(torch, cell.dtype)
-    # Large states are what is to be measured here, and one step of each is all that runs.
+    # Large states are measured here on purpose, and only one step of each layer runs.
     built, missing = layers(cell.spec, cell.batch, dtype, kept=1)
     x = torch.randn(cell.batch, cell.spec.in_features, dtype=dtype, requires_grad=True)
     grad = torch.randn(cell.batch, cell.spec.out_features, dtype=dtype)

@@ -18,7 +18,7 @@ _TABLES = (
 
 
 def cell_tables(grid: str, groups: dict[str, list[Record]]) -> str:
-    """Every target with its missed cells, every cell, and what was left out, as Markdown."""
+    """All targets with their missed cells, all cells, and the excluded peers, as Markdown."""
     checked = targets(groups)
     lines = [
         f"# Benchmarks: every cell of the {grid} grid",

@@ -26,7 +26,7 @@ Functions = dict[str, Callable[[int], Any]]
 
 
 def skip_if_finished(benchmark, group: str, name: str) -> None:
-    """Skip what an interrupted run has recorded; a run that records nothing, as the tests, skips nothing."""
+    """Skip a cell that an interrupted run has recorded; a run without recording, as in the tests, skips nothing."""
     if benchmark.enabled and name in results.finished(group):
         pytest.skip("finished in an earlier run")
 

@@ -22,7 +22,7 @@ class Target:
     """A promise and how it stands.
 
     Attributes:
-        text: what is promised.
+        text: the promise.
         measured: the measured value, or that the grid lacks it.
         met: None where the grid lacks it.
         missed: where it is missed, worst first.
@@ -149,7 +149,7 @@ def _training(cells: list[Record]) -> list[Target]:
 
 
 def memory_over(record: Record) -> int:
-    """Bytes of the chain's training step beyond what it may need besides the 64 MiB."""
+    """Bytes of a training step of the chain beside inputs, outputs, gradients and a dense weight that it rebuilds."""
     rebuilds = record["plans"]["compact"]["rebuilds"]
     return record["beyond"]["compact"] - (record["dense_and_gradient"] if rebuilds else 0)
 

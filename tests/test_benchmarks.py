@@ -1,4 +1,4 @@
-"""What is kept of the benchmark suite, and what is measured again."""
+"""Recording of benchmark results, removal of disturbed cells, and the published page."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def run(folder, **environment):
     return done.stdout
 
 
-def test_only_a_recording_run_keeps_and_skips(tmp_path):
+def test_only_a_recording_run_writes_and_skips_cells(tmp_path):
     assert "1 passed" in run(tmp_path)
     assert not list(tmp_path.iterdir()), "plain pytest-benchmark leaves nothing behind"
     assert "1 passed" in run(tmp_path, MPOCHAIN_BENCH_RECORD="1")
@@ -50,14 +50,14 @@ def cell(name, dense, compact=1.0, batch=1, dtype="float32"):
 
 
 @pytest.mark.parametrize("compact", [0.1, 100.0])
-def test_the_dense_time_alone_says_what_was_disturbed(compact):
+def test_only_the_dense_time_decides_which_cells_were_disturbed(compact):
     quiet = [cell(f"{k}", 1.0 + k / 100, compact) for k in range(5)]
     others = [cell("more rows", 9.0, batch=16), cell("short", 9.0, dtype="bfloat16")]
     assert disturbed([*quiet, *others]) == []
     assert disturbed([*quiet, *others, cell("slow", 1.6, compact)]) == ["slow"]
 
 
-def test_the_published_page_is_that_of_the_records():
+def test_published_page_is_rendered_from_the_records():
     groups = {}
     for group in GROUPS:
         lines = (ROOT / f"benchmarks/results/{group}-full.jsonl").read_text(encoding="utf-8").splitlines()

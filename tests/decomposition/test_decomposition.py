@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import get_args
 
 import jax.numpy as jnp
 import numpy as np
@@ -17,7 +18,9 @@ from mpochain import ChainSpec, MPOError, decompose, decompose_terms, shapes
 from mpochain.arrays import norm
 from mpochain.decomposition import (
     SPLITS,
+    Algorithm,
     automatic,
+    decomposed_by,
     deinterleave,
     gram,
     interleave,
@@ -52,7 +55,7 @@ def test_full_bonds_are_exact(method, spec, seed):
 @given(spec=specs(padding=False), seed=SEEDS)
 def test_the_squared_error_is_the_sum_of_the_discarded_squares(method, spec, seed):
     W = matrix(spec, seed)
-    result = {"auto": automatic, "gram": gram, "tt_svd": tt_svd, "randomized": randomized}[method](W, spec)
+    result = decomposed_by(method, W, spec)
     chain = decompose(W, spec, method=method)
     assert chain.spec == spec
     actual = norm(W - chain.to_matrix())
@@ -196,6 +199,15 @@ def test_automatic_choice_names_the_algorithm_it_runs(tolerance, rank, cutoff, a
     named = decompose(W, spec, method=algorithm, cutoff=cutoff)
     for core, expected in zip(chain.cores, named.cores, strict=True):
         np.testing.assert_array_equal(core, expected)
+
+
+def test_table_lists_every_algorithm_and_agrees_with_the_functions():
+    functions = {"auto": automatic, "gram": gram, "tt_svd": tt_svd, "randomized": randomized}
+    assert set(get_args(Algorithm)) == set(SPLITS) == set(functions)
+    W, spec = np.random.default_rng(0).normal(size=(60, 60)), shapes.low_rank(60, 60, 3)
+    for name, function in functions.items():
+        for core, expected in zip(decomposed_by(name, W, spec).cores, function(W, spec).cores, strict=True):
+            np.testing.assert_array_equal(core, expected)
 
 
 def test_randomised_algorithm_is_determined_by_its_seed():

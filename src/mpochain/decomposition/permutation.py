@@ -110,9 +110,9 @@ def permuted_kronecker(
     """
     if spec.sites != 2 or spec.shape != spec.padded_shape:
         raise SpecError(f"a sum of Kronecker products has two sites and no padding, got {spec}; choose such a spec")
-    for value, least, what in ((steps, 1, "steps"), (restarts, 0, "restarts")):
+    for value, least, argument in ((steps, 1, "steps"), (restarts, 0, "restarts")):
         if isinstance(value, bool) or not isinstance(value, int) or value < least:
-            raise ArgumentError(f"{what} must be an integer of at least {least}, got {value!r}")
+            raise ArgumentError(f"{argument} must be an integer of at least {least}, got {value!r}")
     if not 0.0 <= temperature < math.inf:
         raise ArgumentError(f"temperature must be a finite number of at least 0, got {temperature!r}")
     if seconds is not None and not seconds > 0:
