@@ -27,6 +27,7 @@ from mpochain.architectures import (
     text_configs,
 )
 from mpochain.compression.statistics.moments import collect_moments
+from mpochain.compression.statistics.recompute import Recomputation
 from mpochain.compression.statistics.sampled_loss import SampledLoss
 from mpochain.language import compare_speed, perplexity
 from mpochain.surgery import absorb_orders
@@ -243,6 +244,29 @@ class TestAttention:
         assert unused.tolist() == [k // group == head for k in range(heads.query)]
 
 
+@pytest.mark.parametrize("name", ["llama", "gpt2", "openai-gpt", "bloom", "falcon", "mpt", "opt", "mamba"])
+def test_recomputed_blocks_have_the_same_gradients(name):
+    model = tiny(name)
+    block = next(module for module in model.modules() if is_block(module, family_of(model)))
+    calls = []
+    next(block.children()).register_forward_pre_hook(lambda *_: calls.append(1))
+
+    def gradients():
+        model.zero_grad()
+        SampledLoss(0)(model(tokens())).backward()
+        return {key: value.grad.clone() for key, value in model.named_parameters() if value.grad is not None}
+
+    with without_cache(model):
+        expected = gradients()
+        assert len(calls) == 1
+        with Recomputation().of(model):
+            recomputed = gradients()
+    assert len(calls) == 3, "once forward and once more for the gradients"
+    assert recomputed.keys() == expected.keys()
+    for key, value in expected.items():
+        torch.testing.assert_close(recomputed[key], value)
+
+
 @pytest.mark.parametrize("kind", DENSE_KINDS, ids=lambda kind: kind.name)
 def test_dense_kinds_are_what_their_rows_say(kind):
     class_ = getattr(importlib.import_module(kind.module), kind.name)
@@ -295,6 +319,12 @@ def test_multimodal_models_of_transformers_are_read_by_their_text():
     assert family_of(config) is family("llama")
     assert context_length(config) == LENGTH
     assert head_counts(config) == architectures.HeadCounts(4, 2)
+
+
+def test_a_configuration_that_contains_itself_has_an_end():
+    config = SimpleNamespace(model_type="llama", max_position_embeddings=8)
+    config.text_config = config
+    assert context_length(config) == 8
 
 
 class Output:

@@ -210,6 +210,8 @@ _DEFAULT = Family()
 
 # Where a model of several parts, such as one that sees images, has the configuration of its language model.
 _NESTED = ("text_config", "language_config", "llm_config", "thinker_config", "decoder", "generator")
+# Levels of nesting that are followed, so that a configuration that contains itself has an end.
+_DEPTH = 4
 
 
 def text_configs(model: Any) -> Iterator[Any]:
@@ -225,7 +227,9 @@ def text_configs(model: Any) -> Iterator[Any]:
         ['llava', 'llama']
     """
     config = getattr(model, "config", model if hasattr(model, "model_type") else None)
-    while config is not None and not isinstance(config, dict):
+    for _ in range(_DEPTH):
+        if config is None or isinstance(config, dict):
+            return
         yield config
         config = next((inner for name in _NESTED if (inner := getattr(config, name, None)) is not None), None)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -17,6 +18,7 @@ from tiny import write_model
 from mpochain.cli import main
 from mpochain.cli.finetune import finetune
 from mpochain.train import FinetuneConfig
+from mpochain.train.state import read_record
 
 
 @pytest.fixture(scope="module")
@@ -240,6 +242,23 @@ def test_a_killed_healing_goes_on_to_the_same_model(folder, run, small):
     assert whole["training"]["losses"] == killed["training"]["losses"]
     names = [json.loads((folder / name / "config.json").read_text())["sha256"] for name in ("whole", "killed")]
     assert names[0] == names[1], "the same to the bit"
+
+
+def test_ctrl_c_while_finetuning_writes_the_state_of_the_finished_step(folder, small):
+    (folder / "long.yaml").write_text(
+        "model: dense\nhealing: {text: valid.txt, window: 32, training: {steps: 2000, checkpoint_every: 2000}}\n"
+    )
+    command = [sys.executable, "-m", "mpochain", "finetune", small, "--out", "cut", "--recipe", "long.yaml"]
+    process = subprocess.Popen(command, cwd=folder, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    for line in process.stderr:
+        if ": step 1/2000" in line:
+            break
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=120)
+    assert process.returncode == 130, errors
+    assert "interrupted; the state is kept in cut" in errors
+    (state,) = (folder / "cut").glob("*.state")
+    assert 1 <= read_record(state)["result"]["steps"] < 2000, "before the first regular checkpoint"
 
 
 @pytest.mark.parametrize(
