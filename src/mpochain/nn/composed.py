@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC
 from typing import cast
 
-from torch import nn
+from torch import Tensor, nn
 
 from mpochain.errors import DTypeError
 from mpochain.nn.interpolative import InterpolativeLinear
@@ -62,6 +62,11 @@ class ComposedLinear(CompressedLayer, ABC):
         for part in self._parts():
             part.set_execution(cache=cache, autotune=autotune)
         super()._set_execution(cache, autotune)
+
+    def _kept_from(self) -> list[Tensor]:
+        # Not by the generator over all submodules, which takes longer than a small product.
+        parameters = [core for part in self.parts for core in part._parameters.values()]
+        return [core for core in parameters if core is not None and core.ndim > 1]
 
     def _parts(self) -> list[Part]:
         return cast("list[Part]", list(self.parts))  # their types were checked by the constructor
