@@ -23,32 +23,6 @@ def layer_of(out=9, in_=7, rank=3, bias=True, dtype=torch.float64, seed=0):
     return InterpolativeLinear.from_interpolation(interpolative(left, right), offset), left @ right
 
 
-@pytest.mark.parametrize("lead", BATCHES)
-@pytest.mark.parametrize("bias", [True, False])
-def test_values_are_those_of_the_dense_matrix(lead, bias):
-    layer, W = layer_of(bias=bias)
-    x = torch.randn(*lead, 7, dtype=torch.float64)
-    expected = nn.functional.linear(x, W, layer.bias)
-    torch.testing.assert_close(layer(x), expected)
-    torch.testing.assert_close(layer.weight, W)
-    torch.testing.assert_close(layer.to_linear()(x), expected)
-
-
-@pytest.mark.parametrize("lead", BATCHES)
-@pytest.mark.parametrize("rank", [1, 3, 7])
-@pytest.mark.parametrize("bias", [True, False])
-def test_fast_execution_is_the_same(lead, rank, bias):
-    layer, W = layer_of(rank=rank, bias=bias)
-    assert mpo.set_execution(nn.Sequential(layer), cache=True) == 1
-    with torch.no_grad():
-        for _ in range(3):
-            x = torch.randn(*lead, 7, dtype=torch.float64)
-            torch.testing.assert_close(layer(x), nn.functional.linear(x, W, layer.bias))
-    x.requires_grad_()
-    layer(x).sum().backward()
-    assert layer.rows.grad.shape == layer.rows.shape
-
-
 @pytest.mark.parametrize("rank", [1, 6])
 def test_what_fast_execution_keeps_is_never_old(rank):
     layer, _ = layer_of(rank=rank)
@@ -95,44 +69,6 @@ def test_fast_execution_of_a_large_layer(rank, columns):
             expected = nn.functional.linear(x, layer.weight, layer.bias)
             torch.testing.assert_close(layer(x), expected, rtol=1e-4, atol=1e-4)
     assert layer._to_keep().shape == (400, columns)
-
-
-def test_inputs_that_are_not_contiguous():
-    layer, W = layer_of()
-    x = torch.randn(7, 5, dtype=torch.float64).T
-    torch.testing.assert_close(layer(x), x @ W.T + layer.bias)
-
-
-def test_gradients():
-    layer, _ = layer_of()
-    x = torch.randn(4, 7, dtype=torch.float64, requires_grad=True)
-    rows, coefficients, bias = (each.detach().requires_grad_() for each in layer.parameters())
-
-    def run(x, rows, coefficients, bias):
-        values = {"rows": rows, "coefficients": coefficients, "bias": bias}
-        return torch.func.functional_call(layer, values, (x,))
-
-    assert torch.autograd.gradcheck(run, (x, rows, coefficients, bias))
-
-
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
-def test_element_types(dtype):
-    layer, W = layer_of(dtype=torch.float32)
-    layer = layer.to(dtype)
-    assert layer.place.dtype == torch.int32, "an index is no float"
-    y = layer(torch.ones(2, 7, dtype=dtype))
-    assert y.dtype == dtype
-    torch.testing.assert_close(y.float(), (W.sum(1) + layer.bias.float()).expand(2, -1), rtol=0.05, atol=0.1)
-
-
-def test_compile_and_export():
-    layer, _ = layer_of()
-    x = torch.randn(5, 7, dtype=torch.float64)
-    torch._dynamo.reset()
-    compiled = torch.compile(layer, fullgraph=True, backend="aot_eager")
-    torch.testing.assert_close(compiled(x), layer(x))
-    program = torch.export.export(layer, (x,), dynamic_shapes={"x": {0: torch.export.Dim.DYNAMIC}})
-    torch.testing.assert_close(program.module()(x[:3]), layer(x[:3]))
 
 
 @pytest.mark.parametrize("threads", [1, 2])
@@ -187,24 +123,6 @@ def test_a_model_made_dense_again():
     assert model["again"] is model["and again"] is model["a"][0], "one layer in several places stays one"
     torch.testing.assert_close(model["a"](x), expected)
     assert type(mpo.to_dense(chain)) is nn.Linear
-
-
-def test_wrong_inputs():
-    layer, _ = layer_of()
-    with pytest.raises(MPOError, match="got x of shape"):
-        layer(torch.zeros(2, 8, dtype=torch.float64))
-    with pytest.raises(MPOError, match="the bias must have shape"):
-        InterpolativeLinear.from_interpolation(interpolative(torch.ones(3, 1), torch.ones(1, 2)), torch.zeros(2))
-
-
-def test_autocast_answers_in_the_type_that_a_dense_layer_answers_in():
-    layer, _ = layer_of(dtype=torch.float32)
-    x = torch.randn(5, 7)
-    with torch.autocast("cpu", dtype=torch.bfloat16):
-        y, expected = layer(x), layer.to_linear()(x)
-    assert y.dtype == expected.dtype == torch.bfloat16
-    torch.testing.assert_close(y, expected, rtol=0.05, atol=0.1)
-    assert layer.bias.dtype == torch.float32
 
 
 def test_its_parameters_learn_at_one_rate():

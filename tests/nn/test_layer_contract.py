@@ -298,3 +298,15 @@ def test_it_prints_its_sizes(layer):
     assert isinstance(layer, CompressedLayer)
     assert str(layer.in_features) in repr(layer)
     assert layer.form()
+
+
+def test_new_parameters_are_drawn(layer):
+    before = layer.weight.detach().clone()
+    torch.manual_seed(3)
+    layer.reset_parameters()
+    after = layer.weight.detach()
+    assert not torch.allclose(after, before)
+    assert after.isfinite().all()
+    torch.manual_seed(3)
+    layer.reset_parameters()
+    torch.testing.assert_close(layer.weight.detach(), after, rtol=0, atol=0)

@@ -38,26 +38,6 @@ def test_the_weight_is_the_inner_one_in_its_order(orders):
     assert torch.equal(there, layer.inner.weight)
 
 
-@pytest.mark.parametrize("lead", BATCHES)
-@pytest.mark.parametrize("orders", ["both", "rows", "columns"])
-@pytest.mark.parametrize("bias", [True, False])
-def test_values_and_gradients_are_those_of_the_dense_matrix(lead, orders, bias):
-    layer = layer_of(orders, bias=bias)
-    x = torch.randn(*lead, 6, dtype=torch.float64, requires_grad=True)
-    expected = nn.functional.linear(x, layer.weight, layer.bias)
-    assert (layer.bias is not None) is bias
-    torch.testing.assert_close(layer(x), expected)
-    torch.testing.assert_close(layer.to_linear()(x), expected)
-    weights = torch.randn_like(expected)
-    wanted = (x, *layer.parameters())
-    for mine, theirs in zip(
-        torch.autograd.grad((layer(x) * weights).sum(), wanted),
-        torch.autograd.grad((expected * weights).sum(), wanted),
-        strict=True,
-    ):
-        torch.testing.assert_close(mine, theirs)
-
-
 def test_a_split_becomes_a_layer_with_its_bias():
     W, bias = torch.randn(8, 6, dtype=torch.float64), torch.randn(8, dtype=torch.float64)
     found = split_off(W, [(2, 2)], terms=2)
@@ -67,43 +47,6 @@ def test_a_split_becomes_a_layer_with_its_bias():
     assert float(error.detach()) == pytest.approx(found.relative_error)
     with pytest.raises(MPOError, match="the bias must have shape"):
         PermutedLinear.from_split(found, bias[:7])
-
-
-def test_fast_execution_keeps_one_matrix_that_is_never_old():
-    layer, x = layer_of(), torch.randn(5, 6, dtype=torch.float64)
-    mpo.set_execution(nn.Sequential(layer), cache=True)
-
-    def check():
-        with torch.no_grad():
-            for _ in range(2):
-                torch.testing.assert_close(layer(x), nn.functional.linear(x, layer.weight, layer.bias))
-
-    check()
-    assert layer._kept._found[2].shape == (8, 6)
-    for parameter in layer.parameters():
-        with torch.no_grad():
-            parameter.add_(1)
-        check()
-    layer(x).sum().backward()
-    assert all(parameter.grad is not None for parameter in layer.parameters())
-
-
-def test_fast_execution_keeps_nothing_narrow():
-    layer, x = layer_of().float().set_execution(cache=True), torch.randn(5, 6)
-    with torch.no_grad():
-        expected = layer_of().float()(x)
-        with torch.autocast("cpu", torch.bfloat16):
-            assert layer(x).dtype == torch.bfloat16
-        torch.testing.assert_close(layer(x), expected)
-
-
-def test_compile_and_export():
-    layer, x = layer_of(), torch.randn(5, 6, dtype=torch.float64)
-    torch._dynamo.reset()
-    compiled = torch.compile(layer, fullgraph=True, backend="aot_eager")
-    torch.testing.assert_close(compiled(x), layer(x))
-    program = torch.export.export(layer, (x,), dynamic_shapes={"x": {0: torch.export.Dim.DYNAMIC}})
-    torch.testing.assert_close(program.module()(x[:3]), layer(x[:3]))
 
 
 def test_what_handles_layers_handles_permuted_ones(tmp_path):

@@ -10,7 +10,6 @@ from torch import nn
 
 import mpochain as mpo
 from mpochain import InterpolativeLinear, MPOError, MPOLinear, SumLinear
-from mpochain.nn.layer import layer_of as layer_of_entry
 from mpochain.surgery import learning_rate_scales
 
 BATCHES = [(1,), (6,), (0,), (), (2, 1, 3)]
@@ -22,57 +21,6 @@ def layer_of(bias="low rank", dtype=torch.float64):
     return SumLinear(
         [low, MPOLinear(6, 8, out_dims=(4, 2), in_dims=(2, 3), max_bond=2, bias=bias == "chain", dtype=dtype)]
     )
-
-
-@pytest.mark.parametrize("lead", BATCHES)
-@pytest.mark.parametrize("bias", ["low rank", "chain", "none"])
-def test_values_and_gradients_are_those_of_the_dense_matrix(lead, bias):
-    layer = layer_of(bias)
-    x = torch.randn(*lead, 6, dtype=torch.float64, requires_grad=True)
-    expected = nn.functional.linear(x, layer.weight, layer.bias)
-    assert (layer.bias is None) is (bias == "none")
-    torch.testing.assert_close(layer(x), expected)
-    torch.testing.assert_close(layer.to_linear()(x), expected)
-    weights = torch.randn_like(expected)
-    wanted = (x, *layer.parameters())
-    for mine, theirs in zip(
-        torch.autograd.grad((layer(x) * weights).sum(), wanted),
-        torch.autograd.grad((expected * weights).sum(), wanted),
-        strict=True,
-    ):
-        torch.testing.assert_close(mine, theirs)
-    with torch.no_grad():
-        torch.testing.assert_close(layer(x), expected)
-
-
-@pytest.mark.parametrize("bias", ["low rank", "chain", "none"])
-def test_fast_execution_keeps_one_matrix_that_is_never_old(bias):
-    layer, x = layer_of(bias), torch.randn(5, 6, dtype=torch.float64)
-    mpo.set_execution(nn.Sequential(layer), cache=True)
-
-    def check():
-        with torch.no_grad():
-            for _ in range(2):
-                expected = nn.functional.linear(x, layer.weight, layer.bias)
-                torch.testing.assert_close(layer(x), expected)
-
-    check()
-    assert layer._kept._found[2].shape == (8, 6)
-    for parameter in layer.parameters():
-        with torch.no_grad():
-            parameter.add_(1)
-        check()
-    layer(x).sum().backward()
-    assert all(parameter.grad is not None for parameter in layer.parameters())
-
-
-def test_compile_and_export():
-    layer, x = layer_of(), torch.randn(5, 6, dtype=torch.float64)
-    torch._dynamo.reset()
-    compiled = torch.compile(layer, fullgraph=True, backend="aot_eager")
-    torch.testing.assert_close(compiled(x), layer(x))
-    program = torch.export.export(layer, (x,), dynamic_shapes={"x": {0: torch.export.Dim.DYNAMIC}})
-    torch.testing.assert_close(program.module()(x[:3]), layer(x[:3]))
 
 
 def test_what_handles_layers_handles_sums():
@@ -92,13 +40,6 @@ def test_what_handles_layers_handles_sums():
     before = layer.weight.detach().clone()
     layer.reset_parameters()
     assert not torch.equal(layer.weight, before)
-
-
-def test_its_description_makes_it_again():
-    layer = layer_of("chain")
-    empty = layer_of_entry(layer.entry().model_dump(), (8, 6), "up")
-    assert {p.device.type for p in empty.parameters()} == {"meta"}
-    assert {k: v.shape for k, v in empty.state_dict().items()} == {k: v.shape for k, v in layer.state_dict().items()}
 
 
 def test_what_is_no_sum():
