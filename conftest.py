@@ -1,6 +1,6 @@
-"""Shares the cores among test processes; runs every snippet of README.md, CONTRIBUTING.md and docs/.
+"""Shared cores of the test processes; snippets of README.md, CONTRIBUTING.md and docs/ as tests.
 
-Of snippets Python is executed and commands must exist.
+Python snippets are executed. Commands must exist, with the options that a snippet gives them.
 """
 
 from __future__ import annotations
@@ -13,14 +13,15 @@ import sys
 from sybil import Sybil
 from sybil.parsers.markdown import CodeBlockParser, PythonCodeBlockParser
 
-# What tests start is no worker, even if they are run by one; pytest would else take itself for one.
+# A process that a test starts is not a worker, even if the test runs in one; pytest would take it for one.
 if os.environ.pop("PYTEST_XDIST_WORKER", None):
-    # Before torch is imported, and for what tests start: processes with as many threads as cores wait for one another.
+    # Before torch is imported, and inherited by processes that tests start: processes with as many threads as cores
+    # wait for one another.
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
 def _check_command(example) -> None:
-    """Ask each command what it would do: the tests cannot run what runs the tests, or minutes of timing."""
+    """Check a command without running it: the tests cannot run what runs the tests, or takes minutes."""
     for line in example.parsed.splitlines():
         words = shlex.split(line, comments=True)
         environment = dict(os.environ)
@@ -36,14 +37,14 @@ def _check_command(example) -> None:
             command = [sys.executable, "-m", "pytest", "--collect-only", "--quiet", *kept]
         elif words[0] == "mpochain":
             command = [sys.executable, "-m", "mpochain", words[1], "--help"]
-        elif words[:2] == ["python", "-m"] and words[2].startswith("studies."):
-            command = [sys.executable, "-m", *words[2:4], "--help"]
+        elif words[:2] == ["python", "-m"]:
+            command = [sys.executable, "-m", words[2], words[3], "--help"]
         else:
             raise AssertionError(f"no rule to check {line!r}")
         run = subprocess.run(command, check=True, capture_output=True, env=environment, text=True)
         if command[-1] == "--help":
             missing = [word for word in words if word.startswith("--") and word not in run.stdout]
-            assert not missing, f"{' '.join(command[2:-1])} has no option {missing}"
+            assert not missing, f"{line!r}: no option {missing}"
 
 
 pytest_collect_file = Sybil(

@@ -51,7 +51,7 @@ def write_figure(path: Path) -> None:
         x="parameters of the linear layers that are kept, %",
         y="perplexity on WikiText-2 (test)",
         axes={"ylim": (0, 120)},
-        note=f"{dense['tokens']:,} tokens in windows of {dense['window']}; same budgets and texts for both methods",
+        note=f"{dense['tokens']:,} tokens in windows of {dense['window']}; equal budgets and texts for both methods",
     )
 
 
