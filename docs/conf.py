@@ -18,10 +18,12 @@ html_show_copyright = False
 myst_heading_anchors = 3
 
 autodoc_member_order = "groupwise"
-autodoc_default_options = {"members": True, "show-inheritance": True}
+autodoc_default_options = {"members": True}
 autodoc_typehints_format = "short"
 autodoc_preserve_defaults = True
+napoleon_use_ivar = True
 python_use_unqualified_type_names = True
+python_maximum_signature_line_length = 88
 
 # The inventories of other projects cannot be fetched where the site is built without a network, so references to them
 # stay plain text. One line for each project, and one for type variables, which have no page.
