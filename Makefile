@@ -30,8 +30,8 @@ bench-full: GRID := full
 MEASURE = MPOCHAIN_BENCH_RECORD=1 MPOCHAIN_BENCH_GRID=$(GRID) $(BIN)/python -W ignore -m pytest benchmarks -W ignore --benchmark-enable \
 	--benchmark-only --benchmark-columns=median,iqr,rounds --benchmark-group-by=group
 
-study: $(VENV)/demo.installed  ## the PicoGPT study; hours, goes on where it was interrupted, then writes docs/study.md
-	$(BIN)/python -m studies.picogpt study --preset best --preset paper --out studies/picogpt/results --page docs/study.md
+study: $(VENV)/demo.installed  ## the PicoGPT study; hours, goes on where it was interrupted, then writes docs/results/study.md
+	$(BIN)/python -m studies.picogpt study --preset best --preset paper --out studies/picogpt/results --page docs/results/study.md
 
 lint: $(VENV)/dev.installed
 	$(BIN)/ruff check .

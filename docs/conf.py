@@ -8,6 +8,9 @@ from inspect import Parameter, Signature
 from types import ModuleType
 from typing import Any
 
+from sphinx.ext import napoleon
+from sphinx.ext.napoleon.docstring import GoogleDocstring
+
 project = "mpochain"
 extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon"]
 exclude_patterns = ["_build"]
@@ -21,6 +24,7 @@ autodoc_member_order = "groupwise"
 autodoc_default_options = {"members": True}
 autodoc_typehints_format = "short"
 autodoc_preserve_defaults = True
+napoleon_numpy_docstring = False
 napoleon_use_ivar = True
 python_use_unqualified_type_names = True
 python_maximum_signature_line_length = 88
@@ -51,8 +55,8 @@ def _object(name: str) -> Any:
 
 
 def _named(value: Any) -> bool:
-    """Whether an object has an identity of its own, which a number or a string has not."""
-    return callable(value) or isinstance(value, ModuleType)
+    """Whether an object has an identity of its own, which a number or a string has not; a table is a dict or tuple."""
+    return callable(value) or isinstance(value, ModuleType | dict) or (isinstance(value, tuple) and bool(value))
 
 
 # The documented name of each documented object, by identity; filled when the first reference is resolved.
@@ -83,10 +87,13 @@ def _resolve_other_name(app: Any, env: Any, node: Any, contnode: Any) -> Any:
 def _settings_signature(
     app: Any, what: str, name: str, value: Any, options: Any, signature: str, returns: str
 ) -> tuple[str, str | None] | None:
-    """The signature of a pydantic model by the plain types of its fields, without their constraints."""
+    """The signature of settings, or of a method by its settings: plain types, without the constraints of the fields."""
     from sphinx.util.inspect import stringify_signature
 
-    if what != "class" or not hasattr(value, "model_fields"):
+    if what != "class":
+        return None
+    value = getattr(value, "Settings", value)
+    if not hasattr(value, "model_fields"):
         return None
     hints = typing.get_type_hints(value)
     parameters = [
@@ -101,13 +108,33 @@ def _settings_signature(
     return stringify_signature(Signature(parameters), unqualified_typehints=True), None
 
 
+def _describe_settings(app: Any, what: str, name: str, value: Any, options: Any, lines: list[str]) -> None:
+    """Append the descriptions of the fields of settings to their docstring."""
+    if what == "class":
+        fields = getattr(value, "model_fields", {})
+        described = [f":ivar {field}: {info.description}" for field, info in fields.items() if info.description]
+        lines += ["", *described, ""] if described else []
+
+
 def _skip_settings_machinery(app: Any, what: str, name: str, value: Any, skip: bool, options: Any) -> bool | None:
     """Leave out what pydantic adds to a class."""
     return True if name == "model_config" else None
+
+
+class _Prose(GoogleDocstring):
+    """Docstrings of properties are prose: a colon in their first line does not end a type."""
+
+    def _consume_inline_attribute(self) -> tuple[str, list[str]]:
+        return "", type(self)(self._consume_to_end(), self._config).lines()
+
+
+# Napoleon offers no setting for it, and its extension uses the class by this name.
+napoleon.GoogleDocstring = _Prose
 
 
 def setup(app: Any) -> None:
     """Register what the pages need beyond the extensions."""
     app.connect("missing-reference", _resolve_other_name)
     app.connect("autodoc-process-signature", _settings_signature)
+    app.connect("autodoc-process-docstring", _describe_settings)
     app.connect("autodoc-skip-member", _skip_settings_machinery)

@@ -32,4 +32,4 @@ def test_pages_are_those_of_their_records(
     tmp_path: Path, name: str, records: str, write: Callable[[Path, Path], object]
 ) -> None:
     write(ROOT / records, tmp_path / name)
-    assert (tmp_path / name).read_text() == (ROOT / "docs" / name).read_text()
+    assert (tmp_path / name).read_text() == (ROOT / "docs" / "results" / name).read_text()

@@ -1,4 +1,7 @@
-"""``python studies/embeddings/page.py``: docs/embeddings.md and its figure, from the records beside this file alone."""
+"""Page of the embeddings study: ``python studies/embeddings/page.py``.
+
+Writes docs/results/embeddings.md and its figure from the records beside this file alone.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +20,7 @@ from mpochain.report.page import Block, Figure, Heading, Page, Table, Text
 from mpochain.system.files import write_bytes
 
 HERE = Path(__file__).parent
-PAGE = HERE.parents[1] / "docs" / "embeddings.md"
+PAGE = HERE.parents[1] / "docs" / "results" / "embeddings.md"
 
 # The order of the tables.
 _FORMS = ("low rank", "MPO", "word2ketXS", "MorphTE", "pieces", "SEE")
@@ -80,7 +83,7 @@ def write_page(records: Path, page: Path) -> None:
     preface = (
         "Made from records by a command (`python studies/embeddings/page.py`), not edited by hand. What each form is: "
         "`mpochain.EntangledEmbedding`, `mpochain.MPOEmbedding`, `mpochain.TokenTrainEmbedding`; how long a look-up "
-        "takes: `docs/benchmarks.md`."
+        "takes: `docs/results/benchmarks.md`."
     )
     blocks: list[Block] = [Text((preface,))]
     blocks += [*_words(words, figures), *_origin(words)] if words else []

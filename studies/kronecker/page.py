@@ -1,4 +1,7 @@
-"""``python studies/kronecker/page.py``: docs/kronecker.md and its figures, from the records beside this file alone."""
+"""Page of the Kronecker study: ``python studies/kronecker/page.py``.
+
+Writes docs/results/kronecker.md and its figures from the records beside this file alone.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +18,7 @@ from mpochain.report.page import Block, Figure, Heading, Page, Table, Text
 from mpochain.system.files import write_bytes
 
 HERE = Path(__file__).parent
-PAGE = HERE.parents[1] / "docs" / "kronecker.md"
+PAGE = HERE.parents[1] / "docs" / "results" / "kronecker.md"
 
 _WEIGHTS = (
     Column("matrix", "matrices"),

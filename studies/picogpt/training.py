@@ -22,8 +22,8 @@ from studies.picogpt.model import PicoGPT
 
 __all__ = ["LEARNING_RATE", "Lessons", "train_picogpt"]
 
-# For random starts: the best of 3, 6 and 10 thousandths for the dense model (docs/study.md). Cores learn at rates by
-# their fan-in, relative to it.
+# For random starts: the best of 3, 6 and 10 thousandths for the dense model (docs/results/study.md). Cores learn at
+# rates by their fan-in, relative to it.
 LEARNING_RATE = 6e-3
 
 _Loss = Callable[[nn.Module, tuple[Tensor, Tensor]], Tensor]

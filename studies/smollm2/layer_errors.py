@@ -1,8 +1,8 @@
 """Single layers of a language model at a share of their parameters: output errors of several forms.
 
 ``python studies/smollm2/layer_errors.py studies/smollm2/recipe.yaml`` writes ``layers.json`` beside the recipe, one
-layer after the other, going on where it was interrupted, and then ``docs/layers.md``. The model and the text are those
-of the recipe.
+layer after the other, going on where it was interrupted, and then ``docs/results/layers.md``. The model and the text
+are those of the recipe.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from mpochain.report.page import Heading, Page, Table, Text
 from mpochain.system.files import write_bytes
 from mpochain.workflows.recipe_file import read_recipe
 
-PAGE = Path(__file__).parents[2] / "docs" / "layers.md"
+PAGE = Path(__file__).parents[2] / "docs" / "results" / "layers.md"
 WINDOW, WINDOWS = 512, 16
 SKEW, ITERATIONS = 8, 100
 
