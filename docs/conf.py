@@ -59,6 +59,12 @@ def _named(value: Any) -> bool:
     return callable(value) or isinstance(value, ModuleType | dict) or (isinstance(value, tuple) and bool(value))
 
 
+def _attributes(value: Any) -> set[str]:
+    """Names of the attributes of a class, annotated ones without a value included."""
+    bases = getattr(value, "__mro__", ())
+    return {*dir(value), *(name for base in bases for name in getattr(base, "__annotations__", {}))}
+
+
 # The documented name of each documented object, by identity; filled when the first reference is resolved.
 _documented: dict[int, str] = {}
 
@@ -76,8 +82,13 @@ def _resolve_other_name(app: Any, env: Any, node: Any, contnode: Any) -> Any:
         for name, entry in domain.objects.items():
             if not entry.aliased and _named(_object(name)):
                 _documented[id(_object(name))] = name
-    module = node.get("py:module")
-    for name in [target, f"{module}.{target}"] if module else [target]:
+    names = [".".join(filter(None, (node.get("py:module"), target))), target]
+    if node.get("reftype") == "attr":
+        # Attributes are listed in the docstring of their class, which is as near as a link gets.
+        cls, _, attribute = (target if "." in target else f"{node.get('py:class')}.{target}").rpartition(".")
+        names = [f"{node.get('py:module')}.{cls}", cls]
+        names = [name for name in names if attribute in _attributes(_object(name))]
+    for name in names:
         value = _object(name)
         if _named(value) and id(value) in _documented:
             return domain.resolve_xref(env, node["refdoc"], app.builder, "obj", _documented[id(value)], node, contnode)
