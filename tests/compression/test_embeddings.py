@@ -1,4 +1,4 @@
-"""Embeddings of whole models are made smaller by every method that can, and heads that are tied to them stay so."""
+"""Compression of embeddings by every method that takes them, with tied heads."""
 
 from __future__ import annotations
 
@@ -54,9 +54,9 @@ def test_each_method_keeps_to_the_budget_and_the_tie(name, tied, tmp_path):
     assert isinstance(words, kind)
     assert words.padding_idx == 3
     (record,) = report.layers
-    held = sum(each.numel() for each in words.parameters())
+    held = sum(parameter.numel() for parameter in words.parameters())
     assert record.parameters_after == held <= 0.6 * WORDS * COLUMNS
-    assert record.bytes_after == sum(each.numel() * each.element_size() for each in words.state_dict().values())
+    assert record.bytes_after == sum(tensor.numel() * tensor.element_size() for tensor in words.state_dict().values())
     assert record.bytes_after <= 0.6 * record.bytes_before
     dense = before["words"].weight.detach()
     error = (words.weight.detach() - dense).norm() / dense.norm()
@@ -96,7 +96,7 @@ def test_methods_for_embeddings_alone_take_them_all_and_nothing_else(method):
 def test_ranks_that_are_given_need_no_budget():
     model = model_of()
     report = mpo.compress(model, None, method=Entangled(order=4, ranks=2), targets=["words"])
-    assert sum(each.numel() for each in model["words"].parameters()) == 2 * 4 * 3 * 2
+    assert sum(parameter.numel() for parameter in model["words"].parameters()) == 2 * 4 * 3 * 2
     assert report.layers[0].form == "3 units (digits), products of 2x2x2x2, rank 2"
     again = model_of()
     mpo.compress(again, None, method=Entangled(order=4, ranks=2), targets=["words"])

@@ -1,4 +1,4 @@
-"""Kronecker products in whole models: settled numbers of terms, calibration, embeddings with tied heads."""
+"""Kronecker products in models: fixed numbers of terms, calibration, embeddings with tied heads."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def test_an_embedding_and_its_head_stay_one(permuted, tmp_path):
     again = mpo.to_dense(loaded)
     assert again.lm_head.weight is again.transformer.wte.weight
     model(tokens()).logits.square().sum().backward()
-    assert all(each.grad.any() for each in cores)
+    assert all(core.grad.any() for core in cores)
 
 
 def test_a_better_order_is_no_worse():
@@ -59,7 +59,7 @@ def test_a_better_order_is_no_worse():
         method = Kronecker(permuted=permuted, factors=[(4, 2)], terms=2)
         report = mpo.compress(gpt2(), None, targets=[r"re:.*mlp\.c_fc"], method=method)
         errors[permuted] = [record.weight_error for record in report.layers]
-    assert all(better < given for better, given in zip(errors[True], errors[False], strict=True))
+    assert all(permuted < plain for permuted, plain in zip(errors[True], errors[False], strict=True))
 
 
 @pytest.mark.parametrize("permuted", [True, False])
@@ -68,7 +68,7 @@ def test_calibration_lowers_the_error_of_the_outputs(permuted):
     scale = torch.linspace(0.05, 4, 12)
     batches = [torch.randn(40, 12) * scale for _ in range(3)]
     dense = nn.Sequential(nn.Linear(12, 16))
-    found = {}
+    errors = {}
     for calibrated in (False, True):
         model = copy.deepcopy(dense)
         method = Kronecker(permuted=permuted, calibrated=calibrated, factors=[(2, 2)], terms=2)
@@ -76,11 +76,11 @@ def test_calibration_lowers_the_error_of_the_outputs(permuted):
         x = torch.cat(batches)
         with torch.no_grad():
             aim = dense(x) - dense[0].bias
-            found[calibrated] = float((model(x) - dense(x)).norm() / aim.norm())
-    assert report.layers[0].output_error == pytest.approx(found[True], rel=1e-3)
+            errors[calibrated] = float((model(x) - dense(x)).norm() / aim.norm())
+    assert report.layers[0].output_error == pytest.approx(errors[True], rel=1e-3)
     chains = model[0].inner if permuted else model[0]
     assert chains.cores[0][1].square().mean().item() == pytest.approx(1, rel=1e-5)
-    assert found[True] < found[False]
+    assert errors[True] < errors[False]
 
 
 @pytest.mark.parametrize("permuted", [True, False])
@@ -125,8 +125,8 @@ def test_a_head_that_is_named_too_is_counted_once():
         model = gpt2(vocab_size=24)
         report = mpo.compress(model, 0.7, targets=targets, method="kronecker")
         assert "lm_head" not in {record.name for record in report.layers}
-        held = sum(each.numel() for each in model.parameters())
-        dense = sum(each.numel() for each in gpt2(vocab_size=24).parameters())
+        held = sum(parameter.numel() for parameter in model.parameters())
+        dense = sum(parameter.numel() for parameter in gpt2(vocab_size=24).parameters())
         assert dense - held == report.parameters_before - report.parameters_after
         assert report.parameters_after <= 0.7 * report.parameters_before
 
@@ -137,9 +137,9 @@ def test_looking_up_is_not_multiplying(tmp_path):
         model, None, targets=["transformer.wte"], method=Kronecker(permuted=False, factors=[(1, 2)], terms=1)
     )
     assert (report.layers[0].macs_before, report.layers[0].macs_after) == (0, model.transformer.wte.macs())
-    found = contents(mpo.save(model, tmp_path))
-    assert found.dense_parameters == sum(each.numel() for each in gpt2().parameters())
-    assert [layer.name for layer in found.layers] == ["transformer.wte"]
+    checkpoint = contents(mpo.save(model, tmp_path))
+    assert checkpoint.dense_parameters == sum(parameter.numel() for parameter in gpt2().parameters())
+    assert [layer.name for layer in checkpoint.layers] == ["transformer.wte"]
 
 
 def test_permuted_layers_of_gpt2_are_those_of_the_paper():

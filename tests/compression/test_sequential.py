@@ -1,4 +1,4 @@
-"""Layers that correct the errors of those before them."""
+"""Sequential compression: layers that correct the errors of those before them."""
 
 from __future__ import annotations
 
@@ -32,30 +32,30 @@ def gpt2():
 
 
 @given(st.integers(1, 6), st.integers(1, 6), st.booleans(), st.integers(0, 2**16))
-def test_the_correction_is_least_squares_drawn_to_the_weight(out, in_, wide, seed):
+def test_the_correction_is_least_squares_drawn_to_the_weight(out, in_, with_inputs, seed):
     generator = torch.Generator().manual_seed(seed)
     W, x, noise = (torch.randn(*shape, generator=generator) for shape in ((out, in_), (60, in_), (60, in_)))
     own = x @ torch.randn(in_, in_, generator=generator) + 0.1 * noise
     y = x @ W.T
     activations = y.T @ y / 60 if out <= in_ else x.T @ x / 60
-    moments = Moments(activations, torch.eye(min(out, in_)), 1.0, 1.0, 60, x.T @ x / 60 if wide else None)
-    found = corrected(W, moments, Pair(x.T @ own / 60, own.T @ own / 60))
-    rest = float((y - own @ found.weight.T).square().sum() / 60)
-    assert found.rest == pytest.approx(rest, rel=1e-3, abs=1e-4)
-    assert found.power == pytest.approx(float(y.square().sum() / 60), rel=1e-4)
-    assert found.kept == pytest.approx(float((own @ found.weight.T).square().sum() / 60), rel=1e-3, abs=1e-5)
+    moments = Moments(activations, torch.eye(min(out, in_)), 1.0, 1.0, 60, x.T @ x / 60 if with_inputs else None)
+    correction = corrected(W, moments, Pair(x.T @ own / 60, own.T @ own / 60))
+    rest = float((y - own @ correction.weight.T).square().sum() / 60)
+    assert correction.rest == pytest.approx(rest, rel=1e-3, abs=1e-4)
+    assert correction.power == pytest.approx(float(y.square().sum() / 60), rel=1e-4)
+    assert correction.kept == pytest.approx(float((own @ correction.weight.T).square().sum() / 60), rel=1e-3, abs=1e-5)
     # The damped objective is no larger than without correction.
     ridge = 0.02 * float(own.square().sum()) / 60 / in_
 
     def damped(V):
         return float((y - own @ V.T).square().sum() / 60 + ridge * (W - V).square().sum())
 
-    assert damped(found.weight) <= damped(W) * (1 + 1e-4) + 1e-6
+    assert damped(correction.weight) <= damped(W) * (1 + 1e-4) + 1e-6
     change = 1e-2 * torch.randn(out, in_, generator=generator)
-    assert damped(found.weight) <= damped(found.weight + change) + 1e-6
-    seen = own @ found.weight.T if out <= in_ else own
-    torch.testing.assert_close(found.moments.activations, seen.T @ seen / 60, rtol=1e-3, atol=1e-4)
-    assert (found.moments.inputs is not None) is wide
+    assert damped(correction.weight) <= damped(correction.weight + change) + 1e-6
+    rows = own @ correction.weight.T if out <= in_ else own
+    torch.testing.assert_close(correction.moments.activations, rows.T @ rows / 60, rtol=1e-3, atol=1e-4)
+    assert (correction.moments.inputs is not None) is with_inputs
 
 
 @pytest.mark.parametrize("method", ["interpolative", "svd_llm"])
@@ -69,7 +69,8 @@ def test_the_outputs_come_nearer(method):
         model = perceptron()
         report = mpo.compress(model, 0.5, calibration=batches, method=method, sequential=sequential)
         assert report.parameters_after <= report.allowed
-        assert sum(each.output_error for each in report.layers) > 0
+        assert sum(record.output_error for record in report.layers) > 0
+        assert all(parameter.requires_grad for parameter in model.parameters())
         return float((model(fresh).detach() - expected).square().mean())
 
     assert error(True) < error(False)
@@ -83,7 +84,9 @@ def test_a_transformer_and_its_layers_of_no_block():
     targets = [*dense_layers(model), "lm_head"]
     mpo.compress(model, 0.6, calibration=batches, sequential=True)
     assert model.config.use_cache
-    near, far = (float((each(batches[0]).logits - expected).detach().square().mean()) for each in (model, plain))
+    near, far = (
+        float((compressed(batches[0]).logits - expected).detach().square().mean()) for compressed in (model, plain)
+    )
     assert near < far
     model = gpt2()
     report = mpo.compress(model, 0.6, calibration=batches, targets=targets, sequential=True)

@@ -18,8 +18,8 @@ from mpochain.compression.statistics.low_rank import Errors
 from mpochain.compression.statistics.moments import Moments
 from mpochain.compression.statistics.store import MomentStore
 from mpochain.compression.target import Target
-from mpochain.errors import MPOError
-from mpochain.nn.embeddings import MPOEmbedding, RowEmbedding
+from mpochain.errors import ArgumentError, MPOError
+from mpochain.nn import CompressedLayer, MPOEmbedding, RowEmbedding
 from mpochain.surgery.tying import tied_head
 
 __all__ = ["Builder"]
@@ -71,6 +71,11 @@ class Builder:
             if result is not None and result.errors is not None:
                 errors = Errors(correction.output_error(result.errors.output), result.errors.loss)
                 result = Built(result.layer, errors)
+        if result is not None and not isinstance(result.layer, CompressedLayer):
+            raise ArgumentError(
+                f"method {self._method.name!r} built a {type(result.layer).__name__} for {name}; expected a "
+                "subclass of mpochain.nn.CompressedLayer, such as MPOLinear"
+            )
         if result is not None and isinstance(target.module, nn.Embedding):
             table: Any = result.layer
             rows = table if isinstance(table, RowEmbedding) else MPOEmbedding.of(table)
@@ -94,10 +99,12 @@ class Builder:
     def verify(self, allowed: int) -> None:
         """Check the result against the budget: no layer larger than before, all of them within what is allowed."""
         larger = [record.name for record in self.records.values() if record.bytes_after > record.bytes_before]
-        total = sum(record.parameters_after for record in self.records.values())
-        if larger or total > allowed:
+        elements = sum(
+            -(-record.bytes_after // self._targets[name].element_size) for name, record in self.records.items()
+        )
+        if larger or elements > allowed:
             raise MPOError(
-                f"{total:,} parameters were built where {allowed:,} are allowed, or layers grew ({larger[:3]}); the "
+                f"the layers store {elements:,} elements where {allowed:,} are allowed, or grew ({larger[:3]}); the "
                 f"costs that method {self._method.name!r} announced are wrong; please report it to its authors"
             )
         self.verified = True
@@ -120,7 +127,7 @@ def _record(target: Target, result: Built | None, moments: Moments | None) -> La
     )
     if result is None:
         return dense
-    layer: Any = result.layer
+    layer = result.layer
     numbers = layer.numbers()
     weight64 = target.weight.double()
     difference = weight64 - layer.weight.detach().double()

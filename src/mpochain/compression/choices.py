@@ -8,12 +8,12 @@ from typing import Any, Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
-from torch import nn
 
 from mpochain.compression.allocation import Curve
 from mpochain.compression.statistics.low_rank import Errors
 from mpochain.compression.target import Target
 from mpochain.errors import ArgumentError
+from mpochain.nn import CompressedLayer
 
 __all__ = ["Built", "Choices", "Cost", "Costs"]
 
@@ -30,11 +30,12 @@ class Built:
     """A compressed layer and its errors on the calibration data.
 
     Attributes:
-        layer: takes the place of the dense layer.
+        layer: takes the place of the dense layer. For an embedding it is an :class:`mpochain.nn.RowEmbedding`, or a
+            layer that :meth:`mpochain.MPOEmbedding.of` accepts as its table.
         errors: on the calibration data; None for methods without data.
     """
 
-    layer: nn.Module
+    layer: CompressedLayer
     errors: Errors | None = None
 
 
@@ -43,7 +44,7 @@ class Costs:
     """What each choice of a layer costs; all arrays ``(n,)``, int64.
 
     Attributes:
-        parameters: floating-point numbers stored.
+        parameters: numbers stored in place of the weight; indices count as bytes alone.
         bytes: bytes stored, integer indices included.
         macs: multiply-adds of one input row, or of one row that an embedding looks up.
         element_size: bytes of one entry of the dense weight.
@@ -67,11 +68,12 @@ class Costs:
 
         Args:
             target: the dense layer.
-            parameters: ``(n,)`` floating-point numbers of each choice.
+            parameters: ``(n,)`` numbers that each choice stores.
             macs: ``(n,)`` multiply-adds of each choice.
             index_bytes: bytes of the integer indices that every choice stores besides.
 
         Example:
+            >>> from torch import nn
             >>> costs = Costs.of(Target.open("up", nn.Linear(8, 8)), [16, 32], [16, 32], index_bytes=6)
             >>> costs.bytes, costs.elements  # float32: four bytes an element, rounded up
             (array([ 70, 134]), array([18, 34]))
@@ -149,11 +151,13 @@ class Choices:
         held_bytes: memory that ``build`` holds beyond the dense weight and the moments, such as a fit.
 
     Raises:
-        ArgumentError: as many errors as costs are not given, or none at all, or negative or infinite ones.
+        ArgumentError: no choices, a number of errors other than that of costs, or negative or infinite errors.
 
     Example:
-        >>> target = Target.open("up", nn.Linear(4, 4, bias=False))
-        >>> choices = Choices.of(target, Costs.of(target, [8], [8]), np.array([0.25]), lambda _: Built(nn.Identity()))
+        >>> from torch import nn
+        >>> from mpochain import InterpolativeLinear
+        >>> target, layer = Target.open("up", nn.Linear(4, 4, bias=False)), InterpolativeLinear(4, 4, 1)
+        >>> choices = Choices.of(target, Costs.of(target, [8], [8]), np.array([0.25]), lambda _: Built(layer))
         >>> len(choices), choices.costs.parameters, choices.errors, choices.build(1)
         (2, array([ 8, 16]), array([0.25, 0.  ]), None)
     """
@@ -244,14 +248,13 @@ class Choices:
             ArgumentError: nothing to join, or errors of different units, which cannot be compared.
 
         Example:
-            >>> target = Target.open("up", nn.Linear(4, 4, bias=False))
-            >>> low, high = (
-            ...     Choices.of(target, Costs.of(target, [n], [n]), np.array([e]), lambda _, n=n: Built(nn.Linear(n, n)))
-            ...     for n, e in ((4, 0.5), (9, 0.1))
-            ... )
-            >>> both = low | high
-            >>> both.costs.parameters, both.errors, both.build(1).layer.in_features, both.build(2)
-            (array([ 4,  9, 16]), array([0.5, 0.1, 0. ]), 9, None)
+            >>> from torch import nn
+            >>> from mpochain.compression import METHODS
+            >>> target = Target.open("up", nn.Linear(16, 16))
+            >>> low_rank, chains = (METHODS[name].prepare(target, None) for name in ("svd", "tt_svd"))
+            >>> both = low_rank | chains
+            >>> len(low_rank), len(chains), len(both), both.build(len(both) - 1)
+            (8, 8, 15, None)
         """
         if not parts:
             raise ArgumentError("there are no choices to join")

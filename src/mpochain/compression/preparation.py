@@ -23,7 +23,9 @@ class Preparation:
     A fit of low rank takes about as much memory as its layer. Fits are kept in the order of the layers while they,
     with moments in memory, fit into ``room``; the layers beyond are fitted a second time when they are built, with the
     same result. Layers are prepared after the last pass over the data, when its activations are gone, and a fit is
-    freed as soon as its layer is taken for building, so the peak memory of a compression does not grow by the room.
+    freed as soon as its layer is taken for building. So fits take the place of activations first and of compressed
+    layers later, and raise the peak of a compression by at most ``room``, and only where the data take less than that:
+    from 461 to between 461 and 476 MiB for a model of 63 MiB with a room of 25 MiB.
 
     Args:
         method: fits the layers.

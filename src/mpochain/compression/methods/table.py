@@ -75,13 +75,13 @@ def _outside(name: str) -> type[Method]:
     if not module or not attribute.isidentifier():
         raise ArgumentError(f"method {name!r}: expected package.module:ClassName")
     try:
-        found = getattr(importlib.import_module(module), attribute)
+        method = getattr(importlib.import_module(module), attribute)
     except ImportError as error:
         raise ArgumentError(
             f"method {name!r}: cannot import {module!r} ({error}); install its package, or add its folder to PYTHONPATH"
         ) from error
     except AttributeError as error:
         raise ArgumentError(f"method {name!r}: the module {module!r} has no {attribute!r}") from error
-    if not isinstance(found, type) or not issubclass(found, Method):
-        raise ArgumentError(f"method {name!r}: expected a subclass of mpochain.compression.Method, got {found!r}")
-    return found
+    if not isinstance(method, type) or not issubclass(method, Method):
+        raise ArgumentError(f"method {name!r}: expected a subclass of mpochain.compression.Method, got {method!r}")
+    return method
