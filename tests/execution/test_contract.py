@@ -1,4 +1,4 @@
-"""One contract, met by every representation and every way to run it: it is the dense matrix, gradients included."""
+"""Dense contract of every kernel and every way to run a chain: value and gradients are those of the dense matrix."""
 
 from __future__ import annotations
 
@@ -8,27 +8,14 @@ from functools import cache
 
 import pytest
 import torch
+from kernel_contract import BATCHES, SPECS, case, check_kernel, dense, programs
 from torch import Tensor, nn
 
-from mpochain import ChainSpec, MPOChain, MPOLinear, plan, shapes
-from mpochain.execution import ChainRunner, Program, run_portable
-from mpochain.execution.kernels.tiled import steps_of
+from mpochain import ChainSpec, MPOChain, MPOLinear, plan
+from mpochain.execution import KERNELS, ChainRunner, Program
 from mpochain.execution.measurement import setting_of
-from mpochain.planning import Machine, candidates
+from mpochain.planning import MODELS, Machine, candidates
 from mpochain.planning.store import STORE
-
-SPECS = {
-    "two sites": ChainSpec((3, 4), (2, 5), 3),
-    "three sites": ChainSpec((2, 3, 2), (3, 1, 4), 4),
-    "four sites": ChainSpec((2, 1, 3, 2), (2, 3, 2, 1), 3),
-    "one site": ChainSpec((5,), (4,)),
-    "unit dims": ChainSpec((1, 6, 1), (5, 1, 2), 5),
-    "low rank": shapes.low_rank(7, 5, 2),
-    "skewed": shapes.skewed(16, 18, 2, 3),
-    "prime, padded": ChainSpec((3, 4), (2, 4), 3, out_features=11, in_features=7),
-    "bond 1": ChainSpec((3, 4), (2, 5), 1),
-}
-BATCHES = {"row": (1,), "rows": (6,), "none": (0,), "vector": (), "many axes": (2, 1, 3)}
 
 
 @dataclass
@@ -80,29 +67,17 @@ def _exported(x, cores, spec):
     return y.reshape(*x.shape[:-1], spec.out_features)
 
 
-def _candidate(number, runner):
-    def run(x, cores, spec):
-        found = list(candidates(spec, max(x.numel() // spec.in_features, 1)))
-        schedule = found[number % len(found)].schedule
-        rows = x.reshape(-1, spec.in_features)
-        return runner(schedule, rows, cores).reshape(*x.shape[:-1], spec.out_features)
-
-    return run
-
-
-def _portable(schedule, rows, cores):
+def _candidate(number):
+    """The portable kernel, after it was compared with the same schedule on the array API's namespace."""
     import array_api_compat.torch as xp
 
-    torch.testing.assert_close(
-        schedule.sweep(rows, schedule.merge(cores, xp), xp), run_portable(schedule, rows, cores), rtol=0, atol=0
-    )
-    return run_portable(schedule, rows, cores)
-
-
-def _program(tile, panel=0, keeps_states=False):
-    def run(schedule, rows, cores):
-        parts = panel if schedule.merges else 0
-        return Program(schedule, steps_of(schedule), tile, parts, keeps_states)(rows, cores, None)
+    def run(x, cores, spec):
+        offers = list(candidates(spec, max(x.numel() // spec.in_features, 1)))
+        schedule = offers[number % len(offers)].schedule
+        rows = x.reshape(-1, spec.in_features)
+        y = Program(schedule, KERNELS["portable"], rows.shape[0])(rows, cores)
+        torch.testing.assert_close(schedule.sweep(rows, schedule.merge(cores, xp), xp), y, rtol=0, atol=0)
+        return y.reshape(*x.shape[:-1], spec.out_features)
 
     return run
 
@@ -150,28 +125,44 @@ WAYS = {
         for mode in ("inference", "training")
         for memory in ("compact", "fast")
     },
-    **{f"candidate {k}, portable": Way(_candidate(k, _portable)) for k in range(7)},
-    **{
-        f"candidate {k}, tiled by {tile}": Way(_candidate(k, _program(tile)))
-        for k, tile in [(0, 4), (1, 1), (1, 4), (1, 1000), (2, 2), (2, 5), (3, 4), (4, 4), (5, 1), (6, 1000)]
-    },
-    **{f"candidate {k}, states kept": Way(_candidate(k, _program(9, keeps_states=True))) for k in range(5)},
-    **{f"rebuilt in panels of {panel}": Way(_candidate(0, _program(9, panel))) for panel in (1, 2, 1000)},
+    **{f"candidate {k}, portable": Way(_candidate(k)) for k in range(7)},
     "a sum, in place": Way(_twice),
     "tuned layer": Way(_tuned),
     **{f"{threads} thread": Way(_threads(threads)) for threads in (1, 2)},
 }
 
 
-def _case(spec, lead, dtype, seed=0):
-    generator = torch.Generator().manual_seed(seed)
-    cores = tuple(torch.randn(shape, generator=generator, dtype=torch.float64).to(dtype) for shape in spec.core_shapes)
-    x = torch.randn((*lead, spec.in_features), generator=generator, dtype=torch.float64).to(dtype)
-    return x.requires_grad_(), tuple(core.requires_grad_() for core in cores)
+# Every kernel on every spec for which it offers a program.
+KERNEL_CASES = {
+    f"{kernel.name}, {name}": (kernel, spec)
+    for kernel in KERNELS.values()
+    for name, spec in SPECS.items()
+    if any(programs(kernel, spec))
+}
 
 
-def _dense(x, cores, spec):
-    return nn.functional.linear(x, MPOChain(cores, spec).to_matrix())
+@pytest.mark.parametrize(("kernel", "spec"), KERNEL_CASES.values(), ids=KERNEL_CASES)
+def test_kernels(kernel, spec):
+    check_kernel(kernel, spec)
+
+
+def test_the_cases_reach_every_kernel_and_every_size_of_theirs():
+    assert {kernel.name for kernel, _ in KERNEL_CASES.values()} == set(KERNELS)
+    offers = [program for kernel, spec in KERNEL_CASES.values() for program, _ in programs(kernel, spec)]
+    assert {program.tile for program in offers if program.kernel.name == "tiled"} >= {1, 4, 6}
+    assert {program.options["panel"] for program in offers if program.kernel.name == "panels"} >= {1, 2}
+    assert any(least < 6 for program in offers for *_, least in program.steps), "no step is batched"
+    every = [offer for kernel, spec in KERNEL_CASES.values() for offer in programs(kernel, spec)]
+    assert {program.kernel.name for program, differentiable in every if differentiable} == set(KERNELS) - {"panels"}
+
+
+def test_every_planned_kernel_has_a_runner():
+    assert {model.name for model in MODELS} <= set(KERNELS)
+    assert all(name == kernel.name for name, kernel in KERNELS.items())
+    for spec in SPECS.values():
+        for mode in ("inference", "training"):
+            with_runners = plan(spec, 6, mode=mode, kernels=list(KERNELS.values()))
+            assert str(with_runners) == str(plan(spec, 6, mode=mode))
 
 
 @pytest.mark.parametrize("spec", SPECS.values(), ids=SPECS)
@@ -179,34 +170,33 @@ def _dense(x, cores, spec):
 class TestContract:
     def test_values_and_gradients_in_float64(self, spec, way):
         for lead in BATCHES.values():
-            x, cores = _case(spec, lead, torch.float64)
-            y, expected = way.run(x, cores, spec), _dense(x, cores, spec)
+            x, cores = case(spec, lead, torch.float64)
+            y, expected = way.run(x, cores, spec), dense(x, cores, spec)
             assert y.shape == expected.shape == (*lead, spec.out_features)
             torch.testing.assert_close(y, expected, rtol=1e-9, atol=1e-9)
             weights = torch.randn(expected.shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
-            ours = torch.autograd.grad((y * weights).sum(), (x, *cores))
-            theirs = torch.autograd.grad((expected * weights).sum(), (x, *cores))
-            for a, b in zip(ours, theirs, strict=True):
+            gradients = torch.autograd.grad((y * weights).sum(), (x, *cores))
+            expected_gradients = torch.autograd.grad((expected * weights).sum(), (x, *cores))
+            for a, b in zip(gradients, expected_gradients, strict=True):
                 torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-9)
 
     @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-4), (torch.bfloat16, 0.1)])
     def test_shorter_types(self, spec, way, dtype, tolerance):
-        x, cores = _case(spec, (6,), dtype)
+        x, cores = case(spec, (6,), dtype)
         y = way.run(x, cores, spec)
         assert y.dtype == dtype
-        wide, wide_cores = x.double(), tuple(core.double() for core in cores)
-        expected = _dense(wide, wide_cores, spec)
+        expected = dense(x.double(), tuple(core.double() for core in cores), spec)
         torch.testing.assert_close(y.double(), expected, rtol=tolerance, atol=tolerance * expected.abs().max().item())
 
     def test_inputs_that_are_not_contiguous(self, spec, way):
-        x, cores = _case(spec, (4, 6), torch.float64)
+        x, cores = case(spec, (4, 6), torch.float64)
         for view in (x.transpose(0, 1), x[:, ::2], x.flip(0), x[:1].expand(3, 6, -1)):
-            torch.testing.assert_close(way.run(view, cores, spec), _dense(view, cores, spec), rtol=1e-9, atol=1e-9)
-        wide = torch.randn(6, 2 * spec.in_features, dtype=torch.float64)[:, ::2]
-        torch.testing.assert_close(way.run(wide, cores, spec), _dense(wide, cores, spec), rtol=1e-9, atol=1e-9)
+            torch.testing.assert_close(way.run(view, cores, spec), dense(view, cores, spec), rtol=1e-9, atol=1e-9)
+        strided = torch.randn(6, 2 * spec.in_features, dtype=torch.float64)[:, ::2]
+        torch.testing.assert_close(way.run(strided, cores, spec), dense(strided, cores, spec), rtol=1e-9, atol=1e-9)
 
     def test_without_gradients(self, spec, way):
         for lead in BATCHES.values():
-            x, cores = _case(spec, lead, torch.float64)
+            x, cores = case(spec, lead, torch.float64)
             with torch.no_grad():
-                torch.testing.assert_close(way.run(x, cores, spec), _dense(x, cores, spec), rtol=1e-9, atol=1e-9)
+                torch.testing.assert_close(way.run(x, cores, spec), dense(x, cores, spec), rtol=1e-9, atol=1e-9)

@@ -1,4 +1,4 @@
-"""What the dense contract does not see: what is kept, what is saved, and what is noticed."""
+"""Execution beyond the dense contract: kept matrices, tensors saved for the backward pass, changed cores."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from torch import nn
 
 import mpochain as mpo
 from mpochain import ChainSpec, MPOError, MPOLinear
-from mpochain.execution import ChainRunner, Program
-from mpochain.execution.kernels.tiled import run_sweep, steps_of
+from mpochain.execution import KERNELS, ChainRunner, Program
+from mpochain.execution.kernels.tiled import run_sweep
 from mpochain.planning import candidates
 
 WIDE = ChainSpec((48, 64), (24, 32), 32)
@@ -29,7 +29,7 @@ def sweeping(spec, batch):
 def test_gradcheck_of_the_custom_backward(spec, seed, rows, tile):
     schedule = sweeping(spec, rows).schedule
     generator = torch.Generator().manual_seed(seed)
-    program = Program(schedule, steps_of(schedule), tile)
+    program = Program(schedule, KERNELS["tiled"], tile)
     cores = [torch.randn(shape, generator=generator, dtype=torch.float64) for shape in spec.core_shapes]
     matrices = [m.detach().requires_grad_() for m in program.matrices(cores)]
     x = torch.randn(rows, spec.in_features, generator=generator, dtype=torch.float64, requires_grad=True)
@@ -39,10 +39,10 @@ def test_gradcheck_of_the_custom_backward(spec, seed, rows, tile):
 
 
 @pytest.mark.parametrize("needs", ["x", "matrices"])
-def test_gradients_nobody_asks_for_are_not_made(needs):
+def test_gradients_that_are_not_needed_are_not_computed(needs):
     spec = ChainSpec((3, 4), (2, 5), 3)
     schedule = sweeping(spec, 4).schedule
-    program = Program(schedule, steps_of(schedule), 2)
+    program = Program(schedule, KERNELS["tiled"], 2)
     matrices = program.matrices([torch.randn(shape) for shape in spec.core_shapes])
     matrices = [m.detach().requires_grad_(needs == "matrices") for m in matrices]
     x = torch.randn(4, 10, requires_grad=needs == "x")
@@ -54,9 +54,10 @@ def test_gradients_nobody_asks_for_are_not_made(needs):
 def test_the_registered_operator_is_sound():
     spec = ChainSpec((3, 4, 2), (2, 5, 2), 3)
     schedule = sweeping(spec, 4).schedule
-    matrices = Program(schedule, steps_of(schedule), 2).matrices([torch.randn(shape) for shape in spec.core_shapes])
+    program = Program(schedule, KERNELS["compiled"], 2)
+    matrices = program.matrices([torch.randn(shape) for shape in spec.core_shapes])
     matrices = [m.detach().contiguous().requires_grad_() for m in matrices]
-    sizes = [size for step in steps_of(schedule) for size in step]
+    sizes = [size for step in program.steps for size in step]
     torch.library.opcheck(
         torch.ops.mpochain.sweep.default, (torch.randn(5, 20, requires_grad=True), matrices, sizes, 2)
     )
@@ -95,9 +96,9 @@ def test_autocast_runs_the_custom_backward():
     assert "_SweepBackward" in names
     y.float().square().sum().backward()
     expected = torch.autograd.grad(layer(x).square().sum(), [x, *layer.parameters()])
-    for ours, theirs in zip([x.grad, *(p.grad for p in layer.parameters())], expected, strict=True):
-        assert ours.dtype == torch.float32
-        assert (ours - theirs).norm() < 0.05 * theirs.norm()
+    for gradient, reference in zip([x.grad, *(p.grad for p in layer.parameters())], expected, strict=True):
+        assert gradient.dtype == torch.float32
+        assert (gradient - reference).norm() < 0.05 * reference.norm()
 
 
 @pytest.mark.parametrize("change", ["optimiser", "load", "edit", "replace", "dtype", "data"])
@@ -155,7 +156,7 @@ class TestFast:
         (runner,) = layer._runners
         return [matrix for *_, matrices in runner._kept.values() for matrix in matrices]
 
-    def test_the_second_call_reuses_what_the_first_folded(self):
+    def test_the_second_call_reuses_the_merged_cores(self):
         layer, x = self.layer(), torch.randn(64, 768)
         with torch.no_grad():
             first = layer(x)
@@ -210,7 +211,7 @@ class TestFast:
             layer.core_0_1.mul_(2)
             assert (layer(x) - before).abs().max() > 1e-3
 
-    def test_copies_carry_the_choice_and_not_the_cache(self):
+    def test_copies_carry_the_settings_and_not_the_cache(self):
         layer, x = self.layer(), torch.randn(64, 768)
         with torch.no_grad():
             expected = layer(x)
@@ -219,7 +220,7 @@ class TestFast:
             assert self.kept(other) == []
             torch.testing.assert_close(other(x), expected)
 
-    def test_a_whole_model(self):
+    def test_all_layers_of_a_model(self):
         model = nn.Sequential(MPOLinear(8, 8, max_bond=2), nn.ReLU(), nn.ModuleList([MPOLinear(8, 8, max_bond=2)]))
         assert mpo.set_execution(model, cache=True) == 2
 
@@ -234,6 +235,6 @@ class TestFast:
 
 def test_a_large_batch_is_tiled():
     runner = ChainRunner(ChainSpec((64, 64), (64, 64), 4))
-    made = runner.plan(1024, training=False)
-    assert 16 <= made.tile < 1024
-    assert f"{made.tile} rows at a time" in str(made)
+    plan = runner.plan(1024, training=False)
+    assert 16 <= plan.tile < 1024
+    assert f"{plan.tile} rows at a time" in str(plan)

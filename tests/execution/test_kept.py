@@ -1,4 +1,4 @@
-"""What a layer keeps between calls without gradients never shows: it is the dense matrix at every call."""
+"""Matrices kept between calls without gradients: every call is the product with the present dense matrix."""
 
 from __future__ import annotations
 
@@ -57,8 +57,8 @@ class TestCalls:
             shapes_bound = set(layer._runners[0].bound)
             assert {torch.Size((*LEADS[name], 128)) for name in ("row", "axes", "vector")} <= shapes_bound
 
-    def test_what_is_bound_is_what_is_run(self, spec, memory):
-        """A kept matrix that were wrong would show: without this the other tests could pass on the plain path."""
+    def test_bound_calls_use_the_kept_matrices(self, spec, memory):
+        """Wrong kept matrices change the result: otherwise the other tests could pass without them."""
         layer = layer_of(spec, memory)
         x = torch.randn(1, spec.in_features)
         with torch.no_grad():
@@ -212,7 +212,7 @@ class TestSurroundings:
 
 
 class TestMemory:
-    WIDE = ChainSpec((16, 16), (16, 16), 64)
+    LARGE_BOND = ChainSpec((16, 16), (16, 16), 64)
 
     def kept_bytes(self, layer):
         own = {core.untyped_storage().data_ptr() for core in layer.cores[0]}
@@ -224,7 +224,7 @@ class TestMemory:
         return sum(size for pointer, size in storages.items() if pointer not in own)
 
     def test_one_dense_matrix_is_kept_for_all_batches(self):
-        layer = layer_of(self.WIDE, "fast")
+        layer = layer_of(self.LARGE_BOND, "fast")
         with torch.no_grad():
             for exponent in range(10):
                 layer(torch.randn(2**exponent, 256))
@@ -233,7 +233,7 @@ class TestMemory:
         assert self.kept_bytes(layer) <= len(schedules) * 256 * 256 * 4
 
     def test_old_matrices_are_let_go(self):
-        layer = layer_of(self.WIDE, "fast")
+        layer = layer_of(self.LARGE_BOND, "fast")
         old = []
         with torch.no_grad():
             for rows in range(300, 330):
@@ -242,10 +242,10 @@ class TestMemory:
                 layer.core_0_0.mul_(1.01)
             layer(torch.randn(300, 256))
         gc.collect()
-        assert sum(each() is not None for each in old) <= 1
+        assert sum(reference() is not None for reference in old) <= 1
 
     def test_compact_execution_holds_nothing_but_the_cores(self):
-        layer = layer_of(self.WIDE, "compact")
+        layer = layer_of(self.LARGE_BOND, "compact")
         with torch.no_grad():
             for rows in (1, 40, 300):
                 layer(torch.randn(rows, 256))

@@ -1,4 +1,4 @@
-"""Products by oneDNN are those of F.linear, forward and back, and are made where they pay alone."""
+"""Products by oneDNN: equal to those of F.linear, forward and backward, and computed only where they are faster."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch.profiler import profile
 from torch.utils.checkpoint import checkpoint
 
 from mpochain import MPOLinear, shapes
-from mpochain.execution import products
+from mpochain.execution.kernels import onednn
 from mpochain.execution.kernels.onednn import OneDNNProducts, fast_products
 from mpochain.train import TrainConfig, loop, train
 
@@ -20,7 +20,7 @@ LARGE, FEATURES = 1024, 128
 
 
 def convolved(call) -> bool:
-    """Whether a call makes its products by convolutions."""
+    """Whether a call computes its products as convolutions."""
     with profile() as seen:
         call()
     return any("convolution" in event.key for event in seen.key_averages())
@@ -31,9 +31,9 @@ def large(*lead, dtype=torch.float32):
 
 
 def gradients(x, weight, bias, grad):
-    given_ = [each.clone().requires_grad_() for each in (x, weight, bias) if each is not None]
-    y = F.linear(*given_)
-    return [y, *torch.autograd.grad(y, given_, grad)]
+    leaves = [tensor.clone().requires_grad_() for tensor in (x, weight, bias) if tensor is not None]
+    y = F.linear(*leaves)
+    return [y, *torch.autograd.grad(y, leaves, grad)]
 
 
 @settings(max_examples=60, deadline=None)
@@ -57,13 +57,13 @@ def test_every_shape_is_that_of_f_linear(lead, in_, out, with_bias, transposed, 
     torch.set_num_threads(threads)
     try:
         with pytest.MonkeyPatch.context() as patch, OneDNNProducts():
-            patch.setattr(products, "_LEAST_MACS", 0)
-            patch.setattr(products, "_LEAST_ROWS", 0)
-            patch.setattr(products, "_LEAST_OUTPUTS", 0)
-            found = gradients(x, weight, bias, grad)
+            patch.setattr(onednn, "_LEAST_MACS", 0)
+            patch.setattr(onednn, "_LEAST_ROWS", 0)
+            patch.setattr(onednn, "_LEAST_OUTPUTS", 0)
+            convolved_gradients = gradients(x, weight, bias, grad)
     finally:
         torch.set_num_threads(before)
-    for one, other in zip(found, expected, strict=True):
+    for one, other in zip(convolved_gradients, expected, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-4)
         assert one.shape == other.shape
         assert one.dtype == other.dtype
@@ -90,8 +90,8 @@ def test_chains_that_are_rebuilt_are_convolved_and_the_same():
     expected = torch.autograd.grad(layer(x).square().sum(), list(layer.parameters()))
     with OneDNNProducts():
         assert convolved(lambda: layer(x))
-        found = torch.autograd.grad(layer(x).square().sum(), list(layer.parameters()))
-    for one, other in zip(found, expected, strict=True):
+        convolved_gradients = torch.autograd.grad(layer(x).square().sum(), list(layer.parameters()))
+    for one, other in zip(convolved_gradients, expected, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-3 * other.abs().max().item())
 
 
@@ -126,7 +126,7 @@ class _Named(torch.Tensor):
         "another function",
     ],
 )
-def test_all_else_is_left_alone(call):
+def test_other_calls_are_unchanged(call):
     x, weight = large(LARGE)
     expected = call(x, weight)
     with OneDNNProducts():
@@ -143,7 +143,7 @@ def test_a_chain_of_low_rank_is_convolved_in_training():
 
 
 @pytest.mark.parametrize("backward_within", [True, False])
-def test_what_is_checkpointed_is_computed_again_alike(backward_within):
+def test_a_checkpoint_computes_its_second_forward_alike(backward_within):
     x, weight = large(LARGE)
     weight.requires_grad_()
 
@@ -189,7 +189,7 @@ def test_a_trace_is_of_no_number_of_rows():
     torch.testing.assert_close(traced(x[:1000]), layer(x[:1000]))
 
 
-def test_training_is_within_it_and_what_comes_after_is_not(monkeypatch):
+def test_training_is_within_it_and_later_calls_are_not(monkeypatch):
     monkeypatch.setattr(loop, "fast_products", OneDNNProducts)
     x, _ = large(LARGE)
     model = nn.Linear(FEATURES, FEATURES)
@@ -223,7 +223,7 @@ def test_autocast_keeps_its_products():
         lambda x, w: F.linear(x, w, torch.zeros(FEATURES, dtype=torch.float64)),
     ],
 )
-def test_what_f_linear_refuses_is_refused_in_its_words(wrong):
+def test_arguments_that_f_linear_refuses_have_its_message(wrong):
     x, weight = large(LARGE)
     with pytest.raises((RuntimeError, TypeError)) as plain:
         wrong(x, weight)
@@ -243,8 +243,8 @@ def test_what_f_linear_refuses_is_refused_in_its_words(wrong):
         ("AMD64 Family 25 Model 33 Stepping 0, AuthenticAMD", True, "AVX512", True),
     ],
 )
-def test_only_where_mkl_is_known_to_leave_half_unused(monkeypatch, name, mkl, capability, takes):
-    monkeypatch.setattr(products, "processor", lambda: name)
+def test_only_on_processors_where_onednn_is_known_to_be_faster(monkeypatch, name, mkl, capability, takes):
+    monkeypatch.setattr(onednn, "processor", lambda: name)
     monkeypatch.setattr(torch.backends.mkl, "is_available", lambda: mkl)
     monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: capability)
     assert isinstance(fast_products(), OneDNNProducts) is takes

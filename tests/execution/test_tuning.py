@@ -1,4 +1,4 @@
-"""Measured plans: what is timed, what is kept, and what is believed of it."""
+"""Autotuning: which variants are timed, what is stored, and which records are valid."""
 
 from __future__ import annotations
 
@@ -28,37 +28,37 @@ def _tune(mode="inference", memory="compact", batch=4):
 @pytest.mark.parametrize("mode", ["inference", "training"])
 @pytest.mark.parametrize("memory", ["compact", "fast"])
 def test_a_tuned_plan_runs_the_fastest_of_what_was_timed(mode, memory):
-    made = _tune(mode, memory)
-    timed = [each for each in made.considered if each.measured is not None]
+    fastest = _tune(mode, memory)
+    timed = [entry for entry in fastest.considered if entry.measured is not None]
     # How many are hopeless depends on what this machine was measured to be.
-    predicted = mpo.plan(SPEC, 4, mode=mode, memory=memory, setting=HERE)
+    predicted = mpo.plan(SPEC, 4, mode=mode, memory=memory, setting=HERE, machine=fastest.machine)
     promising = {
-        each.variant.candidate
-        for place, each in enumerate(predicted.considered)
-        if each.predicted <= 4 * predicted.predicted_seconds and (place < 3 or each.variant.rebuilds)
+        entry.variant.candidate
+        for rank, entry in enumerate(predicted.considered)
+        if entry.predicted <= 4 * predicted.predicted_seconds and (rank < 3 or entry.variant.rebuilds)
     }
-    assert promising <= {each.variant.candidate for each in timed}
-    assert made.chosen is timed[0].variant
-    assert made.measured_seconds == min(each.measured for each in timed)
-    assert {each.variant.candidate for each in made.considered} == {
-        each.variant.candidate for each in mpo.plan(SPEC, 4, mode=mode, memory=memory).considered
+    assert promising <= {entry.variant.candidate for entry in timed}
+    assert fastest.chosen is timed[0].variant
+    assert fastest.measured_seconds == min(entry.measured for entry in timed)
+    assert {entry.variant.candidate for entry in fastest.considered} == {
+        entry.variant.candidate for entry in mpo.plan(SPEC, 4, mode=mode, memory=memory).considered
     }
-    text = str(made)
+    text = str(fastest)
     for word in ("predicted and measured", "measured  ", "dense", "machine constants: measured here"):
         assert word in text
 
 
-def test_what_won_is_recalled_without_timing(monkeypatch):
+def test_the_fastest_is_recalled_without_timing(monkeypatch):
     first = _tune()
     tuning._tuned.cache_clear()
-    monkeypatch.setattr(tuning, "_timed", lambda predicted: pytest.fail("timed again"))
+    monkeypatch.setattr(tuning, "_timed", lambda *_: pytest.fail("timed again"))
     second = _tune()
     assert second is not first
     assert str(second) == str(first)
 
 
 def test_another_process_recalls_it():
-    made = _tune()
+    fastest = _tune()
     code = (
         "import torch; from mpochain import ChainSpec; from mpochain.execution import tuned, tuning\n"
         "from mpochain.planning import Setting\n"
@@ -67,7 +67,7 @@ def test_another_process_recalls_it():
         f"print(tuned(ChainSpec((8, 16), (8, 16), 4), 4, mode='inference', memory='compact', setting={HERE!r}))"
     )
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-    assert run.stdout.strip() == str(made), run.stderr
+    assert run.stdout.strip() == str(fastest), run.stderr
 
 
 def test_the_hopeless_are_not_timed():
@@ -75,9 +75,16 @@ def test_the_hopeless_are_not_timed():
     spec = ChainSpec((512, 8), (8, 512), 64)
     predicted = mpo.plan(spec, 1024, setting=HERE)
     assert predicted.considered[-1].predicted > 10 * predicted.predicted_seconds
-    made = tuned(spec, 1024, mode="inference", memory="compact", setting=HERE)
-    worst = max(each.predicted for each in made.considered if each.measured is not None)
-    assert worst <= 4 * min(each.predicted for each in made.considered)
+    fastest = tuned(spec, 1024, mode="inference", memory="compact", setting=HERE)
+    worst = max(entry.predicted for entry in fastest.considered if entry.measured is not None)
+    assert worst <= 4 * min(entry.predicted for entry in fastest.considered)
+
+
+def _without_kernels(record):
+    """As records were before kernels had names."""
+    for entry in record["timed"]:
+        del entry["kernel"], entry["options"]
+        entry |= {"panel": 1, "keeps_states": False}
 
 
 @pytest.mark.parametrize(
@@ -90,23 +97,32 @@ def test_the_hopeless_are_not_timed():
         lambda record: record.update(dense=-1.0),
         lambda record: record["timed"][0].update(seconds=-1),
         lambda record: record["timed"][0].update(seconds=None),
-        lambda record: record["timed"][0].pop("panel"),
+        lambda record: record["timed"][0].pop("options"),
+        lambda record: record["timed"][0].update(options={"unknown": 3}),
+        lambda record: record["timed"][0].update(options=[1]),
+        lambda record: record["timed"][0].update(kernel="unknown"),
+        lambda record: record["timed"][0].update(kernel=["tiled"]),
+        lambda record: record["timed"][0].update(kernel="autograd"),  # of training
+        lambda record: record["timed"][0].update(kernel="compiled"),  # of another graph
+        _without_kernels,
         lambda record: record["timed"].clear(),
         lambda record: record.update(timed=3),
         lambda record: record.pop("dense"),
     ],
 )
-def test_a_record_that_makes_no_sense_is_made_anew(change):
+def test_an_invalid_record_is_measured_again(change):
     _tune()
     tuning._tuned.cache_clear()
     content = json.loads(STORE.path.read_text())
     (key,) = content["plans"]
     change(content["plans"][key])
     STORE._plans[key] = content["plans"][key]
-    made = _tune()
-    assert made.measured_seconds > 0
-    assert made.chosen.tile >= 1
-    assert STORE.decision(key)["timed"][0]["seconds"] == made.measured_seconds
+    fastest = _tune()
+    assert fastest.measured_seconds > 0
+    assert fastest.chosen.tile >= 1
+    (entry, *_) = STORE.decision(key)["timed"]
+    assert entry["seconds"] == fastest.measured_seconds
+    assert entry["kernel"] == fastest.kernel
 
 
 def test_constants_are_plausible_and_kept():
@@ -133,7 +149,7 @@ class TestLayers:
 
     def test_precompile_measures_ahead(self, monkeypatch):
         layer = MPOLinear(128, 128, spec=SPEC).set_execution(autotune=True).precompile([1, 8])
-        monkeypatch.setattr(tuning, "_timed", lambda predicted: pytest.fail("timed in a call"))
+        monkeypatch.setattr(tuning, "_timed", lambda *_: pytest.fail("timed in a call"))
         with torch.no_grad():
             layer(torch.randn(1, 128)), layer(torch.randn(7, 128))
         layer(torch.randn(8, 128))

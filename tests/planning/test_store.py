@@ -1,22 +1,23 @@
-"""What was measured survives the process, and nothing else does."""
+"""Store of measurements: what it holds survives the process, and invalid files are read as empty."""
 
 from __future__ import annotations
 
 import json
 
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mpochain import ChainSpec, MPOError, plan
-from mpochain.planning import Machine, Setting
-from mpochain.planning.store import Store
+from mpochain import ChainSpec, MPOError, MPOLinear, plan
+from mpochain.planning import Machine, Setting, measured_machine
+from mpochain.planning.store import STORE, Store
 
 SLOW = Machine(gemm_rate=1e9, measured=True)
 HERE = Setting("float32", threads=2)
 
 
-def test_the_next_process_reads_what_this_one_kept():
+def test_the_next_process_reads_what_this_one_stored():
     Store().add_machine(HERE, SLOW)
     Store().add_decision("key", {"seconds": 1.0})
     again = Store()
@@ -27,7 +28,7 @@ def test_the_next_process_reads_what_this_one_kept():
     assert again.decision("another key") is None
 
 
-def test_what_another_process_kept_meanwhile_is_not_lost():
+def test_entries_of_another_process_are_not_lost():
     first, second = Store(), Store()
     first.add_decision("a", {"seconds": 1.0})
     second.add_decision("b", {"seconds": 2.0})
@@ -49,7 +50,7 @@ def test_a_damaged_file_counts_as_empty_and_is_replaced(content):
 
 
 @pytest.mark.parametrize("key", ["format", "processor", "cpus", "torch", "mpochain"])
-def test_a_file_of_another_machine_or_version_is_not_believed(key):
+def test_a_file_of_another_machine_or_version_is_ignored(key):
     store = Store()
     store.add_machine(HERE, SLOW)
     content = json.loads(store.path.read_text())
@@ -67,19 +68,19 @@ def test_constants_come_back_as_they_were(machine):
     st.sampled_from(sorted(Machine().as_dict())),
     st.sampled_from([None, "x", -1, 0, float("inf"), float("nan"), [], 1e300]),
 )
-def test_nonsense_constants_are_not_believed(name, value):
+def test_invalid_constants_are_refused(name, value):
     with pytest.raises(ValueError, match=f"the constant {name} must be"):
         Machine.from_dict({**SLOW.as_dict(), name: value})
     with pytest.raises(ValueError, match="exactly the constants"):
         Machine.from_dict({name: value})
 
 
-def test_a_whole_number_has_to_be_one():
+def test_an_integer_constant_has_to_be_an_integer():
     with pytest.raises(ValueError, match="cache_bytes must be a positive int, got 4194304.0"):
         Machine.from_dict({**SLOW.as_dict(), "cache_bytes": 4194304.0})
 
 
-def test_one_nonsense_machine_spoils_no_other():
+def test_an_invalid_machine_affects_no_other():
     store = Store()
     store.add_machine(HERE, SLOW)
     store.add_machine(Setting("float64"), SLOW)
@@ -91,25 +92,43 @@ def test_one_nonsense_machine_spoils_no_other():
     assert again.machine(Setting("float64")) == SLOW
 
 
-def test_a_cache_that_cannot_be_written_is_said_and_costs_nothing_else(tmp_path, monkeypatch):
+def test_a_cache_that_cannot_be_written_causes_a_warning_only(tmp_path, monkeypatch):
     (tmp_path / "file").touch()
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
     store = Store()
-    with pytest.warns(UserWarning, match="what was measured is used but not kept: cannot write"):
+    with pytest.warns(UserWarning, match="measurements are used but not stored: cannot write"):
         store.add_machine(HERE, SLOW)
     assert store.machine(HERE) == SLOW
 
 
-def test_plans_use_measured_constants_and_say_so():
-    spec = ChainSpec((8, 16), (8, 16), 4)
-    assert "machine constants: defaults" in str(plan(spec, 8, setting=HERE))
-    from mpochain.planning.store import STORE
+def test_a_machine_stored_before_its_fitted_constants_were_part_of_it_has_their_defaults():
+    store = Store()
+    store.add_machine(HERE, SLOW)
+    content = json.loads(store.path.read_text())
+    record = content["machines"][str(HERE)]
+    fitted = {"smallest_tile", "largest_tile_bytes", "small_states_bytes", "largest_states_bytes", "narrow_columns"}
+    fitted |= {"panel_rows", "few_rows", "narrow_entry_seconds", "multiply_add_seconds", "moved_element_seconds"}
+    for name in fitted | {"batching_seconds"}:
+        del record[name]
+    assert len(record) == 9
+    store.path.write_text(json.dumps(content))
+    assert Store().machine(HERE) == SLOW
 
+
+def test_plans_use_the_constants_that_they_are_passed_and_say_so():
+    spec = ChainSpec((8, 16), (8, 16), 4)
     STORE.add_machine(HERE, SLOW)
-    made = plan(spec, 8, setting=HERE)
-    assert made.machine == SLOW
-    assert "machine constants: measured here" in str(made)
-    assert plan(spec, 8).machine == Machine()
+    assert measured_machine(HERE) == SLOW
+    assert "machine constants: defaults" in str(plan(spec, 8, setting=HERE)), "the cache is not read"
+    measured = plan(spec, 8, setting=HERE, machine=measured_machine(HERE))
+    assert measured.machine == SLOW
+    assert "machine constants: measured here" in str(measured)
+
+
+def test_layers_plan_with_measured_constants():
+    layer = MPOLinear(128, 128, spec=ChainSpec((8, 16), (8, 16), 4))
+    STORE.add_machine(Setting("float32", threads=torch.get_num_threads()), SLOW)
+    assert layer.plan(8)[0].machine == SLOW
 
 
 def test_bad_settings():

@@ -1,9 +1,10 @@
-"""Runs plans in torch, and measures them; by which library large products are made."""
+"""Execution of plans in torch: kernels, the runner of a chain, autotuning, and fast products."""
 
+from mpochain.execution.kernels import KERNELS, Kernel
 from mpochain.execution.kernels.onednn import fast_products
 from mpochain.execution.measurement import measure_machine
-from mpochain.execution.program import Program, run_portable
+from mpochain.execution.program import Program
 from mpochain.execution.runner import ChainRunner
 from mpochain.execution.tuning import tuned
 
-__all__ = ["ChainRunner", "Program", "fast_products", "measure_machine", "run_portable", "tuned"]
+__all__ = ["KERNELS", "ChainRunner", "Kernel", "Program", "fast_products", "measure_machine", "tuned"]

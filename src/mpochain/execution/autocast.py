@@ -1,4 +1,4 @@
-"""What autocast would do to a matrix product, for code that autocast does not know."""
+"""Autocast for custom operators: the type that it gives matrix products, and contexts without it."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ __all__ = ["autocast_dtype", "without_autocast"]
 
 
 def autocast_dtype(x: Tensor) -> torch.dtype | None:
-    """The type that autocast gives products of ``x``; None where it is off, and for float64, which it leaves alone."""
+    """The type that autocast gives products of ``x``; None if it is off, and for float64, which it does not cast."""
     kind = x.device.type
     if x.dtype != torch.float64 and torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind):
         return torch.get_autocast_dtype(kind)
@@ -19,7 +19,7 @@ def autocast_dtype(x: Tensor) -> torch.dtype | None:
 
 
 def without_autocast(x: Tensor) -> AbstractContextManager[object]:
-    """A context in which products of ``x`` are made in its own type."""
+    """A context in which products of ``x`` are computed in the type of ``x``."""
     kind = x.device.type
     if torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind):
         return torch.autocast(kind, enabled=False)

@@ -1,4 +1,4 @@
-"""What is made of parameters and kept between calls without gradients, and how a change of theirs is found out."""
+"""Tensors computed from parameters and kept between calls without gradients, and detection of changed parameters."""
 
 from __future__ import annotations
 
@@ -22,30 +22,34 @@ def same(one: Sequence[ParameterState], other: Sequence[ParameterState]) -> bool
 
 
 def same_memory(one: Sequence[ParameterState], other: Sequence[ParameterState]) -> bool:
-    """Whether the parameters are the same and lie where they lay, whatever they hold."""
+    """Whether the parameters are the same objects at the same addresses; their values may differ."""
     return all(a[0] is b[0] and a[1] == b[1] for a, b in zip(one, other, strict=True))
 
 
 def state_of(parameters: Sequence[Tensor], *, versions: bool = True) -> list[ParameterState]:
-    """The parameters themselves, so that none is freed and its identity given to another while it is compared with.
+    """The state of parameters, to compare with later; it holds them, so that no other object takes their identity.
 
     Args:
-        parameters: what something is made of.
+        parameters: from which a tensor is computed.
         versions: whether changes in place count.
     """
-    return [(each, each.data_ptr(), each.dtype, each._version if versions else 0) for each in parameters]
+    return [
+        (parameter, parameter.data_ptr(), parameter.dtype, parameter._version if versions else 0)
+        for parameter in parameters
+    ]
 
 
 def keepable(x: Tensor, parameters: Sequence[Tensor]) -> bool:
-    """Whether anything may be kept of these: parameters of a module, met by a plain tensor.
+    """Whether tensors computed from these may be kept: parameters of a module, and an ``x`` that is a plain tensor.
 
-    Others come and go: those of ``functional_call``, of parametrisations, dual numbers, fake and traced tensors.
+    Other tensors live for one call: those of ``functional_call`` and of parametrisations, dual numbers, fake and traced
+    tensors.
     """
-    return type(x) is Tensor and all(type(each) is nn.Parameter for each in parameters)
+    return type(x) is Tensor and all(type(parameter) is nn.Parameter for parameter in parameters)
 
 
 class _OptimizerSteps:
-    """Counts the steps of every optimiser: fused ones change parameters without counting a new version of them."""
+    """Counts the steps of every optimiser: fused ones change parameters without increasing their version."""
 
     def __init__(self) -> None:
         self.count = 0
@@ -65,39 +69,39 @@ STEPS = _OptimizerSteps()
 
 
 class Kept:
-    """One tensor made of parameters, made again when one of them changes.
+    """One tensor computed from parameters, computed again when one of them changes.
 
-    Copies and pickles carry nothing of it.
+    Copies and pickles are empty.
     """
 
     def __init__(self) -> None:
         STEPS.watch()
-        self._found: tuple[int, list[ParameterState], Tensor] | None = None
+        self._entry: tuple[int, list[ParameterState], Tensor] | None = None
 
     def get(self, x: Tensor, parameters: Sequence[Tensor], make: Callable[[], Tensor]) -> Tensor | None:
-        """What ``make`` gave for these parameters; None where nothing may be kept of them.
+        """The result of ``make`` for these parameters; None if it may not be kept.
 
         Args:
-            x: what it will meet.
+            x: the input of the call that uses it.
             parameters: all that ``make`` uses.
-            make: called without gradients if anything has changed.
+            make: called without gradients if a parameter has changed.
         """
-        found = self._found
-        if found is not None and found[0] == STEPS.count and type(x) is Tensor:
-            # Written out, as this is at every call of a layer whose product may take a few microseconds.
-            for now, (before, address, _, version) in zip(parameters, found[1], strict=True):
+        entry = self._entry
+        if entry is not None and entry[0] == STEPS.count and type(x) is Tensor:
+            # Written out, as every call of a layer comes here, whose product may take a few microseconds.
+            for now, (before, address, _, version) in zip(parameters, entry[1], strict=True):
                 if now is not before or now._version != version or now.data_ptr() != address:
                     break
             else:
-                return found[2]
-        # Inference tensors count no versions, so a change could not be seen.
-        if not keepable(x, parameters) or any(each.is_inference() for each in parameters):
+                return entry[2]
+        # Inference tensors count no versions, so that a change could not be seen.
+        if not keepable(x, parameters) or any(parameter.is_inference() for parameter in parameters):
             return None
-        # Nor is what autocast would narrow what the next call wants.
+        # In the parameters' own type, as the next call may be without autocast.
         with torch.no_grad(), without_autocast(parameters[0]):
-            made = make()
-        self._found = STEPS.count, state_of(parameters), made
-        return made
+            tensor = make()
+        self._entry = STEPS.count, state_of(parameters), tensor
+        return tensor
 
     def __reduce__(self) -> tuple[type[Kept], tuple[()]]:
         return Kept, ()

@@ -1,10 +1,11 @@
-"""Times on this machine: of calls against each other, and of the products and copies that predictions are made from."""
+"""Timing on this machine: calls in turn, and the machine constants that predictions are made from."""
 
 from __future__ import annotations
 
 import statistics
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -20,9 +21,9 @@ _LONG_SECONDS = 0.2
 
 
 def setting_of(dtype: torch.dtype, device: torch.device | str) -> Setting:
-    """The setting of products of this type and place at torch's present number of threads.
+    """The setting of products of this type on this device, with torch's present number of threads.
 
-    Types that plans do not know, which torch will refuse or not in its own words, are planned as float32.
+    Element types that plans do not know are planned as float32; whether they can be multiplied is for torch to say.
     """
     name = str(dtype).removeprefix("torch.")
     known = name if name in ("float64", "float32", "bfloat16", "float16") else "float32"
@@ -44,13 +45,13 @@ def _wait(device: str) -> None:
 def interleaved(
     calls: Sequence[Callable[[], object]], device: str, *, rounds: int = 7, budget: float = 1.0
 ) -> list[float]:
-    """Median seconds of each call, timed in turn so that a slow moment of the machine meets all of them.
+    """Median seconds of each call, timed in turn so that a slow moment of the machine affects all of them.
 
-    A call over twice as slow as the fastest is timed once, after one to warm up if it is short.
+    A call over twice as slow as the fastest is timed once, after a call to warm up if it is short.
 
     Args:
-        calls: what to time.
-        device: where they run.
+        calls: functions to time.
+        device: on which they run.
         rounds: how often each is timed.
         budget: seconds after which no further round begins.
     """
@@ -59,12 +60,12 @@ def interleaved(
     for call in calls:
         once = _once(call, 1, device)
         if once > _LONG_SECONDS:
-            values.append([once])  # what a first call costs beyond others is nothing beside it
+            values.append([once])  # the extra cost of a first call is small beside it
             continue
         once = _once(call, 1, device)
         if once < _SURE_SECONDS:
-            # It may have met a thread asleep, a cold cache or a kernel not yet made (a bfloat16 sweep of 1 ms took 4.4
-            # the second time); one such time would rule it out.
+            # It may have waited for a sleeping thread, a cold cache or a kernel not yet compiled (a bfloat16 sweep of
+            # 1 ms took 4.4 the second time); one such time would rule it out.
             once = min(once, *(_once(call, 1 if once > _ROUND_SECONDS else 3, device) for _ in range(2)))
         values.append([once])
     fastest = min(once for (once,) in values)
@@ -74,10 +75,10 @@ def interleaved(
         if time.perf_counter() - began > budget:
             break
         for index in turns if turn % 2 else turns[::-1]:
-            # The first single call is too short to be compared with rounds of many.
+            # The first single call is too short to be compared with rounds of many calls.
             kept = values[index] if turn or counts[index] == 1 else []
             values[index] = [*kept, _once(calls[index], counts[index], device)]
-    return [statistics.median(each) for each in values]
+    return [statistics.median(seconds) for seconds in values]
 
 
 def _once(call: Callable[[], object], count: int, device: str) -> float:
@@ -90,10 +91,12 @@ def _once(call: Callable[[], object], count: int, device: str) -> float:
 
 
 def measure_machine(setting: Setting) -> Machine:
-    """Measure the constants that predictions are made from, in about a second, and keep them in the user's cache.
+    """Measure the constants that predictions are made from, in about a second, and store them in the user's cache.
+
+    Constants that cannot be measured here (see :class:`~mpochain.planning.Machine`) have their defaults.
 
     Args:
-        setting: what to measure; its threads are torch's present ones, whatever it says.
+        setting: element type and device; its threads are replaced by torch's present ones.
 
     Example:
         >>> measure_machine(Setting("float32")).gemm_rate > 1e8
@@ -118,22 +121,21 @@ def measure_machine(setting: Setting) -> Machine:
         side = 1024
         rate = 2 * side**3 / product(side, side, side)
         halves = []
-        for narrow, wide in ((8, 1024), (32, 1024)):
-            for shape in ((wide, narrow, wide), (wide, wide, narrow)):
+        for narrow in (8, 32):
+            for shape in ((side, narrow, side), (side, side, narrow)):
                 seconds = max(product(*shape) - call, 1e-9)
-                efficiency = min(2 * narrow * wide * wide / seconds / rate, 0.99)
+                efficiency = min(2 * narrow * side * side / seconds / rate, 0.99)
                 halves.append(narrow * (1 / efficiency - 1))
         element = setting.element_bytes
-        defaults = Machine()
         inside, outside = 512, 4096
         near = inside * inside * element / max(product(1, inside, inside) - call, 1e-9)
         far = outside * outside * element / max(product(1, outside, outside) - call, 1e-9)
         state = filled(256, 64, 32)
         (copying,) = interleaved([lambda: state.transpose(1, 2).contiguous()], device)
-    machine = Machine(
+    machine = replace(
+        Machine(),
         gemm_rate=rate,
         half_side=min(max(statistics.median(halves), 1.0), 512.0),
-        cache_bytes=defaults.cache_bytes,
         cache_bandwidth=max(near, far),
         bandwidth=far,
         transpose_rate=state.numel() / copying,

@@ -1,4 +1,4 @@
-"""The most memory a function has of its own, from the allocations that torch itself reports."""
+"""Peak memory of a function call, from the allocations that torch reports."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ __all__ = ["peak_bytes"]
 def peak_bytes(function: Callable[[], Any]) -> int:
     """Most bytes on the CPU that were allocated since the call began and not yet freed, at any one time in it.
 
-    Freeing what was allocated before counts too, so drop that first. Scratch memory that kernels do not take from
-    torch's allocator is not seen.
+    Memory allocated before and freed in the call is subtracted, so free it first. Scratch memory that kernels do not
+    take from torch's allocator is not counted.
 
     Example:
         >>> import torch

@@ -1,8 +1,8 @@
-"""Measured plans: the most promising variants run on this machine, and the fastest kept in the user's cache."""
+"""Autotuning: the most promising variants timed on this machine, the fastest stored in the user's cache."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import lru_cache
 
@@ -11,19 +11,20 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from mpochain.execution.bound import bind
+from mpochain.execution.kernels import KERNELS, Kernel
 from mpochain.execution.measurement import dtype_of, interleaved, measure_machine
 from mpochain.execution.program import Program
-from mpochain.planning import Considered, ContractionPlan, Memory, Mode, Setting, Variant, plan
+from mpochain.planning import Conditions, Considered, ContractionPlan, Memory, Mode, Setting, Variant, plan
+from mpochain.planning.kernels import runs
 from mpochain.planning.store import STORE
-from mpochain.planning.variants import neighbours, rivals
 from mpochain.spec import ChainSpec
 
 __all__ = ["tuned"]
 
-# Candidates that are timed, the rebuild beside them: predictions rank the best one among the first three nearly always.
+# Candidates that are timed, besides the rebuild: predictions rank the best one among the first three nearly always.
 _MOST_PROMISING = 3
 
-# A candidate predicted to take this many times as long as the best is not timed: one call of it can take a minute.
+# A candidate predicted to take this many times as long as the best is not timed: one call can take a minute.
 _HOPELESS = 4.0
 
 # Seconds after which no further round of timing begins, for each of the two stages.
@@ -31,77 +32,108 @@ _BUDGET = 0.5
 
 
 def tuned(spec: ChainSpec, batch: int, *, mode: Mode, memory: Memory, setting: Setting) -> ContractionPlan:
-    """The measured plan: recalled from the user's cache, or timed now and kept there.
+    """The measured plan: read from the user's cache, or timed now and stored there.
 
-    The machine's own constants are measured too, once, so that what is timed is the most promising.
+    The constants of the machine are measured too, once, so that the most promising variants are timed. The kernels of
+    :data:`mpochain.execution.KERNELS` compete.
 
     Args:
         spec: the chain.
         batch: number of input rows.
         mode: ``"inference"`` or ``"training"``.
         memory: ``"compact"`` or ``"fast"``.
-        setting: element type and device; threads are torch's present ones, whatever it says.
+        setting: element type and device; its threads are replaced by torch's present ones.
     """
     setting = replace(setting, threads=torch.get_num_threads())
     exact = spec.with_bonds(bonds=spec.bonds)
-    made = _tuned(exact, batch, mode, memory, setting, str(STORE.path))
-    return replace(made, spec=spec) if spec.clipped else made
+    fastest = _tuned(exact, batch, mode, memory, setting, tuple(KERNELS.values()), str(STORE.path))
+    return replace(fastest, spec=spec) if spec.clipped else fastest
 
 
 @lru_cache(maxsize=4096)
-def _tuned(spec: ChainSpec, batch: int, mode: Mode, memory: Memory, setting: Setting, _cache: str) -> ContractionPlan:
+def _tuned(
+    spec: ChainSpec,
+    batch: int,
+    mode: Mode,
+    memory: Memory,
+    setting: Setting,
+    kernels: tuple[Kernel, ...],
+    _cache: str,
+) -> ContractionPlan:
     if not STORE.machine(setting).measured:
         measure_machine(setting)
-    predicted = plan(spec, batch, mode=mode, memory=memory, setting=setting)
-    key = "|".join([str(spec.as_dict()), str(batch), str(setting), mode, memory])
-    recalled = _recalled(predicted, STORE.decision(key))
+    machine = STORE.machine(setting)
+    predicted = plan(spec, batch, mode=mode, memory=memory, setting=setting, machine=machine, kernels=kernels)
+    names = ",".join(kernel.name for kernel in kernels)
+    key = "|".join([str(spec.as_dict()), str(batch), str(setting), mode, memory, names])
+    recalled = _recalled(predicted, STORE.decision(key), kernels)
     if recalled is not None:
         return recalled
-    timed = _timed(predicted)
+    timed = _timed(predicted, kernels)
     record = {
         "dense": timed.dense_measured,
         "timed": [
-            {**each.variant.as_dict(), "seconds": each.measured}
-            for each in timed.considered
-            if each.measured is not None
+            {**entry.variant.as_dict(), "seconds": entry.measured}
+            for entry in timed.considered
+            if entry.measured is not None
         ],
     }
     STORE.add_decision(key, record)
     return timed
 
 
-def _recalled(predicted: ContractionPlan, record: object) -> ContractionPlan | None:
-    """The plan as it was measured before; None if the record is not one of this library's, and has to be made anew."""
+def _conditions(predicted: ContractionPlan) -> Conditions:
+    return Conditions(predicted.batch, predicted.mode, predicted.memory, predicted.setting, predicted.machine)
+
+
+def _recalled(predicted: ContractionPlan, record: object, kernels: tuple[Kernel, ...]) -> ContractionPlan | None:
+    """The plan as measured before; None if the record is not valid here, so that it is measured again.
+
+    Records of versions before kernels had names are such.
+    """
     if not isinstance(record, dict):
         return None
-    known = {(each.variant.candidate.groups, each.variant.candidate.order): each for each in predicted.considered}
+    candidates = {
+        (candidate.groups, candidate.order): candidate
+        for candidate in (entry.variant.candidate for entry in predicted.considered)
+    }
+    by_name, conditions = {kernel.name: kernel for kernel in kernels}, _conditions(predicted)
     considered = []
     try:
         for entry in record["timed"]:
-            like = known[tuple(map(tuple, entry["groups"])), tuple(entry["order"])]
-            tile, panel, seconds = int(entry["tile"]), int(entry["panel"]), float(entry["seconds"])
-            if min(tile, panel) < 1 or not seconds > 0:
+            candidate = candidates[tuple(map(tuple, entry["groups"])), tuple(entry["order"])]
+            kernel, tile, seconds = by_name[entry["kernel"]], int(entry["tile"]), float(entry["seconds"])
+            if not runs(kernel, candidate.schedule, conditions):
                 return None
-            variant = replace(like.variant, tile=tile, panel=panel, keeps_states=entry["keeps_states"] is True)
-            considered.append(Considered(variant, like.predicted, seconds))
+            options = tuple((name, int(size)) for name, size in entry["options"].items())
+            names = [[name for name, _ in variant.options] for variant in kernel.variants(candidate, conditions)]
+            sizes = [tile, *(size for _, size in options)]
+            if [name for name, _ in options] not in names or min(sizes) < 1 or not seconds > 0:
+                return None
+            variant = Variant(candidate, predicted.batch, kernel.name, tile, options)
+            considered.append(Considered(variant, kernel.seconds(variant, conditions), seconds))
         dense = float(record["dense"])
         return predicted.timed(tuple(considered), dense) if considered and dense > 0 else None
-    except (KeyError, TypeError, ValueError, OverflowError):
+    except (AttributeError, KeyError, TypeError, ValueError, OverflowError):
         return None
 
 
-def _timed(predicted: ContractionPlan) -> ContractionPlan:
-    training, cached = predicted.mode == "training", predicted.memory == "fast"
+def _timed(predicted: ContractionPlan, kernels: tuple[Kernel, ...]) -> ContractionPlan:
+    """The plan with its most promising variants timed, and the neighbours of the fastest of them."""
+    training, conditions = predicted.mode == "training", _conditions(predicted)
     variants: dict[Variant, float] = {}
-    for place, (variant, seconds, _) in enumerate(predicted.considered):
+    for rank, (variant, seconds, _) in enumerate(predicted.considered):
         if seconds > _HOPELESS * predicted.predicted_seconds:
             break
-        if place < _MOST_PROMISING or variant.rebuilds:
+        if rank < _MOST_PROMISING or variant.rebuilds:
             variants[variant] = seconds
-            for other in rivals(variant, training=training, merged_is_cached=cached, machine=predicted.machine):
-                variants[other] = seconds
-    bench = _Bench(predicted)
-    # Work of its own, whatever the caller is in the middle of.
+            for kernel in kernels:
+                if runs(kernel, variant.schedule, conditions):
+                    for rival in kernel.variants(variant.candidate, conditions):
+                        variants[rival] = kernel.seconds(rival, conditions)
+    by_name = {kernel.name: kernel for kernel in kernels}
+    bench = _Bench(predicted, by_name)
+    # In surroundings of its own, whatever the caller has switched on.
     with (
         torch.inference_mode(False),
         torch.set_grad_enabled(training),
@@ -110,48 +142,52 @@ def _timed(predicted: ContractionPlan) -> ContractionPlan:
     ):
         times, dense = bench.seconds(list(variants))
         best = min(times, key=times.__getitem__)
-        near = [other for other in dict.fromkeys(neighbours(best, predicted.machine)) if other not in times]
+        kernel = by_name[best.kernel]
+        near = [other for other in dict.fromkeys(kernel.neighbours(best, conditions)) if other not in times]
         if near:
             for other in near:
-                variants[other] = variants[best]
-            # Timed at another moment, so only its times relative to the best are comparable with the first ones.
+                variants[other] = kernel.seconds(other, conditions)
+            # Timed at another moment, so that only times relative to the best are comparable with the first ones.
             again, _ = bench.seconds([best, *near])
             times |= {other: again[other] / again[best] * times[best] for other in near}
     ranked = sorted(times, key=times.__getitem__)
-    return predicted.timed(tuple(Considered(each, variants[each], times[each]) for each in ranked), dense)
+    entries = tuple(Considered(variant, variants[variant], times[variant]) for variant in ranked)
+    return predicted.timed(entries, dense)
 
 
 class _Bench:
     """Runs variants of one plan on random numbers of its own."""
 
-    def __init__(self, made: ContractionPlan) -> None:
-        self.made, self.device = made, made.setting.device
-        self.training = made.mode == "training"
-        self.dtype = dtype_of(made.setting)
+    def __init__(self, predicted: ContractionPlan, kernels: Mapping[str, Kernel]) -> None:
+        self.predicted, self.kernels, self.device = predicted, kernels, predicted.setting.device
+        self.training = predicted.mode == "training"
+        self.dtype = dtype_of(predicted.setting)
         self._generator = torch.Generator(self.device).manual_seed(0)
-        spec = made.spec
-        self.x = self._filled(made.batch, spec.in_features)
+        spec = predicted.spec
+        self.x = self._filled(predicted.batch, spec.in_features)
         self.cores = [self._filled(*shape) for shape in spec.core_shapes]
         self.matrix = self._filled(spec.out_features, spec.in_features)
-        self.grad = self._filled(made.batch, spec.out_features).detach() if self.training else None
+        self.grad = self._filled(predicted.batch, spec.out_features).detach() if self.training else None
 
     def _filled(self, *shape: int) -> Tensor:
-        made = torch.randn(*shape, generator=self._generator, device=self.device)
-        return made.to(self.dtype).requires_grad_(self.training)
+        numbers = torch.randn(*shape, generator=self._generator, device=self.device)
+        return numbers.to(self.dtype).requires_grad_(self.training)
 
     def seconds(self, variants: list[Variant]) -> tuple[dict[Variant, float], float]:
-        """Seconds of each variant, and of the dense layer."""
+        """Seconds of the variants, and of the dense layer."""
         dense = self._step(lambda: F.linear(self.x, self.matrix), [self.x, self.matrix])
         calls = [dense, *(self._call(variant) for variant in variants)]
         first, *rest = interleaved(calls, self.device, budget=_BUDGET)
         return dict(zip(variants, rest, strict=True)), first
 
     def _call(self, variant: Variant) -> Callable[[], object]:
-        program = Program.of(variant)
-        if not self.training and (program.only_views or self.made.memory == "fast"):
+        kernel = self.kernels[variant.kernel]
+        program = Program.of(variant, kernel, self.predicted.machine)
+        keeps = program.only_views or (self.predicted.memory == "fast" and not kernel.takes_cores)
+        if not self.training and keeps:
             matrices = [matrix.contiguous() for matrix in program.matrices(self.cores)]
             bound = bind(program, matrices, self.x.shape, None, [], None)
-            # On few rows the calls count, so they are those that the layer will make.
+            # On few rows the calls count, so they are those of the layer.
             if bound is not None:
                 return lambda: bound(self.x, {})
             return lambda: program.run(self.x, matrices, None)

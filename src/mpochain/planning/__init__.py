@@ -1,15 +1,22 @@
-"""Shapes to contraction plans: what to fold, in which order to sweep, at what cost. No tensors, no torch."""
+"""Contraction planning: shapes to plans, with candidates, kernel models and a cost model. No tensors, no torch."""
 
 from mpochain.planning.candidates import Candidate, candidates
+from mpochain.planning.conditions import Conditions, Graph, Memory, Mode
+from mpochain.planning.kernels import MODELS, KernelModel
 from mpochain.planning.machine import Machine, Setting
-from mpochain.planning.plan import Considered, ContractionPlan, Memory, Mode, plan
+from mpochain.planning.plan import Considered, ContractionPlan, plan
 from mpochain.planning.schedule import MergeStep, Schedule, SweepStep, lower
+from mpochain.planning.store import measured_machine
 from mpochain.planning.variants import Variant
 
 __all__ = [
+    "MODELS",
     "Candidate",
+    "Conditions",
     "Considered",
     "ContractionPlan",
+    "Graph",
+    "KernelModel",
     "Machine",
     "Memory",
     "MergeStep",
@@ -20,5 +27,6 @@ __all__ = [
     "Variant",
     "candidates",
     "lower",
+    "measured_machine",
     "plan",
 ]

@@ -1,10 +1,10 @@
-"""The ways to run a chain: contiguous groups of sites merged first, then the best path over what is left.
+"""Contraction candidates: contiguous groups of sites merged first, then the best path over the merged cores.
 
-opt_einsum cannot be told that work on cores alone is free once cached (its issue 199), so the grouping is enumerated
-here and each merged chain is searched on its own. A path that contracts two cores before either meets the input is the
-sweep of a coarser grouping, which is enumerated too, so only sweeps remain, and they need no permuted copies (see
-:mod:`mpochain.planning.schedule`). The two plain sweeps of each grouping are candidates as well: fewest multiply-adds,
-which is what opt_einsum minimises, is not always the least time.
+opt_einsum has no way to say that work on cores alone is free once cached (its issue 199), so the groupings are
+enumerated here and every merged chain is searched on its own. A path that contracts two cores before either meets the
+input is the sweep of a coarser grouping, which is enumerated too, so only sweeps remain, and they need no permuted
+copies (see :mod:`mpochain.planning.schedule`). The two plain sweeps of each grouping are candidates as well: the fewest
+multiply-adds, which opt_einsum looks for, are not always the least time.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ from mpochain.spec import ChainSpec
 
 __all__ = ["Candidate", "candidates", "equation"]
 
-# opt_einsum's exhaustive search takes 1 ms for four cores, 0.1 s for 8, and is asked once per grouping. Longer ones
-# are searched here, over sweeps alone, since any other path is a sweep of a coarser grouping; very long ones get their
-# plain sweeps only.
+# opt_einsum's exhaustive search takes 1 ms for four cores, 0.1 s for eight, and runs once per grouping. Longer chains
+# are searched here, over sweeps alone, since any other path is a sweep of a coarser grouping; very long chains have
+# their plain sweeps only.
 _EXHAUSTIVE_CORES = 4
 _SEARCHED_CORES = 10
 _EXHAUSTIVE_SITES = 6
@@ -84,7 +84,7 @@ def equation(sites: int) -> str:
 
 
 def _groupings(sites: int) -> Iterator[tuple[Group, ...]]:
-    """Contiguous groupings: all of them for short chains; for long ones those with at most one merged run."""
+    """Contiguous groupings: all of them for short chains; for long chains those with at most one merged run."""
     if sites <= _EXHAUSTIVE_SITES:
         for count in range(sites):
             for cuts in combinations(range(1, sites), count):
@@ -117,7 +117,7 @@ def _merge_positions(spec: ChainSpec, groups: tuple[Group, ...]) -> list[int]:
 
 @lru_cache(maxsize=256)
 def _cheapest_splits(spec: ChainSpec) -> dict[tuple[int, int], int]:
-    """For sites ``first..last``, the last site of the left part in the cheapest merge: a matrix-chain programme."""
+    """For sites ``first..last``, the last site of the left part in the cheapest merge: matrix-chain ordering."""
     sizes = [o * i for o, i in zip(spec.out_dims, spec.in_dims, strict=True)]
     edges = (1, *spec.bonds, 1)
     cost = {(k, k): 0 for k in range(spec.sites)}
@@ -142,7 +142,7 @@ def _path(eq: str, shapes: Sequence[tuple[int, ...]]) -> list[PathPair]:
 
 
 def _fewest_macs(shapes: Sequence[tuple[int, int, int, int]]) -> tuple[int, ...]:
-    """The sweep of fewest multiply-adds, by dynamic programming over the sets of cores that have met the input."""
+    """The order of fewest multiply-adds, by dynamic programming over the sets of cores that have met the input."""
     count = len(shapes)
     state = {0: math.prod(in_ for _, _, in_, _ in shapes)}
     best: dict[int, tuple[int, tuple[int, ...]]] = {0: (0, ())}
@@ -156,9 +156,9 @@ def _fewest_macs(shapes: Sequence[tuple[int, int, int, int]]) -> tuple[int, ...]
             kept = out * (1 if left_met else left) * (1 if right_met else right)
             after = done | 1 << core
             state[after] = state[done] // summed * kept
-            found = macs + state[done] * kept, (*order, core)
-            if after not in best or found < best[after]:
-                best[after] = found
+            extended = macs + state[done] * kept, (*order, core)
+            if after not in best or extended < best[after]:
+                best[after] = extended
     return best[(1 << count) - 1][1]
 
 
@@ -179,7 +179,7 @@ def _sweep_order(path: list[PathPair], count: int) -> tuple[int, ...] | None:
 
 
 def _path_of(order: tuple[int, ...]) -> tuple[PathPair, ...]:
-    """The inverse of :func:`_sweep_order`: each core meets the input's current intermediate."""
+    """The path of an order, the inverse of :func:`_sweep_order`: every core meets the current intermediate."""
     names: list[int | None] = [None, *range(len(order))]
     path = []
     for core in order:
@@ -192,7 +192,7 @@ def _path_of(order: tuple[int, ...]) -> tuple[PathPair, ...]:
 
 
 def candidates(spec: ChainSpec, batch: int) -> Iterator[Candidate]:
-    """Every sweep worth considering for ``batch`` rows, the dense rebuild among them.
+    """Every sweep worth considering for ``batch`` rows, among them the rebuild of the dense matrix.
 
     All groupings of up to 6 sites; for longer chains those in which one run of sites is merged.
 
@@ -207,11 +207,12 @@ def candidates(spec: ChainSpec, batch: int) -> Iterator[Candidate]:
             shapes[step.position : step.position + 2] = [step.result]
         count = len(groups)
         eq = equation(count)
-        found = None
+        searched = None
         if count <= _EXHAUSTIVE_CORES:
-            found = _sweep_order(_path(eq, [(batch, *(i for _, _, i, _ in shapes)), *shapes]), count)
+            searched = _sweep_order(_path(eq, [(batch, *(i for _, _, i, _ in shapes)), *shapes]), count)
         elif count <= _SEARCHED_CORES:
-            found = _fewest_macs(shapes)
+            searched = _fewest_macs(shapes)
         plain = tuple(range(count))
-        for order in dict.fromkeys(order for order in (found, plain[::-1], plain) if order is not None):
-            yield Candidate(groups, order, _path_of(order), order == found, eq, lower(spec, groups, merges, order))
+        for order in dict.fromkeys(order for order in (searched, plain[::-1], plain) if order is not None):
+            schedule = lower(spec, groups, merges, order)
+            yield Candidate(groups, order, _path_of(order), order == searched, eq, schedule)

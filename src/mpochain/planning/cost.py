@@ -1,4 +1,4 @@
-"""Predicted time of a schedule: arithmetic or memory traffic, whichever is longer, plus a cost per call.
+"""Cost model of schedules: arithmetic or memory traffic, whichever is longer, plus a cost per call.
 
 ``time = sum over steps of max(FLOPs / rate, bytes / bandwidth) + calls x overhead``
 
@@ -27,7 +27,7 @@ def _product_time(machine: Machine, batch: int, m: int, k: int, n: int) -> float
 
 
 def _matrix_time(machine: Machine, step: SweepStep) -> float:
-    """Seconds to bring a core's axes into the order of the step; nothing where they are in it."""
+    """Seconds to permute a core's axes into the order of the step; 0 if they are in that order."""
     if step.axes == (0, 1, 2, 3):
         return 0.0
     return step.kept * step.summed / machine.transpose_rate + machine.call_seconds
@@ -40,16 +40,16 @@ def _step_time(machine: Machine, step: SweepStep, rows: int, training: bool) -> 
         return 4 * once if training else once
     once = _product_time(machine, count, step.kept, step.summed, step.after)
     moved = count * step.after * (step.summed + step.kept) / machine.transpose_rate
-    # Narrow states are folded into one product at the price of moving them.
+    # Narrow products are batched into one at the price of moving the states.
     once = min(once, _product_time(machine, 1, count * step.after, step.summed, step.kept) + moved)
-    # Backward: the state again, the gradient of the state, and that of the matrix, for which both are moved.
+    # Backward: the state again, and the gradients with respect to the state and to the matrix, which needs both moved.
     return 4 * once + moved if training else once
 
 
 def schedule_time(
     schedule: Schedule, batch: int, tile: int, *, training: bool, merged_is_cached: bool, machine: Machine
 ) -> float:
-    """Predicted seconds of one call (forward, or forward and backward) for ``batch`` rows, ``tile`` at a time."""
+    """Predicted seconds of one call for ``batch`` rows, ``tile`` at a time; forward and backward in training."""
     if len(schedule.sweeps) == 1:
         seconds = dense_time(*schedule.spec.padded_shape, batch, training=training, machine=machine)
     else:
@@ -60,7 +60,7 @@ def schedule_time(
         for merge in schedule.merges:
             (r, o, i, s), (_, p, j, t) = merge.left, merge.right
             once = _product_time(machine, 1, r * o * i, s, p * j * t)
-            # The merged core is written once more to bring out and in dims together.
+            # The merged core is written once more, so that its out dims and its in dims stand side by side.
             once += math.prod(merge.result) / machine.transpose_rate
             seconds += 3 * once if training else once
     return seconds

@@ -1,11 +1,11 @@
-"""Where a plan runs, and what that machine can do."""
+"""Machine constants: speeds of products and copies, and thresholds fitted to one processor."""
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, fields
+from dataclasses import MISSING, asdict, dataclass, field, fields
 from typing import Any
 
-from mpochain.errors import SpecError
+from mpochain.errors import ArgumentError
 
 __all__ = ["DEFAULT_SETTING", "Machine", "Setting", "default_machine"]
 
@@ -14,7 +14,7 @@ _ELEMENT_BYTES = {"float64": 8, "float32": 4, "bfloat16": 2, "float16": 2}
 
 @dataclass(frozen=True, slots=True)
 class Setting:
-    """The circumstances that times depend on beside shapes.
+    """Element type, device and threads: the circumstances that times depend on beside shapes.
 
     Attributes:
         dtype: element type of the products: ``"float32"``, ``"float64"``, ``"bfloat16"`` or ``"float16"``.
@@ -22,7 +22,7 @@ class Setting:
         threads: threads of the products; 0 for whatever the library is set to.
 
     Raises:
-        SpecError: an element type that is none of these.
+        ArgumentError: another element type.
 
     Example:
         >>> str(Setting("bfloat16", threads=2))
@@ -35,7 +35,7 @@ class Setting:
 
     def __post_init__(self) -> None:
         if self.dtype not in _ELEMENT_BYTES:
-            raise SpecError(f"a plan is for one of {', '.join(_ELEMENT_BYTES)}, got {self.dtype!r}")
+            raise ArgumentError(f"a plan is for one of {', '.join(_ELEMENT_BYTES)}, got {self.dtype!r}")
 
     @property
     def element_bytes(self) -> int:
@@ -50,22 +50,46 @@ class Setting:
 DEFAULT_SETTING = Setting()
 
 
+def _fitted(default: Any) -> Any:
+    """A constant that :func:`mpochain.execution.measure_machine` does not measure; records may lack it."""
+    return field(default=default, metadata={"fitted": True})
+
+
 @dataclass(frozen=True, slots=True)
 class Machine:
     """Constants of a machine for one element type.
 
-    The defaults are those of a two-core AVX-512 machine in float32; ratios between them decide, not their size.
+    The defaults are those of a two-core AVX-512 machine in float32; ratios between them decide, not their size. The
+    first group can be measured (:func:`mpochain.execution.measure_machine`). The second group was fitted by hand to
+    that one processor, and is for whoever knows better on another: ``dataclasses.replace(machine, smallest_tile=64)``.
 
     Attributes:
         gemm_rate: FLOPs per second of one large matrix product.
         half_side: a side of this size halves the rate of a product.
-        cache_bytes: what stays in the cache close to the cores.
+        cache_bytes: bytes that stay in the cache close to the cores.
         cache_bandwidth: bytes per second, read and written, within that cache.
         bandwidth: the same beyond it.
         transpose_rate: elements per second of a copy that exchanges two axes.
         call_seconds: fixed cost of one product with its reshapes.
         element_bytes: size of one element.
-        measured: whether the constants were measured here.
+        measured: whether the constants were measured on the machine at hand.
+        smallest_tile: fewest rows that a sweep works on at a time.
+        largest_tile_bytes: bytes of the states of one tile that no plan exceeds, so that a training step stays within
+            64 MiB of its own.
+        small_states_bytes: bytes of the states of a sweep, its input apart, up to which autograd saves them in
+            training by default.
+        largest_states_bytes: the same where the last step is narrow, since its states are costly to compute again, or
+            where every step is one product of all rows, as of low rank; and for measured plans. The backward pass
+            needs about four times as much, which is to stay within 64 MiB.
+        narrow_columns: columns below which a step is narrow: its small products fill a vector unit only in part.
+        panel_rows: rows from which a rebuilt matrix is not made in panels: the products outweigh the memory saved.
+        few_rows: rows up to which adding the bias to a product is faster than the fused call, whose set-up costs 1 µs
+            more.
+        narrow_entry_seconds: time of one entry of the matrix in a narrow product, which takes about as long as a
+            product of 16 columns.
+        multiply_add_seconds: time of one multiply-add in one large product.
+        moved_element_seconds: time to move one element of a state, so that narrow products become one.
+        batching_seconds: time of the calls that make narrow products one.
     """
 
     gemm_rate: float = 1.9e11
@@ -77,29 +101,48 @@ class Machine:
     call_seconds: float = 8e-6
     element_bytes: int = 4
     measured: bool = False
+    smallest_tile: int = _fitted(16)
+    largest_tile_bytes: int = _fitted(1 << 24)
+    small_states_bytes: int = _fitted(1 << 19)
+    largest_states_bytes: int = _fitted(1 << 24)
+    narrow_columns: int = _fitted(16)
+    panel_rows: int = _fitted(1024)
+    few_rows: int = _fitted(16)
+    narrow_entry_seconds: float = _fitted(2.9e-10)
+    multiply_add_seconds: float = _fitted(1.05e-11)
+    moved_element_seconds: float = _fitted(1.4e-9)
+    batching_seconds: float = _fitted(2.5e-5)
 
     def as_dict(self) -> dict[str, Any]:
-        """For JSON."""
+        """The constants by name, for JSON."""
         return asdict(self)
 
     @classmethod
     def from_dict(cls, record: Any) -> Machine:
-        """The inverse of :meth:`as_dict`.
+        """The inverse of :meth:`as_dict`; fitted constants that the record lacks have their defaults.
 
         Raises:
             ValueError: a missing or unknown constant, or one that is not a positive number.
         """
-        names = {field.name for field in fields(cls)}
-        if not isinstance(record, dict) or set(record) != names:
+        names = {constant.name for constant in fields(cls)}
+        required = {constant.name for constant in fields(cls) if "fitted" not in constant.metadata}
+        if not isinstance(record, dict) or not required <= record.keys() <= names:
             raise ValueError(f"a machine has exactly the constants {sorted(names)}")
-        for field in fields(cls):
-            value, kind = record[field.name], type(field.default)
-            right = isinstance(value, kind) and isinstance(value, bool) is (kind is bool)
-            if not right or not (kind is bool or 0 < value < 1e30):
-                raise ValueError(f"the constant {field.name} must be a positive {kind.__name__}, got {value!r}")
+        for constant in fields(cls):
+            assert constant.default is not MISSING
+            value, kind = record.get(constant.name, constant.default), type(constant.default)
+            is_of_kind = isinstance(value, kind) and isinstance(value, bool) is (kind is bool)
+            if not is_of_kind or not (kind is bool or 0 < value < 1e30):
+                raise ValueError(f"the constant {constant.name} must be a positive {kind.__name__}, got {value!r}")
         return cls(**record)
 
 
 def default_machine(setting: Setting) -> Machine:
-    """The constants taken where none were measured."""
+    """The built-in constants, with the size of the setting's elements.
+
+    Raises:
+        ArgumentError: ``setting`` is not a :class:`Setting`.
+    """
+    if not isinstance(setting, Setting):
+        raise ArgumentError(f"setting must be a Setting, got {type(setting).__name__}")
     return Machine(element_bytes=setting.element_bytes)

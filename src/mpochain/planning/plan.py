@@ -1,26 +1,25 @@
-"""The plan of one chain at one batch size: the choice among candidates, made once and printable."""
+"""Contraction plans: the candidate and the kernel chosen for a chain at a batch size, as a printable value."""
 
 from __future__ import annotations
 
 import operator
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 from mpochain.arrays import Array, namespace
-from mpochain.errors import ShapeError, SpecError
-from mpochain.planning.candidates import candidates
-from mpochain.planning.cost import dense_time, low_rank_time, schedule_time
-from mpochain.planning.machine import DEFAULT_SETTING, Machine, Setting
+from mpochain.errors import ArgumentError, ShapeError
+from mpochain.planning.candidates import Candidate, candidates
+from mpochain.planning.conditions import Conditions, Graph, Memory, Mode
+from mpochain.planning.cost import dense_time, low_rank_time
+from mpochain.planning.kernels import MODELS, KernelModel, runs
+from mpochain.planning.machine import DEFAULT_SETTING, Machine, Setting, default_machine
 from mpochain.planning.schedule import Schedule
-from mpochain.planning.store import STORE
-from mpochain.planning.variants import Variant, default_variant
+from mpochain.planning.variants import Variant
 from mpochain.spec import ChainSpec
 
-__all__ = ["Considered", "ContractionPlan", "Memory", "Mode", "batch_bucket", "check_batch", "plan"]
-
-Mode = Literal["inference", "training"]
-Memory = Literal["compact", "fast"]
+__all__ = ["Considered", "ContractionPlan", "batch_bucket", "check_batch", "plan"]
 
 
 class Considered(NamedTuple):
@@ -33,21 +32,22 @@ class Considered(NamedTuple):
 
 @dataclass(frozen=True, eq=False, repr=False)
 class ContractionPlan:
-    """How a chain meets an input: what is merged first, then the order of the sweep. Made from shapes alone.
+    """The contraction of an input with a chain: which sites are merged, the order of the sweep, the kernel.
 
     Call it with ``x (..., in_features)`` and the cores, of any array library. Any number of rows is correct; the plan
-    is the best known one for about ``batch`` rows.
+    is the best known one for about ``batch`` rows. The kernel is how torch runs the plan (:mod:`mpochain.execution`).
 
     Attributes:
         spec: the chain.
-        batch: rows the plan was made for.
+        batch: rows the plan is for.
         mode: ``"inference"``, or ``"training"`` (forward and backward).
         memory: ``"compact"`` (merges are paid at every call) or ``"fast"`` (merged cores may be kept).
-        setting: element type, device and threads it was made for.
-        machine: the constants its predictions come from.
-        chosen: what is run.
-        considered: all candidates with their times, in the order of preference.
-        dense_measured: measured seconds of the dense layer, where candidates were timed.
+        setting: element type, device and threads it is for.
+        machine: the constants that its predictions come from.
+        chosen: the variant that is run.
+        considered: all candidates, as the variant of the fastest kernel, in the order of preference; a candidate that
+            was timed has an entry for every variant timed.
+        dense_measured: measured seconds of the dense layer, if candidates were timed.
     """
 
     spec: ChainSpec
@@ -66,13 +66,18 @@ class ContractionPlan:
         return self.chosen.schedule
 
     @property
+    def kernel(self) -> str:
+        """Name of the kernel that runs the plan in torch."""
+        return self.chosen.kernel
+
+    @property
     def equation(self) -> str:
         """Einsum equation after merging: input, then merged cores, to output."""
         return self.chosen.candidate.equation
 
     @property
     def folds(self) -> tuple[tuple[int, ...], ...]:
-        """Groups of sites that are merged into one core each."""
+        """Groups of sites; the sites of a group are merged into one core."""
         return self.chosen.candidate.groups
 
     @property
@@ -111,14 +116,14 @@ class ContractionPlan:
         return self.considered[0].measured
 
     def timed(self, considered: tuple[Considered, ...], dense: float) -> ContractionPlan:
-        """This plan after measurement.
+        """This plan with measured times.
 
         Args:
             considered: variants with their times, the one to run first.
             dense: measured seconds of the dense layer.
         """
-        timed = {each.variant.candidate for each in considered}
-        rest = tuple(each for each in self.considered if each.variant.candidate not in timed)
+        timed = {entry.variant.candidate for entry in considered}
+        rest = tuple(entry for entry in self.considered if entry.variant.candidate not in timed)
         return replace(self, chosen=considered[0].variant, considered=considered + rest, dense_measured=dense)
 
     @property
@@ -149,7 +154,7 @@ class ContractionPlan:
         """``x (..., in_features)`` to ``(..., out_features)``.
 
         Raises:
-            ShapeError: cores that are not of the plan's spec, or an ``x`` of another width.
+            ShapeError: cores whose shapes are not those of the plan's spec, or an ``x`` of another width.
         """
         shapes = tuple(tuple(core.shape) for core in cores)
         if shapes != self.spec.core_shapes:
@@ -173,8 +178,9 @@ class ContractionPlan:
             f"fold      {' '.join('{' + ','.join(map(str, group)) + '}' for group in self.folds)}",
             f"path      {' '.join(str(pair) for pair in self.path)} over (input, cores...): "
             + f"sites meet the input in the order {', '.join(map(str, self.chosen.candidate.order))}",
+            f"kernel    {self.kernel}, {self.tile} rows at a time",
             f"MACs      {self.macs:,} (dense {self.dense_macs:,}, {self.macs / self.dense_macs:.2f}x)",
-            f"peak      {self.peak_elements:,} elements, {self.tile} rows at a time",
+            f"peak      {self.peak_elements:,} elements",
             f"predicted {_micro(self.predicted_seconds)} (dense {_micro(dense)}, rank {rank} at equal parameters "
             f"{_micro(low_rank)}; machine constants: {constants})",
         ]
@@ -206,14 +212,14 @@ def check_batch(batch: Any) -> int:
     """``batch`` as an int.
 
     Raises:
-        SpecError: not a positive integer.
+        ArgumentError: not a positive integer.
     """
     try:
         number = operator.index(batch)
     except TypeError:
         number = 0
     if isinstance(batch, bool) or number < 1:
-        raise SpecError(f"batch must be a positive integer, got {batch!r}")
+        raise ArgumentError(f"batch must be a positive integer, got {batch!r}")
     return number
 
 
@@ -224,21 +230,31 @@ def plan(
     mode: Mode = "inference",
     memory: Memory = "compact",
     setting: Setting = DEFAULT_SETTING,
+    machine: Machine | None = None,
+    kernels: Sequence[KernelModel] = MODELS,
+    graph: Graph = "eager",
 ) -> ContractionPlan:
-    """The plan for a chain at a batch size, from shapes alone; cached.
+    """The plan for a chain at a batch size, from shapes and machine constants alone; cached in the process.
 
-    Nothing is timed. Predictions use the constants of this machine if they were measured before (``autotune=True`` of
-    :func:`mpochain.set_execution` does), else defaults.
+    A function of its arguments: nothing is timed, and no file is read. Layers plan with the constants that were
+    measured on this machine, if they were; for the same plan pass
+    ``machine=mpochain.planning.measured_machine(setting)``.
 
     Args:
         spec: the chain.
         batch: number of input rows (the product of all leading axes).
         mode: ``"inference"``, or ``"training"`` to count forward and backward.
-        memory: ``"compact"`` pays for merges at every call, ``"fast"`` assumes merged cores are kept.
+        memory: ``"compact"`` pays for merges at every call, ``"fast"`` assumes that merged cores are kept.
         setting: element type, device and threads.
+        machine: constants that predictions are made from; the built-in ones of :class:`Machine` by default, with the
+            setting's size of elements.
+        kernels: the kernels to choose among; the built-in ones by default. Layers choose among
+            ``mpochain.execution.KERNELS``.
+        graph: ``"eager"``; or the kind of graph that the kernel has to fit into: ``"compiled"`` by torch, or
+            ``"portable"``, of reshapes, permutes and products alone.
 
     Raises:
-        SpecError: a spec, batch, mode, memory or setting that is none.
+        ArgumentError: an argument of another kind, or kernels of which none can run the chain.
 
     Example:
         >>> print(plan(ChainSpec((48, 64), (24, 32), max_bond=4), batch=32))
@@ -246,33 +262,44 @@ def plan(
         for       batch 32, inference, compact, float32 on cpu
         equation  abc,debf,fgch->aeg
         fold      {0} {1}
+        path      (0, 2) (0, 1) over (input, cores...): sites meet the input in the order 1, 0
+        kernel    tiled, 32 rows at a time
         ...
     """
     if not isinstance(spec, ChainSpec):
-        raise SpecError(f"plan needs a ChainSpec, got {type(spec).__name__}; a chain's is chain.spec")
+        raise ArgumentError(f"plan needs a ChainSpec, got {type(spec).__name__}; a chain's is chain.spec")
     batch = check_batch(batch)
-    if mode not in ("inference", "training"):
-        raise SpecError(f"mode must be 'inference' or 'training', got {mode!r}")
-    if memory not in ("compact", "fast"):
-        raise SpecError(f"memory must be 'compact' or 'fast', got {memory!r}")
-    if not isinstance(setting, Setting):
-        raise SpecError(f"setting must be a Setting, got {type(setting).__name__}")
-    # Plans are shared by all specs of one shape; what one caller asked for before clipping must not show in another's.
-    made = _plan(spec.with_bonds(bonds=spec.bonds), batch, mode, memory, setting, STORE.machine(setting))
-    return replace(made, spec=spec) if spec.clipped else made
+    machine = default_machine(setting) if machine is None else machine
+    conditions = Conditions(batch, mode, memory, setting, machine, graph)
+    # Plans are shared by all specs of one shape; the bonds that one caller requested must not show in another's plan.
+    exact = _plan(spec.with_bonds(bonds=spec.bonds), conditions, tuple(kernels))
+    return replace(exact, spec=spec) if spec.clipped else exact
+
+
+@lru_cache(maxsize=256)
+def _candidates(spec: ChainSpec, batch: int) -> tuple[Candidate, ...]:
+    """The candidates, which are the same under all other conditions."""
+    return tuple(candidates(spec, batch))
 
 
 @lru_cache(maxsize=4096)
-def _plan(
-    spec: ChainSpec, batch: int, mode: Mode, memory: Memory, setting: Setting, machine: Machine
-) -> ContractionPlan:
-    training, cached = mode == "training", memory == "fast"
+def _plan(spec: ChainSpec, conditions: Conditions, kernels: tuple[KernelModel, ...]) -> ContractionPlan:
     considered = []
-    for candidate in candidates(spec, batch):
-        variant = default_variant(candidate, batch, training=training, merged_is_cached=cached, machine=machine)
-        seconds = schedule_time(
-            variant.schedule, batch, variant.tile, training=training, merged_is_cached=cached, machine=machine
-        )
-        considered.append(Considered(variant, seconds))
-    considered.sort(key=lambda each: each.predicted)
+    for candidate in _candidates(spec, conditions.batch):
+        schedule = candidate.schedule
+        predictions = [
+            Considered(variant, kernel.seconds(variant, conditions))
+            for kernel in kernels
+            if runs(kernel, schedule, conditions) and kernel.advised(schedule, conditions)
+            for variant in kernel.variants(candidate, conditions)
+        ]
+        if predictions:
+            # The first of those that are equal, so that the order of the kernels is that of preference.
+            considered.append(min(predictions, key=lambda entry: entry.predicted))
+    if not considered:
+        names = ", ".join(kernel.name for kernel in kernels) or "none"
+        raise ArgumentError(f"no kernel runs {spec} in a graph that is {conditions.graph}; the kernels are: {names}")
+    considered.sort(key=lambda entry: entry.predicted)
+    batch, mode, memory = conditions.batch, conditions.mode, conditions.memory
+    setting, machine = conditions.setting, conditions.machine
     return ContractionPlan(spec, batch, mode, memory, setting, machine, considered[0].variant, tuple(considered))

@@ -1,13 +1,14 @@
-"""The portable schedule: a plan lowered once to reshape, permute and two-operand matmul.
+"""Contraction schedules: a plan lowered once to reshape, permute and two-operand matmul.
 
-Runs on any array namespace, and under torch.compile and torch.export, because no step looks at the batch size: the
-batch is always the ``-1`` of a reshape.
+A schedule runs on any array namespace, and under torch.compile and torch.export, because no step looks at the batch
+size: the batch is always the ``-1`` of a reshape.
 
 *Sweep steps need no permuted copy of the activations*, whatever the order of the sites. The state is laid out as
-``(batch, d_1, ..., d_n)`` where ``d_k`` is ``i_k`` before site ``k`` was contracted and ``(r o r')`` or what is left of
-it afterwards. Contracting site ``k`` sums over ``i_k`` and the bonds it shares with contracted neighbours, which stand
-side by side in the state; so the state is seen as ``(before, summed, after)`` and the core, as a matrix
-``(kept, summed)``, multiplies it from the left. The result ``(before, kept, after)`` has the same layout.
+``(batch, d_1, ..., d_n)`` where ``d_k`` is ``i_k`` before site ``k`` is contracted, and afterwards the out dim with
+those bonds of the site that are still open. Contracting site ``k`` sums over ``i_k`` and the bonds it shares with
+contracted neighbours, which stand side by side in the state; so the state is seen as ``(before, summed, after)`` and
+the core, as a matrix ``(kept, summed)``, multiplies it from the left. The result ``(before, kept, after)`` has the same
+layout.
 """
 
 from __future__ import annotations
@@ -82,13 +83,13 @@ class SweepStep:
         return self.before * self.after * self.kept * self.summed
 
     def matrix(self, core: Array, xp: Any) -> Array:
-        """The core as the matrix ``(kept, summed)``; a view where its axes are in that order already."""
+        """The core as the matrix ``(kept, summed)``; a view if its axes are in that order already."""
         if self.axes != (0, 1, 2, 3):
             core = xp.permute_dims(core, self.axes)
         return xp.reshape(core, (self.kept, self.summed))
 
     def __call__(self, core: Array, state: Array, xp: Any) -> Array:
-        """``state (B before, summed, after)`` in any shape of that order, to ``(B before, kept, after)``."""
+        """``state (B before, summed, after)``, in any shape of that order, to ``(B before, kept, after)``."""
         matrix = self.matrix(core, xp)
         if self.after == 1:
             return xp.reshape(state, (-1, self.summed)) @ matrix.mT
@@ -97,7 +98,7 @@ class SweepStep:
 
 @dataclass(frozen=True, slots=True)
 class Schedule:
-    """Merges of cores, then a sweep over what is left.
+    """Merges of cores, then a sweep over the merged cores.
 
     Attributes:
         spec: the chain the schedule is for.
@@ -124,15 +125,15 @@ class Schedule:
         cores = self.spec.parameters
         peak = 0
         for merge in self.merges:
-            grown = cores + math.prod(merge.result)
-            peak = max(peak, grown)
-            cores = grown - math.prod(merge.left) - math.prod(merge.right)
+            with_result = cores + math.prod(merge.result)
+            peak = max(peak, with_result)
+            cores = with_result - math.prod(merge.left) - math.prod(merge.right)
         for step in self.sweeps:
             peak = max(peak, cores + batch * step.before * step.after * (step.summed + step.kept))
         return peak
 
     def merge(self, cores: Sequence[Array], xp: Any) -> tuple[Array, ...]:
-        """Merged cores, in site order, in the array namespace ``xp``."""
+        """Merged cores, in site order, computed in the array namespace ``xp``."""
         merged = list(cores)
         for step in self.merges:
             k = step.position
@@ -146,19 +147,24 @@ class Schedule:
         if padded_in != spec.in_features:
             zeros = xp.broadcast_to(xp.zeros_like(x[:, :1]), (x.shape[0], padded_in - spec.in_features))
             x = xp.concat([x, zeros], axis=1)
-        for step in self.sweeps:
-            x = step(merged[step.site], x, xp)
-        y = xp.reshape(x, (-1, padded_out))
+        y = self.sweep_padded(x, merged, xp)
         return y if padded_out == spec.out_features else y[:, : spec.out_features]
+
+    def sweep_padded(self, x: Array, merged: Sequence[Array], xp: Any) -> Array:
+        """``x (rows, padded in)`` through merged cores to ``(rows, padded out)``."""
+        state = x
+        for step in self.sweeps:
+            state = step(merged[step.site], state, xp)
+        return xp.reshape(state, (-1, self.spec.padded_shape[0]))
 
 
 def lower(spec: ChainSpec, groups: Sequence[Sequence[int]], merges: Sequence[int], order: Sequence[int]) -> Schedule:
-    """Lower a choice of groups and an order to steps.
+    """The schedule of a choice of groups and an order.
 
     Args:
         spec: the chain.
-        groups: contiguous sites that become one core each, covering all sites in order.
-        merges: positions at which neighbouring cores are merged, one after another, giving the groups.
+        groups: contiguous sites that are merged into one core per group, covering all sites in order.
+        merges: positions at which neighbouring cores are merged, one after another, into the groups.
         order: the order in which the merged cores meet the state.
 
     Example:
@@ -182,7 +188,7 @@ def lower(spec: ChainSpec, groups: Sequence[Sequence[int]], merges: Sequence[int
         summed_axes = [axis for axis, bound in ((0, left_bound), (2, True), (3, right_bound)) if bound]
         kept_axes = [axis for axis in range(4) if axis not in summed_axes]
         kept, summed = (math.prod(size[axis] for axis in axes) for axes in (kept_axes, summed_axes))
-        # A shared bond is counted in the neighbour's entry of the state; take it out there.
+        # A shared bond is counted in the neighbour's entry of the state.
         if left_bound:
             state[site - 1] //= size[0]
         if right_bound:

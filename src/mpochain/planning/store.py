@@ -1,8 +1,8 @@
-"""What was measured on this machine, kept in the user's cache: constants of the machine, and the plans that won.
+"""Store of measurements in the user's cache: constants of this machine, and the fastest plans.
 
-One JSON file per processor and set of versions, so that times of another machine or version are never believed. A file
-that is damaged, or written by a later version, is read as empty and replaced when something new is measured. Two
-processes that measure at once lose at most each other's last entry.
+One JSON file per processor and set of versions, so that times of another machine or version are never used. A file
+that is damaged, or written by a later version, is read as empty and replaced at the next measurement. Of two processes
+that measure at the same time, the one that writes last can overwrite the other's last entry.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from mpochain.planning.machine import Machine, Setting, default_machine
 from mpochain.system.files import write_bytes
 from mpochain.system.processor import processor
 
-__all__ = ["STORE", "Store"]
+__all__ = ["STORE", "Store", "measured_machine"]
 
 _FORMAT = 1
 
@@ -56,40 +56,40 @@ class Store:
     def machine(self, setting: Setting) -> Machine:
         """The measured constants of a setting, or the defaults."""
         self._open()
-        found = self._machines.get(str(setting))
-        if found is not None and not isinstance(found, Machine):
+        machine = self._machines.get(str(setting))
+        if machine is not None and not isinstance(machine, Machine):
             try:
-                found = Machine.from_dict(found)
+                machine = Machine.from_dict(machine)
             except ValueError:
-                found = None
-            self._machines[str(setting)] = found
-        return found or default_machine(setting)
+                machine = None
+            self._machines[str(setting)] = machine
+        return machine or default_machine(setting)
 
     def add_machine(self, setting: Setting, machine: Machine) -> None:
-        """Keep the constants of a setting."""
+        """Store the constants of a setting."""
         self._reread()
         self._machines[str(setting)] = machine
         self._write()
 
     def decision(self, key: str) -> Any:
-        """What was kept under ``key``, or None; to be checked by whoever asks, since a file can say anything."""
+        """The record stored under ``key``, or None; callers check it, since a file can hold anything."""
         self._open()
         return self._plans.get(key)
 
     def add_decision(self, key: str, record: dict[str, Any]) -> None:
-        """Keep a decision."""
+        """Store a record under ``key``."""
         self._reread()
         self._plans[key] = record
         self._write()
 
     def _open(self) -> None:
-        # The hot path never comes here: plans are looked up by their own cache first.
+        # Not on the hot path: layers look up their own programs first.
         if self._path is None or self._path != self.path:
             self._machines, self._plans = {}, {}
             self._reread()
 
     def _reread(self) -> None:
-        """Take in what other processes wrote; what this one knows wins."""
+        """Add the entries that other processes wrote; those of this process win."""
         if self._path != self.path:
             self._machines, self._plans, self._path = {}, {}, self.path
         try:
@@ -113,7 +113,17 @@ class Store:
         try:
             write_bytes(self._path, json.dumps(content, indent=1).encode())
         except OutputError as error:
-            warnings.warn(f"what was measured is used but not kept: {error}", stacklevel=2)
+            warnings.warn(f"measurements are used but not stored: {error}", stacklevel=2)
 
 
 STORE = Store()
+
+
+def measured_machine(setting: Setting) -> Machine:
+    """The constants measured on this machine for a setting, from the user's cache; the built-in ones if there are none.
+
+    Example:
+        >>> measured_machine(Setting("float32")).gemm_rate > 0
+        True
+    """
+    return STORE.machine(setting)

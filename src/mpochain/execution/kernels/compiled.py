@@ -1,6 +1,7 @@
-"""The sweep as a registered operator, so that torch.compile keeps it whole: ``mpochain::sweep``.
+"""Compiled kernel: the tiled sweep as a registered operator of torch.compile, ``mpochain::sweep``.
 
-Its batch is dynamic; its fake kernel gives the shape of the output from the sizes of the last step.
+A compiled graph holds the sweep as one operator. Its batch is dynamic; its fake implementation computes the shape of
+the output from the sizes of the last step.
 """
 
 from __future__ import annotations
@@ -12,13 +13,21 @@ import torch
 from torch import Tensor
 
 from mpochain.execution.autocast import autocast_dtype, without_autocast
-from mpochain.execution.kernels.tiled import Steps, sweep_backward, sweep_forward
+from mpochain.execution.kernels.kernel import Kernel
+from mpochain.execution.kernels.tiled import sweep_backward, sweep_forward
+from mpochain.execution.program import Program, Steps
+from mpochain.planning.kernels import TiledModel
 
-__all__ = ["compiled_sweep"]
+__all__ = ["Compiled"]
+
+# Integers per step.
+_SIZES = 5
 
 
 def _unpacked(sizes: Sequence[int]) -> Steps:
-    return tuple((sizes[k], sizes[k + 1], sizes[k + 2], sizes[k + 3]) for k in range(0, len(sizes), 4))
+    return tuple(
+        (sizes[k], sizes[k + 1], sizes[k + 2], sizes[k + 3], sizes[k + 4]) for k in range(0, len(sizes), _SIZES)
+    )
 
 
 @torch.library.custom_op("mpochain::sweep", mutates_args=())
@@ -28,7 +37,7 @@ def _sweep(x: Tensor, matrices: list[Tensor], sizes: list[int], tile: int) -> Te
 
 @_sweep.register_fake
 def _(x: Tensor, matrices: list[Tensor], sizes: list[int], tile: int) -> Tensor:
-    kept, _, after, before = sizes[-4:]
+    kept, _, after, before, _ = sizes[-_SIZES:]
     return x.new_empty(x.shape[0], before * kept * after)
 
 
@@ -59,10 +68,17 @@ def _differentiate(ctx: Any, grad: Tensor) -> tuple[Tensor, list[Tensor], None, 
 _sweep.register_autograd(_differentiate, setup_context=_setup)
 
 
-def compiled_sweep(x: Tensor, matrices: Sequence[Tensor], steps: Steps, tile: int) -> Tensor:
-    """``x (rows, in)`` to ``(rows, out)`` as one operator in a compiled graph."""
-    dtype = autocast_dtype(x)
-    if dtype is not None:
-        # An operator of our own is not on autocast's list.
-        x, matrices = x.to(dtype), [matrix.to(dtype) for matrix in matrices]
-    return torch.ops.mpochain.sweep(x, list(matrices), [size for step in steps for size in step], tile)
+class Compiled(TiledModel, Kernel):
+    """The sweep as one operator in a compiled graph."""
+
+    name = "compiled"
+    graphs = ("compiled",)
+
+    def __call__(self, program: Program, x: Tensor, operands: Sequence[Tensor]) -> Tensor:
+        """The operator, in the type that autocast gives products."""
+        dtype = autocast_dtype(x)
+        if dtype is not None:
+            # A custom operator is not on autocast's list.
+            x, operands = x.to(dtype), [matrix.to(dtype) for matrix in operands]
+        sizes = [size for step in program.steps for size in step]
+        return torch.ops.mpochain.sweep(x, list(operands), sizes, program.tile)

@@ -1,8 +1,9 @@
-"""Large float32 products by oneDNN, where MKL leaves half of the processor unused.
+"""oneDNN for large float32 products: faster than MKL on AMD processors with AVX-512.
 
-PyTorch gives float32 products to MKL, which runs AVX2 code on AMD processors, those with AVX-512 too. oneDNN, which has
-PyTorch's convolutions, looks at the instructions alone: on a Zen 5 its products are 2.2 times as fast. Rows times a
-matrix are a convolution with a kernel of one pixel, and the rows lie as channels last do, so nothing is copied.
+PyTorch gives float32 products to MKL, which runs AVX2 code on all AMD processors, also on those with AVX-512. oneDNN,
+which computes PyTorch's convolutions, chooses by instruction set alone: on a Zen 5 its products are 2.2 times as fast.
+Rows times a matrix are a convolution with a kernel of one pixel, and rows have the memory format "channels last", so
+that nothing is copied. This is no kernel of a plan but a context beneath all kernels, for models' other layers too.
 """
 
 from __future__ import annotations
@@ -22,44 +23,44 @@ from mpochain.system.processor import processor
 
 __all__ = ["OneDNNProducts", "fast_products"]
 
-# From so many multiply-adds, rows and outputs on a convolution was faster in every shape that was tried, forward and
-# back, and from four times as many multiply-adds on twice as fast. See docs/decisions.md.
+# With at least these multiply-adds, rows and outputs a convolution was faster in every shape tried, forward and
+# backward, and twice as fast from four times the multiply-adds on. See docs/decisions.md.
 _LEAST_MACS, _LEAST_ROWS, _LEAST_OUTPUTS = 1 << 24, 256, 8
 
-# The names of F.linear's own.
+# Names of F.linear's arguments.
 _ARGUMENTS = ("input", "weight", "bias")
 
-# Images that the rows are dealt to: with one thread PyTorch asks oneDNN for batches of at least this many alone.
+# Images among which the rows are divided: with one thread PyTorch uses oneDNN only for batches of at least this many.
 _IMAGES = 16
 
 
 def fast_products() -> AbstractContextManager[object]:
-    """A context in which large float32 products are made by the faster library, where that is known to be oneDNN.
+    """A context in which large float32 products are computed by oneDNN, on processors where it is known to be faster.
 
-    For work whose products are large and all alike, such as training: the forward pass within it decides, the backward
-    pass may be within or not. Results differ from those outside by rounding.
+    For work with many large products of equal shapes, such as training: the forward pass within the context decides,
+    the backward pass may be inside or outside. Results differ from those outside by rounding.
 
     Returns:
-        :class:`OneDNNProducts` on a processor of AMD's with AVX-512 for which PyTorch takes MKL, else a context that
-        does nothing.
+        :class:`OneDNNProducts` on an AMD processor with AVX-512 for which PyTorch uses MKL, else a context that does
+        nothing.
 
     Example:
         >>> with fast_products():
         ...     y = F.linear(torch.ones(2, 3), torch.ones(4, 3))
     """
-    # "AMD64" alone is what Windows calls Intel's processors too.
+    # Windows calls Intel's processors "AMD64" too.
     amd = processor().startswith("AMD ") or "AuthenticAMD" in processor()
-    narrow = torch.backends.mkl.is_available() and amd
-    wide = torch.backends.mkldnn.is_available() and torch.backends.cpu.get_cpu_capability() == "AVX512"
-    return OneDNNProducts() if narrow and wide else nullcontext()
+    mkl_is_slow = torch.backends.mkl.is_available() and amd
+    onednn_is_fast = torch.backends.mkldnn.is_available() and torch.backends.cpu.get_cpu_capability() == "AVX512"
+    return OneDNNProducts() if mkl_is_slow and onednn_is_fast else nullcontext()
 
 
 class OneDNNProducts(TorchFunctionMode):
-    """Within it, ``F.linear`` of many float32 rows on a CPU is a convolution; all other calls are as ever.
+    """A context in which ``F.linear`` of many float32 rows on a CPU is a convolution; other calls are unchanged.
 
-    What PyTorch calls by itself does not pass through here, as the products within ``F.multi_head_attention_forward``.
-    What is traced, under autocast, checkpointed, of another type or layout, on a subclass of tensors, or small stays
-    with PyTorch's choice, and so does everything where ``torch.backends.mkldnn`` is switched off.
+    Products inside PyTorch's own functions, such as ``F.multi_head_attention_forward``, are not intercepted. Products
+    that are small, traced, checkpointed, under autocast, of another element type or layout, or of a subclass of tensors
+    are left to PyTorch, and so are all products where ``torch.backends.mkldnn`` is switched off.
 
     Example:
         >>> x, weight = torch.randn(512, 256), torch.randn(256, 256)
@@ -79,19 +80,19 @@ class OneDNNProducts(TorchFunctionMode):
         """Called by torch in place of its functions."""
         kwargs = kwargs or {}
         if func is F.linear:
-            given = {**dict(zip(_ARGUMENTS, args, strict=False)), **kwargs}
-            # What F.linear would refuse, it shall refuse in its own words.
-            if len(given) == len(args) + len(kwargs) and {"input", "weight"} <= given.keys() <= set(_ARGUMENTS):
-                x, weight, bias = given["input"], given["weight"], given.get("bias")
+            named = {**dict(zip(_ARGUMENTS, args, strict=False)), **kwargs}
+            # Arguments that F.linear refuses are left to F.linear, for its own message.
+            if len(named) == len(args) + len(kwargs) and {"input", "weight"} <= named.keys() <= set(_ARGUMENTS):
+                x, weight, bias = named["input"], named["weight"], named.get("bias")
                 if _pays(x, weight, bias):
                     return _linear(x, weight, bias)
         return func(*args, **kwargs)
 
 
 def _pays(x: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
-    """Whether the product of these is a convolution; not where ``F.linear`` would refuse them."""
+    """Whether the product is computed as a convolution; not if ``F.linear`` would refuse its arguments."""
     tensors = (x, weight) if bias is None else (x, weight, bias)
-    if not _is_plain(tensors) or _is_watched() or autocast_dtype(x) is not None:
+    if not _is_plain(tensors) or _is_traced() or autocast_dtype(x) is not None:
         return False
     if weight.ndim != 2 or not x.ndim or x.shape[-1] != weight.shape[1]:
         return False
@@ -106,17 +107,17 @@ def _pays(x: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
 
 def _is_plain(tensors: Iterable[Tensor]) -> bool:
     return bool(torch.backends.mkldnn.enabled) and all(
-        type(each) in (Tensor, Parameter)
-        and each.dtype == torch.float32
-        and each.device.type == "cpu"
-        and each.layout == torch.strided
-        for each in tensors
+        type(tensor) in (Tensor, Parameter)
+        and tensor.dtype == torch.float32
+        and tensor.device.type == "cpu"
+        and tensor.layout == torch.strided
+        for tensor in tensors
     )
 
 
-def _is_watched() -> bool:
-    """Whether something looks at the operations that are called, or will call them again, and would find others."""
-    # A checkpoint's second forward pass is made by autograd, where no mode is active.
+def _is_traced() -> bool:
+    """Whether operations are recorded, or will be called again outside this context, where they would differ."""
+    # A checkpoint's second forward pass is run by autograd, where no mode is active.
     checkpointed = torch._C._autograd._top_saved_tensors_default_hooks(True) is not None
     traced = torch.compiler.is_compiling() or torch._C._is_tracing()
     return checkpointed or traced or torch._C._are_functorch_transforms_active()
@@ -128,6 +129,6 @@ def _linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     rows = x.numel() // in_
     images = _IMAGES if rows % _IMAGES == 0 else 1
     pixels = x.reshape(images, 1, rows // images, in_).permute(0, 3, 1, 2)
-    made = torch.conv2d(pixels, weight[:, :, None, None], bias).permute(0, 2, 3, 1)
-    # Unlike a view's, what is made of this in place concerns nobody else, as with F.linear.
-    return torch.ops.aten._unsafe_view(made.contiguous(), (*x.shape[:-1], out))
+    rows_last = torch.conv2d(pixels, weight[:, :, None, None], bias).permute(0, 2, 3, 1)
+    # Not a view for autograd, so that the result may be changed in place, like that of F.linear.
+    return torch.ops.aten._unsafe_view(rows_last.contiguous(), (*x.shape[:-1], out))

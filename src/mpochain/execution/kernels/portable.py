@@ -1,0 +1,34 @@
+"""Portable kernel: reshapes, permutes and products alone, which torch.export and torch.func see through."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from torch import Tensor
+
+from mpochain.execution.kernels.kernel import Kernel
+from mpochain.execution.program import TORCH, Program
+from mpochain.planning import Conditions, Schedule
+from mpochain.planning.kernels import TiledModel
+
+__all__ = ["Portable"]
+
+
+class Portable(TiledModel, Kernel):
+    """Any schedule step by step, all rows at once, so that the batch may be symbolic.
+
+    Planned like a tiled sweep, so that exported, compiled and eager layers contract in the same order.
+    """
+
+    name = "portable"
+    graphs = ("portable",)
+    takes_cores = True
+
+    def supports(self, schedule: Schedule, conditions: Conditions) -> bool:  # noqa: ARG002
+        """Every schedule."""
+        return True
+
+    def __call__(self, program: Program, x: Tensor, operands: Sequence[Tensor]) -> Tensor:
+        """Merges, then the sweep."""
+        schedule = program.schedule
+        return schedule.sweep_padded(x, schedule.merge(operands, TORCH), TORCH)

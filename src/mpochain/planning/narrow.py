@@ -1,0 +1,36 @@
+"""Narrow sweep steps: from how many small products on they are faster batched into one product."""
+
+from __future__ import annotations
+
+import math
+
+from mpochain.planning.machine import Machine
+
+__all__ = ["least_batched"]
+
+# More products than any call makes; fits into the 64-bit integers that operators take as arguments.
+_NEVER = 1 << 62
+
+
+def least_batched(kept: int, summed: int, after: int, machine: Machine) -> int:
+    """From how many products ``(K, C) @ (C, A)`` on a narrow step is faster batched into one product.
+
+    As narrow products they take the time of their matrices' entries; as one large product that of its arithmetic, of
+    the elements that are moved there and back, and of some calls. The constants were fitted to some 80 shapes; see
+    ``docs/decisions.md``.
+
+    Args:
+        kept: ``K``, rows of the matrix.
+        summed: ``C``, columns of the matrix.
+        after: ``A``, columns of the state.
+        machine: constants.
+
+    Example:
+        >>> least_batched(256, 256, 4, Machine()), least_batched(256, 256, 64, Machine()) > 10**12
+        (2, True)
+    """
+    if not 1 < after < machine.narrow_columns:
+        return _NEVER
+    saved = kept * summed * (machine.narrow_entry_seconds - machine.multiply_add_seconds * after)
+    gain = saved - machine.moved_element_seconds * after * (kept + summed)
+    return math.floor(machine.batching_seconds / gain) + 1 if gain > 0 else _NEVER
