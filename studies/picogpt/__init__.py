@@ -1,8 +1,7 @@
 """PicoGPT, the character transformer of arXiv 2603.28534: dense and as chains, its corpus, demo and study."""
 
-from studies.picogpt.calibration import calibrate_linears
 from studies.picogpt.corpus import Corpus, load_corpus
-from studies.picogpt.decomposition import decompose_linears
+from studies.picogpt.decomposition import calibrate_linears, compress_linears, decompose_linears
 from studies.picogpt.design import Design
 from studies.picogpt.evaluation import Evaluation, evaluate
 from studies.picogpt.model import PicoGPT, build, narrow_width
@@ -17,6 +16,7 @@ __all__ = [
     "PicoGPT",
     "build",
     "calibrate_linears",
+    "compress_linears",
     "decompose_linears",
     "evaluate",
     "load_corpus",

@@ -1,30 +1,34 @@
-"""PicoGPT's linears as chains in place of dense weights."""
+"""Compression of a PicoGPT's linear layers to the chains of a design, by TT-SVD or fitted to calibration data."""
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+from collections.abc import Sequence
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
-from mpochain.errors import SpecError
-from mpochain.nn import MPOLinear
-from mpochain.spec import ChainSpec
+import mpochain as mpo
+from mpochain.compression import Chains, CompressionReport
+from mpochain.errors import ArgumentError
+from studies.picogpt.corpus import Corpus
 from studies.picogpt.design import Design
-from studies.picogpt.model import PicoGPT, linears
+from studies.picogpt.model import PicoGPT
 
-__all__ = ["decompose_linears", "replace_linears", "require_decomposable"]
+__all__ = ["calibrate_linears", "compress_linears", "decompose_linears"]
+
+_BATCH = 32
 
 
 def decompose_linears(model: PicoGPT, design: Design | int) -> PicoGPT:
-    """A new PicoGPT in which every linear of a dense one is its TT-SVD; the given model is left as it is.
+    """A new PicoGPT whose linear layers are TT-SVDs of those of a dense one.
 
     Args:
-        model: a dense one.
-        design: the chains, or the bond of chains with the paper's sites.
+        model: a dense one, which is not changed.
+        design: the chains, or the bond of chains on the paper's sites.
 
     Raises:
-        SpecError: a model that has chains already, a design of another width, or one without chains.
+        ArgumentError: a model that has chains already, a design of another width, or one without chains.
 
     Example:
         >>> from studies.picogpt import build
@@ -33,52 +37,95 @@ def decompose_linears(model: PicoGPT, design: Design | int) -> PicoGPT:
         >>> sum(p.numel() for p in chains.parameters())
         79168
     """
-    wanted = design if isinstance(design, Design) else Design("paper", design)
-    return replace_linears(model, wanted, lambda name, linear, spec: MPOLinear.from_linear(linear, spec, name=name))
+    return compress_linears(model, design if isinstance(design, Design) else Design("paper", design))[0]
 
 
-def replace_linears(model: PicoGPT, design: Design, make: Callable[[str, nn.Linear, ChainSpec], MPOLinear]) -> PicoGPT:
-    """A new PicoGPT in which every linear of a dense one is made into a chain; the given model is left as it is.
+def calibrate_linears(
+    model: PicoGPT, design: Design, corpus: Corpus, *, batches: int = 6, iterations: int = 40, seed: int = 0
+) -> PicoGPT:
+    """A new PicoGPT whose linear layers are chains fitted to those of a dense one on calibration data.
+
+    Chains are fitted under the second moments of the inputs and of the gradients of the loss with respect to the
+    outputs; those of W_1, which has more outputs than inputs, under those of the inputs alone. See
+    :class:`mpochain.compression.Chains`.
 
     Args:
-        model: a dense one.
+        model: a dense one, which is not changed.
         design: the chains.
-        make: from the name of a linear, the linear and its spec to the layer in its place.
+        corpus: the text; random windows of its training split are read.
+        batches: number of batches of 32 windows.
+        iterations: of the fit.
+        seed: of the windows and of the labels that gradients are taken for.
 
     Raises:
-        SpecError: a model that has chains already, a design of another width, or one without chains.
+        ArgumentError: a model that has chains already, a design of another width, or one without chains.
+        CorpusError: the training split is too short for a window, or the model has another vocabulary.
 
     Example:
         >>> from studies.picogpt import build
-        >>> def drawn(name, linear, spec):
-        ...     return MPOLinear(linear.in_features, linear.out_features, spec=spec, bias=linear.bias is not None)
-        >>> str(replace_linears(build(seed=0), Design("paper", 8), drawn).design)
-        'χ=8'
+        >>> corpus = Corpus.from_text("to be or not " * 300)
+        >>> dense = build(vocab_size=len(corpus.vocabulary), seed=0)
+        >>> chains = calibrate_linears(dense, Design("low rank", 16), corpus, batches=1)
+        >>> chains.blocks[0].w_1.spec.max_bond
+        15
     """
-    require_decomposable(model, design)
-    result = copy.deepcopy(model)
-    names = {module: name for name, module in result.named_modules()}
-    for parent, attribute, linear in linears(result):
-        spec = design.spec(linear.out_features, linear.in_features)
-        assert spec is not None
-        setattr(parent, attribute, make(names[linear], linear, spec))
-    result.design = design
-    return result
+    corpus.require_context(model.context)
+    corpus.require_vocabulary(model.vocab_size)
+    windows = _windows(corpus.train, model.context, batches, seed)
+    return compress_linears(model, design, windows, iterations=iterations, seed=seed)[0]
 
 
-def require_decomposable(model: PicoGPT, design: Design) -> None:
-    """Nothing, where a model can be decomposed into a design.
+def compress_linears(
+    model: PicoGPT,
+    design: Design,
+    calibration: Sequence[Tensor] | None = None,
+    *,
+    iterations: int = 40,
+    seed: int = 0,
+) -> tuple[PicoGPT, CompressionReport]:
+    """A new PicoGPT whose linear layers are the chains of a design, and the record of each layer.
+
+    A layer whose chain would not be smaller stays dense.
+
+    Args:
+        model: a dense one, which is not changed.
+        design: the chains.
+        calibration: batches of tokens ``(B, T)`` that chains are fitted to; None for TT-SVD.
+        iterations: of the fit to calibration data.
+        seed: of the labels that gradients are taken for.
 
     Raises:
-        SpecError: a model that has chains already, a design of another width, or one without chains.
+        ArgumentError: a model that has chains already, a design of another width, or one without chains.
 
     Example:
         >>> from studies.picogpt import build
-        >>> require_decomposable(build(seed=0), Design("paper", 8))
+        >>> chains, report = compress_linears(build(seed=0), Design("paper", 8))
+        >>> str(chains.design), len(report.layers)
+        ('χ=8', 25)
     """
     if model.design.family != "dense":
-        raise SpecError(f"a decomposition needs a dense model, got one whose linears are {model.design}")
+        raise ArgumentError(f"a decomposition needs a dense model, got one whose linears are {model.design}")
     if design.width != model.design.width:
-        raise SpecError(f"a model of width {model.design.width} cannot be decomposed into one of width {design.width}")
+        raise ArgumentError(
+            f"a model of width {model.design.width} cannot be decomposed into one of width {design.width}"
+        )
     if design.family == "dense":
-        raise SpecError("a decomposition needs a design with chains, got a dense one")
+        raise ArgumentError("a decomposition needs a design with chains, got a dense one")
+    specs = {
+        name: design.spec(layer.out_features, layer.in_features)
+        for name, layer in model.named_modules()
+        if isinstance(layer, nn.Linear)
+    }
+    method = Chains(specs=specs, calibrated=calibration is not None, iterations=iterations)
+    compressed = copy.deepcopy(model)
+    report = mpo.compress(compressed, None, method=method, calibration=calibration, seed=seed)
+    compressed.design = design
+    return compressed, report
+
+
+def _windows(tokens: Tensor, length: int, batches: int, seed: int) -> list[Tensor]:
+    """Batches of random windows ``(32, length)``."""
+    generator = torch.Generator().manual_seed(seed)
+    offsets = torch.arange(length)
+    starts = [torch.randint(tokens.numel() - length + 1, (_BATCH, 1), generator=generator) for _ in range(batches)]
+    return [tokens[start + offsets].long() for start in starts]

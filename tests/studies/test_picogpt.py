@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from mpochain import MPOError, MPOLinear, decompose
 from mpochain.train import TrainConfig
 from studies import picogpt
-from studies.picogpt import calibration
+from studies.picogpt import decomposition
 from studies.picogpt.corpus import GUTENBERG, TINY_SHAKESPEARE
 from studies.picogpt.design import Design, site_spec
 from studies.picogpt.training import Lessons
@@ -179,7 +179,7 @@ def test_decomposition_at_full_bond_is_the_same_function():
 
 @pytest.mark.parametrize("design", [Design("paper", 8), Design("skewed", 8), Design("low rank", 8)], ids=str)
 def test_calibration_keeps_more_of_what_the_layers_make_of_text(design, monkeypatch):
-    monkeypatch.setattr(calibration, "_BATCH", 4)
+    monkeypatch.setattr(decomposition, "_BATCH", 4)
     corpus = picogpt.Corpus.from_text(prose(6000))
     dense = picogpt.build(seed=0, vocab_size=len(corpus.vocabulary))
     before = {name: value.clone() for name, value in dense.state_dict().items()}

@@ -5,6 +5,7 @@ from mpochain.compression.choices import Built, Choices, Costs
 from mpochain.compression.methods import (
     METHODS,
     Balanced,
+    Chains,
     Entangled,
     Interpolative,
     Kronecker,
@@ -25,6 +26,7 @@ __all__ = [
     "METHODS",
     "Balanced",
     "Built",
+    "Chains",
     "Choices",
     "CompressionReport",
     "Costs",

@@ -10,17 +10,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
 
-from mpochain.nn import MPOLinear
 from mpochain.report import provenance
 from mpochain.report.figures import require_matplotlib
 from mpochain.system.files import require_writable
 from mpochain.train import TrainConfig
 from studies.picogpt.corpus import Corpus
-from studies.picogpt.decomposition import decompose_linears
+from studies.picogpt.decomposition import compress_linears
 from studies.picogpt.demo.page import write_page
 from studies.picogpt.demo.result import DemoResult, DemoRow
+from studies.picogpt.design import Design
 from studies.picogpt.evaluation import evaluate
 from studies.picogpt.model import PicoGPT, build
 from studies.picogpt.size import macs_per_token, parameter_count
@@ -72,8 +71,9 @@ def demo(
         _log.info(
             "%s: TT-SVD of every linear layer, evaluation, %d steps of finetuning, evaluation", name, finetune_steps
         )
-        models[name] = model = decompose_linears(dense, bond)
-        record: dict[str, Any] = {"errors": _layer_errors(dense, model), "losses": []}
+        models[name], report = compress_linears(dense, Design("paper", bond, dense.design.width))
+        model = models[name]
+        record: dict[str, Any] = {"errors": {layer.name: layer.weight_error for layer in report.layers}, "losses": []}
         record["before"] = evaluate(model, corpus.validation)
         if finetune_steps:
             result = train_picogpt(model, corpus, _finetuning(finetune_steps, batch_size), label=name)
@@ -146,19 +146,6 @@ def _dense_model(corpus: Corpus, steps: int, batch_size: int) -> tuple[PicoGPT, 
 def _finetuning(steps: int, batch_size: int) -> TrainConfig:
     # Of 1, 2, 4 and 8 thousandths the last gave the lowest loss after 40 steps, at χ=4 and at χ=16.
     return TrainConfig(steps=steps, batch_size=batch_size, learning_rate=8e-3, warmup_steps=steps // 6)
-
-
-def _layer_errors(dense: PicoGPT, model: PicoGPT) -> dict[str, float]:
-    """Relative Frobenius error of every chain to its dense weight, by dense subtraction."""
-    weights = dict(dense.named_modules())
-    errors = {}
-    for name, layer in model.named_modules():
-        if isinstance(layer, MPOLinear):
-            original = weights[name]
-            assert isinstance(original, nn.Linear)
-            (chain,) = layer.chains
-            errors[name] = chain.relative_error_to(original.weight.detach())
-    return errors
 
 
 def _total_error(dense: PicoGPT, errors: dict[str, float]) -> float:

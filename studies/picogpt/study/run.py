@@ -17,9 +17,8 @@ from mpochain.execution.peak_memory import peak_bytes
 from mpochain.report import provenance
 from mpochain.system.files import require_writable, write_bytes
 from mpochain.train import TrainConfig
-from studies.picogpt.calibration import calibrate_linears
 from studies.picogpt.corpus import Corpus
-from studies.picogpt.decomposition import decompose_linears
+from studies.picogpt.decomposition import calibrate_linears, decompose_linears
 from studies.picogpt.design import Design
 from studies.picogpt.evaluation import evaluate
 from studies.picogpt.model import PicoGPT, build

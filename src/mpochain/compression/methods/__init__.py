@@ -1,6 +1,7 @@
 """Compression methods, one a file: what a layer can become, and how it is built."""
 
 from mpochain.compression.methods.balanced import Balanced
+from mpochain.compression.methods.chains import Chains
 from mpochain.compression.methods.entangled import Entangled
 from mpochain.compression.methods.interpolative import Interpolative
 from mpochain.compression.methods.kronecker import Kronecker
@@ -13,6 +14,7 @@ from mpochain.compression.methods.token_train import TokenTrain
 __all__ = [
     "METHODS",
     "Balanced",
+    "Chains",
     "Entangled",
     "Interpolative",
     "Kronecker",
