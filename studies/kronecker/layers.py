@@ -57,7 +57,7 @@ def errors(weight: Tensor, gram: Tensor, *, fitted: bool) -> dict[str, Any]:
     splits = {name: split_off(weight, [factor], terms, permuted=name == "permuted", seconds=SECONDS) for name in FORMS}
     plain, whitened = weighted_low_rank(weight), weighted_low_rank(weight, gram)
     record["weight"] = {"svd": plain.relative_error(rank)} | {
-        name: each.relative_error for name, each in splits.items()
+        name: split.relative_error for name, split in splits.items()
     }
     if fitted:
         chain = shapes.skewed(out, in_, SKEW, max(spec.parameters // shapes.skewed(out, in_, SKEW, 1).parameters, 1))
@@ -77,8 +77,8 @@ FORMS = ("given order", "permuted")
 def _output_error(weight: Tensor, gram: Tensor, split: KroneckerFactors) -> float:
     ordered, moments = weight.double()[split.rows][:, split.columns], gram.double()[split.columns][:, split.columns]
     large, small = (core.double() for core in split.cores)
-    made = torch.einsum("xair,rbjy->abij", large, small).reshape(ordered.shape)
-    rest = ordered - made
+    product = torch.einsum("xair,rbjy->abij", large, small).reshape(ordered.shape)
+    rest = ordered - product
     return math.sqrt(float(((rest @ moments) * rest).sum() / ((ordered @ moments) * ordered).sum()))
 
 
@@ -113,7 +113,7 @@ def picogpt(corpus: Path) -> Iterator[tuple[str, nn.Module, Any, bool]]:
 
 
 def main(corpus: Path) -> None:
-    """Measure what is missing."""
+    """Measure the missing matrices."""
     file = HERE / "layers.json"
     record: dict[str, Any] = json.loads(file.read_text()) if file.exists() else {"smollm2": {}, "picogpt": {}}
     settings = {"windows": WINDOWS, "window": WINDOW, "seconds": SECONDS, "iterations": ITERATIONS, "skew": SKEW}

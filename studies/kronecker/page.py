@@ -6,7 +6,7 @@ Writes docs/results/kronecker.md and its figures from the records beside this fi
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from statistics import mean
 from typing import Any
@@ -56,6 +56,8 @@ _KINDS = {
     "picogpt": ("w_1", "w_2", "w_q", "w_k", "w_v", "w_o"),
 }
 _ENDS = ("PicoGPT (loss)", "SmolLM2-135M (perplexity)")
+# Ways to compress several groups of layers, as tables name them.
+_STAGES, _AT_ONCE = "stages", "at-once"
 _TITLES = {"smollm2": "SmolLM2-135M", "picogpt": "PicoGPT"}
 
 
@@ -83,61 +85,75 @@ def write_page(records: Path, page: Path) -> None:
         blocks += _matrices(layers, figures / "kronecker-errors.png")
     blocks += _picogpt(records, origins) + _smollm2(records, origins)
     blocks += [Heading("Where it was made"), Text(origin(origins))]
-    made = Page("Kronecker products: orders, data and stages", blocks)
-    write_bytes(page, made.markdown(page.parent).encode())
+    markdown = Page("Kronecker products: orders, data and stages", blocks).markdown(page.parent)
+    write_bytes(page, markdown.encode())
 
 
 def _pays(records: Path) -> list[Block]:
-    """In which cases, in a few lines."""
+    """In which cases orders and stages pay, in a few lines."""
     lines = []
     file = records / "layers.json"
     if file.exists():
         layers = json.loads(file.read_text())
-        every = [each for model in _TITLES for each in layers[model].values()]
-        weights = [each["weight"] for each in every]
-        outputs = [each["outputs"] for each in every if "outputs" in each]
-        given = sum(each["permuted"] < each["given order"] for each in weights)
-        low = sum(each["permuted"] < each["svd"] for each in weights)
-        fitted = sum(each["permuted, fitted"] < each["given order, fitted"] for each in outputs)
-        best = sum(each["permuted, fitted"] == min(each.values()) for each in outputs)
+        matrices = [matrix for model in _TITLES for matrix in layers[model].values()]
+        weights = [matrix["weight"] for matrix in matrices]
+        outputs = [matrix["outputs"] for matrix in matrices if "outputs" in matrix]
+        without_data = sum(errors["permuted"] < errors["given order"] for errors in weights)
+        low = sum(errors["permuted"] < errors["svd"] for errors in weights)
+        fitted = sum(errors["permuted, fitted"] < errors["given order, fitted"] for errors in outputs)
+        best = sum(errors["permuted, fitted"] == min(errors.values()) for errors in outputs)
         lines += [
             "A searched order, against the given one: its error is lower for "
-            f"{given} of {len(weights)} matrices without data; both fitted to data, for {fitted} of {len(outputs)}.",
+            f"{without_data} of {len(weights)} matrices without data; both fitted to data, for {fitted} of "
+            f"{len(outputs)}.",
             "A searched order, against other forms of as many parameters: it is below plain SVD for "
             f"{low} of {len(weights)} matrices, and the best of all forms with data for {best} of {len(outputs)}. "
             "It pays where the form is to be a Kronecker product, and seldom where low rank would do.",
         ]
-    ends = [_ends(records, "picogpt", "loss"), _ends(records, "smollm2", "perplexity")]
-    for title, found in zip(_ENDS, ends, strict=True):
-        if len(found) == 2:
-            said = "pay" if found["stages"] < found["at-once"] else "do not pay"
+    ends = [_ends(_picogpt_runs(records), "loss"), _ends(_smollm2_runs(records).values(), "perplexity")]
+    for title, by_way in zip(_ENDS, ends, strict=True):
+        if len(by_way) == 2:
+            stages, once = mean(by_way[_STAGES]), mean(by_way[_AT_ONCE])
             lines.append(
-                f"Stages, against one shot with as many tokens: on {title} they {said}, "
-                f"{found['stages']:.4g} against {found['at-once']:.4g}."
+                f"Stages, against one shot with as many tokens: on {title} they "
+                f"{'pay' if stages < once else 'do not pay'}, {stages:.4g} against {once:.4g}."
             )
     return [Heading("When does it pay?"), Text(tuple(lines))] if lines else []
 
 
-def _ends(records: Path, model: str, what: str) -> dict[str, float]:
-    """What runs in stages and at once end with, the mean over their seeds."""
-    found: dict[str, list[float]] = {}
-    for file in sorted(records.glob(f"{model}-*.json")):
-        kind = "at-once" if "at-once" in file.name else "stages"
-        found.setdefault(kind, []).append(json.loads(file.read_text())["stages"][-1]["after"][what])
-    return {kind: mean(values) for kind, values in found.items()}
+def _way(run: Mapping[str, Any]) -> str:
+    return _STAGES if len(run["stages"]) > 1 else _AT_ONCE
+
+
+def _ends(runs: Iterable[Mapping[str, Any]], metric: str) -> dict[str, list[float]]:
+    """By way, the last value of a metric of each run."""
+    ends: dict[str, list[float]] = {}
+    for run in runs:
+        ends.setdefault(_way(run), []).append(run["stages"][-1]["after"][metric])
+    return ends
+
+
+def _picogpt_runs(records: Path) -> list[dict[str, Any]]:
+    return [json.loads(file.read_text()) for file in sorted(records.glob("picogpt-*.json"))]
+
+
+def _smollm2_runs(records: Path) -> dict[str, dict[str, Any]]:
+    """By the name of the way, in the order of the table."""
+    files = {way: records / f"smollm2-{way}.json" for way in (_STAGES, _AT_ONCE)}
+    return {way: json.loads(file.read_text()) for way, file in files.items() if file.exists()}
 
 
 def _planted(planted: dict[str, Any]) -> list[Block]:
-    found = planted["found"]
-    near = [each for each in found if each["error"] < 0.01]
-    seconds = sorted(each["seconds"] for each in found)
+    searches = planted["found"]
+    near = [search for search in searches if search["error"] < 0.01]
+    seconds = sorted(search["seconds"] for search in searches)
     return [
         Heading("Is a hidden order found?"),
         Text(
             (
                 f"Sums of four random products, {planted['spec']}, rows and columns shuffled: an error below 1 % in "
-                f"{len(near)} of {len(found)} seeds, in {seconds[0]:.0f} to {seconds[-1]:.0f} s, half of them within "
-                f"{seconds[len(seconds) // 2]:.0f} s.",
+                f"{len(near)} of {len(searches)} seeds, in {seconds[0]:.0f} to {seconds[-1]:.0f} s, half of them "
+                f"within {seconds[len(seconds) // 2]:.0f} s.",
             )
         ),
     ]
@@ -156,15 +172,16 @@ def _matrices(layers: dict[str, Any], figure: Path) -> list[Block]:
     rows = []
     for model, kinds in _KINDS.items():
         for kind in kinds:
-            found = [each for name, each in layers[model].items() if name.endswith(kind)]
-            if found:
-                rows.append(_row(f"{_TITLES[model]} {kind}", found))
+            matrices = [matrix for name, matrix in layers[model].items() if name.endswith(kind)]
+            if matrices:
+                rows.append(_row(f"{_TITLES[model]} {kind}", matrices))
     blocks.append(Table(_WEIGHTS, rows))
     smollm2 = layers["smollm2"]
     if smollm2:
-        below = sum(each["weight"]["permuted"] < each["weight"]["given order"] for each in smollm2.values())
-        gain = mean(1 - each["weight"]["permuted"] / each["weight"]["given order"] for each in smollm2.values())
-        low = sum(each["weight"]["svd"] < each["weight"]["permuted"] for each in smollm2.values())
+        weights = [matrix["weight"] for matrix in smollm2.values()]
+        below = sum(errors["permuted"] < errors["given order"] for errors in weights)
+        gain = mean(1 - errors["permuted"] / errors["given order"] for errors in weights)
+        low = sum(errors["svd"] < errors["permuted"] for errors in weights)
         blocks.append(
             Text(
                 (
@@ -176,7 +193,7 @@ def _matrices(layers: dict[str, Any], figure: Path) -> list[Block]:
         )
         series = []
         for kind in _KINDS["smollm2"]:
-            points = {int(name.split(".")[2]): each for name, each in smollm2.items() if name.endswith(kind)}
+            points = {int(name.split(".")[2]): matrix for name, matrix in smollm2.items() if name.endswith(kind)}
             ratios = [points[k]["weight"]["permuted"] / points[k]["weight"]["given order"] for k in sorted(points)]
             series.append(Series(kind, sorted(points), ratios))
         draw(
@@ -188,10 +205,10 @@ def _matrices(layers: dict[str, Any], figure: Path) -> list[Block]:
         )
         blocks.append(Figure(figure, "Error in the searched order over that in the given order, by block"))
     fitted = [
-        (f"{_TITLES[model]} {name}", each["outputs"])
+        (f"{_TITLES[model]} {name}", matrix["outputs"])
         for model in ("smollm2", "picogpt")
-        for name, each in layers[model].items()
-        if "outputs" in each
+        for name, matrix in layers[model].items()
+        if "outputs" in matrix
     ]
     best = [min(errors, key=errors.__getitem__) for _, errors in fitted]
     forms = {column.key: column.title for column in _OUTPUTS}
@@ -207,56 +224,52 @@ def _matrices(layers: dict[str, Any], figure: Path) -> list[Block]:
         ),
         Table(
             _OUTPUTS,
-            [{"matrix": name, **each, "best": forms[form]} for (name, each), form in zip(fitted, best, strict=True)],
+            [
+                {"matrix": name, **errors, "best": forms[form]}
+                for (name, errors), form in zip(fitted, best, strict=True)
+            ],
         ),
     ]
     return blocks
 
 
-def _row(label: str, found: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    weights = [each["weight"] for each in found]
+def _row(label: str, matrices: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    weights = [matrix["weight"] for matrix in matrices]
     return {
         "matrix": label,
-        "count": len(found),
-        "parameters": mean(each["parameters"] for each in found),
-        **{form: mean(each[form] for each in weights) for form in ("svd", "given order", "permuted")},
-        "gain": mean(each["permuted"] / each["given order"] for each in weights),
-        "below": f"{sum(each['permuted'] < each['given order'] for each in weights)} of {len(found)}",
+        "count": len(matrices),
+        "parameters": mean(matrix["parameters"] for matrix in matrices),
+        **{form: mean(errors[form] for errors in weights) for form in ("svd", "given order", "permuted")},
+        "gain": mean(errors["permuted"] / errors["given order"] for errors in weights),
+        "below": f"{sum(errors['permuted'] < errors['given order'] for errors in weights)} of {len(matrices)}",
     }
 
 
 def _picogpt(records: Path, origins: list[dict[str, Any]]) -> list[Block]:
-    found = {
-        file.stem.removeprefix("picogpt-"): json.loads(file.read_text())
-        for file in sorted(records.glob("picogpt-*.json"))
-    }
-    if not found:
+    runs = _picogpt_runs(records)
+    if not runs:
         return []
-    origins += [each["provenance"] for each in found.values()]
+    origins += [run["provenance"] for run in runs]
     rows = [
         {
-            "run": name.replace("-seed", ", seed "),
+            "run": f"{_way(run)}, seed {run['seed']}",
             "stage": stage["name"],
             "parameters": stage["parameters"],
             "tokens": stage["tokens"],
             "before": stage["before"]["loss"],
             "after": stage["after"]["loss"],
         }
-        for name, each in found.items()
-        for stage in each["stages"]
+        for run in runs
+        for stage in run["stages"]
     ]
+    tokens = {_way(run): [stage["tokens"] for stage in run["stages"]] for run in runs}
     return [
         Heading("In stages or at once: PicoGPT"),
         Text(
             (
                 "Loss on the whole validation split, nats per character. The same layers become Kronecker sums in a "
-                "searched order; the teacher is the dense model that comes with "
-                "the library.",
-                _verdict(
-                    {name: each["stages"][-1]["after"]["loss"] for name, each in found.items()},
-                    "loss",
-                    {name: [stage["tokens"] for stage in each["stages"]] for name, each in found.items()},
-                ),
+                "searched order; the teacher is the dense model of the PicoGPT study.",
+                _verdict(_ends(runs, "loss"), "loss", tokens),
             )
         ),
         Table(_RUNS, rows),
@@ -264,24 +277,24 @@ def _picogpt(records: Path, origins: list[dict[str, Any]]) -> list[Block]:
 
 
 def _smollm2(records: Path, origins: list[dict[str, Any]]) -> list[Block]:
-    files = {name: records / f"smollm2-{name}.json" for name in ("stages", "at-once")}
-    found = {name: json.loads(file.read_text()) for name, file in files.items() if file.exists()}
-    if not found:
+    runs = _smollm2_runs(records)
+    if not runs:
         return []
-    origins += [each["provenance"] for each in found.values()]
-    first = next(iter(found.values()))
+    origins += [run["provenance"] for run in runs.values()]
+    first = next(iter(runs.values()))
     rows = [
         {
-            "run": name,
+            "run": way,
             "stage": stage["name"],
-            "parameters": each["parameters"]["after"],
+            "parameters": run["parameters"]["after"],
             "tokens": stage["training"]["tokens"],
             "before": stage["before"]["perplexity"],
             "after": stage["after"]["perplexity"],
         }
-        for name, each in found.items()
-        for stage in each["stages"]
+        for way, run in runs.items()
+        for stage in run["stages"]
     ]
+    tokens = {way: [stage["training"]["tokens"] for stage in run["stages"]] for way, run in runs.items()}
     return [
         Heading("In stages or at once: SmolLM2-135M"),
         Text(
@@ -290,31 +303,25 @@ def _smollm2(records: Path, origins: list[dict[str, Any]]) -> list[Block]:
                 f"{Path(first['recipe']['evaluation']['text']).name}; dense {first['dense']['perplexity']:.2f} with "
                 f"{first['parameters']['before']:,} parameters. The embedding is split twice by 1x2, the MLPs of every "
                 "other block become sums of four Kronecker products; parameters are those at the end.",
-                _verdict(
-                    {name: each["stages"][-1]["after"]["perplexity"] for name, each in found.items()},
-                    "perplexity",
-                    {name: [stage["training"]["tokens"] for stage in each["stages"]] for name, each in found.items()},
-                ),
+                _verdict(_ends(runs.values(), "perplexity"), "perplexity", tokens),
             )
         ),
         Table(_RUNS, rows),
     ]
 
 
-def _verdict(last: dict[str, float], what: str, tokens: dict[str, list[int]]) -> str:
-    """Which way ends lower, by the means over seeds, and what sets both apart."""
-    ways = {way: [value for name, value in last.items() if name.startswith(way)] for way in ("stages", "at-once")}
-    if not all(ways.values()):
+def _verdict(ends: Mapping[str, Sequence[float]], metric: str, tokens: Mapping[str, Sequence[int]]) -> str:
+    """Which way ends lower, by the means over seeds, and how the two differ."""
+    if not {_STAGES, _AT_ONCE} <= ends.keys():
         return "Only one of both ways has been run."
-    stages, once = (mean(values) for values in ways.values())
+    stages, once = mean(ends[_STAGES]), mean(ends[_AT_ONCE])
     word = "lower" if stages < once else "not lower"
-    runs = len(ways["stages"])
-    seen = next(count for name, count in tokens.items() if name.startswith("stages"))
+    runs, of_stages = len(ends[_STAGES]), tokens[_STAGES]
     return (
-        f"After the same number of tokens the {what} in stages is {word}: {stages:.4g} against {once:.4g} at once, "
+        f"After the same number of tokens the {metric} in stages is {word}: {stages:.4g} against {once:.4g} at once, "
         f"over {runs} seed{'s' * (runs > 1)}. In stages what is made smaller last has learnt from "
-        f"{seen[-1] / sum(seen):.0%} of the tokens, and the rate falls to zero in each; at once everything learns from "
-        "all of them."
+        f"{of_stages[-1] / sum(of_stages):.0%} of the tokens, and the rate falls to zero in each; at once everything "
+        "learns from all of them."
     )
 
 

@@ -1,7 +1,7 @@
-"""PicoGPT made smaller by Kronecker sums, in stages and at once, with the same number of tokens to learn from.
+"""PicoGPT compressed to Kronecker sums, in stages and at once, with the same number of tokens to learn from.
 
 ``python -m studies.kronecker.picogpt CORPUS`` begins with the dense model in studies/picogpt/trained, on the corpus
-that it was trained on, and writes one JSON for each run beside this file; what is there is not run again.
+that it was trained on, and writes one JSON for each run beside this file; a finished run is not repeated.
 """
 
 from __future__ import annotations
@@ -72,16 +72,16 @@ def run(recipe: Recipe, corpus: Any, seed: int) -> dict[str, Any]:
 
 
 def main(file: Path) -> None:
-    """Make what is missing."""
+    """Make the missing runs."""
     corpus = load_corpus(file)
     recipe = read_recipe(None, STAGES)
     for seed in SEEDS:
-        for name, each in (("stages", recipe), ("at-once", at_once(recipe))):
+        for name, way in (("stages", recipe), ("at-once", at_once(recipe))):
             target = HERE / f"picogpt-{name}-seed{seed}.json"
             if not target.exists():
-                made = run(each, corpus, seed)
-                write_bytes(target, (json.dumps(made, indent=1) + "\n").encode())
-                print(target.name, made["stages"][-1], flush=True)
+                record = run(way, corpus, seed)
+                write_bytes(target, (json.dumps(record, indent=1) + "\n").encode())
+                print(target.name, record["stages"][-1], flush=True)
 
 
 if __name__ == "__main__":

@@ -27,20 +27,24 @@ def planted(seed: int) -> np.ndarray[Any, Any]:
     """A shuffled sum of random products."""
     random = np.random.default_rng(seed)
     (m1, m2), (n1, n2) = SPEC.out_dims, SPEC.in_dims
-    whole = sum(np.kron(random.normal(size=(m1, n1)), random.normal(size=(m2, n2))) for _ in range(SPEC.max_bond or 1))
+    matrix = sum(np.kron(random.normal(size=(m1, n1)), random.normal(size=(m2, n2))) for _ in range(SPEC.max_bond or 1))
     rows, columns = (random.permutation(size) for size in SPEC.shape)
-    return np.asarray(whole)[rows][:, columns]
+    return np.asarray(matrix)[rows][:, columns]
 
 
 def main() -> None:
-    """Search for each order."""
-    found = []
+    """Search for the order of every sum."""
+    searches: list[dict[str, Any]] = []
     for seed in SEEDS:
         matrix, began = planted(seed), time.perf_counter()
         error = permuted_kronecker(matrix, SPEC).relative_error
-        found.append({"seed": seed, "error": error, "seconds": time.perf_counter() - began})
-        print(found[-1], flush=True)
-    record = {"spec": str(SPEC), "found": found, "provenance": provenance(threads=torch.get_num_threads(), commit=True)}
+        searches.append({"seed": seed, "error": error, "seconds": time.perf_counter() - began})
+        print(searches[-1], flush=True)
+    record = {
+        "spec": str(SPEC),
+        "found": searches,
+        "provenance": provenance(threads=torch.get_num_threads(), commit=True),
+    }
     write_bytes(Path(__file__).with_name("planted.json"), (json.dumps(record, indent=1) + "\n").encode())
 
 

@@ -69,7 +69,7 @@ def errors(weight: Tensor, gram: Tensor, share: float) -> dict[str, Any]:
     left, right = plain.factors(rank)
     single = calibrated(weight, shapes.skewed(out, in_, SKEW, _bond(out, in_, room)), gram, iterations=ITERATIONS)
     sums = {part: _sum_error(weight, gram, short, part) for part in CHAINS}
-    part = min(sums, key=lambda each: sums[each])
+    part = min(sums, key=lambda candidate: sums[candidate])
     return {
         "svd": _output_error(weight, gram, (left @ right).to(weight.dtype)),
         "whitened": whitened.relative_error(rank),
@@ -92,9 +92,9 @@ def _bond(out: int, in_: int, room: int) -> int:
 
 
 def _output_error(weight: Tensor, gram: Tensor, other: Tensor) -> float:
-    wide, moments = weight.double(), gram.double()
-    rest = wide - other.double()
-    return float((((rest @ moments) * rest).sum() / ((wide @ moments) * wide).sum()).sqrt())
+    weight64, moments = weight.double(), gram.double()
+    rest = weight64 - other.double()
+    return float((((rest @ moments) * rest).sum() / ((weight64 @ moments) * weight64).sum()).sqrt())
 
 
 def measure(recipe_file: Path, record: dict[str, Any]) -> Iterator[dict[str, Any]]:
@@ -131,9 +131,9 @@ def write_page(file: Path, page: Path) -> None:
     rows = []
     for name, targets in LAYERS.items():
         for share, target in zip(SHARES, targets, strict=True):
-            found = record["errors"][f"{name} {share}"]
-            best = min(found[form] for form in ("whitened", "interpolative", "chain", "sum"))
-            rows.append({"layer": name, "share": f"{share:.0%}", **found, "best": best, "target": target})
+            errors = record["errors"][f"{name} {share}"]
+            best = min(errors[form] for form in ("whitened", "interpolative", "chain", "sum"))
+            rows.append({"layer": name, "share": f"{share:.0%}", **errors, "best": best, "target": target})
     preface = (
         "Made from a record by a command (`python studies/smollm2/layer_errors.py`), not edited by hand. Relative "
         "error of the outputs on the calibration text, `||(W - W') H^1/2|| / ||W H^1/2||` with `H` the second "
@@ -143,7 +143,7 @@ def write_page(file: Path, page: Path) -> None:
         f"chains `(out/{SKEW},{SKEW})|({SKEW},in/{SKEW})`, {ITERATIONS} iterations of L-BFGS; of a sum the best "
         f"of chains with {', '.join(f'{part:.0%}' for part in CHAINS)} of the parameters.",
     )
-    made = Page(
+    layers_page = Page(
         "Single layers of SmolLM2-135M",
         [
             *(Text((line,)) for line in preface),
@@ -152,16 +152,16 @@ def write_page(file: Path, page: Path) -> None:
             Text(origin([record["provenance"]])),
         ],
     )
-    write_bytes(page, made.markdown(page.parent).encode())
+    write_bytes(page, layers_page.markdown(page.parent).encode())
 
 
 def main(recipe: Path) -> None:
-    """Measure what is missing, and write the page."""
+    """Measure the missing layers, and write the page."""
     file = recipe.parent / "layers.json"
     record: dict[str, Any] = json.loads(file.read_text()) if file.exists() else {"errors": {}}
-    for each in measure(recipe, record):
-        write_bytes(file, (json.dumps(each, indent=1) + "\n").encode())
-        print(*list(each["errors"].items())[-1], flush=True)
+    for updated in measure(recipe, record):
+        write_bytes(file, (json.dumps(updated, indent=1) + "\n").encode())
+        print(*list(updated["errors"].items())[-1], flush=True)
     write_page(file, PAGE)
 
 
