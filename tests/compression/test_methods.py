@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import re
+from pathlib import Path
+
 import pytest
+from torch import nn
 
 import mpochain as mpo
 from mpochain.compression import METHODS, Entangled, Kronecker, LowRank, TokenTrain
@@ -51,3 +55,22 @@ def test_every_setting_is_described_and_has_a_default(name):
 def test_settings_that_cannot_be(wrong, message):
     with pytest.raises(mpo.errors.ArgumentError, match=message):
         wrong()
+
+
+def test_the_documentation_names_every_method():
+    root = Path(__file__).parents[2]
+    pages = [root / "README.md", *(root / "docs").glob("**/*.md")]
+    # Results name what they measured, which is no documentation.
+    words = {
+        word
+        for page in pages
+        if "results" not in page.relative_to(root).parts
+        for word in re.findall(r"\w+", page.read_text(encoding="utf-8"))
+    }
+    assert set(METHODS) <= words
+
+
+def test_a_kronecker_layer_is_reported_under_the_full_name():
+    model = nn.Sequential(nn.Linear(8, 8))
+    report = mpo.compress(model, None, method=Kronecker(permuted=True, factors=[(2, 2)], terms=1), dry_run=True)
+    assert report.method == "permuted_kronecker"
