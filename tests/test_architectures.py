@@ -267,6 +267,15 @@ def test_recomputed_blocks_have_the_same_gradients(name):
         torch.testing.assert_close(recomputed[key], value)
 
 
+@pytest.mark.parametrize("name", ["gpt2", "falcon", "falcon new", "gpt_bigcode", "bloom"])
+def test_models_of_other_dense_kinds_are_compressed_and_loaded(name, tmp_path):
+    model = tiny(name)
+    report = mpo.compress(model, 0.8, calibration=[tokens(8, 4)])
+    assert len(report.layers) == 8
+    loaded = mpo.load(mpo.save(model, tmp_path / "small"))
+    torch.testing.assert_close(logits_of(loaded(tokens())), logits_of(model(tokens())))
+
+
 @pytest.mark.parametrize("kind", DENSE_KINDS, ids=lambda kind: kind.name)
 def test_dense_kinds_are_what_their_rows_say(kind):
     class_ = getattr(importlib.import_module(kind.module), kind.name)

@@ -1,8 +1,9 @@
 """Model families of Hugging Face transformers: names of layers, attributes of configurations, as data.
 
-What the library has to know of a family to compress, finetune, evaluate or time its models is one row of
-:data:`FAMILIES`. A family without a row is read with the defaults of :class:`Family`, which are the conventions of
-transformers. Models and configurations are only asked for attributes: neither torch nor transformers is imported.
+Everything that the library needs to know about a family, to compress, finetune, evaluate or time its models, is one
+row of :data:`FAMILIES`; to support a new family, add a row. A family without a row is treated by the defaults of
+:class:`Family`, the conventions of transformers. Only attributes of models and configurations are read: neither torch
+nor transformers is imported.
 """
 
 from __future__ import annotations
@@ -56,14 +57,14 @@ DENSE_KINDS = (
 
 @dataclass(frozen=True)
 class MLP:
-    """The layers of an MLP, whose hidden features are computed one by one between them.
+    """The layers of an MLP. What lies between them acts on every hidden feature separately.
 
     Attributes:
         writers: names of the layers that write the hidden features.
         reader: name of the layer that reads them.
         gated: whether the one writer computes gate and features in one product, the gate first.
-        distinctive: whether a module with children of these names is such an MLP in any model. An adapter, for
-            example, has ``up_proj`` and ``down_proj`` in the other order.
+        distinctive: whether a module with children of these names is such an MLP in every model. If not, it is looked
+            for in models of the family only: an adapter, for example, calls ``down_proj`` before ``up_proj``.
     """
 
     writers: tuple[str, ...]
@@ -109,12 +110,12 @@ _CONTEXT_LENGTHS = (
 
 @dataclass(frozen=True)
 class Family:
-    """A row of the table: what is known of the models of some ``model_type``.
+    """A row of the table: the conventions of the models of one or several values of ``model_type``.
 
     Attributes:
         model_types: values of ``model_type`` in the configuration.
         mlps: its kinds of MLP.
-        attention: its projections; None if they are not known or it has none.
+        attention: its projections; None for a family without attention, and in the defaults.
         blocks: classes of the blocks that may be recomputed in a backward pass, or of their bases.
         context_length: attributes of the configuration, the first integer of which is the longest input in tokens;
             empty where inputs may be of any length.
@@ -144,7 +145,7 @@ class Family:
 
 @dataclass(frozen=True)
 class HeadCounts:
-    """Heads of attention: ``query`` of the queries, ``key_value`` of keys and values, which divides it."""
+    """Numbers of attention heads: ``query``, and ``key_value``, a divisor of it, of keys and values."""
 
     query: int
     key_value: int
@@ -208,17 +209,17 @@ FAMILIES: tuple[Family, ...] = (
 
 _DEFAULT = Family()
 
-# Where a model of several parts, such as one that sees images, has the configuration of its language model.
+# Attributes with the configuration of the language model within a larger model, such as one that reads images.
 _NESTED = ("text_config", "language_config", "llm_config", "thinker_config", "decoder", "generator")
 # Levels of nesting that are followed, so that a configuration that contains itself has an end.
 _DEPTH = 4
 
 
 def text_configs(model: Any) -> Iterator[Any]:
-    """The configuration of a model and those within it that are of its language model, from the outside in.
+    """Yield the configuration of a model, then the one of the language model within it, from the outside in.
 
     Args:
-        model: a model of transformers, or its configuration; any other object has none.
+        model: a model of transformers, or its configuration; other objects have none.
 
     Example:
         >>> from types import SimpleNamespace as Namespace
@@ -235,7 +236,7 @@ def text_configs(model: Any) -> Iterator[Any]:
 
 
 def family_of(model: Any) -> Family:
-    """The row of a model, or the defaults.
+    """Return the row of a model, or the defaults.
 
     Args:
         model: a model of transformers, or its configuration.
@@ -256,7 +257,7 @@ def family_of(model: Any) -> Family:
 
 
 def context_length(model: Any) -> int | None:
-    """The most tokens that a model can read at once; None where nothing limits them, or nothing says so.
+    """Return the largest number of tokens that a model can read at once; None if it is unlimited or unknown.
 
     Example:
         >>> from types import SimpleNamespace as Namespace
@@ -273,7 +274,7 @@ def context_length(model: Any) -> int | None:
 
 
 def head_counts(model: Any) -> HeadCounts | None:
-    """The numbers of heads of a model's attention; None where the configuration does not say.
+    """Return the numbers of attention heads; None if the configuration does not have them.
 
     Example:
         >>> from types import SimpleNamespace as Namespace
@@ -295,7 +296,7 @@ def is_block(module: Any, family: Family) -> bool:
 
 
 def mlps(model: Any) -> tuple[MLP, ...]:
-    """The kinds of MLP to look for in a model: those of its family, and those that can be told by their names alone.
+    """Return the kinds of MLP to look for in a model: those of its family, then all that are distinctive.
 
     Example:
         >>> MLP(("fc1",), "fc2") in mlps(object())
@@ -306,5 +307,5 @@ def mlps(model: Any) -> tuple[MLP, ...]:
 
 
 def logits_names() -> tuple[str, ...]:
-    """The attributes of an output that may hold logits."""
+    """Return the attributes of an output that may have the logits."""
     return tuple(dict.fromkeys(family.logits for family in (_DEFAULT, *FAMILIES)))

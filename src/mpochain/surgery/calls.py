@@ -16,10 +16,10 @@ __all__ = ["logits_of", "without_cache"]
 
 @contextmanager
 def without_cache(*models: nn.Module) -> Iterator[None]:
-    """Switch the cache of keys and values off, which only the generation of text reads; it is on again afterwards.
+    """Switch off the cache of keys and values, which only text generation needs; its setting is restored afterwards.
 
     Args:
-        models: of transformers; others have no such switch and stay as they are.
+        models: models of transformers; other models have no such switch and do not change.
 
     Example:
         >>> from types import SimpleNamespace
@@ -47,10 +47,10 @@ def without_cache(*models: nn.Module) -> Iterator[None]:
 
 
 def logits_of(output: Any) -> Tensor:
-    """The logits ``(..., V)`` of a model's output: a tensor, or what holds it as ``.logits`` or as its first item.
+    """Return the logits ``(..., V)`` of a model's output: the output, its ``.logits`` or its first item.
 
     Raises:
-        DTypeError: the output holds no logits.
+        DTypeError: the output has no logits.
 
     Example:
         >>> import torch

@@ -35,11 +35,11 @@ _installed: _Handler | None = None
 
 @contextmanager
 def interrupts_between_steps() -> Iterator[None]:
-    """Let the first Ctrl-C within a run of steps wait until its step is done; a second one stops at once.
+    """Defer the first Ctrl-C within a run of steps to the end of the running step; a second one stops at once.
 
-    Outside of :func:`run_of_steps` Ctrl-C raises KeyboardInterrupt at once, as ever. The handler of SIGINT is replaced
-    for the time of the block, so this is for programs, such as a command line, and not for libraries. Nothing happens
-    in a thread other than the main one, which has no signals, and where SIGINT is ignored.
+    Outside of :func:`run_of_steps` Ctrl-C raises KeyboardInterrupt at once, as without this block. The block replaces
+    the handler of SIGINT, so it is for programs, such as a command line, and not for libraries. It does nothing in
+    threads other than the main one, which receive no signals, and where SIGINT is ignored.
 
     Example:
         >>> with interrupts_between_steps():
@@ -68,11 +68,12 @@ def interrupts_between_steps() -> Iterator[None]:
 
 @contextmanager
 def run_of_steps() -> Iterator[Callable[[], bool]]:
-    """Mark a loop whose steps should not be cut in half, and give the function that asks whether to stop.
+    """Mark a loop whose steps Ctrl-C should not cut in half, and yield the function that says whether to stop.
 
-    The loop asks after each step, writes its state and raises KeyboardInterrupt; if it ends without having asked, the
-    exit of the block does. Within a program that has not installed :func:`interrupts_between_steps` this function is
-    always false, and Ctrl-C raises KeyboardInterrupt in the middle of a step. No signal handler is touched here.
+    The loop calls it after every step; if it returns True, the loop writes its state and raises KeyboardInterrupt. If
+    the loop ends without a call after Ctrl-C, leaving the block raises it. In a program that has not installed
+    :func:`interrupts_between_steps` the function always returns False, and Ctrl-C raises KeyboardInterrupt in the
+    middle of a step. This function installs no signal handler.
 
     Example:
         >>> with run_of_steps() as interrupted:
