@@ -77,8 +77,8 @@ class Kronecker(Method):
         """Settings of :class:`Kronecker`.
 
         With ``terms`` there is one choice for each layer, and :func:`mpochain.compress` takes no budget. A layer that
-        would become larger by it, as with more terms than the rearranged matrix has rank, stays dense, which the report
-        shows.
+        would become larger stays dense, which the report shows; for example with more terms than the rearranged matrix
+        has rank.
         """
 
         permuted: bool = Field(False, description="whether a better order of rows and columns is searched for first")
