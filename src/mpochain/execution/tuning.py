@@ -35,7 +35,7 @@ def tuned(spec: ChainSpec, batch: int, *, mode: Mode, memory: Memory, setting: S
     """The measured plan: read from the user's cache, or timed now and stored there.
 
     The constants of the machine are measured too, once, so that the most promising variants are timed. The kernels of
-    :data:`mpochain.execution.KERNELS` compete.
+    ``mpochain.execution.KERNELS`` compete.
 
     Args:
         spec: the chain.

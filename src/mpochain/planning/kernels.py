@@ -2,8 +2,8 @@
 
 A *kernel* runs a schedule. Planning needs to know three things of it: whether it supports a schedule under given
 conditions, its variants, and their predicted seconds. :class:`KernelModel` states these. The kernels that run them in
-torch are in :mod:`mpochain.execution.kernels`; they are models too, so that ``plan(..., kernels=...)`` can be given
-them. :data:`MODELS` are the models of the built-in kernels, with which a plan is made where torch is not imported.
+torch are in ``mpochain.execution.kernels``; they are models too, so that ``plan(..., kernels=...)`` can be given
+them. ``MODELS`` are the models of the built-in kernels, with which a plan is made where torch is not imported.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ def runs(kernel: KernelModel, schedule: Schedule, conditions: Conditions) -> boo
 
 
 class _ScheduleModel(KernelModel):
-    """A kernel that takes as long as :func:`~mpochain.planning.cost.schedule_time` says."""
+    """A kernel that takes as long as ``schedule_time`` says."""
 
     def seconds(self, variant: Variant, conditions: Conditions) -> float:
         return schedule_time(

@@ -17,7 +17,7 @@ def least_batched(kept: int, summed: int, after: int, machine: Machine) -> int:
 
     As narrow products they take the time of their matrices' entries; as one large product that of its arithmetic, of
     the elements that are moved there and back, and of some calls. The constants were fitted to some 80 shapes; see
-    ``docs/decisions.md``.
+    ``docs/decisions/0017-narrow-steps-batched.md``.
 
     Args:
         kept: ``K``, rows of the matrix.

@@ -1,11 +1,11 @@
 """Kernels: the ways to run a schedule in torch, one per file, and the table of them.
 
-:data:`KERNELS` is what layers choose among when they make a plan. A kernel is added by a file here and a line in the
+``KERNELS`` is what layers choose among when they make a plan. A kernel is added by a file here and a line in the
 table, or from outside by ``KERNELS[kernel.name] = kernel``; layers take it into account in the plans that they make
 from then on (:func:`mpochain.set_execution` has a layer make its plans anew). Of kernels that are predicted to be
 equally fast, the first of the table is chosen.
 
-:mod:`mpochain.execution.kernels.onednn` is beneath them: a context that has another library compute the large products
+``mpochain.execution.kernels.onednn`` is beneath them: a context that has another library compute the large products
 that they call.
 """
 

@@ -28,7 +28,7 @@ class Kernel(KernelModel):
 
     Attributes:
         takes_cores: whether the operands are the cores of the chain. Otherwise they are the matrices of the sweep
-            (:meth:`Program.matrices`), which may be kept between calls.
+            (``program.matrices``), which may be kept between calls.
 
     Example:
         >>> from mpochain import ChainSpec, plan
@@ -86,7 +86,7 @@ class Kernel(KernelModel):
         shape: torch.Size,  # noqa: ARG002
         bias: Tensor | None,  # noqa: ARG002
     ) -> Callable[[Tensor], Tensor] | None:
-        """The call for inputs of one shape with kept operands, see :func:`mpochain.execution.bound.bind`.
+        """The call for inputs of one shape with kept operands, see ``mpochain.execution.bound.bind``.
 
         Args:
             program: as in the call; without padding.

@@ -24,7 +24,7 @@ from mpochain.system.processor import processor
 __all__ = ["OneDNNProducts", "fast_products"]
 
 # With at least these multiply-adds, rows and outputs a convolution was faster in every shape tried, forward and
-# backward, and twice as fast from four times the multiply-adds on. See docs/decisions.md.
+# backward, and twice as fast from four times the multiply-adds on. See docs/decisions/0049.
 _LEAST_MACS, _LEAST_ROWS, _LEAST_OUTPUTS = 1 << 24, 256, 8
 
 # Names of F.linear's arguments.
