@@ -35,7 +35,7 @@ from mpochain.report import provenance
 from mpochain.system.files import write_bytes
 from mpochain.train import FinetuneConfig, finetune
 from mpochain.workflows import Recipe, read_recipe
-from mpochain.workflows.groups import make_smaller
+from mpochain.workflows.groups import compress_stage
 from mpochain.workflows.recipe import Group, Stage, UnitsOfTokens
 from mpochain.workflows.token_units import token_units
 
@@ -94,12 +94,12 @@ class Study:
     """
 
     def __init__(self, recipe: Recipe, wordnet: Path, work: Path) -> None:
-        assert recipe.healing is not None
+        assert recipe.finetune is not None
         assert recipe.evaluation is not None
         self._model, self._work, self.groups = recipe.model, work, forms(wordnet)
         self._dense = load_language_model(recipe.model)
         self._text = read_tokens(recipe.evaluation.text, self._dense.tokenizer)
-        self._pieces = torch.cat(windows(read_tokens(recipe.healing.text, self._dense.tokenizer), 256))
+        self._pieces = torch.cat(windows(read_tokens(recipe.finetune.text, self._dense.tokenizer), 256))
 
     @cached_property
     def perplexity(self) -> dict[str, Any]:
@@ -162,7 +162,7 @@ class Study:
             stage = Stage(
                 name=form.replace(" ", "-"), groups=(Group(targets=(EMBEDDING,), budget=budget, **self.groups[form]),)
             )
-            (layer,) = make_smaller(stage, language.model, tokenizer=language.tokenizer, log=print)
+            (layer,) = compress_stage(stage, language.model, tokenizer=language.tokenizer)
             seconds = time.perf_counter() - began
             save_language_model(language, folder)
             made = {"layer": layer, "seconds": seconds, "perplexity": self._measured(language)}

@@ -18,7 +18,7 @@ from mpochain import FinetuneConfig, finetune
 from mpochain.report import provenance
 from mpochain.system.files import write_bytes
 from mpochain.workflows import at_once, read_recipe
-from mpochain.workflows.groups import make_smaller
+from mpochain.workflows.groups import compress_stage
 from mpochain.workflows.recipe import Recipe
 from studies.picogpt import load_corpus
 from studies.picogpt.evaluation import evaluate
@@ -31,7 +31,7 @@ DENSE = HERE.parent / "picogpt" / "trained" / "dense-86c4e6aa.safetensors"
 SEEDS = (0, 1)
 STAGES: dict[str, Any] = {
     "model": "picogpt",
-    "healing": {"text": "-", "training": {"steps": 250, "batch_size": 32, "learning_rate": 1e-3, "warmup_steps": 20}},
+    "finetune": {"text": "-", "training": {"steps": 250, "batch_size": 32, "learning_rate": 1e-3, "warmup_steps": 20}},
     "stages": [
         {
             "name": "mlps",
@@ -52,7 +52,7 @@ def run(recipe: Recipe, corpus: Any, seed: int) -> dict[str, Any]:
     windows = corpus.train[: len(corpus.train) // 256 * 256].view(-1, 256).long()
     stages = []
     for stage in recipe.stages:
-        make_smaller(stage, model)
+        compress_stage(stage, model)
         before = evaluate(model, corpus.validation)
         config = FinetuneConfig(**{**recipe.training_of(stage).model_dump(exclude_unset=True), "seed": seed})
         result = finetune(model, windows, config=config, teacher=teacher, label=f"{stage.name}, seed {seed}")

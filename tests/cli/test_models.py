@@ -1,4 +1,4 @@
-"""The commands for language models as a new user meets them: plan, compress, eval, inspect, convert."""
+"""Commands for language models as users meet them: compress, finetune, eval, inspect, convert, compare, distill."""
 
 from __future__ import annotations
 
@@ -52,15 +52,15 @@ class Done:
 
 @pytest.fixture
 def run(folder, monkeypatch, capsys):
-    """The command in this process, which has imported everything already."""
+    """Run the command in this process, which has imported everything already."""
 
     def call(*arguments, code=0):
         monkeypatch.chdir(folder)
         monkeypatch.setattr(sys, "argv", ["mpochain", *map(str, arguments)])
-        with pytest.raises(SystemExit) as left:
+        with pytest.raises(SystemExit) as exit_:
             main()
-        found = capsys.readouterr()
-        done = Done(left.value.code or 0, found.out, found.err)
+        captured = capsys.readouterr()
+        done = Done(exit_.value.code or 0, captured.out, captured.err)
         assert done.returncode == code, done.stderr
         return done
 
@@ -81,17 +81,17 @@ def run_process(folder, *arguments, code=0):
 
 
 def test_the_walk_through(folder, run):
-    planned = run("plan", "--recipe", "recipe.yaml", "--json")
-    record = json.loads(planned.stdout)
+    preview = run("compress", "--recipe", "recipe.yaml", "--dry-run", "--json")
+    record = json.loads(preview.stdout)
     assert len(record["layers"]) == 14
     assert record["parameters_after"] <= 0.7 * record["parameters_before"]
-    assert "gradients of 14 layers" in planned.stderr
+    assert "gradients of 14 layers" in preview.stderr
 
-    made = run_process(folder, "compress", "--recipe", "recipe.yaml", "--out", "small", "--ignore", "re:.*o_proj")
-    assert re.search(r"12 layers, [0-9.]+% of [0-9,]+ parameters", made.stdout)
-    assert re.search(r"perplexity: [0-9.]+ before, [0-9.]+ after", made.stdout)
-    assert "compressed / dense" in made.stdout
-    assert made.stdout.splitlines()[-3:] == ["small", "small/report.json", "small/report.html"]
+    compressed = run_process(folder, "compress", "--recipe", "recipe.yaml", "--out", "small", "--ignore", "re:.*o_proj")
+    assert re.search(r"12 layers, [0-9.]+% of [0-9,]+ parameters", compressed.stdout)
+    assert re.search(r"perplexity: [0-9.]+ before, [0-9.]+ after", compressed.stdout)
+    assert "compressed / dense" in compressed.stdout
+    assert compressed.stdout.splitlines()[-3:] == ["small", "small/report.json", "small/report.html"]
     report = json.loads((folder / "small" / "report.json").read_text())
     assert report["command"].startswith("mpochain compress --recipe recipe.yaml --out small")
     assert report["recipe"]["ignore"] == ["re:.*o_proj"]
@@ -110,13 +110,13 @@ def test_the_walk_through(folder, run):
     assert shown["dense_parameters"] == report["parameters"]["before"]
     assert re.search(r"rank \d+, interpolative", run("inspect", "small").stdout)
 
-    found = json.loads(run("eval", "small", "--text", "test.txt", "--window", 32, "--windows", 5, "--json").stdout)
-    assert found["perplexity"] == pytest.approx(report["perplexity"]["after"]["perplexity"], rel=1e-5)
+    evaluation = json.loads(run("eval", "small", "--text", "test.txt", "--window", 32, "--windows", 5, "--json").stdout)
+    assert evaluation["perplexity"] == pytest.approx(report["perplexity"]["after"]["perplexity"], rel=1e-5)
     assert run("convert", "small", "--out", "plain").stdout == "plain\n"
     line = run("eval", "plain", "--text", "test.txt", "--window", 32, "--windows", 5).stdout
     shown = re.fullmatch(r"perplexity (\S+) \((\S+) nats per token\) on 155 tokens, 5 windows of 32, stride 32\n", line)
-    assert float(shown[1]) == pytest.approx(found["perplexity"], rel=1e-3)
-    assert float(shown[2]) == pytest.approx(found["loss"], rel=1e-3)
+    assert float(shown[1]) == pytest.approx(evaluation["perplexity"], rel=1e-3)
+    assert float(shown[2]) == pytest.approx(evaluation["loss"], rel=1e-3)
 
 
 def test_what_needs_no_data_and_a_dry_run(folder, run):
@@ -145,14 +145,17 @@ def test_what_needs_no_data_and_a_dry_run(folder, run):
         (["compress", "--budget", "0.5", "--out", "o"], "command line: no model is named"),
         (["compress", "dense", "--out", "o"], "no budget is given"),
         (["compress", "dense", "--budget", "0.5"], "--out FOLDER"),
-        (["compress", "dense", "--budget", "0.5", "--out", "o"], "needs calibration="),
+        (["compress", "dense", "--budget", "0.5", "--out", "o"], "--calibration"),
         (["compress", "dense", "--budget", "0.5", "--out", "dense"], "holds the model itself"),
         (["compress", "dense", "--budget", "1.5", "--method", "svd", "--out", "o"], "out of range"),
         (["compress", "dense", "--budget", "0.5", "--method", "magic", "--out", "o"], "there is no method 'magic'"),
         (["compress", "dense", "--budget", "0.5", "--calibration-windows", "3", "--out", "o"], "calibration.text"),
-        (["plan", "dense", "--budget", "0.5", "--method", "svd", "--target", "q_prj"], "nearest names are"),
-        (["plan", "./nowhere", "--budget", "0.5", "--method", "svd"], "cannot read a language model"),
-        (["plan", "--recipe", "none.yaml"], "cannot read the recipe none.yaml"),
+        (
+            ["compress", "--dry-run", "dense", "--budget", "0.5", "--method", "svd", "--target", "q_prj"],
+            "nearest names are",
+        ),
+        (["compress", "--dry-run", "./nowhere", "--budget", "0.5", "--method", "svd"], "cannot read a language model"),
+        (["compress", "--dry-run", "--recipe", "none.yaml"], "cannot read the recipe none.yaml"),
         (["eval", "dense", "--text", "none.txt"], "cannot read the text none.txt"),
         (["eval", "dense", "--text", "test.txt"], "longer than the 64"),
         (["inspect", "dense"], "no checkpoint of a compressed model"),
@@ -161,7 +164,7 @@ def test_what_needs_no_data_and_a_dry_run(folder, run):
         (["compress", "dense", "--budget", "0.5", "--method", "svd", "--out", "other"], "holds another model"),
         (["convert", "dense", "--out", "other"], "holds a model, which would be"),
         (
-            ["plan", "dense", "--budget", "0.5", "--calibration", "test.txt"],
+            ["compress", "--dry-run", "dense", "--budget", "0.5", "--calibration", "test.txt"],
             "window of 512 tokens is longer than the 64",
         ),
         (
@@ -181,7 +184,7 @@ def test_wrong_usage_is_one_line(folder, run, arguments, message):
     assert json.loads((folder / "other" / "config.json").read_text())["model_type"] == "llama"
 
 
-def test_a_damaged_checkpoint_is_told(run, tmp_path):
+def test_a_damaged_checkpoint_is_refused(run, tmp_path):
     run("compress", "dense", "--budget", 0.5, "--method", "svd", "--out", tmp_path / "small", "--no-speed")
     tensors = next((tmp_path / "small").glob("model-*.safetensors"))
     data = bytearray(tensors.read_bytes())
@@ -189,11 +192,11 @@ def test_a_damaged_checkpoint_is_told(run, tmp_path):
     tensors.write_bytes(data)
     assert "DAMAGED" in run("inspect", tmp_path / "small", code=1).stdout
     assert "is damaged" in run("eval", tmp_path / "small", "--text", "test.txt", code=1).stderr
-    again = run("plan", tmp_path / "small", "--budget", 0.5, code=1)
+    again = run("compress", tmp_path / "small", "--dry-run", "--budget", 0.5, "--method", "svd", code=1)
     assert "is damaged" in again.stderr
 
 
-HEALING = ["--text", "valid.txt", "--window", 32, "--teacher", "dense", "--steps", 8, "--learning-rate", 0.003]
+FINETUNE = ["--text", "valid.txt", "--window", 32, "--teacher", "dense", "--steps", 8, "--learning-rate", 0.003]
 
 
 @pytest.fixture(scope="module")
@@ -204,33 +207,33 @@ def small(folder):
     return "forty"
 
 
-def test_healing(folder, run, small):
+def test_finetuning(folder, run, small):
     evaluated = ["--evaluate", "test.txt", "--evaluate-windows", 5]
-    done = run("finetune", small, "--out", "healed", *HEALING, *evaluated, "--json")
+    done = run("finetune", small, "--out", "finetuned", *FINETUNE, *evaluated, "--json")
     record = json.loads(done.stdout)
     assert record["perplexity"]["after"]["perplexity"] < record["perplexity"]["before"]["perplexity"]
     assert record["training"]["steps"] == 8
     assert record["training"]["tokens"] > 0
-    assert record == json.loads((folder / "healed" / "healing.json").read_text())
-    assert not list((folder / "healed").glob("*.state"))
-    line = run("eval", "healed", "--text", "test.txt", "--window", 32, "--windows", 5).stdout
+    assert record == json.loads((folder / "finetuned" / "finetune.json").read_text())
+    assert not list((folder / "finetuned").glob("*.state"))
+    line = run("eval", "finetuned", "--text", "test.txt", "--window", 32, "--windows", 5).stdout
     assert f"perplexity {record['perplexity']['after']['perplexity']:.3f}" in line
     # On the text alone, without a teacher.
     done = run("finetune", small, "--out", "alone", "--text", "valid.txt", "--window", 32, "--steps", 5)
     assert "5 steps" in done.stdout
     assert (
-        json.loads((folder / "alone" / "healing.json").read_text())["recipe"]["healing"]["training"]["distillation"]
+        json.loads((folder / "alone" / "finetune.json").read_text())["recipe"]["finetune"]["training"]["distillation"]
         == 0
     )
 
 
-def test_a_killed_healing_goes_on_to_the_same_model(folder, run, small):
+def test_a_killed_finetuning_resumes_to_the_same_model(folder, run, small):
     arguments = ["--text", "valid.txt", "--window", 32, "--teacher", "dense", "--steps", 60]
     run("finetune", small, "--out", "whole", *arguments)
     command = [sys.executable, "-m", "mpochain", "finetune", small, "--out", "killed", *map(str, arguments)]
     process = subprocess.Popen(command, cwd=folder, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     deadline = time.monotonic() + 120
-    while not (folder / "killed" / "healing.state").exists():
+    while not (folder / "killed" / "finetune.state").exists():
         assert process.poll() is None
         assert time.monotonic() < deadline
         time.sleep(0.01)
@@ -238,15 +241,15 @@ def test_a_killed_healing_goes_on_to_the_same_model(folder, run, small):
     process.wait()
     assert not (folder / "killed" / "config.json").exists()
     run("finetune", small, "--out", "killed", *arguments)
-    whole, killed = (json.loads((folder / name / "healing.json").read_text()) for name in ("whole", "killed"))
-    assert whole["training"]["losses"] == killed["training"]["losses"]
+    uninterrupted, killed = (json.loads((folder / name / "finetune.json").read_text()) for name in ("whole", "killed"))
+    assert uninterrupted["training"]["losses"] == killed["training"]["losses"]
     names = [json.loads((folder / name / "config.json").read_text())["sha256"] for name in ("whole", "killed")]
     assert names[0] == names[1], "the same to the bit"
 
 
 def test_ctrl_c_while_finetuning_writes_the_state_of_the_finished_step(folder, small):
     (folder / "long.yaml").write_text(
-        "model: dense\nhealing: {text: valid.txt, window: 32, training: {steps: 2000, checkpoint_every: 2000}}\n"
+        "model: dense\nfinetune: {text: valid.txt, window: 32, training: {steps: 2000, checkpoint_every: 2000}}\n"
     )
     command = [sys.executable, "-m", "mpochain", "finetune", small, "--out", "cut", "--recipe", "long.yaml"]
     process = subprocess.Popen(command, cwd=folder, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
@@ -265,32 +268,35 @@ def test_ctrl_c_while_finetuning_writes_the_state_of_the_finished_step(folder, s
     ("arguments", "message"),
     [
         (["finetune", "forty", "--out", "forty", "--text", "valid.txt"], "is the model itself"),
-        (["finetune", "forty", "--out", "dense", *HEALING, "--teacher", "dense"], "dense holds another model"),
-        (["finetune", "forty", "--out", "o"], "no text to heal on"),
+        (["finetune", "forty", "--out", "dense", *FINETUNE, "--teacher", "dense"], "dense holds another model"),
+        (["finetune", "forty", "--out", "o"], "no text to finetune on"),
         (
-            ["finetune", "forty", "--out", "o", *HEALING, "--temperature", "-1"],
-            "healing.training.temperature: Input should be greater than 0 (on the command line --temperature)",
+            ["finetune", "forty", "--out", "o", *FINETUNE, "--temperature", "-1"],
+            "finetune.training.temperature: Input should be greater than 0 (on the command line --temperature)",
         ),
-        (["finetune", "forty", "--out", "o", "--steps", 2], "healing.text is missing (on the command line --text)"),
-        (["finetune", "forty", "--out", "o", *HEALING, "--evaluate", "valid.txt"], "is what the model is healed on"),
+        (["finetune", "forty", "--out", "o", "--steps", 2], "finetune.text is missing (on the command line --text)"),
+        (
+            ["finetune", "forty", "--out", "o", *FINETUNE, "--evaluate", "valid.txt"],
+            "is the text that the model is finetuned on",
+        ),
         (
             ["compress", "dense", "--budget", 0.5, "--calibration", "test.txt", "--evaluate", "test.txt", "--out", "o"],
-            "test.txt is what the model is calibrated on",
+            "test.txt is the text that the model is calibrated on",
         ),
-        (["finetune", "forty", "--out", "o", *HEALING, "--window", "100"], "64"),
-        (["finetune", "forty", "--out", "o", "--recipe", "recipe.yaml"], "no text to heal on"),
-        (["finetune", "forty", "--out", "o", *HEALING, "--teacher", "forty"], "its own teacher"),
+        (["finetune", "forty", "--out", "o", *FINETUNE, "--window", "100"], "64"),
+        (["finetune", "forty", "--out", "o", "--recipe", "recipe.yaml"], "no text to finetune on"),
+        (["finetune", "forty", "--out", "o", *FINETUNE, "--teacher", "forty"], "its own teacher"),
         (["finetune", "forty", "--out", "o", "--text", "valid.txt", "--distillation", "0.5"], "its own teacher"),
-        (["plan", "--recipe", "yes.yaml"], "yes.yaml: budget: budget True is out of range"),
+        (["compress", "--dry-run", "--recipe", "yes.yaml"], "yes.yaml: budget: budget True is out of range"),
         (["compare", "much.yaml"], "much.yaml: comparison.budgets.0: budget 1.7 is out of range"),
-        (["plan", "--recipe", "word.yaml"], "targets should be a list, as in [a, b]"),
-        (["compare", "seen.yaml"], "is what the model is calibrated on"),
+        (["compress", "--dry-run", "--recipe", "word.yaml"], "targets should be a list, as in [a, b]"),
+        (["compare", "seen.yaml"], "is the text that the model is calibrated on"),
         (["compare", "recipe.yaml"], "needs the sections comparison and evaluation"),
         (["compare", "recipe.yaml", "--page-only"], "holds no finished run"),
         (["compress", "dense", "--budget", "0.5", "--method", "svd", "--sequential", "--out", "o"], "does not use"),
     ],
 )
-def test_wrong_usage_of_healing_and_comparison(run, small, arguments, message):
+def test_wrong_usage_of_finetuning_and_comparison(run, small, arguments, message):
     last = run(*arguments, code=1).stderr.strip().splitlines()[-1]
     assert last.startswith("error: ")
     assert message in last
@@ -300,14 +306,14 @@ def test_a_comparison(folder, run):
     recipe = (folder / "recipe.yaml").read_text()
     (folder / "comparison.yaml").write_text(
         recipe
-        + "healing: {text: valid.txt, window: 32, training: {steps: 5}}\n"
-        + "comparison: {methods: [interpolative+sequential, svd_llm], budgets: [0.5], heal: [svd_llm]}\n"
+        + "finetune: {text: valid.txt, window: 32, training: {steps: 5}}\n"
+        + "comparison: {methods: [interpolative+sequential, svd_llm], budgets: [0.5], finetune: [svd_llm]}\n"
     )
-    names = ["dense", "interpolative+sequential-0.5", "svd_llm-0.5", "svd_llm-0.5-healed"]
+    names = ["dense", "interpolative+sequential-0.5", "svd_llm-0.5", "svd_llm-0.5-finetuned"]
     done = run_process(folder, "compare", "comparison.yaml", "--out", "runs", "--page", "page/comparison.md")
     assert [line for line in done.stderr.splitlines() if line.startswith(("1/", "4/"))] == [
         "1/4: dense",
-        "4/4: svd_llm-0.5-healed",
+        "4/4: svd_llm-0.5-finetuned",
     ]
     records = {name: json.loads((folder / "runs" / f"{name}.json").read_text()) for name in names}
     page = (folder / "page" / "comparison.md").read_text()
@@ -330,15 +336,15 @@ def test_a_comparison(folder, run):
 
 
 @pytest.mark.parametrize("name", ["steps", "batch_size", "accumulate", "warmup_steps", "learning_rate", "temperature"])
-def test_help_tells_the_defaults_that_there_are(name):
+def test_help_names_the_defaults_of_the_configuration(name):
     option = get_type_hints(finetune, include_extras=True)[name].__metadata__[0]
-    found = re.search(r"; (\S+) if not given", option.help)
-    assert found is not None
-    assert float(found[1]) == getattr(FinetuneConfig(), name)
+    default = re.search(r"; (\S+) if not given", option.help)
+    assert default is not None
+    assert float(default[1]) == getattr(FinetuneConfig(), name)
 
 
 STAGES = """
-healing: {text: valid.txt, window: 16, windows: 12, training: {steps: 6, batch_size: 4, checkpoint_every: 1}}
+finetune: {text: valid.txt, window: 16, windows: 12, training: {steps: 6, batch_size: 4, checkpoint_every: 1}}
 model: dense
 stages:
   - {name: words, groups: [{targets: [model.embed_tokens], factors: [[1, 2]]}]}
@@ -346,12 +352,12 @@ stages:
 """
 
 
-def test_stages_that_are_killed_go_on_to_the_same_model(folder, run):
+def test_stages_that_are_killed_resume_to_the_same_model(folder, run):
     (folder / "stages.yaml").write_text(STAGES, encoding="utf-8")
     arguments = ["distill", "stages.yaml", "--evaluate", "test.txt", "--window", "16", "--evaluate-windows", "4"]
-    whole = run(*arguments, "--out", "whole").stdout
-    assert re.search(r"words: 1 layers, 6 steps; perplexity [0-9.]+, then [0-9.]+\n", whole)
-    assert whole.splitlines()[-2:] == ["whole", "whole/distillation.json"]
+    uninterrupted = run(*arguments, "--out", "whole").stdout
+    assert re.search(r"words: 1 layers, 6 steps; perplexity [0-9.]+, then [0-9.]+\n", uninterrupted)
+    assert uninterrupted.splitlines()[-2:] == ["whole", "whole/distillation.json"]
     process = subprocess.Popen(
         [sys.executable, "-m", "mpochain", *arguments, "--out", "killed"],
         cwd=folder,
@@ -381,8 +387,11 @@ def test_stages_that_are_killed_go_on_to_the_same_model(folder, run):
     ("arguments", "message"),
     [
         (["nowhere.yaml"], "there is no recipe 'nowhere.yaml'; name a YAML file, or kngpt2 or tqcompressor-gpt2-small"),
-        (["kngpt2"], "healing.text is missing"),
-        (["kngpt2", "--model", "dense", "--text", "valid.txt"], "stage all: .*'transformer.wte' matches no layer"),
+        (["kngpt2"], "finetune.text is missing"),
+        (
+            ["kngpt2", "--model", "dense", "--text", "valid.txt", "--window", "16"],
+            "stage all: .*'transformer.wte' matches no layer",
+        ),
     ],
 )
 def test_wrong_usage_of_stages(run, arguments, message):

@@ -129,13 +129,13 @@ def test_what_it_builds_is_checked():
 
 def test_a_recipe_names_it():
     from mpochain.workflows import Recipe
-    from mpochain.workflows.groups import make_smaller
+    from mpochain.workflows.groups import compress_stage
     from mpochain.workflows.recipe import Group, Stage
 
     assert Recipe(model="gpt2", method=PATH, budget=0.5).method == PATH
     stage = Stage(name="first", groups=(Group(targets=("0",), budget=0.5, method=PATH),))
     model = model_of()
-    (record,) = make_smaller(stage, model)
+    (record,) = compress_stage(stage, model)
     assert record["parameters_after"] <= 0.5 * 24 * 32
     assert isinstance(model[0], mpo.MPOLinear)
 

@@ -5,7 +5,9 @@ from __future__ import annotations
 import pytest
 
 from mpochain import MPOError
-from mpochain.workflows import read_recipe
+from mpochain.compression import METHODS
+from mpochain.workflows import built_in_recipes, read_recipe
+from mpochain.workflows.stage import Group
 
 
 def write(folder, text):
@@ -57,6 +59,14 @@ def test_flags_override(tmp_path):
         ("model: m\nbudget: [1]", "budget"),
         ("model: m\ndtype: int8", "dtype"),
         ("model: m\nseed: -1", "seed"),
+        ("model: m\nmethod: magic", r"method: there is no method 'magic'"),
+        ("model: m\nmethod: kronecker\nsettings: {terms: 0}", r"settings: Kronecker: terms: .*got 0"),
+        ("model: m\nmethod: kronecker\nsettings: {termz: 2}", r"settings: .*no setting 'termz'; there are .*terms"),
+        ("model: m\nsettings: {terms: 2}", r"settings: .*no setting 'terms'"),
+        ("model: m\nmethod: kronecker\nsettings: 3", "settings: .*dictionary"),
+        ("model: m\nmethod: nowhere.to.be.found:Method", r"settings: .*cannot import 'nowhere\.to\.be\.found'"),
+        ("model: m\nmethod: 'os:system'", r"expected a subclass of mpochain\.compression\.Method"),
+        ("model: m\nevaluation: {text: a, window: 8, stride: 9}", r"evaluation: stride=9 is over window=8"),
         ("model: m\nseed: yes", "seed"),
         ("model: m\nmodel: n", "'model' is there twice"),
         ("model: m\ncalibration: {text: a, text: b}", "'text' is there twice"),
@@ -96,7 +106,92 @@ def test_an_endless_recipe_is_refused_at_once(tmp_path):
 
 
 def test_an_option_is_named_where_the_command_has_one():
-    with pytest.raises(MPOError, match=r"healing\.text is missing$"):
-        read_recipe(None, {"model": "m", "healing": {"window": 4}})
-    with pytest.raises(MPOError, match=r"healing\.text is missing \(on the command line --text\)$"):
-        read_recipe(None, {"model": "m", "healing": {"window": 4, "text": None}})
+    with pytest.raises(MPOError, match=r"finetune\.text is missing$"):
+        read_recipe(None, {"model": "m", "finetune": {"window": 4}})
+    with pytest.raises(MPOError, match=r"finetune\.text is missing \(on the command line --text\)$"):
+        read_recipe(None, {"model": "m", "finetune": {"window": 4, "text": None}})
+
+
+def test_former_names_are_read_with_a_warning(tmp_path, caplog):
+    file = write(
+        tmp_path,
+        "model: m\nhealing: {text: a.txt, training: {steps: 7}}\ncomparison: {methods: [svd], heal: [svd]}\n",
+    )
+    recipe = read_recipe(file)
+    assert recipe.finetune.training.steps == 7
+    # Paths are relative to the recipe under either name.
+    assert recipe.finetune.text == tmp_path / "a.txt"
+    assert recipe.comparison.finetune == ("svd",)
+    assert caplog.messages == [
+        f"{file}: healing is called finetune now; rename it",
+        f"{file}: comparison.heal is called comparison.finetune now; rename it",
+    ]
+
+
+def test_a_field_under_both_names_is_refused(tmp_path):
+    file = write(tmp_path, "model: m\nhealing: {text: a.txt}\nfinetune: {text: b.txt}\n")
+    with pytest.raises(MPOError, match="healing is the former name of finetune, which is given too"):
+        read_recipe(file)
+
+
+def test_recipes_of_the_library_have_no_former_names(caplog):
+    for file in built_in_recipes().values():
+        read_recipe(file, {"finetune": {"text": "a.txt"}})
+    assert caplog.messages == []
+
+
+def test_settings_of_the_command_line(tmp_path, caplog):
+    file = write(tmp_path, "model: m\nmethod: kronecker\nsettings: {terms: 2, factors: [[2, 2]]}\n")
+    recipe = read_recipe(file, {"method": None, "settings": {"terms": 3}})
+    assert recipe.settings == {"terms": 3, "factors": [[2, 2]]}
+    assert read_recipe(file, {"settings": {"terms": None}}).settings["terms"] is None
+    assert read_recipe(file, {"settings": None}).settings["terms"] == 2
+    assert caplog.messages == []
+    # Settings of one method say nothing to another.
+    recipe = read_recipe(file, {"method": "svd", "settings": None})
+    assert (recipe.method, recipe.settings) == ("svd", {})
+    assert caplog.messages == [f"{file}: its settings are not used, as they go with method kronecker"]
+    with pytest.raises(MPOError, match=r"settings: Kronecker: terms: .* \(on the command line --set\)"):
+        read_recipe(file, {"settings": {"terms": 0}})
+
+
+def test_the_seed_of_a_recipe_is_that_of_its_method():
+    assert read_recipe(None, {"model": "m", "method": "kronecker", "seed": 5}).chosen_method().settings.seed == 5
+    own = read_recipe(None, {"model": "m", "method": "kronecker", "seed": 5, "settings": {"seed": 6}})
+    assert own.chosen_method().settings.seed == 6
+    assert read_recipe(None, {"model": "m", "method": "svd", "seed": 5}).chosen_method() is METHODS["svd"]
+
+
+@pytest.mark.parametrize(
+    ("permuted", "calibrated", "name"),
+    [
+        (False, False, "kronecker"),
+        (True, False, "permuted_kronecker"),
+        (False, True, "calibrated_kronecker"),
+        (True, True, "calibrated_permuted_kronecker"),
+    ],
+)
+def test_factors_of_a_group_are_settings_of_a_method(permuted, calibrated, name):
+    fields = {"factors": ((4, 2),), "terms": 3, "seconds": 2.0}
+    former = Group(targets=("Linear",), permuted=permuted, calibrated=calibrated, **fields).named_method()
+    current = Group(targets=("Linear",), method=name, settings=fields).named_method()
+    assert former.name == current.name == name
+    assert former.settings == current.settings
+
+
+@pytest.mark.parametrize(
+    ("group", "message"),
+    [
+        ({}, "give one of method, factors of Kronecker products, or units"),
+        ({"method": "svd", "factors": ((2, 2),)}, "give one of method, factors"),
+        ({"method": "svd"}, "a budget is missing"),
+        ({"factors": ((2, 2),), "budget": 0.5}, "take no budget"),
+        ({"method": "kronecker", "settings": {"terms": 1}, "budget": 0.5}, "take no budget"),
+        ({"method": "kronecker", "settings": {"seconds": -1}, "budget": 0.5}, "Kronecker: seconds"),
+        ({"factors": ((2, 2),), "settings": {"terms": 1}}, "settings goes with method"),
+        ({"method": "svd", "budget": 0.5, "terms": 1}, "terms goes with factors"),
+    ],
+)
+def test_groups_that_contradict_themselves(group, message):
+    with pytest.raises(ValueError, match=message):
+        Group(targets=("Linear",), **group)

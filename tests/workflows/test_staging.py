@@ -1,4 +1,4 @@
-"""Distillation in stages: what the recipes that come with it make, and that nothing is lost or found out too late."""
+"""Distillation in stages: parameters of the library's recipes, resumption, and errors before any work."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import mpochain as mpo
 from mpochain import MPOError
 from mpochain.language import load_language_model
 from mpochain.workflows import built_in_recipes, distill_by, read_recipe
-from mpochain.workflows.groups import make_smaller
+from mpochain.workflows.groups import compress_stage
 from mpochain.workflows.recipe import UnitsOfTokens
 from mpochain.workflows.token_units import token_units
 
@@ -23,7 +23,7 @@ COUNTS = {"tqcompressor-gpt2-small": 81_336_388, "kngpt2": 83_907_506}
 
 STAGES = """
 model: dense
-healing: {text: valid.txt, window: 16, windows: 12, training: {steps: 4, batch_size: 4, warmup_steps: 1}}
+finetune: {text: valid.txt, window: 16, windows: 12, training: {steps: 4, batch_size: 4, warmup_steps: 1}}
 evaluation: {text: test.txt, window: 16, windows: 4}
 stages:
   - name: words
@@ -62,21 +62,21 @@ def test_the_parameters_of_gpt2_small(name):
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.fill_(0.02)
-        assert sum(each.numel() for each in model.parameters()) == 124_439_808
-    recipe = read_recipe(built_in_recipes()[name], {"healing": {"text": "none.txt"}})
+        assert sum(parameter.numel() for parameter in model.parameters()) == 124_439_808
+    recipe = read_recipe(built_in_recipes()[name], {"finetune": {"text": "none.txt"}})
     for stage in recipe.stages:
         # The number of parameters does not depend on the order that a search would find.
         stage = stage.model_copy(
             update={"groups": tuple(g.model_copy(update={"permuted": False}) for g in stage.groups)}
         )
-        make_smaller(stage, model)
-    assert sum(each.numel() for each in model.parameters()) == COUNTS[name]
+        compress_stage(stage, model)
+    assert sum(parameter.numel() for parameter in model.parameters()) == COUNTS[name]
     assert model.lm_head.core_0_0 is model.transformer.wte.table.core_0_0
 
 
 @pytest.mark.parametrize("name", sorted(COUNTS))
-def test_the_recipes_run_at_a_small_size(name, folder):
-    """A small GPT-2 with the names and blocks that they speak of."""
+def test_the_recipes_run_at_a_small_size(name, folder, caplog):
+    """A small GPT-2 with the names and blocks of the recipes."""
     settings = transformers.GPT2Config(
         vocab_size=60, n_positions=16, n_embd=16, n_layer=12, n_head=2, bos_token_id=0, eos_token_id=0
     )
@@ -89,18 +89,19 @@ def test_the_recipes_run_at_a_small_size(name, folder):
         built_in_recipes()[name],
         {
             "model": str(folder / "gpt2"),
-            "healing": {"text": str(folder / "valid.txt"), "windows": 8, "training": training},
+            "finetune": {"text": str(folder / "valid.txt"), "windows": 8, "training": training},
         },
         window=16,
     )
-    said = []
-    outcome = distill_by(recipe, folder / "small", log=said.append)
-    # Of each MLP of the first, between both layers.
-    assert any(line.startswith("6 orders of features") for line in said) is (name == "tqcompressor-gpt2-small")
+    with caplog.at_level("INFO", "mpochain.workflows.staging"):
+        outcome = distill_by(recipe, folder / "small")
+    # One order for each MLP, between its two layers.
+    absorbed = any(line.startswith("6 orders of features") for line in caplog.messages)
+    assert absorbed is (name == "tqcompressor-gpt2-small")
     assert outcome.parameters[1] < outcome.parameters[0]
     loaded = mpo.load(folder / "small")
     assert loaded.lm_head.weight.shape == (60, 16)
-    assert sum(each.numel() for each in loaded.parameters()) == outcome.parameters[1]
+    assert sum(parameter.numel() for parameter in loaded.parameters()) == outcome.parameters[1]
 
 
 def test_stages_one_after_the_other(folder):
@@ -116,9 +117,9 @@ def test_stages_one_after_the_other(folder):
     model = mpo.load(folder / "small")
     assert model.lm_head.weight.shape == (60, 24)
     json.dumps(outcome.as_dict())
-    # The same without keeping what the teacher says, but for what that is rounded by.
+    # The same without a cache of the teacher's logits, but for the rounding of the cache.
     other = distill_by(recipe, folder / "other")
-    losses, same = (found.stages[0]["training"]["losses"] for found in (outcome, other))
+    losses, same = (run.stages[0]["training"]["losses"] for run in (outcome, other))
     assert losses == pytest.approx(same, rel=1e-2)
     assert losses != same
 
@@ -134,9 +135,9 @@ def test_only_what_is_named_learns(folder):
 
 
 @pytest.mark.parametrize("stop", ["compress", "finetune", "save"])
-def test_an_interrupted_run_comes_to_the_same_model(folder, monkeypatch, stop):
+def test_an_interrupted_run_ends_with_the_same_model(folder, monkeypatch, stop):
     recipe = recipe_of(folder)
-    whole = distill_by(recipe, folder / "whole")
+    uninterrupted = distill_by(recipe, folder / "uninterrupted")
     from mpochain.workflows import groups, staged_work, staging
 
     module, name = {
@@ -156,15 +157,15 @@ def test_an_interrupted_run_comes_to_the_same_model(folder, monkeypatch, stop):
     with pytest.raises(KeyboardInterrupt):
         distill_by(recipe, folder / "broken")
     again = distill_by(recipe, folder / "broken")
-    assert again.parameters == whole.parameters
-    for mine, theirs in zip(again.stages, whole.stages, strict=True):
+    assert again.parameters == uninterrupted.parameters
+    for mine, theirs in zip(again.stages, uninterrupted.stages, strict=True):
         assert mine["training"]["losses"] == theirs["training"]["losses"]
         assert mine["after"]["loss"] == theirs["after"]["loss"]
-    one, other = (mpo.load(folder / name).state_dict() for name in ("broken", "whole"))
+    one, other = (mpo.load(folder / name).state_dict() for name in ("broken", "uninterrupted"))
     assert all(torch.equal(one[name], other[name]) for name in one)
 
 
-def test_the_work_of_another_recipe_is_not_gone_on_with(folder, monkeypatch):
+def test_the_work_of_another_recipe_is_not_resumed(folder, monkeypatch):
     from mpochain.workflows import staging
 
     recipe = recipe_of(folder)
@@ -178,9 +179,9 @@ def test_the_work_of_another_recipe_is_not_gone_on_with(folder, monkeypatch):
     with pytest.raises(MPOError, match="work of another recipe: seed was 0 and is 7 now"):
         distill_by(recipe.model_copy(update={"seed": 7}), folder / "small")
     changed = recipe_of(folder, STAGES.replace("factors: [[1, 2], [1, 2]]", "factors: [[1, 2]]"))
-    with pytest.raises(MPOError, match="its stage words was begun in another way"):
+    with pytest.raises(MPOError, match="its stage words was begun with other settings"):
         distill_by(changed, folder / "small")
-    # A stage that is still to come may change, and with what it is measured.
+    # A stage that was not begun may change, and so may the evaluation.
     later = recipe_of(folder, STAGES.replace("steps: 3,", "steps: 5,").replace("windows: 4}", "windows: 3}"))
     with pytest.raises(KeyboardInterrupt):
         distill_by(later, folder / "small")
@@ -199,10 +200,10 @@ def test_the_work_of_another_recipe_is_not_gone_on_with(folder, monkeypatch):
     [
         (("model.embed_tokens]", "model.embed]"), "stage words: .*'model.embed' matches no layer"),
         (("factors: [[1, 2], [1, 2]]", "factors: [[1, 5]]"), "stage words: a factor of 1x5 does not divide"),
-        (("(up|gate)_proj", "(up|gate|down)_proj"), "down_proj is made smaller in the stages mlps and mlps"),
-        (("svd, budget", "svd_llm, budget"), "stage mlps needs calibration data"),
-        (("svd, budget", "svdd, budget"), "stage mlps: there is no method 'svdd'"),
-        (("budget: 0.5", "permuted: true"), "a budget goes with a method or units"),
+        (("(up|gate)_proj", "(up|gate|down)_proj"), "down_proj is compressed in the stages mlps and mlps"),
+        (("svd, budget", "svd_llm, budget"), "stage mlps: method svd_llm needs calibration data"),
+        (("svd, budget", "svdd, budget"), r"stages\.1\.groups\.1\.method: there is no method 'svdd'"),
+        (("budget: 0.5", "permuted: true"), "permuted goes with factors"),
         (("steps: 3, ", "stepps: 3, "), r"stages\.mlps\.training\.stepps"),
         (
             ("trainable: [model.embed_tokens]", "trainable: [model.embed]"),
@@ -215,14 +216,17 @@ def test_the_work_of_another_recipe_is_not_gone_on_with(folder, monkeypatch):
             "terms goes with factors, which this group does not have",
         ),
         (("model: dense", "model: dense\nignore: ['re:.*']"), "ignore is not used with stages"),
-        (("'re:.*(up|gate)_proj'", "lm_head"), "lm_head is made smaller in the stages words and mlps"),
-        (("window: 16, windows: 12", "window: 80, windows: 5"), "windows of 80 tokens are over the 64"),
+        (("'re:.*(up|gate)_proj'", "lm_head"), "lm_head is compressed in the stages words and mlps"),
+        (
+            ("window: 16, windows: 12", "window: 80, windows: 5"),
+            "finetune: the window of 80 tokens is longer",
+        ),
         (("name: words-again", "name: words"), "two have the name 'words'"),
         (("name: words-again", "name: ../words"), r"stages\.2\.name"),
         (("windows: 12,", "windows: 12, teacher: other,"), "the teacher's vocabulary of 50 is not the model's of 60"),
     ],
 )
-def test_what_is_wrong_is_told_before_any_work(folder, change, message):
+def test_errors_come_before_any_work(folder, change, message):
     settings = transformers.GPT2Config(vocab_size=50, n_positions=16, n_embd=8, n_layer=1, n_head=1)
     transformers.GPT2LMHeadModel(settings).save_pretrained(folder / "other")
     transformers.AutoTokenizer.from_pretrained(folder / "dense").save_pretrained(folder / "other")
@@ -247,15 +251,15 @@ def test_a_cache_that_a_stage_cannot_use(folder):
 
 def test_what_is_missing(folder):
     with pytest.raises(MPOError, match="no stages"):
-        distill_by(recipe_of(folder, "model: dense\nhealing: {text: valid.txt}\n"), folder / "small")
-    without = recipe_of(folder, STAGES).model_copy(update={"healing": None})
+        distill_by(recipe_of(folder, "model: dense\nfinetune: {text: valid.txt}\n"), folder / "small")
+    without = recipe_of(folder, STAGES).model_copy(update={"finetune": None})
     with pytest.raises(MPOError, match="no text to learn from"):
         distill_by(without, folder / "small")
 
 
 UNITS = """
 model: dense
-healing: {text: valid.txt, window: 16, windows: 12, training: {steps: 4, batch_size: 4, warmup_steps: 1}}
+finetune: {text: valid.txt, window: 16, windows: 12, training: {steps: 4, batch_size: 4, warmup_steps: 1}}
 evaluation: {text: test.txt, window: 16, windows: 4}
 stages:
   - name: words
@@ -302,11 +306,11 @@ def test_embeddings_of_units_learn_hidden_states_first(lexicon):
 def test_rows_without_a_token_are_units_of_their_own(folder):
     tokenizer = transformers.AutoTokenizer.from_pretrained(folder / "dense")
     count = len(tokenizer)
-    found = token_units(tokenizer, count + 5, UnitsOfTokens(pieces=40))
+    padded = token_units(tokenizer, count + 5, UnitsOfTokens(pieces=40))
     known = token_units(tokenizer, count, UnitsOfTokens(pieces=40))
-    assert found.units_of(f"<row {count + 4}>") == (f"=<row {count + 4}>", "")
-    assert found.unsplit == known.unsplit + 5
-    assert (found.index[:count] == known.index).all(), "pieces are of tokens alone"
+    assert padded.units_of(f"<row {count + 4}>") == (f"=<row {count + 4}>", "")
+    assert padded.unsplit == known.unsplit + 5
+    assert (padded.index[:count] == known.index).all(), "pieces are of tokens alone"
 
 
 @pytest.mark.parametrize(
@@ -315,8 +319,8 @@ def test_rows_without_a_token_are_units_of_their_own(folder):
         (("listing: units.tsv", "listing: none.tsv"), "stage words: .*none.tsv cannot be read"),
         (("wordnet: lexicon", "wordnet: ."), "stage words: .*index.noun cannot be read"),
         (("[model.embed_tokens]\n        budget", "[model.norm]\n        budget"), "'model.norm' is a .*RMSNorm"),
-        (("budget: 0.8", "budget: 0.8\n        method: svd"), "give one of factors"),
-        (("        budget: 0.8\n", ""), "a budget goes with a method or units"),
+        (("budget: 0.8", "budget: 0.8\n        method: svd"), "give one of method, factors"),
+        (("        budget: 0.8\n", ""), "a budget is missing"),
         (("{listing: units.tsv, wordnet: lexicon, pieces: 30}", "{least: 2}"), "give listing, wordnet or pieces"),
         (("pieces: 30", "pieces: 30, places: 1"), r"units\.places"),
         (("budget: 0.8", "budget: 0.05"), "cannot be made as small as 5.0% of its parameters"),
@@ -324,7 +328,7 @@ def test_rows_without_a_token_are_units_of_their_own(folder):
         (("coefficients: true", "seconds: 2"), "seconds goes with factors"),
     ],
 )
-def test_units_that_cannot_be_are_told_before_any_work(lexicon, change, message):
+def test_errors_of_units_come_before_any_work(lexicon, change, message):
     assert change[0] in UNITS
     with pytest.raises(MPOError, match=message):
         distill_by(recipe_of(lexicon, UNITS.replace(*change)), lexicon / "small")

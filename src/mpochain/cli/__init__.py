@@ -1,4 +1,4 @@
-"""The command line: one file per subcommand. Data on stdout, progress and logs on stderr."""
+"""Command line, one file per subcommand: results on stdout, log and progress on stderr."""
 
 from mpochain.cli.app import main
 

@@ -1,6 +1,6 @@
-"""The application: subcommands joined, and errors turned into one line and an exit status.
+"""Command-line application: its subcommands, and errors as one line with an exit status.
 
-Exit 0 done, 1 failed, 2 wrong usage, 130 interrupted.
+Exit status: 0 done, 1 failed, 2 wrong usage, 130 interrupted.
 """
 
 from __future__ import annotations
@@ -12,12 +12,15 @@ import typer
 
 import mpochain
 from mpochain.cli.compare import compare
-from mpochain.cli.compress import compress, plan
+from mpochain.cli.compress import compress
 from mpochain.cli.convert import convert
 from mpochain.cli.distill import distill
 from mpochain.cli.evaluate import evaluate
 from mpochain.cli.finetune import finetune
 from mpochain.cli.inspect import inspect
+from mpochain.cli.log_lines import log_lines
+from mpochain.cli.methods import CommandWithMethods, methods
+from mpochain.cli.plan import plan
 from mpochain.errors import ArgumentError, MPOError
 from mpochain.system.interrupts import interrupts_between_steps
 
@@ -25,7 +28,7 @@ __all__ = ["app", "main"]
 
 app = typer.Typer(
     name="mpochain",
-    help="Tensor-network layers for PyTorch: planned contractions, exact errors, honest costs.",
+    help="Compress language models by tensor networks and low rank, finetune, evaluate and compare them.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -40,19 +43,27 @@ def _version(wanted: bool) -> None:
 
 @app.callback()
 def _options(
-    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Print it.")] = False,
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and exit.")
+    ] = False,
 ) -> None:
     pass
 
 
-app.command()(plan)
-app.command()(compress)
-app.command("eval")(evaluate)
+app.command(cls=CommandWithMethods)(compress)
+app.command()(methods)
 app.command()(finetune)
 app.command()(distill)
+app.command("eval")(evaluate)
 app.command()(compare)
 app.command()(inspect)
 app.command()(convert)
+# All arguments, --help among them, are those of compress.
+app.command(
+    hidden=True,
+    add_help_option=False,
+    context_settings={"ignore_unknown_options": True, "allow_extra_args": True},
+)(plan)
 
 
 def _moved(context: typer.Context) -> None:
@@ -68,9 +79,10 @@ for _name in ("demo", "study", "train"):
 
 def main() -> None:
     """Run the command line."""
-    try:
-        with interrupts_between_steps():
-            app()
-    except MPOError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(1)
+    with log_lines():
+        try:
+            with interrupts_between_steps():
+                app()
+        except MPOError as error:
+            print(f"error: {error}", file=sys.stderr)
+            sys.exit(1)

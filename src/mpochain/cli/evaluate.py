@@ -8,34 +8,41 @@ from typing import Annotated
 import typer
 
 from mpochain.cli.options import Dtype, Json, print_json, quiet_transformers
-from mpochain.system.progress import counting, say
+from mpochain.system.progress import counting
 
 __all__ = ["evaluate"]
 
 
 def evaluate(
-    model: Annotated[str, typer.Argument(help="Folder, dense or compressed, .gguf file, or name on the hub.")],
-    text: Annotated[Path, typer.Option(help="UTF-8 file.")],
-    window: Annotated[int, typer.Option(help="Tokens that are read at once.", min=2)] = 512,
-    stride: Annotated[int | None, typer.Option(help="Tokens from one window to the next; a window.", min=1)] = None,
-    windows: Annotated[int | None, typer.Option(help="How many, evenly spread; all if not given.", min=1)] = None,
+    model: Annotated[
+        str,
+        typer.Argument(help="Dense or compressed model: a folder, a .gguf file, or a name on the Hugging Face hub."),
+    ],
+    text: Annotated[Path, typer.Option(help="UTF-8 text to measure perplexity on.")],
+    window: Annotated[int, typer.Option(help="Tokens of a window.", min=2)] = 512,
+    stride: Annotated[
+        int | None, typer.Option(help="Tokens from one window to the next; a window if not given.", min=1)
+    ] = None,
+    windows: Annotated[
+        int | None, typer.Option(help="Number of windows, evenly spread over the text; all if not given.", min=1)
+    ] = None,
     dtype: Dtype = None,
     as_json: Json = False,
 ) -> None:
-    """Print the perplexity of a model on a text, and on how much of it."""
-    from mpochain.language import load_language_model, perplexity, read_tokens
+    """Print the perplexity of a model on a text, with the number of tokens it is measured on."""
+    from mpochain.language import perplexity, read_tokens
+    from mpochain.workflows.inputs import read_model
 
-    with quiet_transformers(), counting() as counter:
-        say(f"reading {model}")
-        language = load_language_model(model, dtype=dtype or "auto")
+    with quiet_transformers(), counting() as counters:
+        language = read_model(model, dtype=dtype or "auto")
         tokens = read_tokens(text, language.tokenizer)
-        found = perplexity(
-            language.model, tokens, window=window, stride=stride, count=windows, progress=counter("windows")
+        result = perplexity(
+            language.model, tokens, window=window, stride=stride, count=windows, progress=counters("windows")
         )
     if as_json:
-        print_json({"model": model, "text": str(text), **found.as_dict()})
+        print_json({"model": model, "text": str(text), **result.as_dict()})
     else:
         print(
-            f"perplexity {found.perplexity:.3f} ({found.loss:.4f} nats per token) on {found.tokens:,} tokens, "
-            f"{found.windows} windows of {found.window}, stride {found.stride}"
+            f"perplexity {result.perplexity:.3f} ({result.loss:.4f} nats per token) on {result.tokens:,} tokens, "
+            f"{result.windows} windows of {result.window}, stride {result.stride}"
         )

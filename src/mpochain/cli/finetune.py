@@ -1,59 +1,90 @@
-"""``mpochain finetune``: a compressed model healed on text, by its dense teacher, or both."""
+"""``mpochain finetune``: finetune a compressed model on text, by its dense teacher, or both."""
 
 from __future__ import annotations
 
-import json
+import logging
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from mpochain.cli.options import Dtype, Json, RecipeFile, Seed, command_line, print_json, quiet_transformers
-from mpochain.system.progress import counting, say
+from mpochain.cli.options import (
+    Dtype,
+    EvaluationText,
+    EvaluationWindows,
+    Json,
+    RecipeFile,
+    Seed,
+    Window,
+    command_line,
+    print_json,
+    quiet_transformers,
+)
+from mpochain.system.progress import counting
 
 __all__ = ["finetune"]
+
+logger = logging.getLogger(__name__)
 
 
 def finetune(
     model: Annotated[Path, typer.Argument(help="Folder of the compressed model.")],
-    out: Annotated[Path, typer.Option(help="Folder for the healed model.")],
+    out: Annotated[Path, typer.Option(help="Folder for the finetuned model.")],
     recipe: RecipeFile = None,
-    text: Annotated[Path | None, typer.Option(help="Text to heal on; never one to evaluate on.")] = None,
-    window: Annotated[int | None, typer.Option(help="Tokens of a window; 512 if not given.")] = None,
-    windows: Annotated[int | None, typer.Option(help="How many, evenly spread; all if not given.")] = None,
-    teacher: Annotated[str | None, typer.Option(help="Dense model to become like; or the recipe's model.")] = None,
+    text: Annotated[
+        Path | None, typer.Option(help="UTF-8 text to learn from; not one that the model is evaluated on.")
+    ] = None,
+    window: Window = None,
+    windows: Annotated[
+        int | None, typer.Option(help="Number of windows of the text, evenly spread; all if not given.")
+    ] = None,
+    teacher: Annotated[
+        str | None, typer.Option(help="Dense model to learn from; the recipe's model if not given.")
+    ] = None,
     steps: Annotated[int | None, typer.Option(help="Optimiser steps; 100 if not given.")] = None,
-    batch_size: Annotated[int | None, typer.Option(help="Windows per step; 4 if not given.")] = None,
-    accumulate: Annotated[int | None, typer.Option(help="Parts of a batch, to save memory; 1 if not given.")] = None,
-    warmup_steps: Annotated[int | None, typer.Option(help="Until the rate has its peak; 5 if not given.")] = None,
-    learning_rate: Annotated[float | None, typer.Option(help="Peak; 2e-5 if not given.")] = None,
+    batch_size: Annotated[int | None, typer.Option(help="Windows of a step; 4 if not given.")] = None,
+    accumulate: Annotated[
+        int | None, typer.Option(help="Parts that a batch is split into to save memory; 1 if not given.")
+    ] = None,
+    warmup_steps: Annotated[
+        int | None, typer.Option(help="Steps in which the learning rate rises to its peak; 5 if not given.")
+    ] = None,
+    learning_rate: Annotated[float | None, typer.Option(help="Peak of the learning rate; 2e-5 if not given.")] = None,
     distillation: Annotated[
         float | None, typer.Option(help="Share of the teacher in the loss; 1 with a teacher, 0 for the text alone.")
     ] = None,
-    temperature: Annotated[float | None, typer.Option(help="Of teacher and model; 1 if not given.")] = None,
-    autocast: Annotated[str | None, typer.Option(help="bfloat16, for the products.")] = None,
+    temperature: Annotated[
+        float | None, typer.Option(help="Temperature of the softmax of model and teacher; 1 if not given.")
+    ] = None,
+    autocast: Annotated[
+        str | None, typer.Option(help="Element type of matrix products: bfloat16; the model's own if not given.")
+    ] = None,
     gradient_checkpointing: Annotated[
-        bool | None, typer.Option(help="Compute activations twice rather than keep them.")
+        bool | None, typer.Option(help="Compute activations again in the backward pass to save memory.")
     ] = None,
     seed: Seed = None,
-    evaluate: Annotated[Path | None, typer.Option(help="Text to measure perplexity on, before and after.")] = None,
-    evaluate_windows: Annotated[int | None, typer.Option(help="Windows of it; all if not given.")] = None,
+    evaluate: EvaluationText = None,
+    evaluate_windows: EvaluationWindows = None,
     dtype: Dtype = None,
     as_json: Json = False,
 ) -> None:
-    """Heal a compressed model; write it and healing.json. After Ctrl-C or a kill the same command goes on."""
-    from mpochain.system.files import write_bytes
-    from mpochain.workflows import heal_by, read_recipe
+    """Finetune a compressed model; write it with finetune.json into a folder.
 
-    # Unless something else was asked for: then the missing teacher is an error.
-    alone = recipe is None and teacher is None and text is not None and distillation is None
-    wanted = read_recipe(
+    After Ctrl-C or a kill the same command resumes from its last checkpoint.
+    """
+    from mpochain.workflows import finetune_by, read_recipe
+    from mpochain.workflows.finetuning import RECORD
+    from mpochain.workflows.json_file import write_json
+
+    # Text and nothing else: there is no teacher to learn from. With --distillation a missing teacher is an error.
+    text_alone = recipe is None and teacher is None and text is not None and distillation is None
+    settings = read_recipe(
         recipe,
         {
-            # Without a recipe nothing else names a model, and without a teacher there is nothing to be like.
+            # Without a recipe and a teacher nothing else names a model, and none is read.
             "model": teacher or (str(model) if recipe is None else None),
             "dtype": dtype,
-            "healing": {
+            "finetune": {
                 "text": None if text is None else str(text),
                 "windows": windows,
                 "teacher": teacher,
@@ -63,7 +94,7 @@ def finetune(
                     "batch_size": batch_size,
                     "accumulate": accumulate,
                     "learning_rate": learning_rate,
-                    "distillation": 0.0 if alone else distillation,
+                    "distillation": 0.0 if text_alone else distillation,
                     "temperature": temperature,
                     "autocast": autocast,
                     "gradient_checkpointing": gradient_checkpointing,
@@ -77,30 +108,30 @@ def finetune(
         },
         window=window,
     )
-    with quiet_transformers(), counting() as counter:
+    with quiet_transformers(), counting() as counters:
         try:
-            healed = heal_by(wanted, model, out, log=say, counter=counter)
+            finetuned = finetune_by(settings, model, out, counters=counters)
         except KeyboardInterrupt:
-            say(f"interrupted; the state is kept in {out}, the same command goes on from there")
+            logger.info("interrupted; the state is kept in %s, and the same command resumes from it", out)
             raise typer.Exit(130) from None
     record = {
         "format": 1,
         "command": command_line(),
-        "recipe": wanted.model_dump(mode="json", exclude_none=True),
-        **healed.as_dict(),
+        "recipe": settings.model_dump(mode="json", exclude_none=True),
+        **finetuned.as_dict(),
     }
-    write_bytes(out / "healing.json", (json.dumps(record, indent=1, ensure_ascii=False) + "\n").encode())
+    write_json(out / RECORD, record)
     if as_json:
         print_json(record)
         return
-    result = healed.result
+    result = finetuned.result
     print(
         f"{result.steps} steps, {result.tokens:,} tokens in {result.seconds:,.0f} s; "
-        f"loss {result.losses[0]:.4f} at first, {result.losses[-1]:.4f} at last"
+        f"loss {result.losses[0]:.4f} at the first step, {result.losses[-1]:.4f} at the last"
     )
-    if healed.before is not None and healed.after is not None:
-        print(f"perplexity: {healed.before.perplexity:.2f} before, {healed.after.perplexity:.2f} after")
-    elif healed.after is not None:
-        print(f"perplexity: {healed.after.perplexity:.2f}")
+    if finetuned.before is not None and finetuned.after is not None:
+        print(f"perplexity: {finetuned.before.perplexity:.2f} before, {finetuned.after.perplexity:.2f} after")
+    elif finetuned.after is not None:
+        print(f"perplexity: {finetuned.after.perplexity:.2f}")
     print(out)
-    print(out / "healing.json")
+    print(out / RECORD)

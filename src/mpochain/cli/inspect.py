@@ -1,4 +1,4 @@
-"""``mpochain inspect``: what a checkpoint holds."""
+"""``mpochain inspect``: layers and sizes of a compressed checkpoint."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ def inspect(
     folder: Annotated[Path, typer.Argument(help="Folder of a compressed model.")],
     as_json: Json = False,
 ) -> None:
-    """Print the layers of a compressed model and whether its files are whole; no weights are read into memory."""
+    """Print the layers of a compressed model, and whether its files are intact; no weights are kept in memory."""
     from mpochain.checkpoint import contents
     from mpochain.report import Column, text
 
-    found = contents(folder)
+    checkpoint = contents(folder)
     if as_json:
-        print_json(asdict(found) | {"dense_parameters": found.dense_parameters})
+        print_json(asdict(checkpoint) | {"dense_parameters": checkpoint.dense_parameters})
     else:
         columns = (
             Column("name", "layer"),
@@ -39,14 +39,15 @@ def inspect(
                 "size": f"{layer.shape[0]}x{layer.shape[1]}",
                 "share": layer.parameters / (layer.shape[0] * layer.shape[1]),
             }
-            for layer in found.layers
+            for layer in checkpoint.layers
         ]
         print(text(columns, rows))
         print()
+        dense, after = checkpoint.dense_parameters, checkpoint.parameters
+        state = "intact" if checkpoint.intact else "DAMAGED: their sha256 differs"
         print(
-            f"{found.model or 'a model of its own'}: {found.parameters:,} parameters, {found.dense_parameters:,} if it "
-            f"were dense ({found.parameters / found.dense_parameters:.1%}); {found.bytes:,} bytes, "
-            f"{', '.join(found.dtypes)}; tensors {'intact' if found.intact else 'DAMAGED: their sha256 differs'}"
+            f"{checkpoint.model or 'a model of its own'}: {after:,} parameters, {dense:,} if it were dense "
+            f"({after / dense:.1%}); {checkpoint.bytes:,} bytes, {', '.join(checkpoint.dtypes)}; tensors {state}"
         )
-    if not found.intact:
+    if not checkpoint.intact:
         raise typer.Exit(1)

@@ -1,4 +1,4 @@
-"""Progress of long runs on stderr: a bar on a terminal, a line now and then elsewhere."""
+"""Progress of long runs on stderr: bars on a terminal, a line now and then elsewhere."""
 
 from __future__ import annotations
 
@@ -12,7 +12,12 @@ from types import TracebackType
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-__all__ = ["TrainingProgress", "counting", "say"]
+__all__ = ["Counter", "Counters", "TrainingProgress", "counting", "uncounted"]
+
+# Called with how much is done, and of how much.
+Counter = Callable[[int, int], None]
+# Makes a counter from the label of what it counts.
+Counters = Callable[[str], Counter]
 
 # Seconds between two lines where there is no terminal.
 _LINE_SECONDS = 30.0
@@ -22,11 +27,11 @@ class TrainingProgress:
     """Loss, tokens per second and time left of a training run.
 
     Args:
-        label: what is trained.
+        label: name of the run.
         steps: total number of steps.
         start: steps done in an earlier session.
         tokens_per_step: for the rate.
-        line_seconds: without a terminal, a plain line this often.
+        line_seconds: seconds between two lines where stderr is no terminal.
     """
 
     def __init__(
@@ -48,7 +53,7 @@ class TrainingProgress:
 
     def __enter__(self) -> TrainingProgress:
         self._began = time.monotonic()
-        self._spoke = -math.inf  # the first step is told at once: it says that work has begun
+        self._printed = -math.inf  # so that the first step is printed at once: the run has started
         if self._bar is not None:
             self._bar.start()
             self._task = self._bar.add_task(
@@ -56,18 +61,18 @@ class TrainingProgress:
             )
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, tb: TracebackType | None) -> None:
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
         if self._bar is not None:
             self._bar.stop()
 
     def update(self, step: int, loss: float) -> None:
-        """Report that ``step`` steps are done."""
+        """Show that ``step`` steps are done, with the loss of the last one in nats per token."""
         now = time.monotonic()
         rate = (step - self._start) * self._tokens_per_step / max(now - self._began, 1e-9)
         if self._bar is not None:
             self._bar.update(self._task, completed=step, loss=loss, rate=rate)
-        elif now - self._spoke >= self._line_seconds:
-            self._spoke = now
+        elif now - self._printed >= self._line_seconds:
+            self._printed = now
             left = (self._steps - step) * self._tokens_per_step / rate
             print(
                 f"{self._label}: step {step}/{self._steps}, loss {loss:.3f}, {rate:,.0f} tokens/s, {left:.0f} s left",
@@ -76,36 +81,41 @@ class TrainingProgress:
             )
 
 
-def say(line: str) -> None:
-    """A line about what is being done."""
-    print(line, file=sys.stderr, flush=True)
-
-
 @contextmanager
-def counting() -> Iterator[Callable[[str], Callable[[int, int], None]]]:
-    """What makes counters from labels, for the time of a job."""
+def counting() -> Iterator[Counters]:
+    """Progress of the steps of a workflow on stderr, for the time of the context.
+
+    Yields:
+        Makes a counter from the label of a step.
+    """
     console = Console(file=sys.stderr)
     if not console.is_terminal:
-
-        def line(label: str) -> Callable[[int, int], None]:
-            said = time.monotonic()
-
-            def count(done: int, total: int) -> None:
-                nonlocal said
-                if time.monotonic() - said > _LINE_SECONDS or done == total:
-                    said = time.monotonic()
-                    say(f"{label}: {done}/{total}")
-
-            return count
-
-        yield line
+        yield _line_counter
         return
     with Progress(
         TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), console=console
-    ) as shown:
+    ) as progress:
 
-        def bar(label: str) -> Callable[[int, int], None]:
-            task = shown.add_task(label, total=None)
-            return lambda done, total: shown.update(task, completed=done, total=total)
+        def bar_counter(label: str) -> Counter:
+            task = progress.add_task(label, total=None)
+            return lambda done, total: progress.update(task, completed=done, total=total)
 
-        yield bar
+        yield bar_counter
+
+
+def uncounted(label: str) -> Counter:  # noqa: ARG001  # one of Counters
+    """A counter that shows nothing."""
+    return lambda done, total: None  # noqa: ARG005
+
+
+def _line_counter(label: str) -> Counter:
+    """A counter that prints a line now and then, and one at the end."""
+    printed = time.monotonic()
+
+    def count(done: int, total: int) -> None:
+        nonlocal printed
+        if time.monotonic() - printed > _LINE_SECONDS or done == total:
+            printed = time.monotonic()
+            print(f"{label}: {done}/{total}", file=sys.stderr, flush=True)
+
+    return count

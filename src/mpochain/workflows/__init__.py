@@ -1,8 +1,9 @@
-"""Whole jobs, from files to files: a recipe is read, a model made smaller, healed, evaluated, timed and compared."""
+"""Workflows from files to files by a recipe: compress, finetune, distill and compare language models."""
 
 from mpochain.workflows.comparing import compare
-from mpochain.workflows.compressing import Compressed, compress_by, evaluate, time_models
-from mpochain.workflows.healing import Healed, heal_by
+from mpochain.workflows.compressing import Compressed, compress_by, time_models
+from mpochain.workflows.finetuning import Finetuned, finetune_by
+from mpochain.workflows.inputs import evaluate
 from mpochain.workflows.recipe import Recipe, at_once, built_in_recipes
 from mpochain.workflows.recipe_file import read_recipe
 from mpochain.workflows.staging import Distilled, distill_by
@@ -10,7 +11,7 @@ from mpochain.workflows.staging import Distilled, distill_by
 __all__ = [
     "Compressed",
     "Distilled",
-    "Healed",
+    "Finetuned",
     "Recipe",
     "at_once",
     "built_in_recipes",
@@ -18,7 +19,7 @@ __all__ = [
     "compress_by",
     "distill_by",
     "evaluate",
-    "heal_by",
+    "finetune_by",
     "read_recipe",
     "time_models",
 ]

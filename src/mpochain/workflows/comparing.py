@@ -1,8 +1,9 @@
-"""Several methods at several budgets on one model, each in a process of its own; what finished is never run again."""
+"""Comparison of compression methods at several budgets on one model, one process for each run."""
 
 from __future__ import annotations
 
 import json
+import logging
 import multiprocessing
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
@@ -14,158 +15,195 @@ import torch
 
 from mpochain.compression import method_named
 from mpochain.errors import ArgumentError, CheckpointError, MPOError, RecipeError
-from mpochain.language import load_language_model, read_tokens, save_language_model
+from mpochain.language import save_language_model
 from mpochain.report import provenance
-from mpochain.system.files import require_writable, write_bytes
+from mpochain.system.files import require_writable
 from mpochain.system.memory import peak_resident
-from mpochain.workflows.compressing import Log, compress_by, evaluate
-from mpochain.workflows.healing import heal_by
+from mpochain.workflows.compressing import compress_by
+from mpochain.workflows.finetuning import finetune_by
+from mpochain.workflows.former_names import current_record, existing_file, existing_folder
+from mpochain.workflows.inputs import read_inputs
+from mpochain.workflows.json_file import write_json
 from mpochain.workflows.recipe import Recipe
 from mpochain.workflows.texts import digest, require_unseen
 
-__all__ = ["FORMAT", "cells", "compare", "read_cell"]
+__all__ = ["FINETUNED", "FORMAT", "compare", "read_run", "read_runs", "run_names"]
+
+logger = logging.getLogger(__name__)
 
 FORMAT = 1
+# Ends the name of a run that finetunes the result of another, and of a method that corrects earlier layers' errors.
+FINETUNED = "-finetuned"
 _SEQUENTIAL = "+sequential"
 
+_FIELDS = {"name", "setting", "perplexity", "provenance", "peak_bytes", "seconds"}
 
-def cells(recipe: Recipe) -> list[str]:
-    """The names of all runs of a comparison, in the order they are made.
+
+def run_names(recipe: Recipe) -> list[str]:
+    """The names of all runs of a comparison, in the order in which they are made.
 
     Raises:
-        RecipeError: no comparison or evaluation in the recipe, or a method that there is not.
+        RecipeError: no comparison or evaluation in the recipe, or an unknown method.
+
+    Example:
+        >>> from mpochain.workflows.recipe import Comparison, Evaluation
+        >>> comparison = Comparison(methods=("svd", "tt_svd"), budgets=(0.5,))
+        >>> run_names(Recipe(model="gpt2", evaluation=Evaluation(text=Path("a.txt")), comparison=comparison))
+        ['dense', 'svd-0.5', 'tt_svd-0.5']
     """
-    if recipe.comparison is None or recipe.evaluation is None:
+    comparison = recipe.comparison
+    if comparison is None or recipe.evaluation is None:
         raise RecipeError("a comparison needs the sections comparison and evaluation in its recipe")
-    wanted = recipe.comparison
-    for method in (*wanted.methods, *wanted.heal):
+    for method in (*comparison.methods, *comparison.finetune):
         try:
             method_named(method.removesuffix(_SEQUENTIAL))
         except ArgumentError as error:
             raise RecipeError(f"comparison: {error}") from error
-    unknown = set(wanted.heal) - set(wanted.methods)
+    unknown = set(comparison.finetune) - set(comparison.methods)
     if unknown:
-        raise RecipeError(f"comparison.heal: {sorted(unknown)[0]!r} is not among comparison.methods")
-    if wanted.heal and recipe.healing is None:
-        raise RecipeError("comparison.heal needs the section healing")
+        raise RecipeError(f"comparison.finetune: {min(unknown)!r} is not among comparison.methods")
+    if comparison.finetune and recipe.finetune is None:
+        raise RecipeError("comparison.finetune needs the section finetune, with the text to learn from")
     names = ["dense"]
-    for budget in wanted.budgets:
-        names += [f"{method}-{budget}" for method in wanted.methods]
-        names += [f"{method}-{budget}-healed" for method in wanted.heal]
+    for budget in comparison.budgets:
+        names += [f"{method}-{budget}" for method in comparison.methods]
+        names += [f"{method}-{budget}{FINETUNED}" for method in comparison.finetune]
     return names
 
 
-def compare(recipe: Recipe, out: Path, *, only: Callable[[str], bool] = lambda _: True, log: Log = print) -> None:
-    """Make every run of a comparison that is not there yet.
+def compare(recipe: Recipe, out: Path, *, only: Callable[[str], bool] = lambda _: True) -> None:
+    """Make every run of a comparison that is not finished yet.
 
     Args:
         recipe: with the sections comparison and evaluation.
-        out: a JSON file for each run, and a folder for each smaller model.
+        out: folder for a JSON file of each run and a folder of each compressed model.
         only: which runs to make, by their names.
-        log: told what is done.
 
     Raises:
-        RecipeError: see :func:`cells`; or an evaluation on what the models have seen.
-        CheckpointError: a run in the folder is damaged, or of another recipe.
+        RecipeError: see :func:`run_names`; or an evaluation on what the models have seen.
+        CheckpointError: the record of a run is damaged, or of another recipe.
         OutputError: the folder cannot be written.
         MPOError: whatever a step raises.
     """
-    names = cells(recipe)
+    names = run_names(recipe)
     require_unseen(recipe)
     require_writable(out)
     for number, name in enumerate(names, 1):
         setting = _setting(recipe, name)
-        file = out / f"{name}.json"
+        file = existing_file(out, f"{name}.json")
         if file.exists():
-            if read_cell(file)["setting"] != setting:
+            if read_run(file)["setting"] != setting:
                 raise CheckpointError(f"{file} is of another recipe; remove it, or name another folder")
             continue
         if not only(name):
             continue
-        log(f"{number}/{len(names)}: {name}")
-        # A process for each, so that the memory of one is not that of another.
+        logger.info("%d/%d: %s", number, len(names), name)
+        # A process for each run, so that the peak memory of one is not that of another.
         context = multiprocessing.get_context("spawn")
         with ProcessPoolExecutor(1, mp_context=context) as pool:
             try:
                 result = pool.submit(_run, recipe, name, out).result()
             except BrokenProcessPool as error:
-                raise MPOError(f"the run {name} was killed, perhaps for want of memory") from error
-        record = {"format": FORMAT, "name": name, "setting": setting, **result}
-        write_bytes(file, (json.dumps(record, indent=1, ensure_ascii=False) + "\n").encode())
+                raise MPOError(f"the run {name} was killed, perhaps because memory ran out") from error
+        write_json(file, {"format": FORMAT, "name": name, "setting": setting, **result})
 
 
-def read_cell(file: Path) -> dict[str, Any]:
-    """The record of a run.
+def read_runs(folder: Path) -> dict[str, dict[str, Any]]:
+    """The records of all finished runs of a comparison, by their names.
+
+    Raises:
+        CheckpointError: see :func:`read_run`.
+    """
+    records = (read_run(file) for file in sorted(folder.glob("*.json")))
+    return {record["name"]: record for record in records}
+
+
+def read_run(file: Path) -> dict[str, Any]:
+    """The record of a run; one of an earlier version under the names of today.
 
     Raises:
         CheckpointError: it is damaged, or of another format.
     """
     try:
-        found = json.loads(file.read_text(encoding="utf-8"))
+        record = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise CheckpointError(f"{file} is damaged ({error}); remove it and run the comparison again") from error
-    fields = {"name", "setting", "perplexity", "provenance", "peak_bytes", "seconds"}
-    if not isinstance(found, dict) or found.get("format") != FORMAT or not fields <= set(found):
+    if not isinstance(record, dict) or record.get("format") != FORMAT or not set(record) >= _FIELDS:
         raise CheckpointError(f"{file} is damaged or of another format; remove it and run the comparison again")
-    return found
+    return current_record(record)
 
 
 def _setting(recipe: Recipe, name: str) -> dict[str, Any]:
-    """What decides a run: the recipe without the other runs, texts by what they hold and not where they are."""
-    kept = recipe.model_dump(mode="json", exclude={"comparison", "budget", "method", "sequential"})
-    kept["model"] = Path(recipe.model).name
-    for part in ("calibration", "evaluation", "healing"):
-        if kept.get(part) is not None:
-            text = Path(kept[part]["text"])
-            kept[part]["text"] = f"{text.name}, sha256 {digest(text)[:16]}"
-            if kept[part].get("teacher") is not None:
-                kept[part]["teacher"] = Path(kept[part]["teacher"]).name
-    if not name.endswith("-healed"):
-        kept["healing"] = None
-    return kept
+    """What decides the result of a run: the recipe without other runs, texts by their content and not their path."""
+    setting = recipe.model_dump(mode="json", exclude={"comparison", "budget", "method", "settings", "sequential"})
+    setting["model"] = Path(recipe.model).name
+    for section in ("calibration", "evaluation", "finetune"):
+        if setting.get(section) is not None:
+            text = Path(setting[section]["text"])
+            setting[section]["text"] = f"{text.name}, sha256 {digest(text)[:16]}"
+            if setting[section].get("teacher") is not None:
+                setting[section]["teacher"] = Path(setting[section]["teacher"]).name
+    if not name.endswith(FINETUNED):
+        setting["finetune"] = None
+    return setting
 
 
 def _run(recipe: Recipe, name: str, out: Path) -> dict[str, Any]:
-    """One run, in its own process."""
-    assert recipe.evaluation is not None
+    """Make one run, in its own process."""
+    # At the start: the files of the program may change while it runs.
     source = {"provenance": provenance(threads=torch.get_num_threads(), commit=True)}
     if name == "dense":
-        language = load_language_model(recipe.model, dtype=recipe.dtype)
-        tokens = read_tokens(recipe.evaluation.text, language.tokenizer)
-        found = evaluate(language.model, tokens, recipe.evaluation).as_dict()
-        parameters = sum(parameter.numel() for parameter in language.model.parameters())
-        return {
-            "perplexity": found,
-            "parameters": parameters,
-            "seconds": 0.0,
-            "peak_bytes": peak_resident(),
-            **source,
-        }
-    if name.endswith("-healed"):
-        healed = heal_by(recipe, out / name.removesuffix("-healed"), out / name, evaluated="after")
-        assert healed.after is not None
-        found = healed.as_dict()
-        return {
-            "perplexity": found["perplexity"]["after"],
-            "training": found["training"],
-            "seconds": healed.result.seconds,
-            "peak_bytes": healed.peak_bytes,
-            **source,
-        }
-    method, _, budget = name.rpartition("-")
-    assert recipe.comparison is not None
-    wanted = next(each for each in recipe.comparison.budgets if str(each) == budget)
-    sequential = method.endswith(_SEQUENTIAL)
-    single = recipe.model_copy(
-        update={"method": method.removesuffix(_SEQUENTIAL), "budget": wanted, "sequential": sequential}
-    )
-    made = compress_by(single, evaluated="after", timed=True)
-    save_language_model(made.language, out / name)
-    assert made.after is not None
-    report = made.report
+        result = _dense(recipe)
+    elif name.endswith(FINETUNED):
+        result = _finetuned(recipe, name, out)
+    else:
+        result = _compressed(recipe, name, out)
+    return result | source
+
+
+def _dense(recipe: Recipe) -> dict[str, Any]:
+    inputs = read_inputs(recipe, "evaluation")
+    model = inputs.language.model
+    perplexity = inputs.perplexity(model, "dense")
+    assert perplexity is not None  # run_names asks for an evaluation
     return {
-        "perplexity": made.after.as_dict(),
-        "parameters": made.parameters[1],
+        "perplexity": perplexity.as_dict(),
+        "parameters": sum(parameter.numel() for parameter in model.parameters()),
+        "seconds": 0.0,
+        "peak_bytes": peak_resident(),
+    }
+
+
+def _finetuned(recipe: Recipe, name: str, out: Path) -> dict[str, Any]:
+    # A run that was interrupted may stand in a folder of its former name.
+    finetuned = finetune_by(recipe, out / name.removesuffix(FINETUNED), existing_folder(out, name), evaluated="after")
+    record = finetuned.as_dict()
+    return {
+        "perplexity": record["perplexity"]["after"],
+        "training": record["training"],
+        "seconds": finetuned.result.seconds,
+        "peak_bytes": finetuned.peak_bytes,
+    }
+
+
+def _compressed(recipe: Recipe, name: str, out: Path) -> dict[str, Any]:
+    assert recipe.comparison is not None
+    method, _, label = name.rpartition("-")
+    single = recipe.model_copy(
+        update={
+            "method": method.removesuffix(_SEQUENTIAL),
+            "settings": {},
+            "budget": next(budget for budget in recipe.comparison.budgets if str(budget) == label),
+            "sequential": method.endswith(_SEQUENTIAL),
+        }
+    )
+    compressed = compress_by(single, evaluated="after", timed=True)
+    save_language_model(compressed.language, out / name)
+    report, speed = compressed.report, compressed.speed
+    assert compressed.after is not None  # run_names asks for an evaluation
+    return {
+        "perplexity": compressed.after.as_dict(),
+        "parameters": compressed.parameters[1],
         "layers": {
             "parameters_before": report.parameters_before,
             "parameters_after": report.parameters_after,
@@ -177,8 +215,7 @@ def _run(recipe: Recipe, name: str, out: Path) -> dict[str, Any]:
             "dense": sum(layer.form == "dense" for layer in report.layers),
         },
         "frontier": report.frontier,
-        "speed": {key: each.as_dict() for key, each in made.speed.items()} if made.speed is not None else None,
+        "speed": {model: times.as_dict() for model, times in speed.items()} if speed is not None else None,
         "seconds": report.seconds,
-        "peak_bytes": made.peak_bytes,
-        **source,
+        "peak_bytes": compressed.peak_bytes,
     }

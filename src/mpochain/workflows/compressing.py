@@ -1,8 +1,7 @@
-"""One model made smaller by a recipe, with what it was and what it became."""
+"""Compression of a language model by a recipe, with perplexity and speed before and after."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -11,45 +10,35 @@ from torch import nn
 
 from mpochain.architectures import context_length
 from mpochain.compression import CompressionReport, compress
-from mpochain.errors import RecipeError, SpecError
-from mpochain.language import (
-    LanguageModel,
-    Perplexity,
-    Speed,
-    compare_speed,
-    load_language_model,
-    perplexity,
-    read_tokens,
-    require_window,
-    windows,
-)
+from mpochain.errors import RecipeError
+from mpochain.language import LanguageModel, Perplexity, Speed, compare_speed
 from mpochain.report import provenance
 from mpochain.surgery import set_execution
 from mpochain.surgery.finding import compressed_layers
 from mpochain.system.memory import freed_memory_returned, peak_resident
-from mpochain.workflows.recipe import Evaluation, Recipe
-from mpochain.workflows.texts import require_unseen
+from mpochain.system.progress import Counters, uncounted
+from mpochain.workflows.inputs import Section, read_inputs, read_model
+from mpochain.workflows.recipe import Recipe
 
-__all__ = ["Compressed", "Counter", "Log", "compress_by", "evaluate", "time_models"]
+__all__ = ["Compressed", "compress_by", "time_models"]
 
-Log = Callable[[str], None]
-Counter = Callable[[int, int], None]
-
+# Tokens of the prompt that models are timed on, unless they have a shorter context.
 _PROMPT = 512
+_SENTENCE = "The quick brown fox jumps over the lazy dog. "
 
 
 @dataclass(frozen=True)
 class Compressed:
-    """What came out.
+    """A compressed model, and what is known of it.
 
     Attributes:
-        language: the smaller model; the dense one after a dry run.
-        report: what became of each layer.
-        parameters: of the whole model, before and after.
+        language: the compressed model; the dense one after a dry run.
+        report: a record of each layer.
+        parameters: of the model, before and after.
         before: perplexity of the dense model; None without an evaluation.
-        after: of the smaller one.
-        speed: of ``"dense"`` and ``"compressed"``; None if it was not asked for.
-        peak_bytes: the most memory that the process had until the model was smaller, libraries and all.
+        after: perplexity of the compressed model; None without an evaluation.
+        speed: of ``"dense"`` and ``"compressed"``; None if they were not timed.
+        peak_bytes: the most memory that the process had until the model was compressed, libraries included.
     """
 
     language: LanguageModel
@@ -61,14 +50,14 @@ class Compressed:
     peak_bytes: int | None
 
     def as_dict(self) -> dict[str, Any]:
-        """For JSON."""
+        """Everything but the model, for JSON."""
         return {
             "parameters": {"before": self.parameters[0], "after": self.parameters[1]},
             "perplexity": {
                 "before": self.before.as_dict() if self.before is not None else None,
                 "after": self.after.as_dict() if self.after is not None else None,
             },
-            "speed": {name: each.as_dict() for name, each in self.speed.items()} if self.speed is not None else None,
+            "speed": {name: speed.as_dict() for name, speed in self.speed.items()} if self.speed is not None else None,
             "peak_bytes": self.peak_bytes,
             "compression": self.report.as_dict(),
         }
@@ -80,113 +69,76 @@ def compress_by(
     dry_run: bool = False,
     evaluated: Literal["both", "after"] = "both",
     timed: bool = False,
-    log: Log = lambda _: None,
-    counter: Callable[[str], Counter] | None = None,
+    counters: Counters = uncounted,
 ) -> Compressed:
-    """Read the model of a recipe, evaluate it, make it smaller, and evaluate and time it again.
+    """Read the model of a recipe, evaluate it, compress it, then evaluate and time it again.
 
     Args:
-        recipe: with a budget.
-        dry_run: whether only to find out what would become of each layer; nothing is evaluated or timed then.
-        evaluated: whether the dense model is evaluated too.
-        timed: whether to time the dense and the smaller model beside each other.
-        log: told what is done.
-        counter: makes what is told how far an evaluation has come, from its label.
+        recipe: with a budget, unless the settings of its method leave no choice.
+        dry_run: only find out what each layer would become; nothing is evaluated or timed.
+        evaluated: ``"both"`` to evaluate the dense model too.
+        timed: time the dense and the compressed model, in turn.
+        counters: makes the counter of an evaluation's progress, from its label.
 
     Raises:
-        RecipeError: no budget, or an evaluation on a text that the model is calibrated or healed on.
+        RecipeError: no budget, no calibration text for a method that needs one, or an evaluation on a text that the
+            model is calibrated or finetuned on.
         MPOError: whatever a step raises.
     """
-    if recipe.budget is None:
-        raise RecipeError("no budget is given; say what may be left, such as 0.6, '60%' or '200MB'")
-    if not dry_run:
-        require_unseen(recipe)
-    log(f"reading {recipe.model}")
-    language = load_language_model(recipe.model, dtype=recipe.dtype)
-    require_dense(language.model, recipe.model)
-    batches = None
-    if recipe.evaluation is not None and not dry_run:
-        require_window(language.model, recipe.evaluation.window)
-    if recipe.calibration is not None:
-        require_window(language.model, recipe.calibration.window)
-        tokens = read_tokens(recipe.calibration.text, language.tokenizer)
-        batches = windows(tokens, recipe.calibration.window, recipe.calibration.windows)
-    text = None if recipe.evaluation is None or dry_run else read_tokens(recipe.evaluation.text, language.tokenizer)
-    before = after = None
-    if text is not None and recipe.evaluation is not None and evaluated == "both":
-        before = evaluate(language.model, text, recipe.evaluation, counter and counter("dense"))
-        log(f"perplexity of the dense model: {before.perplexity:.2f}")
-    parameters = _parameters(language.model)
+    method = recipe.chosen_method()
+    if recipe.budget is None and not method.settled:
+        raise RecipeError("no budget is given; say what the layers may keep, such as 0.6, '60%' or '200MB'")
+    if method.needs != "nothing" and recipe.calibration is None:
+        raise RecipeError(
+            f"method {method.name} needs calibration data; name a text typical of the model's use in the section "
+            "calibration (on the command line --calibration)"
+        )
+    sections: list[Section] = ["calibration"] if dry_run else ["calibration", "evaluation"]
+    inputs = read_inputs(recipe, *sections)
+    model = inputs.language.model
+    before = inputs.perplexity(model, "dense", counters) if evaluated == "both" else None
+    parameters = _parameters(model)
     with freed_memory_returned():
         report = compress(
-            language.model,
+            model,
             recipe.budget,
-            calibration=batches,
+            calibration=inputs.calibration,
             targets=recipe.targets,
             ignore=recipe.ignore,
-            method=recipe.method,
+            method=method,
             sequential=recipe.sequential,
             seed=recipe.seed,
             dry_run=dry_run,
         )
     peak = peak_resident()
-    # `compress` runs no git; the record that this workflow writes names the commit.
+    # What is published names the commit, for which compress starts no process.
     report = replace(report, provenance=provenance(threads=torch.get_num_threads(), commit=True))
-    if text is not None and recipe.evaluation is not None:
-        after = evaluate(language.model, text, recipe.evaluation, counter and counter("compressed"))
-        log(f"perplexity of the compressed model: {after.perplexity:.2f}")
+    after = inputs.perplexity(model, "compressed", counters)
     speed = None
     if timed and not dry_run:
-        log("timing both")
-        dense = load_language_model(recipe.model, dtype=recipe.dtype)
-        speed = time_models({"dense": dense.model, "compressed": language.model}, dense)
-    return Compressed(language, report, (parameters, _parameters(language.model)), before, after, speed, peak)
-
-
-def require_dense(model: nn.Module, source: str) -> None:
-    """Refuse a model that was compressed before.
-
-    Raises:
-        SpecError: it was.
-    """
-    if compressed_layers(model):
-        raise SpecError(f"{source} is compressed already; begin with the dense model, or convert it first")
-
-
-def evaluate(model: nn.Module, tokens: Any, evaluation: Evaluation, counter: Counter | None = None) -> Perplexity:
-    """Perplexity on the windows that a recipe names.
-
-    Args:
-        model: causal language model.
-        tokens: of the evaluation's text.
-        evaluation: how it is read.
-        counter: told how far it has come.
-    """
-    return perplexity(
-        model,
-        tokens,
-        window=evaluation.window,
-        stride=evaluation.stride,
-        count=evaluation.windows,
-        progress=counter,
-    )
+        dense = read_model(recipe.model, dtype=recipe.dtype, role="the dense model again, to time both")
+        speed = time_models({"dense": dense.model, "compressed": model}, dense)
+    return Compressed(inputs.language, report, (parameters, _parameters(model)), before, after, speed, peak)
 
 
 def time_models(models: dict[str, nn.Module], language: LanguageModel) -> dict[str, Speed]:
-    """Prefill and decoding of models beside each other, chains in fast execution while they are timed."""
+    """Seconds of prefill and decoding of several models, in turn, compressed layers in fast execution meanwhile.
+
+    Args:
+        models: by name, with one tokenizer and one context length.
+        language: whose tokenizer and context length these are.
+    """
     longest = context_length(language.model) or _PROMPT
-    some = "The quick brown fox jumps over the lazy dog. "
-    prompt = language.tokenizer(some * _PROMPT, add_special_tokens=False, verbose=False, return_tensors="pt")
+    prompt = language.tokenizer(_SENTENCE * _PROMPT, add_special_tokens=False, verbose=False, return_tensors="pt")
     tokens = prompt["input_ids"][:, : min(_PROMPT, longest // 2)]
-    for model in models.values():
-        if compressed_layers(model):
-            set_execution(model, cache=True, autotune=True)
+    compressed = [model for model in models.values() if compressed_layers(model)]
+    for model in compressed:
+        set_execution(model, cache=True, autotune=True)
     try:
         return compare_speed(models, tokens)
     finally:
-        for model in models.values():
-            if compressed_layers(model):
-                set_execution(model)
+        for model in compressed:
+            set_execution(model)
 
 
 def _parameters(model: nn.Module) -> int:

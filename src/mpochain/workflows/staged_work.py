@@ -1,4 +1,4 @@
-"""What distillation in stages keeps on disk, so that it goes on where it was interrupted."""
+"""Resumable state of distillation in stages: the model after its last step, and results so far, in a folder."""
 
 from __future__ import annotations
 
@@ -9,21 +9,28 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
+from pydantic import BaseModel
+
 from mpochain.errors import CheckpointError
 from mpochain.language import LanguageModel, save_language_model
 from mpochain.system.files import require_writable, write_bytes
-from mpochain.workflows.recipe import Recipe, Stage
+from mpochain.train import FinetuneConfig
+from mpochain.workflows.former_names import current_record
+from mpochain.workflows.recipe import Recipe
+from mpochain.workflows.stage import Group, Stage
 
 __all__ = ["StagedWork"]
 
-_FOUND = "found.json"
+# The state as JSON. Its keys are those of earlier versions: `of`, what every stage depends on; `begun`, the stages that
+# were begun; `reached`, the steps that are done; `found`, the results by their keys; `at`, the folder of the model.
+_STATE = "found.json"
 
 
 class StagedWork:
-    """The model where it last stood, and what was found out.
+    """The model after the last step that is done, and the results so far.
 
     Args:
-        folder: made if needed; work of the same recipe there is gone on with.
+        folder: made if needed; work of the same recipe there is resumed.
         recipe: with stages; those that were not begun may have changed.
 
     Raises:
@@ -33,14 +40,14 @@ class StagedWork:
 
     def __init__(self, folder: Path, recipe: Recipe) -> None:
         self.folder = require_writable(folder)
-        self._file, self._recipe = folder / _FOUND, recipe
-        self._found: dict[str, Any] = {"of": _source(recipe), "begun": [], "reached": [], "found": {}, "at": None}
+        self._file, self._recipe = folder / _STATE, recipe
+        self._state: dict[str, Any] = {"of": _source(recipe), "begun": [], "reached": [], "found": {}, "at": None}
         if not self._file.exists():
             return
         try:
-            self._found = json.loads(self._file.read_text())
-            begun, source = self._found["begun"], self._found["of"]
-        except (OSError, ValueError, KeyError, TypeError) as error:
+            self._state = json.loads(self._file.read_text())
+            begun, source = self._state["begun"], current_record(self._state["of"])
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise CheckpointError(f"{self._file} is damaged: {error}; remove {folder}") from error
         for key, value in _source(recipe).items():
             if source.get(key) != value:
@@ -48,71 +55,97 @@ class StagedWork:
                     f"{folder} is the work of another recipe: {key} was {source.get(key)!r} and is {value!r} now; "
                     "remove it, or name another folder"
                 )
-        stages = [_begun(recipe, stage) for stage in recipe.stages]
-        for place, before in enumerate(begun):
-            if place >= len(stages) or stages[place] != before:
+        stages = [_essential(_stage_record(stage, recipe.training_of(stage))) for stage in recipe.stages]
+        for position, record in enumerate(begun):
+            if position >= len(stages) or stages[position] != _essential(record):
                 raise CheckpointError(
-                    f"{folder} is the work of another recipe: its stage {before['stage']['name']} was begun in another "
-                    "way; remove it, or name another folder"
+                    f"{folder} is the work of another recipe: its stage {record['stage']['name']} was begun with other "
+                    "settings; remove it, or name another folder"
                 )
 
     def begin(self, stage: Stage) -> None:
-        """Keep what a stage is: from now on it may not change, as later ones still may."""
-        if len(self._found["begun"]) <= self._recipe.stages.index(stage):
-            self._found["begun"].append(_begun(self._recipe, stage))
+        """Record the settings of a stage: from now on they may not change, as those of later stages still may."""
+        if len(self._state["begun"]) <= self._recipe.stages.index(stage):
+            self._state["begun"].append(_stage_record(stage, self._recipe.training_of(stage)))
             self._write()
 
-    def remember(self, key: str, find: Callable[[], Any]) -> None:
-        """Find something out, unless it is known."""
-        if key not in self._found["found"]:
-            self._found["found"][key] = find()
+    def remember(self, key: str, compute: Callable[[], Any]) -> None:
+        """Compute a result and keep it, unless it is known."""
+        if key not in self._state["found"]:
+            self._state["found"][key] = compute()
             self._write()
 
     def recall(self, key: str) -> Any:
-        """What was found out."""
-        return self._found["found"][key]
+        """A result that was kept."""
+        return self._state["found"][key]
 
-    def save(self, language: LanguageModel, stage: str, state: str, found: Mapping[str, Any] | None = None) -> None:
-        """Keep the model and what was found out of it at once; forget the one before, and how that one was learning."""
-        before, name = self._found["at"], f"{stage}.{state}"
+    def save(self, language: LanguageModel, stage: str, step: str, results: Mapping[str, Any] | None = None) -> None:
+        """Keep the model after a step, with results of it, in place of the model before and its training state.
+
+        Args:
+            language: the model as it is now.
+            stage: name of the stage.
+            step: ``"smaller"`` once its layers are compressed, ``"learnt"`` once the model is finetuned.
+            results: by their keys.
+        """
+        before, name = self._state["at"], f"{stage}.{step}"
         save_language_model(language, self.folder / name)
-        self._found["at"] = name
-        self._found["found"].update(found or {})
-        self._found["reached"].append(name)
+        self._state["at"] = name
+        self._state["found"].update(results or {})
+        self._state["reached"].append(name)
         self._write()
         if before is not None:
             shutil.rmtree(self.folder / before)
-        if state == "learnt":
+        if step == "learnt":
             (self.folder / f"{stage}.state").unlink(missing_ok=True)
 
-    def has(self, stage: str, state: str) -> bool:
-        """Whether a stage has come so far."""
-        return f"{stage}.{state}" in self._found["reached"]
+    def has(self, stage: str, step: str) -> bool:
+        """Whether a step of a stage is done; see :meth:`save` for the steps."""
+        return f"{stage}.{step}" in self._state["reached"]
 
     def latest(self) -> Path | None:
-        """The folder of the model where it last stood; None at the beginning."""
-        return None if self._found["at"] is None else self.folder / self._found["at"]
+        """The folder of the model after the last step that is done; None before the first."""
+        return None if self._state["at"] is None else self.folder / self._state["at"]
 
     def remove(self) -> None:
-        """All of it, first what says that there is something to go on with."""
+        """Delete the folder; first the file by which an interrupted run would resume."""
         self._file.unlink()
         shutil.rmtree(self.folder)
 
     def _write(self) -> None:
-        write_bytes(self._file, (json.dumps(self._found) + "\n").encode())
+        write_bytes(self._file, (json.dumps(self._state) + "\n").encode())
 
 
 def _source(recipe: Recipe) -> dict[str, Any]:
     """What every stage depends on."""
-    found = recipe.model_dump(mode="json", include={"model", "dtype", "seed", "calibration", "healing"})
-    found["healing"].pop("training")
-    for part in (recipe.healing, recipe.calibration):
-        if part is not None and part.text.exists():
-            found[f"sha256 of {part.text.name}"] = sha256(part.text.read_bytes()).hexdigest()
-    return found
+    source = recipe.model_dump(mode="json", include={"model", "dtype", "seed", "calibration", "finetune"})
+    source["finetune"].pop("training")
+    for section in (recipe.finetune, recipe.calibration):
+        if section is not None and section.text.exists():
+            source[f"sha256 of {section.text.name}"] = sha256(section.text.read_bytes()).hexdigest()
+    return source
 
 
-def _begun(recipe: Recipe, stage: Stage) -> dict[str, Any]:
+def _stage_record(stage: Stage, training: FinetuneConfig) -> dict[str, Any]:
     """What a stage depends on by itself."""
-    training = recipe.training_of(stage).model_dump(mode="json")
-    return {"stage": stage.model_dump(mode="json"), "training": training}
+    return {"stage": stage.model_dump(mode="json"), "training": training.model_dump(mode="json")}
+
+
+def _essential(record: dict[str, Any]) -> dict[str, Any]:
+    """The record of a stage without fields that have their defaults, which an earlier version may not know."""
+    stage = record["stage"]
+    groups = [_without_defaults(group, Group) for group in stage["groups"]]
+    return {
+        "stage": {**_without_defaults(stage, Stage), "groups": groups},
+        "training": _without_defaults(record["training"], FinetuneConfig),
+    }
+
+
+def _without_defaults(data: dict[str, Any], model: type[BaseModel]) -> dict[str, Any]:
+    """Fields of a model, as JSON, that differ from their defaults or that the model does not know."""
+    defaults = {
+        name: list(default) if isinstance(default, tuple) else default
+        for name, field in model.model_fields.items()
+        for default in [field.get_default(call_default_factory=True)]
+    }
+    return {name: value for name, value in data.items() if name not in defaults or value != defaults[name]}

@@ -1,9 +1,8 @@
-"""Distillation in several stages: some layers are made smaller, the model learns, the next ones are made smaller."""
+"""Distillation in stages: some layers are compressed, the model learns from the dense one, the next are compressed."""
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable
+import logging
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -14,36 +13,29 @@ from torch import Tensor, nn
 
 from mpochain.checkpoint import require_replaceable
 from mpochain.errors import MPOError, RecipeError
-from mpochain.language import (
-    LanguageModel,
-    load_language_model,
-    read_tokens,
-    require_window,
-    save_language_model,
-    windows,
-)
+from mpochain.language import LanguageModel, load_language_model, save_language_model
 from mpochain.report import provenance
 from mpochain.surgery import absorb_orders
 from mpochain.surgery.calls import logits_of
-from mpochain.system.files import write_bytes
+from mpochain.system.progress import Counters, uncounted
 from mpochain.train import TrainResult, finetune
 from mpochain.train.finetuning import rehearse
-from mpochain.workflows.compressing import Counter, Log, evaluate, require_dense
-from mpochain.workflows.groups import make_smaller, require_groups
-from mpochain.workflows.recipe import Recipe
+from mpochain.workflows.groups import compress_stage, require_groups
+from mpochain.workflows.inputs import Inputs, read_inputs, read_model
+from mpochain.workflows.json_file import write_json
+from mpochain.workflows.recipe import Recipe, Stage
 from mpochain.workflows.staged_work import StagedWork
-from mpochain.workflows.texts import require_unseen
 
 __all__ = ["RECORD", "Distilled", "distill_by"]
 
-# What was done, beside the model.
-RECORD = "distillation.json"
+logger = logging.getLogger(__name__)
 
-# Beside the result until it is there.
+# What was done, beside the model; and in the same folder, the work until it is.
+RECORD = "distillation.json"
 _WORK = "stages"
 
-# Settings of a recipe that are of other jobs.
-_UNUSED = {"budget", "method", "sequential", "targets", "ignore", "comparison"}
+# Fields of a recipe that single compressions and comparisons use, and stages do not.
+_UNUSED = {"budget", "method", "settings", "sequential", "targets", "ignore", "comparison"}
 
 # What is known of a stage: its layers, perplexity before it learns and after, and the training.
 _PARTS = ("layers", "before", "training", "after")
@@ -51,13 +43,13 @@ _PARTS = ("layers", "before", "training", "after")
 
 @dataclass(frozen=True)
 class Distilled:
-    """What came out.
+    """A model compressed in stages, and what is known of them.
 
     Attributes:
-        language: the smaller model.
-        parameters: of the whole model, before and after.
+        language: the compressed model.
+        parameters: of the model, before and after.
         dense: perplexity of the dense model, ready for JSON; None without an evaluation.
-        stages: what was done in each, ready for JSON.
+        stages: what was done in each stage, ready for JSON.
         provenance: versions, machine, threads, commit.
     """
 
@@ -68,7 +60,7 @@ class Distilled:
     provenance: dict[str, Any]
 
     def as_dict(self) -> dict[str, Any]:
-        """For JSON."""
+        """Everything but the model, for JSON."""
         return {
             "parameters": {"before": self.parameters[0], "after": self.parameters[1]},
             "dense": self.dense,
@@ -83,109 +75,49 @@ def distill_by(
     *,
     teacher_cache: Path | None = None,
     command: str = "",
-    log: Log = lambda _: None,
-    counter: Callable[[str], Counter] | None = None,
+    counters: Counters = uncounted,
 ) -> Distilled:
-    """Go through the stages of a recipe and write the result; after an interruption the same call goes on.
+    """Go through the stages of a recipe and write the result; after an interruption the same call resumes.
 
-    Everything a stage names is checked before the first of them begins. The teacher is the dense model, which never
-    changes and is not written.
+    Everything that a stage names is checked before the first of them starts. The teacher is the dense model, which
+    never changes and is not written.
 
     Args:
-        recipe: with stages and the section healing.
-        out: folder for the smaller model and ``distillation.json``; what is needed to go on is kept there meanwhile.
+        recipe: with stages and the section ``finetune``.
+        out: folder for the compressed model and ``distillation.json``; what resuming needs is kept there meanwhile.
         teacher_cache: folder for the teacher's logits, see :func:`mpochain.finetune`.
-        command: what makes it again, for the record.
-        log: told what is done.
-        counter: makes what is told how far an evaluation has come, from its label.
+        command: what makes the result again, for the record.
+        counters: makes the counter of an evaluation's progress, from its label.
 
     Raises:
-        RecipeError: no stages, no text, layers the model has not or that are named twice, factors that do not divide
-            one, training that is not possible, settings that stages do not use, an evaluation on what the model has
-            seen, a teacher of another vocabulary, or the folder of the dense model to write to.
+        RecipeError: no stages, no text, layers that the model does not have or that are named twice, settings that do
+            not fit a layer, training that is not possible, fields that stages do not use, an evaluation on what the
+            model has seen, a teacher of another vocabulary, or the folder of the dense model to write to.
         CheckpointError: a model that cannot be read, or the work of another recipe in the folder.
         KeyboardInterrupt: after Ctrl-C; the state is kept.
         MPOError: whatever a step raises.
     """
-    if not recipe.stages:
-        raise RecipeError("no stages are given; each says which layers are made smaller before the model learns")
-    if recipe.healing is None:
-        raise RecipeError("no text to learn from is given; it is never one that the model is evaluated on")
-    unused = sorted(recipe.model_fields_set & _UNUSED)
-    if unused:
-        raise RecipeError(f"{unused[0]} is not used with stages; say it in the groups of a stage")
-    for source in (recipe.model, recipe.healing.teacher):
-        if source is not None and Path(source).exists() and Path(source).resolve() == out.resolve():
-            raise RecipeError(f"{out} is the dense model itself; name another folder")
-    require_unseen(recipe)
+    _require_stages(recipe, out)
     require_replaceable(out)
     work = StagedWork(out / _WORK, recipe)
-    log(f"reading {recipe.model}")
-    dense = load_language_model(recipe.model, dtype=recipe.dtype)
-    require_dense(dense.model, recipe.model)
-    pieces = torch.cat(
-        windows(read_tokens(recipe.healing.text, dense.tokenizer), recipe.healing.window, recipe.healing.windows)
-    )
-    _check(recipe, dense, pieces, cached=teacher_cache is not None)
-    teacher = dense.model
-    if recipe.healing.teacher is not None and recipe.healing.teacher != recipe.model:
-        log(f"reading the teacher, {recipe.healing.teacher}")
-        teacher = load_language_model(recipe.healing.teacher, dtype=recipe.dtype).model
-    _require_one_vocabulary(dense.model, teacher)
-    text = None if recipe.evaluation is None else read_tokens(recipe.evaluation.text, dense.tokenizer)
-
-    def measured(model: nn.Module, label: str) -> dict[str, Any] | None:
-        if text is None or recipe.evaluation is None:
-            return None
-        found = evaluate(model, text, recipe.evaluation, counter and counter(label))
-        log(f"perplexity, {label}: {found.perplexity:.2f}")
-        return found.as_dict()
-
-    batches = None
-    if recipe.calibration is not None:
-        require_window(dense.model, recipe.calibration.window)
-        tokens = read_tokens(recipe.calibration.text, dense.tokenizer)
-        batches = windows(tokens, recipe.calibration.window, recipe.calibration.windows)
-    work.remember("dense", partial(measured, dense.model, "dense"))
+    inputs = read_inputs(recipe, "calibration", "evaluation", "finetune")
+    dense = inputs.language.model
+    _require_possible(inputs, cached=teacher_cache is not None)
+    distillation = _Distillation(inputs, _teacher(recipe, dense), teacher_cache, work, counters)
+    work.remember("dense", partial(distillation.perplexity, dense, "dense"))
     # The model that changes, beside the teacher that does not.
     language = load_language_model(work.latest() or recipe.model, dtype=recipe.dtype)
     for stage in recipe.stages:
-        if work.has(stage.name, "learnt"):
-            continue
-        work.begin(stage)
-        if not work.has(stage.name, "smaller"):
-            layers = make_smaller(
-                stage,
-                language.model,
-                tokenizer=language.tokenizer,
-                calibration=batches,
-                seed=recipe.seed,
-                log=log,
-            )
-            work.save(language, stage.name, "smaller", {f"{stage.name}: layers": layers})
-        work.remember(f"{stage.name}: before", partial(measured, language.model, f"{stage.name}, smaller"))
-        config = recipe.training_of(stage)
-        log(f"stage {stage.name}: {config.steps} steps")
-        result = finetune(
-            language.model,
-            pieces,
-            config=config,
-            teacher=teacher if config.asks_teacher else None,
-            checkpoint=work.folder / f"{stage.name}.state",
-            teacher_cache=teacher_cache if config.asks_teacher else None,
-            label=stage.name,
-        )
-        work.remember(f"{stage.name}: training", partial(_training, result))
-        work.remember(f"{stage.name}: after", partial(measured, language.model, f"{stage.name}, learnt"))
-        work.save(language, stage.name, "learnt")
-    # Not before: hidden features would no longer be those of the teacher.
-    folded = absorb_orders(language.model)
-    if folded:
-        log(f"{folded} orders of features are taken over by neighbouring layers")
+        if not work.has(stage.name, "learnt"):
+            distillation.run(stage, language)
+    # Only now: the hidden features of a model with absorbed orders are not in the teacher's order.
+    absorbed = absorb_orders(language.model)
+    if absorbed:
+        logger.info("%d orders of features are absorbed by neighbouring layers", absorbed)
     save_language_model(language, out)
-    outcome = Distilled(
+    result = Distilled(
         language,
-        (_parameters(dense.model), _parameters(language.model)),
+        (_parameters(dense), _parameters(language.model)),
         work.recall("dense"),
         tuple(
             {"name": stage.name, **{part: work.recall(f"{stage.name}: {part}") for part in _PARTS}}
@@ -193,19 +125,55 @@ def distill_by(
         ),
         provenance(threads=torch.get_num_threads(), commit=True),
     )
-    record = {
-        "format": 1,
-        "command": command,
-        "recipe": recipe.model_dump(mode="json", exclude_none=True),
-        **outcome.as_dict(),
-    }
-    # Before what could make it again is gone.
-    write_bytes(out / RECORD, (json.dumps(record, indent=1, ensure_ascii=False) + "\n").encode())
+    settings = recipe.model_dump(mode="json", exclude_none=True)
+    # Before the work that could make it again is removed.
+    write_json(out / RECORD, {"format": 1, "command": command, "recipe": settings, **result.as_dict()})
     work.remove()
-    return outcome
+    return result
 
 
-def _training(result: TrainResult) -> dict[str, Any]:
+@dataclass(frozen=True)
+class _Distillation:
+    """What the stages share, and one stage with it."""
+
+    inputs: Inputs
+    teacher: nn.Module
+    teacher_cache: Path | None
+    work: StagedWork
+    counters: Counters
+
+    def run(self, stage: Stage, language: LanguageModel) -> None:
+        """Compress the layers of a stage and let the model learn, from where an interrupted run left off."""
+        recipe, work, model = self.inputs.recipe, self.work, language.model
+        work.begin(stage)
+        if not work.has(stage.name, "smaller"):
+            layers = compress_stage(
+                stage, model, tokenizer=language.tokenizer, calibration=self.inputs.calibration, seed=recipe.seed
+            )
+            work.save(language, stage.name, "smaller", {f"{stage.name}: layers": layers})
+        work.remember(f"{stage.name}: before", partial(self.perplexity, model, f"{stage.name}, compressed"))
+        config = recipe.training_of(stage)
+        logger.info("stage %s: %d steps", stage.name, config.steps)
+        result = finetune(
+            model,
+            _windows(self.inputs),
+            config=config,
+            teacher=self.teacher if config.asks_teacher else None,
+            checkpoint=work.folder / f"{stage.name}.state",
+            teacher_cache=self.teacher_cache if config.asks_teacher else None,
+            label=stage.name,
+        )
+        work.remember(f"{stage.name}: training", partial(_training_record, result))
+        work.remember(f"{stage.name}: after", partial(self.perplexity, model, f"{stage.name}, finetuned"))
+        work.save(language, stage.name, "learnt")
+
+    def perplexity(self, model: nn.Module, label: str) -> dict[str, Any] | None:
+        """Perplexity on the evaluation text, ready for JSON; None without one."""
+        result = self.inputs.perplexity(model, label, self.counters)
+        return None if result is None else result.as_dict()
+
+
+def _training_record(result: TrainResult) -> dict[str, Any]:
     return {
         "steps": result.steps,
         "tokens": result.tokens,
@@ -214,25 +182,48 @@ def _training(result: TrainResult) -> dict[str, Any]:
     }
 
 
-def _check(recipe: Recipe, language: LanguageModel, pieces: Tensor, *, cached: bool) -> None:
+def _require_stages(recipe: Recipe, out: Path) -> None:
+    """Refuse a recipe that asks for no distillation in stages, before anything is read."""
+    if not recipe.stages:
+        raise RecipeError("no stages are given; each names the layers that are compressed before the model learns")
+    if recipe.finetune is None:
+        raise RecipeError("no text to learn from is given; name one that the model is not evaluated on")
+    unused = sorted(recipe.model_fields_set & _UNUSED)
+    if unused:
+        raise RecipeError(f"{unused[0]} is not used with stages; say it in the groups of a stage")
+    for source in (recipe.model, recipe.finetune.teacher):
+        if source is not None and Path(source).exists() and Path(source).resolve() == out.resolve():
+            raise RecipeError(f"{out} is the dense model itself; name another folder")
+
+
+def _require_possible(inputs: Inputs, *, cached: bool) -> None:
     """Refuse what would fail in a later stage, before the first."""
-    require_groups(recipe, language)
-    for stage in recipe.stages:
-        config = recipe.training_of(stage)
+    require_groups(inputs.recipe, inputs.language)
+    for stage in inputs.recipe.stages:
+        config = inputs.recipe.training_of(stage)
         try:
-            rehearse(language.model, pieces, config=config, cached=cached and config.asks_teacher)
+            rehearse(inputs.language.model, _windows(inputs), config=config, cached=cached and config.asks_teacher)
         except MPOError as error:
             raise RecipeError(f"stage {stage.name}: {error}") from error
 
 
 @torch.no_grad()
-def _require_one_vocabulary(model: nn.Module, teacher: nn.Module) -> None:
-    if teacher is model:
-        return
-    token = torch.zeros(1, 2, dtype=torch.long)
-    sizes = [int(logits_of(each(token)).shape[-1]) for each in (model, teacher)]
-    if sizes[0] != sizes[1]:
-        raise RecipeError(f"the teacher's vocabulary of {sizes[1]:,} is not the model's of {sizes[0]:,}")
+def _teacher(recipe: Recipe, dense: nn.Module) -> nn.Module:
+    """The model to learn from: the dense one, or another of the same vocabulary."""
+    source = None if recipe.finetune is None else recipe.finetune.teacher
+    if source is None or source == recipe.model:
+        return dense
+    teacher = read_model(source, dtype=recipe.dtype, role="the teacher").model
+    tokens = torch.zeros(1, 2, dtype=torch.long)
+    size, teacher_size = (int(logits_of(model(tokens)).shape[-1]) for model in (dense, teacher))
+    if size != teacher_size:
+        raise RecipeError(f"the teacher's vocabulary of {teacher_size:,} is not the model's of {size:,}")
+    return teacher
+
+
+def _windows(inputs: Inputs) -> Tensor:
+    assert inputs.training is not None  # as _require_stages asks for the section finetune
+    return inputs.training
 
 
 def _parameters(model: nn.Module) -> int:

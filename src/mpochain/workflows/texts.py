@@ -1,4 +1,4 @@
-"""The texts of a recipe by what they hold, so that no model is judged by what it has seen."""
+"""Digests of a recipe's texts, so that no model is evaluated on what it was calibrated or finetuned on."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ __all__ = ["digest", "require_unseen"]
 
 
 def digest(file: Path) -> str:
-    """The sha256 of a text.
+    """The sha256 of a file, in hexadecimal.
 
     Raises:
         RecipeError: it cannot be read.
@@ -24,17 +24,17 @@ def digest(file: Path) -> str:
 
 
 def require_unseen(recipe: Recipe) -> None:
-    """Refuse to evaluate on a text that the model is calibrated or healed on, whatever its copies are called.
+    """Refuse to evaluate on a text that the model is calibrated or finetuned on, whatever its copies are called.
 
     Raises:
-        RecipeError: that is what the recipe asks for, or one of its texts cannot be read.
+        RecipeError: the evaluation text has the content of another one, or one of the texts cannot be read.
     """
     if recipe.evaluation is None:
         return
-    judged = digest(recipe.evaluation.text)
-    for what, section in (("calibrated", recipe.calibration), ("healed", recipe.healing)):
-        if section is not None and digest(section.text) == judged:
+    evaluated = digest(recipe.evaluation.text)
+    for use, section in (("calibrated", recipe.calibration), ("finetuned", recipe.finetune)):
+        if section is not None and digest(section.text) == evaluated:
             raise RecipeError(
-                f"{recipe.evaluation.text} is what the model is {what} on, and would make it look better than it is; "
-                "evaluate on another text"
+                f"{recipe.evaluation.text} is the text that the model is {use} on, which would make it look better "
+                "than it is; evaluate on another text"
             )

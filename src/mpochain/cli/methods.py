@@ -1,0 +1,85 @@
+"""``mpochain methods``: the compression methods and their settings, from the table of methods."""
+
+from __future__ import annotations
+
+import inspect
+import json
+import re
+import textwrap
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from typer.core import TyperCommand
+
+from mpochain.cli.options import Json, print_json
+
+if TYPE_CHECKING:
+    from mpochain.compression import Method
+
+__all__ = ["CommandWithMethods", "methods"]
+
+_WIDTH = 100
+
+
+def methods(
+    name: Annotated[
+        str | None,
+        typer.Argument(help="Method to show, also package.module:ClassName of your own; all if not given."),
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """List the compression methods and their settings, for --method and --set of mpochain compress and for recipes."""
+    from mpochain.compression import METHODS, method_named
+
+    table = METHODS if name is None else {name: method_named(name)}
+    if as_json:
+        print_json({key: _description(method) for key, method in table.items()})
+        return
+    for key, method in table.items():
+        print(_text(key, _description(method)))
+
+
+class CommandWithMethods(TyperCommand):
+    """A command whose help ends with the names of the methods; they are imported only when the help is shown."""
+
+    def format_help(self, ctx: Any, formatter: Any) -> None:
+        """Show the help, with the names of the methods of today."""
+        from mpochain.compression import METHODS
+
+        self.epilog = f"Methods: {', '.join(METHODS)}.\n\nTheir settings for --set are listed by: mpochain methods"
+        super().format_help(ctx, formatter)
+
+
+def _description(method: Method) -> dict[str, Any]:
+    """What a method does and needs, and each of its settings with its value and description, ready for JSON."""
+    layers = [kind for kind, able in (("linear", method.linear), ("embedding", method.embeddings)) if able]
+    summary = (inspect.getdoc(type(method)) or "").partition("\n\n")[0]
+    return {
+        "summary": " ".join(re.sub(r":[a-z]+:`~?(?:[\w.]*\.)?(\w+)`", r"\1", summary).replace("``", "").split()),
+        "data": method.needs,
+        "layers": layers,
+        "settings": {
+            field: {"value": _plain(getattr(method.settings, field)), "description": info.description or ""}
+            for field, info in type(method.settings).model_fields.items()
+        },
+    }
+
+
+def _plain(value: Any) -> Any:
+    try:
+        return json.loads(json.dumps(value))
+    except TypeError:
+        return str(value)
+
+
+def _text(name: str, description: dict[str, Any]) -> str:
+    """A method in lines of the terminal."""
+    data = "no calibration data" if description["data"] == "nothing" else "calibration data"
+    lines = [
+        f"{name}: {' and '.join(description['layers'])} layers, {data}",
+        *textwrap.wrap(description["summary"], _WIDTH, initial_indent="    ", subsequent_indent="    "),
+    ]
+    for setting, values in description["settings"].items():
+        text = f"{setting}={json.dumps(values['value'])}  {values['description']}"
+        lines += textwrap.wrap(text, _WIDTH, initial_indent="    --set ", subsequent_indent=" " * 12)
+    return "\n".join(lines) + "\n"

@@ -1,0 +1,131 @@
+"""Finetuning of a compressed model by a recipe, with its perplexity before and after."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+
+from mpochain.checkpoint import require_replaceable
+from mpochain.errors import RecipeError
+from mpochain.language import LanguageModel, Perplexity, save_language_model
+from mpochain.report import provenance
+from mpochain.system.memory import peak_resident
+from mpochain.system.progress import Counters, uncounted
+from mpochain.train import TrainResult, finetune
+from mpochain.workflows.former_names import existing_file
+from mpochain.workflows.inputs import read_inputs, read_model
+from mpochain.workflows.recipe import Recipe
+
+__all__ = ["RECORD", "Finetuned", "finetune_by"]
+
+# What was done, beside the model; and the state of the run until it is.
+RECORD = "finetune.json"
+_STATE = "finetune.state"
+
+
+@dataclass(frozen=True)
+class Finetuned:
+    """A finetuned model, and what is known of its training.
+
+    Attributes:
+        language: the finetuned model.
+        result: of the training.
+        before: perplexity of the compressed model; None without an evaluation, or after an interruption.
+        after: perplexity of the finetuned model; None without an evaluation.
+        peak_bytes: the most memory that the process had, libraries included.
+        provenance: versions, machine, threads, commit.
+    """
+
+    language: LanguageModel
+    result: TrainResult
+    before: Perplexity | None
+    after: Perplexity | None
+    peak_bytes: int | None
+    provenance: dict[str, Any]
+
+    def as_dict(self) -> dict[str, Any]:
+        """Everything but the model, for JSON."""
+        return {
+            "perplexity": {
+                "before": self.before.as_dict() if self.before is not None else None,
+                "after": self.after.as_dict() if self.after is not None else None,
+            },
+            "training": {
+                "steps": self.result.steps,
+                "tokens": self.result.tokens,
+                "seconds": self.result.seconds,
+                "tokens_per_second": self.result.tokens_per_second,
+                "losses": [round(loss, 5) for loss in self.result.losses],
+            },
+            "peak_bytes": self.peak_bytes,
+            "provenance": self.provenance,
+        }
+
+
+def finetune_by(
+    recipe: Recipe,
+    folder: Path,
+    out: Path,
+    *,
+    counters: Counters = uncounted,
+    evaluated: Literal["both", "after"] = "both",
+) -> Finetuned:
+    """Finetune a compressed model and write it; after an interruption the same call resumes from its last checkpoint.
+
+    Args:
+        recipe: with the section ``finetune``.
+        folder: of the compressed model.
+        out: another folder, for the finetuned model; the state of the run is kept there meanwhile.
+        counters: makes the counter of an evaluation's progress, from its label.
+        evaluated: ``"both"`` to evaluate the compressed model too.
+
+    Raises:
+        RecipeError: no section ``finetune``, an evaluation on what the model has seen, or one folder for both models.
+        CheckpointError: a model that cannot be read, or the state of another run.
+        KeyboardInterrupt: after Ctrl-C; the state is kept.
+        MPOError: whatever a step raises.
+    """
+    if recipe.finetune is None:
+        raise RecipeError("no text to finetune on is given; name one that the model is not evaluated on")
+    if folder.resolve() == out.resolve():
+        raise RecipeError(f"{out} is the model itself; name another folder")
+    teacher_source = _teacher_source(recipe, folder)
+    require_replaceable(out)
+    inputs = read_inputs(recipe, "finetune", "evaluation", model=folder)
+    model, windows = inputs.language.model, inputs.training
+    assert windows is not None  # as there is a section
+    teacher = None
+    if teacher_source is not None:
+        # Under autocast its products are rounded in any case; weights in that type need no copy at every step.
+        dtype = recipe.finetune.training.autocast or recipe.dtype
+        teacher = read_model(teacher_source, dtype=dtype, role="the teacher").model
+    state = existing_file(out, _STATE)
+    before = None
+    if evaluated == "both" and not state.exists():
+        before = inputs.perplexity(model, "compressed", counters)
+    result = finetune(model, windows, config=recipe.finetune.training, teacher=teacher, checkpoint=state)
+    del teacher  # before the peak of what follows
+    peak = peak_resident()
+    after = inputs.perplexity(model, "finetuned", counters)
+    save_language_model(inputs.language, out)
+    state.unlink()
+    return Finetuned(
+        inputs.language, result, before, after, peak, provenance(threads=torch.get_num_threads(), commit=True)
+    )
+
+
+def _teacher_source(recipe: Recipe, student: Path) -> str | None:
+    """The dense model that the compressed one learns from; None if no loss asks for it."""
+    assert recipe.finetune is not None
+    if not recipe.finetune.training.asks_teacher:
+        return None
+    source = recipe.finetune.teacher or recipe.model
+    if Path(source).exists() and Path(source).resolve() == student.resolve():
+        raise RecipeError(
+            f"{student} would be its own teacher; name the dense model as teacher, or learn from the text alone with "
+            "distillation 0"
+        )
+    return source

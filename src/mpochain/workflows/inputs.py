@@ -1,0 +1,151 @@
+"""Inputs of a recipe: its model, and its texts as tokens and windows, each read once and checked before any work."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from mpochain.errors import MPOError, RecipeError
+from mpochain.language import (
+    LanguageModel,
+    Perplexity,
+    load_language_model,
+    perplexity,
+    read_tokens,
+    require_window,
+    windows,
+)
+from mpochain.language.text import starts
+from mpochain.surgery.finding import compressed_layers
+from mpochain.system.progress import Counter, Counters, uncounted
+from mpochain.workflows.recipe import Evaluation, Recipe
+from mpochain.workflows.texts import require_unseen
+
+__all__ = ["Inputs", "Section", "evaluate", "read_inputs", "read_model"]
+
+logger = logging.getLogger(__name__)
+
+Section = Literal["calibration", "evaluation", "finetune"]
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """The model and the texts of a recipe. A text is None where the recipe has no such section, or it was not read.
+
+    Attributes:
+        recipe: that names them.
+        language: the model with its tokenizer.
+        calibration: windows, each ``(1, window)``, int64.
+        evaluation: all tokens of the evaluation text, ``(n,)``, int64.
+        training: windows of the finetuning text, ``(windows, window)``, int64.
+    """
+
+    recipe: Recipe
+    language: LanguageModel
+    calibration: list[Tensor] | None = None
+    evaluation: Tensor | None = None
+    training: Tensor | None = None
+
+    def perplexity(self, model: nn.Module, label: str, counters: Counters = uncounted) -> Perplexity | None:
+        """Perplexity on the evaluation text; None without one.
+
+        Args:
+            model: causal language model with the recipe's vocabulary.
+            label: what the model is, for the log and the progress.
+            counters: makes the counter of the windows that are done, from the label.
+
+        Raises:
+            NonFiniteError: the model predicts NaN.
+        """
+        if self.evaluation is None or self.recipe.evaluation is None:
+            return None
+        result = evaluate(model, self.evaluation, self.recipe.evaluation, counters(label))
+        logger.info("perplexity, %s: %.2f", label, result.perplexity)
+        return result
+
+
+def read_inputs(recipe: Recipe, *sections: Section, model: Path | None = None) -> Inputs:
+    """Read the model and the texts of some sections of a recipe.
+
+    Args:
+        recipe: what to read.
+        sections: whose texts are read; those that the recipe does not have are skipped.
+        model: folder of another model to read in place of the recipe's, which must be dense.
+
+    Raises:
+        RecipeError: an evaluation on a text that the model is calibrated or finetuned on, a recipe's model that is
+            compressed already, or a text or window that does not fit the model, naming the section.
+        CheckpointError: a model that cannot be read.
+        MissingDependencyError: transformers is not installed.
+    """
+    if "evaluation" in sections:
+        require_unseen(recipe)
+    if model is not None:
+        language = read_model(model)
+    else:
+        language = read_model(recipe.model, dtype=recipe.dtype)
+        if compressed_layers(language.model):
+            raise RecipeError(f"{recipe.model} is compressed already; start from the dense model, or convert it first")
+    texts: dict[str, Any] = {}
+    for name in sections:
+        section = getattr(recipe, name)
+        if section is None:
+            continue
+        try:
+            require_window(language.model, section.window)
+            tokens = read_tokens(section.text, language.tokenizer)
+            if name == "evaluation":
+                # Whether it has enough windows, before hours of other work.
+                starts(len(tokens), section.window, section.windows, section.stride)
+                texts["evaluation"] = tokens
+            elif name == "calibration":
+                texts["calibration"] = windows(tokens, section.window, section.windows)
+            else:
+                texts["training"] = torch.cat(windows(tokens, section.window, section.windows))
+        except MPOError as error:
+            raise RecipeError(f"{name}: {error}") from error
+    return Inputs(recipe, language, **texts)
+
+
+def read_model(source: str | Path, *, dtype: str = "auto", role: str = "the model") -> LanguageModel:
+    """A language model with its tokenizer, see :func:`mpochain.language.load_language_model`; the log tells it.
+
+    Args:
+        source: folder, ``.gguf`` file, or name on the Hugging Face hub.
+        dtype: element type to read it in; ``"auto"`` for what is stored.
+        role: what the model is for, for the log.
+
+    Raises:
+        CheckpointError: it cannot be read.
+        MissingDependencyError: transformers is not installed.
+    """
+    logger.info("reading %s, %s", role, source)
+    return load_language_model(source, dtype=dtype)
+
+
+def evaluate(model: nn.Module, tokens: Tensor, evaluation: Evaluation, counter: Counter | None = None) -> Perplexity:
+    """Perplexity on the windows that a recipe names.
+
+    Args:
+        model: causal language model.
+        tokens: of the evaluation's text, ``(n,)``.
+        evaluation: window, stride and number of windows.
+        counter: called with the number of windows that are done and of all.
+
+    Raises:
+        CorpusError: a text with fewer windows.
+        NonFiniteError: the model predicts NaN.
+    """
+    return perplexity(
+        model,
+        tokens,
+        window=evaluation.window,
+        stride=evaluation.stride,
+        count=evaluation.windows,
+        progress=counter,
+    )

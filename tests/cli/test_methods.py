@@ -1,0 +1,88 @@
+"""The command line names every compression method and its settings."""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+
+import pytest
+from tiny import write_model
+
+from mpochain.cli import main
+from mpochain.compression import METHODS
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("methods")
+    write_model(folder / "dense")
+    return folder
+
+
+@pytest.fixture
+def run(folder, monkeypatch, capsys):
+    def call(*arguments, code=0):
+        monkeypatch.chdir(folder)
+        monkeypatch.setattr(sys, "argv", ["mpochain", *map(str, arguments)])
+        with pytest.raises(SystemExit) as exit_:
+            main()
+        captured = capsys.readouterr()
+        assert (exit_.value.code or 0) == code, captured.err
+        return captured
+
+    return call
+
+
+def test_help_names_every_method(run):
+    shown = re.findall(r"[a-z0-9_]+", run("compress", "--help").out)
+    assert set(METHODS) <= set(shown)
+    assert "plan" not in run("--help").out
+
+
+def test_every_method_and_setting_is_listed(run):
+    listed = json.loads(run("methods", "--json").out)
+    assert list(listed) == list(METHODS)
+    lines = run("methods").out
+    for name, method in METHODS.items():
+        assert listed[name]["summary"]
+        assert set(listed[name]["settings"]) == set(type(method.settings).model_fields)
+        assert all(setting["description"] for setting in listed[name]["settings"].values()), name
+        assert f"\n{name}: " in f"\n{lines}"
+    assert listed["permuted_kronecker"]["settings"]["permuted"]["value"] is True
+    assert "--set terms=null" in run("methods", "kronecker").out
+
+
+def test_settings_decide_the_layers(run):
+    arguments = ["compress", "dense", "--dry-run", "--json", "--method", "kronecker", "--target", "re:.*up_proj"]
+    record = json.loads(run(*arguments, "--set", "terms=2", "--set", "factors=[[2, 2]]").out)
+    assert (record["method"], record["budget"]) == ("kronecker", None)
+    # Two terms of a 20 x 12 and a 2 x 2 factor.
+    assert {layer["parameters_after"] for layer in record["layers"]} == {2 * (20 * 12 + 4)}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "message"),
+    [
+        (["--method", "kronecker", "--set", "terms=0"], 1, "terms: .* (on the command line --set)"),
+        (["--method", "kronecker", "--set", "termz=1"], 1, "no setting 'termz'"),
+        (["--method", "magic"], 1, "there is no method 'magic'.* (on the command line --method)"),
+        (["--set", "terms"], 2, "expected NAME=VALUE"),
+        (["--set", "terms=[1"], 2, "the value is no YAML"),
+        (["--method", "kronecker"], 1, "no budget is given"),
+        (["--budget", "0.5"], 1, "method interpolative needs calibration data.*--calibration"),
+        (["--budget", "2"], 1, "out of range.* (on the command line --budget)"),
+    ],
+)
+def test_errors_name_the_option(run, arguments, code, message):
+    error = " ".join(run("compress", "dense", "--dry-run", *arguments, code=code).err.replace("│", " ").split())
+    assert re.search(message.replace("(", r"\(").replace(")", r"\)"), error), error
+
+
+def test_plan_is_a_former_name(run):
+    arguments = ["dense", "--budget", 0.5, "--method", "svd", "--json"]
+    former, current = run("plan", *arguments), run("compress", "--dry-run", *arguments)
+    assert former.err.startswith("warning: mpochain plan is deprecated; use mpochain compress --dry-run\n")
+    layers, same = (json.loads(captured.out)["layers"] for captured in (former, current))
+    assert layers == same
+    assert "--budget" in run("plan", "--help").out
