@@ -19,7 +19,7 @@ __all__ = ["Kernel"]
 class Kernel(KernelModel):
     """A way to run a schedule: ``name``, ``supports``, ``variants``, ``seconds`` for the planner, and the call itself.
 
-    A subclass has at least ``name``, :meth:`supports`, :meth:`variants`, :meth:`seconds` and :meth:`__call__`. It is
+    A subclass has at least ``name``, ``supports``, ``variants``, ``seconds`` and ``__call__``. It is
     chosen when a plan is made, and held by the program of the plan: nothing is asked when a layer is called.
 
     The call must be differentiable with respect to ``x`` and the operands wherever ``supports`` accepts

@@ -41,7 +41,7 @@ def fast_products() -> AbstractContextManager[object]:
     the backward pass may be inside or outside. Results differ from those outside by rounding.
 
     Returns:
-        :class:`OneDNNProducts` on an AMD processor with AVX-512 for which PyTorch uses MKL, else a context that does
+        ``OneDNNProducts`` on an AMD processor with AVX-512 for which PyTorch uses MKL, else a context that does
         nothing.
 
     Example:
