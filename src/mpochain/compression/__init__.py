@@ -1,7 +1,8 @@
 """Compression of models: methods, targets, calibration statistics, budgets and reports."""
 
 from mpochain.compression.allocation import Curve, allocate
-from mpochain.compression.choices import Built, Choices, Costs
+from mpochain.compression.choices import Built, Choices
+from mpochain.compression.costs import Costs
 from mpochain.compression.methods import (
     METHODS,
     Balanced,

@@ -2,8 +2,9 @@
 
 from mpochain.nn.embeddings import EntangledEmbedding, MPOEmbedding, RowEmbedding, RowLinear, TokenTrainEmbedding
 from mpochain.nn.entry import LayerEntry, MatrixEntry
+from mpochain.nn.index import Index
 from mpochain.nn.interpolative import InterpolativeLinear
-from mpochain.nn.layer import LAYERS, CompressedLayer, Index, Numbers
+from mpochain.nn.layer import LAYERS, CompressedLayer, Numbers
 from mpochain.nn.linear import MPOLinear
 from mpochain.nn.permuted import PermutedLinear
 from mpochain.nn.sum import SumLinear

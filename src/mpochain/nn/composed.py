@@ -8,8 +8,9 @@ from typing import cast
 from torch import Tensor, nn
 
 from mpochain.errors import DTypeError
+from mpochain.nn.index import Index
 from mpochain.nn.interpolative import InterpolativeLinear
-from mpochain.nn.layer import CompressedLayer, Index
+from mpochain.nn.layer import CompressedLayer
 from mpochain.nn.linear import MPOLinear
 
 __all__ = ["ComposedLinear", "Part"]

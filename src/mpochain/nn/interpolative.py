@@ -13,8 +13,9 @@ from torch.nn import functional as F
 from mpochain.decomposition import Interpolation, interpolative_parameters
 from mpochain.errors import ArgumentError, ShapeError, SpecError
 from mpochain.nn.entry import MatrixEntry, Size
+from mpochain.nn.index import Index
 from mpochain.nn.initialization import uniform_bias_
-from mpochain.nn.layer import CompressedLayer, Index
+from mpochain.nn.layer import CompressedLayer
 from mpochain.nn.ordering import reordered
 
 __all__ = ["InterpolativeEntry", "InterpolativeLinear"]

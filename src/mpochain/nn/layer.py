@@ -17,8 +17,9 @@ from mpochain.execution.autocast import without_autocast
 from mpochain.execution.kept import Kept
 from mpochain.nn.dense import linear_of
 from mpochain.nn.entry import LayerEntry
+from mpochain.nn.index import Index
 
-__all__ = ["LAYERS", "CompressedLayer", "Index", "Memory", "Numbers", "layer_of", "requested_cache"]
+__all__ = ["LAYERS", "CompressedLayer", "Memory", "Numbers", "layer_of", "requested_cache"]
 
 # Spellings of ``cache=False`` and ``cache=True`` before release 0.2.
 Memory = Literal["compact", "fast"]
@@ -37,45 +38,6 @@ class Numbers:
     parameters: int
     bytes: int
     macs: int
-
-
-@dataclass(frozen=True, eq=False)
-class Index:
-    """An index buffer of a layer and its valid values.
-
-    Attributes:
-        values: int32.
-        size: valid values are 0 to ``size - 1``.
-        permutation: whether each valid value occurs exactly once.
-    """
-
-    values: Tensor
-    size: int
-    permutation: bool
-
-    def require_valid(self, name: str) -> None:
-        """Refuse values that would read outside of what they index, or leave a part of it out.
-
-        Nothing is checked on the meta device, where there are no values.
-
-        Raises:
-            ArgumentError: invalid values or another type, naming ``name``.
-
-        Example:
-            >>> Index(torch.tensor([1, 0], dtype=torch.int32), 2, permutation=True).require_valid("rows")
-        """
-        if self.values.dtype != torch.int32:
-            raise ArgumentError(f"{name} must hold int32 indices, got {self.values.dtype}")
-        if self.values.device.type == "meta" or not self.values.numel():
-            return
-        if self.permutation:
-            expected = torch.arange(self.size, device=self.values.device)
-            if not torch.equal(self.values.long().sort().values, expected):
-                raise ArgumentError(f"{name} must hold each index from 0 to {self.size - 1} once")
-            return
-        low, high = (int(bound) for bound in self.values.aminmax())
-        if low < 0 or high >= self.size:
-            raise ArgumentError(f"{name} must hold indices from 0 to {self.size - 1}, got {low if low < 0 else high}")
 
 
 class CompressedLayer(nn.Module, ABC):

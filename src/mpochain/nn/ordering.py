@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from mpochain.errors import ArgumentError
-from mpochain.nn.layer import Index
+from mpochain.nn.index import Index
 
 __all__ = ["permutation_buffer", "reordered"]
 

@@ -13,8 +13,8 @@ from mpochain.decomposition import KroneckerFactors
 from mpochain.errors import ArgumentError, DTypeError, ShapeError
 from mpochain.nn.composed import ComposedLinear
 from mpochain.nn.entry import LayerEntry
+from mpochain.nn.index import Index
 from mpochain.nn.initialization import uniform_bias_
-from mpochain.nn.layer import Index
 from mpochain.nn.linear import ChainsEntry, MPOLinear
 from mpochain.nn.ordering import permutation_buffer, reordered
 

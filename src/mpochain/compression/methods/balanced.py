@@ -8,7 +8,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from mpochain import shapes
-from mpochain.compression.choices import Built, Choices, Costs
+from mpochain.compression.choices import Built, Choices
+from mpochain.compression.costs import Costs
 from mpochain.compression.methods.method import Method
 from mpochain.compression.statistics.moments import Moments
 from mpochain.compression.target import Target

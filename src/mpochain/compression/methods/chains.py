@@ -10,7 +10,8 @@ from typing import Annotated
 from pydantic import BeforeValidator, Field, field_validator
 
 from mpochain.chain import MPOChain
-from mpochain.compression.choices import Built, Choices, Costs
+from mpochain.compression.choices import Built, Choices
+from mpochain.compression.costs import Costs
 from mpochain.compression.methods.interpolative import DAMPING
 from mpochain.compression.methods.method import Method, MethodSettings
 from mpochain.compression.statistics.low_rank import errors_between, weights_of

@@ -12,7 +12,8 @@ from torch import Tensor
 
 from mpochain.compression.allocation import cheapest_within, uniform
 from mpochain.compression.budget import error_budget, parameter_budget
-from mpochain.compression.choices import Built, Choices, Costs
+from mpochain.compression.choices import Built, Choices
+from mpochain.compression.costs import Costs
 from mpochain.compression.methods.method import Method, MethodSettings
 from mpochain.compression.statistics.moments import Moments
 from mpochain.compression.target import Target

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from mpochain.compression.choices import Built, Choices, Costs
+from mpochain.compression.choices import Built, Choices
+from mpochain.compression.costs import Costs
 from mpochain.compression.methods.method import Method
 from mpochain.compression.statistics.low_rank import fit
 from mpochain.compression.statistics.moments import Moments

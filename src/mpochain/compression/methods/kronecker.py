@@ -13,7 +13,8 @@ from pydantic import BeforeValidator, Field, model_validator
 from torch import Tensor
 
 from mpochain.chain import MPOChain
-from mpochain.compression.choices import Built, Choices, Costs
+from mpochain.compression.choices import Built, Choices
+from mpochain.compression.costs import Costs
 from mpochain.compression.methods.method import Method, MethodSettings
 from mpochain.compression.statistics.low_rank import errors_between
 from mpochain.compression.statistics.moments import Moments

@@ -7,7 +7,8 @@ from pydantic import Field
 
 from mpochain import shapes
 from mpochain.chain import MPOChain
-from mpochain.compression.choices import Built, Choices, Costs
+from mpochain.compression.choices import Built, Choices
+from mpochain.compression.costs import Costs
 from mpochain.compression.methods.method import Method, MethodSettings
 from mpochain.compression.statistics.low_rank import fit
 from mpochain.compression.statistics.moments import Moments

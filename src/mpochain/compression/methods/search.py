@@ -7,7 +7,8 @@ from numpy.typing import NDArray
 
 from mpochain import shapes
 from mpochain.chain import MPOChain
-from mpochain.compression.choices import Built, Choices, Costs
+from mpochain.compression.choices import Built, Choices
+from mpochain.compression.costs import Costs
 from mpochain.compression.methods.interpolative import DAMPING, Interpolative, index_bytes
 from mpochain.compression.methods.method import Method
 from mpochain.compression.statistics.low_rank import errors_between, weights_of

@@ -5,7 +5,8 @@ from __future__ import annotations
 from pydantic import Field
 from torch import nn
 
-from mpochain.compression.choices import Built, Choices, Costs
+from mpochain.compression.choices import Built, Choices
+from mpochain.compression.costs import Costs
 from mpochain.compression.methods.method import Method, MethodSettings
 from mpochain.compression.statistics.moments import Moments
 from mpochain.compression.target import Target

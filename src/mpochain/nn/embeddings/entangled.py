@@ -18,7 +18,7 @@ from mpochain.execution.autocast import without_autocast
 from mpochain.nn.embeddings.rows import Maker, RowEmbedding
 from mpochain.nn.embeddings.unit_choice import Source, count_of, dims_of, index_of
 from mpochain.nn.entry import MOST_SITES, MatrixEntry, Padding, Size
-from mpochain.nn.layer import Index
+from mpochain.nn.index import Index
 
 __all__ = ["EntangledEmbedding", "EntangledEntry"]
 

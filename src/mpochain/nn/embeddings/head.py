@@ -14,7 +14,8 @@ from torch.utils.checkpoint import checkpoint
 from mpochain.nn.embeddings.mpo import MPOEmbedding
 from mpochain.nn.embeddings.rows import RowEmbedding
 from mpochain.nn.entry import LayerEntry
-from mpochain.nn.layer import LAYERS, CompressedLayer, Index
+from mpochain.nn.index import Index
+from mpochain.nn.layer import LAYERS, CompressedLayer
 
 __all__ = ["RowLinear", "RowsEntry", "tied_head"]
 

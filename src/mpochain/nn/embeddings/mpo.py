@@ -16,7 +16,7 @@ from mpochain.factorization import decompose
 from mpochain.nn.dense import dense_table
 from mpochain.nn.embeddings.rows import Maker, RowEmbedding
 from mpochain.nn.entry import LayerEntry, Padding
-from mpochain.nn.layer import Index
+from mpochain.nn.index import Index
 from mpochain.nn.linear import ChainsEntry, MPOLinear
 from mpochain.nn.ordering import reordered
 from mpochain.nn.permuted import PermutedEntry, PermutedLinear
