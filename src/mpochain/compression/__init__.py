@@ -19,6 +19,7 @@ from mpochain.compression.methods import (
 )
 from mpochain.compression.pipeline import compress
 from mpochain.compression.records import CompressionReport, LayerRecord
+from mpochain.compression.statistics.low_rank import Errors
 from mpochain.compression.statistics.moments import Moments, collect_moments
 from mpochain.compression.target import Target
 from mpochain.compression.targets import select
@@ -33,6 +34,7 @@ __all__ = [
     "Costs",
     "Curve",
     "Entangled",
+    "Errors",
     "Interpolative",
     "Kronecker",
     "LayerRecord",

@@ -181,7 +181,7 @@ class Choices:
 
     @property
     def errors(self) -> NDArray[np.float64]:
-        """``(n,)``, the error of each choice in :attr:`unit`; zeros if errors are unknown before a layer is built."""
+        """``(n,)``, the error of each choice in ``unit``; zeros if errors are unknown before a layer is built."""
         return self._known()[0]
 
     @property

@@ -74,8 +74,8 @@ def compress(
             elsewhere, or an instance of :class:`mpochain.compression.Method`, which holds its settings.
         sequential: whether layers are built block by block, each fitted to the dense model's outputs on its inputs in
             the compressed model, so that later layers correct the errors of earlier ones; for models whose blocks
-            follow one another, see :func:`mpochain.compression.sequential.in_sequence`. It helps small stacks of
-            layers; it made a language model worse, so measure before you use it.
+            follow one another. It helps small stacks of layers; it made a language model worse
+            (docs/decisions/0029), so measure before you use it.
         loss: from the model's output to a scalar summed over tokens, whose gradients weight the outputs; by default
             cross-entropy to labels that the model draws itself.
         dry_run: whether to report the result and change nothing.

@@ -24,8 +24,8 @@ def set_execution(
             ``tensor.detach().numpy()`` or another process: call this again after one.
         autotune: measure the most promising plans when a layer first meets a batch size (rounded up to a power of
             two), element type, device and number of threads, instead of predicting the fastest; the first call then
-            takes some tenths of a second, :meth:`MPOLinear.precompile` does it ahead. What won is kept in the user's
-            cache for the next process.
+            takes some tenths of a second, :meth:`mpochain.MPOLinear.precompile` does it ahead. The fastest plan is
+            kept in the user's cache for the next process.
         memory: deprecated; ``"fast"`` is ``cache=True``, ``"compact"`` is ``cache=False``.
 
     Returns:

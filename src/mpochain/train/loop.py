@@ -133,7 +133,7 @@ def train(
         NonFiniteError: a loss or gradient is NaN or infinite; the step is not taken, so parameters and checkpoint are
             those of earlier steps.
         OutputError: the folder of the checkpoint cannot be written, found before the first step.
-        KeyboardInterrupt: Ctrl-C. Under :func:`mpochain.system.interrupts.interrupts_between_steps`, which the command
+        KeyboardInterrupt: Ctrl-C. Under ``mpochain.system.interrupts.interrupts_between_steps``, which the command
             line installs, the running step is finished and the checkpoint written first. Otherwise it is raised at
             once, in the middle of a step: the checkpoint is the last one written and intact, but the parameters of
             ``model`` may be partly updated. The same call with the checkpoint resumes and overwrites them.

@@ -93,7 +93,7 @@ def collect_moments(
     Args:
         model: runs on its own device.
         layers: dense layers of the model, by name.
-        batches: see :func:`run_batch`.
+        batches: tensors, tuples of arguments or mappings of named ones, see :func:`mpochain.compress`.
         loss: from the model's output to a scalar, summed over tokens; None takes no gradients.
         inputs: names of the layers whose moments of the inputs are collected even where these are the larger side.
 

@@ -26,7 +26,7 @@ _AT_ONCE = 1 << 24
 
 
 class RowsEntry(LayerEntry):
-    """A :class:`RowLinear`."""
+    """A :class:`mpochain.nn.RowLinear`."""
 
     kind: Literal["rows"] = "rows"
     table: SerializeAsAny[LayerEntry]
@@ -135,7 +135,7 @@ def tied_head(embedding: RowEmbedding) -> CompressedLayer:
     """A linear layer from features to the embedding's rows that shares its parameters: ``(..., dim) -> (..., rows)``.
 
     Both learn as one, and a checkpoint holds the parameters once. The head of an :class:`mpochain.MPOEmbedding` is a
-    chain, that of another embedding a :class:`RowLinear`.
+    chain, that of another embedding a :class:`mpochain.nn.RowLinear`.
 
     Args:
         embedding: is not changed.

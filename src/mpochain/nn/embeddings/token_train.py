@@ -200,7 +200,7 @@ class TokenTrainEmbedding(RowEmbedding):
         return total
 
     def reset_parameters(self, weight_std: float = 1.0) -> None:
-        """Normal cores of such a deviation that entries have ``weight_std``, see :func:`mpochain.nn.core_std`."""
+        """Draw normal cores whose deviation gives the entries of the table ``weight_std``."""
         std = (weight_std / math.sqrt(math.prod(self.bonds))) ** (1 / len(self.dims))
         with torch.no_grad():
             for core in self.cores:
