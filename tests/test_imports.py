@@ -226,3 +226,15 @@ def test_the_type_of_a_concrete_layer_is_asked_in_nn_alone():
         "MPOLinear",
         "SumLinear",
     ]
+
+
+# Files that are long for a reason; any other of over 300 lines holds a second idea.
+LONG = {
+    "architectures.py": "one table of data",
+    "nn/linear.py": "one class, most of it the docstrings of its constructors",
+}
+
+
+def test_long_files_have_a_reason():
+    long = {str(file.relative_to(ROOT)) for file in ROOT.rglob("*.py") if len(file.read_text().splitlines()) > 300}
+    assert long <= set(LONG)

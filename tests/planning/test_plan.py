@@ -21,9 +21,9 @@ from strategies import SEEDS, cores, specs
 from mpochain import ChainSpec, MPOChain, MPOError, plan
 from mpochain.errors import ArgumentError, SpecError
 from mpochain.planning import MODELS, Machine, Setting, candidates, lower
+from mpochain.planning.batches import batch_bucket
 from mpochain.planning.candidates import _fewest_macs
 from mpochain.planning.narrow import least_batched
-from mpochain.planning.plan import batch_bucket
 from mpochain.shapes import low_rank
 
 LIBRARIES = {"numpy": np.asarray, "torch": torch.tensor, "jax": jnp.asarray}

@@ -15,7 +15,7 @@ from mpochain.execution.measurement import setting_of
 from mpochain.execution.program import Program
 from mpochain.execution.tuning import tuned
 from mpochain.planning import Conditions, ContractionPlan, Graph, Machine, Memory, Mode, Schedule, Setting, plan
-from mpochain.planning.plan import batch_bucket
+from mpochain.planning.batches import batch_bucket
 from mpochain.planning.store import STORE
 from mpochain.spec import ChainSpec
 

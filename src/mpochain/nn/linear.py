@@ -20,7 +20,7 @@ from mpochain.nn.initialization import normal_, uniform_bias_
 from mpochain.nn.layer import CompressedLayer
 from mpochain.nn.requested import requested_specs
 from mpochain.planning import ContractionPlan
-from mpochain.planning.plan import check_batch
+from mpochain.planning.batches import check_batch
 from mpochain.spec import ChainSpec
 
 __all__ = ["ChainsEntry", "MPOLinear"]

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import operator
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from mpochain.arrays import Array, namespace
 from mpochain.errors import ArgumentError, ShapeError
+from mpochain.planning.batches import check_batch
 from mpochain.planning.candidates import Candidate, candidates
 from mpochain.planning.conditions import Conditions, Graph, Memory, Mode
 from mpochain.planning.cost import dense_time, low_rank_time
@@ -19,7 +19,7 @@ from mpochain.planning.schedule import Schedule
 from mpochain.planning.variants import Variant
 from mpochain.spec import ChainSpec
 
-__all__ = ["Considered", "ContractionPlan", "batch_bucket", "check_batch", "plan"]
+__all__ = ["Considered", "ContractionPlan", "plan"]
 
 
 class Considered(NamedTuple):
@@ -196,31 +196,6 @@ class ContractionPlan:
 
 def _micro(seconds: float) -> str:
     return f"{seconds * 1e6:,.1f} µs"
-
-
-def batch_bucket(batch: int) -> int:
-    """The next power of two at or above ``batch``, at least 1: plans are made per bucket.
-
-    Example:
-        >>> [batch_bucket(n) for n in (0, 1, 3, 1024, 1025)]
-        [1, 1, 4, 1024, 2048]
-    """
-    return 1 << max(batch - 1, 0).bit_length()
-
-
-def check_batch(batch: Any) -> int:
-    """``batch`` as an int.
-
-    Raises:
-        ArgumentError: not a positive integer.
-    """
-    try:
-        number = operator.index(batch)
-    except TypeError:
-        number = 0
-    if isinstance(batch, bool) or number < 1:
-        raise ArgumentError(f"batch must be a positive integer, got {batch!r}")
-    return number
 
 
 def plan(
