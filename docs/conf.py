@@ -82,16 +82,17 @@ def _resolve_other_name(app: Any, env: Any, node: Any, contnode: Any) -> Any:
         for name, entry in domain.objects.items():
             if not entry.aliased and _named(_object(name)):
                 _documented[id(_object(name))] = name
-    names = [".".join(filter(None, (node.get("py:module"), target))), target]
-    if node.get("reftype") == "attr":
-        # Attributes are listed in the docstring of their class, which is as near as a link gets.
-        cls, _, attribute = (target if "." in target else f"{node.get('py:class')}.{target}").rpartition(".")
-        names = [f"{node.get('py:module')}.{cls}", cls]
-        names = [name for name in names if attribute in _attributes(_object(name))]
+    names, member = [".".join(filter(None, (node.get("py:module"), target))), target], ""
+    if node.get("reftype") in ("attr", "meth"):
+        owner, _, member = (target if "." in target else f"{node.get('py:class')}.{target}").rpartition(".")
+        names = [name for name in (f"{node.get('py:module')}.{owner}", owner) if member in _attributes(_object(name))]
     for name in names:
-        value = _object(name)
-        if _named(value) and id(value) in _documented:
-            return domain.resolve_xref(env, node["refdoc"], app.builder, "obj", _documented[id(value)], node, contnode)
+        documented = _documented.get(id(_object(name))) if _named(_object(name)) else None
+        if documented is not None:
+            # Attributes are listed in the docstring of their class, which is as near as a link gets.
+            inner = f"{documented}.{member}"
+            found = inner if inner in domain.objects else documented
+            return domain.resolve_xref(env, node["refdoc"], app.builder, "obj", found, node, contnode)
     return None
 
 
