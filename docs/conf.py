@@ -26,6 +26,7 @@ autodoc_typehints_format = "short"
 autodoc_preserve_defaults = True
 napoleon_numpy_docstring = False
 napoleon_use_ivar = True
+napoleon_attr_annotations = False  # the signature shows the types
 python_use_unqualified_type_names = True
 python_maximum_signature_line_length = 88
 
