@@ -107,7 +107,8 @@ def _settings_signature(
         return None
     value = getattr(value, "Settings", value)
     if not hasattr(value, "model_fields"):
-        return None
+        # Defaults that a dataclass makes anew are no Python that can be parsed.
+        return (signature.replace("<factory>", "..."), returns) if signature else None
     hints = typing.get_type_hints(value)
     parameters = [
         Parameter(
