@@ -18,6 +18,7 @@ from mpochain.cli.options import (
     Ignore,
     Json,
     Method,
+    Prompts,
     RecipeFile,
     Seed,
     Sequential,
@@ -58,6 +59,7 @@ def compress(
     seed: Seed = None,
     evaluate: EvaluationText = None,
     evaluate_windows: EvaluationWindows = None,
+    prompt: Prompts = None,
     speed: Annotated[bool, typer.Option(help="Time the dense and the compressed model.")] = True,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Only print what each layer would become; write nothing.")
@@ -79,6 +81,7 @@ def compress(
             "sequential": sequential,
             "targets": tuple(target) if target else None,
             "ignore": tuple(ignore) if ignore else None,
+            "prompts": tuple(prompt) if prompt else None,
             "dtype": dtype,
             "seed": seed,
             "calibration": {
@@ -112,6 +115,8 @@ def compress(
             f"time of the whole model, compressed / dense: {compressed.prefill / dense.prefill:.2f} for a prompt of "
             f"{dense.prompt} tokens, {compressed.decode / dense.decode:.2f} for one token after it"
         )
+    for text in result.texts:
+        print(f"prompt: {text.prompt}\n  dense: {text.dense}\n  compressed: {text.compressed}")
     for file in (out, *files):
         print(file)
     if settings.finetune is not None and recipe is not None:

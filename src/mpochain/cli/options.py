@@ -24,6 +24,7 @@ __all__ = [
     "Ignore",
     "Json",
     "Method",
+    "Prompts",
     "RecipeFile",
     "Seed",
     "Sequential",
@@ -78,6 +79,10 @@ EvaluationText = Annotated[
 ]
 EvaluationWindows = Annotated[
     int | None, typer.Option(help="Number of windows of the evaluation text, evenly spread; all if not given.")
+]
+Prompts = Annotated[
+    list[str] | None,
+    typer.Option("--prompt", help="Text that both models continue, or answer if they are made for chats; repeatable."),
 ]
 Window = Annotated[int | None, typer.Option(help="Tokens of a window, for every text; 512 if not given.")]
 Targets = Annotated[

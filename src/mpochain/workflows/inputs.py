@@ -64,7 +64,7 @@ class Inputs:
         """
         if self.evaluation is None or self.recipe.evaluation is None:
             return None
-        result = evaluate(model, self.evaluation, self.recipe.evaluation, counters(label))
+        result = evaluate(model, self.evaluation, self.recipe.evaluation, counters(f"perplexity, {label}"))
         logger.info("perplexity, %s: %.2f", label, result.perplexity)
         return result
 

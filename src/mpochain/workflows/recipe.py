@@ -111,6 +111,7 @@ class Recipe(Strict):
         ignore: layers to leave out.
         seed: of random numbers.
         calibration: see :class:`Calibration`.
+        prompts: texts that the dense and the compressed model continue, or answer if they are made for chats.
         evaluation: see :class:`Evaluation`; nothing is evaluated without it.
         finetune: see :class:`Finetuning`.
         comparison: see :class:`Comparison`.
@@ -128,6 +129,7 @@ class Recipe(Strict):
     seed: Annotated[int, Field(ge=0, lt=1 << 63, strict=True)] = 0
     calibration: Calibration | None = None
     evaluation: Evaluation | None = None
+    prompts: tuple[str, ...] = ()
     finetune: Finetuning | None = None
     comparison: Comparison | None = None
     stages: tuple[Stage, ...] = ()

@@ -30,6 +30,7 @@ _OPTIONS = {
     "evaluation.text": "--evaluate",
     "evaluation.windows": "--evaluate-windows",
     "settings": "--set",
+    "prompts": "--prompt",
     "targets": "--target",
 }
 

@@ -65,6 +65,7 @@ def _summary(result: Compressed, figures: Path) -> list[Block]:  # noqa: ARG001 
         )
 
     row("parameters of the model", *result.parameters, ",")
+    row("bytes of the model in memory", *result.model_bytes, ",")
     row("parameters of these layers", report.parameters_before, report.parameters_after, ",")
     row("bytes of these layers", _total(report, "bytes_before"), _total(report, "bytes_after"), ",")
     row("multiply-adds per token", _total(report, "macs_before"), _total(report, "macs_after"), ",")
@@ -88,6 +89,18 @@ def _summary(result: Compressed, figures: Path) -> list[Block]:  # noqa: ARG001 
             f"fast execution: medians of {dense.rounds} rounds, dense and compressed in turn."
         )
     return [Table(_SUMMARY, rows), *([Text(tuple(notes))] if notes else [])]
+
+
+def _texts(result: Compressed, figures: Path) -> list[Block]:  # noqa: ARG001  # one of the sections
+    if not result.texts:
+        return []
+    blocks: list[Block] = [
+        Heading("Generated text"),
+        Text(("Greedy: every token is the most probable one after those before it, up to the same number of tokens.",)),
+    ]
+    for text in result.texts:
+        blocks += [Heading(text.prompt, 3), Text((f"Dense: {text.dense}", f"Compressed: {text.compressed}"))]
+    return blocks
 
 
 def _by_depth(result: Compressed, figures: Path) -> list[Block]:
@@ -179,6 +192,7 @@ def _provenance(result: Compressed, figures: Path) -> list[Block]:  # noqa: ARG0
 # In the order of the page. A section takes the result and a folder for its figures; it is empty where it has nothing.
 _SECTIONS: tuple[Callable[[Compressed, Path], list[Block]], ...] = (
     _summary,
+    _texts,
     _by_depth,
     _other_budgets,
     _layers,
