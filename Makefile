@@ -7,7 +7,8 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constr
 
 .PHONY: demo demo-picogpt test docs bench bench-full study lint format clean
 
-demo: demo-picogpt
+demo: $(VENV)/demo.installed  ## compress a language model from the package index, and compare it with the dense one
+	$(BIN)/python -m demo
 
 demo-picogpt: $(VENV)/demo.installed  ## a trained character transformer, PicoGPT, dense and compressed
 	$(BIN)/python -m studies.picogpt demo
@@ -48,7 +49,7 @@ $(BIN)/python:
 
 # The stamps make a second run start at once, and a changed pin install again.
 $(VENV)/demo.installed: pyproject.toml constraints.txt | $(BIN)/python
-	$(PIP) --editable '.[plot]'
+	$(PIP) --editable '.[hf,plot]'
 	@touch $@
 
 $(VENV)/dev.installed: pyproject.toml constraints.txt | $(BIN)/python
