@@ -23,7 +23,7 @@ def reordered(x: Tensor, order: Tensor) -> Tensor:
         tensor([[7., 5., 6.]])
     """
     if torch.is_grad_enabled() and x.requires_grad:
-        # The same, but its gradient is a tenth of the time that index_select's takes (docs/decisions.md).
+        # The same, but its gradient is a tenth of the time that index_select's takes (docs/decisions/0035).
         return x.gather(-1, order.long().expand(x.shape))
     return x.index_select(-1, order)
 

@@ -22,7 +22,7 @@ def learning_rate_scales(module: nn.Module) -> dict[str, float]:
 
     Parameters of other embeddings are not named, nor those of an :class:`mpochain.InterpolativeLinear`. Coefficients of
     the latter sum over the rank, but come from trained weights: with a factor of ``in_features / rank`` a model healed
-    hardly better at a low rate and worse at a high one (docs/decisions.md).
+    hardly better at a low rate and worse at a high one (docs/decisions/0026).
 
     Args:
         module: a layer, or a model that holds some.

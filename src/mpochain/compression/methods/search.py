@@ -38,7 +38,7 @@ _SMALLEST, _LARGEST = 0.2, 0.8
 _CHAIN_SHARE, _LEAST_CHAIN_SHARE = 0.35, 0.1
 
 # Largest skew of the chain; iterations of a fit that estimates errors, and of one that builds a layer.
-# docs/decisions.md has the measurements.
+# docs/decisions/0028 has the measurements.
 _SKEW = 8
 _ESTIMATE, _FINAL = 12, 30
 
