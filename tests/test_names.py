@@ -36,7 +36,7 @@ def empty_names(source: str) -> set[str]:
 
 
 def test_no_name_is_empty():
-    found = {
+    by_file = {
         str(file.relative_to(ROOT)): names for file in ROOT.rglob("*.py") if (names := empty_names(file.read_text()))
     }
     assert not {file: names for file, names in by_file.items() if names}
