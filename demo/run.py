@@ -18,10 +18,11 @@ from mpochain.workflows.report_page import write_report
 
 __all__ = ["PROMPTS", "Outcome", "command_for", "run"]
 
+# Of no country, about which the calibration text may say something.
 PROMPTS = (
     "Explain why the sky is blue.",
     "Write a short thank-you note to a colleague who helped me move house.",
-    "Tell me about the history of Portugal.",
+    "How do bees make honey?",
 )
 
 # Seconds of each step on two idle cores of a Xeon of 2.8 GHz, estimated from the processor time of each. Reading,
