@@ -12,7 +12,7 @@ from mpochain import ChainSpec, MPOChain, shapes
 from mpochain.execution import Kernel, Program
 from mpochain.execution.bound import bind
 from mpochain.planning import Conditions, Machine, Setting, Variant, candidates
-from mpochain.planning.kernels import runs
+from mpochain.planning.kernel_models import runs
 
 SPECS = {
     "two sites": ChainSpec((3, 4), (2, 5), 3),

@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from mpochain.errors import ArgumentError
 from mpochain.surgery import learning_rate_scales
 from mpochain.train import TrainConfig, TrainResult, train
-from mpochain.train.distillation import distillation_loss
+from mpochain.train.losses import distillation_loss
 from mpochain.train.teacher import fingerprint
 from studies.picogpt.corpus import Corpus
 from studies.picogpt.evaluation import evaluate
@@ -32,7 +32,7 @@ _Loss = Callable[[nn.Module, tuple[Tensor, Tensor]], Tensor]
 class Lessons(BaseModel):
     """Shares of a teacher's predictions and of the text in the loss of a model.
 
-    See :func:`mpochain.train.distillation.distillation_loss`. Source: Hinton et al., arXiv 1503.02531, section 2.
+    See :func:`mpochain.train.losses.distillation_loss`. Source: Hinton et al., arXiv 1503.02531, section 2.
 
     Attributes:
         weight: share of the divergence from the teacher in the loss; the rest is cross-entropy on the text.

@@ -15,7 +15,7 @@ from torch import nn
 import mpochain as mpo
 from mpochain import MPOError
 from mpochain.compression import METHODS
-from mpochain.compression.targets import dense_layers
+from mpochain.compression.selection import dense_layers
 
 # Methods that compress embeddings alone have tests of their own.
 LINEAR = [name for name, method in METHODS.items() if method.linear]

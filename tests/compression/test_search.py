@@ -13,7 +13,7 @@ from torch import nn
 import mpochain as mpo
 from mpochain import MPOError
 from mpochain.compression import METHODS, Moments, Search, Target
-from mpochain.compression.statistics.low_rank import errors_between
+from mpochain.compression.statistics.projections import errors_between
 from mpochain.decomposition import weighted_low_rank
 
 

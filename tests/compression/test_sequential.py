@@ -11,9 +11,9 @@ from torch import nn
 
 import mpochain as mpo
 from mpochain import InterpolativeLinear, MPOError
+from mpochain.compression.selection import dense_layers
 from mpochain.compression.sequential import Pair, corrected
 from mpochain.compression.statistics.moments import Moments
-from mpochain.compression.targets import dense_layers
 
 
 def perceptron():

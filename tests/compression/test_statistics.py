@@ -9,9 +9,9 @@ from torch import nn
 
 from mpochain import MPOError
 from mpochain.compression import collect_moments
+from mpochain.compression.selection import dense_layers
 from mpochain.compression.statistics.moments import moment_bytes
 from mpochain.compression.statistics.sampled_loss import SampledLoss
-from mpochain.compression.targets import dense_layers
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])

@@ -23,7 +23,7 @@ from mpochain.errors import ArgumentError, SpecError
 from mpochain.planning import MODELS, Machine, Setting, candidates, lower
 from mpochain.planning.batches import batch_bucket
 from mpochain.planning.candidates import _fewest_macs
-from mpochain.planning.narrow import least_batched
+from mpochain.planning.narrow_steps import least_batched
 from mpochain.shapes import low_rank
 
 LIBRARIES = {"numpy": np.asarray, "torch": torch.tensor, "jax": jnp.asarray}

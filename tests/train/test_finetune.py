@@ -19,7 +19,7 @@ from mpochain import MPOError
 from mpochain.errors import ArgumentError, SpecError
 from mpochain.surgery.calls import logits_of
 from mpochain.train import FinetuneConfig, distillation, finetune, parameter_groups
-from mpochain.train.distillation import distillation_loss, next_tokens
+from mpochain.train.losses import distillation_loss, next_tokens
 from mpochain.train.state import read_record
 
 V, LENGTH = 23, 12

@@ -19,10 +19,10 @@ from mpochain.compression.methods import (
 )
 from mpochain.compression.pipeline import compress
 from mpochain.compression.records import CompressionReport, LayerRecord
-from mpochain.compression.statistics.low_rank import Errors
+from mpochain.compression.selection import select
 from mpochain.compression.statistics.moments import Moments, collect_moments
+from mpochain.compression.statistics.projections import Errors
 from mpochain.compression.target import Target
-from mpochain.compression.targets import select
 
 __all__ = [
     "METHODS",

@@ -14,8 +14,8 @@ from mpochain.compression.methods import Method
 from mpochain.compression.preparation import Preparation
 from mpochain.compression.records import LayerRecord
 from mpochain.compression.sequential import Pair, corrected
-from mpochain.compression.statistics.low_rank import Errors
 from mpochain.compression.statistics.moments import Moments
+from mpochain.compression.statistics.projections import Errors
 from mpochain.compression.statistics.store import MomentStore
 from mpochain.compression.target import Target
 from mpochain.errors import ArgumentError, MPOError

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from mpochain.compression.allocation import Curve
 from mpochain.compression.costs import Cost, Costs
-from mpochain.compression.statistics.low_rank import Errors
+from mpochain.compression.statistics.projections import Errors
 from mpochain.compression.target import Target
 from mpochain.errors import ArgumentError
 from mpochain.nn import CompressedLayer

@@ -18,11 +18,11 @@ from mpochain.compression.building import Builder
 from mpochain.compression.methods import Method, method_named
 from mpochain.compression.preparation import Preparation
 from mpochain.compression.records import CompressionReport
+from mpochain.compression.selection import open_targets
 from mpochain.compression.sequential import in_sequence
 from mpochain.compression.statistics.passes import batches_for, gather_moments, memory_for_statistics, parts
 from mpochain.compression.statistics.store import MomentStore
 from mpochain.compression.target import Target
-from mpochain.compression.targets import open_targets
 from mpochain.errors import ArgumentError
 from mpochain.report import provenance
 from mpochain.surgery.replacement import replace_layers

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from mpochain.planning import Machine, Schedule, Variant
-from mpochain.planning.narrow import least_batched
+from mpochain.planning.narrow_steps import least_batched
 
 if TYPE_CHECKING:
     from mpochain.execution.kernels.kernel import Kernel

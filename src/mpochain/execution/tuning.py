@@ -15,7 +15,7 @@ from mpochain.execution.kernels import KERNELS, Kernel
 from mpochain.execution.measurement import dtype_of, interleaved, measure_machine
 from mpochain.execution.program import Program
 from mpochain.planning import Conditions, Considered, ContractionPlan, Memory, Mode, Setting, Variant, plan
-from mpochain.planning.kernels import runs
+from mpochain.planning.kernel_models import runs
 from mpochain.planning.store import STORE
 from mpochain.spec import ChainSpec
 

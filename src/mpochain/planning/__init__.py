@@ -2,7 +2,7 @@
 
 from mpochain.planning.candidates import Candidate, candidates
 from mpochain.planning.conditions import Conditions, Graph, Memory, Mode
-from mpochain.planning.kernels import MODELS, KernelModel
+from mpochain.planning.kernel_models import MODELS, KernelModel
 from mpochain.planning.machine import Machine, Setting
 from mpochain.planning.plan import Considered, ContractionPlan, plan
 from mpochain.planning.schedule import MergeStep, Schedule, SweepStep, lower

@@ -13,7 +13,7 @@ from mpochain.planning.batches import check_batch
 from mpochain.planning.candidates import Candidate, candidates
 from mpochain.planning.conditions import Conditions, Graph, Memory, Mode
 from mpochain.planning.cost import dense_time, low_rank_time
-from mpochain.planning.kernels import MODELS, KernelModel, runs
+from mpochain.planning.kernel_models import MODELS, KernelModel, runs
 from mpochain.planning.machine import DEFAULT_SETTING, Machine, Setting, default_machine
 from mpochain.planning.schedule import Schedule
 from mpochain.planning.variants import Variant

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from mpochain.architectures import family_of
 from mpochain.errors import ArgumentError, ShapeError
-from mpochain.train.distillation import IGNORED
+from mpochain.train.losses import IGNORED
 
 __all__ = ["attention_loss", "attention_maps", "attentions_of"]
 

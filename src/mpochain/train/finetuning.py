@@ -14,8 +14,8 @@ from mpochain.errors import ArgumentError, ShapeError
 from mpochain.surgery import learning_rate_scales
 from mpochain.train.attention import attention_loss
 from mpochain.train.config import FinetuneConfig
-from mpochain.train.distillation import distillation_loss, hidden_loss
 from mpochain.train.loop import TrainResult, train
+from mpochain.train.losses import distillation_loss, hidden_loss
 from mpochain.train.preparation import prepared
 from mpochain.train.teacher import Teacher, TeacherCache, autocast, fingerprint, outputs_of
 from mpochain.train.trainable import require_trainable

@@ -20,7 +20,7 @@ from mpochain.surgery.calls import logits_of
 from mpochain.system.files import require_writable, write_bytes
 from mpochain.train.attention import attentions_of
 from mpochain.train.config import FinetuneConfig
-from mpochain.train.distillation import captured
+from mpochain.train.losses import captured
 from mpochain.train.windows import Windows
 
 __all__ = ["Outputs", "Teacher", "TeacherCache", "autocast", "fingerprint", "outputs_of"]

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from mpochain.errors import ArgumentError, DTypeError, ShapeError
-from mpochain.train.distillation import IGNORED, next_tokens
+from mpochain.train.losses import IGNORED, next_tokens
 
 __all__ = ["Windows"]
 

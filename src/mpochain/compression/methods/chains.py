@@ -14,8 +14,8 @@ from mpochain.compression.choices import Built, Choices
 from mpochain.compression.costs import Costs
 from mpochain.compression.methods.interpolative import DAMPING
 from mpochain.compression.methods.method import Method, MethodSettings
-from mpochain.compression.statistics.low_rank import errors_between, weights_of
 from mpochain.compression.statistics.moments import Moments
+from mpochain.compression.statistics.projections import errors_between, weights_of
 from mpochain.compression.target import Target
 from mpochain.decomposition import calibrated
 from mpochain.errors import ArgumentError, SpecError

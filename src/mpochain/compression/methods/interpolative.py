@@ -7,8 +7,8 @@ import numpy as np
 from mpochain.compression.choices import Built, Choices
 from mpochain.compression.costs import Costs
 from mpochain.compression.methods.method import Method
-from mpochain.compression.statistics.low_rank import fit
 from mpochain.compression.statistics.moments import Moments
+from mpochain.compression.statistics.projections import fit
 from mpochain.compression.target import Target
 from mpochain.decomposition import Interpolation, interpolative
 from mpochain.nn import InterpolativeLinear

@@ -10,8 +10,8 @@ from mpochain.chain import MPOChain
 from mpochain.compression.choices import Built, Choices
 from mpochain.compression.costs import Costs
 from mpochain.compression.methods.method import Method, MethodSettings
-from mpochain.compression.statistics.low_rank import fit
 from mpochain.compression.statistics.moments import Moments
+from mpochain.compression.statistics.projections import fit
 from mpochain.compression.target import Target
 from mpochain.nn import MPOLinear
 

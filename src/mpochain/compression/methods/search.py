@@ -11,8 +11,8 @@ from mpochain.compression.choices import Built, Choices
 from mpochain.compression.costs import Costs
 from mpochain.compression.methods.interpolative import DAMPING, Interpolative, index_bytes
 from mpochain.compression.methods.method import Method
-from mpochain.compression.statistics.low_rank import errors_between, weights_of
 from mpochain.compression.statistics.moments import Moments
+from mpochain.compression.statistics.projections import errors_between, weights_of
 from mpochain.compression.target import Target
 from mpochain.decomposition import (
     Calibration,

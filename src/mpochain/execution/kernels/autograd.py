@@ -9,7 +9,7 @@ from torch.nn import functional as F
 
 from mpochain.execution.kernels.kernel import Kernel
 from mpochain.execution.program import Program
-from mpochain.planning.kernels import AutogradModel
+from mpochain.planning.kernel_models import AutogradModel
 
 __all__ = ["Autograd"]
 

@@ -16,7 +16,7 @@ from mpochain.execution.autocast import autocast_dtype, without_autocast
 from mpochain.execution.kernels.kernel import Kernel
 from mpochain.execution.kernels.tiled import sweep_backward, sweep_forward
 from mpochain.execution.program import Program, Steps
-from mpochain.planning.kernels import TiledModel
+from mpochain.planning.kernel_models import TiledModel
 
 __all__ = ["Compiled"]
 

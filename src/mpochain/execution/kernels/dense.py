@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 from mpochain.execution.kernels.kernel import Kernel
 from mpochain.execution.program import Program
-from mpochain.planning.kernels import DenseModel
+from mpochain.planning.kernel_models import DenseModel
 
 __all__ = ["Dense"]
 

@@ -11,7 +11,7 @@ from mpochain.execution.autocast import autocast_dtype
 from mpochain.execution.kernels.kernel import Kernel
 from mpochain.execution.program import TORCH, Program
 from mpochain.planning import MergeStep
-from mpochain.planning.kernels import PanelsModel
+from mpochain.planning.kernel_models import PanelsModel
 
 __all__ = ["Panels"]
 

@@ -9,7 +9,7 @@ from torch import Tensor
 from mpochain.execution.kernels.kernel import Kernel
 from mpochain.execution.program import TORCH, Program
 from mpochain.planning import Conditions, Schedule
-from mpochain.planning.kernels import TiledModel
+from mpochain.planning.kernel_models import TiledModel
 
 __all__ = ["Portable"]
 

@@ -23,7 +23,7 @@ from torch.nn import functional as F
 from mpochain.execution.autocast import autocast_dtype, without_autocast
 from mpochain.execution.kernels.kernel import Kernel
 from mpochain.execution.program import Program, Steps
-from mpochain.planning.kernels import TiledModel
+from mpochain.planning.kernel_models import TiledModel
 
 __all__ = ["Tiled", "run_sweep", "sweep_backward", "sweep_forward"]
 

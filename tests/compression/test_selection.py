@@ -8,7 +8,7 @@ from torch import nn
 from mpochain import MPOError
 from mpochain.compression import Target, select
 from mpochain.compression.budget import parameter_budget
-from mpochain.compression.targets import dense_layers
+from mpochain.compression.selection import dense_layers
 
 
 def test_names_patterns_and_classes(net):

@@ -13,7 +13,7 @@ from mpochain import MPOError
 from mpochain.execution.peak_memory import peak_bytes
 from mpochain.surgery.calls import logits_of
 from mpochain.train import distillation
-from mpochain.train.distillation import captured, distillation_loss, hidden_loss, next_tokens
+from mpochain.train.losses import captured, distillation_loss, hidden_loss, next_tokens
 
 
 def draw(rows, vocabulary, dtype=torch.float64, seed=0):
