@@ -5,6 +5,7 @@ Exit status: 0 done, 1 failed, 2 wrong usage, 130 interrupted.
 
 from __future__ import annotations
 
+import os
 import sys
 from typing import Annotated
 
@@ -79,6 +80,8 @@ for _name in ("demo", "study", "train"):
 
 def main() -> None:
     """Run the command line."""
+    # Read when tqdm is imported, which torch does: bars of other libraries would cross those of the command.
+    os.environ.setdefault("TQDM_DISABLE", "1")
     with log_lines():
         try:
             with interrupts_between_steps():

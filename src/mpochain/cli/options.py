@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 import shlex
 import sys
 from collections.abc import Iterator
@@ -152,7 +151,6 @@ def print_json(data: Any) -> None:
 @contextlib.contextmanager
 def quiet_transformers() -> Iterator[None]:
     """No progress bars and warnings of transformers, which would mix with those of the command."""
-    os.environ.setdefault("TQDM_DISABLE", "1")  # read when tqdm is imported
     try:
         from transformers.utils import logging as untyped
     except ImportError:
