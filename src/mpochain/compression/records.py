@@ -1,4 +1,4 @@
-"""What became of each layer, and of the model."""
+"""Records of a compression: one for each layer, and a report of the model."""
 
 from __future__ import annotations
 
@@ -26,23 +26,23 @@ COLUMNS = (
 
 @dataclass(frozen=True)
 class LayerRecord:
-    """One layer.
+    """Sizes and errors of one layer before and after.
 
     Attributes:
-        name: in the model.
+        name: name in the model.
         shape: ``(out_features, in_features)``.
-        form: what it became, as text; ``"dense"`` for a layer that was left as it is.
+        form: form of the compressed layer, as text; ``"dense"`` for a layer that was not changed.
         parameters_before: of the weight.
-        parameters_after: of what stands for it.
+        parameters_after: floating-point numbers that replace the weight.
         bytes_before: of the weight.
-        bytes_after: of what stands for it, indices too.
-        macs_before: multiply-adds of one input row.
-        macs_after: the same of what stands for it, without folding.
+        bytes_after: of what replaces the weight, integer indices included.
+        macs_before: multiply-adds of one input row; 0 for an embedding, whose rows are looked up.
+        macs_after: multiply-adds of one input row of the compressed layer, without folding.
         weight_error: relative Frobenius error of the weight.
         output_error: relative error of the outputs on the calibration data; None without data.
-        loss_increase: by how much the layer alone should raise the loss, nats per token, to second order; None without
+        loss_increase: predicted increase of the loss by this layer alone, nats per token, to second order; None without
             gradients.
-        padding: norm of the row of padding of an embedding where it was zero and is so no more; None otherwise.
+        padding: norm of an embedding's row of padding if it was zero and no longer is; None otherwise.
     """
 
     name: str
@@ -62,20 +62,21 @@ class LayerRecord:
 
 @dataclass(frozen=True)
 class CompressionReport:
-    """All layers, and how they were chosen.
+    """All layers of a compressed model, and how their sizes were chosen.
 
     Attributes:
-        layers: one record for each layer that was looked at.
-        method: by its name.
-        budget: as it was given; None for a method that takes none.
-        allowed: parameters that the layers may have together.
-        model_parameters: of the whole model, before.
-        untouched: large layers that were not looked at, with their parameters, largest first.
-        frontier: for other budgets, the share of the parameters that would be left and by how much all layers together
-            should raise the loss, nats per token, to second order; empty for methods that do not know.
-        seconds: the time it took.
-        provenance: versions, machine and threads.
-        largest_error: where the budget is an error, the most of any layer that was left out, as the method weighs it;
+        layers: one record for each layer that was considered.
+        method: name of the method.
+        budget: as the caller gave it; None for a method without one.
+        allowed: what the layers may store together, in elements of their weights.
+        model_parameters: parameters of the model before.
+        untouched: large modules that were not considered, with their parameters, largest first.
+        frontier: for other budgets, the share of the parameters that would be left and the predicted increase of the
+            loss by all layers together, nats per token, to second order; empty for methods that cannot predict it.
+        seconds: duration.
+        provenance: versions, machine and threads; no commit, for which git would have to run. Whoever publishes a
+            report replaces it by ``mpochain.report.provenance(threads=..., commit=True)``.
+        largest_error: if the budget is an error, the largest relative error of any layer in the measure of the method;
             None otherwise.
     """
 
@@ -92,21 +93,21 @@ class CompressionReport:
 
     @property
     def parameters_before(self) -> int:
-        """Of all layers that were looked at."""
+        """Parameters of the weights of all layers."""
         return sum(layer.parameters_before for layer in self.layers)
 
     @property
     def parameters_after(self) -> int:
-        """Of what stands for them."""
+        """Parameters of all layers after compression."""
         return sum(layer.parameters_after for layer in self.layers)
 
     @property
     def coverage(self) -> float:
-        """Share of the model's parameters that is in these layers."""
+        """Share of the model's parameters that these layers hold."""
         return self.parameters_before / self.model_parameters
 
     def rows(self) -> list[dict[str, Any]]:
-        """One record for each layer, with a value for each column of the table."""
+        """One row for each layer, with the fields of :data:`COLUMNS`."""
         return [
             {
                 **asdict(layer),
@@ -117,7 +118,7 @@ class CompressionReport:
         ]
 
     def table(self) -> str:
-        """One line for each layer, then the totals, as text."""
+        """The report as text: one line for each layer, then the totals."""
         before, after = self.parameters_before, self.parameters_after
         lines = [
             text(COLUMNS, self.rows()),
@@ -127,21 +128,21 @@ class CompressionReport:
         ]
         if self.largest_error is not None:
             bound = f"at most {self.largest_error:.4f}"
-            lines.append(f"error of each layer as {self.method} weighs it, which the budget bounds: {bound}")
+            lines.append(f"error of each layer in the measure of {self.method}, which the budget bounds: {bound}")
         lines += [
-            f"padding of {layer.name}: its row was zero and has norm {layer.padding:.3g} now; mask it, or take svd, "
-            "word2ket or token_train, which keep it"
+            f"padding of {layer.name}: its row was zero and has norm {layer.padding:.3g} now; mask it, or use svd, "
+            "word2ket or token_train, which keep it zero"
             for layer in self.layers
             if layer.padding is not None
         ]
         slower = [layer.name for layer in self.layers if layer.macs_after > layer.macs_before]
         if slower:
             lines.append(f"more multiply-adds than dense: {len(slower)} layers, {slower[0]} among them")
-        lines += [f"not looked at: {name}, {count:,} parameters" for name, count in self.untouched]
+        lines += [f"not considered: {name}, {count:,} parameters" for name, count in self.untouched]
         return "\n".join(lines)
 
     def as_dict(self) -> dict[str, Any]:
-        """For JSON."""
+        """The report as data for JSON."""
         return asdict(self) | {
             "parameters_before": self.parameters_before,
             "parameters_after": self.parameters_after,
