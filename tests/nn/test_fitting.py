@@ -126,7 +126,7 @@ def test_tables_and_frequencies_that_do_not_fit_are_refused():
     with pytest.raises(MPOError, match=r"frequencies have shape \(35,\); expected \(36,\)"):
         fit_rows(embedding, table, frequencies=torch.ones(35))
     for wrong in (torch.zeros(36), torch.full((36,), -1.0), torch.full((36,), float("nan"))):
-        with pytest.raises(MPOError, match="none negative and not all 0"):
+        with pytest.raises(MPOError, match="non-negative and not all 0"):
             fit_rows(embedding, table, frequencies=wrong)
     table[3, 3] = float("inf")
     with pytest.raises(MPOError, match="NaN or infinite"):

@@ -103,7 +103,7 @@ def test_initial_weights_have_the_deviation_of_a_dense_layer():
     [
         ((0, 4, 1), "in_features must be"),
         ((4, 4, True), "rank must be"),
-        ((4, 3, 4), "rank 4 is over the smaller side"),
+        ((4, 3, 4), "rank 4 exceeds the smaller side"),
     ],
 )
 def test_wrong_sizes(arguments, message):

@@ -111,5 +111,5 @@ def test_an_unknown_layer_is_refused_before_and_after(layer, tmp_path):
         mpo.save(nn.Sequential(layer), tmp_path)
     finally:
         del LAYERS["codes"]
-    with pytest.raises(CheckpointError, match=r"kind is 'codes'.*mpochain\.nn\.LAYERS"):
+    with pytest.raises(CheckpointError, match=r"kind 'codes' is no known layer.*mpochain\.nn\.LAYERS"):
         mpo.load(tmp_path, architecture())

@@ -81,7 +81,7 @@ def test_its_description_makes_it_again(orders):
     assert {k: v.shape for k, v in empty.state_dict().items()} == {k: v.shape for k, v in layer.state_dict().items()}
     description = layer.entry().model_dump()
     assert layer_of_entry(description, None, "up").in_features == 6
-    with pytest.raises(MPOError, match=r"up: the bias of a permuted layer is its own"):
+    with pytest.raises(MPOError, match=r"up: the inner layer of a permuted layer must have no bias"):
         layer_of_entry({**description, "inner": {**description["inner"], "bias": True}}, (8, 6), "up")
     with pytest.raises(MPOError, match="needs rows=, columns= or both"):
         layer_of_entry({**description, "rows": False, "columns": False}, (8, 6), "up")
@@ -124,7 +124,7 @@ def test_what_is_no_order(arguments, message):
 def test_what_cannot_be_permuted():
     with pytest.raises(MPOError, match="got Linear"):
         PermutedLinear(nn.Linear(6, 8), rows=ROWS)
-    with pytest.raises(MPOError, match="of an MPOLinear, got InterpolativeLinear"):
+    with pytest.raises(MPOError, match="an MPOLinear, got InterpolativeLinear"):
         PermutedLinear(InterpolativeLinear(6, 8, 2, bias=False), rows=ROWS)
     with pytest.raises(MPOError, match="must have no bias; give bias="):
         PermutedLinear(MPOLinear(6, 8, max_bond=2), rows=ROWS)

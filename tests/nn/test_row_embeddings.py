@@ -218,11 +218,11 @@ def test_a_hostile_index_is_refused(tmp_path):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"dims": [2, 2]}, "2 dims whose product is 10 or more"),
+        ({"dims": [2, 2]}, "expected 2 dims with a product of at least 10"),
         ({"unit_count": 2}, "30 words need 4 units"),
         ({"units": "mine"}, "units"),
         ({"ranks": 0}, "ranks"),
-        ({"padding": 30}, "padding_idx must be a row of the 30"),
+        ({"padding": 30}, "padding_idx must be one of the 30 rows"),
         ({"out_features": 31}, "is a 31x10 matrix"),
         ({"unit_count": 1 << 31, "ranks": 1 << 31}, "it: Storage size calculation overflowed"),
     ],
@@ -236,19 +236,19 @@ def test_descriptions_that_describe_none_are_refused(change, message):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({}, "two places or more, got order None"),
-        ({"order": 1}, "got order 1"),
-        ({"order": 2, "ranks": 0}, "one rank or more, got 0"),
+        ({}, "order must be at least 2, got None"),
+        ({"order": 1}, "got 1"),
+        ({"order": 2, "ranks": 0}, "ranks must be at least 1, got 0"),
         ({"order": 2, "units": "words"}, "'digits', 'own' or an index"),
-        ({"order": 2, "dims": (3, 3)}, r"product is 10 or more are needed, got \(3, 3\)"),
-        ({"order": 2, "dims": (5, 2), "shared": True}, "no table in common; give shared=False"),
+        ({"order": 2, "dims": (3, 3)}, r"expected 2 dims with a product of at least 10, got \(3, 3\)"),
+        ({"order": 2, "dims": (5, 2), "shared": True}, "cannot share a table; give shared=False"),
         ({"order": 2, "unit_count": 5}, "30 words need 6 units, got unit_count=5"),
-        ({"order": 2, "units": "own", "unit_count": 40}, "have 30 units, got unit_count=40"),
-        ({"units": torch.zeros(29, 2, dtype=torch.int64)}, r"has shape \(30, order\), got \(29, 2\)"),
+        ({"order": 2, "units": "own", "unit_count": 40}, "needs unit_count=30, one per word, got unit_count=40"),
+        ({"units": torch.zeros(29, 2, dtype=torch.int64)}, r"must have shape \(30, order\), got \(29, 2\)"),
         ({"units": torch.zeros(30, 2, dtype=torch.int64), "order": 3}, r"shape \(30, 3\), got \(30, 2\)"),
-        ({"units": torch.zeros(30, 2)}, "holds integers, got torch.float32"),
-        ({"units": torch.full((30, 2), -1)}, "count from 0 and have 31 bits, got -1"),
-        ({"units": torch.full((30, 2), 1 << 32)}, "have 31 bits, got 4294967296"),
+        ({"units": torch.zeros(30, 2)}, "must hold integers, got torch.float32"),
+        ({"units": torch.full((30, 2), -1)}, r"units must be from 0 to 2\*\*31 - 1, got -1"),
+        ({"units": torch.full((30, 2), 1 << 32)}, r"2\*\*31 - 1, got 4294967296"),
         ({"units": torch.full((30, 2), 7), "unit_count": 7}, "need 8 units, got unit_count=7"),
     ],
 )
@@ -267,11 +267,11 @@ def test_wrong_tokens_and_trains_are_refused():
             made(form)(torch.zeros(2))
         with pytest.raises(MPOError, match="'compact' or 'fast', got 'slow'"):
             made(form).set_execution(memory="slow")
-    with pytest.raises(MPOError, match=r"one for each of the sites and multiply to 12 or more, got \(2, 3\)"):
+    with pytest.raises(MPOError, match=r"one dim per site with a product of at least 12, got \(2, 3\)"):
         TokenTrainEmbedding(WORDS, 12, 2, dims=(2, 3))
-    with pytest.raises(MPOError, match="a bond is 1 or more, got 0"):
+    with pytest.raises(MPOError, match="max_bond must be at least 1, got 0"):
         TokenTrainEmbedding(WORDS, 12, 0)
-    with pytest.raises(MPOError, match="rows and columns, got 0x12"):
+    with pytest.raises(MPOError, match="at least one row and column, got 0x12"):
         TokenTrainEmbedding(0, 12, 2)
 
 

@@ -45,9 +45,9 @@ def test_what_handles_layers_handles_sums():
 def test_what_is_no_sum():
     low = InterpolativeLinear(6, 8, 2)
     for parts, message in (
-        ([low], "two parts at least"),
+        ([low], "at least two parts"),
         ([low, nn.Linear(6, 8)], "got Linear"),
-        ([low, InterpolativeLinear(8, 6, 2, bias=False)], "one shape"),
+        ([low, InterpolativeLinear(8, 6, 2, bias=False)], "same shape"),
         ([low, MPOLinear(6, 8, max_bond=1)], "only one part"),
     ):
         with pytest.raises(MPOError, match=message):

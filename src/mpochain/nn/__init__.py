@@ -1,4 +1,4 @@
-"""Compressed layers: linear layers and embeddings in place of dense ones, one form a file."""
+"""Compressed linear layers and embeddings, one form per file."""
 
 from mpochain.nn.embeddings import EntangledEmbedding, MPOEmbedding, RowEmbedding, RowLinear, TokenTrainEmbedding
 from mpochain.nn.entry import LayerEntry, MatrixEntry
@@ -27,7 +27,7 @@ __all__ = [
     "TokenTrainEmbedding",
 ]
 
-# Every layer that checkpoints may hold.
+# All layers that a checkpoint may hold.
 _LAYERS: tuple[type[CompressedLayer], ...] = (
     MPOLinear,
     InterpolativeLinear,

@@ -15,18 +15,18 @@ from mpochain.nn.linear import MPOLinear
 
 __all__ = ["ComposedLinear", "Part"]
 
-# Layers that others are composed of; they are not composed themselves, so nothing is nested.
+# Layers that a composed layer may consist of; none is composed itself, so there is no nesting.
 Part = InterpolativeLinear | MPOLinear
 
 
 class ComposedLinear(CompressedLayer, ABC):
     """``y = x W^T + b`` with ``W`` composed of the weights of parts: ``(..., in_features) -> (..., out_features)``.
 
-    A subclass defines how: its ``weight``, its ``bias`` and :meth:`compact`. With ``cache=True`` one dense matrix is
-    kept for all parts.
+    A subclass defines ``weight``, ``bias`` and :meth:`compact`. With ``cache=True`` one dense matrix is cached for all
+    parts together.
 
     Args:
-        parts: one or more layers, each of the shape of the composed one; they become submodules.
+        parts: one or more layers of the composed layer's shape; they become submodules.
 
     Raises:
         DTypeError: a part of another type.
@@ -37,7 +37,8 @@ class ComposedLinear(CompressedLayer, ABC):
         for part in parts:
             if not isinstance(part, Part):
                 raise DTypeError(
-                    f"{type(self).__name__} is made of InterpolativeLinear and MPOLinear, got {type(part).__name__}"
+                    f"the parts of {type(self).__name__} must be InterpolativeLinear or MPOLinear, "
+                    f"got {type(part).__name__}"
                 )
         self.in_features, self.out_features = parts[0].in_features, parts[0].out_features
         self.parts = nn.ModuleList(parts)
@@ -51,7 +52,7 @@ class ComposedLinear(CompressedLayer, ABC):
         }
 
     def macs(self) -> int:
-        """Multiply-adds of one input row, chains swept without folding."""
+        """Multiply-adds per input row; chains are swept site by site, without folding."""
         return sum(part.macs() for part in self._parts())
 
     def reset_parameters(self) -> None:
@@ -65,7 +66,7 @@ class ComposedLinear(CompressedLayer, ABC):
         super()._set_execution(cache, autotune)
 
     def _kept_from(self) -> list[Tensor]:
-        # Not by the generator over all submodules, which takes longer than a small product.
+        # parameters() would walk all submodules, which takes longer than a small product.
         parameters = [core for part in self.parts for core in part._parameters.values()]
         return [core for core in parameters if core is not None and core.ndim > 1]
 

@@ -1,4 +1,4 @@
-"""Weights of dense layers of torch and transformers, and dense layers from weights."""
+"""Weights of dense torch and Hugging Face layers, and dense layers built from weights."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ __all__ = ["dense_parameters", "dense_shape", "dense_table", "linear_of", "weigh
 
 
 def dense_parameters(linear: nn.Module, name: str | None = None) -> tuple[Tensor, Tensor | None]:
-    """Weight and bias of a dense layer of torch or Hugging Face, neither of them copied.
+    """Weight and bias of a dense torch or Hugging Face layer, without copying.
 
     Args:
         linear: a ``torch.nn.Linear`` or Hugging Face ``Conv1D``.
-        name: what to call the layer in errors.
+        name: name of the layer in errors.
 
     Returns:
-        ``W (out_features, in_features)``, a view for ``Conv1D``, and the bias or None.
+        ``W (out_features, in_features)``, a transposed view for ``Conv1D``, and the bias or None.
 
     Raises:
-        DTypeError: another module, one with a forward of its own, or a weight without numbers.
+        DTypeError: another module, a subclass with its own ``forward``, or a lazy or meta weight.
 
     Example:
         >>> weight, bias = dense_parameters(nn.Linear(3, 2, bias=False))
@@ -39,7 +39,7 @@ def dense_parameters(linear: nn.Module, name: str | None = None) -> tuple[Tensor
     declared, transposed = kind
     if type(layer).forward is not declared.forward:
         raise DTypeError(
-            f"{label}{type(linear).__name__} has a forward of its own, which a chain of its weight would not repeat; "
+            f"{label}{type(linear).__name__} has its own forward, which a chain of its weight would not reproduce; "
             "convert a plain nn.Linear, or decompose the weight with mpochain.decompose"
         )
     _require_numbers(layer.weight, label)
@@ -47,7 +47,7 @@ def dense_parameters(linear: nn.Module, name: str | None = None) -> tuple[Tensor
 
 
 def dense_shape(layer: nn.Module) -> tuple[int, int] | None:
-    """``(out_features, in_features)`` of a dense linear layer, without a look at its numbers; None for other modules.
+    """``(out_features, in_features)`` of a dense linear layer, without reading its weight; None for other modules.
 
     Example:
         >>> dense_shape(nn.Linear(3, 2)), dense_shape(nn.ReLU())
@@ -63,8 +63,8 @@ def dense_shape(layer: nn.Module) -> tuple[int, int] | None:
 
 
 def _kind_of(layer: nn.Module) -> tuple[Any, bool] | None:
-    """The class of :data:`mpochain.architectures.DENSE_KINDS` that a layer is of, and whether it stores ``W^T``."""
-    # The most derived first: a subclass with a forward of its own may be a kind itself.
+    """The layer's class in :data:`mpochain.architectures.DENSE_KINDS`, and True if it stores ``W^T``."""
+    # The most derived class first: a subclass with its own forward may be in the table itself.
     kinds = {(kind.module, kind.name): kind.transposed for kind in DENSE_KINDS}
     for declared in type(layer).__mro__:
         transposed = kinds.get((declared.__module__, declared.__qualname__))
@@ -74,15 +74,15 @@ def _kind_of(layer: nn.Module) -> tuple[Any, bool] | None:
 
 
 def dense_table(embedding: nn.Module, name: str | None = None) -> Tensor:
-    """The table ``(num_embeddings, embedding_dim)`` of an embedding that does nothing but to look up its rows.
+    """The table ``(num_embeddings, embedding_dim)`` of a plain embedding, without copying.
 
     Args:
         embedding: a ``torch.nn.Embedding``.
-        name: what to call it in errors.
+        name: name of the embedding in errors.
 
     Raises:
-        DTypeError: another module, one with a forward of its own, one whose rows are renormalised or whose gradients
-            are scaled or sparse, or a table without numbers.
+        DTypeError: another module, a subclass with its own ``forward``, an embedding with ``max_norm=``,
+            ``scale_grad_by_freq=`` or ``sparse=``, or a lazy or meta table.
 
     Example:
         >>> dense_table(nn.Embedding(3, 2)).shape
@@ -92,15 +92,15 @@ def dense_table(embedding: nn.Module, name: str | None = None) -> Tensor:
     if not isinstance(embedding, nn.Embedding):
         raise DTypeError(f"{label}expected torch.nn.Embedding, got {type(embedding).__name__}")
     if type(embedding).forward is not nn.Embedding.forward:
-        raise DTypeError(f"{label}{type(embedding).__name__} has a forward of its own, which a chain would not repeat")
+        raise DTypeError(f"{label}{type(embedding).__name__} has its own forward, which a chain would not reproduce")
     if embedding.max_norm is not None or embedding.scale_grad_by_freq or embedding.sparse:
-        raise DTypeError(f"{label}max_norm=, scale_grad_by_freq= and sparse= are not kept by a chain; turn them off")
+        raise DTypeError(f"{label}a chain has no max_norm=, scale_grad_by_freq= or sparse=; turn them off")
     _require_numbers(embedding.weight, label)
     return embedding.weight
 
 
 def weight_and_bias(layer: nn.Module, name: str | None = None) -> tuple[Tensor, Tensor | None]:
-    """Those of a linear layer, or the table of an embedding and None, neither of them copied.
+    """Weight and bias of a linear layer, or the table of an embedding and None, without copying.
 
     Raises:
         DTypeError: see :func:`dense_parameters` and :func:`dense_table`.
@@ -114,11 +114,11 @@ def weight_and_bias(layer: nn.Module, name: str | None = None) -> tuple[Tensor, 
 
 def _require_numbers(weight: Tensor, label: str) -> None:
     if isinstance(weight, nn.UninitializedParameter) or weight.device.type == "meta":
-        raise DTypeError(f"{label}the weight has no numbers yet (lazy or on the meta device); materialise it first")
+        raise DTypeError(f"{label}the weight has no values yet (lazy or on the meta device); materialise it first")
 
 
 def linear_of(weight: Tensor, bias: Tensor | None, training: bool) -> nn.Linear:
-    """A dense layer with copies of a weight ``(out_features, in_features)`` and a bias.
+    """A ``torch.nn.Linear`` with copies of a weight ``(out_features, in_features)`` and a bias.
 
     Example:
         >>> linear_of(torch.ones(3, 2), None, training=False)

@@ -1,7 +1,7 @@
-"""Layer entries: compressed layers as checked plain data, as they stand in the configuration of a checkpoint.
+"""Layer entries: validated plain data that describes compressed layers in the configuration of a checkpoint.
 
-Each layer defines its own entry beside itself. An entry says sizes and options, never numbers of the weight, so a layer
-can be built from it on the meta device before anything is allocated.
+Each layer's file defines its entry. An entry holds sizes and options but no weights, so the layer can be built on the
+meta device before any memory is allocated.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ __all__ = [
 ]
 
 Size = Annotated[int, Field(ge=1, le=1 << 31, strict=True)]
-# More sites, terms and parts than any layer in use has, few enough to plan at once.
+# More sites, terms and parts than any layer in use has, but few enough to plan quickly.
 MOST_SITES, MOST_TERMS, MOST_PARTS = 16, 16, 4
 Dims = Annotated[list[Size], Field(max_length=MOST_SITES)]
 Padding = Annotated[int, Field(ge=0, strict=True)] | None
@@ -51,14 +51,14 @@ class LayerEntry(_Strict):
 
     @classmethod
     def read(cls, data: Any, name: str) -> Self:
-        """The entry in data from a file that nobody has checked.
+        """Validate data from an unchecked file and return the entry.
 
         Args:
             data: JSON-ready data.
-            name: of the layer, for errors.
+            name: name of the layer in errors.
 
         Raises:
-            ArgumentError: data that is no entry of this layer, naming the field.
+            ArgumentError: the data is no entry of this layer. The message names the field.
         """
         try:
             return cls.model_validate(data)
@@ -69,7 +69,7 @@ class LayerEntry(_Strict):
 
 
 class MatrixEntry(LayerEntry):
-    """Entry of a layer whose sizes are those of its matrix."""
+    """Entry of a layer that states the shape of its matrix directly."""
 
     out_features: Size
     in_features: Size
@@ -98,7 +98,7 @@ class SpecEntry(_Strict):
         """The spec.
 
         Raises:
-            SpecError: dims and bonds that describe no chain.
+            SpecError: the dims and bonds describe no chain.
         """
         return ChainSpec.from_dict(self.model_dump())
 

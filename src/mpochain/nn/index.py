@@ -1,4 +1,4 @@
-"""Index buffers of layers and their valid values."""
+"""Index buffers of layers and their range of valid values."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ __all__ = ["Index"]
 
 @dataclass(frozen=True, eq=False)
 class Index:
-    """An index buffer of a layer and its valid values.
+    """An index buffer of a layer and its range of valid values.
 
     Attributes:
-        values: int32.
+        values: the buffer, int32.
         size: valid values are 0 to ``size - 1``.
         permutation: whether each valid value occurs exactly once.
     """
@@ -27,12 +27,12 @@ class Index:
     permutation: bool
 
     def require_valid(self, name: str) -> None:
-        """Refuse values that would read outside of what they index, or leave a part of it out.
+        """Raise an error for indices out of range or, in a permutation, missing or repeated.
 
-        Nothing is checked on the meta device, where there are no values.
+        On the meta device only the type is checked.
 
         Raises:
-            ArgumentError: invalid values or another type, naming ``name``.
+            ArgumentError: invalid values, or another type than int32. The message starts with ``name``.
 
         Example:
             >>> Index(torch.tensor([1, 0], dtype=torch.int32), 2, permutation=True).require_valid("rows")

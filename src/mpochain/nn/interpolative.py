@@ -1,4 +1,4 @@
-"""Linear layer of low rank in interpolative form: some rows of the matrix, and the others as combinations of them."""
+"""Low-rank linear layer in interpolative form: some rows of the matrix, and coefficients for the other rows."""
 
 from __future__ import annotations
 
@@ -20,9 +20,10 @@ from mpochain.nn.ordering import reordered
 
 __all__ = ["InterpolativeEntry", "InterpolativeLinear"]
 
-# Two products were faster than one up to this share of its multiply-adds, if they save as many as a call costs.
+# Two products are faster than one dense product if they need at most this share of its multiply-adds, and save at least
+# as many multiply-adds as one more call costs.
 _LOW_RANK, _CALL = 0.75, 1 << 16
-# Input rows from which the identity is multiplied with, rather than outputs put in their places.
+# Number of input rows from which multiplying with the identity is faster than permuting the outputs.
 _MANY_ROWS = 64
 
 
@@ -35,23 +36,23 @@ class InterpolativeEntry(MatrixEntry):
 
 
 class InterpolativeLinear(CompressedLayer):
-    """``y = x W^T + b`` with ``W`` of rank ``r`` held as ``r`` of its rows: ``(..., in) -> (..., out)``.
+    """``y = x W^T + b`` with ``W`` of rank ``r`` stored as ``r`` of its rows: ``(..., in) -> (..., out)``.
 
-    ``r`` outputs are ``x rows^T``, the others are combinations of these. Parameters and multiply-adds are
-    ``r (out + in - r)``, ``r^2`` fewer than two factors have for the very same matrix. Source: see
+    ``r`` outputs are ``x rows^T``, the others are linear combinations of these. The layer has ``r (out + in - r)``
+    parameters and multiply-adds per row, ``r^2`` fewer than two factors of the same matrix. Source: see
     :func:`mpochain.decomposition.interpolative`.
 
     Args:
         in_features: size of each input row.
         out_features: size of each output row.
-        rank: of the matrix, at most the smaller of both.
-        bias: whether there is a bias.
-        device: where the parameters live.
-        dtype: their element type.
+        rank: rank of the matrix, at most ``min(in_features, out_features)``.
+        bias: whether the layer has a bias.
+        device: device of the parameters.
+        dtype: element type of the parameters.
 
     Raises:
         ArgumentError: sizes that are not positive integers.
-        SpecError: a rank over the smaller size.
+        SpecError: a rank above ``min(in_features, out_features)``.
 
     Example:
         >>> layer = InterpolativeLinear(64, 48, rank=12, bias=False)
@@ -79,7 +80,7 @@ class InterpolativeLinear(CompressedLayer):
                 raise ArgumentError(f"{label} must be a positive integer, got {size!r}")
         if rank > min(in_features, out_features):
             raise SpecError(
-                f"rank {rank} is over the smaller side of a {out_features}x{in_features} matrix; use nn.Linear"
+                f"rank {rank} exceeds the smaller side of the {out_features}x{in_features} matrix; use nn.Linear"
             )
         self.in_features, self.out_features, self.rank = in_features, out_features, rank
 
@@ -89,12 +90,12 @@ class InterpolativeLinear(CompressedLayer):
         self.rows = empty(rank, in_features)
         self.coefficients = empty(out_features - rank, rank)
         self.register_parameter("bias", empty(out_features) if bias else None)
-        # Output j is number place[j] of [x rows^T, x rows^T coefficients^T].
+        # Output j is column place[j] of [x rows^T, x rows^T coefficients^T].
         self.register_buffer("place", torch.arange(out_features, dtype=torch.int32, device=device))
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Draw new parameters; every entry of the matrix has the deviation of ``nn.Linear``, ``1 / sqrt(3 in)``."""
+        """Draw new parameters; matrix entries have the standard deviation of ``nn.Linear``, ``1 / sqrt(3 in)``."""
         deviation = 1 / math.sqrt(3 * self.in_features)
         nn.init.normal_(self.rows, std=deviation)
         nn.init.normal_(self.coefficients, std=1 / math.sqrt(self.rank))
@@ -102,10 +103,10 @@ class InterpolativeLinear(CompressedLayer):
 
     @classmethod
     def from_interpolation(cls, interpolation: Interpolation, bias: Tensor | None = None) -> InterpolativeLinear:
-        """A layer that holds copies of the arrays of an interpolation of torch tensors, and of a bias.
+        """A layer with copies of the tensors of an interpolation, and of a bias.
 
         Raises:
-            ShapeError: a bias that is not of ``(out_features,)``.
+            ShapeError: a bias whose shape is not ``(out_features,)``.
         """
         rows, coefficients = interpolation.rows, interpolation.coefficients
         out_features = len(interpolation.permutation)
@@ -132,7 +133,7 @@ class InterpolativeLinear(CompressedLayer):
         return {"place": Index(self.place, self.out_features, permutation=True)}
 
     def entry(self) -> InterpolativeEntry:
-        """The sizes and the rank."""
+        """The sizes, the rank, and whether the layer has a bias."""
         return InterpolativeEntry(
             out_features=self.out_features,
             in_features=self.in_features,
@@ -147,24 +148,24 @@ class InterpolativeLinear(CompressedLayer):
             return cls(entry.in_features, entry.out_features, entry.rank, bias=entry.bias)
 
     def form(self) -> str:
-        """The rank."""
+        """The rank, in words."""
         return f"rank {self.rank}, interpolative"
 
     def macs(self) -> int:
-        """Multiply-adds of one input row."""
+        """Multiply-adds per input row."""
         return interpolative_parameters(self.out_features, self.in_features, self.rank)
 
     def _kept_from(self) -> Sequence[Tensor]:
         return self.rows, self.coefficients
 
     def _to_keep(self) -> Tensor:
-        """The matrix, or its left factor where two products are much less work than one."""
+        """The dense matrix, or its left factor if two products are much less work than one."""
         dense = self.in_features * self.out_features
         product = self.rank * (self.in_features + self.out_features)
         return self._left() if product <= min(_LOW_RANK * dense, dense - _CALL) else self.weight
 
     def _left(self) -> Tensor:
-        """``(out_features, rank)``, which makes all outputs of the kept ones: the identity among the others' rows."""
+        """Left factor ``(out_features, rank)`` of the matrix: identity rows for the stored rows, else coefficients."""
         identity = torch.eye(self.rank, dtype=self.coefficients.dtype, device=self.coefficients.device)
         return torch.cat([identity, self.coefficients]).index_select(0, self.place)
 
@@ -174,13 +175,13 @@ class InterpolativeLinear(CompressedLayer):
     def compact(self, x: Tensor) -> Tensor:
         """See :meth:`mpochain.nn.CompressedLayer.compact`."""
         kept = F.linear(x, self.rows)
-        # To put the outputs in their places costs more than to multiply with the identity, if they are many; a traced
-        # graph must not depend on how many they are.
+        # For many input rows, multiplying with the identity is faster than permuting the outputs. A traced graph must
+        # not depend on the number of rows.
         if torch.compiler.is_compiling() or x.numel() >= _MANY_ROWS * self.in_features:
             return F.linear(kept, self._left(), self.bias)
         others = F.linear(kept, self.coefficients)
         y = reordered(torch.cat([kept, others], dim=-1), self.place)
-        # Under autocast a bias of a wider type would widen the output, which it does not do in nn.Linear.
+        # Under autocast a bias of a wider dtype would promote the output; nn.Linear does not.
         return y if self.bias is None else y + self.bias.to(y.dtype)
 
     def extra_repr(self) -> str:

@@ -27,12 +27,12 @@ Memory = Literal["compact", "fast"]
 
 @dataclass(frozen=True)
 class Numbers:
-    """Size of what stands for the weight of a layer, and the work of one input row.
+    """Stored size of a layer's weight, and its work per input row. The bias is not counted.
 
     Attributes:
-        parameters: numbers that stand for the weight; index buffers and the bias are not among them.
-        bytes: of all tensors that stand for the weight, index buffers and other integers included, the bias not.
-        macs: multiply-adds of one input row.
+        parameters: number of elements stored for the weight, without index buffers.
+        bytes: size of all tensors stored for the weight, with index buffers and other integers.
+        macs: multiply-adds per input row.
     """
 
     parameters: int
@@ -41,15 +41,16 @@ class Numbers:
 
 
 class CompressedLayer(nn.Module, ABC):
-    """A layer in place of a dense one whose weight ``(out_features, in_features)`` is held in another form.
+    """Base class of layers that replace a dense layer and store its weight ``(out_features, in_features)`` compressed.
 
     A subclass defines :attr:`kind`, :attr:`Entry`, :attr:`weight`, :meth:`compact`, :meth:`macs`, :meth:`entry` and
-    :meth:`from_entry`. It runs as a linear layer, ``(..., in_features)`` to ``(..., out_features)``; embeddings are
-    :class:`mpochain.nn.RowEmbedding`. A layer that checkpoints shall hold is added to :data:`mpochain.nn.LAYERS`.
+    :meth:`from_entry`. It runs as a linear layer, ``(..., in_features)`` to ``(..., out_features)``; embeddings derive
+    from :class:`mpochain.nn.RowEmbedding`. To save a layer in checkpoints, add its class to
+    :data:`mpochain.nn.LAYERS`.
 
     Attributes:
         kind: name of the layer in checkpoints.
-        Entry: its sizes as plain data.
+        Entry: class of the plain data that describes the layer in checkpoints.
         in_features: size of each input row.
         out_features: size of each output row.
         bias: ``(out_features,)``, or None.
@@ -76,16 +77,16 @@ class CompressedLayer(nn.Module, ABC):
 
     @abstractmethod
     def macs(self) -> int:
-        """Multiply-adds of one input row."""
+        """Multiply-adds per input row."""
 
     @abstractmethod
     def entry(self) -> LayerEntry:
-        """The layer's sizes as plain data."""
+        """The layer's sizes and options as plain data."""
 
     @classmethod
     @abstractmethod
     def from_entry(cls, entry: Any) -> Self:
-        """The layer of an :attr:`Entry` on the meta device: nothing is allocated, whatever the entry says.
+        """Build the layer that an :attr:`Entry` describes, on the meta device, so that no size allocates memory.
 
         Raises:
             ArgumentError: sizes that contradict each other.
@@ -98,27 +99,27 @@ class CompressedLayer(nn.Module, ABC):
 
     @property
     def dtype(self) -> torch.dtype:
-        """Element type of the weight; the weight is not built."""
+        """Element type of the weight, without building it."""
         return self._stored().dtype
 
     @property
     def device(self) -> torch.device:
-        """Where the weight is; the weight is not built."""
+        """Device of the weight, without building it."""
         return self._stored().device
 
     @property
     def cache(self) -> bool:
-        """Whether a matrix is kept between calls without gradients, see :func:`mpochain.set_execution`."""
+        """Whether calls without gradients share a cached matrix, see :func:`mpochain.set_execution`."""
         return self._kept is not None
 
     def indices(self) -> dict[str, Index]:
-        """Index buffers by their names in the state dict, with their valid values."""
+        """The layer's index buffers, by their names in the state dict."""
         return {}
 
     def numbers(self) -> Numbers:
-        """Parameters, bytes and multiply-adds of what stands for the weight.
+        """Parameters, bytes and multiply-adds of the stored weight.
 
-        A tensor of any type counts, such as the integer codes of a quantised core; index buffers count as bytes alone.
+        Tensors of every type count, such as the integer codes of a quantised core; index buffers count only in bytes.
         """
         indices = self.indices()
         stored = {name: tensor for name, tensor in self.state_dict().items() if name.rpartition(".")[2] != "bias"}
@@ -129,7 +130,7 @@ class CompressedLayer(nn.Module, ABC):
         )
 
     def form(self) -> str:
-        """The layer in a few words, for tables."""
+        """A short description of the layer, for tables."""
         return self.kind
 
     def to_dense(self) -> nn.Module:
@@ -138,21 +139,21 @@ class CompressedLayer(nn.Module, ABC):
 
     def to_linear(self) -> nn.Linear:
         """The dense linear layer with the same function, sharing no memory."""
-        # In the layer's own type, also where autocast is on.
+        # In the layer's own dtype even under autocast.
         with torch.no_grad(), without_autocast(self._stored()):
             return linear_of(self.weight, self.bias, self.training)
 
     def learning_rate_scales(self) -> dict[str, float]:
-        """Factors of the learning rate by parameter name; see :func:`mpochain.surgery.learning_rate_scales`."""
+        """Learning rate factors by parameter name; see :func:`mpochain.surgery.learning_rate_scales`."""
         return {}
 
     def set_execution(self, *, cache: bool = False, autotune: bool = False, memory: Memory | None = None) -> Self:
-        """Choose how the layer is run, see :func:`mpochain.set_execution`, and return it.
+        """Set how the layer runs, see :func:`mpochain.set_execution`, and return the layer.
 
         Args:
-            cache: whether a matrix is kept between calls without gradients.
-            autotune: whether plans are measured; of layers with plans alone.
-            memory: deprecated; ``"fast"`` is ``cache=True``.
+            cache: whether calls without gradients share a cached matrix.
+            autotune: whether contraction plans are chosen by measurement; no effect on layers without plans.
+            memory: deprecated; ``"fast"`` means ``cache=True``.
 
         Raises:
             ArgumentError: an unknown ``memory``.
@@ -177,7 +178,7 @@ class CompressedLayer(nn.Module, ABC):
         """Features and bias, for ``print(layer)``."""
         return f"{self.in_features} -> {self.out_features}, bias={self.bias is not None}"
 
-    def _set_execution(self, cache: bool, autotune: bool) -> None:  # noqa: ARG002  # of layers with plans
+    def _set_execution(self, cache: bool, autotune: bool) -> None:  # noqa: ARG002  # used by layers with plans
         self._kept = Kept() if cache else None
 
     def _require_input(self, x: Tensor) -> None:
@@ -192,16 +193,16 @@ class CompressedLayer(nn.Module, ABC):
         )
 
     def _kept_from(self) -> Sequence[Tensor]:
-        """The parameters that the kept matrix depends on."""
+        """The parameters that the cached matrix depends on."""
         bias = self.bias
         return [parameter for parameter in self.parameters() if parameter is not bias]
 
     def _to_keep(self) -> Tensor:
-        """The matrix that is kept between calls."""
+        """Compute the matrix to cache."""
         return self.weight
 
     def _run_kept(self, x: Tensor, kept: Tensor) -> Tensor:
-        """The layer's output for ``x``, from the matrix of :meth:`_to_keep`."""
+        """The layer's output for ``x``, computed with the cached matrix of :meth:`_to_keep`."""
         return F.linear(x, kept, self.bias)
 
     def _stored(self) -> Tensor:
@@ -209,21 +210,22 @@ class CompressedLayer(nn.Module, ABC):
         return next(self.parameters())
 
 
-# Every layer that a checkpoint may hold, by its kind. The table is written in ``mpochain/nn/__init__.py``; a layer from
-# outside of this library is added by one line, ``mpochain.nn.LAYERS[MyLayer.kind] = MyLayer``.
+# All layers that a checkpoint may hold, by kind. ``mpochain/nn/__init__.py`` fills the table; to add a layer of your
+# own, write ``mpochain.nn.LAYERS[MyLayer.kind] = MyLayer``.
 LAYERS: dict[str, type[CompressedLayer]] = {}
 
 
 def layer_of(data: Any, shape: tuple[int, int] | None, name: str) -> CompressedLayer:
-    """The layer of an entry on the meta device: nothing is allocated, whatever the entry says.
+    """Build the layer that an entry describes, on the meta device, so that no size allocates memory.
 
     Args:
-        data: an entry as JSON-ready data, from a file that nobody has checked.
-        shape: ``(out_features, in_features)`` that it must have; None for any.
-        name: of the layer, for errors.
+        data: an entry as JSON-ready data, from an unchecked file.
+        shape: required ``(out_features, in_features)``; None for any.
+        name: name of the layer in errors.
 
     Raises:
-        ArgumentError: data that is no entry of a known layer, or of a layer of another shape, naming the field.
+        ArgumentError: the data is no entry of a known layer, or the layer has another shape. The message names the
+            field.
 
     Example:
         >>> data = {"kind": "interpolative", "out_features": 3, "in_features": 4, "rank": 2, "bias": False}
@@ -234,8 +236,8 @@ def layer_of(data: Any, shape: tuple[int, int] | None, name: str) -> CompressedL
     layer = LAYERS.get(kind) if isinstance(kind, str) else None
     if layer is None:
         raise ArgumentError(
-            f"{name}: kind is {kind!r}, no layer of this process; expected one of {', '.join(sorted(LAYERS))}. A layer "
-            "from outside of mpochain must be in mpochain.nn.LAYERS before its checkpoint is read"
+            f"{name}: kind {kind!r} is no known layer; expected one of {', '.join(sorted(LAYERS))}. Add a layer of "
+            "your own to mpochain.nn.LAYERS before you load its checkpoint"
         )
     entry = layer.Entry.read(data, name)
     if shape is not None and entry.shape != shape:
@@ -247,12 +249,12 @@ def layer_of(data: Any, shape: tuple[int, int] | None, name: str) -> CompressedL
         return layer.from_entry(entry)
     except MPOError as error:
         raise ArgumentError(f"{name}: {error}") from error
-    except RuntimeError as error:  # torch has no tensors of sizes beyond any memory, on no device
+    except RuntimeError as error:  # torch refuses tensors larger than any memory, on the meta device too
         raise ArgumentError(f"{name}: {error}") from error
 
 
 def requested_cache(cache: bool, memory: Memory | None) -> bool:
-    """What ``cache=`` asks for, or the deprecated ``memory=`` in its place.
+    """The value of ``cache=``, or the equivalent of the deprecated ``memory=``.
 
     Raises:
         ArgumentError: an unknown ``memory``.
@@ -266,6 +268,6 @@ def requested_cache(cache: bool, memory: Memory | None) -> bool:
     if memory not in ("compact", "fast"):
         raise ArgumentError(f"memory must be 'compact' or 'fast', got {memory!r}; use cache=False or cache=True")
     new = "cache=True" if memory == "fast" else "cache=False"
-    # Past this function and the method that calls it, to the user's own line.
+    # Attribute the warning to the user's line: skip this function and the method that calls it.
     warnings.warn(f"memory={memory!r} is deprecated; use {new}", DeprecationWarning, stacklevel=3)
     return memory == "fast"

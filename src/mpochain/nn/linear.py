@@ -40,24 +40,24 @@ class ChainsEntry(LayerEntry):
 
 
 class MPOLinear(CompressedLayer):
-    """``y = x W^T + b`` with ``W`` held as cores: ``(..., in_features) -> (..., out_features)``.
+    """``y = x W^T + b`` with ``W`` stored as cores: ``(..., in_features) -> (..., out_features)``.
 
-    A drop-in for :class:`torch.nn.Linear`. Random initialisation gives ``W`` the variance that ``nn.Linear`` has, for
-    any number of sites, bonds and terms. Gradients can be taken once: a second derivative of a tiled sweep is refused
-    by torch (``to_linear()`` has them all).
+    A drop-in replacement for :class:`torch.nn.Linear`. Random initialisation gives ``W`` the same variance as
+    ``nn.Linear``, for any number of sites, bonds and terms. Only first derivatives are supported: torch refuses second
+    derivatives of a tiled sweep. For higher derivatives use ``to_linear()``.
 
     Args:
         in_features: size of each input row.
         out_features: size of each output row.
-        max_bond: largest bond; clipped to what is attainable, see :attr:`spec`.
+        max_bond: largest bond; clipped to the attainable maximum, see :attr:`spec`.
         sites: number of sites of the default dims, 2 if not given. They are balanced; a prime is padded.
         out_dims: out dim of each site, instead of the default.
         in_dims: in dim of each site, instead of the default.
         spec: the complete spec, instead of dims and ``max_bond``.
         terms: several specs of different dims; the weight is the sum of their chains.
-        bias: whether there is a bias.
-        device: where the parameters live.
-        dtype: their element type.
+        bias: whether the layer has a bias.
+        device: device of the parameters.
+        dtype: element type of the parameters.
 
     Raises:
         SpecError: dims that do not multiply to the features, or no bond.
@@ -139,10 +139,10 @@ class MPOLinear(CompressedLayer):
         seed: int = 0,
         name: str | None = None,
     ) -> MPOLinear:
-        """A layer whose chain approximates the weight of a dense one; the bias is copied exactly.
+        """Decompose the weight of a dense layer into a chain; the bias is copied exactly.
 
         Args:
-            linear: a ``torch.nn.Linear`` or Hugging Face ``Conv1D``; it is left as it is and shares no memory.
+            linear: a ``torch.nn.Linear`` or Hugging Face ``Conv1D``; not changed, and shares no memory with the result.
             spec: the chain's spec; or give dims, ``max_bond`` and ``cutoff``.
             out_dims: out dim of each site.
             in_dims: in dim of each site.
@@ -151,8 +151,8 @@ class MPOLinear(CompressedLayer):
             sites: number of sites of the default dims, 2 if not given.
             terms: several specs, for a sum of chains.
             method: ``"auto"``, ``"gram"``, ``"tt_svd"`` or ``"randomized"``; see :func:`mpochain.decompose`.
-            seed: of the randomised method.
-            name: what to call the layer in errors.
+            seed: seed of the randomised method.
+            name: name of the layer in errors.
 
         Raises:
             DTypeError: a module that is no linear layer, or weights that are not floats.
@@ -188,12 +188,13 @@ class MPOLinear(CompressedLayer):
 
     @classmethod
     def from_chains(cls, chains: MPOChain | Sequence[MPOChain], bias: Tensor | None = None) -> MPOLinear:
-        """A layer that holds copies of the cores of chains of torch tensors, and of a bias.
+        """A layer with copies of the cores of one or more chains of torch tensors, and of a bias.
 
         Raises:
             ArgumentError: no chain.
             SpecError: chains of different shapes.
-            ShapeError: a bias that is not of ``(out_features,)``.
+            ShapeError: a bias whose shape is not ``(out_features,)``.
+            DTypeError: cores that are not torch tensors.
         """
         chains = (chains,) if isinstance(chains, MPOChain) else tuple(chains)
         if not chains:
@@ -223,15 +224,15 @@ class MPOLinear(CompressedLayer):
 
     @property
     def specs(self) -> tuple[ChainSpec, ...]:
-        """The clipped spec of every term."""
+        """The spec of each term, bonds clipped."""
         return tuple(runner.spec for runner in self._runners)
 
     @property
     def spec(self) -> ChainSpec:
-        """The clipped spec of the layer's chain.
+        """The spec of the layer's only chain, bonds clipped.
 
         Raises:
-            ArgumentError: the layer is a sum of several; see :attr:`specs`.
+            ArgumentError: the layer is a sum of several chains; see :attr:`specs`.
         """
         if len(self._runners) > 1:
             raise ArgumentError(f"this layer is a sum of {len(self._runners)} chains; their specs are layer.specs")
@@ -239,12 +240,12 @@ class MPOLinear(CompressedLayer):
 
     @property
     def cores(self) -> tuple[tuple[Tensor, ...], ...]:
-        """The core parameters of every term, shapes ``(r_left, out, in, r_right)``."""
+        """The core parameters of each term, shapes ``(r_left, out, in, r_right)``."""
         return tuple(tuple(getattr(self, name) for name in names) for names in self.core_names)
 
     @property
     def chains(self) -> tuple[MPOChain, ...]:
-        """The terms as values, detached copies."""
+        """Detached copies of the terms as chains."""
         return tuple(
             MPOChain(tuple(core.detach().clone() for core in cores), spec)
             for cores, spec in zip(self.cores, self.specs, strict=True)
@@ -252,17 +253,17 @@ class MPOLinear(CompressedLayer):
 
     @property
     def weight(self) -> Tensor:
-        """The dense ``W (out_features, in_features)``, differentiable in the cores; built at every access."""
+        """The dense ``W (out_features, in_features)``, differentiable; built at every access."""
         terms = [MPOChain(cores, spec).to_matrix() for cores, spec in zip(self.cores, self.specs, strict=True)]
         return sum(terms[1:], start=terms[0])
 
     @property
     def cache(self) -> bool:
-        """Whether merged cores are kept between calls without gradients."""
+        """Whether calls without gradients share cached merged cores."""
         return self._runners[0].memory == "fast"
 
     def entry(self) -> ChainsEntry:
-        """The specs of all terms, and whether there is a bias."""
+        """The specs of all terms, and whether the layer has a bias."""
         return ChainsEntry(bias=self.bias is not None, terms=[SpecEntry.of(spec) for spec in self.specs])
 
     @classmethod
@@ -285,11 +286,11 @@ class MPOLinear(CompressedLayer):
         }
 
     def macs(self) -> int:
-        """Multiply-adds of one input row, swept without folding."""
+        """Multiply-adds per input row of a sweep site by site, without folding."""
         return sum(spec.macs() for spec in self.specs)
 
     def plan(self, batch: int, *, training: bool = False) -> tuple[ContractionPlan, ...]:
-        """The plan of every term for ``batch`` input rows.
+        """The contraction plan of each term for ``batch`` input rows.
 
         Raises:
             ArgumentError: a batch that is not a positive integer.
@@ -301,14 +302,14 @@ class MPOLinear(CompressedLayer):
         )
 
     def _set_execution(self, cache: bool, autotune: bool) -> None:
-        # Merged cores are kept by the runners, which know of which plans.
+        # The runners cache the merged cores, since these depend on the plans.
         for runner in self._runners:
             runner.set_execution("fast" if cache else "compact", autotune)
 
     def precompile(self, batch_sizes: Iterable[int] = (1, 32, 2048)) -> MPOLinear:
-        """Make the plans for these numbers of rows now, for inference and training, and return the layer.
+        """Plan now for these numbers of input rows, for inference and training, and return the layer.
 
-        They are measured if the layer was set to ``autotune=True``; see :func:`mpochain.set_execution`.
+        With ``autotune=True`` the plans are measured; see :func:`mpochain.set_execution`.
 
         Raises:
             ArgumentError: a batch size below 1.
@@ -330,7 +331,7 @@ class MPOLinear(CompressedLayer):
     def forward(self, x: Tensor) -> Tensor:
         """``(..., in_features)`` to ``(..., out_features)``.
 
-        Not that of the base class: a call whose shape was met before is bound, with no question left to ask.
+        Overrides the base class for speed: a call with an input shape seen before runs a bound plan without any checks.
 
         Raises:
             ShapeError: the last axis of ``x`` is not ``in_features``.
@@ -342,7 +343,7 @@ class MPOLinear(CompressedLayer):
         if bindable:
             bound = self._runners[0].bound.get(shape)
             if bound is not None:
-                # Past Module.__getattr__ too, which costs more than a small product.
+                # Avoids Module.__getattr__ too, which costs more than a small product.
                 y = bound(x, self._parameters)
                 if y is not None:
                     return y

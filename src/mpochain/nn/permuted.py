@@ -1,4 +1,4 @@
-"""Linear layer whose matrix is compressed in another order of its rows and columns."""
+"""Linear layer whose weight is a chain with permuted rows and columns."""
 
 from __future__ import annotations
 
@@ -37,22 +37,23 @@ class PermutedEntry(LayerEntry):
 
 
 class PermutedLinear(ComposedLinear):
-    """``y[rows] = inner(x[columns])``: a layer of chains between an order of its inputs and one of its outputs.
+    """``y[rows] = inner(x[columns])``: permute the inputs, apply chains, permute the outputs.
 
-    Orders are index tensors, exact and no parameters; ``(..., in) -> (..., out)``. The form of a sum of Kronecker
-    products after :func:`mpochain.decomposition.split_off` (TQCompressor, arXiv 2401.16367).
+    ``(..., in) -> (..., out)``. The permutations are index buffers, not parameters. This is the form of the sums of
+    Kronecker products from :func:`mpochain.decomposition.split_off` (TQCompressor, arXiv 2401.16367).
 
     Args:
-        inner: without bias; it becomes a submodule and is not copied. Low rank takes any order itself, in the rows and
-            columns of its factors.
+        inner: a layer of chains without bias; it becomes a submodule and is not copied. Low-rank layers need no
+            ``PermutedLinear``, since their factors absorb any permutation.
         rows: ``(out,)``: output ``k`` of ``inner`` is output ``rows[k]`` of the layer; None for the identity.
         columns: ``(in,)``: input ``k`` of ``inner`` is input ``columns[k]`` of the layer; None for the identity.
         bias: ``(out,)``, in the order of the layer's outputs; copied.
 
     Raises:
         DTypeError: another type of layer.
-        ArgumentError: no order, one that is no permutation or of another size, or a bias within ``inner``.
-        ShapeError: a bias that is not of ``(out,)``.
+        ArgumentError: neither ``rows`` nor ``columns``, one that is no permutation or has another size, or an ``inner``
+            with a bias.
+        ShapeError: a bias whose shape is not ``(out,)``.
 
     Example:
         >>> inner = MPOLinear(4, 6, max_bond=2, bias=False)
@@ -70,12 +71,12 @@ class PermutedLinear(ComposedLinear):
         self, inner: MPOLinear, *, rows: Tensor | None = None, columns: Tensor | None = None, bias: Tensor | None = None
     ) -> None:
         if not isinstance(inner, MPOLinear):
-            raise DTypeError(f"PermutedLinear is made of an MPOLinear, got {type(inner).__name__}")
+            raise DTypeError(f"PermutedLinear permutes an MPOLinear, got {type(inner).__name__}")
         super().__init__([inner])
         if rows is None and columns is None:
             raise ArgumentError("PermutedLinear needs rows=, columns= or both; without either use the layer itself")
         if inner.bias is not None:
-            raise ArgumentError("the layer to be permuted must have no bias; give bias=, in the order of the outputs")
+            raise ArgumentError("the layer to permute must have no bias; give bias=, in the order of the outputs")
         rows = None if rows is None else permutation_buffer(rows, self.out_features, "rows")
         columns = None if columns is None else permutation_buffer(columns, self.in_features, "columns")
         if bias is not None and tuple(bias.shape) != (self.out_features,):
@@ -87,14 +88,14 @@ class PermutedLinear(ComposedLinear):
 
     @classmethod
     def from_split(cls, split: KroneckerFactors, bias: Tensor | None = None) -> PermutedLinear:
-        """The layer of Kronecker factors of a torch tensor, from :func:`mpochain.decomposition.split_off`.
+        """A layer from the Kronecker factors that :func:`mpochain.decomposition.split_off` returns for a torch tensor.
 
         Args:
-            split: is copied.
-            bias: in the order of the matrix.
+            split: the factors and orders; copied.
+            bias: ``(out_features,)``, in the order of the original matrix's rows; copied.
 
         Raises:
-            ShapeError: a bias that is not of ``(out_features,)``.
+            ShapeError: a bias whose shape is not ``(out_features,)``.
 
         Example:
             >>> from mpochain.decomposition import split_off
@@ -104,7 +105,7 @@ class PermutedLinear(ComposedLinear):
             (True, tensor(8., grad_fn=<SumBackward0>))
         """
         orders = {"rows": split.rows, "columns": split.columns}
-        # The identity would cost a look-up for nothing.
+        # An identity order would cost a look-up for nothing.
         changed = {name: order for name, order in orders.items() if (order != np.arange(len(order))).any()} or orders
         permutations = {name: torch.from_numpy(np.ascontiguousarray(order)) for name, order in changed.items()}
         inner = MPOLinear.from_chains(MPOChain(split.cores, split.spec))
@@ -112,7 +113,7 @@ class PermutedLinear(ComposedLinear):
 
     @property
     def inner(self) -> MPOLinear:
-        """The layer between both orders."""
+        """The layer between the two permutations."""
         return cast("MPOLinear", self.parts[0])
 
     @property
@@ -134,7 +135,7 @@ class PermutedLinear(ComposedLinear):
         return own | super().indices()
 
     def entry(self) -> PermutedEntry:
-        """Which orders there are, and the entry of the inner layer."""
+        """The entry of the inner layer, and whether rows and columns are permuted."""
         return PermutedEntry(
             rows=self.place is not None,
             columns=self.columns is not None,
@@ -146,7 +147,7 @@ class PermutedLinear(ComposedLinear):
     def from_entry(cls, entry: PermutedEntry) -> Self:
         """See :meth:`mpochain.nn.CompressedLayer.from_entry`."""
         if entry.inner.bias:
-            raise ArgumentError("the bias of a permuted layer is its own, not that of its inner layer")
+            raise ArgumentError("the inner layer of a permuted layer must have no bias")
         inner = MPOLinear.from_entry(entry.inner)
         with torch.device("meta"):
             rows, columns = (torch.empty(size, dtype=torch.int32) for size in inner.shape)
@@ -162,13 +163,13 @@ class PermutedLinear(ComposedLinear):
         return f"{self.inner.form()}, permuted"
 
     def reset_parameters(self) -> None:
-        """Draw new parameters; the orders stay."""
+        """Draw new parameters; the permutations stay."""
         super().reset_parameters()
         uniform_bias_(self.bias, self.in_features)
 
     def compact(self, x: Tensor) -> Tensor:
-        """The inner layer between both orders; see :meth:`mpochain.nn.CompressedLayer.compact`."""
+        """The layer's output, without the dense matrix; see :meth:`mpochain.nn.CompressedLayer.compact`."""
         y: Tensor = self.inner(x if self.columns is None else reordered(x, self.columns))
         y = y if self.place is None else reordered(y, self.place)
-        # Under autocast a bias of a wider type would widen the output, which it does not do in nn.Linear.
+        # Under autocast a bias of a wider dtype would promote the output; nn.Linear does not.
         return y if self.bias is None else y + self.bias.to(y.dtype)

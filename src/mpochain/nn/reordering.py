@@ -1,8 +1,8 @@
-"""Orders of a layer's outputs and inputs that a neighbouring layer absorbs.
+"""Absorption of feature permutations into a layer's weight.
 
-An order ``p`` of features means that the new feature ``j`` is the old feature ``p[j]``. A layer without an order of its
-own absorbs any, since its rows or columns are stored in it. A chain must look features up, unless it is permuted
-already and the two permutations cancel.
+An order ``p`` of features means that the new feature ``j`` is the old feature ``p[j]``. A dense or interpolative layer
+absorbs any order: its stored rows or columns are permuted. A chain cannot, so it becomes a layer that looks features up
+at each call, unless it is permuted already and the two permutations cancel.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ __all__ = [
 
 
 def can_reorder(layer: nn.Module) -> bool:
-    """Whether everything that a layer does is known, so that its rows or columns may be moved."""
+    """True if the layer computes only its linear map, so that its rows or columns can be permuted safely."""
     if is_parametrized(layer):
         return False
     if isinstance(layer, InterpolativeLinear | MPOLinear | PermutedLinear):
@@ -42,11 +42,11 @@ def can_reorder(layer: nn.Module) -> bool:
         dense_parameters(layer)
     except DTypeError:
         return False
-    return "weight" in layer._parameters  # not computed from others by an older kind of parametrisation
+    return "weight" in layer._parameters  # older parametrisations compute the weight from other parameters
 
 
 def has_order(layer: nn.Module) -> bool:
-    """Whether a layer looks features up at each call."""
+    """True if the layer permutes its inputs or outputs at each call."""
     return isinstance(layer, PermutedLinear)
 
 
@@ -59,21 +59,21 @@ def features_of(layer: Any) -> tuple[int, int]:
 
 
 def own_output_order(layer: nn.Module) -> Tensor | None:
-    """The order of its outputs in which a layer needs no look-up; None if it has no order of them."""
+    """The output order that would make the layer's output look-up unnecessary; None if it has none."""
     if isinstance(layer, PermutedLinear) and layer.place is not None:
         return torch.argsort(layer.place.cpu())
     return None
 
 
 def own_input_order(layer: nn.Module) -> Tensor | None:
-    """The order of its inputs in which a layer needs no look-up; None if it has no order of them."""
+    """The input order that would make the layer's input look-up unnecessary; None if it has none."""
     if isinstance(layer, PermutedLinear) and layer.columns is not None:
         return layer.columns.cpu().long()
     return None
 
 
 def output_lookups(layer: nn.Module, order: Tensor) -> int:
-    """Look-ups per call of a layer whose outputs are in an order."""
+    """Number of output look-ups per call, 0 or 1, once the layer's outputs are in ``order``."""
     if isinstance(layer, PermutedLinear):
         place = torch.arange(len(order)) if layer.place is None else layer.place.cpu().long()
         return int(not _is_identity(place[order]))
@@ -81,7 +81,7 @@ def output_lookups(layer: nn.Module, order: Tensor) -> int:
 
 
 def input_lookups(layer: nn.Module, order: Tensor) -> int:
-    """Look-ups per call of a layer whose inputs are in an order."""
+    """Number of input look-ups per call, 0 or 1, once the layer's inputs are in ``order``."""
     if isinstance(layer, PermutedLinear):
         columns = torch.arange(len(order)) if layer.columns is None else layer.columns.cpu().long()
         return int(not _is_identity(torch.argsort(order)[columns]))
@@ -89,7 +89,7 @@ def input_lookups(layer: nn.Module, order: Tensor) -> int:
 
 
 def with_outputs(layer: Any, order: Tensor) -> nn.Module:
-    """The layer with its outputs in an order; a layer without chains is changed in place."""
+    """The layer with its outputs in ``order``; a layer without chains is changed in place."""
     if isinstance(layer, PermutedLinear | MPOLinear):
         inner, place, columns = _parts(layer)
         bias = None if layer.bias is None else layer.bias[order]
@@ -97,7 +97,7 @@ def with_outputs(layer: Any, order: Tensor) -> nn.Module:
         return _permuted(layer, inner, place, columns, bias)
     if isinstance(layer, InterpolativeLinear):
         layer.place.copy_(layer.place[order])
-        layer.set_execution(cache=layer.cache)  # drops what was computed for the old order
+        layer.set_execution(cache=layer.cache)  # drops the matrix cached for the old order
     else:
         weight, _ = dense_parameters(layer)
         weight.copy_(weight[order].clone())
@@ -107,7 +107,7 @@ def with_outputs(layer: Any, order: Tensor) -> nn.Module:
 
 
 def with_inputs(layer: Any, order: Tensor) -> nn.Module:
-    """The layer for inputs in an order; a layer without chains is changed in place."""
+    """The layer for inputs in ``order``; a layer without chains is changed in place."""
     if isinstance(layer, PermutedLinear | MPOLinear):
         inner, place, columns = _parts(layer)
         inverse = torch.argsort(order)
@@ -127,7 +127,7 @@ def _parts(layer: PermutedLinear | MPOLinear) -> tuple[MPOLinear, Tensor | None,
 def _permuted(
     old: PermutedLinear | MPOLinear, inner: MPOLinear, place: Tensor | None, columns: Tensor | None, bias: Tensor | None
 ) -> nn.Module:
-    """A layer of the same cores; a plain one if no order is left."""
+    """A layer with copies of the same cores; an ``MPOLinear`` if both orders are the identity."""
     place, columns = (None if order is None or _is_identity(order) else order for order in (place, columns))
     layer: MPOLinear | PermutedLinear
     if place is None and columns is None:

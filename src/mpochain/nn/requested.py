@@ -1,4 +1,4 @@
-"""Specs of a layer from its constructor's arguments: dims, bonds, a spec or terms."""
+"""Chain specs from the constructor arguments of a layer: dims, bonds, a spec or terms."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ def requested_specs(
     spec: ChainSpec | None,
     terms: Sequence[ChainSpec] | None,
 ) -> tuple[ChainSpec, ...]:
-    """The specs, one for each term, of the arguments of :class:`mpochain.MPOLinear` for a layer of ``shape (out, in)``.
+    """One spec per term, from the arguments of :class:`mpochain.MPOLinear`, for a weight of ``shape (out, in)``.
 
     Raises:
-        ArgumentError: arguments that contradict each other.
-        SpecError: dims that do not multiply to the features.
+        ArgumentError: the arguments contradict each other.
+        SpecError: the dims do not multiply to the features.
     """
     out_features, in_features = shape
     dims_given = out_dims is not None or in_dims is not None
@@ -32,7 +32,7 @@ def requested_specs(
     if sum(ways) > 1:
         raise ArgumentError("give one of: spec=; terms=; or out_dims=, in_dims= (or sites=) and max_bond=")
     if dims_given and sites is not None:
-        raise ArgumentError("sites= chooses the default dims; leave it out beside out_dims= and in_dims=")
+        raise ArgumentError("sites= is for the default dims; leave it out when you give out_dims= and in_dims=")
     specs: tuple[ChainSpec, ...]
     if terms is not None:
         specs = (terms,) if isinstance(terms, ChainSpec) else tuple(terms)

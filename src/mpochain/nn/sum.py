@@ -1,4 +1,4 @@
-"""Linear layer whose weight is the sum of the weights of several layers."""
+"""Linear layer whose weight is the sum of several compressed weights."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _PartEntry = Annotated[ChainsEntry | InterpolativeEntry, Field(discriminator="ki
 
 
 class SumEntry(LayerEntry):
-    """A :class:`SumLinear`; its parts are no sums themselves, so nothing is nested."""
+    """Entry of a :class:`SumLinear`; no part is a sum itself, so there is no nesting."""
 
     kind: Literal["sum"] = "sum"
     parts: Annotated[list[_PartEntry], Field(min_length=2, max_length=MOST_PARTS)]
@@ -32,18 +32,18 @@ class SumEntry(LayerEntry):
 
 
 class SumLinear(ComposedLinear):
-    """``y = x (W_1 + W_2 + ..)^T + b``, each ``W`` held by a layer of its own: ``(..., in) -> (..., out)``.
+    """``y = x (W_1 + W_2 + ..)^T + b``, where a layer stores each ``W``: ``(..., in) -> (..., out)``.
 
-    For low rank by its own rows beside a chain, which together take fewer parameters than either alone. A sum of chains
-    alone is one :class:`~mpochain.MPOLinear` with ``terms=``. A bias belongs to one of the parts.
+    Its use is an interpolative low-rank part plus a chain, which together can need fewer parameters than either alone.
+    For a sum of chains only, use one :class:`~mpochain.MPOLinear` with ``terms=``. At most one part has a bias.
 
     Args:
-        parts: two or more layers, each an ``InterpolativeLinear`` or an ``MPOLinear``, of one shape; they become
-            submodules and are not copied.
+        parts: two or more ``InterpolativeLinear`` or ``MPOLinear`` of the same shape; they become submodules and are
+            not copied.
 
     Raises:
-        ArgumentError: fewer than two parts, or biases in several.
-        ShapeError: parts of several shapes.
+        ArgumentError: fewer than two parts, or more than one bias.
+        ShapeError: parts of different shapes.
         DTypeError: another type of layer.
 
     Example:
@@ -61,17 +61,17 @@ class SumLinear(ComposedLinear):
     def __init__(self, parts: Iterable[Part]) -> None:
         layers = list(parts)
         if len(layers) < 2:
-            raise ArgumentError(f"a sum has two parts at least, got {len(layers)}; use the layer itself")
+            raise ArgumentError(f"a sum needs at least two parts, got {len(layers)}; use the layer itself")
         super().__init__(layers)
         shapes = {(part.out_features, part.in_features) for part in layers}
         if len(shapes) > 1:
-            raise ShapeError(f"the parts of a sum have one shape (out, in), got {sorted(shapes)}")
+            raise ShapeError(f"the parts of a sum must have the same shape (out, in), got {sorted(shapes)}")
         if sum(part.bias is not None for part in layers) > 1:
             raise ArgumentError("only one part of a sum may have a bias; make the others with bias=False")
 
     @property
     def bias(self) -> Tensor | None:  # type: ignore[override]  # read only: set it on the part that has it
-        """The bias of the part that has one."""
+        """The bias of the part that has one; None if no part has."""
         return next((part.bias for part in self._parts() if part.bias is not None), None)
 
     @property
@@ -101,7 +101,7 @@ class SumLinear(ComposedLinear):
         return " + ".join(part.form() for part in self._parts())
 
     def compact(self, x: Tensor) -> Tensor:
-        """One part after the other; see :meth:`mpochain.nn.CompressedLayer.compact`."""
+        """The sum of the outputs of all parts; see :meth:`mpochain.nn.CompressedLayer.compact`."""
         first, *others = self.parts
         y: Tensor = first(x)
         for part in others:

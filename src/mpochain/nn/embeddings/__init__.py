@@ -1,4 +1,4 @@
-"""Embeddings whose table is not held, one form a file, and heads that are tied to them."""
+"""Compressed embeddings, one form per file, and output heads tied to them."""
 
 from mpochain.nn.embeddings.entangled import EntangledEmbedding
 from mpochain.nn.embeddings.head import RowLinear, tied_head

@@ -1,4 +1,4 @@
-"""Embedding whose rows are tensor products of the vectors of units: word2ket, word2ketXS, MorphTE, SEE."""
+"""Embedding whose rows are sums of tensor products of unit vectors: word2ket, word2ketXS, MorphTE, SEE."""
 
 from __future__ import annotations
 
@@ -40,42 +40,42 @@ class EntangledEntry(MatrixEntry):
 class EntangledEmbedding(RowEmbedding):
     """Rows ``v_w = sum_k c_wk (u_1k (x) .. (x) u_nk)``, cut to length: ``(...)`` to ``(..., embedding_dim)``.
 
-    ``u_jk`` is the vector that the table of place ``j`` holds, for rank ``k``, of the unit at that place of word ``w``.
-    Which units these are is what the members of the family differ in:
+    Each word ``w`` has ``n`` places, with one unit at each. ``u_jk`` is the rank ``k`` vector of the unit at place
+    ``j``, from the table of that place. The members of the family differ in their units:
 
-    - word2ketXS (arXiv 1911.04975): the digits of the number of the word, ``units="digits"``, a table for each place;
+    - word2ketXS (arXiv 1911.04975): the digits of the word's row number, ``units="digits"``, one table per place;
       ``r n t q`` parameters with ``t = ceil(V^(1/n))`` and ``q = ceil(d^(1/n))``.
-    - word2ket (the same): a unit of its own for each word and place, ``units="own"``; ``r n V q`` parameters.
-    - MorphTE (arXiv 2210.15379): morphemes, of an index ``(V, n)``, one table for all places; with ``norm=True``.
-    - SEE (arXiv 2412.12204): sememes, the same with ``coefficients=True``: a number for each word and rank. Its formula
-      was not available; this is the natural member of the family.
+    - word2ket (the same source): a separate unit for each word and place, ``units="own"``; ``r n V q`` parameters.
+    - MorphTE (arXiv 2210.15379): morphemes, from an index ``(V, n)``, one table for all places; with ``norm=True``.
+    - SEE (arXiv 2412.12204): sememes, from an index too, with ``coefficients=True``: one number per word and rank. The
+      paper's formula was not available; this is the natural member of the family.
 
-    Words of the same units have the same row, unless ``coefficients`` tell them apart; those of
-    :class:`mpochain.units.Units` have units of which no two words have all.
+    Words with the same units have the same row, unless ``coefficients`` distinguish them. The index of
+    :class:`mpochain.units.Units` gives no two words the same units by default.
 
     Args:
-        num_embeddings: words.
+        num_embeddings: number of words.
         embedding_dim: columns of the table.
-        order: places of a word; for an index its number of columns, which is the default.
-        ranks: products that are summed.
+        order: number of places per word; defaults to the number of columns of an index.
+        ranks: number of products that are summed.
         units: ``"digits"``, ``"own"``, or an index ``(num_embeddings, order)`` of integers from 0 on, such as
             ``Units.of(...).index``.
-        unit_count: units of each table; for ``"digits"`` the base, by default the least one, for an index by default
-            one more than the largest entry.
-        dims: length of the vectors at each place, whose product is ``embedding_dim`` or more; by default all
+        unit_count: units per table. For ``"digits"`` it is the base, by default the smallest possible; for an index it
+            defaults to one more than the largest entry.
+        dims: length of the vectors at each place, with a product of at least ``embedding_dim``; by default all
             ``ceil(embedding_dim^(1/order))``.
-        shared: whether all places have one table; by default for an index.
-        coefficients: whether each word has a number for each rank, 1 at first.
-        norm: whether rows are normalised, with a scale and a shift for each column, as ``nn.LayerNorm`` does.
+        shared: whether all places use the same table; by default True for an index, else False.
+        coefficients: whether each word has a coefficient per rank, initially 1.
+        norm: whether rows are normalised, with a scale and a shift per column, as in ``nn.LayerNorm``.
         padding_idx: a row that gets no gradient from look-ups, as in ``nn.Embedding``.
-        device: where the parameters live.
-        dtype: their element type.
+        device: device of the parameters.
+        dtype: element type of the parameters.
 
     Raises:
         SpecError: dims whose product is too small.
-        ArgumentError: an order below 2, no ranks, a shared table of several dims, too few units, or an index of another
-            shape or with units beyond the table.
-        DTypeError: an index that is not of integers.
+        ArgumentError: an order below 2, fewer than one rank, a shared table with different dims, too few units, or an
+            index of another shape or with units beyond the table.
+        DTypeError: an index of another type than integers.
 
     Example:
         >>> xs = EntangledEmbedding(30_000, 256, order=4)
@@ -113,20 +113,20 @@ class EntangledEmbedding(RowEmbedding):
         super().__init__(num_embeddings, embedding_dim, padding_idx)
         index = torch.as_tensor(units) if isinstance(units, Tensor | np.ndarray) else None
         if index is None and units not in ("digits", "own"):
-            raise ArgumentError(f"units are 'digits', 'own' or an index (num_embeddings, order), got {units!r}")
+            raise ArgumentError(f"units must be 'digits', 'own' or an index (num_embeddings, order), got {units!r}")
         self.source: Source = "index" if index is not None else cast("Source", units)
         if index is not None:
             index = index_of(index, num_embeddings, order)
             order = index.shape[1]
         if order is None or order < 2:
-            raise ArgumentError(f"a product has two places or more, got order {order}")
+            raise ArgumentError(f"order must be at least 2, got {order}")
         if ranks < 1:
-            raise ArgumentError(f"a sum has one rank or more, got {ranks}")
+            raise ArgumentError(f"ranks must be at least 1, got {ranks}")
         self.ranks = ranks
         self.dims = dims_of(embedding_dim, order, dims)
         self.shared = self.source == "index" if shared is None else shared
         if self.shared and len(set(self.dims)) > 1:
-            raise ArgumentError(f"places of several dims {self.dims} have no table in common; give shared=False")
+            raise ArgumentError(f"places with different dims {self.dims} cannot share a table; give shared=False")
         self.unit_count = count_of(self.source, num_embeddings, order, index, unit_count)
 
         def filled(rows: int, columns: int, value: float) -> nn.Parameter:
@@ -142,12 +142,12 @@ class EntangledEmbedding(RowEmbedding):
 
     @property
     def order(self) -> int:
-        """Places of a word."""
+        """Number of places per word."""
         return len(self.dims)
 
     @property
     def tables(self) -> list[Tensor]:
-        """The table ``(unit_count, ranks * dim)`` of each place; one and the same if it is shared."""
+        """The table ``(unit_count, ranks * dim)`` of each place; always the same one if it is shared."""
         return [getattr(self, f"table_{0 if self.shared else place}") for place in range(self.order)]
 
     def indices(self) -> dict[str, Index]:
@@ -155,7 +155,7 @@ class EntangledEmbedding(RowEmbedding):
         return {} if self.index is None else {"index": Index(self.index, self.unit_count, permutation=False)}
 
     def entry(self) -> EntangledEntry:
-        """The sizes of the table, and how its rows are made of units."""
+        """The sizes of the table, and the options of its units."""
         return EntangledEntry(
             out_features=self.num_embeddings,
             in_features=self.embedding_dim,
@@ -189,12 +189,12 @@ class EntangledEmbedding(RowEmbedding):
             )
 
     def form(self) -> str:
-        """The units, the dims of their products and the number of ranks."""
+        """The number and kind of units, the dims and the number of ranks."""
         dims = "x".join(map(str, self.dims))
         return f"{self.unit_count} units ({self.source}), products of {dims}, rank {self.ranks}"
 
     def units_of(self, ids: Tensor) -> list[Tensor]:
-        """The units ``(n,)`` of words ``(n,)`` at each place.
+        """For each place, the units ``(n,)`` of words ``(n,)``.
 
         Example:
             >>> [units.tolist() for units in EntangledEmbedding(100, 4, order=2).units_of(torch.tensor([7, 42]))]
@@ -212,12 +212,12 @@ class EntangledEmbedding(RowEmbedding):
         return digits[::-1]
 
     def maker(self, ids: Tensor) -> Maker:
-        """Rows are sums over the ranks of products of units' vectors: of halves first, then both in one step."""
+        """Multiply the vectors of each half of the places, then both halves, summed over ranks, in one matmul."""
         tables, half = self.tables, (self.order + 1) // 2
         direct, all_units = self._direct(), self.units_of(ids)
 
         def make(part: slice, out: Tensor | None) -> Tensor:
-            # nn.Embedding gives what it holds, under autocast too, and the sums of a model begin there.
+            # nn.Embedding returns its own dtype even under autocast, and residual sums start from it.
             with without_autocast(tables[0]):
                 factors = [
                     F.embedding(units[part], table).view(-1, self.ranks, dim)
@@ -235,19 +235,19 @@ class EntangledEmbedding(RowEmbedding):
         return make
 
     def _direct(self) -> bool:
-        """Whether the last product is a row as it is."""
+        """True if the last product is the complete row: no padding and no normalisation."""
         return self.scale is None and math.prod(self.dims) == self.embedding_dim
 
     def scratch(self) -> int:
-        """See :class:`mpochain.nn.RowEmbedding`."""
+        """See :meth:`mpochain.nn.RowEmbedding.scratch`."""
         half = (self.order + 1) // 2
         left, right = math.prod(self.dims[:half]), math.prod(self.dims[half:])
         beyond = 0 if self._direct() else left * right + self.embedding_dim
-        # Products of halves and what they are beyond of.
+        # The vectors, the products of both halves, and the row before padding is cut or it is normalised.
         return self.ranks * (sum(self.dims) + left + right) + beyond
 
     def macs(self) -> int:
-        """Multiply-adds of one row."""
+        """Multiply-adds per row."""
         half = (self.order + 1) // 2
         total = self.ranks * math.prod(self.dims)
         for dims in (self.dims[:half], self.dims[half:]):
@@ -255,11 +255,10 @@ class EntangledEmbedding(RowEmbedding):
         return total + (self.ranks * self.dims[0] if self.coefficients is not None else 0)
 
     def reset_parameters(self, weight_std: float = 1.0) -> None:
-        """Draw vectors from a normal distribution, such that entries of the table have the deviation ``weight_std``.
+        """Draw normal vectors such that entries of the table have the standard deviation ``weight_std``.
 
-        An entry is a sum of ``r`` products of ``n`` independent numbers, so these have the deviation
-        ``(weight_std^2 / r)^(1/2n)``. With ``norm``, ``weight_std`` is the scale of the rows, which have the deviation
-        1 before it.
+        An entry is a sum of ``r`` products of ``n`` independent numbers, so these have the standard deviation
+        ``(weight_std^2 / r)^(1/2n)``. With ``norm``, ``weight_std`` is the scale, applied to rows of deviation 1.
         """
         drawn = weight_std if self.scale is None else 1.0
         std = (drawn / math.sqrt(self.ranks)) ** (1 / self.order)
@@ -277,7 +276,7 @@ class EntangledEmbedding(RowEmbedding):
 
 
 def _outer(factors: list[Tensor]) -> Tensor:
-    """``(n, r, q_1), (n, r, q_2), ..`` to the product ``(n, r, q_1 q_2 ..)`` of each rank."""
+    """Tensor product ``(n, r, q_1 q_2 ..)`` of factors ``(n, r, q_1), (n, r, q_2), ..``, for each rank."""
     product = factors[0]
     for factor in factors[1:]:
         product = (product[..., None] * factor[..., None, :]).flatten(2)

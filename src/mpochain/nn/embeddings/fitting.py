@@ -1,4 +1,4 @@
-"""Fitting the rows of an embedding to those of a table, rare words less than frequent ones."""
+"""Fit of a compressed embedding to a dense table, weighted by word frequencies."""
 
 from __future__ import annotations
 
@@ -16,21 +16,21 @@ from mpochain.spec import ChainSpec
 
 __all__ = ["Fit", "fit_rows"]
 
-# Rows whose gradients are computed at once, and steps that the optimiser remembers.
+# Number of rows whose gradients are computed at once, and history length of L-BFGS.
 _AT_ONCE, _HISTORY = 4096, 10
 
-# A fit ends where a step changes the squared error by less than this share of that of leaving out everything.
+# The fit stops once a step changes the squared error by less than this share of the table's squared norm.
 _LEAST_CHANGE = 1e-9
 
 
 @dataclass(frozen=True, eq=False)
 class Fit:
-    """How near the rows came.
+    """Remaining errors of a fit.
 
     Attributes:
-        errors: ``(num_embeddings,)`` relative error of each row; that of a row of zeros is 0 or infinite.
-        error: relative error of all rows together, weighted by the frequencies of their words.
-        evaluations: of the gradient.
+        errors: ``(num_embeddings,)`` relative error of each row; for a row of zeros, 0 or infinite.
+        error: relative error of all rows together, weighted by the word frequencies.
+        evaluations: number of gradient evaluations.
     """
 
     errors: Tensor
@@ -41,30 +41,29 @@ class Fit:
 def fit_rows(
     embedding: RowEmbedding, table: Tensor, *, frequencies: Tensor | None = None, iterations: int = 200
 ) -> Fit:
-    """Change the parameters of an embedding, in place, so that its rows come near those of a table.
+    """Fit the parameters of an embedding, in place, to the rows of a table.
 
-    L-BFGS on all parameters minimises ``sum_w f_w ||v_w - t_w||^2``. It starts from the present parameters, except
-    where a best fit is known: with two places of tables of their own, and units that are
-    digits or each word's own, rows are those of a sum of Kronecker products or of matrices of low rank, which singular
-    values give (Van Loan and Pitsianis 1993).
+    L-BFGS on all parameters minimises ``sum_w f_w ||v_w - t_w||^2``. It starts from the current parameters, except
+    where an SVD gives the best unweighted fit: an entangled embedding of order 2 with a table per place and units
+    ``"digits"`` (a sum of Kronecker products, Van Loan and Pitsianis 1993) or ``"own"`` (a low-rank matrix per row).
 
     Args:
-        embedding: its parameters are the start, so draw them in the size of the table before:
+        embedding: the start of the fit. Draw its parameters in the scale of the table first:
             ``embedding.reset_parameters(table.std())``.
-        table: ``(num_embeddings, embedding_dim)``, is left as it is.
-        frequencies: ``(num_embeddings,)`` how often each word occurs; all alike if not given. A word of frequency 0 is
-            not fitted at all.
-        iterations: of L-BFGS at most; 0 for the start alone.
+        table: ``(num_embeddings, embedding_dim)``; not changed.
+        frequencies: ``(num_embeddings,)`` frequency of each word; all equal if not given. A word of frequency 0 is not
+            fitted at all.
+        iterations: largest number of L-BFGS iterations; 0 for the start alone.
 
     Raises:
-        ShapeError: a table or frequencies of other sizes.
-        ArgumentError: frequencies that are negative, or all 0; or parameters that are all frozen.
+        ShapeError: a table or frequencies of another shape.
+        ArgumentError: negative or non-finite frequencies, all frequencies 0, or only frozen parameters.
         NonFiniteError: NaN or infinite entries.
 
     Example:
         >>> _ = torch.manual_seed(0)
         >>> table = torch.randn(16, 9)
-        >>> embedding = EntangledEmbedding(16, 9, order=2, ranks=12)  # as many as there can be
+        >>> embedding = EntangledEmbedding(16, 9, order=2, ranks=12)  # full rank
         >>> fit_rows(embedding, table).error < 1e-5
         True
     """
@@ -73,7 +72,7 @@ def fit_rows(
     power = float((weights[:, None] * target.square()).sum()) or 1.0
     parameters = [parameter for parameter in embedding.parameters() if parameter.requires_grad]
     if not parameters:
-        raise ArgumentError("all parameters of the embedding are frozen; requires_grad_() those that may change")
+        raise ArgumentError("all parameters of the embedding are frozen; call requires_grad_() on those to fit")
     with torch.no_grad():
         _start(embedding, target)
     evaluations = 0
@@ -118,19 +117,19 @@ def _weights(embedding: RowEmbedding, table: Tensor, frequencies: Tensor | None)
     if tuple(table.shape) != sizes:
         raise ShapeError(f"the table has shape {tuple(table.shape)}; expected {sizes}")
     if not table.isfinite().all():
-        raise NonFiniteError("the table has NaN or infinite entries, which nothing can be fitted to")
+        raise NonFiniteError("the table has NaN or infinite entries; replace them before the fit")
     like = next(embedding.parameters())
     if frequencies is None:
         return torch.ones(len(table), dtype=like.dtype, device=like.device)
     if tuple(frequencies.shape) != sizes[:1]:
         raise ShapeError(f"the frequencies have shape {tuple(frequencies.shape)}; expected {sizes[:1]}")
     if not frequencies.isfinite().all() or bool((frequencies < 0).any()) or not frequencies.any():
-        raise ArgumentError("frequencies are finite, none negative and not all 0")
+        raise ArgumentError("frequencies must be finite, non-negative and not all 0")
     return (frequencies.double() / frequencies.double().mean()).to(like)
 
 
 def _start(embedding: RowEmbedding, table: Tensor) -> None:
-    """The best fit without frequencies, where singular values give it."""
+    """Set the parameters to the best unweighted fit, where an SVD gives it."""
     if not isinstance(embedding, EntangledEmbedding) or embedding.order != 2 or embedding.shared:
         return
     if embedding.source == "index" or embedding.coefficients is not None or embedding.scale is not None:

@@ -1,4 +1,4 @@
-"""Linear layer whose weight is the table of an embedding that is not held, such as a tied head."""
+"""Output heads tied to a compressed embedding, and the linear layer that computes the table's rows in tiles."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ __all__ = ["RowLinear", "RowsEntry", "tied_head"]
 
 Layer = TypeVar("Layer", bound=CompressedLayer)
 
-# Elements that rows and their intermediate products may take at once: 64 MiB of float32.
+# Largest number of elements of a tile of rows with its intermediate products: 64 MiB of float32.
 _AT_ONCE = 1 << 24
 
 
@@ -50,12 +50,13 @@ class RowsEntry(LayerEntry):
 class RowLinear(CompressedLayer):
     """``y = x W^T`` with ``W`` the table of an embedding: ``(..., embedding_dim)`` to ``(..., num_embeddings)``.
 
-    All rows are needed for every input, so unlike a look-up this makes them all, so many at a time that they and what
-    they are made of take some 64 MiB; the backward pass makes them again. For heads that are tied to an embedding, see
-    :func:`mpochain.surgery.tied_head`; that of an :class:`mpochain.MPOEmbedding` is a chain and makes none.
+    Every input needs all rows, so unlike a look-up this layer computes the whole table, in tiles of about 64 MiB
+    including intermediate products; the backward pass recomputes them. To tie a head to an embedding, use
+    :func:`mpochain.surgery.tied_head`; the head of an :class:`mpochain.MPOEmbedding` is a chain, which computes no
+    rows.
 
     Args:
-        table: becomes a submodule and is not copied.
+        table: the embedding; it becomes a submodule and is not copied.
 
     Example:
         >>> from mpochain.nn import EntangledEmbedding
@@ -99,7 +100,7 @@ class RowLinear(CompressedLayer):
         return self.table.form()
 
     def macs(self) -> int:
-        """Multiply-adds of one input row, those that make the table left out: they are shared by all inputs."""
+        """Multiply-adds per input row, without those that compute the table: all inputs share these."""
         return self.in_features * self.out_features
 
     def reset_parameters(self) -> None:
@@ -107,14 +108,14 @@ class RowLinear(CompressedLayer):
         self.table.reset_parameters()
 
     def compact(self, x: Tensor) -> Tensor:
-        """Some rows of the table at a time; the backward pass computes them again."""
+        """The layer's output, in tiles of rows of the table that the backward pass recomputes."""
         ids = torch.arange(self.out_features, device=self.device)
         parts = ids.split(max(_AT_ONCE // (self.table.scratch() + self.in_features), 1))
         if len(parts) == 1:
             return self._outputs(x, ids)
         if not self._records_gradients(x):
             return torch.cat([self._outputs(x, part) for part in parts], dim=-1)
-        # Nothing is drawn, so no state of generators need be kept.
+        # The computation has no randomness, so there is no generator state to preserve.
         again = partial(checkpoint, self._outputs, use_reentrant=False, preserve_rng_state=False)
         return torch.cat([again(x, part) for part in parts], dim=-1)
 
@@ -123,7 +124,7 @@ class RowLinear(CompressedLayer):
         return f"{self.in_features} -> {self.out_features}"
 
     def _outputs(self, x: Tensor, ids: Tensor) -> Tensor:
-        """The outputs of the rows ``ids`` of the table."""
+        """The output features ``ids``."""
         return F.linear(x, self.table.rows(ids))
 
     def _set_execution(self, cache: bool, autotune: bool) -> None:
@@ -132,13 +133,13 @@ class RowLinear(CompressedLayer):
 
 
 def tied_head(embedding: RowEmbedding) -> CompressedLayer:
-    """A linear layer from features to the embedding's rows that shares its parameters: ``(..., dim) -> (..., rows)``.
+    """An output head that shares the parameters of an embedding: ``(..., embedding_dim) -> (..., num_embeddings)``.
 
-    Both learn as one, and a checkpoint holds the parameters once. The head of an :class:`mpochain.MPOEmbedding` is a
-    chain, that of another embedding a :class:`mpochain.nn.RowLinear`.
+    Head and embedding train the same parameters, which a checkpoint stores once. The head of an
+    :class:`mpochain.MPOEmbedding` is a chain, the head of any other embedding a :class:`mpochain.nn.RowLinear`.
 
     Args:
-        embedding: is not changed.
+        embedding: the embedding; not changed.
 
     Example:
         >>> from mpochain import MPOEmbedding
@@ -152,7 +153,7 @@ def tied_head(embedding: RowEmbedding) -> CompressedLayer:
 
 
 def _twin(layer: Layer) -> Layer:
-    """A layer of the same entry that holds the same parameters and buffers, not copies of them."""
+    """A second layer with the same entry, which shares the parameters and buffers of the first."""
     twin = type(layer).from_entry(layer.entry())
     for ours, theirs in zip(twin.modules(), layer.modules(), strict=True):
         for name in list(ours._parameters):

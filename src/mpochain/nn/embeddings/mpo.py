@@ -1,4 +1,4 @@
-"""Embedding whose table is held as a chain."""
+"""Embedding whose table is a chain (TT embedding), or a short sum of chains."""
 
 from __future__ import annotations
 
@@ -39,24 +39,24 @@ class EmbeddingEntry(LayerEntry):
 
 
 class MPOEmbedding(RowEmbedding):
-    """Rows of a table ``W (num_embeddings, embedding_dim)`` held as cores: ``(...)`` to ``(..., embedding_dim)``.
+    """A table ``W (num_embeddings, embedding_dim)`` stored as cores: ``(...)`` to ``(..., embedding_dim)``.
 
-    A row is the product of one slice of each core, see :class:`mpochain.nn.RowEmbedding`. Vocabularies that have no
-    good factors are padded, see :class:`mpochain.ChainSpec`. Source: the embedding of TT-matrices, Khrulkov et al.,
-    arXiv 1901.10787.
+    A row is the product of one slice of each core, see :class:`mpochain.nn.RowEmbedding`. A vocabulary whose size has
+    no good factors is padded, see :class:`mpochain.ChainSpec`. Source: TT embeddings, Khrulkov et al., arXiv
+    1901.10787.
 
     Args:
         num_embeddings: rows of the table.
         embedding_dim: columns of the table.
-        max_bond: largest bond; clipped to what is attainable.
+        max_bond: largest bond; clipped to the attainable maximum.
         sites: number of sites of the default dims, 2 if not given.
         out_dims: rows of each site, instead of the default.
         in_dims: columns of each site, instead of the default.
         spec: the complete spec, instead of dims and ``max_bond``.
         terms: several specs; the table is the sum of their chains.
         padding_idx: a row that gets no gradient from look-ups, as in ``nn.Embedding``.
-        device: where the parameters live.
-        dtype: their element type.
+        device: device of the parameters.
+        dtype: element type of the parameters.
 
     Raises:
         SpecError: dims that do not multiply to the sizes, or no bond.
@@ -110,14 +110,14 @@ class MPOEmbedding(RowEmbedding):
 
     @classmethod
     def of(cls, table: MPOLinear | PermutedLinear, padding_idx: int | None = None) -> Self:
-        """The embedding with the weight of a layer as its table: the rows are the layer's outputs.
+        """An embedding whose table is the weight of a layer, one row per output feature of the layer.
 
         Args:
-            table: without bias; of chains, permuted or not. It becomes a submodule and is not copied.
+            table: a layer of chains without bias, permuted or not; it becomes a submodule and is not copied.
             padding_idx: see :class:`MPOEmbedding`.
 
         Raises:
-            DTypeError: a layer without chains.
+            DTypeError: another type of layer.
             ArgumentError: a layer with a bias, or a ``padding_idx`` outside of the table.
 
         Example:
@@ -126,9 +126,9 @@ class MPOEmbedding(RowEmbedding):
             True
         """
         if not isinstance(table, MPOLinear | PermutedLinear):
-            raise DTypeError(f"an embedding is made of MPOLinear or PermutedLinear, got {type(table).__name__}")
+            raise DTypeError(f"the table must be an MPOLinear or PermutedLinear, got {type(table).__name__}")
         if table.bias is not None:
-            raise ArgumentError("the table of an embedding has no bias")
+            raise ArgumentError("the table of an embedding must have no bias; build the layer with bias=False")
         embedding = cls.__new__(cls)
         embedding._hold(table, padding_idx)
         return embedding
@@ -137,16 +137,16 @@ class MPOEmbedding(RowEmbedding):
     def from_embedding(
         cls, embedding: nn.Embedding, spec: ChainSpec, *, cutoff: float | None = None, name: str = "the table"
     ) -> Self:
-        """An embedding whose chain approximates the table of a dense one, by TT-SVD.
+        """Decompose the table of a dense embedding into a chain, by TT-SVD.
 
         Args:
-            embedding: is left as it is and shares no memory.
-            spec: of the chain.
+            embedding: the dense embedding; not changed, and shares no memory with the result.
+            spec: spec of the chain.
             cutoff: allowed relative Frobenius error of the table, in ``[0, 1)``.
-            name: what to call the table in errors.
+            name: name of the table in errors.
 
         Raises:
-            DTypeError: another module, or one whose rows are renormalised or scaled at look-up.
+            DTypeError: another module, or an embedding with ``max_norm=``, ``scale_grad_by_freq=`` or ``sparse=``.
             SpecError: a spec of another shape.
             NonFiniteError: NaN or infinite entries.
 
@@ -161,7 +161,7 @@ class MPOEmbedding(RowEmbedding):
         return cls.of(chain.requires_grad_(table.requires_grad), embedding.padding_idx).train(embedding.training)
 
     def reset_parameters(self, weight_std: float = 1.0) -> None:
-        """See :class:`mpochain.nn.RowEmbedding`."""
+        """See :meth:`mpochain.nn.RowEmbedding.reset_parameters`."""
         self._chains().reset_parameters(weight_std)
 
     @property
@@ -174,7 +174,7 @@ class MPOEmbedding(RowEmbedding):
         return {f"table.{name}": index for name, index in self.table.indices().items()}
 
     def entry(self) -> EmbeddingEntry:
-        """The entry of the table, and the row of padding."""
+        """The entry of the table, and the padding row."""
         return EmbeddingEntry(padding=self.padding_idx, table=self.table.entry())
 
     @classmethod
@@ -189,11 +189,11 @@ class MPOEmbedding(RowEmbedding):
         return self.table.form()
 
     def learning_rate_scales(self) -> dict[str, float]:
-        """``1 / r_k`` for the core of site ``k``, ``r_k`` its right bond: a look-up sums over that alone."""
+        """``1 / r_k`` for the core of site ``k``: a look-up sums only over its right bond ``r_k``."""
         return {name: 1 / parameter.shape[3] for name, parameter in self.named_parameters() if parameter.ndim == 4}
 
     def macs(self) -> int:
-        """Multiply-adds of one row."""
+        """Multiply-adds per row."""
         total = 0
         for spec in self._chains().specs:
             columns = 1
@@ -204,13 +204,13 @@ class MPOEmbedding(RowEmbedding):
         return total
 
     def scratch(self) -> int:
-        """See :class:`mpochain.nn.RowEmbedding`."""
+        """See :meth:`mpochain.nn.RowEmbedding.scratch`."""
         most = 0
         for spec in self._chains().specs:
             columns = 1
             for site, (left, rows, in_dim, right) in enumerate(spec.core_shapes):
-                # The row so far and the slices of this core, if it has several; their product too, if it is not the row
-                # that is asked for.
+                # The partial row and the slice of this core, if the core has several; and their product, unless it is
+                # written straight into the output.
                 slices = left * in_dim * right if rows > 1 or not site else 0
                 product = columns * in_dim * right if site + 1 < spec.sites or not self._direct() else 0
                 most = max(most, columns * left + slices + product)
@@ -218,14 +218,14 @@ class MPOEmbedding(RowEmbedding):
         return most
 
     def _set_execution(self, cache: bool, autotune: bool) -> None:
-        # A tied head is a layer of its own with the same cores.
+        # A tied head is a layer of its own that shares these cores.
         self.table.set_execution(cache=cache, autotune=autotune)
         super()._set_execution(cache, autotune)
 
     def maker(self, ids: Tensor) -> Maker:
-        """Rows are products of slices of the cores, see :class:`mpochain.nn.RowEmbedding`."""
+        """Multiply slices of the cores, see :meth:`mpochain.nn.RowEmbedding.maker`."""
         table, chains = self.table, self._chains()
-        # nn.Embedding gives what it holds, under autocast too, and the sums of a model begin there.
+        # nn.Embedding returns its own dtype even under autocast, and residual sums start from it.
         with without_autocast(chains.cores[0][0]):
             terms = [[_slices(core) for core in cores] for cores in chains.cores]
         direct = self._direct()
@@ -252,7 +252,7 @@ class MPOEmbedding(RowEmbedding):
         return make
 
     def _direct(self) -> bool:
-        """Whether the last product is a row as it is."""
+        """True if the last product is the complete row: one chain, no padding of columns, no permutation."""
         specs = self._chains().specs
         return len(specs) == 1 and specs[0].padded_shape[1] == self.embedding_dim and self.table is self._chains()
 
@@ -267,7 +267,7 @@ def _slices(core: Tensor) -> Tensor:
 
 
 def _digits(ids: Tensor, dims: Sequence[int]) -> list[Tensor]:
-    """The number of the slice of each core whose product is a row."""
+    """For each core, the index ``(n,)`` of the slice that belongs to each row: digits of ``ids`` in mixed radix."""
     digits = []
     for dim in reversed(dims):
         digits.append(ids % dim)
@@ -276,8 +276,8 @@ def _digits(ids: Tensor, dims: Sequence[int]) -> list[Tensor]:
 
 
 def _row_products(digits: Sequence[Tensor], spec: ChainSpec, slices: Sequence[Tensor], out: Tensor | None) -> Tensor:
-    """``(n,)`` slices of each core to ``(n, i_1 .. i_k)``: multiplied from the left."""
-    count, columns = digits[0].shape[0], spec.in_dims[0]  # len() would be a constant to an export
+    """Rows ``(n, i_1 .. i_k)``, from slice indices ``(n,)`` of each core: products of the slices, from the left."""
+    count, columns = digits[0].shape[0], spec.in_dims[0]  # torch.export would take len() for a constant
     row = F.embedding(digits[0], slices[0])
     for site in range(1, spec.sites):
         left, rows, in_, right = spec.core_shapes[site]

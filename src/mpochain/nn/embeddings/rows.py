@@ -1,4 +1,4 @@
-"""Base class of embeddings whose table is not held: look-ups compute the rows that a batch asks for."""
+"""Base class of embeddings that store no table and compute rows at look-up."""
 
 from __future__ import annotations
 
@@ -16,26 +16,28 @@ from mpochain.nn.layer import CompressedLayer
 
 __all__ = ["Maker", "RowEmbedding"]
 
-# Tokens from which repeated ones are looked for, and the share of distinct ones above which that gains nothing.
+# Smallest number of tokens for which repeated tokens are searched, and the largest share of distinct tokens for which
+# computing only these pays.
 _MANY, _DISTINCT = 64, 0.75
 
-# Rows of the table for each token from which tokens are sorted to find out.
+# Rows of the table per token from which repeated tokens are found by sorting rather than with a table of all rows.
 _SPARSE = 16
 
-# Elements that making rows may take beside them, without gradients: 3/4 MiB of float32, which stays in cache.
+# Largest number of scratch elements of a tile without gradients: 3/4 MiB of float32, which stays in cache.
 _SCRATCH = 3 << 16
 
-# Computes the rows ``(n, embedding_dim)`` of a slice of the tokens; into ``out`` if it is a tensor, without gradients.
+# Computes the rows ``(n, embedding_dim)`` of a slice of the tokens; with a tensor ``out``, in place and without
+# gradients.
 Maker = Callable[[slice, Tensor | None], Tensor]
 
 
 class RowEmbedding(CompressedLayer, ABC):
     """A table ``W (num_embeddings, embedding_dim)`` whose rows are computed: ``(...)`` to ``(..., embedding_dim)``.
 
-    A subclass defines how, in :meth:`maker`. The table is never built for a look-up. In a batch of 64 tokens or more of
-    which a quarter are repeated, a repeated row is computed once; in smaller batches, and within a transform or a
-    compiled graph, finding out would cost more than it saves. Without gradients rows are computed in tiles that take
-    less than a MiB.
+    A subclass defines the computation in :meth:`maker`. A look-up never builds the table. In a batch of at least 64
+    tokens of which a quarter or more are repeated, each distinct row is computed once. Smaller batches, function
+    transforms and compiled graphs compute every row, since finding repeated tokens would cost more than it saves.
+    Without gradients, rows are computed in tiles that take less than 1 MiB of scratch memory.
 
     Args:
         num_embeddings: rows of the table.
@@ -43,16 +45,16 @@ class RowEmbedding(CompressedLayer, ABC):
         padding_idx: a row that gets no gradient from look-ups, as in ``nn.Embedding``.
 
     Raises:
-        ArgumentError: no rows or columns, or a ``padding_idx`` outside of the table.
+        ArgumentError: a size below 1, or a ``padding_idx`` outside of the table.
     """
 
     def __init__(self, num_embeddings: int, embedding_dim: int, padding_idx: int | None = None) -> None:
         super().__init__()
         if num_embeddings < 1 or embedding_dim < 1:
-            raise ArgumentError(f"a table has rows and columns, got {num_embeddings}x{embedding_dim}")
+            raise ArgumentError(f"a table needs at least one row and column, got {num_embeddings}x{embedding_dim}")
         if padding_idx is not None:
             if not -num_embeddings <= padding_idx < num_embeddings:
-                raise ArgumentError(f"padding_idx must be a row of the {num_embeddings}, got {padding_idx}")
+                raise ArgumentError(f"padding_idx must be one of the {num_embeddings} rows, got {padding_idx}")
             padding_idx %= num_embeddings
         self.num_embeddings, self.embedding_dim = num_embeddings, embedding_dim
         self.in_features, self.out_features = embedding_dim, num_embeddings
@@ -60,22 +62,25 @@ class RowEmbedding(CompressedLayer, ABC):
 
     @abstractmethod
     def maker(self, ids: Tensor) -> Maker:
-        """What makes rows of tokens ``(n,)``, int64 and within the table; what all need is done before."""
+        """A function that computes rows of the tokens ``(n,)``, int64 and within the table, slice by slice.
+
+        Work that all slices share is done here, once.
+        """
 
     @abstractmethod
     def scratch(self) -> int:
-        """Elements that making one row takes beside it."""
+        """Number of scratch elements per row, beside the row itself."""
 
     @abstractmethod
     def reset_parameters(self, weight_std: float = 1.0) -> None:
         """Draw new parameters.
 
         Args:
-            weight_std: standard deviation of the entries of the table; by default that of ``nn.Embedding``.
+            weight_std: standard deviation of the entries of the table; by default 1, as in ``nn.Embedding``.
         """
 
     def rows(self, ids: Tensor) -> Tensor:
-        """``(n,)`` tokens, int64 and within the table, to ``(n, embedding_dim)``, differentiable."""
+        """Rows ``(n, embedding_dim)`` of tokens ``(n,)``, int64 and within the table; differentiable."""
         return self.maker(ids)(slice(None), None)
 
     @property
@@ -87,12 +92,12 @@ class RowEmbedding(CompressedLayer, ABC):
 
     @property
     def bias(self) -> None:  # type: ignore[override]  # read only: no embedding has one
-        """None, as in every embedding."""
+        """None: embeddings have no bias."""
         return
 
     def to_embedding(self) -> nn.Embedding:
         """The dense embedding with the same function, sharing no memory."""
-        # In the table's own type, also where autocast is on.
+        # In the table's own dtype even under autocast.
         with torch.no_grad(), without_autocast(self._stored()):
             table = self.weight.clone()
         return nn.Embedding.from_pretrained(table, freeze=False, padding_idx=self.padding_idx).train(self.training)
@@ -111,7 +116,7 @@ class RowEmbedding(CompressedLayer, ABC):
         return super().forward(ids)
 
     def compact(self, ids: Tensor) -> Tensor:
-        """The rows of a batch of tokens, each distinct one computed once where that pays."""
+        """Rows ``(..., embedding_dim)`` of tokens ``(...)``; each distinct row is computed once where that pays."""
         flat = ids.reshape(-1).long()
         self._require_rows(flat)
         parameters = list(self.parameters())
@@ -143,7 +148,7 @@ class RowEmbedding(CompressedLayer, ABC):
         return f"{self.num_embeddings}, {self.embedding_dim}{padding}"
 
     def _require_rows(self, ids: Tensor) -> None:
-        """Refuse indices outside of the table; a padded chain would have rows for them."""
+        """Raise IndexError for tokens outside of the table: a padded chain would return rows for them."""
         if _traced() or not len(ids):
             return
         low, high = (int(bound) for bound in ids.aminmax())
@@ -151,7 +156,7 @@ class RowEmbedding(CompressedLayer, ABC):
             raise IndexError(f"the table has rows 0 to {self.num_embeddings - 1}, got {low if low < 0 else high}")
 
     def _in_tiles(self, ids: Tensor) -> Tensor:
-        """``(n,)`` to ``(n, embedding_dim)`` without gradients, as many rows at a time as fit a core's cache."""
+        """Rows ``(n, embedding_dim)`` of tokens ``(n,)``, without gradients, in tiles that fit in cache."""
         rows = torch.empty(len(ids), self.embedding_dim, dtype=self.dtype, device=self.device)
         distinct, places = self._distinct(ids)
         make, count, tile = self.maker(distinct), len(distinct), max(_SCRATCH // self.scratch(), 1)
@@ -160,7 +165,8 @@ class RowEmbedding(CompressedLayer, ABC):
             make(part, rows[part])
         if places is not None:
             torch.index_select(rows[:count], 0, places[count:], out=rows[count:])
-            # From the end: a row stands where its token comes first or before that, so none is written over too early.
+            # From the end: a distinct row lies at or before the first occurrence of its token, so no row is overwritten
+            # while it is still needed.
             tile = max(_SCRATCH // self.embedding_dim, 1)
             for stop in range(count, 0, -tile):
                 part = slice(max(stop - tile, 0), stop)
@@ -168,12 +174,12 @@ class RowEmbedding(CompressedLayer, ABC):
         return rows
 
     def _distinct(self, ids: Tensor) -> tuple[Tensor, Tensor | None]:
-        """The distinct tokens in the order of their first occurrence, and the position of every token among them.
+        """Distinct tokens in the order of their first occurrence, and the position of every token among them.
 
-        All tokens, and None, where hardly any is repeated.
+        If few tokens are repeated, all tokens and None.
         """
         numbers = torch.arange(len(ids), device=ids.device)
-        # By a table of all tokens, or by sorting where that would be much larger than what is asked for.
+        # Uses a table of all rows, or sorts the tokens if the table would be much larger than the batch.
         count, at = self.num_embeddings, ids
         if count > _SPARSE * len(ids):
             tokens, at = torch.unique(ids, return_inverse=True)
@@ -188,13 +194,13 @@ class RowEmbedding(CompressedLayer, ABC):
 
 
 def _plain(ids: Tensor, parameters: list[nn.Parameter]) -> bool:
-    """Whether rows may be computed in place, and only the distinct ones.
+    """True if rows may be computed in place, and only once per distinct token.
 
-    Not in a compiled graph, whose shapes would depend on the tokens, nor for dual or batched tensors.
+    False in a compiled graph, where shapes would depend on the tokens, and for dual and batched tensors.
     """
     return not _traced() and keepable(ids, parameters)
 
 
 def _traced() -> bool:
-    """Whether the numbers of a tensor are not to be asked for: of a graph, or of a batch that a transform hides."""
+    """True if tensor values must not be read: in a compiled graph, or inside a function transform."""
     return torch.compiler.is_compiling() or bool(torch._C._are_functorch_transforms_active())

@@ -1,4 +1,4 @@
-"""Embedding that holds each row as a tensor train of its own (TensorGPT)."""
+"""Embedding that stores every row as a separate tensor train (TensorGPT)."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from mpochain.nn.entry import MOST_SITES, MatrixEntry, Padding, Size
 
 __all__ = ["TokenTrainEmbedding", "TokenTrainEntry"]
 
-# Rows that are decomposed at once, in float64.
+# Number of rows that are decomposed at once, in float64.
 _AT_ONCE = 4096
 
 
@@ -35,23 +35,24 @@ class TokenTrainEntry(MatrixEntry):
 
 
 class TokenTrainEmbedding(RowEmbedding):
-    """Rows ``v_w = G_1 .. G_n``, cores ``G_j (r_j-1, q_j, r_j)`` of each word: ``(...)`` to ``(..., embedding_dim)``.
+    """Rows ``v_w = G_1 .. G_n``, with cores ``G_j (r_j-1, q_j, r_j)`` per word: ``(...)`` to ``(..., embedding_dim)``.
 
-    Nothing is shared between words: ``V`` times the entries of the cores of one row, fewer than ``d`` for small bonds.
-    Source: TensorGPT, arXiv 2307.00526, which needs no training.
+    Words share no parameters. A word has ``sum_j r_j-1 q_j r_j`` parameters, fewer than ``embedding_dim`` for small
+    bonds. Source: TensorGPT, arXiv 2307.00526, which needs no training.
 
     Args:
-        num_embeddings: words.
+        num_embeddings: number of words.
         embedding_dim: columns of the table.
-        max_bond: largest bond; clipped to what a row can have.
+        max_bond: largest bond; clipped to the attainable maximum.
         sites: number of sites of the default dims, 3 if not given.
-        dims: of the sites, instead of the default, whose product is ``embedding_dim`` or more: longer rows are cut.
+        dims: one dim per site, instead of the default, with a product of at least ``embedding_dim``; longer rows are
+            cut.
         padding_idx: a row that gets no gradient from look-ups, as in ``nn.Embedding``.
-        device: where the parameters live.
-        dtype: their element type.
+        device: device of the parameters.
+        dtype: element type of the parameters.
 
     Raises:
-        SpecError: dims that are too small, or no bond.
+        SpecError: dims whose product is too small, or a bond below 1.
 
     Example:
         >>> embedding = TokenTrainEmbedding(100, 64, max_bond=1)
@@ -84,40 +85,40 @@ class TokenTrainEmbedding(RowEmbedding):
 
     @property
     def core_shapes(self) -> list[tuple[int, int, int]]:
-        """``(r_j-1, q_j, r_j)`` of each site."""
+        """Core shape ``(r_j-1, q_j, r_j)`` of each site."""
         bonds = (1, *self.bonds, 1)
         return [(bonds[site], dim, bonds[site + 1]) for site, dim in enumerate(self.dims)]
 
     @property
     def cores(self) -> list[Tensor]:
-        """``(num_embeddings, r_j-1 q_j r_j)`` of each site."""
+        """The cores of each site, ``(num_embeddings, r_j-1 q_j r_j)``."""
         return [getattr(self, f"core_{site}") for site in range(len(self.dims))]
 
     @classmethod
     def from_embedding(
         cls, embedding: nn.Embedding, max_bond: int, *, sites: int | None = None, dims: Iterable[int] | None = None
     ) -> Self:
-        """Every row of a dense embedding by a TT-SVD of its own.
+        """Decompose every row of a dense embedding by a separate TT-SVD.
 
         Args:
-            embedding: is left as it is and shares no memory.
+            embedding: the dense embedding; not changed, and shares no memory with the result.
             max_bond: see :class:`TokenTrainEmbedding`.
-            sites: the same.
-            dims: the same.
+            sites: see :class:`TokenTrainEmbedding`.
+            dims: see :class:`TokenTrainEmbedding`.
 
         Raises:
-            DTypeError: another module, or one whose rows are renormalised or scaled at look-up.
+            DTypeError: another module, or an embedding with ``max_norm=``, ``scale_grad_by_freq=`` or ``sparse=``.
             NonFiniteError: NaN or infinite entries.
 
         Example:
             >>> dense = nn.Embedding(12, 8)
-            >>> trains = TokenTrainEmbedding.from_embedding(dense, max_bond=4)  # all that a row of 2x2x2 can have
+            >>> trains = TokenTrainEmbedding.from_embedding(dense, max_bond=4)  # full bonds of a 2x2x2 row: lossless
             >>> torch.allclose(trains(torch.tensor([5])), dense(torch.tensor([5])), atol=1e-5)
             True
         """
         table = dense_table(embedding)
         if not table.isfinite().all():
-            raise NonFiniteError("the table has NaN or infinite entries; a train of them would be NaN")
+            raise NonFiniteError("the table has NaN or infinite entries; replace them before decomposing it")
         trains = cls(
             embedding.num_embeddings,
             embedding.embedding_dim,
@@ -158,7 +159,7 @@ class TokenTrainEmbedding(RowEmbedding):
         return f"a train of {'x'.join(map(str, self.dims))} for each row, bonds {self.bonds}"
 
     def maker(self, ids: Tensor) -> Maker:
-        """Rows are products of their own cores, from the left."""
+        """Multiply the cores of each row from the left."""
         cores, shapes_ = self.cores, self.core_shapes
         direct = self._direct()
 
@@ -179,11 +180,11 @@ class TokenTrainEmbedding(RowEmbedding):
         return make
 
     def _direct(self) -> bool:
-        """Whether the last product is a row as it is."""
+        """True if the last product is the complete row, without padding."""
         return len(self.dims) > 1 and math.prod(self.dims) == self.embedding_dim
 
     def scratch(self) -> int:
-        """See :class:`mpochain.nn.RowEmbedding`."""
+        """See :meth:`mpochain.nn.RowEmbedding.scratch`."""
         columns, most = 1, 0
         for site, (left, dim, right) in enumerate(self.core_shapes):
             product = columns * dim * right if site + 1 < len(self.dims) or not self._direct() else 0
@@ -192,7 +193,7 @@ class TokenTrainEmbedding(RowEmbedding):
         return most
 
     def macs(self) -> int:
-        """Multiply-adds of one row."""
+        """Multiply-adds per row."""
         columns, total = self.dims[0], 0
         for left, dim, right in self.core_shapes[1:]:
             total += columns * left * dim * right
@@ -200,7 +201,10 @@ class TokenTrainEmbedding(RowEmbedding):
         return total
 
     def reset_parameters(self, weight_std: float = 1.0) -> None:
-        """Draw normal cores whose deviation gives the entries of the table ``weight_std``."""
+        """Draw normal cores such that entries of the table have the standard deviation ``weight_std``.
+
+        The formula is that of ``core_std`` in ``mpochain/nn/initialization.py``.
+        """
         std = (weight_std / math.sqrt(math.prod(self.bonds))) ** (1 / len(self.dims))
         with torch.no_grad():
             for core in self.cores:
@@ -216,18 +220,18 @@ def _dims_of(columns: int, sites: int | None, dims: Iterable[int] | None) -> tup
         return shapes.default_dims(columns, 3 if sites is None else sites)
     sizes = tuple(int(dim) for dim in dims)
     if sites not in (None, len(sizes)) or not sizes or min(sizes) < 1 or math.prod(sizes) < columns:
-        raise SpecError(f"dims are one for each of the sites and multiply to {columns} or more, got {sizes}")
+        raise SpecError(f"expected one dim per site with a product of at least {columns}, got {sizes}")
     return sizes
 
 
 def _bonds_of(dims: tuple[int, ...], most: int) -> tuple[int, ...]:
     if most < 1:
-        raise SpecError(f"a bond is 1 or more, got {most}")
+        raise SpecError(f"max_bond must be at least 1, got {most}")
     return tuple(min(most, math.prod(dims[: site + 1]), math.prod(dims[site + 1 :])) for site in range(len(dims) - 1))
 
 
 def _trains(rows: Tensor, core_shapes: list[tuple[int, int, int]]) -> list[Tensor]:
-    """The cores ``(n, r_j-1 q_j r_j)`` of rows ``(n, d)``, those of one row of equal norm."""
+    """The cores ``(n, r_j-1 q_j r_j)`` of rows ``(n, d)`` by TT-SVD; the cores of a row have equal norms."""
     length, count = math.prod(dim for _, dim, _ in core_shapes), len(rows)
     rest = F.pad(rows.double(), (0, length - rows.shape[1]))
     cores = []
@@ -236,5 +240,5 @@ def _trains(rows: Tensor, core_shapes: list[tuple[int, int, int]]) -> list[Tenso
         cores.append(U[..., :right].reshape(count, -1))
         rest = S[:, :right, None] * Vh[:, :right]
     cores.append(rest.reshape(count, -1))
-    # Training moves cores of equal norms alike; a row of zeros gets cores of zeros, which no gradient moves.
+    # Cores of equal norm train at the same rate. A row of zeros gets cores of zeros, whose gradients vanish.
     return equalised_rows(cores)

@@ -1,4 +1,4 @@
-"""Choice of the units that a row of an entangled embedding is a product of: index, number of units, dims."""
+"""Units of an entangled embedding: index buffer, number of units per table, and dims, from constructor arguments."""
 
 from __future__ import annotations
 
@@ -13,39 +13,41 @@ from mpochain.errors import ArgumentError, DTypeError, SpecError
 
 __all__ = ["Source", "count_of", "dims_of", "index_of"]
 
-# How the units of a row are chosen: by the digits of its number, by the number itself, or by an index.
+# Source of a row's units: the digits of its row number, the row number itself, or an index.
 Source = Literal["digits", "own", "index"]
 
 
 def index_of(index: Tensor, words: int, order: int | None) -> Tensor:
-    """A copy of an index ``(words, order)`` of units for a buffer, int32.
+    """Copy an index ``(words, order)`` of units to int32, for use as a buffer.
 
     Raises:
-        DTypeError: an index that is not of integers.
-        ArgumentError: another shape, or units that are negative or beyond 31 bits.
+        DTypeError: an index of another type than integers.
+        ArgumentError: another shape, or units that are negative or exceed 31 bits.
 
     Example:
         >>> index_of(torch.tensor([[0, 1], [2, 1]]), 2, None).dtype
         torch.int32
     """
     if index.is_floating_point() or index.is_complex() or index.dtype == torch.bool:
-        raise DTypeError(f"an index of units holds integers, got {index.dtype}")
+        raise DTypeError(f"an index of units must hold integers, got {index.dtype}")
     if index.ndim != 2 or index.shape[0] != words or order not in (None, index.shape[1]):
         columns = "order" if order is None else order
-        raise ArgumentError(f"the index of {words} words has shape ({words}, {columns}), got {tuple(index.shape)}")
+        raise ArgumentError(
+            f"the index of {words} words must have shape ({words}, {columns}), got {tuple(index.shape)}"
+        )
     if index.device.type != "meta":
         low, high = (int(bound) for bound in index.long().aminmax())
         if low < 0 or high > torch.iinfo(torch.int32).max:
-            raise ArgumentError(f"the units of an index count from 0 and have 31 bits, got {low if low < 0 else high}")
-    # A copy, so that nobody changes it from outside.
+            raise ArgumentError(f"units must be from 0 to 2**31 - 1, got {low if low < 0 else high}")
+    # A copy, so that the caller cannot change the buffer.
     return index.to(torch.int32, copy=True)
 
 
 def dims_of(columns: int, order: int, dims: Iterable[int] | None) -> tuple[int, ...]:
-    """The lengths of the vectors at each place, whose product is ``columns`` or more; equal ones by default.
+    """Vector lengths of the places, with a product of at least ``columns``; all equal by default.
 
     Raises:
-        SpecError: dims of another number, or of too small a product.
+        SpecError: another number of dims than ``order``, or too small a product.
 
     Example:
         >>> dims_of(10, 2, None), dims_of(10, 2, (5, 2))
@@ -55,15 +57,15 @@ def dims_of(columns: int, order: int, dims: Iterable[int] | None) -> tuple[int, 
         return (_root(columns, order),) * order
     sizes = tuple(int(dim) for dim in dims)
     if len(sizes) != order or min(sizes) < 1 or math.prod(sizes) < columns:
-        raise SpecError(f"{order} dims whose product is {columns} or more are needed, got {sizes}")
+        raise SpecError(f"expected {order} dims with a product of at least {columns}, got {sizes}")
     return sizes
 
 
 def count_of(source: Source, words: int, order: int, index: Tensor | None, requested: int | None) -> int:
-    """Units of each table: as requested, or as few as the words need.
+    """Number of units per table: as requested, or the smallest that the words need.
 
     Raises:
-        ArgumentError: fewer units than the words need, or more where each word has its own.
+        ArgumentError: fewer units than the words need, or for ``"own"`` another number than the words.
 
     Example:
         >>> count_of("digits", 100, 2, None, None)
@@ -83,12 +85,12 @@ def count_of(source: Source, words: int, order: int, index: Tensor | None, reque
     if requested < needed:
         raise ArgumentError(f"{words} words need {needed} units, got unit_count={requested}")
     if source == "own" and requested != needed:
-        raise ArgumentError(f"{words} words with units of their own have {needed} units, got unit_count={requested}")
+        raise ArgumentError(f"units='own' needs unit_count={needed}, one per word, got unit_count={requested}")
     return requested
 
 
 def _root(number: int, order: int) -> int:
-    """The smallest integer whose power ``order`` is ``number`` or more, 1 at least."""
+    """``ceil(number^(1/order))``, at least 1."""
     root = round(number ** (1 / order))
     root += root**order < number
     root -= root > 1 and (root - 1) ** order >= number
