@@ -158,7 +158,7 @@ def test_what_needs_no_data_and_a_dry_run(folder, run):
         (["compress", "--dry-run", "--recipe", "none.yaml"], "cannot read the recipe none.yaml"),
         (["eval", "dense", "--text", "none.txt"], "cannot read the text none.txt"),
         (["eval", "dense", "--text", "test.txt"], "longer than the 64"),
-        (["inspect", "dense"], "no checkpoint of a compressed model"),
+        (["inspect", "dense"], "expected 'mpochain' (a compressed model's checkpoint)"),
         (["inspect", "nowhere"], "cannot be read"),
         (["convert", "dense", "--out", "dense"], "holds a model, which would be"),
         (["compress", "dense", "--budget", "0.5", "--method", "svd", "--out", "other"], "holds another model"),

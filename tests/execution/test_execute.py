@@ -225,7 +225,7 @@ class TestFast:
         assert mpo.set_execution(model, cache=True) == 2
 
     def test_bad_input(self):
-        with pytest.raises(MPOError, match="holds no compressed layer"):
+        with pytest.raises(MPOError, match="contains no compressed layer"):
             mpo.set_execution(nn.ReLU(), cache=True)
         layer = self.layer()
         with pytest.raises(MPOError, match="memory must be 'compact' or 'fast', got 'huge'"):

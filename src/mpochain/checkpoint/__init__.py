@@ -1,7 +1,8 @@
-"""Compressed models as files: safetensors and JSON, no pickle, nothing allocated before it has been checked.
+"""Checkpoints of compressed models: safetensors and JSON, no pickle, validated before any memory is allocated.
 
-A folder holds ``config.json`` and the file of tensors that it names by its hash. The tensors are written first and the
-configuration last, each by a rename, so a kill at any moment leaves the old model or the new one.
+A checkpoint is a folder with ``config.json`` and a file of tensors, whose name contains its hash. The tensors are
+written first and the configuration last, each by an atomic rename, so a process killed at any moment leaves either the
+old model or the new one.
 """
 
 from mpochain.checkpoint.configuration import is_checkpoint

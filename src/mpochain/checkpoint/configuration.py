@@ -1,4 +1,4 @@
-"""Configuration of a checkpoint: its fields, and reading it."""
+"""Configuration file of a checkpoint: its fields, and its validation."""
 
 from __future__ import annotations
 
@@ -29,16 +29,16 @@ class _HuggingFace(BaseModel):
 
 
 class Configuration(BaseModel):
-    """What ``config.json`` says.
+    """Fields of ``config.json``.
 
     Attributes:
-        format: this library's.
-        version: of the format.
+        format: always ``"mpochain"``.
+        version: version of the format.
         tensors: name of the file of tensors.
-        sha256: of that file.
+        sha256: SHA-256 of that file.
         layers: entry of each compressed layer, by its name in the model.
-        tied: names of tensors that are another one.
-        model: class and configuration of a model of transformers.
+        tied: maps the name of each tied tensor to the name under which it is stored.
+        model: class and configuration of a Hugging Face model; None for other models.
     """
 
     model_config = ConfigDict(extra="forbid")
@@ -53,7 +53,7 @@ class Configuration(BaseModel):
 
 
 def is_checkpoint(folder: Path) -> bool:
-    """Whether a folder holds a checkpoint of this library, as far as its configuration says."""
+    """True if the folder's ``config.json`` has the format of this library; the tensors are not checked."""
     try:
         data = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError):
@@ -62,20 +62,20 @@ def is_checkpoint(folder: Path) -> bool:
 
 
 def read_configuration(file: Path) -> Configuration:
-    """The configuration of a checkpoint.
+    """Read and validate the configuration of a checkpoint.
 
     Raises:
-        CheckpointError: it is missing, damaged, too large or of another version, naming the field.
+        CheckpointError: the file is missing, damaged, too large or of another version. The message names the field.
     """
     try:
         if file.stat().st_size > _LONGEST_CONFIG:
-            raise CheckpointError(f"{file} is larger than {_LONGEST_CONFIG >> 20} MiB, which no configuration is")
+            raise CheckpointError(f"{file} is too large for a configuration, over {_LONGEST_CONFIG >> 20} MiB")
         data = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
         raise CheckpointError(f"{file} cannot be read as the configuration of a checkpoint: {error}") from error
     if isinstance(data, dict) and data.get("format") != "mpochain":
         raise CheckpointError(
-            f"{file}: format is {data.get('format')!r}, not 'mpochain': no checkpoint of a compressed model"
+            f"{file}: format is {data.get('format')!r}, expected 'mpochain' (a compressed model's checkpoint)"
         )
     if isinstance(data, dict) and data.get("version") != VERSION:
         raise CheckpointError(f"{file}: version {data.get('version')!r} is unknown; this release reads {VERSION}")
@@ -88,6 +88,6 @@ def read_configuration(file: Path) -> Configuration:
 
 
 def digest(file: Path) -> str:
-    """The sha256 of a file, which is read piece by piece."""
+    """SHA-256 of a file, in hexadecimal; the file is read in pieces."""
     with file.open("rb") as opened:
         return hashlib.file_digest(opened, "sha256").hexdigest()

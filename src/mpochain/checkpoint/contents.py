@@ -1,4 +1,4 @@
-"""Contents of a checkpoint, from its configuration and the header of its tensors; no tensor is read."""
+"""Summary of a checkpoint from its configuration and safetensors header, without loading tensors."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from mpochain.nn.layer import layer_of
 
 __all__ = ["Contents", "StoredLayer", "contents"]
 
-# Element types in the words of safetensors.
+# Element types by their safetensors names.
 _DTYPES = {
     "F64": torch.float64,
     "F32": torch.float32,
@@ -33,14 +33,14 @@ _DTYPES = {
 
 @dataclass(frozen=True)
 class StoredLayer:
-    """A compressed layer.
+    """A compressed layer of a checkpoint.
 
     Attributes:
-        name: in the model.
+        name: name in the model.
         shape: ``(out_features, in_features)``.
-        form: as text.
-        parameters: numbers that stand for its weight.
-        bytes: of all that stands for it.
+        form: short description, see :meth:`mpochain.nn.CompressedLayer.form`.
+        parameters: number of elements stored for the weight.
+        bytes: size of all tensors stored for the weight.
     """
 
     name: str
@@ -52,15 +52,15 @@ class StoredLayer:
 
 @dataclass(frozen=True)
 class Contents:
-    """A checkpoint.
+    """Summary of a checkpoint.
 
     Attributes:
-        model: name of the class; None for one that is not of transformers.
-        layers: compressed ones.
-        parameters: floating-point numbers of the whole model, tied ones once.
-        bytes: of all tensors.
-        dtypes: of the tensors, in the words of safetensors.
-        intact: whether the tensors have the hash that the configuration names.
+        model: class name of a Hugging Face model; None for other models.
+        layers: the compressed layers.
+        parameters: number of floating-point elements of the whole model; tied tensors count once.
+        bytes: size of all tensors.
+        dtypes: element types of the tensors, by their safetensors names.
+        intact: True if the file of tensors has the hash that the configuration states.
     """
 
     model: str | None
@@ -72,18 +72,18 @@ class Contents:
 
     @property
     def dense_parameters(self) -> int:
-        """Of the model if its layers were dense."""
+        """Number of parameters if all layers were dense."""
         return self.parameters + sum(layer.shape[0] * layer.shape[1] - layer.parameters for layer in self.layers)
 
 
 def contents(folder: Path | str) -> Contents:
-    """Look into a checkpoint.
+    """Summarise a checkpoint without loading it.
 
     Args:
-        folder: written by :func:`mpochain.save`.
+        folder: a folder written by :func:`mpochain.save`.
 
     Raises:
-        CheckpointError: a file that is missing, damaged or of another version.
+        CheckpointError: a file is missing, damaged or of another version.
 
     Example:
         >>> from mpochain.checkpoint import save
@@ -122,7 +122,7 @@ def contents(folder: Path | str) -> Contents:
             raise CheckpointError(f"{folder / CONFIG}: {error}") from error
         own = {key.removeprefix(f"{name}."): dtype for key, (dtype, _) in held.items() if key.startswith(f"{name}.")}
         if any(key.startswith(f"{name}.") for key in config.tied) and not own.keys() - {"bias"}:
-            continue  # a head that is tied to another layer, with which it is counted
+            continue  # a head tied to another layer, and counted there
         numbers = _typed(layer, own).numbers()
         layers.append(StoredLayer(name, layer.shape, layer.form(), numbers.parameters, numbers.bytes))
     parameters, size = total(list(held))
@@ -137,7 +137,7 @@ def contents(folder: Path | str) -> Contents:
 
 
 def _typed(layer: CompressedLayer, dtypes: dict[str, str]) -> CompressedLayer:
-    """The layer on the meta device with the element types of a file, which decide how many bytes it has."""
+    """Give a layer on the meta device the element types of a file, so that ``numbers()`` returns the stored bytes."""
     tensors = {
         name: torch.empty(tensor.shape, dtype=_DTYPES.get(dtypes.get(name, ""), tensor.dtype), device="meta")
         for name, tensor in layer.state_dict().items()

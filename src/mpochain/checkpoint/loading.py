@@ -1,4 +1,4 @@
-"""Reading a checkpoint: names, shapes and sizes are checked before anything is allocated."""
+"""Loading of checkpoints; names, shapes and sizes are validated before any memory is allocated."""
 
 from __future__ import annotations
 
@@ -19,25 +19,27 @@ from mpochain.surgery.replacement import replace_layers
 
 __all__ = ["load"]
 
-# The largest numbers of a model's configuration that are believed: whatever it is, and where it makes lists or tables.
+# Largest accepted integers in a model's configuration: in general, and for fields that set the length of lists or
+# tables.
 _LARGEST = 1 << 24
 _MOST = {"num_labels": 1 << 16, "position": 1 << 20, "n_ctx": 1 << 20}
 
 
 def load(folder: Path | str, model: nn.Module | None = None) -> nn.Module:
-    """Read a model written by :func:`save`. The dense weights of compressed layers are never allocated.
+    """Load a model written by :func:`save`. The dense weights of compressed layers are never allocated.
 
     Args:
-        folder: of the checkpoint.
-        model: the uncompressed architecture, best built under ``torch.device("meta")``; it is changed into the result.
-            Not needed for models of transformers.
+        folder: folder of the checkpoint.
+        model: the uncompressed architecture, best built under ``torch.device("meta")``; changed in place and returned.
+            Not needed for Hugging Face models.
 
     Returns:
         The model, in evaluation mode.
 
     Raises:
-        CheckpointError: a file that is missing, damaged, of another version or model, or hostile, naming the field.
-        MissingDependencyError: a model of transformers, which is not installed.
+        CheckpointError: a file is missing, damaged, malicious, or of another version or model. The message names the
+            field.
+        MissingDependencyError: the model is a Hugging Face model, and transformers or accelerate is not installed.
 
     Example:
         >>> import torch
@@ -61,8 +63,8 @@ def load(folder: Path | str, model: nn.Module | None = None) -> nn.Module:
         with safetensors.safe_open(file, framework="pt") as stored:
             names = set(stored.keys())
             if model is None:
-                # A sketch that takes no memory first: some models make buffers, as masks of all positions, that a
-                # false number in the configuration would make as large as it likes.
+                # First a sketch on the meta device: some models allocate buffers, such as masks of all positions, whose
+                # size a malicious configuration could choose.
                 sketch = _architecture(config, len(names), folder, buffers="meta")
                 _replace(sketch, config.layers, folder)
                 _compare(sketch, stored, names, config.tied, file)
@@ -77,18 +79,19 @@ def load(folder: Path | str, model: nn.Module | None = None) -> nn.Module:
 
 
 def _architecture(config: Configuration, tensors: int, folder: Path, *, buffers: Literal["meta", "cpu"]) -> nn.Module:
-    """The model of transformers that the configuration names, its parameters without numbers.
+    """Build the Hugging Face model that the configuration names, with parameters on the meta device.
 
-    Its buffers have some on the cpu: those that the model makes and stores nowhere.
+    With ``buffers="cpu"`` its buffers have values, for those that the model computes and checkpoints do not store.
     """
     if config.model is None:
-        raise CheckpointError(f"{folder} does not say which model it is of; give load() the architecture")
+        raise CheckpointError(f"{folder} does not state its model class; pass the architecture to load() as model=")
     try:
         import transformers
         from accelerate import init_empty_weights
     except ImportError as error:
         raise MissingDependencyError(
-            "a model of transformers needs transformers and accelerate; install mpochain[hf]"
+            "loading a Hugging Face model needs transformers and accelerate; install them with: "
+            "pip install 'mpochain[hf]'"
         ) from error
     kind: Any = getattr(transformers, config.model.name, None)
     if not (isinstance(kind, type) and issubclass(kind, transformers.PreTrainedModel)):
@@ -98,23 +101,23 @@ def _architecture(config: Configuration, tensors: int, folder: Path, *, buffers:
         with torch.device("meta") if buffers == "meta" else init_empty_weights(include_buffers=False):
             settings: Any = kind.config_class
             return kind(settings.from_dict(config.model.config))
-    except Exception as error:  # whatever a hostile configuration makes transformers raise
+    except Exception as error:  # a malicious configuration may make transformers raise anything
         raise CheckpointError(f"{folder / CONFIG}: model.config: {error}") from error
 
 
 def _check_sizes(config: Any, tensors: int, where: str) -> None:
-    """Refuse numbers that would make an architecture too large to build, before any of it is built."""
+    """Raise CheckpointError for integers that would make the architecture too large to build."""
     if isinstance(config, dict):
         for key, value in config.items():
             if key.endswith("implementation") and isinstance(value, str) and not value.isidentifier():
-                # transformers would fetch code from there.
-                raise CheckpointError(f"{where}.{key} is {value!r}, which is no name of an implementation")
+                # transformers would download code from there.
+                raise CheckpointError(f"{where}.{key} is {value!r}, expected the name of an implementation")
             number = isinstance(value, int) and not isinstance(value, bool)
             most = next((limit for part, limit in _MOST.items() if part in key), _LARGEST)
             if "layer" in key:
-                most = tensors  # each has some
+                most = tensors  # every layer has at least one tensor
             if number and value > most:
-                raise CheckpointError(f"{where}.{key} is {value:,}, more than the {most:,} that are believed")
+                raise CheckpointError(f"{where}.{key} is {value:,}, expected at most {most:,}")
             _check_sizes(value, tensors, f"{where}.{key}")
     elif isinstance(config, list):
         for k, value in enumerate(config):
@@ -144,12 +147,12 @@ def _shape(layer: nn.Module) -> tuple[int, int]:
         return layer.num_embeddings, layer.embedding_dim
     shape = dense_shape(layer)
     if shape is None:
-        raise ArgumentError(f"a {type(layer).__name__} cannot have been compressed")
+        raise ArgumentError(f"a {type(layer).__name__} cannot be a compressed layer")
     return shape
 
 
 def _compare(model: nn.Module, stored: Any, names: set[str], tied: Mapping[str, str], file: Path) -> None:
-    """Refuse a file whose names and shapes are not those of the model, before any of its numbers are read."""
+    """Raise CheckpointError if names or shapes in the file differ from the model's, before tensors are read."""
     wanted = model.state_dict()
     expected = set(wanted) - set(tied)
     if names != expected:
@@ -157,7 +160,7 @@ def _compare(model: nn.Module, stored: Any, names: set[str], tied: Mapping[str, 
         raise CheckpointError(f"{file} does not fit its model: missing or unexpected tensors {', '.join(odd)}")
     for name, target in tied.items():
         if name not in wanted or target not in names:
-            raise CheckpointError(f"{file.parent / CONFIG}: tied: {name!r} and {target!r} are not tensors of the model")
+            raise CheckpointError(f"{file.parent / CONFIG}: tied: {name!r} or {target!r} is not a tensor of the model")
         if wanted[name].shape != wanted[target].shape:
             raise CheckpointError(
                 f"{file.parent / CONFIG}: tied: {name!r} has shape {tuple(wanted[name].shape)}, and {target!r} "
@@ -170,7 +173,7 @@ def _compare(model: nn.Module, stored: Any, names: set[str], tied: Mapping[str, 
 
 
 def _fill(model: nn.Module, stored: Any, names: set[str], tied: Mapping[str, str]) -> None:
-    """Give a model the numbers of a file that fits it."""
+    """Load the tensors of a file that fits the model."""
     values = {name: stored.get_tensor(name) for name in names}
     model.load_state_dict({**values, **{name: values[target] for name, target in tied.items()}}, assign=True)
     for name, target in tied.items():
@@ -181,7 +184,7 @@ def _fill(model: nn.Module, stored: Any, names: set[str], tied: Mapping[str, str
 
 
 def _require_indices(model: nn.Module, file: Path) -> None:
-    """Refuse index buffers that would read outside of what they index, or leave a part of it out."""
+    """Raise CheckpointError for index buffers with invalid values."""
     for prefix, layer in model.named_modules():
         if isinstance(layer, CompressedLayer):
             for name, index in layer.indices().items():

@@ -1,4 +1,4 @@
-"""Writing a checkpoint: tensors first, in a file named by their hash, then the configuration that names the file."""
+"""Saving of checkpoints: first the tensors, in a file named by its hash, then the configuration that names the file."""
 
 from __future__ import annotations
 
@@ -21,18 +21,19 @@ __all__ = ["require_replaceable", "save"]
 
 
 def save(model: nn.Module, folder: Path | str) -> Path:
-    """Write a model with its compressed layers into a folder; an older one written so is replaced.
+    """Save a model with its compressed layers to a folder, and replace an older checkpoint there.
 
     Args:
-        model: of any kind; one of transformers is kept with its configuration, so that it can be loaded by name.
+        model: any model. A Hugging Face model is saved with its configuration, so that :func:`mpochain.load` can build
+            it.
         folder: created if needed.
 
     Returns:
         The folder.
 
     Raises:
-        OutputError: it cannot be written, or holds a model of another kind, such as the dense one.
-        ArgumentError: a compressed layer that :func:`mpochain.load` would not know.
+        OutputError: the folder cannot be written, or holds another model, such as the dense one.
+        ArgumentError: a compressed layer that :func:`mpochain.load` could not load.
 
     Example:
         >>> from mpochain.nn import MPOLinear
@@ -73,21 +74,21 @@ def save(model: nn.Module, folder: Path | str) -> Path:
 
 
 def _entry(layer: CompressedLayer, name: str) -> dict[str, Any]:
-    """The entry of a layer, ready for JSON."""
+    """The entry of a layer as JSON-ready data."""
     known = LAYERS.get(layer.kind)
     if known is None or not isinstance(layer, known):
         raise ArgumentError(
-            f"{name} is a {type(layer).__name__} of kind {layer.kind!r}, which no process could load; add it first: "
-            f"mpochain.nn.LAYERS[{layer.kind!r}] = {type(layer).__name__}"
+            f"{name} is a {type(layer).__name__} of kind {layer.kind!r}, which mpochain.load does not know; register "
+            f"it first: mpochain.nn.LAYERS[{layer.kind!r}] = {type(layer).__name__}"
         )
     return layer.entry().model_dump(mode="json")
 
 
 def require_replaceable(folder: Path) -> Path:
-    """Make a folder if needed and prove, before any work, that a checkpoint can be written there and destroys no other.
+    """Create a folder if needed, and check before any work that a checkpoint can be saved there without data loss.
 
     Raises:
-        OutputError: it cannot be written, or holds a model that is no checkpoint of this library.
+        OutputError: the folder cannot be written, or holds a model that is no checkpoint of this library.
     """
     if (folder / CONFIG).exists() and not is_checkpoint(folder):
         raise OutputError(
@@ -97,7 +98,7 @@ def require_replaceable(folder: Path) -> Path:
 
 
 def _tensors(model: nn.Module) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Every tensor once by its first name, and the first names of tied ones."""
+    """All distinct tensors by their first name, and a map from the other names of tied tensors to the first."""
     first: dict[tuple[int, torch.Size, tuple[int, ...], torch.dtype], str] = {}
     tensors: dict[str, Tensor] = {}
     tied: dict[str, str] = {}

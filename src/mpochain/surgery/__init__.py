@@ -1,4 +1,4 @@
-"""Edits of a model around its compressed layers: finding, replacing, tying, absorbing orders, densifying, running."""
+"""Operations on the compressed layers of a model: find, replace, tie, absorb permutations, densify, set execution."""
 
 from mpochain.surgery.absorption import absorb_orders
 from mpochain.surgery.densify import to_dense

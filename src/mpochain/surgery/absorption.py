@@ -1,7 +1,7 @@
-"""Absorption of permutations by neighbouring layers of an MLP, so that no features are looked up for them.
+"""Absorption of permutations into neighbouring layers of an MLP, which saves look-ups at each call.
 
-The hidden features of an MLP have no order of their own: what lies between its layers works on each of them alone, so
-any order that all its layers share leaves the function as it is. The order that needs the fewest look-ups is chosen.
+The functions between the layers of an MLP act on every hidden feature separately, so permuting the hidden features in
+all layers alike does not change the MLP's output. The order that needs the fewest look-ups is chosen.
 """
 
 from __future__ import annotations
@@ -30,20 +30,20 @@ __all__ = ["absorb_orders"]
 
 @torch.no_grad()
 def absorb_orders(model: nn.Module) -> int:
-    """Let the layers of each MLP share one order of its hidden features; the function of the model stays the same.
+    """Reorder the hidden features of each MLP for the fewest look-ups; the output of the model does not change.
 
-    Known are MLPs of transformers, see :func:`mpochain.architectures.mlps`: modules with ``gate_proj``, ``up_proj`` and
-    ``down_proj``, for example, or ``c_fc`` and ``c_proj``, with nothing beside them that holds parameters, and
-    functions of each feature alone between them. Other modules, and layers that several modules share, are left as they
-    are.
+    Recognises the MLPs of Hugging Face transformers, see :func:`mpochain.architectures.mlps`: modules with
+    ``gate_proj``, ``up_proj`` and ``down_proj``, or ``c_fc`` and ``c_proj``, for example, without other parameters and
+    with elementwise functions between the layers. Other modules, and layers that several modules share, are not
+    changed.
 
     Args:
-        model: changed in place; layers that need no order any more become plain :class:`mpochain.MPOLinear`. Some
-            parameters are new ones, so make an optimiser afterwards; and what lies between the layers of an MLP is in
-            another order then than in the dense model.
+        model: changed in place; layers that need no permutation any more become plain :class:`mpochain.MPOLinear`. Some
+            parameters are replaced, so create the optimiser afterwards. Hidden features of an MLP may be in another
+            order than in the dense model.
 
     Returns:
-        How many look-ups, of rows or columns of a layer, are saved at each call.
+        Number of look-ups, of rows or columns of a layer, saved at each call.
 
     Example:
         >>> from mpochain.nn import MPOLinear, PermutedLinear
@@ -70,7 +70,7 @@ def absorb_orders(model: nn.Module) -> int:
             if not {reader, *writers} <= set(children):
                 continue
             layers = [children[name] for name in (*writers, reader)]
-            # Nothing else that could tell features apart.
+            # Other parameters or buffers could act on individual features.
             held = {key for key in parent.state_dict() if key.split(".")[0] not in (*writers, reader)}
             if not held and shared.isdisjoint(layers):
                 saved += _absorb(layers[:-1], layers[-1], parent)
@@ -78,7 +78,7 @@ def absorb_orders(model: nn.Module) -> int:
 
 
 def _shared(model: nn.Module) -> set[nn.Module]:
-    """Modules that are in several places, or that share a parameter with another one."""
+    """Modules with more than one parent, or with a parameter that another module shares."""
     places: dict[nn.Module, int] = {}
     holders: dict[int, int] = {}
     for module in model.modules():
@@ -94,7 +94,7 @@ def _shared(model: nn.Module) -> set[nn.Module]:
 
 
 def _absorb(writers: Sequence[nn.Module], reader: nn.Module, parent: nn.Module) -> int:
-    """Put one MLP into the order that needs the fewest look-ups; how many are saved."""
+    """Reorder the hidden features of one MLP for the fewest look-ups, and return the number saved."""
     layers = [*writers, reader]
     if not any(map(has_order, layers)) or not all(map(can_reorder, layers)):
         return 0

@@ -1,4 +1,4 @@
-"""Calls of transformers models: the key-value cache switched off, the logits of an output."""
+"""Forward calls of Hugging Face models: key-value cache off, logits of the output."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ __all__ = ["logits_of", "without_cache"]
 
 @contextmanager
 def without_cache(*models: nn.Module) -> Iterator[None]:
-    """Switch off the cache of keys and values, which only text generation needs; its setting is restored afterwards.
+    """Switch off the key-value cache, which only text generation needs, and restore the setting on exit.
 
     Args:
-        models: models of transformers; other models have no such switch and do not change.
+        models: Hugging Face models; other models have no such setting and are not changed.
 
     Example:
         >>> from types import SimpleNamespace

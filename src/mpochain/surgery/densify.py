@@ -1,4 +1,4 @@
-"""Dense layers in place of the compressed layers of a model."""
+"""Conversion of a compressed model back to dense layers."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ __all__ = ["to_dense"]
 
 
 def to_dense(model: nn.Module) -> nn.Module:
-    """Put an ``nn.Linear`` or ``nn.Embedding`` of the same function in place of every compressed layer of a model.
+    """Replace every compressed layer of a model by the equivalent ``nn.Linear`` or ``nn.Embedding``.
 
-    A head that shares the cores of an embedding shares the dense table too.
+    A head that shares the cores of an embedding shares its dense table afterwards.
 
     Args:
-        model: changed in place, or a compressed layer itself, which is left as it is.
+        model: changed in place. If it is itself a compressed layer, it is not changed.
 
     Returns:
         The model, or the dense layer.
@@ -35,7 +35,7 @@ def to_dense(model: nn.Module) -> nn.Module:
         return model.to_dense()
     layers = list(compressed_layers(model).values())
     dense: dict[nn.Module, nn.Module] = {layer: layer.to_dense() for layer in layers}
-    # Tied layers share their first parameter, which no two untied layers have in common.
+    # Tied layers share their first parameter; untied layers never do.
     tables = {id(next(layer.parameters())): dense[layer] for layer in layers if isinstance(layer, RowEmbedding)}
     for layer in layers:
         table: Any = tables.get(id(next(layer.parameters())))

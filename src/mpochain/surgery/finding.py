@@ -1,4 +1,4 @@
-"""Compressed layers of a model by their names."""
+"""Compressed layers of a model, by name."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ __all__ = ["compressed_layers"]
 
 
 def compressed_layers(model: nn.Module) -> dict[str, CompressedLayer]:
-    """Every compressed layer of a model by its name; layers within another one are not listed.
+    """All compressed layers of a model by name, without layers that are part of another compressed layer.
 
     Example:
         >>> from mpochain.nn import InterpolativeLinear, MPOLinear, SumLinear

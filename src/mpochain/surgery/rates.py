@@ -1,4 +1,4 @@
-"""Learning rates of cores by their fan-in."""
+"""Learning rate factors for cores, from their fan-in (maximal update parametrisation)."""
 
 from __future__ import annotations
 
@@ -10,25 +10,26 @@ __all__ = ["learning_rate_scales"]
 
 
 def learning_rate_scales(module: nn.Module) -> dict[str, float]:
-    """Factors of the learning rate that let every core move its output as a dense layer would, under Adam.
+    """Learning rate factors for which an Adam step of each core changes the output as much as in a dense layer.
 
-    Adam's steps have one size whatever the gradient, so the change of an output grows with the number of entries that
-    are summed, and the rate of a dense layer should fall as ``1 / in_features`` (maximal update parametrisation). The
-    core of site ``k``, met from the right, sums over ``i_k`` and its right bond, so relative to the dense layer its
-    factor is ``in_features / (i_k r_k)``. Source: arXiv 2406.06248, there for products of two structured factors.
+    The size of Adam's steps does not depend on the gradient, so the change of an output grows with the number of summed
+    entries, and the learning rate of a dense layer should scale as ``1 / in_features`` (maximal update
+    parametrisation). In a sweep from the right, the core of site ``k`` sums over ``i_k`` and its right bond ``r_k``, so
+    relative to the dense layer its factor is ``in_features / (i_k r_k)``. Source: arXiv 2406.06248, there for products
+    of two structured factors.
 
-    A row of an :class:`mpochain.MPOEmbedding` sums over the right bond alone, where ``nn.Embedding`` sums nothing, so
-    the factor is ``1 / r_k``; for a head that is tied to it too.
+    A row of an :class:`mpochain.MPOEmbedding` sums only over the right bond, and ``nn.Embedding`` sums nothing, so the
+    factor is ``1 / r_k``, also for a head tied to the embedding.
 
-    Parameters of other embeddings are not named, nor those of an :class:`mpochain.InterpolativeLinear`. Coefficients of
-    the latter sum over the rank, but come from trained weights: with a factor of ``in_features / rank`` a model healed
-    hardly better at a low rate and worse at a high one (docs/decisions/0026).
+    Other embeddings and :class:`mpochain.InterpolativeLinear` get no factors. The coefficients of the latter sum over
+    the rank, but come from trained weights: with a factor of ``in_features / rank`` a model healed hardly better at a
+    low rate and worse at a high one (docs/decisions/0026).
 
     Args:
-        module: a layer, or a model that holds some.
+        module: a compressed layer, or a model that contains some.
 
     Returns:
-        A factor for the name of each core, shared ones by their first; other parameters are not named.
+        The factor of each core, by parameter name; a shared core has its first name. Other parameters are not listed.
 
     Example:
         >>> from mpochain.nn import MPOLinear
@@ -40,7 +41,7 @@ def learning_rate_scales(module: nn.Module) -> dict[str, float]:
     scales: dict[str, float] = {}
     named: dict[int, str] = {}
     looked_up: set[int] = set()
-    # Outer layers come first and know how their cores are used: an embedding's chain is not applied to its inputs.
+    # Outer layers come first, and their factors win: the cores of an embedding are not applied to inputs.
     for prefix, layer in layers.items():
         parameters = dict(layer.named_parameters(remove_duplicate=False))
         for name, scale in layer.learning_rate_scales().items():

@@ -1,4 +1,4 @@
-"""Putting layers in the place of others, wherever a model holds them."""
+"""Replacement of layers in a model, under all their names."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ __all__ = ["replace_layers"]
 
 
 def replace_layers(model: nn.Module, layers: Mapping[nn.Module, nn.Module]) -> None:
-    """Put new layers in place of old ones, under every name that a model has for them.
+    """Replace layers of a model, under every name by which it holds them.
 
     Args:
         model: changed in place.
-        layers: the new layer of each old one.
+        layers: maps each old layer to its replacement.
 
     Example:
         >>> shared = nn.Linear(2, 2)
@@ -24,7 +24,7 @@ def replace_layers(model: nn.Module, layers: Mapping[nn.Module, nn.Module]) -> N
         (True, ReLU())
     """
     for parent in list(model.modules()):
-        # Not named_children(), which leaves out the second name of a module.
+        # named_children() would skip the second name of a module.
         for name, child in list(parent._modules.items()):
             if child is not None and child in layers:
                 setattr(parent, name, layers[child])

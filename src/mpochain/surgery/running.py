@@ -1,4 +1,4 @@
-"""Execution of the compressed layers of a model: what is kept between calls, and whether plans are measured."""
+"""Execution settings of the compressed layers of a model: caching between calls, and autotuning."""
 
 from __future__ import annotations
 
@@ -14,22 +14,22 @@ __all__ = ["set_execution"]
 def set_execution(
     module: nn.Module, *, cache: bool = False, autotune: bool = False, memory: Memory | None = None
 ) -> int:
-    """Choose how every compressed layer of a model is run.
+    """Set how all compressed layers of a model run.
 
     Args:
-        module: a compressed layer, or any module that holds some.
-        cache: False keeps nothing but the cores. True keeps folded cores, up to the dense matrix, between calls
-            without gradients; they are computed again when a core changes (an optimiser step, ``load_state_dict``, an
-            edit in place, ``.to``). Only edits that torch does not count go unseen, through ``tensor.data``,
-            ``tensor.detach().numpy()`` or another process: call this again after one.
-        autotune: measure the most promising plans when a layer first meets a batch size (rounded up to a power of
-            two), element type, device and number of threads, instead of predicting the fastest; the first call then
-            takes some tenths of a second, :meth:`mpochain.MPOLinear.precompile` does it ahead. The fastest plan is
-            kept in the user's cache for the next process.
-        memory: deprecated; ``"fast"`` is ``cache=True``, ``"compact"`` is ``cache=False``.
+        module: a compressed layer, or any module that contains some.
+        cache: False stores only the cores. True caches folded cores, up to the dense matrix, between calls without
+            gradients, and recomputes them when a core changes (an optimiser step, ``load_state_dict``, an in-place
+            edit, ``.to``). Edits that torch does not track are not noticed: through ``tensor.data``,
+            ``tensor.detach().numpy()`` or from another process. Call this function again after such an edit.
+        autotune: measure the most promising plans, instead of predicting the fastest, when a layer first meets a batch
+            size (rounded up to a power of two), element type, device or number of threads. That call then takes some
+            tenths of a second; :meth:`mpochain.MPOLinear.precompile` measures ahead. The fastest plan is stored in the user's
+            cache folder for later processes.
+        memory: deprecated; ``"fast"`` means ``cache=True``, ``"compact"`` means ``cache=False``.
 
     Returns:
-        The number of layers it was applied to.
+        The number of compressed layers.
 
     Raises:
         ArgumentError: an unknown ``memory``, or a module without compressed layers.
@@ -44,7 +44,7 @@ def set_execution(
     layers = compressed_layers(module).values()
     if not layers:
         raise ArgumentError(
-            f"{type(module).__name__} holds no compressed layer; compress it first, or pass the right module"
+            f"{type(module).__name__} contains no compressed layer; compress it first, or pass another module"
         )
     for layer in layers:
         layer.set_execution(cache=cache, autotune=autotune)

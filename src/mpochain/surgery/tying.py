@@ -1,4 +1,4 @@
-"""Heads that share the table of an embedding, as language models have them."""
+"""Output heads tied to an embedding, as in language models."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ __all__ = ["tied_head", "tied_linears"]
 
 
 def tied_linears(model: nn.Module, embeddings: Iterable[nn.Module]) -> dict[nn.Linear, nn.Embedding]:
-    """The dense heads that are tied to some of these embeddings, and to which.
+    """Find the dense heads tied to any of these embeddings, and map each to its embedding.
 
     Args:
-        model: is not changed.
-        embeddings: of the model; other modules among them are passed over.
+        model: the model; not changed.
+        embeddings: embeddings of the model; other modules are ignored.
 
     Raises:
-        DTypeError: a module other than a plain linear layer without bias that holds the table of one of them.
+        DTypeError: a module other than a plain ``nn.Linear`` without bias shares the table of an embedding.
 
     Example:
         >>> model = nn.Sequential(nn.Embedding(9, 4), nn.Linear(4, 9, bias=False))
@@ -38,8 +38,8 @@ def tied_linears(model: nn.Module, embeddings: Iterable[nn.Module]) -> dict[nn.L
             plain = type(module).forward is nn.Linear.forward and "bias" not in dict(module.named_parameters())
             if not (isinstance(module, nn.Linear) and plain):
                 raise DTypeError(
-                    f"{name} shares the table of an embedding, and only a plain nn.Linear without bias can be tied to "
-                    f"a chain, got {type(module).__name__}"
+                    f"{name} shares the table of an embedding; only a plain nn.Linear without bias can be tied to a "
+                    f"compressed one, got {type(module).__name__}"
                 )
             heads[module] = table
     return heads
