@@ -92,9 +92,9 @@ def test_zero_matrix():
 @pytest.mark.parametrize(
     ("shape", "factors", "terms", "message"),
     [
-        ((4, 6), [], 1, "no factors are given"),
-        ((5, 6), [(2, 2)], 1, "2x2 does not divide what remains of a 5x6 matrix, 5x6"),
-        ((4, 6), [(2, 2), (2, 2)], 1, "2x2 does not divide what remains of a 4x6 matrix, 2x3"),
+        ((4, 6), [], 1, "got no factors to split off"),
+        ((5, 6), [(2, 2)], 1, "2x2 does not divide the remaining 5x6 of the 5x6 matrix"),
+        ((4, 6), [(2, 2), (2, 2)], 1, "2x2 does not divide the remaining 2x3 of the 4x6 matrix"),
         ((4, 6), [(2, 2), (2, 1)], 2, "2 terms allows one factor, got 2; give terms=1 for several"),
         ((4, 6), [(2, 2)], 0, "terms must be a positive integer"),
         ((4, 6), [(0, 2)], 1, "does not divide"),

@@ -1,9 +1,8 @@
-"""Table of the algorithms that split an unfolding of a matrix, and the automatic choice among them.
+"""Decomposition algorithms by name, and the automatic choice of the fastest within a tolerance.
 
-The automatic choice takes the fastest algorithm whose error is within a stated tolerance of the exact one, bond by
-bond. Its limits were measured on flat spectra, where the randomised range finder loses most: with a basis of at most a
-twentieth of the smaller side its error was 0.2 to 0.9 % above the optimum (256 to 3072 rows). Gram eigenvectors stay
-within 0.1 % by construction.
+The choice is made per bond, relative to the error of an exact SVD. Its limits were measured on flat spectra, where the
+randomised range finder is least accurate: with a basis of at most a twentieth of the smaller side its error was 0.2 to
+0.9 % above the optimum (256 to 3072 rows). Gram eigenvectors stay within 0.1 % by construction.
 """
 
 from __future__ import annotations
@@ -36,11 +35,11 @@ def fastest_algorithm(shape: tuple[int, ...], max_rank: int, allowance: float | 
     """Name of the fastest algorithm whose error is at most ``1 + tolerance`` times that of an exact SVD.
 
     Args:
-        shape: of the unfolding.
+        shape: shape of the unfolding.
         max_rank: largest bond.
-        allowance: squared norm that may be discarded to reduce the bond; ``None`` for a fixed bond. A bond that depends
-            on the data is found without randomness.
-        tolerance: by what share the error may exceed that of an exact SVD.
+        allowance: squared norm that may be discarded to reduce the bond; ``None`` for a fixed bond. If the bond depends
+            on the data, no randomised algorithm is chosen.
+        tolerance: largest relative excess of the error over that of an exact SVD.
 
     Example:
         >>> [fastest_algorithm((256, 256), 4, None, tolerance=t) for t in (0.0, 0.001, 0.01)]
@@ -65,7 +64,7 @@ SPLITS: Mapping[Algorithm, Callable[[float, int], Split]] = {
     "tt_svd": lambda *_: exact_split,
     "randomized": lambda _, seed: partial(randomized_split, seed=seed),
 }
-"""For each algorithm, the split of one unfolding, made from the tolerance of ``"auto"`` and the seed."""
+"""For each algorithm, a function ``(tolerance, seed) -> split``; only ``"auto"`` uses the tolerance."""
 
 
 def decomposed_by(
@@ -81,13 +80,13 @@ def decomposed_by(
     """Decompose a matrix by an algorithm of :data:`SPLITS`.
 
     Args:
-        algorithm: its name.
+        algorithm: name of the algorithm.
         matrix: ``(out_features, in_features)``, any float type; bfloat16 and float16 are computed in float32.
         spec: dims, and the largest bonds to use.
         cutoff: allowed relative Frobenius error of the whole chain, in ``[0, 1)``.
         tolerance: see :func:`automatic`; the other algorithms do not use it.
-        seed: of the randomised splits, a non-negative integer.
-        name: what to call the matrix in errors.
+        seed: seed of the randomised splits, a non-negative integer.
+        name: name of the matrix in errors.
 
     Raises:
         ArgumentError: an unknown algorithm, or a tolerance or seed out of range.
@@ -116,17 +115,17 @@ def automatic(
     seed: int = 0,
     name: str = "matrix",
 ) -> Decomposition:
-    """Decompose a matrix in the fastest way whose error is at most ``1 + tolerance`` times that of exact SVDs.
+    """Decompose a matrix by the fastest algorithm whose error is at most ``1 + tolerance`` times that of exact SVDs.
 
     Args:
         matrix: ``(out_features, in_features)``, any float type; bfloat16 and float16 are computed in float32.
         spec: dims, and the largest bonds to use.
-        cutoff: allowed relative Frobenius error of the whole chain, in ``[0, 1)``; the bonds it needs are found without
-            randomness.
-        tolerance: exact SVDs below 0.001; Gram eigenvectors from 0.001; from 0.01 the randomised range finder where
-            bonds are small beside the matrix.
-        seed: of the randomised splits.
-        name: what to call the matrix in errors.
+        cutoff: allowed relative Frobenius error of the whole chain, in ``[0, 1)``; with a cutoff, no randomised
+            algorithm is used.
+        tolerance: below 0.001, exact SVDs; from 0.001, Gram eigenvectors; from 0.01, the randomised range finder where
+            bonds are small compared with the matrix.
+        seed: seed of the randomised splits.
+        name: name of the matrix in errors.
 
     Raises:
         ArgumentError: the tolerance or the seed is out of range.
@@ -153,8 +152,8 @@ def check_tolerance(tolerance: Any) -> float:
     """
     if isinstance(tolerance, bool) or not isinstance(tolerance, Real) or not 0.0 <= float(tolerance) < float("inf"):
         raise ArgumentError(
-            f"tolerance must be a number of at least 0, got {tolerance!r}; it is how far the error may exceed that of "
-            "exact SVDs, relative to it"
+            f"tolerance must be a number of at least 0, got {tolerance!r}; it is the largest relative excess of the "
+            "error over that of exact SVDs"
         )
     return float(tolerance)
 

@@ -1,4 +1,4 @@
-"""Linear assignment of items to slots: optimal, and greedy."""
+"""Linear assignment of items to slots: optimal and greedy algorithms."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ _Order = NDArray[np.int64]
 
 
 def best_assignment(scores: _Floats) -> _Order:
-    """The item for each slot that makes the sum of the scores largest (Kuhn 1955).
+    """The item for each slot, such that the sum of the scores is largest (Kuhn 1955).
 
-    Takes seconds to minutes for some thousands of items whose scores are nearly alike.
+    For some thousands of items with nearly equal scores this takes seconds to minutes.
 
     Args:
         scores: ``(items, slots)``, square.
@@ -30,9 +30,9 @@ def best_assignment(scores: _Floats) -> _Order:
 
 
 def greedy_assignment(scores: _Floats) -> _Order:
-    """An item for each slot, by repeatedly matching all pairs whose score is the largest left for both.
+    """An item for each slot, by repeatedly matching all pairs whose score is the largest remaining for both.
 
-    Where no score is negative, the sum of the scores is at least half of the optimum. The time is that of a few passes
+    If no score is negative, the sum of the scores is at least half of the optimum. The run time is that of a few passes
     over the scores.
 
     Args:

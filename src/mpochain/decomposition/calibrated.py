@@ -29,7 +29,7 @@ __all__ = ["Calibration", "calibrated"]
 
 @dataclass(frozen=True, eq=False)
 class Calibration:
-    """A sum of chains that approximates a matrix, with the history of its error.
+    """A sum of chains fitted to a matrix, with the history of its error.
 
     Attributes:
         terms: cores ``(r_left, out, in, r_right)`` of each term.
@@ -43,7 +43,7 @@ class Calibration:
 
     @property
     def relative_error(self) -> float:
-        """Weighted norm of the residual over that of the matrix; 0 where the latter is 0."""
+        """Weighted norm of the residual over that of the matrix; 0 for a zero matrix."""
         return math.sqrt(self.errors[-1] / self.scale) if self.scale else 0.0
 
 
@@ -67,15 +67,15 @@ def calibrated(
     Args:
         matrix: ``W (out, in)``, any float type.
         terms: the spec of one chain, or of each term of a sum. They are initialised in this order, each from the
-            residual of those before it, so a low-rank term should come first.
+            residual of the terms before it, so a low-rank term should come first.
         gram: ``H (in, in)``, second moments of the inputs, up to a factor; the identity if not given.
         output_gram: ``G (out, out)``, weights of the outputs, up to a factor; the identity if not given.
-        iterations: the most to do. Each costs little more than the product ``G W H``.
-        ridge: share of the mean diagonal of each that is added to its diagonal, so that directions absent from the
-            calibration data keep a small weight.
-        precision: element type of the computation; ``"float32"`` takes half of the time and cannot resolve relative
+        iterations: largest number of iterations. Each costs little more than the product ``G W H``.
+        ridge: added to the diagonals of ``H`` and ``G``, relative to their mean diagonals, so that directions absent
+            from the calibration data keep a small weight.
+        precision: element type of the computation; ``"float32"`` takes half the time, but cannot resolve relative
             errors below 1e-3.
-        name: what to call the matrix in errors.
+        name: name of the matrix in errors.
 
     Raises:
         ArgumentError: no terms, or iterations, ridge or precision out of range.
@@ -128,22 +128,22 @@ def calibrated(
 
 
 class _Sum:
-    """The sum of all terms and its residual; an objective of L-BFGS."""
+    """Sum of all terms and its residual, as an objective of L-BFGS."""
 
     def __init__(self, target: Array, metric: Metric) -> None:
         self._target, self._metric = target, metric
-        # ``G (W - W') H`` of the last error, from which the gradient is computed.
+        # ``G (W - W') H`` at the last evaluation of the error, for the gradient.
         self._weighted = target
         self.terms: list[WeightedChain] = []
 
     def start(self, term: WeightedChain) -> None:
-        """Add a term, initialised from the residual of those before it."""
+        """Add a term, initialised from the residual of the terms before it."""
         rest, weighted, _ = self._rest()
         term.start(rest, weighted)
         self.terms.append(term)
 
     def refit(self) -> None:
-        """Fit low-rank terms again, given the other terms: worth half a dozen iterations, at the cost of one."""
+        """Refit low-rank terms to the residual of the others; worth half a dozen iterations, at the cost of one."""
         for term in self.terms:
             if term.is_low_rank and len(self.terms) > 1:
                 rest, _, _ = self._rest()
@@ -179,7 +179,7 @@ class _Sum:
         return [gradient for term in self.terms for gradient in term.gradient(self._weighted)]
 
     def preconditioner(self) -> Callable[[list[Array]], list[Array]]:
-        """The preconditioner of each term, block by block."""
+        """The preconditioners of all terms, as one block-diagonal preconditioner."""
         blocks = [term.preconditioner() for term in self.terms]
 
         def apply(gradients: list[Array]) -> list[Array]:

@@ -1,4 +1,4 @@
-"""Contraction of the cores of a chain: to its dense matrix, and with input vectors; direct sum of two chains."""
+"""Contraction of a chain to its dense matrix or with input vectors, and direct sum of two chains."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ __all__ = ["contracted", "direct_sum", "swept"]
 
 
 def contracted(cores: Sequence[Array], spec: ChainSpec) -> Array:
-    """The dense matrix ``(out_features, in_features)`` of cores ``(r_left, out, in, r_right)``.
+    """Contract cores ``(r_left, out, in, r_right)`` to the dense matrix ``(out_features, in_features)``.
 
     Example:
         >>> import numpy as np
@@ -29,7 +29,7 @@ def contracted(cores: Sequence[Array], spec: ChainSpec) -> Array:
 
 
 def swept(cores: Sequence[Array], spec: ChainSpec, x: Array) -> Array:
-    """``x @ W^T`` for ``x (..., in_features)``, one site after the other from the last to the first.
+    """``x @ W^T`` for ``x (..., in_features)``, contracted site by site from the last to the first.
 
     Example:
         >>> import numpy as np
@@ -56,7 +56,7 @@ def swept(cores: Sequence[Array], spec: ChainSpec, x: Array) -> Array:
 
 
 def direct_sum(a: Sequence[Array], b: Sequence[Array]) -> list[Array]:
-    """Cores of the sum of two matrices with the same dims: block diagonal cores, whose bonds are the sums of bonds.
+    """Cores of the sum of two matrices with the same dims: block-diagonal cores, whose bonds add up.
 
     Example:
         >>> import numpy as np

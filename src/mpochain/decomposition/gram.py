@@ -1,8 +1,8 @@
-"""Decomposition of a matrix into cores by eigenvectors of Gram matrices in place of full SVDs.
+"""Decomposition of a matrix into cores by eigenvectors of Gram matrices, instead of full SVDs.
 
-The leading left singular vectors of ``A`` are eigenvectors of ``A A^T``, whose side is the smaller side of ``A`` and
-which takes one fast matrix product. Squaring loses the directions with singular values below ``sqrt(eps)`` of the
-largest. Where so little is discarded that those directions matter, the split is done by SVD instead.
+The left singular vectors of ``A`` are the eigenvectors of ``A A^T``, and its right ones those of ``A^T A``; the smaller
+of these matrices is used, which costs one fast matrix product. Squaring loses directions whose singular values are
+below ``sqrt(eps)`` times the largest. If so little is discarded that those directions matter, an SVD is used instead.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from mpochain.spec import ChainSpec
 
 __all__ = ["gram", "split"]
 
-# A discarded share of the squared norm below this is too close to the rounding of the squares to trust.
+# A discarded share of the squared norm below this is too close to the rounding error of the squares to be trusted.
 _LEAST_DISCARDED = {"float32": 1e-6, "float64": 1e-14}
 
 
@@ -29,7 +29,7 @@ def split(matrix: Array, max_rank: int, tolerance: float | None) -> tuple[Array,
     values = xp.flip(xp.where(values > 0, values, xp.zeros_like(values)), axis=0)
     rank, _ = retained_rank(xp.sqrt(values), max_rank, tolerance)
     leading = xp.flip(vectors, axis=1)[:, :rank]
-    # Those of a tall matrix are right singular vectors; their images span the left ones.
+    # For a tall matrix these are right singular vectors; their images span the left ones.
     basis = leading if rows <= columns else qr(matrix @ leading)[0]
     rest = xp.matrix_transpose(basis) @ matrix
     discarded = norm(matrix - basis @ rest) ** 2
@@ -42,14 +42,13 @@ def split(matrix: Array, max_rank: int, tolerance: float | None) -> tuple[Array,
 def gram(matrix: Array, spec: ChainSpec, *, cutoff: float | None = None, name: str = "matrix") -> Decomposition:
     """Decompose a matrix as :func:`~mpochain.decomposition.tt_svd` does, several times faster.
 
-    The error exceeds that of TT-SVD by at most one part in a thousand. Splits that discard next to nothing are done by
-    TT-SVD.
+    The error exceeds that of TT-SVD by at most 0.1 %. Splits that discard almost nothing use an exact SVD.
 
     Args:
         matrix: ``(out_features, in_features)``, any float type; bfloat16 and float16 are computed in float32.
         spec: dims, and the largest bonds to use.
         cutoff: allowed relative Frobenius error of the whole chain, in ``[0, 1)``.
-        name: what to call the matrix in errors.
+        name: name of the matrix in errors.
 
     Raises:
         SpecError: the dims do not fit the matrix, or the cutoff is out of range.

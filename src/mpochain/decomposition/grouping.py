@@ -16,7 +16,7 @@ _ROUNDS = 2
 
 
 def correlated_groups(matrix: _Floats, spec: ChainSpec) -> tuple[_Order, _Order]:
-    """An order of rows and one of columns in which correlated rows, and correlated columns, are adjacent.
+    """An order of the rows and one of the columns, in which correlated rows and correlated columns are adjacent.
 
     In a sum of Kronecker products with ``A_r`` of independent entries, rows of one block are correlated and rows of
     different blocks are not; the same holds for columns. Once rows are grouped, columns are compared by the products of
@@ -43,7 +43,7 @@ def correlated_groups(matrix: _Floats, spec: ChainSpec) -> tuple[_Order, _Order]
 
 
 def _similarity(members: _Floats) -> _Floats:
-    """Similarity ``(k, k)`` of members ``(k, b, n)``: squared products of their vectors, over both squared norms."""
+    """Similarity ``(k, k)`` of members ``(k, b, n)``: squared inner products of their vectors, over squared norms."""
     power = (members**2).sum(axis=(1, 2))
     power = np.where(power > 0, power, 1.0)
     total = np.zeros((len(members), len(members)))
@@ -54,9 +54,9 @@ def _similarity(members: _Floats) -> _Floats:
 
 
 def _groups(members: _Floats, size: int) -> _Order:
-    """An order of members in groups of ``size``, each grown from the most similar ones that are left."""
+    """An order of members in groups of ``size``, grown greedily from the most similar remaining members."""
     if size == 1:
-        # Without comparing members: for the words of a vocabulary the similarities would take tens of gigabytes.
+        # No similarities: for the words of a vocabulary they would take tens of gigabytes.
         return np.arange(len(members))
     similarity = _similarity(members)
     np.fill_diagonal(similarity, -1.0)

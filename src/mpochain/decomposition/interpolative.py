@@ -1,10 +1,10 @@
-"""Interpolative decomposition: a low-rank matrix held by ``r`` of its own rows, ``r^2`` numbers fewer, without loss.
+"""Interpolative decomposition of a low-rank matrix: ``r`` of its rows, and coefficients for the other rows.
 
-``W = L R`` of rank ``r`` is the same matrix as ``(L M^-1)(M R)`` for every invertible ``M (r, r)``. With ``M`` the rows
-of ``L`` that QR with column pivoting picks, ``r`` rows of the left factor become the identity, which is not stored:
-``r (out + in - r)`` numbers remain of ``r (out + in)``, and as many multiply-adds. The gain in rank for a fixed number
-of parameters is largest at high rank: half the parameters of a square matrix allow a rank of 0.29 of its side in place
-of 0.25, nine tenths allow 0.68 in place of 0.45.
+``W = L R`` of rank ``r`` equals ``(L M^-1)(M R)`` for every invertible ``M (r, r)``. If ``M`` consists of the rows of
+``L`` that QR with column pivoting selects, ``r`` rows of the left factor become the identity, which is not stored. The
+same matrix then takes ``r (out + in - r)`` parameters and multiply-adds instead of ``r (out + in)``. The gain in rank
+for a fixed number of parameters is largest at high rank: half the parameters of a square matrix allow a rank of 0.29 of
+its side instead of 0.25, nine tenths allow 0.68 instead of 0.45.
 
 Source: the interpolative decomposition (Cheng, Gimbutas, Martinsson, Rokhlin, SIAM J. Sci. Comput. 26, 2005); as layers
 of a network, arXiv 2501.19090.
@@ -37,9 +37,9 @@ class Interpolation:
     """A matrix ``(out, in)`` of rank ``r`` as ``r`` of its rows and the coefficients of the others.
 
     Attributes:
-        rows: ``(r, in)``, the rows of the matrix that are kept.
-        coefficients: ``(out - r, r)``; each of the other rows is one of these times ``rows``.
-        permutation: of ``range(out)``; row ``k`` of the matrix is row ``permutation[k]`` of
+        rows: ``(r, in)``, the selected rows of the matrix.
+        coefficients: ``(out - r, r)``; the other rows are ``coefficients @ rows``.
+        permutation: a permutation of ``range(out)``; row ``k`` of the matrix is row ``permutation[k]`` of
             ``[rows; coefficients @ rows]``.
     """
 
@@ -49,7 +49,7 @@ class Interpolation:
 
     @property
     def rank(self) -> int:
-        """Number of rows kept."""
+        """Number of selected rows."""
         return int(self.rows.shape[0])
 
     @property
@@ -93,14 +93,14 @@ def interpolative(left: Array, right: Array) -> Interpolation:
     """Interpolative decomposition of the product of two factors, exact up to rounding; computed in float64.
 
     Args:
-        left: ``(out, r)``.
-        right: ``(r, in)``, of the same library.
+        left: left factor ``(out, r)``.
+        right: right factor ``(r, in)``, of the same array library.
 
     Returns:
-        An interpolation of rank ``r``, or of lower rank where ``left`` has fewer independent rows.
+        An interpolation of rank ``r``, or of lower rank if ``left`` has fewer independent rows.
 
     Raises:
-        ShapeError: not two matrices that can be multiplied, or a rank over the number of rows.
+        ShapeError: two arrays that are not matrices or cannot be multiplied, or ``r`` above ``out``.
         DTypeError: elements that are not floats.
         NonFiniteError: NaN or infinite entries.
 
@@ -123,7 +123,7 @@ def interpolative(left: Array, right: Array) -> Interpolation:
     )
     require_finite(left64, "left")
     require_finite(right64, "right")
-    # Imported here: it would take a third of the time of importing the package.
+    # Imported here, since it would take a third of the import time of the package.
     import scipy.linalg
 
     triangle, order = scipy.linalg.qr(to_numpy(left64).T, mode="r", pivoting=True)

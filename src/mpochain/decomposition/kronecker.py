@@ -1,9 +1,8 @@
-"""Best sums of Kronecker products for a given order of rows and columns, and predictions among blocks.
+"""Best sum of Kronecker products for a given order of rows and columns (Van Loan, Pitsianis 1993).
 
-``W = sum_r A_r (x) B_r`` with ``A_r (m_1, n_1)`` and ``B_r (m_2, n_2)`` is the chain ``(m_1, m_2) | (n_1, n_2)`` with
-a bond of the number of terms. Its blocks ``(m_2, n_2)`` are linear combinations of the ``B_r``, so the best sum is a
-truncated SVD of the matrix whose rows are the blocks (Van Loan, Pitsianis 1993), as in
-:func:`mpochain.decomposition.tt_svd`.
+``W = sum_r A_r (x) B_r`` with ``A_r (m_1, n_1)`` and ``B_r (m_2, n_2)`` is the chain ``(m_1, m_2) | (n_1, n_2)`` whose
+bond is the number of terms. Its blocks ``(m_2, n_2)`` are linear combinations of the ``B_r``, so the best sum is a
+truncated SVD of the matrix whose rows are the blocks, as in :func:`mpochain.decomposition.tt_svd`.
 """
 
 from __future__ import annotations
@@ -26,7 +25,7 @@ class KroneckerBlocks:
     """A matrix under any order of its rows and columns, with the best sum of Kronecker products for each order.
 
     Args:
-        matrix: float64, of ``spec.shape``.
+        matrix: float64 array of shape ``spec.shape``.
         spec: two sites ``(m_1, m_2) | (n_1, n_2)`` without padding; its bond is the number of terms.
 
     Example:
@@ -46,7 +45,7 @@ class KroneckerBlocks:
         self.terms, self._spec = spec.max_bond, spec
 
     def blocks(self, rows: _Order, columns: _Order) -> _Floats:
-        """The blocks ``(m_1, n_1, m_2, n_2)`` of the matrix in an order; in a sum, combinations of the ``B_r``."""
+        """The blocks ``(m_1, n_1, m_2, n_2)`` of the matrix in the given order of rows and columns."""
         ordered = self.matrix.take(rows, axis=0).take(columns, axis=1)
         split = ordered.reshape(self.m1, self.m2, self.n1, self.n2)
         return np.ascontiguousarray(split.transpose(0, 2, 1, 3))
@@ -61,7 +60,7 @@ class KroneckerBlocks:
     def error(self, blocks: _Floats, span: _Floats) -> float:
         """Relative error of the sum with these ``B_r``."""
         flat = blocks.reshape(-1, len(span))
-        # From the residual itself: where it is small, a difference of squares is mostly rounding.
+        # From the residual itself: if it is small, a difference of squares is mostly rounding error.
         return float(np.linalg.norm(flat - (flat @ span) @ span.T))
 
     def sum(self, blocks: _Floats, span: _Floats) -> _Floats:
@@ -74,7 +73,7 @@ class KroneckerBlocks:
         return blocks.transpose(0, 2, 1, 3).reshape(self.m1 * self.m2, self.n1 * self.n2)
 
     def factors(self, rows: _Order, columns: _Order) -> tuple[_Floats, _Floats]:
-        """Both cores of the best sum for an order, of equal norms."""
+        """Both cores of the best sum for the given order, with equal norms."""
         blocks = self.blocks(rows, columns)
         left, values, right = np.linalg.svd(blocks.reshape(self.m1 * self.n1, -1), full_matrices=False)
         roots = np.sqrt(values[: self.terms] * self.scale)
@@ -83,7 +82,7 @@ class KroneckerBlocks:
         return A, B
 
     def moments(self, blocks: _Floats) -> _Floats:
-        """Second moments ``(m_2 n_2, m_2 n_2)`` of the blocks: those of the sum, plus white noise for its residual."""
+        """Second moments ``(m_2 n_2, m_2 n_2)`` of the blocks, modelled as those of the sum plus white noise."""
         span = self.span(blocks)
         flat = blocks.reshape(-1, len(span))
         seen = flat.T @ flat
@@ -92,9 +91,9 @@ class KroneckerBlocks:
         return kept + noise * np.eye(len(span))
 
     def predicted_from_others(self, blocks: _Floats, moments: _Floats, slots: list[int]) -> tuple[_Floats, _Floats]:
-        """Some columns of every block, predicted from its other columns, and the precision of the prediction.
+        """Predict the columns ``slots`` of every block from its other columns, and give the prediction's precision.
 
-        Blocks are taken to be normally distributed with these second moments.
+        Blocks are assumed to be normally distributed with these second moments.
 
         Returns:
             The prediction ``(m_1, n_1, m_2 slots)``, and the inverse covariance of its error, up to a factor.
@@ -107,5 +106,5 @@ class KroneckerBlocks:
         return flat[..., others] @ regression, np.linalg.inv((covariance + covariance.T) / 2).astype(np.float64)
 
     def transposed(self) -> KroneckerBlocks:
-        """The transposed matrix, whose columns are the rows of this one."""
+        """The same problem for the transposed matrix, with rows and columns exchanged."""
         return KroneckerBlocks(self.matrix.T, self._spec.transposed())

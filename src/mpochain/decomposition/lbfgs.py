@@ -1,4 +1,4 @@
-"""L-BFGS with a preconditioner, over several arrays at once (Nocedal, Math. Comp. 35, 1980)."""
+"""Preconditioned L-BFGS over several arrays at once (Nocedal, Math. Comp. 35, 1980)."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from mpochain.decomposition.metric import dot
 
 __all__ = ["Objective", "minimize"]
 
-# Number of steps remembered.
+# Number of steps in the history.
 _MEMORY = 10
 
-# The iteration ends when the error falls by less than this share of itself.
+# The iteration stops once a step reduces the error by less than this share.
 _LEAST_GAIN = 1e-7
 
 # Least share of the decrease predicted by the slope that a step must achieve (Armijo), and the shortest step tried.
@@ -47,11 +47,11 @@ class Objective(Protocol):
 
 
 def minimize(objective: Objective, iterations: int) -> list[float]:
-    """Minimise an objective; the error before and after each iteration, which never increases.
+    """Minimise an objective, and return the error at the start and after each iteration, which never increases.
 
     Args:
-        objective: left at the best point.
-        iterations: the most to do.
+        objective: the objective; afterwards at the best point.
+        iterations: largest number of iterations.
 
     Example:
         >>> import numpy as np
@@ -83,7 +83,7 @@ def minimize(objective: Objective, iterations: int) -> list[float]:
             reached = objective.error()
             if reached <= error + _SUFFICIENT * length * slope:
                 break
-            # The minimum of the parabola through both errors with this slope, kept away from both ends.
+            # The minimum of the parabola through both errors with this slope, clipped away from both ends.
             lowest = -slope * length**2 / (2 * (reached - error - slope * length))
             length = min(max(lowest, 0.1 * length), 0.5 * length)
         else:
@@ -106,7 +106,7 @@ def minimize(objective: Objective, iterations: int) -> list[float]:
 
 @dataclass(frozen=True, eq=False)
 class _Step:
-    """A step of all arrays, the change of the gradient along it, and the inverse of the product of both."""
+    """A step of all arrays, the change of the gradient along it, and one over the inner product of both."""
 
     step: list[Array]
     change: list[Array]

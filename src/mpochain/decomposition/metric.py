@@ -1,4 +1,4 @@
-"""Weights of the outputs and inputs of a matrix, in full and as Kronecker products over the sites of a chain."""
+"""Metric of a weighted fit: weights of outputs and inputs, and their partial traces over the sites of a chain."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from mpochain.decomposition.weighted import Projector
 
 __all__ = ["Metric", "Root", "dot", "partial_traces"]
 
-# Smallest eigenvalue of a partial trace over its largest, in the preconditioner and the start; smaller ones are raised.
+# Smallest eigenvalue of a partial trace, relative to its largest; smaller ones are raised to it.
 _FLOOR = 1e-6
 
 
@@ -20,7 +20,7 @@ class Metric:
     """Weights ``G`` of the outputs and ``H`` of the inputs, each divided by its mean diagonal; None is the identity.
 
     Attributes:
-        unit: the product of both mean diagonals, by which squared norms under this metric must be multiplied.
+        unit: product of both mean diagonals; multiply squared norms under this metric by it to undo the scaling.
         outputs: ``G (out, out)`` in the precision of the metric.
         inputs: ``H (in, in)`` in the precision of the metric.
     """
@@ -48,7 +48,7 @@ class Metric:
         return max(dot([matrix], [self.apply(matrix)]), 0.0)
 
     def low_rank(self, matrix: Array, rank: int) -> tuple[Array, Array]:
-        """Factors ``(out, rank)`` and ``(rank, in)`` of the best approximation of that rank, in float64."""
+        """Factors ``(out, rank)`` and ``(rank, in)`` of the best approximation of rank ``rank``, in float64."""
         matrix64 = cast(matrix, "float64")
         outputs, inputs = self._weights64
         transposed = namespace(matrix64).matrix_transpose(matrix64)
@@ -63,7 +63,7 @@ class Metric:
 
 
 class Root:
-    """Powers of a symmetric, positive semidefinite matrix, small eigenvalues raised to a floor."""
+    """Powers of a symmetric, positive semidefinite matrix, whose small eigenvalues are raised to a floor."""
 
     def __init__(self, symmetric: Array) -> None:
         xp = namespace(symmetric)
@@ -74,7 +74,7 @@ class Root:
         self._powers: dict[float, Array] = {}
 
     def power(self, exponent: float) -> Array:
-        """The matrix to a power, computed once per exponent."""
+        """The matrix raised to an exponent; computed once per exponent."""
         if exponent not in self._powers:
             xp = namespace(self._values)
             self._powers[exponent] = (self._vectors * self._values**exponent) @ xp.matrix_transpose(self._vectors)
@@ -82,9 +82,9 @@ class Root:
 
 
 def partial_traces(weights: Array | None, dims: tuple[int, ...], like: Array) -> list[Root]:
-    """Partial traces of the weights, one ``(dim, dim)`` per site; rows of padding have weight 0.
+    """Partial traces of the weights, one ``(dim, dim)`` per site; padding has weight 0.
 
-    They are scaled so that their Kronecker product has the trace of the weights.
+    They are scaled such that their Kronecker product has the same trace as the weights.
     """
     if weights is None:
         return [Root(cast(asarray(np.eye(dim), like), like)) for dim in dims]

@@ -1,16 +1,16 @@
 """Search for the order of rows and columns in which a matrix is closest to a sum of Kronecker products.
 
-Source of the form: TQCompressor, arXiv 2401.16367, whose search is not public; this one was developed here. Rows that
-share a row of every ``A_r`` form a group, and columns likewise. For a fixed order the best sum has a closed form. One
-step of the search then improves the columns by four moves, and the rows by the same moves on the transposed matrix:
+The form is from TQCompressor, arXiv 2401.16367, whose search is not public; this search was developed here. Rows that
+share a row of every ``A_r`` form a group, and columns likewise. For a fixed order the best sum has a closed form. A
+step of the search improves the columns by four moves, and the rows by the same moves on the transposed matrix:
 
-- within a group, every order is tried under the span of the ``B_r``, with the ``A_r`` refitted for each;
-- a column moves to the slot for which the *other* columns of the group predict it best, so that a wrong order to which
-  the sum has been fitted does not confirm itself. Blocks are taken to be normally distributed, with the moments of the
-  sum and its residual as noise; the likelihoods of all columns in all slots form a linear assignment (Kuhn 1955);
-- groups exchange halves according to what the other halves predict, since two groups that hold each other's halves are
-  consistent in every single column;
-- finally columns move to the slots of the sum that they are closest to, which cannot raise the error.
+- Within a group, every order is tried for the current span of the ``B_r``, with the ``A_r`` refitted for each order.
+- A column moves to the slot for which the *other* columns of the group predict it best; the fit to a wrong order would
+  confirm that order. Blocks are assumed to be normally distributed, with the moments of the sum and the residual as
+  noise. The likelihoods of all columns in all slots are the scores of a linear assignment (Kuhn 1955).
+- Groups exchange halves, by the predictions from their other halves. Single columns cannot correct two groups that hold
+  each other's halves, since each column agrees with the rest of its half.
+- Finally, columns move to the slots of the sum that they are closest to, which cannot raise the error.
 
 The search starts from groups of correlated rows and columns, and from the given order.
 """
@@ -36,10 +36,11 @@ __all__ = ["PermutedKronecker", "permuted_kronecker"]
 
 _Order = NDArray[np.int64]
 
-# A phase of the search ends when a step reduces the error by less than this share of itself.
+# A phase of the search ends once a step reduces the error by less than this share.
 _LEAST_GAIN = 1e-4
 
-# Steps without such a reduction before the moves of groups end; the error does not fall in each of their steps.
+# Number of steps without such a reduction after which moves of groups end; not every one of these steps reduces the
+# error.
 _PATIENCE = 8
 
 
@@ -84,14 +85,14 @@ def permuted_kronecker(
     Args:
         matrix: ``W (out, in)``, any float type; the search is in float64 of NumPy.
         spec: two sites ``(m_1, m_2) | (n_1, n_2)``; its bond is the number of terms.
-        steps: the most from each start.
+        steps: largest number of steps from each start.
         restarts: number of additional, random starts.
-        temperature: of annealing: standard deviation of the noise added to scores of assignments, relative to that of
-            the scores; it falls to 0 over the steps.
+        temperature: annealing temperature: standard deviation of the noise added to assignment scores, relative to that
+            of the scores; it falls to 0 over the steps.
         seconds: time limit, after which the best result so far is returned; None for no limit.
-        seed: of random starts and noise.
-        progress: called with the number of steps done and the smallest relative error.
-        name: what to call the matrix in errors.
+        seed: seed of random starts and noise.
+        progress: called with the number of completed steps and the smallest relative error.
+        name: name of the matrix in errors.
 
     Raises:
         SpecError: not two sites, padded dims, or dims that do not fit the matrix.
@@ -144,7 +145,7 @@ def permuted_kronecker(
 
 
 class _Search:
-    """Steps from several starts, and the best order of all of them."""
+    """Search from several starts, which keeps the best order."""
 
     def __init__(
         self,
@@ -206,7 +207,7 @@ class _Search:
         return Noise(self.random, self._temperature * (1 - (step + 1) / self._steps))
 
     def evaluate(self, rows: _Order, columns: _Order) -> float:
-        """The error of an order, which is kept if it is the best so far."""
+        """Compute the error of an order, and keep the order if it is the best so far."""
         blocks = self._problem.blocks(rows, columns)
         error = self._problem.error(blocks, self._problem.span(blocks))
         if not self.errors or error < self.errors[-1]:
@@ -216,7 +217,7 @@ class _Search:
         return error
 
     def _ordered(self, rows: _Order, columns: _Order) -> tuple[_Order, _Order]:
-        """The best order within each group, for columns and rows in turn, until the error hardly falls."""
+        """Order columns and rows within their groups in turn, until the error no longer falls notably."""
         last = math.inf
         for _ in range(self._steps):
             columns = ordered_within(self._problem, rows, columns)

@@ -1,4 +1,4 @@
-"""Randomised decomposition of a matrix into cores, by a range finder in place of full SVDs.
+"""Randomised decomposition of a matrix into cores, by a range finder instead of full SVDs.
 
 Source: N. Halko, P.-G. Martinsson, J. Tropp, "Finding Structure with Randomness", SIAM Review 53 (2011), algorithms
 4.4 (subspace iteration) and 5.1.
@@ -23,7 +23,7 @@ DEFAULT_POWER_ITERATIONS = 3
 
 
 def _gaussian(like: Array, rows: int, columns: int, seed: int) -> Array:
-    # Drawn by NumPy whatever the library, so that one seed means one result.
+    # Always drawn by NumPy, so that a seed gives the same result in every array library.
     draw = np.random.default_rng(seed).standard_normal((rows, columns), dtype=np.float32)
     return asarray(draw.astype(dtype_name(like)), like)
 
@@ -34,7 +34,7 @@ def _range(matrix: Array, width: int, power_iterations: int, seed: int) -> Array
     transposed = xp.matrix_transpose(matrix)
     q, _ = qr(matrix @ _gaussian(matrix, matrix.shape[1], width, seed))
     for _ in range(power_iterations):
-        # A QR between the two products keeps small directions from drowning in rounding.
+        # The QR between the two products keeps small directions from being lost to rounding.
         z, _ = qr(transposed @ q)
         q, _ = qr(matrix @ z)
     return q
@@ -52,7 +52,7 @@ def split(
     """Split one unfolding by a range finder; see :data:`mpochain.decomposition.sweep.Split`."""
     xp = namespace(matrix)
     smallest = min(matrix.shape)
-    # Without a cutoff the rank is known; with one it is searched for by doubling.
+    # Without a cutoff the rank is known; with a cutoff it is found by doubling.
     rank = max_rank if tolerance is None else min(16, max_rank)
     while True:
         width = rank + oversampling
@@ -72,7 +72,7 @@ def split(
     bond, _ = retained_rank(s, max_rank, spare)
     basis = q @ u[:, :bond]
     rest = xp.matrix_transpose(basis) @ matrix
-    # Measured, not inferred as ||A||^2 - ||rest||^2, which cancels when little is discarded.
+    # Measured directly: the difference ||A||^2 - ||rest||^2 would cancel when little is discarded.
     return basis, rest, norm(matrix - basis @ rest) ** 2
 
 
@@ -88,8 +88,8 @@ def randomized(
 ) -> Decomposition:
     """Decompose a matrix by randomised range finding; the reported error is exact.
 
-    Much faster than :func:`~mpochain.decomposition.tt_svd` where bonds are small beside the matrix. Splits that need a
-    basis of half the smaller side or more are done by TT-SVD.
+    Much faster than :func:`~mpochain.decomposition.tt_svd` if bonds are small compared with the matrix. Splits whose
+    basis would have at least half as many columns as the smaller side use an exact SVD.
 
     Args:
         matrix: ``(out_features, in_features)``, any float type; bfloat16 and float16 are computed in float32.
@@ -97,8 +97,8 @@ def randomized(
         cutoff: allowed relative Frobenius error of the whole chain, in ``[0, 1)``.
         oversampling: extra columns of the random test matrix.
         power_iterations: multiplications by ``A A^T`` that sharpen the basis.
-        seed: of the test matrix; the same seed gives the same chain in every array library, up to rounding.
-        name: what to call the matrix in errors.
+        seed: seed of the test matrix; the same seed gives the same chain in every array library, up to rounding.
+        name: name of the matrix in errors.
 
     Raises:
         ArgumentError: oversampling, power_iterations or seed is not a non-negative integer.

@@ -1,6 +1,6 @@
-"""Moves of a search for the column order that a sum of Kronecker products fits best, one function per move.
+"""Moves of the permuted Kronecker search, one function per move.
 
-Each takes the current order of rows and columns and returns a new order of columns; rows are the columns of the
+Each move takes the current order of rows and columns and returns a new order of columns; rows are the columns of the
 transposed problem. :mod:`mpochain.decomposition.permutation` explains the moves.
 """
 
@@ -21,14 +21,14 @@ __all__ = ["Noise", "assigned", "halved", "mixed", "ordered_within", "predicted"
 _Floats = NDArray[np.float64]
 _Order = NDArray[np.int64]
 
-# Share of the groups that are shuffled when nothing else helps. If the residual of some groups exceeds this multiple of
-# the median, only these are shuffled.
+# Share of the groups that is shuffled when other moves no longer help. If the residual of some groups exceeds this
+# multiple of the median, only these are shuffled.
 _MIXED, _OUTLYING = 0.05, 10.0
 
-# Groups with more orders than this are ordered by assignment alone; otherwise every order is tried.
+# Largest number of orders of a group for which every order is tried; larger groups are ordered only by assignment.
 _MOST_ORDERS = 24
 
-# Up to this many columns assignments are always optimal; with more, only if at most this share of them moves.
+# Up to this number of columns assignments are always optimal; with more columns, only if at most this share moves.
 _FEW, _MOST_MOVED = 1024, 0.5
 
 # Largest group for which every half is tried.
@@ -37,11 +37,11 @@ _MOST_HALVED = 8
 
 @dataclass(frozen=True)
 class Noise:
-    """Noise added to scores, so that a search can leave an order that no single move improves.
+    """Noise added to assignment scores, so that the search can leave a local optimum.
 
     Attributes:
-        random: generator that draws it.
-        share: standard deviation of the noise over that of the scores.
+        random: random generator.
+        share: standard deviation of the noise relative to that of the scores.
 
     Example:
         >>> Noise(np.random.default_rng(0), 0.0).added_to(np.eye(2)).tolist()
@@ -59,7 +59,7 @@ class Noise:
 
 
 def ordered_within(problem: KroneckerBlocks, rows: _Order, columns: _Order) -> _Order:
-    """Columns, each group in the order that keeps most of its norm in the span of the ``B_r``."""
+    """Order each group of columns such that most of its norm lies in the span of the ``B_r``."""
     if problem.n2 == 1 or math.factorial(problem.n2) > _MOST_ORDERS:
         return columns
     blocks = problem.blocks(rows, columns)
@@ -80,14 +80,14 @@ def ordered_within(problem: KroneckerBlocks, rows: _Order, columns: _Order) -> _
 
 
 def mixed(problem: KroneckerBlocks, rows: _Order, columns: _Order, random: np.random.Generator) -> _Order:
-    """Columns, those of the worst-fitting groups shuffled among them: if most groups fit, these hold wrong members."""
+    """Shuffle the columns of the worst-fitting groups among these groups, which likely hold wrong members."""
     if problem.n2 == 1:
         return columns
     blocks = problem.blocks(rows, columns)
     span = problem.span(blocks)
     flat = blocks.reshape(problem.m1, problem.n1, -1)
     rest = ((flat - (flat @ span) @ span.T) ** 2).sum(axis=(0, 2))
-    # If most groups fit exactly, only the others, so that the good ones are not lost.
+    # If most groups fit exactly, shuffle only the others, so that the good ones are not lost.
     most = np.count_nonzero(rest > _OUTLYING * np.median(rest))
     worst = np.argsort(-rest)[: max(min(int(_MIXED * problem.n1), most or problem.n1), 2)]
     groups = columns.reshape(problem.n1, problem.n2).copy()
@@ -96,7 +96,7 @@ def mixed(problem: KroneckerBlocks, rows: _Order, columns: _Order, random: np.ra
 
 
 def assigned(problem: KroneckerBlocks, rows: _Order, columns: _Order, noise: Noise) -> _Order:
-    """Columns in the order that is closest to the best sum for their current order."""
+    """Order the columns closest to the best sum for their current order."""
     if 1 in (problem.n1, problem.n2):
         return columns
     blocks = problem.blocks(rows, columns)
@@ -105,7 +105,7 @@ def assigned(problem: KroneckerBlocks, rows: _Order, columns: _Order, noise: Noi
 
 
 def predicted(problem: KroneckerBlocks, rows: _Order, columns: _Order, noise: Noise) -> _Order:
-    """Columns in the order that is closest to the predictions from the other columns of each group."""
+    """Order the columns closest to the predictions from the other columns of each group."""
     if problem.n2 == 1:
         return columns
     blocks = problem.blocks(rows, columns)
@@ -122,10 +122,10 @@ def predicted(problem: KroneckerBlocks, rows: _Order, columns: _Order, noise: No
 
 
 def halved(problem: KroneckerBlocks, rows: _Order, columns: _Order, noise: Noise) -> _Order:
-    """Columns after groups have exchanged halves, according to the predictions from their other halves."""
+    """Exchange halves between groups of columns, by the predictions from their other halves."""
     if not 1 < problem.n2 <= _MOST_HALVED:
         return columns
-    # Only halves with the first slot: their complements would exchange the same.
+    # Only halves with the first slot, since their complements would give the same exchanges.
     for rest in itertools.combinations(range(1, problem.n2), problem.n2 // 2 - 1):
         slots = [0, *rest]
         blocks = problem.blocks(rows, columns)
@@ -139,10 +139,10 @@ def halved(problem: KroneckerBlocks, rows: _Order, columns: _Order, noise: Noise
 
 
 def _assigned_columns(scores: _Floats, noise: Noise, current: _Order) -> _Order:
-    """The column for each slot, by an optimal assignment, or by a greedy one while most columns have to move.
+    """Assign a column to each slot: optimally, or greedily while most columns have to move.
 
-    While most columns are in wrong slots their scores are nearly alike, and an optimal assignment takes long for little
-    gain.
+    While most columns are in wrong slots, their scores are nearly equal, and an optimal assignment takes long for
+    little gain.
     """
     scores = noise.added_to(scores)
     if len(scores) > _FEW:

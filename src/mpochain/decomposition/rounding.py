@@ -1,4 +1,4 @@
-"""Canonical form of cores, and truncation of every bond with the exact error.
+"""Canonical form of a chain, and truncation of its bonds with the exact error.
 
 Source: I. Oseledets, "Tensor-Train Decomposition", SIAM J. Sci. Comput. 33 (2011), algorithm 2 (rounding).
 """
@@ -14,12 +14,12 @@ __all__ = ["fold_left", "fold_right", "orthogonalize", "round_cores"]
 
 
 def fold_left(core: Array) -> Array:
-    """``(r, o, i, s)`` as the matrix ``(r o i, s)``."""
+    """Left unfolding of a core: ``(r, o, i, s)`` as the matrix ``(r o i, s)``."""
     return namespace(core).reshape(core, (-1, core.shape[3]))
 
 
 def fold_right(core: Array) -> Array:
-    """``(r, o, i, s)`` as the matrix ``(r, o i s)``."""
+    """Right unfolding of a core: ``(r, o, i, s)`` as the matrix ``(r, o i s)``."""
     return namespace(core).reshape(core, (core.shape[0], -1))
 
 
@@ -34,9 +34,9 @@ def _absorb_right(core: Array, matrix: Array) -> Array:
 
 
 def orthogonalize(cores: Sequence[Array], center: int) -> list[Array]:
-    """Cores of the same matrix in canonical form: orthonormal on both sides of ``center`` (0-based), by QR.
+    """Canonical form of the same chain: cores are orthonormal on both sides of ``center`` (0-based), by QR.
 
-    A bond larger than the number of entries on either side of it shrinks without loss.
+    Bonds above the attainable ones are reduced without loss.
     """
     cores = list(cores)
     xp = namespace(*cores)

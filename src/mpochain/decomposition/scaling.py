@@ -1,4 +1,4 @@
-"""Distribution of the scale of a chain over its cores."""
+"""Scale of the cores of a chain: equal norms, or all scale in the first core."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ __all__ = ["equalised", "equalised_rows", "scaled_to_first"]
 
 
 def equalised(cores: Sequence[Array], scale: float = 1.0) -> list[Array]:
-    """The cores of ``scale`` times the same matrix, all of the same Frobenius norm.
+    """Cores of ``scale`` times the matrix, all with the same Frobenius norm.
 
-    Equal norms keep every core in the range of a short float type and let an optimiser move all cores alike. The cores
-    of a zero matrix, and any cores under a scale of 0, are multiplied by ``scale`` as they are.
+    Equal norms keep every core in the range of a short float type, and let an optimiser train all cores at the same
+    rate. If a core is zero or the scale is 0, each core is only multiplied by ``scale``.
 
     Args:
-        cores: arrays of any shapes, none with an empty axis; only their norms count.
-        scale: factor of the matrix, not negative.
+        cores: non-empty arrays of any shape.
+        scale: non-negative factor of the matrix.
 
     Example:
         >>> import numpy as np
@@ -34,7 +34,7 @@ def equalised(cores: Sequence[Array], scale: float = 1.0) -> list[Array]:
 
 
 def equalised_rows(cores: Sequence[Array]) -> list[Array]:
-    """:func:`equalised` for many small chains at once, one in each row; a zero chain becomes zero cores.
+    """:func:`equalised` for many small chains at once, one per row; a zero chain gets zero cores.
 
     Args:
         cores: float64 arrays ``(n, ...)``; row ``k`` of every array belongs to chain ``k``.
@@ -58,9 +58,9 @@ def equalised_rows(cores: Sequence[Array]) -> list[Array]:
 
 
 def scaled_to_first(cores: Sequence[Array]) -> tuple[Array, ...]:
-    """The cores of the same matrix, all but the first with entries of mean square 1; the first carries the scale.
+    """Cores of the same matrix, in which all but the first have entries of mean square 1.
 
-    Cores of zeros stay as they are.
+    The first core carries the scale. Zero cores are not changed.
 
     Args:
         cores: the large core, then the small ones.

@@ -1,6 +1,6 @@
-"""Kronecker factorisation of a matrix into a large factor and small ones, split off one after the other.
+"""Kronecker factorisation of a matrix into a large factor and small ones, split off one by one.
 
-``W = A (x) B_k (x) .. (x) B_1``; before each split the rows and columns of the remaining left factor are reordered.
+``W = A (x) B_k (x) .. (x) B_1``; before each split, the rows and columns of the remaining left factor are reordered.
 TQCompressor (arXiv 2401.16367) uses two factors of ``1 x 2`` for embeddings, and one factor with several terms for
 linear layers.
 """
@@ -34,9 +34,9 @@ class KroneckerFactors:
     Attributes:
         rows: order of the rows; the chain approximates ``matrix[rows][:, columns]``.
         columns: order of the columns.
-        cores: ``(r_left, out, in, r_right)``, the large one first. The entries of all others have mean square 1, so
-            that those of the large one are of the size of the matrix's entries and one learning rate suits both.
-        spec: of the chain.
+        cores: ``(r_left, out, in, r_right)``, the large core first. The entries of the other cores have mean square 1,
+            so that the entries of the large core are on the scale of the matrix and one learning rate suits all.
+        spec: spec of the chain.
         relative_error: Frobenius norm of the residual over that of the matrix.
     """
 
@@ -51,9 +51,9 @@ def split_spec(shape: tuple[int, int], factors: Sequence[tuple[int, int]], terms
     """The spec of the chain that :func:`split_off` returns for a matrix ``(out, in)``.
 
     Args:
-        shape: of the matrix.
-        factors: ``(out, in)`` of each; the first is split off first and becomes the last site.
-        terms: of the sum, the bond of the chain; clipped to the attainable bond.
+        shape: shape of the matrix.
+        factors: ``(out, in)`` of each small factor; the first is split off first and becomes the last site.
+        terms: number of terms of the sum, which is the bond of the chain; clipped to the attainable bond.
 
     Raises:
         SpecError: no factors, factors that do not divide the matrix, or several terms with several factors.
@@ -63,7 +63,7 @@ def split_spec(shape: tuple[int, int], factors: Sequence[tuple[int, int]], terms
         3072x768 (768,4)|(384,2) bonds (4), 1,179,680 parameters
     """
     if not factors:
-        raise SpecError("no factors are given to split off; give one or more, such as (4, 2)")
+        raise SpecError("got no factors to split off; give one or more, such as (4, 2)")
     if isinstance(terms, bool) or not isinstance(terms, int) or terms < 1:
         raise SpecError(f"terms must be a positive integer, got {terms!r}")
     if len(factors) > 1 and terms > 1:
@@ -72,7 +72,7 @@ def split_spec(shape: tuple[int, int], factors: Sequence[tuple[int, int]], terms
     for m, n in factors:
         if m < 1 or n < 1 or out % m or in_ % n:
             raise SpecError(
-                f"a factor of {m}x{n} does not divide what remains of a {shape[0]}x{shape[1]} matrix, {out}x{in_}; "
+                f"a factor of {m}x{n} does not divide the remaining {out}x{in_} of the {shape[0]}x{shape[1]} matrix; "
                 "choose factors whose sizes divide it"
             )
         out, in_ = out // m, in_ // n
@@ -101,7 +101,7 @@ def split_off(
         seconds: time limit of all searches together; None for no limit.
         seed: see :func:`mpochain.decomposition.permuted_kronecker`.
         progress: see :func:`mpochain.decomposition.permuted_kronecker`; starts from 0 for each factor.
-        name: what to call the matrix in errors.
+        name: name of the matrix in errors.
 
     Raises:
         SpecError: see :func:`split_spec`.
@@ -128,7 +128,7 @@ def split_off(
         out, in_ = left.shape
         step = ChainSpec((out // m, m), (in_ // n, n), terms)
         if permuted:
-            # An equal share of the remaining time, and a moment at least, which allows the sum in the given order.
+            # An equal share of the remaining time, but more than 0, so that the sum in the given order is computed.
             limit = None
             if deadline is not None:
                 limit = max((deadline - time.monotonic()) / (len(factors) - number), 1e-3)
@@ -142,7 +142,7 @@ def split_off(
             blocks = problem.blocks(step_rows, step_columns)
             error = problem.error(blocks, problem.span(blocks))
         A, B = scaled_to_first([A, B])
-        # The residual of a factor is orthogonal to everything built from that factor, so squared errors add up.
+        # The residual of a split is orthogonal to all later approximations of its factors, so squared errors add up.
         lost += unit * error**2 * float(np.linalg.norm(left)) ** 2
         unit *= float(np.linalg.norm(B)) ** 2
         rows = rows.reshape(out, -1)[step_rows].ravel() if small else step_rows

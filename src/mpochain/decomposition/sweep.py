@@ -1,4 +1,4 @@
-"""Left-to-right sweep that decomposes a matrix into cores, given a way to split one unfolding.
+"""Tensor-train decomposition of a matrix by a left-to-right sweep, for any algorithm that splits one unfolding.
 
 Source: I. Oseledets, "Tensor-Train Decomposition", SIAM J. Sci. Comput. 33 (2011), algorithm 1.
 """
@@ -34,7 +34,7 @@ class Decomposition:
 
     Attributes:
         cores: arrays of shape ``(r_left, out, in, r_right)``.
-        discarded: squared Frobenius norm discarded at each inner bond, over the squared norm of the matrix.
+        discarded: squared Frobenius norm discarded at each inner bond, relative to the squared norm of the matrix.
         norm: Frobenius norm of the decomposed matrix.
     """
 
@@ -73,9 +73,9 @@ def retained_rank(singular_values: Array, max_rank: int, tolerance: float | None
 
     Args:
         singular_values: descending, one axis.
-        max_rank: the most to keep.
-        tolerance: squared norm that may be discarded beyond what ``max_rank`` forces; ``None`` discards nothing more,
-            not even zeros, so that the rank does not depend on the data.
+        max_rank: largest number to keep.
+        tolerance: largest squared norm that may be discarded to keep fewer than ``max_rank``; with ``None`` even zeros
+            are kept, so that the rank does not depend on the data.
 
     Returns:
         The rank, at least 1, and the sum of the squares of the discarded values.
@@ -95,7 +95,7 @@ def retained_rank(singular_values: Array, max_rank: int, tolerance: float | None
 
 
 def sweep(matrix: Array, spec: ChainSpec, split: Split, *, cutoff: float | None, name: str) -> Decomposition:
-    """Decompose a matrix by splitting off one site after another, from the first.
+    """Decompose a matrix by splitting off one site after the other, starting with the first.
 
     Each of the ``n - 1`` splits may discard ``(cutoff ||W||)^2 / (n - 1)``, so that the error of the whole chain stays
     within ``cutoff ||W||``. The cores have equal Frobenius norms and carry no gradient history.
@@ -103,9 +103,9 @@ def sweep(matrix: Array, spec: ChainSpec, split: Split, *, cutoff: float | None,
     Args:
         matrix: ``(out_features, in_features)``, any float type.
         spec: dims, and the largest bonds.
-        split: how one unfolding is split.
+        split: algorithm that splits one unfolding.
         cutoff: allowed relative Frobenius error of the whole chain, in ``[0, 1)``, or ``None``.
-        name: what to call the matrix in errors.
+        name: name of the matrix in errors.
 
     Raises:
         SpecError: the dims do not fit the matrix, or the cutoff is out of range.

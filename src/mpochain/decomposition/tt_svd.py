@@ -26,9 +26,9 @@ def tt_svd(matrix: Array, spec: ChainSpec, *, cutoff: float | None = None, name:
         matrix: ``(out_features, in_features)``, any float type; bfloat16 and float16 are computed in float32 and cast
             back.
         spec: dims, and the largest bonds to use.
-        cutoff: allowed relative Frobenius error of the whole chain, in ``[0, 1)``; smaller bonds are used where it
+        cutoff: allowed relative Frobenius error of the whole chain, in ``[0, 1)``; bonds are reduced as far as it
             permits.
-        name: what to call the matrix in errors.
+        name: name of the matrix in errors.
 
     Raises:
         SpecError: the dims do not fit the matrix, or the cutoff is out of range.

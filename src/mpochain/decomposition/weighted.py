@@ -1,12 +1,12 @@
-"""Weighted low-rank approximation of a matrix in closed form, under second moments of inputs and output weights.
+"""Weighted low-rank approximation of a matrix in closed form, for second moments of the inputs and output weights.
 
 Minimises ``E[(y - y')^T G (y - y')]`` over the matrices of rank ``r``, where ``y = W x``, ``y' = W' x`` and
-``H = E[x x^T]``: the weighted norm ``||G^1/2 (W - W') H^1/2||``, whose best ``W'`` is a truncated SVD of
-``G^1/2 W H^1/2``. With ``G = 1`` this is truncation-aware whitening (SVD-LLM, arXiv 2403.07378). With ``G`` the second
-moments of the gradient with respect to the outputs it is the Kronecker-factored Fisher information (K-FAC, arXiv
-1503.05671), and the errors of all layers are in the same unit, that of the loss.
+``H = E[x x^T]``. This is the weighted norm ``||G^1/2 (W - W') H^1/2||^2``, which a truncated SVD of ``G^1/2 W H^1/2``
+minimises. With ``G = 1`` it is truncation-aware whitening (SVD-LLM, arXiv 2403.07378). With ``G`` the second moments of
+the gradient with respect to the outputs it is the Kronecker-factored Fisher information (K-FAC, arXiv 1503.05671), and
+the errors of all layers have the same unit, that of the loss.
 
-Both may be singular: there may be fewer inputs than features, or all inputs may lie in a subspace.
+``G`` and ``H`` may be singular: there may be fewer inputs than features, or all inputs may lie in a subspace.
 """
 
 from __future__ import annotations
@@ -34,14 +34,14 @@ __all__ = ["WeightedLowRank", "projected_low_rank", "weighted_low_rank"]
 
 @dataclass(frozen=True, eq=False)
 class WeightedLowRank:
-    """The best approximations of a matrix for all ranks at once.
+    """Best weighted approximations of a matrix, for all ranks at once.
 
     Attributes:
         left: ``(out, k)``; the best matrix of rank ``r`` is ``left[:, :r] @ right[:r]``.
         right: ``(k, in)``.
-        squares: ``(k,)``, by how much each further rank reduces the squared weighted error, descending.
-        basis: ``(s, k)`` and ``(k, s)``, with ``s`` the smaller side; the product of their leading parts is the
-            projection that turns ``W`` into the best matrix of a rank, see :meth:`projection`.
+        squares: ``(k,)``, reduction of the squared weighted error by each further rank, descending.
+        basis: ``(s, k)`` and ``(k, s)``, with ``s`` the smaller side of ``W``; the product of their leading parts
+            projects ``W`` to the best matrix of a rank, see :meth:`projection`.
     """
 
     left: Array
@@ -60,12 +60,12 @@ class WeightedLowRank:
         return float(np.sqrt(errors[min(rank, len(errors) - 1)] / errors[0])) if errors[0] else 0.0
 
     def projection(self, rank: int) -> Array:
-        """``B (s, s)`` of rank ``r``; the best matrix is ``B W`` if ``out <= in``, otherwise ``W B^T``."""
+        """Projection ``B (s, s)`` of rank ``r``; the best matrix is ``B W`` if ``out <= in``, otherwise ``W B^T``."""
         left, right = self.basis
         return left[:, :rank] @ right[:rank]
 
     def factors(self, rank: int) -> tuple[Array, Array]:
-        """``(out, r)`` and ``(r, in)`` of the best matrix of rank ``r``, in float64."""
+        """Factors ``(out, r)`` and ``(r, in)`` of the best matrix of rank ``r``, in float64."""
         return self.left[:, :rank], self.right[:rank]
 
 
@@ -77,15 +77,15 @@ def weighted_low_rank(
     ridge: float = 1e-8,
     name: str = "matrix",
 ) -> WeightedLowRank:
-    """The best low-rank approximations of a matrix under weights of inputs and outputs; computed in float64.
+    """Best low-rank approximations of a matrix, with weights of inputs and outputs; computed in float64.
 
     Args:
         matrix: ``W (out, in)``, any float type.
         gram: ``H (in, in)``, second moments of the inputs, up to a factor; the identity if not given.
         output_gram: ``G (out, out)``, weights of the outputs, up to a factor; the identity if not given.
-        ridge: share of the mean diagonal of each that is added to its diagonal, so that directions absent from the
-            calibration data keep a small weight.
-        name: what to call the matrix in errors.
+        ridge: added to the diagonals of ``H`` and ``G``, relative to their mean diagonals, so that directions absent
+            from the calibration data keep a small weight.
+        name: name of the matrix in errors.
 
     Raises:
         ShapeError: moments that do not fit the matrix.
@@ -116,19 +116,20 @@ def weighted_low_rank(
 
 
 def projected_low_rank(matrix: Array, metric: Array | None, moments: Array, *, name: str = "matrix") -> WeightedLowRank:
-    """:func:`weighted_low_rank` from the moments on the smaller side of a matrix, which suffice; computed in float64.
+    """:func:`weighted_low_rank` from moments on the smaller side of the matrix only; computed in float64.
 
     With ``out <= in`` the metric is ``G`` and the moments are ``E[y y^T] = W H W^T``. Otherwise the metric is ``H`` and
-    the moments are ``W^T G W``, those of the gradient with respect to the inputs. Both have the smaller side.
+    the moments are ``W^T G W``, the moments of the gradient with respect to the inputs. Both are square, with the
+    smaller side of the matrix.
 
     Args:
         matrix: ``W (out, in)``, any float type.
-        metric: symmetric, positive semidefinite; the identity if not given.
-        moments: symmetric, positive semidefinite.
-        name: what to call the matrix in errors.
+        metric: symmetric, positive semidefinite matrix; the identity if not given.
+        moments: symmetric, positive semidefinite matrix.
+        name: name of the matrix in errors.
 
     Raises:
-        ShapeError: a metric or moments that are not of the smaller side.
+        ShapeError: a metric or moments of another size than the smaller side.
         DTypeError: elements that are not floats.
         NonFiniteError: NaN or infinite entries.
 
@@ -153,10 +154,10 @@ def _checked64(matrix: Array, name: str) -> Array:
 
 
 class Projector:
-    """Low-rank approximation under one metric ``M`` of the smaller side, for any moments ``N``.
+    """Low-rank approximation with a fixed metric ``M`` on the smaller side, for any moments ``N``.
 
-    With ``U`` the eigenvectors of ``M^1/2 N M^1/2`` the projection is ``B = M^-1/2 U U^T M^1/2``, and the approximation
-    ``B W``, or ``W B^T`` where the inputs are fewer.
+    With ``U`` the leading eigenvectors of ``M^1/2 N M^1/2`` the projection is ``B = M^-1/2 U U^T M^1/2``, and the
+    approximation is ``B W`` if ``out <= in``, otherwise ``W B^T``.
 
     Args:
         metric: ``M``, see :func:`projected_low_rank`; its roots are computed once.
@@ -169,7 +170,7 @@ class Projector:
             self._root, self._inverse = _roots(metric)
 
     def __call__(self, weight64: Array, moments: Array) -> WeightedLowRank:
-        """The approximations of a float64 matrix whose moments are ``N``, for all ranks."""
+        """Approximations of all ranks of a float64 matrix with the moments ``N``."""
         xp = namespace(weight64)
         root, inverse = self._root, self._inverse
         squares, U = _eigenvectors(moments if root is None else root @ moments @ root)
@@ -181,14 +182,14 @@ class Projector:
 
 
 def symmetric_moments(moments: Array | None, size: int, ridge: float, like: Array, name: str) -> Array | None:
-    """Second moments in float64, checked and symmetrised, with ``ridge`` times their mean diagonal added to it.
+    """Validate second moments, symmetrise them in float64, and add ``ridge`` times their mean diagonal to the diagonal.
 
     Args:
         moments: ``(size, size)``, or None, which is returned.
-        size: features.
-        ridge: share of the mean diagonal.
-        like: an array of the library and device that they must be of.
-        name: what to call them in errors.
+        size: number of features.
+        ridge: share of the mean diagonal that is added.
+        like: an array of the required library and device.
+        name: name of the moments in errors.
 
     Raises:
         ShapeError: another shape.
@@ -204,12 +205,12 @@ def symmetric_moments(moments: Array | None, size: int, ridge: float, like: Arra
     xp = namespace(moments64, like)
     mean = float(xp.sum(xp.linalg.diagonal(moments64))) / size
     if mean < 0:
-        raise NonFiniteError(f"{name} have a negative trace; second moments cannot, check how they were summed")
+        raise NonFiniteError(f"{name} have a negative trace, which is impossible for second moments; check their sum")
     return (moments64 + xp.matrix_transpose(moments64)) / 2 + ridge * mean * asarray(np.eye(size), moments64)
 
 
 def _eigenvectors(symmetric: Array) -> tuple[NDArray[np.float64], Array]:
-    """Eigenvalues, descending, negative ones set to 0, and eigenvectors as columns."""
+    """Eigenvalues in descending order, with negative ones set to 0, and eigenvectors as columns."""
     xp = namespace(symmetric)
     values, vectors = xp.linalg.eigh((symmetric + xp.matrix_transpose(symmetric)) / 2)
     descending = to_numpy(xp.flip(values, axis=0))

@@ -1,9 +1,9 @@
-"""Chain fitted under weights of inputs and outputs: its start, gradient and preconditioner.
+"""Chain fitted to a matrix with weights of inputs and outputs: initialisation, gradient and preconditioner.
 
 If ``G`` and ``H`` were the Kronecker products of their partial traces over the sites, the normal matrix of the linear
-least squares problem of each core would be a Kronecker product of four small matrices, which is inverted exactly. That
+least-squares problem of each core would be a Kronecker product of four small matrices, which has an exact inverse. That
 inverse is the preconditioner. It is invariant under the gauge freedom of the bonds, and for the factors of a low-rank
-term it is the true normal matrix.
+term it is the inverse of the true normal matrix.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ class WeightedChain:
     """A chain that approximates a matrix under a metric.
 
     Args:
-        spec: of the chain.
+        spec: spec of the chain.
         metric: weights of the outputs and inputs.
         like: the matrix, or an array of its shape, library and element type.
 
@@ -53,11 +53,11 @@ class WeightedChain:
         self._inputs = partial_traces(metric.inputs, spec.in_dims, like)
 
     def start(self, target: Array, weighted: Array | None = None) -> None:
-        """Initialise the cores, so that the error is at most that of a zero term.
+        """Initialise the cores such that the error is at most that of a zero term.
 
-        Low rank has a closed form. Other chains start from the better of two: the TT-SVD of the target under the
-        Kronecker product of the partial traces; or the TT-SVD of the gradient divided by that product, which uses the
-        true weights and is better for the residual of a low-rank term.
+        Low rank has a closed form. Other chains start from the better of two TT-SVDs: of the target weighted by the
+        Kronecker product of the partial traces, or of the gradient divided by that product, which uses the true weights
+        and is better for the residual of a low-rank term.
 
         Args:
             target: the matrix to approximate.
@@ -80,13 +80,13 @@ class WeightedChain:
             matrix = self.matrix(cores)
             square, product = self._metric.square(matrix), dot([matrix], [weighted])
             length = product / square if square > 0 else 0.0
-            # The squared error that the chain of this length removes.
+            # Reduction of the squared error by the chain of this length.
             if length * product > largest:
                 largest = length * product
                 self.cores = equalised([cores[0] * length, *cores[1:]])
 
     def _split(self, source: Array, exponent: float) -> list[Array]:
-        """TT-SVD of a matrix times powers of the partial traces; the cores are then multiplied by inverse roots."""
+        """TT-SVD of a matrix times powers of the partial traces, with cores multiplied by their inverse roots."""
         spec = self.spec
         xp = namespace(source)
         tensor = interleave(source, spec)
@@ -106,7 +106,7 @@ class WeightedChain:
         core = self._outputs[site].power(exponent) @ xp.reshape(core, (a, out, in_ * b))
         weights = self._inputs[site].power(exponent)
         if b == 1:
-            # One product with the symmetric weights on the right: many with a single column take 30 times as long.
+            # One product with the symmetric weights on the right; many products with one column take 30 times as long.
             return xp.reshape(xp.reshape(core, (a * out, in_)) @ weights, (a, out, in_, b))
         return xp.reshape(weights @ xp.reshape(core, (a * out, in_, b)), (a, out, in_, b))
 
@@ -129,7 +129,7 @@ class WeightedChain:
         return gradients
 
     def preconditioner(self) -> Callable[[list[Array]], list[Array]]:
-        """Inverse normal matrices of the cores, with the partial traces as weights, as a function of gradients."""
+        """Function that multiplies gradients by the inverse normal matrices, with the partial traces as weights."""
         xp = namespace(*self.cores)
         edge = xp.ones_like(self.cores[0][:1, :1, 0, 0])
         lefts, rights = [edge], [edge]
