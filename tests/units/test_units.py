@@ -162,7 +162,7 @@ def test_units_that_look_like_numbers_or_words_stay_distinct():
         ([], 2, "the vocabulary is empty"),
         (["a", "b", "a"], 2, "1 words are repeated, such as 'a'"),
         (["a", ""], 2, "word 1 is empty"),
-        (["a"], 1, "two places or more, got order 1"),
+        (["a"], 1, "order must be at least 2, got 1"),
     ],
 )
 def test_invalid_vocabularies_are_refused(words, order, message):
@@ -204,7 +204,7 @@ def test_listing_ignores_empty_lines_and_accepts_crlf(tmp_path):
         ("undo un do\n", "units.tsv:1: expected word<TAB>unit unit ..., got 'undo un do'"),
         ("a\tb\nundo\t \n", "units.tsv:2: expected"),
         ("\tun do\n", "units.tsv:1: expected"),
-        ("undo\tun do\n\nundo\tund o\n", "units.tsv:3: 'undo' has other units in an earlier line, 'un do'"),
+        ("undo\tun do\n\nundo\tund o\n", "units.tsv:3: 'undo' has different units in an earlier line, 'un do'"),
         ("a\tb\nété\té\n".encode("latin-1"), "units.tsv:2: byte 0xe9 is not UTF-8; convert the file"),
         ("a\tb\n".encode("utf-16"), "units.tsv:1: byte 0xff is not UTF-8"),
     ],

@@ -1,4 +1,4 @@
-"""Tables, figures, pages and provenance of results. No torch."""
+"""Tables, figures, pages and provenance of results. Does not import torch."""
 
 from mpochain.report.provenance import provenance
 from mpochain.report.table import Column, markdown, text

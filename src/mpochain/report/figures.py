@@ -24,9 +24,9 @@ _STYLES = (
 )
 _FILLS = ("#dddddd", "#0072B2", "#000000")
 _COLOURS = ("#000000", "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#777777")
-# With more series than this, the legend stands beside the axes.
+# With more series than this, the legend is placed beside the axes.
 _MOST_WITHIN = 5
-# Quotient of the limits of a logarithmic axis below which parts of a decade are labelled.
+# Quotient of the limits of a logarithmic axis below which labels within decades are placed by this module.
 _FEW_DECADES = 100.0
 
 
@@ -35,7 +35,7 @@ class Series:
     """One series of a line chart.
 
     Attributes:
-        label: in the legend.
+        label: label in the legend.
         x: positions; strings for a categorical axis.
         y: values.
         line: whether the points are joined.
@@ -76,7 +76,7 @@ def draw(
         x: label of the horizontal axis, with its unit.
         y: label of the vertical axis, with its unit.
         axes: further properties of matplotlib's axes, such as ``xscale="log"``.
-        note: small print below the figure, such as the origin of the numbers.
+        note: small print below the figure, such as the source of the numbers.
 
     Raises:
         MissingDependencyError: matplotlib is not installed.
@@ -104,7 +104,7 @@ def draw(
     plot.set(title=title, xlabel=x, ylabel=y, **(axes or {}))
     low, high = plot.get_xlim()
     if plot.get_xscale() == "log" and high < _FEW_DECADES * low:
-        # Matplotlib would label every step of so few decades, and the labels would overlap.
+        # With few decades matplotlib would label every step, and the labels would overlap.
         plot.set_xticks([], minor=True)
         plot.xaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
         plot.xaxis.set_major_formatter("{x:,g}")
@@ -126,7 +126,7 @@ def bars(
     Args:
         path: the file.
         labels: one for each bar position.
-        values: of each series, one for each bar position.
+        values: for each series, one value per bar position.
         title: above the figure.
         x: label of the horizontal axis.
         y: label of the vertical axis, with its unit.

@@ -1,4 +1,4 @@
-"""Provenance of several records, summarised in lines of text."""
+"""Summary of the provenance of several records, as lines of text."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ __all__ = ["commit_name", "origin"]
 
 
 def origin(provenances: Sequence[Mapping[str, Any]]) -> tuple[str, ...]:
-    """One line for each recorded fact that a result depends on, with every value it had.
+    """One line per recorded fact that a result depends on, with all its distinct values.
 
     Example:
         >>> origin([{"threads": 1, "torch": "2.9.0"}, {"threads": 2, "torch": "2.9.0"}])

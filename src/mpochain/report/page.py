@@ -1,4 +1,4 @@
-"""Pages of text, tables and figures, rendered as Markdown or as one self-contained HTML file."""
+"""Report pages with text, tables and figures, rendered as Markdown or as one self-contained HTML file."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ class Page:
     blocks: list[Block] = field(default_factory=list)
 
     def markdown(self, folder: Path) -> str:
-        """The page as Markdown for a file in ``folder``, to which links of figures are relative."""
+        """The page as Markdown, for a file in ``folder``; paths of figures are relative to it."""
         parts = [f"# {self.title}"]
         for block in self.blocks:
             match block:
@@ -94,7 +94,7 @@ class Page:
         return "\n\n".join(parts) + "\n"
 
     def html(self) -> str:
-        """The page as one HTML file, with figures embedded."""
+        """The page as one HTML file with embedded figures."""
         parts = [f"<h1>{html.escape(self.title)}</h1>"]
         for block in self.blocks:
             match block:

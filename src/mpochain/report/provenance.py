@@ -17,7 +17,7 @@ _PACKAGES = ("mpochain", "torch", "numpy", "opt_einsum")
 
 
 def _commit() -> str | None:
-    """Commit of the source tree that this package runs from, with ``+changes`` if files differ; None outside git."""
+    """Commit of this package's source tree, with ``+changes`` if files are modified; None outside git."""
     folder = Path(__file__).parent
     try:
         head = subprocess.run(
@@ -45,9 +45,9 @@ def provenance(*, threads: int, commit: bool = False) -> dict[str, Any]:
     """Versions, machine and threads behind a result, ready for JSON.
 
     Args:
-        threads: threads that the numeric library used.
-        commit: whether to run git and record the commit of this package's source tree, as published results must.
-            Without it no process is started and the record has no entry ``commit``.
+        threads: number of threads that the numeric library used.
+        commit: whether to run git and record the commit of this package's source tree, which published results need.
+            If False, no process is started and the record has no key ``commit``.
 
     Example:
         >>> record = provenance(threads=2)

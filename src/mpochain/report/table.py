@@ -14,7 +14,7 @@ class Column:
     """A column of a table.
 
     Attributes:
-        key: of the records.
+        key: key of the value in a record.
         title: heading, with the unit.
         format: format specification of the values; ``None`` is shown as a dash.
     """

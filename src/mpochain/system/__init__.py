@@ -1,1 +1,1 @@
-"""Access to the operating system: atomic file writes, processor name, allocator, memory, progress. No torch."""
+"""Operating system access: atomic file writes, processor name, allocator, memory, progress. Does not import torch."""

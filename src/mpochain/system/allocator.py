@@ -1,4 +1,4 @@
-"""Settings of glibc's memory allocator for training loops, which free and allocate the same blocks in every step."""
+"""glibc allocator settings for training loops, which free and allocate the same blocks at every step."""
 
 from __future__ import annotations
 
@@ -8,24 +8,24 @@ import platform
 
 __all__ = ["keep_freed_memory"]
 
-# Parameters of mallopt(3), and the environment variables that set the same.
+# Parameters of mallopt(3), and the environment variables with the same effect.
 _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3
 _VARIABLES = ("MALLOC_TRIM_THRESHOLD_", "MALLOC_TOP_PAD_", "MALLOC_MMAP_THRESHOLD_", "MALLOC_MMAP_MAX_")
 _TUNABLES, _PREFIX = "GLIBC_TUNABLES", "glibc.malloc."
 
 _KEPT = 1 << 30
-# The largest mmap threshold that older versions accept.
+# The largest mmap threshold that older glibc versions accept.
 _SMALLER = 32 << 20
 
 
 def keep_freed_memory() -> bool:
-    """Let this process keep up to 1 GiB of freed memory, instead of returning it and faulting it in again.
+    """Make this process keep up to 1 GiB of freed memory, instead of returning it and page-faulting it in again.
 
     By default glibc returns blocks of tens of MiB immediately, and most activations of a training step have that size.
-    Meant for a process whose steps are all alike; its memory stays at the size of the largest step.
+    Meant for processes whose steps are all alike; the process stays at the size of its largest step.
 
     Returns:
-        Whether the setting was changed: not without glibc, and not if the environment configures its allocator.
+        True if the setting was changed; False without glibc, or if environment variables configure its allocator.
 
     Source: mallopt(3).
 
@@ -37,7 +37,7 @@ def keep_freed_memory() -> bool:
     if configured or platform.libc_ver()[0] != "glibc":
         return False
     libc = ctypes.CDLL(None)
-    # The mmap threshold first: setting any parameter stops glibc from adapting it, and the trim threshold without it
-    # is worse than no setting.
+    # The mmap threshold comes first: setting any parameter stops glibc from adapting it, and a trim threshold alone is
+    # worse than no setting.
     threshold_set = libc.mallopt(_MMAP_THRESHOLD, _KEPT) or libc.mallopt(_MMAP_THRESHOLD, _SMALLER)
     return bool(threshold_set and libc.mallopt(_TRIM_THRESHOLD, _KEPT))

@@ -1,6 +1,6 @@
 """Atomic file writes, and a check that a folder is writable.
 
-A process killed at any moment leaves the old or the new file.
+A process killed at any moment leaves either the old or the new file.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ def write_bytes(path: Path, data: bytes) -> None:
     """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        # Not by tempfile, whose files only their owner can read.
+        # tempfile would create a file that only its owner can read.
         partial = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
         try:
             with partial.open("xb") as file:
@@ -47,5 +47,5 @@ def require_writable(folder: Path) -> Path:
         raise OutputError(f"{folder} is a file; name a folder")
     probe = folder / ".mpochain-write-test"
     write_bytes(probe, b"")
-    probe.unlink(missing_ok=True)  # another process may check the same folder
+    probe.unlink(missing_ok=True)  # another process may check the same folder at the same time
     return folder

@@ -1,4 +1,4 @@
-"""Ctrl-C on the command line: the running training step is finished before the program stops."""
+"""Ctrl-C handling for the command line: the current training step is finished before the program stops."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ __all__ = ["interrupts_between_steps", "run_of_steps"]
 
 @dataclass
 class _Handler:
-    """The handler of SIGINT that a command line has installed.
+    """SIGINT handler installed by a command line.
 
     Attributes:
-        runs: runs of steps that are open.
-        pending: whether Ctrl-C was pressed in one of them and waits for the end of a step.
+        runs: number of runs of steps that are open.
+        pending: whether Ctrl-C was pressed in one of them and waits for the end of the step.
     """
 
     runs: int = 0
@@ -35,11 +35,11 @@ _installed: _Handler | None = None
 
 @contextmanager
 def interrupts_between_steps() -> Iterator[None]:
-    """Defer the first Ctrl-C within a run of steps to the end of the running step; a second one stops at once.
+    """Defer the first Ctrl-C within a run of steps to the end of the current step; a second one stops at once.
 
-    Outside of :func:`run_of_steps` Ctrl-C raises KeyboardInterrupt at once, as without this block. The block replaces
-    the handler of SIGINT, so it is for programs, such as a command line, and not for libraries. It does nothing in
-    threads other than the main one, which receive no signals, and where SIGINT is ignored.
+    Outside of :func:`run_of_steps`, Ctrl-C raises KeyboardInterrupt at once, as without this context. The context
+    replaces the SIGINT handler, so it is for programs, such as a command line, and not for libraries. It has no effect
+    in threads other than the main one, which receive no signals, or if SIGINT is ignored.
 
     Example:
         >>> with interrupts_between_steps():
@@ -68,12 +68,12 @@ def interrupts_between_steps() -> Iterator[None]:
 
 @contextmanager
 def run_of_steps() -> Iterator[Callable[[], bool]]:
-    """Mark a loop whose steps Ctrl-C should not cut in half, and yield the function that says whether to stop.
+    """Mark a loop whose steps Ctrl-C should not interrupt, and yield a function that returns True if it should stop.
 
-    The loop calls it after every step; if it returns True, the loop writes its state and raises KeyboardInterrupt. If
-    the loop ends without a call after Ctrl-C, leaving the block raises it. In a program that has not installed
-    :func:`interrupts_between_steps` the function always returns False, and Ctrl-C raises KeyboardInterrupt in the
-    middle of a step. This function installs no signal handler.
+    The loop calls the function after every step; if it returns True, the loop saves its state and raises
+    KeyboardInterrupt. If the loop ends without such a call after Ctrl-C, leaving the context raises it. In a program
+    without :func:`interrupts_between_steps` the function always returns False, and Ctrl-C raises KeyboardInterrupt in
+    the middle of a step. This context installs no signal handler.
 
     Example:
         >>> with run_of_steps() as interrupted:

@@ -1,4 +1,4 @@
-"""Resident memory of this process: its peak, and the return of freed arrays to the operating system."""
+"""Resident memory of this process: peak size, and immediate return of freed arrays to the operating system."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from contextlib import contextmanager
 
 __all__ = ["freed_memory_returned", "peak_resident"]
 
-# Number of the parameter of glibc's mallopt, from malloc.h: arrays of at least this many bytes get their own mapping.
+# M_MMAP_THRESHOLD of glibc's mallopt, from malloc.h: arrays of at least this many bytes get their own mapping.
 _MMAP_THRESHOLD = -3
-# The threshold inside freed_memory_returned, and the largest value to which glibc raises it by itself.
+# The threshold inside freed_memory_returned, and the largest value to which glibc raises it on its own.
 _SMALL, _USUAL = 1 << 19, 1 << 25
 
 
 def peak_resident() -> int | None:
-    """Peak resident memory of this process so far, in bytes, libraries included; None where it is not available.
+    """Peak resident memory of this process so far, in bytes, with libraries; None if it is not available.
 
     Example:
         >>> (peak_resident() or 1 << 30) > 1 << 20
@@ -33,10 +33,10 @@ def peak_resident() -> int | None:
 
 @contextmanager
 def freed_memory_returned() -> Iterator[None]:
-    """Return arrays of half a megabyte and more to the operating system as soon as they are freed; glibc only.
+    """Return arrays of 512 KiB and more to the operating system as soon as they are freed; glibc only.
 
-    The heap cannot always reuse memory freed between arrays that stay: in the calibration of SmolLM2 a fifth of the
-    process was such holes. A returned page has to be cleared when it is allocated again, which takes time.
+    The heap cannot always reuse memory freed between arrays that remain: in the calibration of SmolLM2 a fifth of the
+    process memory was such holes. The cost is that a returned page has to be cleared when it is allocated again.
 
     Example:
         >>> with freed_memory_returned():

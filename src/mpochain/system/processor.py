@@ -1,4 +1,4 @@
-"""Name of the processor, with which measured times are stored."""
+"""Name of the processor, stored with measured times."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ __all__ = ["processor"]
 
 @lru_cache(maxsize=1)
 def processor() -> str:
-    """The model name of the processor, or its architecture where the system does not report a name.
+    """Model name of the processor, or its architecture if the system reports no name.
 
     Example:
         >>> bool(processor())

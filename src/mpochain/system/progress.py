@@ -1,4 +1,4 @@
-"""Progress of long runs on stderr: bars on a terminal, a line now and then elsewhere."""
+"""Progress of long runs on stderr: bars on a terminal, otherwise a line every half minute."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 __all__ = ["Counter", "Counters", "TrainingProgress", "counting", "uncounted"]
 
-# Called with how much is done, and of how much.
+# Called with the number of items done and the total number.
 Counter = Callable[[int, int], None]
-# Makes a counter from the label of what it counts.
+# Creates a counter with a label.
 Counters = Callable[[str], Counter]
 
-# Seconds between two lines where there is no terminal.
+# Seconds between two lines if stderr is no terminal.
 _LINE_SECONDS = 30.0
 
 
@@ -29,9 +29,9 @@ class TrainingProgress:
     Args:
         label: name of the run.
         steps: total number of steps.
-        start: steps done in an earlier session.
-        tokens_per_step: for the rate.
-        line_seconds: seconds between two lines where stderr is no terminal.
+        start: number of steps done in an earlier session.
+        tokens_per_step: number of tokens per step, for the rate.
+        line_seconds: seconds between two lines if stderr is no terminal.
     """
 
     def __init__(
@@ -66,7 +66,7 @@ class TrainingProgress:
             self._bar.stop()
 
     def update(self, step: int, loss: float) -> None:
-        """Show that ``step`` steps are done, with the loss of the last one in nats per token."""
+        """Show that ``step`` steps are done, with the loss of the last step in nats per token."""
         now = time.monotonic()
         rate = (step - self._start) * self._tokens_per_step / max(now - self._began, 1e-9)
         if self._bar is not None:
@@ -83,10 +83,10 @@ class TrainingProgress:
 
 @contextmanager
 def counting() -> Iterator[Counters]:
-    """Progress of the steps of a workflow on stderr, for the time of the context.
+    """Show the progress of the steps of a workflow on stderr within this context.
 
     Yields:
-        Makes a counter from the label of a step.
+        A function that creates a counter from the label of a step.
     """
     console = Console(file=sys.stderr)
     if not console.is_terminal:
@@ -103,13 +103,13 @@ def counting() -> Iterator[Counters]:
         yield bar_counter
 
 
-def uncounted(label: str) -> Counter:  # noqa: ARG001  # one of Counters
-    """A counter that shows nothing."""
+def uncounted(label: str) -> Counter:  # noqa: ARG001  # has the type Counters
+    """Create a counter that shows nothing."""
     return lambda done, total: None  # noqa: ARG005
 
 
 def _line_counter(label: str) -> Counter:
-    """A counter that prints a line now and then, and one at the end."""
+    """Create a counter that prints a line every half minute, and one at the end."""
     printed = time.monotonic()
 
     def count(done: int, total: int) -> None:

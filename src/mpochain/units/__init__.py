@@ -1,6 +1,6 @@
-"""Segmentation of words into shared units (sememes, morphemes, subwords), and the index of units of a vocabulary.
+"""Segmentation of words into shared units (sememes, morphemes, subwords), and the unit index of a vocabulary.
 
-No torch.
+Does not import torch.
 """
 
 from mpochain.units.index import Segmenter, Units

@@ -1,4 +1,4 @@
-"""Index of the units of every word of a vocabulary, with a fixed number of units per word."""
+"""Unit index of a vocabulary: a fixed number of units for every word."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ __all__ = ["Segmenter", "Units"]
 # Name of the unit that fills the places of a word with fewer units.
 _EMPTY = ""
 
-# First character of a unit that is a word by itself, and of a unit that only distinguishes words.
+# First character of a unit that is a complete word, and of a unit that only distinguishes words.
 _WORD, _NUMBER = "=", "#"
 
 
@@ -27,7 +27,7 @@ class Segmenter(Protocol):
     """A function that splits a word into units."""
 
     def __call__(self, word: str) -> tuple[str, ...]:
-        """The units of a word, the most important first; none for an unknown word."""
+        """The units of a word, the most important first; an empty tuple for an unknown word."""
         ...
 
 
@@ -36,10 +36,11 @@ class Units:
     """The units of every word of a vocabulary.
 
     Attributes:
-        words: of the vocabulary, in its order.
-        names: of the units, in the order of their first use.
-        index: ``(words, order)`` numbers of units, int32.
-        unsplit: number of words that no segmenter knew, or of which only rare units were known; each is its own unit.
+        words: the vocabulary, in its order.
+        names: names of the units, in the order of their first use.
+        index: unit numbers ``(words, order)``, int32.
+        unsplit: number of words without units, since no segmenter knew them or their units were too rare; each is its
+            own unit.
         truncated: number of words that had more units than places.
         padded: number of words with fewer units than places; an empty unit fills the rest.
         numbered: number of words that got a number in their last place because another word had the same units.
@@ -63,19 +64,21 @@ class Units:
         least: int = 1,
         distinct: bool = True,
     ) -> Self:
-        """The index of a vocabulary.
+        """Build the unit index of a vocabulary.
 
-        A word is split by the first segmenter that knows it. If it has more units than places, the first are kept; if
-        it has fewer, an empty unit fills the rest. A word that no segmenter knows is its own unit, named ``"=word"``.
+        The first segmenter that knows a word splits it. Of a word with more units than places, the first units are
+        kept; in a word with fewer, an empty unit fills the rest. A word that no segmenter knows is its own unit, named
+        ``"=word"``.
 
         Args:
-            words: without repetition; their order is that of the rows.
-            segmenters: one or several, the preferred one first.
-            order: number of places, at least 2.
-            least: least number of words that share a unit. Rarer units are removed first: more general hypernyms then
-                take their places, and a word with rare units only is passed to the next segmenter.
-            distinct: whether words with the same units get a number in their last place, ``"#1"`` and so on, so that no
-                two words have all units in common; it replaces the last unit of a word without a free place.
+            words: distinct words, in the order of the rows of the index.
+            segmenters: one or several segmenters, the preferred one first.
+            order: number of places per word, at least 2.
+            least: smallest number of words that must share a unit. Rarer units are removed first, so that later units,
+                such as more general hypernyms, take their places; a word with only rare units is passed to the next
+                segmenter.
+            distinct: whether a word with the same units as an earlier word gets a number, ``"#1"`` and so on, in its
+                first free place, or else instead of its last unit, so that no two words have all units in common.
 
         Raises:
             ArgumentError: no words, a repeated or empty word, or an order below 2.
@@ -91,7 +94,7 @@ class Units:
         vocabulary = tuple(words)
         _require_words(vocabulary)
         if order < 2:
-            raise ArgumentError(f"words have two places or more, got order {order}")
+            raise ArgumentError(f"order must be at least 2, got {order}")
         parts: dict[str, tuple[str, ...]] = {}
         for segmenter in [segmenters] if callable(segmenters) else segmenters:
             segmented = {word: tuple(filter(None, segmenter(word))) for word in vocabulary if word not in parts}
@@ -112,7 +115,7 @@ class Units:
 
     @property
     def order(self) -> int:
-        """Number of places of a word."""
+        """Number of places per word."""
         return int(self.index.shape[1])
 
     @property
@@ -134,7 +137,7 @@ class Units:
         """Write one line ``word<TAB>unit unit ...`` per word, the format of :class:`Listing`, without empty units.
 
         Raises:
-            ArgumentError: a word or unit that contains white space, which the format cannot represent.
+            ArgumentError: a word or unit contains white space, which the format cannot represent.
             OutputError: the file cannot be written.
         """
         lines = []
@@ -161,7 +164,7 @@ def _require_words(words: tuple[str, ...]) -> None:
 
 
 def _word_unit(word: str, known: set[str]) -> str:
-    """The name of the unit of an unsplit word, different from all units of the segmenters."""
+    """Name of the unit of an unsplit word, distinct from all units of the segmenters."""
     name = f"{_WORD}{word}"
     while name in known:
         name = f"{_WORD}{name}"
@@ -169,7 +172,7 @@ def _word_unit(word: str, known: set[str]) -> str:
 
 
 def _numbered(rows: list[tuple[str, ...]]) -> tuple[list[tuple[str, ...]], int]:
-    """Distinct rows: repeated ones get a number in their last place; and how many were repeated."""
+    """Make rows distinct by a number in the last place of repeated ones, and count the repeated rows."""
     seen: set[tuple[str, ...]] = set()
     numbers: Counter[tuple[str, ...]] = Counter()
     distinct, repeated = [], 0
@@ -177,7 +180,7 @@ def _numbered(rows: list[tuple[str, ...]]) -> tuple[list[tuple[str, ...]], int]:
         if row in seen:
             repeated += 1
             filled = next((place for place, unit in enumerate(row) if unit == _EMPTY), len(row) - 1)
-            # Count by the units before the number: words whose last units differ may share those.
+            # Count by the units before the number: words whose last units differ may have the same units before it.
             head, tail = row[:filled], row[filled + 1 :]
             while row in seen:  # a segmenter may have returned such a unit itself
                 numbers[head] += 1

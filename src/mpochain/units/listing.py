@@ -1,4 +1,4 @@
-"""Units of words read from a file."""
+"""Segmentation of words from a file that lists their units."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ class Listing:
         file: the file to read.
 
     Raises:
-        CorpusError: a file that is missing or not UTF-8, a line without a tab or without units, or a word with
-            different units in two lines. The message names the line.
+        CorpusError: the file is missing or not UTF-8, a line has no tab or no units, or a word has different units in
+            two lines. The message names the line.
 
     Example:
         >>> from tempfile import TemporaryDirectory
@@ -40,11 +40,11 @@ class Listing:
                 raise CorpusError(f"{file}:{number}: expected word<TAB>unit unit ..., got {line!r}")
             if self._units.setdefault(word, units) != units:
                 raise CorpusError(
-                    f"{file}:{number}: {word!r} has other units in an earlier line, {' '.join(self._units[word])!r}"
+                    f"{file}:{number}: {word!r} has different units in an earlier line, {' '.join(self._units[word])!r}"
                 )
 
     def __call__(self, word: str) -> tuple[str, ...]:
-        """The units of a word; none for a word that is not listed."""
+        """The units of a word; an empty tuple if it is not listed."""
         return self._units.get(word, ())
 
     def __len__(self) -> int:
@@ -55,7 +55,7 @@ def lines_of(file: Path) -> list[tuple[int, str]]:
     """Numbered lines of a UTF-8 file, from 1, without line ends.
 
     Raises:
-        CorpusError: it cannot be read, or is in another encoding.
+        CorpusError: the file cannot be read, or has another encoding.
     """
     try:
         data = file.read_bytes()

@@ -12,10 +12,10 @@ __all__ = ["Morphemes"]
 
 
 class Morphemes:
-    """Segmenter that uses a Morfessor Baseline model (Creutz and Lagus 2005; Virpioja et al. 2013).
+    """Segmenter based on a Morfessor Baseline model (Creutz and Lagus 2005; Virpioja et al. 2013).
 
     Args:
-        model: ``morfessor.BaselineModel``, trained.
+        model: a trained ``morfessor.BaselineModel``.
 
     Example:
         >>> counts = {"walk": 9, "walked": 5, "walking": 5, "talk": 9, "talked": 5, "talking": 5, "jumping": 2}
@@ -28,12 +28,12 @@ class Morphemes:
 
     @classmethod
     def train(cls, counts: Mapping[str, int], *, weight: float = 1.0, seed: int = 0) -> Self:
-        """Train on the distinct words of a corpus, which gives better morphemes than weighting them by their counts.
+        """Train on the distinct words of a corpus, which gives better morphemes than weighting words by their counts.
 
         Args:
             counts: number of occurrences of each word; words with a count of 0 are skipped.
-            weight: of the corpus in the cost of the model; above 1 there are more and longer morphemes.
-            seed: of the order in which training visits the words.
+            weight: weight of the corpus in the cost of the model; above 1 the model has more and longer morphemes.
+            seed: seed of the order in which training visits the words.
 
         Raises:
             CorpusError: no words.
@@ -51,7 +51,7 @@ class Morphemes:
         morfessor.utils.show_progress_bar = False
         model = morfessor.BaselineModel(corpusweight=weight)
         model.load_data([(1, word) for word in words])
-        # Morfessor shuffles with the global generator of the module random.
+        # Morfessor shuffles with the global generator of the random module.
         state = random.getstate()
         random.seed(seed)
         try:

