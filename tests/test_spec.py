@@ -81,7 +81,7 @@ def test_invalid_arguments(arguments, message):
 
 def test_a_stored_spec_is_checked():
     good = ChainSpec((2, 2), (2, 2), 3).as_dict()
-    with pytest.raises(MPOError, match="has the keys"):
+    with pytest.raises(MPOError, match="must have the keys"):
         ChainSpec.from_dict({**good, "extra": 1})
     with pytest.raises(MPOError, match="not attainable"):
         ChainSpec.from_dict({**good, "bonds": [9]})

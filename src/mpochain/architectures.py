@@ -1,9 +1,9 @@
-"""Model families of Hugging Face transformers: names of layers, attributes of configurations, as data.
+"""Model families of Hugging Face transformers: layer names and configuration attributes, as a table.
 
-Everything that the library needs to know about a family, to compress, finetune, evaluate or time its models, is one
-row of :data:`FAMILIES`; to support a new family, add a row. A family without a row is treated by the defaults of
-:class:`Family`, the conventions of transformers. Only attributes of models and configurations are read: neither torch
-nor transformers is imported.
+Each row of :data:`FAMILIES` contains everything that the library needs to compress, finetune, evaluate or time models
+of a family; to support a new family, add a row. A family without a row uses the defaults of :class:`Family`, the
+conventions of transformers. Only attributes of models and configurations are read: neither torch nor transformers is
+imported.
 """
 
 from __future__ import annotations
@@ -35,9 +35,8 @@ class DenseKind:
     """A class of dense layers, ``y = x W^T + b``.
 
     Attributes:
-        module: the module that defines the class. Importing transformers to ask for a class costs seconds, so look it
-            up in ``sys.modules``: an object of the class exists only once its module is imported.
-        name: of the class.
+        module: module that defines the class. Classes are compared by name, since importing transformers takes seconds.
+        name: name of the class.
         transposed: whether ``weight`` is stored as ``(in_features, out_features)``.
     """
 
@@ -46,7 +45,7 @@ class DenseKind:
     transposed: bool
 
 
-# A subclass with a forward of its own is another kind, and needs a row.
+# A subclass with its own forward is another kind, and needs its own row.
 DENSE_KINDS = (
     DenseKind("torch.nn.modules.linear", "Linear", transposed=False),
     DenseKind("transformers.pytorch_utils", "Conv1D", transposed=True),
@@ -57,14 +56,14 @@ DENSE_KINDS = (
 
 @dataclass(frozen=True)
 class MLP:
-    """The layers of an MLP. What lies between them acts on every hidden feature separately.
+    """Layer names of an MLP, whose functions between the layers act on every hidden feature separately.
 
     Attributes:
         writers: names of the layers that write the hidden features.
-        reader: name of the layer that reads them.
-        gated: whether the one writer computes gate and features in one product, the gate first.
-        distinctive: whether a module with children of these names is such an MLP in every model. If not, it is looked
-            for in models of the family only: an adapter, for example, calls ``down_proj`` before ``up_proj``.
+        reader: name of the layer that reads the hidden features.
+        gated: True if a single writer computes gate and features in one product, the gate first.
+        distinctive: True if a module with children of these names is such an MLP in every model. Otherwise only models
+            of the family are searched: an adapter, for example, calls ``down_proj`` before ``up_proj``.
     """
 
     writers: tuple[str, ...]
@@ -75,16 +74,16 @@ class MLP:
 
 @dataclass(frozen=True)
 class Attention:
-    """The projections of self-attention by their names.
+    """Layer names of the self-attention projections.
 
     Attributes:
-        query: layer of the queries, ``heads * head_dim`` outputs.
-        key: layer of the keys, ``kv_heads * head_dim`` outputs.
-        value: layer of the values, in the shape of the keys.
-        output: layer after attention, ``heads * head_dim`` inputs, head by head.
-        fused: name of the one layer that computes queries, keys and values, in place of the three.
-        layout: how the outputs of that layer are arranged. ``"parts"``: all queries, then all keys, then all values.
-            ``"groups"``: for each head of the keys its queries, its key, its value. None: in another way.
+        query: query projection, ``heads * head_dim`` outputs.
+        key: key projection, ``kv_heads * head_dim`` outputs.
+        value: value projection, with the shape of the key projection.
+        output: output projection, ``heads * head_dim`` inputs, head by head.
+        fused: a single layer that computes queries, keys and values, instead of the three.
+        layout: order of the outputs of the fused layer. ``"parts"``: all queries, then all keys, then all values.
+            ``"groups"``: for each key-value head its queries, its key, its value. None: another order.
     """
 
     query: str | None = None
@@ -95,7 +94,7 @@ class Attention:
     layout: Literal["parts", "groups"] | None = None
 
 
-# A configuration without a row is searched for these, the first one first.
+# Attributes to look for in configurations of families without a row, in this order.
 _CONTEXT_LENGTHS = (
     "max_position_embeddings",
     "n_positions",
@@ -110,23 +109,23 @@ _CONTEXT_LENGTHS = (
 
 @dataclass(frozen=True)
 class Family:
-    """A row of the table: the conventions of the models of one or several values of ``model_type``.
+    """A row of the table: the conventions of models with certain values of ``model_type``.
 
     Attributes:
         model_types: values of ``model_type`` in the configuration.
-        mlps: its kinds of MLP.
-        attention: its projections; None for a family without attention, and in the defaults.
-        blocks: classes of the blocks that may be recomputed in a backward pass, or of their bases.
-        context_length: attributes of the configuration, the first integer of which is the longest input in tokens;
-            empty where inputs may be of any length.
-        heads: attribute with the number of heads of the queries.
-        kv_heads: attribute with the number of heads of keys and values, or a function of the configuration. Where the
-            attribute is missing or None there are as many as of the queries.
-        cache: attribute of the configuration, and argument of a call, that switches the cache of keys and values.
-        past: attribute of an output, and argument of a call, with that cache.
-        logits: attribute of an output with the logits.
-        last_logits: argument of a call with the number of last positions whose logits are computed.
-        attention_dropouts: attributes of modules with the rate, or the module, of dropout on attention.
+        mlps: kinds of MLP.
+        attention: attention projections; None for a family without attention, and in the defaults.
+        blocks: class names of the blocks that may be recomputed in a backward pass, or of their base classes.
+        context_length: configuration attributes for the longest input in tokens; the first integer is used. Empty if
+            inputs may have any length.
+        heads: configuration attribute with the number of query heads.
+        kv_heads: configuration attribute with the number of key-value heads, or a function of the configuration. If the
+            attribute is missing or None, the number is that of the query heads.
+        cache: configuration attribute and forward argument that switch the key-value cache on or off.
+        past: output attribute and forward argument with the key-value cache.
+        logits: output attribute with the logits.
+        last_logits: forward argument with the number of last positions whose logits are computed.
+        attention_dropouts: module attributes with the rate, or the module, of dropout on attention.
     """
 
     model_types: tuple[str, ...] = ()
@@ -145,7 +144,12 @@ class Family:
 
 @dataclass(frozen=True)
 class HeadCounts:
-    """Numbers of attention heads: ``query``, and ``key_value``, a divisor of it, of keys and values."""
+    """Numbers of attention heads.
+
+    Attributes:
+        query: number of query heads.
+        key_value: number of key-value heads, a divisor of ``query``.
+    """
 
     query: int
     key_value: int
@@ -196,30 +200,30 @@ FAMILIES: tuple[Family, ...] = (
     Family(("codegen",), (_FC_IN,), Attention(output="out_proj", fused="qkv_proj")),
     Family(("gpt_neox", "gpt_neox_japanese"), (_H_TO_4H,), _QUERY_KEY_VALUE),
     Family(("persimmon",), (_H_TO_4H,), _QUERY_KEY_VALUE),
-    # ALiBi knows distances alone.
+    # ALiBi depends only on distances, so inputs may have any length.
     Family(("bloom",), (_H_TO_4H,), _QUERY_KEY_VALUE, context_length=()),
     Family(("falcon",), (_H_TO_4H,), _QUERY_KEY_VALUE, kv_heads=_falcon_kv_heads),
     Family(("mpt",), (_UNGATED,), Attention(output="out_proj", fused="Wqkv", layout="parts")),
-    # States of a fixed size in place of keys and values, and no positions.
+    # A state of fixed size instead of keys and values, and no positions.
     Family(("mamba", "falcon_mamba"), context_length=(), past="cache_params"),
     Family(("mamba2",), context_length=(), past="cache_params"),
-    # Positions by distance, which old configurations still limit with n_positions.
+    # Relative positions, although old configurations limit them with n_positions.
     Family(("t5", "mt5", "umt5", "longt5"), context_length=()),
 )
 
 _DEFAULT = Family()
 
-# Attributes with the configuration of the language model within a larger model, such as one that reads images.
+# Attributes with the configuration of the language model inside a larger model, such as a vision-language model.
 _NESTED = ("text_config", "language_config", "llm_config", "thinker_config", "decoder", "generator")
-# Levels of nesting that are followed, so that a configuration that contains itself has an end.
+# Largest depth of nesting that is followed, in case a configuration contains itself.
 _DEPTH = 4
 
 
 def text_configs(model: Any) -> Iterator[Any]:
-    """Yield the configuration of a model, then the one of the language model within it, from the outside in.
+    """Yield the configuration of a model, then that of the language model inside it, from the outside in.
 
     Args:
-        model: a model of transformers, or its configuration; other objects have none.
+        model: a Hugging Face model, or its configuration; nothing is yielded for other objects.
 
     Example:
         >>> from types import SimpleNamespace as Namespace
@@ -236,10 +240,10 @@ def text_configs(model: Any) -> Iterator[Any]:
 
 
 def family_of(model: Any) -> Family:
-    """Return the row of a model, or the defaults.
+    """Return the family of a model, or the defaults.
 
     Args:
-        model: a model of transformers, or its configuration.
+        model: a Hugging Face model, or its configuration.
 
     Example:
         >>> from types import SimpleNamespace as Namespace
@@ -248,7 +252,7 @@ def family_of(model: Any) -> Family:
         >>> family_of(object()).cache
         'use_cache'
     """
-    # The innermost first: it is the language model.
+    # The innermost configuration first: it belongs to the language model.
     for config in reversed(list(text_configs(model))):
         for family in FAMILIES:
             if getattr(config, "model_type", None) in family.model_types:
@@ -257,7 +261,7 @@ def family_of(model: Any) -> Family:
 
 
 def context_length(model: Any) -> int | None:
-    """Return the largest number of tokens that a model can read at once; None if it is unlimited or unknown.
+    """Return the longest input of a model in tokens; None if it is unlimited or unknown.
 
     Example:
         >>> from types import SimpleNamespace as Namespace
@@ -291,12 +295,12 @@ def head_counts(model: Any) -> HeadCounts | None:
 
 
 def is_block(module: Any, family: Family) -> bool:
-    """Whether a module is a block of a model of this family, which may be recomputed in a backward pass."""
+    """Return True if a module is a block of this family, which may be recomputed in a backward pass."""
     return any(base.__name__ in family.blocks for base in type(module).__mro__)
 
 
 def mlps(model: Any) -> tuple[MLP, ...]:
-    """Return the kinds of MLP to look for in a model: those of its family, then all that are distinctive.
+    """Return the kinds of MLP to look for in a model: those of its family, then all distinctive ones.
 
     Example:
         >>> MLP(("fc1",), "fc2") in mlps(object())
@@ -307,5 +311,5 @@ def mlps(model: Any) -> tuple[MLP, ...]:
 
 
 def logits_names() -> tuple[str, ...]:
-    """Return the attributes of an output that may have the logits."""
+    """Return all output attributes that may contain the logits."""
     return tuple(dict.fromkeys(family.logits for family in (_DEFAULT, *FAMILIES)))

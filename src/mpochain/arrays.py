@@ -1,7 +1,7 @@
-"""Arrays of NumPy, PyTorch and JAX through one namespace: element types, checks, norms, QR and SVD.
+"""Array functions for NumPy, PyTorch and JAX: element types, validation, norms, QR and SVD.
 
-Contains only what array-api-compat lacks: promotion of short floats, checks, a norm without overflow, and a singular
-value decomposition with a fallback for matrices on which LAPACK's divide and conquer does not converge.
+Adds to array-api-compat: promotion of short float types, validation, a norm without overflow, and a singular value
+decomposition with a fallback for matrices on which LAPACK's divide and conquer does not converge.
 """
 
 from __future__ import annotations
@@ -38,10 +38,10 @@ _COMPUTE_DTYPE = {"bfloat16": "float32", "float16": "float32", "float32": "float
 
 
 def namespace(*arrays: Array) -> Any:
-    """The array API namespace of ``arrays``, which must be of one library.
+    """The array API namespace of ``arrays``, which must belong to one library.
 
     Raises:
-        DTypeError: not an array of a supported library, or arrays of several libraries.
+        DTypeError: an object that is no array of a supported library, or arrays of several libraries.
 
     Example:
         >>> namespace(np.ones(2)).__name__
@@ -73,12 +73,12 @@ def cast(x: Array, like: Array | str) -> Array:
 
 
 def detached(x: Array) -> Array:
-    """``x`` without its gradient history, where its library keeps one."""
+    """``x`` without its gradient history, if its library has one."""
     return x.detach() if hasattr(x, "detach") else x
 
 
 def _device(like: Array) -> Any:
-    # JAX places new arrays itself; its arrays may not name one single device.
+    # JAX places new arrays itself, and a JAX array may have several devices.
     return None if array_api_compat.is_jax_array(like) else array_api_compat.device(like)
 
 
@@ -88,7 +88,7 @@ def asarray(values: np.ndarray[Any, Any], like: Array) -> Array:
 
 
 def to_numpy(x: Array) -> np.ndarray[Any, Any]:
-    """``x`` as a NumPy array, copied only from another device or library.
+    """``x`` as a NumPy array, without a copy if possible.
 
     Example:
         >>> to_numpy(np.ones(2))
@@ -98,12 +98,12 @@ def to_numpy(x: Array) -> np.ndarray[Any, Any]:
 
 
 def zeros(shape: tuple[int, ...], like: Array) -> Array:
-    """Zeros of the library, element type and device of ``like``."""
+    """Zeros with the library, element type and device of ``like``."""
     return namespace(like).zeros(shape, dtype=like.dtype, device=_device(like))
 
 
 def promoted(x: Array, name: str) -> Array:
-    """``x`` in the precision used for computing: bfloat16 and float16 become float32, float32 and float64 stay.
+    """``x`` in compute precision: bfloat16 and float16 become float32, float32 and float64 stay.
 
     Raises:
         DTypeError: integer, boolean or complex elements.
@@ -125,7 +125,7 @@ def require_matrix(x: Array, name: str) -> None:
 
 
 def require_finite(x: Array, name: str) -> None:
-    """Raise NonFiniteError with the number of NaN and infinite entries of ``x``, if any."""
+    """Raise NonFiniteError with the numbers of NaN and infinite entries of ``x``, if there are any."""
     # A finite sum of squares proves all entries finite; otherwise the squares may have overflowed, so test the entries.
     if math.isfinite(_sum_of_squares(x)):
         return
@@ -140,7 +140,7 @@ def require_finite(x: Array, name: str) -> None:
     )
 
 
-# Long enough for a fast product, short enough that rounding of a sum in float32 stays below 1e-6.
+# Long enough for a fast product, short enough that the rounding error of a float32 sum stays below 1e-6.
 _PIECE = 4096
 
 # Outside this range, squares of entries may have overflowed or underflowed.
@@ -148,7 +148,7 @@ _SAFE_SQUARES = 1e-20, 1e30
 
 
 def _sum_of_squares(x: Array) -> float:
-    """Sum of squares, by inner products of pieces of ``x``, which need no array of the squares."""
+    """Sum of squares, by inner products of pieces of ``x``, without an array of squares."""
     xp = namespace(x)
     flat = xp.reshape(x, (-1,))
     divisible = flat.shape[0] // _PIECE * _PIECE
@@ -182,11 +182,11 @@ def qr(x: Array) -> tuple[Array, Array]:
 def svd(x: Array) -> tuple[Array, Array, Array]:
     """Reduced SVD ``x (m, n) = U (m, k) @ diag(s) @ Vh (k, n)``, singular values descending.
 
-    LAPACK's divide and conquer fails to converge on rare finite matrices. For these the factors come from the
+    On rare finite matrices LAPACK's divide and conquer does not converge. For these the factors come from the
     eigenvectors of the smaller Gram matrix in float64, and one QR restores the orthogonality lost by squaring.
     """
     xp = namespace(x)
-    # NumPy and PyTorch raise errors of different families; JAX returns NaN instead.
+    # NumPy and PyTorch raise different errors; JAX returns NaN instead.
     with contextlib.suppress(np.linalg.LinAlgError, RuntimeError):
         u, s, vh = xp.linalg.svd(x, full_matrices=False)
         if bool(xp.all(xp.isfinite(s))):
@@ -202,7 +202,7 @@ def _svd_by_gram(x: Array) -> tuple[Array, Array, Array]:
     x64 = cast(x, "float64")
     _, v = xp.linalg.eigh(xp.matrix_transpose(x64) @ x64)
     v = xp.flip(v, axis=-1)
-    # x v = u s up to the rounding of the squares, which is left in R; the SVD of R removes it.
+    # x v = u s up to rounding errors of the squares, which remain in R; the SVD of R removes them.
     u, r = qr(x64 @ v)
     with contextlib.suppress(np.linalg.LinAlgError, RuntimeError):
         rotation, s, wh = xp.linalg.svd(r, full_matrices=False)

@@ -1,4 +1,4 @@
-"""Matrix product operator (TT-matrix) as an immutable value: its cores, and the algebra of its matrix."""
+"""Matrix product operator (TT-matrix) as an immutable value, with matrix algebra on its cores."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ __all__ = ["Algorithm", "MPOChain"]
 
 @dataclass(frozen=True, eq=False, repr=False)
 class MPOChain:
-    """A matrix held as a chain of cores: an immutable value with dense algebra as its meaning.
+    """A matrix stored as a chain of cores; an immutable value whose operations agree with dense matrix algebra.
 
     ``W[o_1..o_n, i_1..i_n] = sum over bonds of prod_k cores[k][r_{k-1}, o_k, i_k, r_k]``, both multi-indices
     row-major. Works on NumPy, PyTorch and JAX arrays; every operation returns a new chain of the same library, element
@@ -34,12 +34,12 @@ class MPOChain:
 
     Args:
         cores: arrays of shape ``(r_left, out, in, r_right)``, neighbours sharing a bond, end bonds 1.
-        spec: their spec; needed only when the matrix is padded. Derived from the cores if ``None``.
+        spec: spec of the cores; needed only if the matrix is padded. Derived from the cores if ``None``.
         relative_error: ``||before - chain|| / ||before||`` of the decomposition or truncation that produced the chain:
-            exact, from the discarded singular values or measured; 0 where nothing was discarded.
+            exact, from the discarded singular values or measured; 0 if nothing was discarded.
 
     Raises:
-        ShapeError: cores that do not fit each other or the spec, or a bond over the attainable one (use
+        ShapeError: cores that do not fit each other or the spec, or a bond above the attainable maximum (use
             :meth:`from_cores`, which reduces it without loss).
         DTypeError: cores of several libraries or element types.
 
@@ -75,15 +75,15 @@ class MPOChain:
             raise ShapeError(f"cores of shapes {shapes} do not fit the spec, whose cores are {spec.core_shapes}")
         kinds = {dtype_name(core) for core in cores}
         if len(kinds) > 1:
-            raise DTypeError(f"the cores of a chain have one element type, got {', '.join(sorted(kinds))}; cast them")
+            raise DTypeError(f"the cores must have one element type, got {', '.join(sorted(kinds))}; cast them")
 
     @classmethod
     def from_cores(cls, cores: Iterable[Array], spec: ChainSpec | None = None) -> MPOChain:
-        """A chain of cores; bonds beyond the attainable are reduced without loss, by QR.
+        """A chain with these cores; bonds above the attainable maximum are reduced without loss, by QR.
 
         Args:
             cores: arrays of shape ``(r_left, out, in, r_right)``.
-            spec: gives the true numbers of features if the matrix is padded; its bonds do not count.
+            spec: needed only if the matrix is padded, for the true numbers of features; its bonds are ignored.
 
         Raises:
             ShapeError: cores that do not fit each other.
@@ -113,19 +113,19 @@ class MPOChain:
         seed: int = 0,
         name: str = "matrix",
     ) -> MPOChain:
-        """The chain of a matrix; :func:`mpochain.decompose` is the same with dims in place of a spec.
+        """Decompose a matrix into a chain; :func:`mpochain.decompose` does the same from a spec or dims.
 
         Args:
             matrix: ``(out_features, in_features)``, any float type; bfloat16 and float16 are computed in float32 and
                 cast back. Gradients do not flow through a decomposition.
-            spec: dims and the largest bonds.
+            spec: dims, and the largest bonds to use.
             cutoff: allowed relative Frobenius error of the whole chain, in ``[0, 1)``.
             method: ``"auto"`` (the fastest whose error is within ``tolerance`` of exact SVDs), or one of ``"tt_svd"``
                 (exact SVDs), ``"gram"`` (within 0.1 %) and ``"randomized"`` (fastest for small bonds).
-            tolerance: of ``"auto"``: by what share the error may exceed that of exact SVDs; 0.01 allows the randomised
-                algorithm where bonds are small.
-            seed: of the randomised algorithm.
-            name: what to call the matrix in errors.
+            tolerance: for ``"auto"``, the largest relative excess of the error over that of exact SVDs; 0.01 allows the
+                randomised algorithm if bonds are small.
+            seed: seed of the randomised algorithm.
+            name: name of the matrix in errors.
 
         Raises:
             SpecError: dims that do not multiply to the shape, or an impossible cutoff.
@@ -152,7 +152,7 @@ class MPOChain:
 
     @property
     def T(self) -> MPOChain:  # noqa: N802  # the name matrices have in every array library
-        """The chain of the transposed matrix: the same bonds, in and out axes exchanged."""
+        """The chain of the transposed matrix: the same bonds, with in and out axes exchanged."""
         xp = namespace(*self.cores)
         cores = tuple(xp.permute_dims(core, (0, 2, 1, 3)) for core in self.cores)
         return MPOChain(cores, self.spec.transposed(), self.relative_error)
@@ -183,25 +183,25 @@ class MPOChain:
     def canonicalize(self, center: int = 0) -> MPOChain:
         """The same matrix with orthonormal cores on both sides of ``center`` (0-based).
 
-        Left of the center ``sum_{r,o,i} conj(G) G = 1`` over the left axes, right of it over the right axes, so the
-        norm of the matrix is the norm of the center core.
+        Cores left of the center are orthonormal over their left axes ``(r_left, o, i)``, cores right of it over their
+        right axes ``(o, i, r_right)``, so the norm of the matrix is the norm of the center core.
 
         Raises:
-            ArgumentError: no such site.
+            ArgumentError: ``center`` is not a site.
         """
         if not isinstance(center, int) or not 0 <= center < self.spec.sites:
             raise ArgumentError(f"center must be a site from 0 to {self.spec.sites - 1}, got {center!r}")
         return self._rebuilt(orthogonalize(self._promoted_cores(), center), 0.0)
 
     def truncate(self, max_bond: int | None = None, *, cutoff: float | None = None) -> MPOChain:
-        """The chain truncated to smaller bonds, optimally at each bond in turn.
+        """Truncate the chain to smaller bonds, optimally at each bond in turn.
 
         Args:
-            max_bond: bound for every bond; a bound above the current bonds changes nothing.
+            max_bond: upper limit of every bond; a limit above the current bonds changes nothing.
             cutoff: allowed ``||chain - result|| / ||chain||``, in ``[0, 1)``.
 
         Returns:
-            A chain whose ``relative_error`` is exact, and relative to this chain rather than to an earlier one.
+            The truncated chain; its ``relative_error`` is exact and relative to this chain.
 
         Raises:
             SpecError: a bond below 1 or a cutoff out of range.
@@ -216,14 +216,14 @@ class MPOChain:
         allowed = check_cutoff(cutoff)
         cores = self._promoted_cores()
         if allowed and self._is_padded:
-            # The cutoff is relative to the norm of the features, without the entries in the padding.
+            # The cutoff is relative to the norm of the true matrix, without the padding.
             allowed *= min(self.norm() / (norm(orthogonalize(cores, 0)[0]) or 1.0), 1.0)
         rounded = round_cores(cores, target.bonds, allowed)
         result = self._rebuilt(rounded.cores, rounded.relative_error)
         return result._with_exact_error(self.to_matrix) if self._is_padded or self._is_short else result
 
     def norm(self) -> float:
-        """Frobenius norm of the matrix, from the cores alone; a padded chain is made dense to exclude its padding."""
+        """Frobenius norm of the matrix, from the cores; only a padded chain is made dense, to exclude the padding."""
         if self._is_padded:
             return norm(promoted(self.to_matrix(), "matrix"))
         return norm(orthogonalize(self._promoted_cores(), 0)[0])
@@ -232,7 +232,7 @@ class MPOChain:
         """``||matrix - chain|| / ||matrix||``, by dense subtraction.
 
         Raises:
-            ShapeError: the matrix is of another shape.
+            ShapeError: the matrix has another shape.
         """
         if tuple(matrix.shape) != self.shape:
             raise ShapeError(f"the chain is {self.shape}, got a matrix of shape {tuple(matrix.shape)}")
@@ -242,22 +242,22 @@ class MPOChain:
         return difference / scale if scale else (0.0 if difference == 0.0 else math.inf)
 
     def __add__(self, other: MPOChain) -> MPOChain:
-        """The chain of the summed matrices: bonds add up, clipped to what is attainable.
+        """The chain of the sum of both matrices; bonds add up, and are reduced to the attainable maximum.
 
         Raises:
-            SpecError: the chains have different dims; such a sum stays a tuple of chains.
+            SpecError: the chains have different dims; keep such a sum as a tuple of chains.
         """
         if not isinstance(other, MPOChain):
             return NotImplemented
         a, b = self.spec, other.spec
         if (a.out_dims, a.in_dims, a.shape) != (b.out_dims, b.in_dims, b.shape):
             raise SpecError(
-                f"only chains of equal dims add into one chain, got {a} and {b}; keep others as a tuple of terms"
+                f"only chains with equal dims add up to one chain, got {a} and {b}; keep others as a tuple of terms"
             )
         return MPOChain.from_cores(direct_sum(self.cores, other.cores), a)
 
     def __mul__(self, factor: Any) -> MPOChain:
-        """The chain of the matrix times a number, carried by the first core."""
+        """The chain of the matrix times a number, which scales the first core."""
         if not isinstance(factor, (int, float)) and getattr(factor, "ndim", None) != 0:
             return NotImplemented
         return MPOChain((cast(self.cores[0] * factor, self.cores[0]), *self.cores[1:]), self.spec)
@@ -282,7 +282,7 @@ class MPOChain:
         return dtype_name(self.cores[0]) in ("bfloat16", "float16")
 
     def _with_exact_error(self, matrix: Callable[[], Array]) -> MPOChain:
-        """The chain with its error measured on the features, which excludes padding and includes rounding."""
+        """The chain with its error measured on the true matrix, without padding and with rounding."""
         return MPOChain(self.cores, self.spec, self.relative_error_to(matrix()))
 
     def _promoted_cores(self) -> list[Array]:

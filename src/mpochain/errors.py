@@ -2,23 +2,23 @@
 
 
 class MPOError(Exception):
-    """Base of all errors raised by mpochain."""
+    """Base class of all errors raised by mpochain."""
 
 
 class ArgumentError(MPOError, ValueError):
-    """An argument whose value cannot be used: out of range, unknown, or in contradiction to another."""
+    """An argument with an invalid value: out of range, unknown, or contradicting another argument."""
 
 
 class SpecError(ArgumentError):
-    """Dims, bonds or a cutoff that describe no chain, or no chain of the matrix at hand."""
+    """Dims, bonds or a cutoff that describe no chain, or do not fit the matrix."""
 
 
 class ShapeError(MPOError, ValueError):
-    """An array whose shape does not fit the chain, plan or layer that it was passed to."""
+    """An array whose shape does not fit the chain, plan or layer that received it."""
 
 
 class DTypeError(MPOError, TypeError):
-    """An array whose element type cannot be used, such as integer weights."""
+    """An array of an unsupported element type, such as integer weights, or an object of an unsupported type."""
 
 
 class NonFiniteError(MPOError, ValueError):
@@ -26,7 +26,7 @@ class NonFiniteError(MPOError, ValueError):
 
 
 class CheckpointError(MPOError):
-    """A checkpoint file that is damaged, malicious, or of another model."""
+    """A checkpoint that is damaged, malicious, or for another model."""
 
 
 class CorpusError(MPOError):
@@ -34,7 +34,7 @@ class CorpusError(MPOError):
 
 
 class RecipeError(MPOError, ValueError):
-    """A recipe that cannot be read, or that requests something unavailable."""
+    """A recipe that cannot be read, or requests something unavailable."""
 
 
 class OutputError(MPOError):
@@ -42,4 +42,4 @@ class OutputError(MPOError):
 
 
 class MissingDependencyError(MPOError, ImportError):
-    """An optional package that the called function needs is not installed."""
+    """An optional package that the called function needs and that is not installed."""

@@ -1,4 +1,4 @@
-"""Decomposition of a matrix into a chain, or into a sum of chains with different dims."""
+"""Decomposition of a matrix into a chain (matrix product operator), or into a sum of chains with different dims."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ def _resolved_spec(
         return spec
     if out_dims is None or in_dims is None:
         raise ArgumentError(
-            f"a chain of a {tuple(matrix.shape)} matrix needs spec= or both out_dims= and in_dims=; "
-            "mpochain.shapes.balanced(n, sites) offers dims"
+            f"a chain of a {tuple(matrix.shape)} matrix needs spec=, or both out_dims= and in_dims=; "
+            "mpochain.shapes.balanced(n, sites) proposes dims"
         )
     return ChainSpec(out_dims, in_dims, max_bond)
 
@@ -49,22 +49,22 @@ def decompose(
     """Decompose a matrix ``(out_features, in_features)`` into a chain.
 
     Args:
-        matrix: NumPy, PyTorch or JAX, any float type; bfloat16 and float16 are computed in float32 and cast back.
-            Gradients do not flow through a decomposition.
+        matrix: NumPy, PyTorch or JAX array of any float type; bfloat16 and float16 are computed in float32 and cast
+            back. Gradients do not flow through a decomposition.
         spec: dims and bonds of the chain; or give ``out_dims``, ``in_dims`` and ``max_bond``.
         out_dims: out dim of each site.
         in_dims: in dim of each site.
         max_bond: largest bond; ``None`` for lossless.
-        cutoff: allowed relative Frobenius error of the whole chain, in ``[0, 1)``; combines with ``max_bond``.
+        cutoff: allowed relative Frobenius error of the whole chain, in ``[0, 1)``; can be combined with ``max_bond``.
         method: ``"auto"`` (the fastest whose error is within ``tolerance`` of exact SVDs), or one of ``"tt_svd"``
             (exact SVDs), ``"gram"`` (within 0.1 %) and ``"randomized"`` (fastest for small bonds).
-        tolerance: of ``"auto"``: by what share the error may exceed that of exact SVDs; 0.01 allows the randomised
-            algorithm where bonds are small.
-        seed: of the randomised algorithm.
-        name: what to call the matrix in errors, such as the name of its layer.
+        tolerance: for ``"auto"``, the largest relative excess of the error over that of exact SVDs; 0.01 allows the
+            randomised algorithm if bonds are small.
+        seed: seed of the randomised algorithm.
+        name: name of the matrix in errors, such as the name of its layer.
 
     Returns:
-        A chain whose ``relative_error`` is exact.
+        The chain, with an exact ``relative_error``.
 
     Raises:
         SpecError: dims that do not multiply to the shape, or an impossible bond or cutoff.
@@ -96,20 +96,20 @@ def decompose_terms(
 ) -> tuple[MPOChain, ...]:
     """Decompose a matrix into a sum of chains with different dims.
 
-    Each term in turn is fitted to the residual of the others, over several rounds. The round with the smallest error is
+    In each round, every term in turn is fitted to the residual of the others. The round with the smallest error is
     returned, so more rounds never give a worse sum.
 
     Args:
         matrix: ``(out_features, in_features)``.
-        specs: one per term, all of the matrix's shape.
+        specs: one spec per term, all with the shape of the matrix.
         rounds: passes over the terms; the first is greedy.
         method: see :func:`decompose`.
         seed: see :func:`decompose`.
-        name: what to call the matrix in errors.
+        name: name of the matrix in errors.
 
     Returns:
-        One chain per spec. Its ``relative_error`` is relative to the residual that it was fitted to; the error of the
-        sum is ``||matrix - sum||``.
+        One chain per spec. The ``relative_error`` of each is relative to the residual that it was fitted to, not to the
+        matrix.
 
     Raises:
         ArgumentError: no spec, fewer than one round, or an unknown method.

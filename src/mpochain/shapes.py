@@ -1,8 +1,8 @@
 """Dims of chains: integer factorisations of matrix sizes, and candidate specs within a budget.
 
-The dims determine the cost of a chain more than the contraction order does. For two sites a right-to-left sweep needs
-``χ i_1 o_2 (i_2 + o_1)`` multiply-adds per row and ``χ (o_1 i_1 + o_2 i_2)`` parameters, so *skewed* dims (large
-``o_1`` and ``i_2``, small ``i_1`` and ``o_2``) need as many parameters and less work.
+The dims affect the cost of a chain more than the contraction order does. With two sites and bond ``χ``, a right-to-left
+sweep needs ``χ i_1 o_2 (i_2 + o_1)`` multiply-adds per row and ``χ (o_1 i_1 + o_2 i_2)`` parameters, so *skewed* dims
+(large ``o_1`` and ``i_2``, small ``i_1`` and ``o_2``) need less work for the same number of parameters.
 """
 
 from __future__ import annotations
@@ -69,16 +69,16 @@ def balanced(n: int, sites: int = 2) -> tuple[int, ...]:
 
 
 def padded(n: int, sites: int = 2, *, max_ratio: float = 2.0) -> tuple[int, ...]:
-    """The balanced dims of the smallest number at or above ``n`` whose dims differ by at most ``max_ratio``.
+    """Balanced dims of the smallest number from ``n`` on whose dims have a ratio of at most ``max_ratio``.
 
-    For sizes that factor badly, such as prime vocabularies. Pass the true size as ``out_features`` or ``in_features``
-    of :class:`~mpochain.ChainSpec`.
+    For sizes without good factors, such as prime vocabulary sizes. Pass the true size as ``out_features`` or
+    ``in_features`` of :class:`~mpochain.ChainSpec`.
 
     Args:
-        n: the number of features to hold.
-        sites: the number of dims.
-        max_ratio: largest allowed quotient of the largest and the smallest dim, at least 2 so that a solution near
-            ``n`` always exists.
+        n: number of features.
+        sites: number of dims.
+        max_ratio: largest allowed ratio of the largest to the smallest dim; at least 2, so that a solution near ``n``
+            always exists.
 
     Raises:
         SpecError: ``n`` or ``sites`` is not a positive integer.
@@ -99,9 +99,9 @@ def padded(n: int, sites: int = 2, *, max_ratio: float = 2.0) -> tuple[int, ...]
 
 
 def default_dims(n: int, sites: int = 2) -> tuple[int, ...]:
-    """Balanced dims of ``n`` where they are useful, padded dims otherwise, as for a prime.
+    """Balanced dims of ``n`` if they are useful, otherwise padded dims, such as for a prime.
 
-    With a dim of 1, or a quotient of the dims above 16, a chain is hardly smaller than the matrix.
+    With a dim of 1, or a ratio of the dims above 16, a chain is hardly smaller than the matrix.
 
     Example:
         >>> default_dims(768), default_dims(65), default_dims(97)
@@ -112,7 +112,7 @@ def default_dims(n: int, sites: int = 2) -> tuple[int, ...]:
 
 
 def low_rank(out_features: int, in_features: int, rank: int | None = None) -> ChainSpec:
-    """The chain that is a plain rank-``rank`` product ``(out, rank) @ (rank, in)``: dims ``(out, 1) | (1, in)``.
+    """Spec of a plain low-rank product ``(out, rank) @ (rank, in)``: dims ``(out, 1) | (1, in)``.
 
     Example:
         >>> low_rank(64, 32, 4).core_shapes
@@ -122,7 +122,7 @@ def low_rank(out_features: int, in_features: int, rank: int | None = None) -> Ch
 
 
 def skewed(out_features: int, in_features: int, skew: int, max_bond: int | None = None) -> ChainSpec:
-    """The two-site chain with dims ``(out / skew, skew) | (skew, in / skew)``.
+    """Two-site spec with dims ``(out / skew, skew) | (skew, in / skew)``.
 
     ``skew=1`` is low rank; larger skews have more parameters per bond and fewer multiply-adds than balanced dims.
 
@@ -160,20 +160,20 @@ def candidate_specs(
     macs: int | None = None,
     sites: Sequence[int] = (2, 3),
 ) -> list[ChainSpec]:
-    """Candidate specs of a matrix within a budget: low rank, all skewed, and balanced chains, at their largest bonds.
+    """Candidate specs within a budget, with largest possible bonds: low rank, all skewed, and balanced chains.
 
     Args:
         out_features: rows of the matrix.
         in_features: columns of the matrix.
-        parameters: largest number of elements of all cores together.
+        parameters: largest total number of core elements.
         macs: largest number of multiply-adds per input row, in a sweep site by site.
         sites: numbers of sites of the balanced chains; a size without balanced factors is padded.
 
     Returns:
-        Distinct specs within the budget, fewest multiply-adds per row first.
+        Distinct specs within the budget, sorted by multiply-adds per row.
 
     Raises:
-        ArgumentError: no budget, or one that is not a positive integer.
+        ArgumentError: no budget, or a budget that is not a positive integer.
 
     Example:
         >>> for spec in candidate_specs(64, 64, parameters=1024)[:3]:
@@ -193,9 +193,9 @@ def candidate_specs(
         if skew**2 <= min(out_features, in_features)
     ]
     for n in sites:
-        # Descending out dims with ascending in dims cost least of the balanced orders.
+        # Of all orders of balanced dims, descending out dims with ascending in dims cost least.
         out_dims, in_dims = (default_dims(size, n) for size in (out_features, in_features))
         specs.append(ChainSpec(out_dims[::-1], in_dims, out_features=out_features, in_features=in_features))
-    # A dict rather than a set, so that equal costs keep the order of construction.
+    # A dict rather than a set, so that specs of equal cost keep their order.
     distinct = {bounded: None for spec in specs if (bounded := _largest_bond(spec, parameters, macs))}
     return sorted(distinct, key=lambda spec: (spec.macs(), spec.sites))

@@ -1,6 +1,6 @@
-"""Shape of a chain of cores (dims and bonds), without arrays.
+"""Chain spec: dims and bonds of a chain of cores, without arrays.
 
-Shape legend of the whole library:
+Shape legend of the library:
 
 ====================  =====================================================================
 ``o_k``, ``i_k``      output and input dim of site ``k``
@@ -24,7 +24,7 @@ __all__ = ["ChainSpec"]
 
 
 def _positive_ints(values: Iterable[Any], name: str) -> tuple[int, ...]:
-    """``values`` as a tuple of positive ints; SpecError with the name of the field if they are not."""
+    """``values`` as a tuple of positive ints; otherwise a SpecError that names the field."""
     if isinstance(values, (str, bytes)) or not isinstance(values, Iterable):
         raise SpecError(f"{name} must be a sequence of positive integers, got {values!r}")
     result = []
@@ -42,7 +42,7 @@ def _positive_ints(values: Iterable[Any], name: str) -> tuple[int, ...]:
 
 
 def _attainable(sizes: Sequence[int], requested: Sequence[int]) -> tuple[int, ...]:
-    """Bonds clipped so that none exceeds the largest rank that the sites on either side allow."""
+    """Bonds clipped to the largest ranks that the sites on either side allow."""
     bonds = list(requested)
     left = 1
     for k, size in enumerate(sizes[:-1]):
@@ -55,15 +55,15 @@ def _attainable(sizes: Sequence[int], requested: Sequence[int]) -> tuple[int, ..
 
 @dataclass(frozen=True, init=False, repr=False)
 class ChainSpec:
-    """Dims and bonds of a chain, without its numbers.
+    """Dims and bonds of a chain, without its values.
 
-    Bonds are clipped to the attainable ones: a bond larger than the number of entries on either side of it adds
-    parameters without adding any matrix. :attr:`requested` keeps the bonds as they were requested.
+    Bonds are clipped to the attainable maximum: a bond larger than the number of entries on either side of it adds
+    parameters, but the chain represents no more matrices. :attr:`requested` stores the bonds before clipping.
 
     Args:
         out_dims: output dim of each site; their product is the (padded) number of output features.
         in_dims: input dim of each site, as many as ``out_dims``.
-        max_bond: one bound for every bond; ``None`` (and no ``bonds``) means full, lossless bonds.
+        max_bond: upper limit of every bond; ``None`` (and no ``bonds``) means full, lossless bonds.
         bonds: the ``n - 1`` inner bonds, instead of ``max_bond``.
         out_features: rows of the matrix, if fewer than ``prod(out_dims)``; the other rows are zero padding.
         in_features: columns of the matrix, if fewer than ``prod(in_dims)``.
@@ -136,7 +136,7 @@ class ChainSpec:
     def from_core_shapes(
         cls, shapes: Iterable[Sequence[int]], out_features: int | None = None, in_features: int | None = None
     ) -> ChainSpec:
-        """The spec of cores with these shapes; clipped where a bond is larger than attainable.
+        """The spec of cores with these shapes; bonds above the attainable maximum are clipped.
 
         Args:
             shapes: ``(r_left, out, in, r_right)`` of each core.
@@ -144,7 +144,7 @@ class ChainSpec:
             in_features: see :class:`ChainSpec`.
 
         Raises:
-            ShapeError: shapes that form no chain.
+            ShapeError: the shapes form no chain.
             SpecError: more features than the dims hold.
 
         Example:
@@ -154,7 +154,7 @@ class ChainSpec:
         """
         shapes = [tuple(shape) for shape in shapes]
         if not shapes or any(len(shape) != 4 or 0 in shape for shape in shapes):
-            raise ShapeError(f"cores are arrays (r_left, out, in, r_right) without empty axes, got shapes {shapes}")
+            raise ShapeError(f"cores must be arrays (r_left, out, in, r_right) without empty axes, got shapes {shapes}")
         edges = [1, *(shape[3] for shape in shapes)]
         if edges[-1] != 1 or any(shape[0] != edge for shape, edge in zip(shapes, edges, strict=False)):
             raise ShapeError(f"neighbouring cores must share their bond, end bonds must be 1, got shapes {shapes}")
@@ -178,7 +178,7 @@ class ChainSpec:
 
     @property
     def padded_shape(self) -> tuple[int, int]:
-        """Shape ``(prod(out_dims), prod(in_dims))`` the cores describe; equals :attr:`shape` without padding."""
+        """Shape ``(prod(out_dims), prod(in_dims))`` of the cores' matrix; without padding equal to :attr:`shape`."""
         return math.prod(self.out_dims), math.prod(self.in_dims)
 
     @property
@@ -188,7 +188,7 @@ class ChainSpec:
 
     @property
     def clipped(self) -> bool:
-        """Whether a requested bond was larger than the attainable one."""
+        """True if a requested bond was larger than the attainable maximum."""
         return self.requested is not None and self.requested != self.bonds
 
     @property
@@ -206,15 +206,15 @@ class ChainSpec:
 
     @property
     def dense_parameters(self) -> int:
-        """Number of elements of the matrix itself."""
+        """Number of elements of the dense matrix."""
         return self.out_features * self.in_features
 
     def macs(self, *, leftward: bool | None = None) -> int:
-        """Multiply-adds of one input row contracted with the chain site by site, without folding.
+        """Multiply-adds per input row of a contraction site by site, without folding.
 
         Args:
-            leftward: sweep from the last site to the first (``True``), the other way (``False``), or the cheaper of
-                the two (``None``).
+            leftward: True for a sweep from the last site to the first, False for the opposite direction, None for the
+                cheaper of the two.
 
         Example:
             >>> ChainSpec((64, 64), (64, 64), max_bond=16).macs()
@@ -275,7 +275,7 @@ class ChainSpec:
         expected = {"out_dims", "in_dims", "bonds", "out_features", "in_features"}
         if not isinstance(data, Mapping) or set(data) != expected:
             got = sorted(data) if isinstance(data, Mapping) else data
-            raise SpecError(f"a stored spec has the keys {sorted(expected)}, got {got}")
+            raise SpecError(f"a stored spec must have the keys {sorted(expected)}, got {got}")
         spec = cls(**data)
         if spec.clipped:
             raise SpecError(f"stored bonds {spec.requested} are not attainable; the dims allow {spec.bonds}")

@@ -24,8 +24,8 @@ def set_execution(
             ``tensor.detach().numpy()`` or from another process. Call this function again after such an edit.
         autotune: measure the most promising plans, instead of predicting the fastest, when a layer first meets a batch
             size (rounded up to a power of two), element type, device or number of threads. That call then takes some
-            tenths of a second; :meth:`mpochain.MPOLinear.precompile` measures ahead. The fastest plan is stored in the user's
-            cache folder for later processes.
+            tenths of a second; :meth:`mpochain.MPOLinear.precompile` measures ahead. The fastest plan is stored in the
+            user's cache folder for later processes.
         memory: deprecated; ``"fast"`` means ``cache=True``, ``"compact"`` means ``cache=False``.
 
     Returns:
