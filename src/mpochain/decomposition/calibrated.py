@@ -43,7 +43,7 @@ class Calibration:
 
     @property
     def relative_error(self) -> float:
-        """Weighted norm of the residual over that of the matrix; 0 for a zero matrix."""
+        """Relative error in the weighted norm; 0 for a zero matrix."""
         return math.sqrt(self.errors[-1] / self.scale) if self.scale else 0.0
 
 

@@ -1,8 +1,9 @@
 """Decomposition of a matrix into cores by eigenvectors of Gram matrices, instead of full SVDs.
 
-The left singular vectors of ``A`` are the eigenvectors of ``A A^T``, and its right ones those of ``A^T A``; the smaller
-of these matrices is used, which costs one fast matrix product. Squaring loses directions whose singular values are
-below ``sqrt(eps)`` times the largest. If so little is discarded that those directions matter, an SVD is used instead.
+The left singular vectors of ``A`` are the eigenvectors of ``A A^T``, the right singular vectors those of ``A^T A``. The
+smaller of the two matrices is used, and takes one fast matrix product. Squaring loses directions whose singular values
+are below ``sqrt(eps)`` times the largest. If so little is discarded that these directions matter, an SVD is used
+instead.
 """
 
 from __future__ import annotations

@@ -62,7 +62,7 @@ class PermutedKronecker:
 
     @property
     def relative_error(self) -> float:
-        """Frobenius norm of the residual over that of the matrix."""
+        """Relative error in the Frobenius norm."""
         return self.errors[-1]
 
 

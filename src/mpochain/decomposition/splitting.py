@@ -37,7 +37,7 @@ class KroneckerFactors:
         cores: ``(r_left, out, in, r_right)``, the large core first. The entries of the other cores have mean square 1,
             so that the entries of the large core are on the scale of the matrix and one learning rate suits all.
         spec: spec of the chain.
-        relative_error: Frobenius norm of the residual over that of the matrix.
+        relative_error: relative error in the Frobenius norm.
     """
 
     rows: _Order

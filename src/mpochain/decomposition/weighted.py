@@ -55,7 +55,7 @@ class WeightedLowRank:
         return np.append(np.cumsum(self.squares[::-1])[::-1], 0.0)
 
     def relative_error(self, rank: int) -> float:
-        """Weighted norm of the residual of rank ``rank`` over that of the matrix."""
+        """Relative error, in the weighted norm, of the best matrix of rank ``rank``."""
         errors = self.errors
         return float(np.sqrt(errors[min(rank, len(errors) - 1)] / errors[0])) if errors[0] else 0.0
 

@@ -1,4 +1,4 @@
-"""Execution of plans in torch: kernels, the runner of a chain, autotuning, and fast products."""
+"""Execution of contraction plans in torch: kernels, chain runner, autotuning, and oneDNN products."""
 
 from mpochain.execution.kernels import KERNELS, Kernel
 from mpochain.execution.kernels.onednn import fast_products

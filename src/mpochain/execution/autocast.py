@@ -1,4 +1,4 @@
-"""Autocast for custom operators: the type that it gives matrix products, and contexts without it."""
+"""Autocast for custom operators: the dtype of matrix products under autocast, and contexts without autocast."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ __all__ = ["autocast_dtype", "without_autocast"]
 
 
 def autocast_dtype(x: Tensor) -> torch.dtype | None:
-    """The type that autocast gives products of ``x``; None if it is off, and for float64, which it does not cast."""
+    """The dtype that autocast gives products of ``x``; None if it is off, or for float64, which it does not cast."""
     kind = x.device.type
     if x.dtype != torch.float64 and torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind):
         return torch.get_autocast_dtype(kind)
@@ -19,7 +19,7 @@ def autocast_dtype(x: Tensor) -> torch.dtype | None:
 
 
 def without_autocast(x: Tensor) -> AbstractContextManager[object]:
-    """A context in which products of ``x`` are computed in the type of ``x``."""
+    """A context in which products of ``x`` are computed in the dtype of ``x``."""
     kind = x.device.type
     if torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind):
         return torch.autocast(kind, enabled=False)

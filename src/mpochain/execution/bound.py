@@ -1,8 +1,9 @@
-"""Bound calls: a program at one exact input shape, with every decision taken beforehand.
+"""Bound calls: a program for one exact input shape, with all decisions made in advance.
 
-On few rows the calls are the cost: a product of small matrices takes 6 µs, a view 1.5, and every condition between them
-tenths of one. So all that can be computed once is: the shapes of the states, transposed and expanded views of the
-matrices, and which product a step is. A changed core is noticed by its identity, address and version.
+With few rows the calls dominate the time: a product of small matrices takes 6 µs, a view 1.5 µs, and every condition
+between them tenths of a µs. So everything that can be is computed once: the shapes of the states, transposed and
+expanded views of the matrices, and the kind of product of each step. A changed core is detected by its identity,
+address and version.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from mpochain.execution.program import Program
 
 __all__ = ["Bound", "bind"]
 
-# ``bound(x, parameters)`` is the layer's output, or None if a core is not the one it was bound to.
+# ``bound(x, parameters)`` returns the layer's output, or None if a core has changed since binding.
 Bound = Callable[[Tensor, Mapping[str, Tensor | None]], Tensor | None]
 
 
@@ -29,20 +30,20 @@ def bind(
     watched: Sequence[tuple[str, Tensor, int | None]],
     still_valid: Callable[[], bool] | None,
 ) -> Bound | None:
-    """The call for inputs of one shape, or None if the kernel does not bind it.
+    """A function for inputs of one shape, or None if the kernel does not bind this shape.
 
     Args:
-        program: is run.
-        matrices: those of the program, kept between calls.
-        shape: of the input, ``(..., in_features)``.
-        bias: of the layer, under the name ``"bias"`` in its parameters.
-        watched: name, core and version of the cores that the matrices are made of; no version if the matrices are
-            views, which show changes in place.
-        still_valid: a further condition of the matrices.
+        program: the program to run.
+        matrices: matrices of the program's sweep, cached between calls.
+        shape: shape of the input, ``(..., in_features)``.
+        bias: bias of the layer, named ``"bias"`` in its parameters.
+        watched: name, tensor and version of the cores that the matrices were computed from; the version is None if the
+            matrices are views, which reflect in-place changes.
+        still_valid: further condition for the matrices to be valid.
     """
     if program.is_padded or not math.prod(shape[:-1]):
         return None
-    # Detached, as kernels make views of it.
+    # Detached, since kernels create views of it.
     run = program.kernel.bind(program, matrices, shape, None if bias is None else bias.detach())
     if run is None:
         return None

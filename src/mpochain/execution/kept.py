@@ -1,4 +1,4 @@
-"""Tensors computed from parameters and kept between calls without gradients, and detection of changed parameters."""
+"""Cache of tensors computed from parameters, for calls without gradients, and detection of changed parameters."""
 
 from __future__ import annotations
 
@@ -12,26 +12,26 @@ from mpochain.execution.autocast import without_autocast
 
 __all__ = ["STEPS", "Kept", "ParameterState", "keepable", "same", "same_memory", "state_of"]
 
-# A parameter with its address, type and version.
+# A parameter with its address, dtype and version.
 ParameterState = tuple[Tensor, int, torch.dtype, int]
 
 
 def same(one: Sequence[ParameterState], other: Sequence[ParameterState]) -> bool:
-    """Whether nothing has changed."""
+    """True if no parameter has changed."""
     return all(a[0] is b[0] and a[1:] == b[1:] for a, b in zip(one, other, strict=True))
 
 
 def same_memory(one: Sequence[ParameterState], other: Sequence[ParameterState]) -> bool:
-    """Whether the parameters are the same objects at the same addresses; their values may differ."""
+    """True if the parameters are the same objects at the same addresses; their values may differ."""
     return all(a[0] is b[0] and a[1] == b[1] for a, b in zip(one, other, strict=True))
 
 
 def state_of(parameters: Sequence[Tensor], *, versions: bool = True) -> list[ParameterState]:
-    """The state of parameters, to compare with later; it holds them, so that no other object takes their identity.
+    """The state of parameters, to detect later changes; it keeps them alive, so that their identities stay unique.
 
     Args:
-        parameters: from which a tensor is computed.
-        versions: whether changes in place count.
+        parameters: parameters that a cached tensor is computed from.
+        versions: whether in-place changes count.
     """
     return [
         (parameter, parameter.data_ptr(), parameter.dtype, parameter._version if versions else 0)
@@ -40,23 +40,23 @@ def state_of(parameters: Sequence[Tensor], *, versions: bool = True) -> list[Par
 
 
 def keepable(x: Tensor, parameters: Sequence[Tensor]) -> bool:
-    """Whether tensors computed from these may be kept: parameters of a module, and an ``x`` that is a plain tensor.
+    """True if a tensor computed from these may be cached: for module parameters, and an ``x`` that is a plain tensor.
 
-    Other tensors live for one call: those of ``functional_call`` and of parametrisations, dual numbers, fake and traced
-    tensors.
+    Other tensors exist for one call only: those of ``functional_call`` and parametrisations, dual numbers, fake and
+    traced tensors.
     """
     return type(x) is Tensor and all(type(parameter) is nn.Parameter for parameter in parameters)
 
 
 class _OptimizerSteps:
-    """Counts the steps of every optimiser: fused ones change parameters without increasing their version."""
+    """Counter of the steps of all optimisers: fused ones change parameters without increasing their version."""
 
     def __init__(self) -> None:
         self.count = 0
         self._watching = False
 
     def watch(self) -> None:
-        """Begin to count; done once, when the first layer is set to fast execution."""
+        """Start counting; done once, when the first layer caches tensors."""
         if not self._watching:
             self._watching = True
             register_optimizer_step_post_hook(self._counted)
@@ -69,9 +69,9 @@ STEPS = _OptimizerSteps()
 
 
 class Kept:
-    """One tensor computed from parameters, computed again when one of them changes.
+    """Cache of one tensor computed from parameters, recomputed when a parameter changes.
 
-    Copies and pickles are empty.
+    Copies and pickles of the cache are empty.
     """
 
     def __init__(self) -> None:
@@ -79,25 +79,25 @@ class Kept:
         self._entry: tuple[int, list[ParameterState], Tensor] | None = None
 
     def get(self, x: Tensor, parameters: Sequence[Tensor], make: Callable[[], Tensor]) -> Tensor | None:
-        """The result of ``make`` for these parameters; None if it may not be kept.
+        """The result of ``make`` for these parameters; None if it may not be cached.
 
         Args:
-            x: the input of the call that uses it.
-            parameters: all that ``make`` uses.
-            make: called without gradients if a parameter has changed.
+            x: input of the call that uses the result.
+            parameters: all parameters that ``make`` uses.
+            make: computes the tensor; called without gradients if a parameter has changed.
         """
         entry = self._entry
         if entry is not None and entry[0] == STEPS.count and type(x) is Tensor:
-            # Written out, as every call of a layer comes here, whose product may take a few microseconds.
+            # Not a call of same(): this is on the path of every call of a layer, whose product may take microseconds.
             for now, (before, address, _, version) in zip(parameters, entry[1], strict=True):
                 if now is not before or now._version != version or now.data_ptr() != address:
                     break
             else:
                 return entry[2]
-        # Inference tensors count no versions, so that a change could not be seen.
+        # Inference tensors have no version counter, so a change would not be noticed.
         if not keepable(x, parameters) or any(parameter.is_inference() for parameter in parameters):
             return None
-        # In the parameters' own type, as the next call may be without autocast.
+        # In the parameters' own dtype, since the next call may be without autocast.
         with torch.no_grad(), without_autocast(parameters[0]):
             tensor = make()
         self._entry = STEPS.count, state_of(parameters), tensor

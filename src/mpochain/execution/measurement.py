@@ -1,4 +1,4 @@
-"""Timing on this machine: calls in turn, and the machine constants that predictions are made from."""
+"""Timing on this machine: interleaved timing of calls, and measurement of the machine constants."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ _LONG_SECONDS = 0.2
 
 
 def setting_of(dtype: torch.dtype, device: torch.device | str) -> Setting:
-    """The setting of products of this type on this device, with torch's present number of threads.
+    """The setting of products of this dtype on this device, with torch's current number of threads.
 
-    Element types that plans do not know are planned as float32; whether they can be multiplied is for torch to say.
+    Other element types are planned as float32; torch decides whether it can multiply them.
     """
     name = str(dtype).removeprefix("torch.")
     known = name if name in ("float64", "float32", "bfloat16", "float16") else "float32"
@@ -31,7 +31,7 @@ def setting_of(dtype: torch.dtype, device: torch.device | str) -> Setting:
 
 
 def dtype_of(setting: Setting) -> torch.dtype:
-    """Torch's element type of a setting."""
+    """The torch dtype of a setting."""
     dtype = getattr(torch, setting.dtype)
     assert isinstance(dtype, torch.dtype)
     return dtype
@@ -45,27 +45,27 @@ def _wait(device: str) -> None:
 def interleaved(
     calls: Sequence[Callable[[], object]], device: str, *, rounds: int = 7, budget: float = 1.0
 ) -> list[float]:
-    """Median seconds of each call, timed in turn so that a slow moment of the machine affects all of them.
+    """Median seconds of each call; calls are timed in turn, so that slow phases of the machine affect all of them.
 
-    A call over twice as slow as the fastest is timed once, after a call to warm up if it is short.
+    Calls more than twice as slow as the fastest are not timed in further rounds.
 
     Args:
         calls: functions to time.
-        device: on which they run.
-        rounds: how often each is timed.
-        budget: seconds after which no further round begins.
+        device: device on which they run.
+        rounds: number of rounds.
+        budget: seconds after which no further round starts.
     """
     began = time.perf_counter()
     values: list[list[float]] = []
     for call in calls:
         once = _once(call, 1, device)
         if once > _LONG_SECONDS:
-            values.append([once])  # the extra cost of a first call is small beside it
+            values.append([once])  # the extra cost of a first call is small in comparison
             continue
         once = _once(call, 1, device)
         if once < _SURE_SECONDS:
-            # It may have waited for a sleeping thread, a cold cache or a kernel not yet compiled (a bfloat16 sweep of
-            # 1 ms took 4.4 the second time); one such time would rule it out.
+            # The call may have waited for a sleeping thread, a cold cache or the compilation of a kernel (a bfloat16
+            # sweep of 1 ms took 4.4 ms the second time), and one such time would rule it out.
             once = min(once, *(_once(call, 1 if once > _ROUND_SECONDS else 3, device) for _ in range(2)))
         values.append([once])
     fastest = min(once for (once,) in values)
@@ -75,7 +75,7 @@ def interleaved(
         if time.perf_counter() - began > budget:
             break
         for index in turns if turn % 2 else turns[::-1]:
-            # The first single call is too short to be compared with rounds of many calls.
+            # A single short call is not comparable with rounds of many calls, so the first round replaces it.
             kept = values[index] if turn or counts[index] == 1 else []
             values[index] = [*kept, _once(calls[index], counts[index], device)]
     return [statistics.median(seconds) for seconds in values]
@@ -91,12 +91,12 @@ def _once(call: Callable[[], object], count: int, device: str) -> float:
 
 
 def measure_machine(setting: Setting) -> Machine:
-    """Measure the constants that predictions are made from, in about a second, and store them in the user's cache.
+    """Measure the machine constants of the cost model in about a second, and store them in the user's cache folder.
 
-    Constants that cannot be measured here (see :class:`~mpochain.planning.Machine`) have their defaults.
+    Constants that are not measured (see :class:`~mpochain.planning.Machine`) have their defaults.
 
     Args:
-        setting: element type and device; its threads are replaced by torch's present ones.
+        setting: element type and device; the number of threads is torch's current one.
 
     Example:
         >>> measure_machine(Setting("float32")).gemm_rate > 1e8

@@ -1,4 +1,4 @@
-"""Peak memory of a function call, from the allocations that torch reports."""
+"""Peak memory of a function call, from torch's allocation events."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ __all__ = ["peak_bytes"]
 
 
 def peak_bytes(function: Callable[[], Any]) -> int:
-    """Most bytes on the CPU that were allocated since the call began and not yet freed, at any one time in it.
+    """Peak of the CPU memory in bytes that a call allocates and has not yet freed.
 
-    Memory allocated before and freed in the call is subtracted, so free it first. Scratch memory that kernels do not
-    take from torch's allocator is not counted.
+    Memory allocated before the call and freed within it is subtracted, so free it first. Scratch memory of kernels that
+    does not come from torch's allocator is not counted.
 
     Example:
         >>> import torch

@@ -1,4 +1,4 @@
-"""Programs: a plan as torch runs it, with its kernel and all sizes computed beforehand."""
+"""Executable programs: a plan's schedule with its torch kernel and precomputed sizes."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 __all__ = ["TORCH", "Program", "Steps", "steps_of"]
 
-# The operations that schedules need, under the names of the array API; a plain namespace that compilers see through.
+# The operations that schedules need, under their array API names; a plain namespace, which compilers can trace.
 TORCH = SimpleNamespace(
     reshape=torch.reshape,
     permute_dims=torch.permute,
@@ -27,13 +27,13 @@ TORCH = SimpleNamespace(
     zeros_like=torch.zeros_like,
 )
 
-# Of every step: kept K, summed C, after A, before, and the number of products from which they are batched into one.
-# Plain integers, so that they can be an operator's argument.
+# For each step: kept K, summed C, after A, before, and the number of products from which they are batched into one.
+# Plain integers, so that they can be arguments of an operator.
 Steps = tuple[tuple[int, int, int, int, int], ...]
 
 
 def steps_of(schedule: Schedule, machine: Machine) -> Steps:
-    """The sizes of a schedule's sweep."""
+    """The sizes of the sweep steps of a schedule."""
     return tuple(
         (
             step.kept,
@@ -51,14 +51,14 @@ class Program:
     """A schedule with the kernel that runs it.
 
     Attributes:
-        schedule: merges, then sweep.
-        kernel: runs the schedule.
-        tile: rows worked on at a time.
+        schedule: merges and sweep steps.
+        kernel: the kernel that runs the schedule.
+        tile: number of rows processed at a time.
         options: further sizes of the kernel, by name.
-        machine: constants of the machine.
-        steps: the sizes of the sweep.
-        only_views: whether the matrices of the sweep are the cores' own memory in another shape.
-        is_padded: whether rows of zeros or cut-off outputs make up for features that the dims do not multiply to.
+        machine: machine constants.
+        steps: sizes of the sweep steps.
+        only_views: True if the matrices of the sweep are views of the cores.
+        is_padded: True if the dims multiply to more features than the chain has.
     """
 
     schedule: Schedule
@@ -72,7 +72,7 @@ class Program:
     _layout: tuple[tuple[int, tuple[int, ...] | None, int, int], ...] = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
-        # Site, permutation if one is needed, and shape of each matrix, apart from the steps' methods: on the hot path.
+        # Site, permutation if needed, and shape of each matrix; faster than the methods of the steps on the hot path.
         layout = tuple(
             (step.site, None if step.axes == (0, 1, 2, 3) else step.axes, step.kept, step.summed)
             for step in self.schedule.sweeps
@@ -89,11 +89,11 @@ class Program:
 
     @classmethod
     def of(cls, variant: Variant, kernel: Kernel, machine: Machine) -> Program:
-        """The program of a plan's variant."""
+        """The program for a variant of a plan."""
         return cls(variant.schedule, kernel, variant.tile, dict(variant.options), machine)
 
     def matrices(self, cores: Sequence[Tensor]) -> list[Tensor]:
-        """Merged cores as the matrices ``(K, C)`` of the sweep's steps; differentiable."""
+        """The matrices ``(K, C)`` of the sweep steps, from merged cores; differentiable."""
         merged = self.schedule.merge(cores, TORCH) if self.schedule.merges else cores
         return [
             (merged[site] if axes is None else merged[site].permute(axes)).reshape(kept, summed)
@@ -115,6 +115,6 @@ class Program:
             x: the rows.
             operands: the result of :meth:`matrices`, or the cores if the kernel takes cores.
             bias: added to the result.
-            onto: the sum of earlier terms, to which the result is added in place; only where no gradient is recorded.
+            onto: the sum of earlier terms, to which the result is added in place; only if no gradient is recorded.
         """
         return self.kernel.run(self, x, operands, bias, onto)

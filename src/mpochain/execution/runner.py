@@ -1,4 +1,4 @@
-"""Chain runner: plans and runs one chain in torch for any batch, with plans looked up after their first use."""
+"""Chain runner: plans and runs a chain in torch for any batch size, with cached plans and matrices."""
 
 from __future__ import annotations
 
@@ -21,18 +21,18 @@ from mpochain.spec import ChainSpec
 
 __all__ = ["ChainRunner"]
 
-# Batch that traced graphs are planned for: their batch is symbolic, so that one plan serves every size.
+# Batch size that traced graphs are planned for: their batch is symbolic, so one plan serves every size.
 _TRACED_BATCH = 256
 
-# Input shapes bound at a time; beyond it all are dropped, so that a loop over ever new lengths does not grow.
+# Largest number of bound input shapes; beyond it all are dropped, so that memory stays bounded over ever new lengths.
 _MOST_BOUND = 64
 
-# Key of a program: the exponent of the batch's bucket, whether gradients are recorded, and the setting.
+# Key of a program: exponent of the batch bucket, whether gradients are recorded, dtype, device and threads.
 _Key = tuple[int, bool, torch.dtype, torch.device, int]
 
 
 def _runs_for_real(device: torch.device | str) -> bool:
-    """Whether products on the device are computed: not on ``meta``, nor while tensors are fake."""
+    """True if products on the device are really computed: not on ``meta``, and not with fake tensors."""
     probe = torch.empty(0, device=device)
     return type(probe) is Tensor and not probe.is_meta
 
@@ -42,13 +42,13 @@ def _program_of(chosen: ContractionPlan) -> Program:
 
 
 class ChainRunner:
-    """Plans and runs a chain for any batch.
+    """Plans and runs a chain for any batch size.
 
     Args:
-        spec: the chain.
-        memory: ``"compact"`` keeps nothing but the cores; ``"fast"`` keeps merged cores between calls that need no
-            gradient, up to the dense matrix.
-        autotune: whether plans are measured when a batch size is first met, instead of predicted.
+        spec: spec of the chain.
+        memory: ``"compact"`` stores only the cores; ``"fast"`` caches merged cores, up to the dense matrix, between
+            calls without gradients.
+        autotune: whether plans are measured at the first call with a batch size, instead of predicted.
     """
 
     def __init__(self, spec: ChainSpec, memory: Memory = "compact", autotune: bool = False) -> None:
@@ -61,13 +61,13 @@ class ChainRunner:
         if self.memory == "fast":
             STEPS.watch()
         self._programs: dict[_Key, tuple[Program, int]] = {}
-        # Programs of one schedule and type share their matrices, under a number of that pair.
+        # Programs with the same schedule and dtype share their matrices; each such pair has a number.
         self._numbers: dict[tuple[Schedule, torch.dtype], int] = {}
         self._kept: dict[int, tuple[int, list[ParameterState], list[Tensor]]] = {}
         self.bound: dict[torch.Size, Bound] = {}
-        # Shapes that the kernel does not bind, so that no call tries twice.
+        # Shapes that the kernel does not bind, so that binding is tried only once.
         self._unbindable: set[torch.Size] = set()
-        # Made beforehand, so that a traced forward runs no search.
+        # Planned here, so that a traced forward contains no search.
         self._compiled, self._portable = self._traced_program("compiled"), self._traced_program("portable")
 
     def _traced_program(self, graph: Graph) -> Program:
@@ -75,23 +75,23 @@ class ChainRunner:
         return _program_of(traced)
 
     def set_execution(self, memory: Memory, autotune: bool) -> None:
-        """Choose between compact and fast execution, predicted and measured plans; drops plans and kept matrices.
+        """Choose compact or fast execution, and predicted or measured plans; drops plans and cached matrices.
 
         Raises:
-            ArgumentError: a memory that is neither ``"compact"`` nor ``"fast"``.
+            ArgumentError: ``memory`` is neither ``"compact"`` nor ``"fast"``.
         """
-        Conditions(1, "inference", memory, Setting(), Machine())  # checks it
+        Conditions(1, "inference", memory, Setting(), Machine())  # validates memory
         self.memory, self.autotune = memory, bool(autotune)
         self._reset()
 
     def plan(
         self, rows: int, *, training: bool, dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu"
     ) -> ContractionPlan:
-        """The plan used for ``rows`` input rows; measured now if the runner autotunes and it has not been measured.
+        """The plan for ``rows`` input rows; with autotuning it is measured now, unless it was measured before.
 
-        Predictions use the constants that were measured on this machine, if they were.
+        Predictions use the constants measured on this machine, if there are any.
         """
-        # With gradients the merges must be part of the graph at every call, so nothing can be kept.
+        # With gradients the merges are part of the graph at every call, so nothing can be cached.
         mode: Mode = "training" if training else "inference"
         memory: Memory = "compact" if training else self.memory
         setting, batch = setting_of(dtype, device), batch_bucket(rows)
@@ -115,8 +115,8 @@ class ChainRunner:
 
         Args:
             x: the rows.
-            cores: of the chain.
-            bias: added to the result, unless there is an ``onto``.
+            cores: cores of the chain.
+            bias: added to the result, unless ``onto`` is given.
             onto: the sum of earlier terms, to which the result is added.
         """
         compiling = torch.compiler.is_compiling()
@@ -134,13 +134,13 @@ class ChainRunner:
         return program.run(x, self._matrices(program, number, cores), bias, onto)
 
     def _keeps(self, program: Program) -> bool:
-        """Whether the program's matrices are kept between calls: views of the cores always, others if wanted."""
+        """True if the program's matrices are cached between calls: views of the cores always, others if ``"fast"``."""
         return program.only_views or (self.memory == "fast" and not program.kernel.takes_cores)
 
     def _program(self, x: Tensor, training: bool) -> tuple[Program, int]:
         rows, device = x.shape[0], x.device
         dtype = autocast_dtype(x) or x.dtype
-        # The same arithmetic as batch_bucket, spared a call.
+        # The same arithmetic as in batch_bucket, without a call.
         key = (rows - 1).bit_length() if rows > 1 else 0, training, dtype, device, torch.get_num_threads()
         numbered = self._programs.get(key)
         if numbered is None:
@@ -153,15 +153,15 @@ class ChainRunner:
         """Bind calls without gradients for inputs of this shape, if the kernel and the cores allow it.
 
         Args:
-            x: the rows of an input, with which this runner was just called.
-            shape: of the input itself.
-            names: of the cores.
+            x: the rows of an input with which this runner was just called.
+            shape: shape of the input itself.
+            names: names of the cores.
             parameters: the cores by name, and ``bias``.
         """
         if shape in self._unbindable:
             return
         cores = [core for name in names if (core := parameters.get(name)) is not None]
-        # A parametrised core or bias is computed anew at every call; under autocast matrices have another type.
+        # A parametrised core or bias is recomputed at every call; under autocast matrices have another dtype.
         if len(cores) < len(names) or "bias" not in parameters or autocast_dtype(x) is not None:
             return
         program, number = self._program(x, training=False)
@@ -173,7 +173,7 @@ class ChainRunner:
             return
         matrices = self._matrices(program, number, cores)
         if number not in self._kept or self._kept[number][2] is not matrices:
-            return  # they could not be kept
+            return  # the matrices could not be cached
         watched = [(name, core, None if views else core._version) for name, core in zip(names, cores, strict=True)]
         bias = parameters["bias"]
         bound = bind(program, matrices, shape, bias, watched, None if views else lambda: STEPS.count == steps)
@@ -190,17 +190,18 @@ class ChainRunner:
         self._unbindable.add(shape)
 
     def _matrices(self, program: Program, number: int, cores: Sequence[Tensor]) -> list[Tensor]:
-        """The matrices of the sweep, kept between calls and computed again when a core changed.
+        """The matrices of the sweep, cached between calls and recomputed when a core has changed.
 
-        Views of the cores hold no memory of their own, and a change in place shows in them. Others are copies (fast
-        execution only): a tensor's version counts its changes in place (``load_state_dict``, edits), and the steps of
-        all optimisers are counted. A replaced core is another object; its address and type change with ``.to``.
+        Views of the cores have no memory of their own, and reflect in-place changes. Other matrices are copies (fast
+        execution only). Changes are detected by the tensor's version, which counts in-place changes
+        (``load_state_dict``, edits), and by the number of steps of all optimisers. A replaced core is another object,
+        and ``.to`` changes its address and dtype.
         """
         views = program.only_views
         if views and not all(core.is_contiguous() for core in cores):
-            return program.matrices(cores)  # copied, and a copy would not see the next change
+            return program.matrices(cores)  # copies, which would not reflect the next change
         if not views and any(core.is_inference() for core in cores):
-            return program.matrices(cores)  # they count no versions, so a change could not be seen
+            return program.matrices(cores)  # they have no version counter, so a change would not be noticed
         state = state_of(cores, versions=not views)
         steps = 0 if views else STEPS.count
         kept = self._kept.get(number)
@@ -208,13 +209,13 @@ class ChainRunner:
             return kept[2]
         matrices = [matrix.detach() if views else matrix.contiguous() for matrix in program.matrices(cores)]
         if any(not same_memory(old, state) for _, old, _ in self._kept.values()) or kept is not None:
-            # Matrices of the old cores would hold their memory, in other programs and bound calls too.
+            # Matrices of the old cores would keep their memory alive, also in other programs and bound calls.
             self._kept.clear()
             self.bound.clear()
         self._kept[number] = steps, state, matrices
         return matrices
 
-    # Copies and pickles carry the settings, not the cache: plans are made again where they are used.
+    # Copies and pickles contain the settings but no caches: each process makes its own plans.
     def __getstate__(self) -> dict[str, object]:
         return {"spec": self.spec, "memory": self.memory, "autotune": self.autotune}
 

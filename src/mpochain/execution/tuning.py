@@ -1,4 +1,4 @@
-"""Autotuning: the most promising variants timed on this machine, the fastest stored in the user's cache."""
+"""Autotuning of contraction plans: the most promising variants are timed, the fastest is stored in the user's cache."""
 
 from __future__ import annotations
 
@@ -21,28 +21,28 @@ from mpochain.spec import ChainSpec
 
 __all__ = ["tuned"]
 
-# Candidates that are timed, besides the rebuild: predictions rank the best one among the first three nearly always.
+# Number of timed candidates, besides the rebuild: predictions nearly always rank the best one among the first three.
 _MOST_PROMISING = 3
 
-# A candidate predicted to take this many times as long as the best is not timed: one call can take a minute.
+# Candidates predicted to take more than this multiple of the best time are not timed: one call can take a minute.
 _HOPELESS = 4.0
 
-# Seconds after which no further round of timing begins, for each of the two stages.
+# Seconds after which no further round of timing starts, for each of the two stages.
 _BUDGET = 0.5
 
 
 def tuned(spec: ChainSpec, batch: int, *, mode: Mode, memory: Memory, setting: Setting) -> ContractionPlan:
-    """The measured plan: read from the user's cache, or timed now and stored there.
+    """The measured plan, read from the user's cache folder, or timed now and stored there.
 
-    The constants of the machine are measured too, once, so that the most promising variants are timed. The kernels of
-    ``mpochain.execution.KERNELS`` compete.
+    The machine constants are measured once too, to select the most promising variants. The plan chooses among all
+    kernels of ``mpochain.execution.KERNELS``.
 
     Args:
-        spec: the chain.
+        spec: spec of the chain.
         batch: number of input rows.
         mode: ``"inference"`` or ``"training"``.
         memory: ``"compact"`` or ``"fast"``.
-        setting: element type and device; its threads are replaced by torch's present ones.
+        setting: element type and device; the number of threads is torch's current one.
     """
     setting = replace(setting, threads=torch.get_num_threads())
     exact = spec.with_bonds(bonds=spec.bonds)
@@ -87,9 +87,9 @@ def _conditions(predicted: ContractionPlan) -> Conditions:
 
 
 def _recalled(predicted: ContractionPlan, record: object, kernels: tuple[Kernel, ...]) -> ContractionPlan | None:
-    """The plan as measured before; None if the record is not valid here, so that it is measured again.
+    """The plan from an earlier measurement; None if the record is invalid, so that the plan is measured again.
 
-    Records of versions before kernels had names are such.
+    Records from before kernels had names are invalid.
     """
     if not isinstance(record, dict):
         return None
@@ -119,7 +119,7 @@ def _recalled(predicted: ContractionPlan, record: object, kernels: tuple[Kernel,
 
 
 def _timed(predicted: ContractionPlan, kernels: tuple[Kernel, ...]) -> ContractionPlan:
-    """The plan with its most promising variants timed, and the neighbours of the fastest of them."""
+    """Time the most promising variants of the plan, then the neighbours of the fastest, and return the timed plan."""
     training, conditions = predicted.mode == "training", _conditions(predicted)
     variants: dict[Variant, float] = {}
     for rank, (variant, seconds, _) in enumerate(predicted.considered):
@@ -133,7 +133,7 @@ def _timed(predicted: ContractionPlan, kernels: tuple[Kernel, ...]) -> Contracti
                         variants[rival] = kernel.seconds(rival, conditions)
     by_name = {kernel.name: kernel for kernel in kernels}
     bench = _Bench(predicted, by_name)
-    # In surroundings of its own, whatever the caller has switched on.
+    # Independent of the caller's modes and hooks.
     with (
         torch.inference_mode(False),
         torch.set_grad_enabled(training),
@@ -147,7 +147,7 @@ def _timed(predicted: ContractionPlan, kernels: tuple[Kernel, ...]) -> Contracti
         if near:
             for other in near:
                 variants[other] = kernel.seconds(other, conditions)
-            # Timed at another moment, so that only times relative to the best are comparable with the first ones.
+            # Timed later than the others, so only times relative to the best variant are comparable.
             again, _ = bench.seconds([best, *near])
             times |= {other: again[other] / again[best] * times[best] for other in near}
     ranked = sorted(times, key=times.__getitem__)
@@ -156,7 +156,7 @@ def _timed(predicted: ContractionPlan, kernels: tuple[Kernel, ...]) -> Contracti
 
 
 class _Bench:
-    """Runs variants of one plan on random numbers of its own."""
+    """Times variants of one plan on random inputs and cores."""
 
     def __init__(self, predicted: ContractionPlan, kernels: Mapping[str, Kernel]) -> None:
         self.predicted, self.kernels, self.device = predicted, kernels, predicted.setting.device
@@ -174,7 +174,7 @@ class _Bench:
         return numbers.to(self.dtype).requires_grad_(self.training)
 
     def seconds(self, variants: list[Variant]) -> tuple[dict[Variant, float], float]:
-        """Seconds of the variants, and of the dense layer."""
+        """Median seconds of each variant, and of the dense layer."""
         dense = self._step(lambda: F.linear(self.x, self.matrix), [self.x, self.matrix])
         calls = [dense, *(self._call(variant) for variant in variants)]
         first, *rest = interleaved(calls, self.device, budget=_BUDGET)
@@ -187,7 +187,7 @@ class _Bench:
         if not self.training and keeps:
             matrices = [matrix.contiguous() for matrix in program.matrices(self.cores)]
             bound = bind(program, matrices, self.x.shape, None, [], None)
-            # On few rows the calls count, so they are those of the layer.
+            # With few rows the overhead of calls matters, so the bound call is timed, as the layer uses it.
             if bound is not None:
                 return lambda: bound(self.x, {})
             return lambda: program.run(self.x, matrices, None)

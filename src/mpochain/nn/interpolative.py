@@ -28,7 +28,7 @@ _MANY_ROWS = 64
 
 
 class InterpolativeEntry(MatrixEntry):
-    """An :class:`InterpolativeLinear`."""
+    """Entry of an :class:`InterpolativeLinear`."""
 
     kind: Literal["interpolative"] = "interpolative"
     rank: Size

@@ -109,7 +109,7 @@ class CompressedLayer(nn.Module, ABC):
 
     @property
     def cache(self) -> bool:
-        """Whether calls without gradients share a cached matrix, see :func:`mpochain.set_execution`."""
+        """True if calls without gradients share a cached matrix, see :func:`mpochain.set_execution`."""
         return self._kept is not None
 
     def indices(self) -> dict[str, Index]:

@@ -27,7 +27,7 @@ __all__ = ["ChainsEntry", "MPOLinear"]
 
 
 class ChainsEntry(LayerEntry):
-    """An :class:`MPOLinear`."""
+    """Entry of an :class:`MPOLinear`."""
 
     kind: Literal["chains"] = "chains"
     bias: bool
@@ -259,7 +259,7 @@ class MPOLinear(CompressedLayer):
 
     @property
     def cache(self) -> bool:
-        """Whether calls without gradients share cached merged cores."""
+        """True if calls without gradients share cached merged cores."""
         return self._runners[0].memory == "fast"
 
     def entry(self) -> ChainsEntry:

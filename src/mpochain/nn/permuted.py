@@ -22,7 +22,7 @@ __all__ = ["PermutedEntry", "PermutedLinear"]
 
 
 class PermutedEntry(LayerEntry):
-    """A :class:`PermutedLinear`."""
+    """Entry of a :class:`PermutedLinear`."""
 
     kind: Literal["permuted"] = "permuted"
     rows: bool

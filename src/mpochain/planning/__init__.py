@@ -1,4 +1,4 @@
-"""Contraction planning: shapes to plans, with candidates, kernel models and a cost model. No tensors, no torch."""
+"""Contraction planning from shapes alone: candidates, kernel models and a cost model. Does not import torch."""
 
 from mpochain.planning.candidates import Candidate, candidates
 from mpochain.planning.conditions import Conditions, Graph, Memory, Mode

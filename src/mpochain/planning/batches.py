@@ -1,4 +1,4 @@
-"""Batch sizes of plans: their check, and the power of two that a plan serves."""
+"""Batch sizes of plans: validation, and rounding to a power of two."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ __all__ = ["batch_bucket", "check_batch"]
 
 
 def batch_bucket(batch: int) -> int:
-    """The next power of two at or above ``batch``, at least 1: plans are made per bucket.
+    """The smallest power of two at or above ``batch``; one plan serves all batches of such a bucket.
 
     Example:
         >>> [batch_bucket(n) for n in (0, 1, 3, 1024, 1025)]

@@ -1,10 +1,10 @@
-"""Contraction candidates: contiguous groups of sites merged first, then the best path over the merged cores.
+"""Contraction candidates: groups of contiguous sites to merge, then the best order of the merged cores.
 
-opt_einsum has no way to say that work on cores alone is free once cached (its issue 199), so the groupings are
-enumerated here and every merged chain is searched on its own. A path that contracts two cores before either meets the
-input is the sweep of a coarser grouping, which is enumerated too, so only sweeps remain, and they need no permuted
-copies (see :mod:`mpochain.planning.schedule`). The two plain sweeps of each grouping are candidates as well: the fewest
-multiply-adds, which opt_einsum looks for, are not always the least time.
+opt_einsum cannot express that products of cores cost nothing once they are cached (its issue 199), so the groupings are
+enumerated here, and the order of each merged chain is searched separately. A path that contracts two cores before
+either meets the input is a sweep of a coarser grouping, which is enumerated too. So all candidates are sweeps, which
+need no permuted copies (see :mod:`mpochain.planning.schedule`). The two plain sweeps of each grouping are candidates
+as well, since the fewest multiply-adds, which opt_einsum searches for, are not always the shortest time.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ from mpochain.spec import ChainSpec
 
 __all__ = ["Candidate", "candidates", "equation"]
 
-# opt_einsum's exhaustive search takes 1 ms for four cores, 0.1 s for eight, and runs once per grouping. Longer chains
-# are searched here, over sweeps alone, since any other path is a sweep of a coarser grouping; very long chains have
-# their plain sweeps only.
+# opt_einsum's exhaustive search takes 1 ms for four cores and 0.1 s for eight, and runs once per grouping. Longer
+# chains are searched here, over sweeps only, since any other path is a sweep of a coarser grouping. Very long chains
+# have only their plain sweeps.
 _EXHAUSTIVE_CORES = 4
 _SEARCHED_CORES = 10
 _EXHAUSTIVE_SITES = 6
@@ -38,10 +38,10 @@ class Candidate:
     """One way to run a chain.
 
     Attributes:
-        groups: contiguous sites merged into one core each.
+        groups: groups of contiguous sites, each merged into one core.
         order: order in which the merged cores meet the input.
         path: the order as an opt_einsum path over ``(input, merged cores...)``.
-        searched: whether a search for the fewest multiply-adds gave this order.
+        searched: True if the order is the result of the search for the fewest multiply-adds.
         equation: einsum equation of the merged chain.
         schedule: the lowered steps.
     """
@@ -55,7 +55,7 @@ class Candidate:
 
     @property
     def rebuilds(self) -> bool:
-        """Whether all sites are merged: the dense matrix, then one product."""
+        """True if all sites are merged, which rebuilds the dense matrix."""
         return len(self.groups) == 1
 
     def __str__(self) -> str:
@@ -84,7 +84,7 @@ def equation(sites: int) -> str:
 
 
 def _groupings(sites: int) -> Iterator[tuple[Group, ...]]:
-    """Contiguous groupings: all of them for short chains; for long chains those with at most one merged run."""
+    """Contiguous groupings: all for short chains; for long chains, those with at most one merged group."""
     if sites <= _EXHAUSTIVE_SITES:
         for count in range(sites):
             for cuts in combinations(range(1, sites), count):
@@ -98,7 +98,7 @@ def _groupings(sites: int) -> Iterator[tuple[Group, ...]]:
 
 
 def _merge_positions(spec: ChainSpec, groups: tuple[Group, ...]) -> list[int]:
-    """The cheapest order to merge each group, as positions in the shrinking list of cores."""
+    """The cheapest order of merges within each group, as positions in the shrinking list of cores."""
     splits = _cheapest_splits(spec)
     positions = []
 
@@ -132,7 +132,7 @@ def _cheapest_splits(spec: ChainSpec) -> dict[tuple[int, int], int]:
 
 
 def _path(eq: str, shapes: Sequence[tuple[int, ...]]) -> list[PathPair]:
-    # opt_einsum's search itself: its contract_path would check, copy and count for a third of the time.
+    # Calls the search directly: contract_path would spend a third of the time on checks, copies and counts.
     terms, output = eq.split("->")
     inputs = terms.split(",")
     sizes = {
@@ -142,7 +142,7 @@ def _path(eq: str, shapes: Sequence[tuple[int, ...]]) -> list[PathPair]:
 
 
 def _fewest_macs(shapes: Sequence[tuple[int, int, int, int]]) -> tuple[int, ...]:
-    """The order of fewest multiply-adds, by dynamic programming over the sets of cores that have met the input."""
+    """The order with the fewest multiply-adds, by dynamic programming over sets of cores that have met the input."""
     count = len(shapes)
     state = {0: math.prod(in_ for _, _, in_, _ in shapes)}
     best: dict[int, tuple[int, tuple[int, ...]]] = {0: (0, ())}
@@ -163,7 +163,7 @@ def _fewest_macs(shapes: Sequence[tuple[int, int, int, int]]) -> tuple[int, ...]
 
 
 def _sweep_order(path: list[PathPair], count: int) -> tuple[int, ...] | None:
-    """The order of cores if the input takes part in every contraction of the path, else None."""
+    """The order of cores if every contraction of the path includes the input, else None."""
     names: list[int | None] = [None, *range(count)]
     order = []
     for pair in path:
@@ -179,7 +179,7 @@ def _sweep_order(path: list[PathPair], count: int) -> tuple[int, ...] | None:
 
 
 def _path_of(order: tuple[int, ...]) -> tuple[PathPair, ...]:
-    """The path of an order, the inverse of :func:`_sweep_order`: every core meets the current intermediate."""
+    """The path of an order, in which every core meets the current intermediate; the inverse of :func:`_sweep_order`."""
     names: list[int | None] = [None, *range(len(order))]
     path = []
     for core in order:
@@ -192,9 +192,9 @@ def _path_of(order: tuple[int, ...]) -> tuple[PathPair, ...]:
 
 
 def candidates(spec: ChainSpec, batch: int) -> Iterator[Candidate]:
-    """Every sweep worth considering for ``batch`` rows, among them the rebuild of the dense matrix.
+    """All candidate sweeps for ``batch`` rows, including the rebuild of the dense matrix.
 
-    All groupings of up to 6 sites; for longer chains those in which one run of sites is merged.
+    Chains of up to 6 sites have all groupings; longer chains, those with at most one merged group.
 
     Example:
         >>> [str(c) for c in candidates(ChainSpec((8, 8), (8, 8), max_bond=4), batch=16)]

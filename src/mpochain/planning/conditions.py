@@ -1,4 +1,4 @@
-"""Conditions of a plan: batch, mode, memory, kind of graph, element type, device and machine constants."""
+"""Conditions that a plan is made for: batch, mode, memory, kind of graph, element type, device and machine."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ Graph = Literal["eager", "compiled", "portable"]
 
 @dataclass(frozen=True, slots=True)
 class Conditions:
-    """The conditions under which a chain is run, which kernels are asked about.
+    """The conditions under which a chain runs; kernels support and predict variants for them.
 
     Attributes:
         batch: number of input rows.
         mode: ``"inference"``, or ``"training"`` (forward and backward).
-        memory: ``"compact"`` (merges are paid at every call) or ``"fast"`` (merged cores are kept).
+        memory: ``"compact"`` (cores are merged at every call) or ``"fast"`` (merged cores are cached).
         setting: element type, device and threads.
-        machine: constants that predictions are made from.
-        graph: ``"eager"``, ``"compiled"`` (by ``torch.compile``), or ``"portable"`` (reshapes, permutes and products
-            alone, as ``torch.export`` and ``torch.func`` need them).
+        machine: machine constants for predictions.
+        graph: ``"eager"``, ``"compiled"`` (by ``torch.compile``), or ``"portable"`` (only reshapes, permutes and
+            products, for ``torch.export`` and ``torch.func``).
 
     Raises:
         ArgumentError: a mode, memory, setting, machine or graph of another kind.
@@ -52,10 +52,10 @@ class Conditions:
 
     @property
     def training(self) -> bool:
-        """Whether forward and backward count."""
+        """True if the backward pass counts too."""
         return self.mode == "training"
 
     @property
     def merged_is_cached(self) -> bool:
-        """Whether merged cores are kept between calls, and therefore free."""
+        """True if merged cores are cached between calls, so that merging costs nothing."""
         return self.memory == "fast"

@@ -1,9 +1,9 @@
-"""Kernel models: which variants of a candidate a kernel runs, and how long they take. No tensors.
+"""Kernel models for planning: supported schedules, variants of candidates, and predicted times. Does not import torch.
 
-A *kernel* runs a schedule. Planning needs to know three things of it: whether it supports a schedule under given
-conditions, its variants, and their predicted seconds. :class:`KernelModel` states these. The kernels that run them in
-torch are in ``mpochain.execution.kernels``; they are models too, so that ``plan(..., kernels=...)`` can be given
-them. ``MODELS`` are the models of the built-in kernels, with which a plan is made where torch is not imported.
+A *kernel* runs a schedule. A :class:`KernelModel` tells the planner whether the kernel supports a schedule under given
+conditions, which variants it has, and how many seconds they are predicted to take. The kernels in
+``mpochain.execution.kernels``, which run schedules in torch, are models too, so that they can be passed to
+``plan(..., kernels=...)``. ``MODELS`` are the models of the built-in kernels, for planning without torch.
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ __all__ = ["MODELS", "AutogradModel", "DenseModel", "KernelModel", "PanelsModel"
 
 
 class KernelModel(ABC):
-    """What planning knows of a kernel.
+    """Interface of a kernel to the planner.
 
     Attributes:
-        name: by which variants and stored plans refer to the kernel.
-        graphs: kinds of graph that it can be part of.
+        name: name of the kernel in variants and stored plans.
+        graphs: kinds of graph that the kernel can be part of.
     """
 
     name: ClassVar[str]
@@ -36,32 +36,32 @@ class KernelModel(ABC):
 
     @abstractmethod
     def supports(self, schedule: Schedule, conditions: Conditions) -> bool:
-        """Whether the kernel can run the schedule; measured plans may then choose it."""
+        """True if the kernel can run the schedule, so that measured plans may choose it."""
 
-    def advised(self, schedule: Schedule, conditions: Conditions) -> bool:  # noqa: ARG002  # for those that override it
-        """Whether plans that are only predicted may choose the kernel, where it supports the schedule."""
+    def advised(self, schedule: Schedule, conditions: Conditions) -> bool:  # noqa: ARG002  # used by overrides
+        """True if predicted plans, which are not measured, may choose the kernel for a supported schedule."""
         return True
 
     @abstractmethod
     def variants(self, candidate: Candidate, conditions: Conditions) -> Iterator[Variant]:
-        """The variants of a candidate, whose schedule is supported, that a plan chooses among."""
+        """The variants, for a candidate with a supported schedule, that a plan chooses among."""
 
     def neighbours(self, variant: Variant, conditions: Conditions) -> Iterator[Variant]:  # noqa: ARG002
-        """Variants close to ``variant``, the fastest measured so far, that are worth measuring next."""
+        """Variants to measure next, close to ``variant``, the fastest measured so far."""
         return iter(())
 
     @abstractmethod
     def seconds(self, variant: Variant, conditions: Conditions) -> float:
-        """Predicted seconds of one call, forward and backward in training."""
+        """Predicted seconds of one call; in training, forward and backward."""
 
 
 def runs(kernel: KernelModel, schedule: Schedule, conditions: Conditions) -> bool:
-    """Whether the kernel can be part of the graph and supports the schedule."""
+    """True if the kernel can be part of the graph and supports the schedule."""
     return conditions.graph in kernel.graphs and kernel.supports(schedule, conditions)
 
 
 class _ScheduleModel(KernelModel):
-    """A kernel that takes as long as ``schedule_time`` says."""
+    """A kernel whose time is predicted by ``schedule_time``."""
 
     def seconds(self, variant: Variant, conditions: Conditions) -> float:
         return schedule_time(
@@ -75,12 +75,12 @@ class _ScheduleModel(KernelModel):
 
 
 def _widest(schedule: Schedule) -> int:
-    """Most elements per row of a step's input and output together."""
+    """Largest number of elements per row of a step's input and output together."""
     return max(step.before * step.after * (step.summed + step.kept) for step in schedule.sweeps)
 
 
 def _tile(schedule: Schedule, batch: int, machine: Machine) -> int:
-    """Rows whose states stay in cache: a power of two, or all of them.
+    """Number of rows per tile whose states stay in cache: a power of two, or the batch.
 
     Measured for 4096x4096, two sites, χ=4, 1,024 rows: 28 ms in tiles of 64 (5 MiB), 37 ms in tiles of 256, over 45 ms
     untiled; tiles of 16 and of 64 are within 4 %.
@@ -91,16 +91,16 @@ def _tile(schedule: Schedule, batch: int, machine: Machine) -> int:
 
 
 class TiledModel(_ScheduleModel):
-    """A sweep over tiles of rows that stay in cache; the backward pass computes the states again."""
+    """A sweep over tiles of rows that stay in cache; the backward pass recomputes the states."""
 
     name = "tiled"
 
     def supports(self, schedule: Schedule, conditions: Conditions) -> bool:  # noqa: ARG002
-        """Any sweep of more than one step."""
+        """True for sweeps of more than one step."""
         return len(schedule.sweeps) > 1
 
     def variants(self, candidate: Candidate, conditions: Conditions) -> Iterator[Variant]:
-        """The tile that fits into the cache."""
+        """One variant, whose tile fits into the cache."""
         tile = _tile(candidate.schedule, conditions.batch, conditions.machine)
         yield Variant(candidate, conditions.batch, self.name, tile)
 
@@ -114,31 +114,31 @@ class TiledModel(_ScheduleModel):
 
 
 class AutogradModel(_ScheduleModel):
-    """A sweep whose states autograd saves for the backward pass, instead of computing them twice."""
+    """A sweep whose states autograd saves for the backward pass, instead of recomputing them."""
 
     name = "autograd"
 
     def supports(self, schedule: Schedule, conditions: Conditions) -> bool:
-        """Sweeps in training whose states need little memory."""
+        """True in training for sweeps whose states need little memory."""
         if len(schedule.sweeps) == 1 or not conditions.training:
             return False
         return _state_bytes(schedule, conditions) <= conditions.machine.largest_states_bytes
 
     def advised(self, schedule: Schedule, conditions: Conditions) -> bool:
-        """Small states; larger ones if the last step is narrow, or if every step is one product of all rows."""
+        """True for small states, and for larger ones if the last step is narrow or every step is a single product."""
         machine = conditions.machine
         narrow = 1 < schedule.sweeps[-1].after < machine.narrow_columns
         plain = all(step.after == step.before == 1 for step in schedule.sweeps)
         return narrow or plain or _state_bytes(schedule, conditions) <= machine.small_states_bytes
 
     def variants(self, candidate: Candidate, conditions: Conditions) -> Iterator[Variant]:
-        """All rows at once; the tile is that of calls without gradients."""
+        """One variant with all rows at once; the tile is for calls without gradients."""
         tile = _tile(candidate.schedule, conditions.batch, conditions.machine)
         yield Variant(candidate, conditions.batch, self.name, tile)
 
 
 def _state_bytes(schedule: Schedule, conditions: Conditions) -> int:
-    """Bytes that autograd would save, the input apart."""
+    """Bytes of the states that autograd would save, without the input."""
     per_row = sum(step.before * step.after * step.summed for step in schedule.sweeps[1:])
     return conditions.batch * per_row * conditions.machine.element_bytes
 
@@ -149,40 +149,40 @@ class DenseModel(_ScheduleModel):
     name = "dense"
 
     def supports(self, schedule: Schedule, conditions: Conditions) -> bool:  # noqa: ARG002
-        """Schedules that merge all cores."""
+        """True for schedules that merge all cores."""
         return len(schedule.sweeps) == 1
 
     def variants(self, candidate: Candidate, conditions: Conditions) -> Iterator[Variant]:
-        """All rows at once."""
+        """One variant with all rows at once."""
         yield Variant(candidate, conditions.batch, self.name, conditions.batch)
 
 
 class PanelsModel(_ScheduleModel):
-    """The dense matrix rebuilt a panel of rows at a time at every call; it is never complete.
+    """The dense matrix rebuilt at every call in panels of rows, never as a whole.
 
-    4096x4096 in two sites, χ=32, 256 rows: 77 ms in 16 panels, 114 ms in one, the dense layer 50 ms: two fresh arrays
-    of 64 MiB cost more than their products. At 2,048 rows there is no gain.
+    Measured for 4096x4096, two sites, χ=32, 256 rows: 77 ms in 16 panels, 114 ms in one, and 50 ms for the dense layer.
+    Allocating two arrays of 64 MiB costs more than their products. At 2,048 rows panels gain nothing.
     """
 
     name = "panels"
 
     def supports(self, schedule: Schedule, conditions: Conditions) -> bool:
-        """Matrices larger than the cache that are rebuilt at every call, without gradients."""
+        """True without gradients for matrices that exceed the cache and are rebuilt at every call."""
         if len(schedule.sweeps) > 1 or conditions.training or conditions.merged_is_cached:
             return False
         return _panel(schedule, conditions.machine) < _panel_axis(schedule)
 
     def advised(self, schedule: Schedule, conditions: Conditions) -> bool:  # noqa: ARG002
-        """Few rows."""
+        """True for few rows."""
         return conditions.batch < conditions.machine.panel_rows
 
     def variants(self, candidate: Candidate, conditions: Conditions) -> Iterator[Variant]:
-        """Panels that fit into the cache."""
+        """One variant, whose panels fit into the cache."""
         panel = _panel(candidate.schedule, conditions.machine)
         yield Variant(candidate, conditions.batch, self.name, conditions.batch, (("panel", panel),))
 
     def neighbours(self, variant: Variant, conditions: Conditions) -> Iterator[Variant]:  # noqa: ARG002
-        """Panels of half and twice the size."""
+        """Panels of half and of twice the size."""
         panel, axis = variant.option("panel"), _panel_axis(variant.schedule)
         for size in (panel // 2, 2 * panel):
             if 0 < size < axis:
@@ -190,16 +190,16 @@ class PanelsModel(_ScheduleModel):
 
 
 def _panel_axis(schedule: Schedule) -> int:
-    """Out entries of the left core of the merge that makes the dense matrix; 1 if there is none."""
+    """Out dim of the left core in the last merge, which is split into panels; 1 without merges."""
     return schedule.merges[-1].left[1] if schedule.merges else 1
 
 
 def _panel(schedule: Schedule, machine: Machine) -> int:
-    """Out entries whose part of the matrix fits into the cache."""
+    """Number of entries of that out dim whose part of the matrix fits into the cache."""
     axis = _panel_axis(schedule)
     out, in_ = schedule.spec.padded_shape
     return min(max(machine.cache_bytes * axis // (out * in_ * machine.element_bytes), 1), axis)
 
 
-# In the order of preference: of variants predicted to take equally long, the first kernel's is chosen.
+# In order of preference: among variants with equal predicted times, that of the first kernel is chosen.
 MODELS: tuple[KernelModel, ...] = (PanelsModel(), DenseModel(), AutogradModel(), TiledModel())

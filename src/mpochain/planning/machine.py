@@ -1,4 +1,4 @@
-"""Machine constants: speeds of products and copies, and thresholds fitted to one processor."""
+"""Machine constants of the cost model: speeds of products and copies, and thresholds fitted to one processor."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ _ELEMENT_BYTES = {"float64": 8, "float32": 4, "bfloat16": 2, "float16": 2}
 
 @dataclass(frozen=True, slots=True)
 class Setting:
-    """Element type, device and threads: the circumstances that times depend on beside shapes.
+    """Element type, device and number of threads, on which times depend besides shapes.
 
     Attributes:
         dtype: element type of the products: ``"float32"``, ``"float64"``, ``"bfloat16"`` or ``"float16"``.
-        device: where they run, as ``"cpu"``, or the name of an accelerator.
-        threads: threads of the products; 0 for whatever the library is set to.
+        device: device of the products: ``"cpu"``, or the name of an accelerator.
+        threads: number of threads; 0 for the library's own setting.
 
     Raises:
         ArgumentError: another element type.
@@ -35,11 +35,11 @@ class Setting:
 
     def __post_init__(self) -> None:
         if self.dtype not in _ELEMENT_BYTES:
-            raise ArgumentError(f"a plan is for one of {', '.join(_ELEMENT_BYTES)}, got {self.dtype!r}")
+            raise ArgumentError(f"dtype must be one of {', '.join(_ELEMENT_BYTES)}, got {self.dtype!r}")
 
     @property
     def element_bytes(self) -> int:
-        """Bytes of one element."""
+        """Size of one element in bytes."""
         return _ELEMENT_BYTES[self.dtype]
 
     def __str__(self) -> str:
@@ -51,7 +51,7 @@ DEFAULT_SETTING = Setting()
 
 
 def _fitted(default: Any) -> Any:
-    """A constant that :func:`mpochain.execution.measure_machine` does not measure; records may lack it."""
+    """A constant that :func:`mpochain.execution.measure_machine` does not measure, and that records may omit."""
     return field(default=default, metadata={"fitted": True})
 
 
@@ -59,37 +59,40 @@ def _fitted(default: Any) -> Any:
 class Machine:
     """Constants of a machine for one element type.
 
-    The defaults are those of a two-core AVX-512 machine in float32; ratios between them decide, not their size. The
-    first group can be measured (:func:`mpochain.execution.measure_machine`). The second group was fitted by hand to
-    that one processor, and is for whoever knows better on another: ``dataclasses.replace(machine, smallest_tile=64)``.
+    The defaults are those of a two-core AVX-512 machine in float32; plans depend on ratios of the constants, not on
+    their absolute size. The constants up to ``call_seconds`` can be measured, except ``cache_bytes``
+    (:func:`mpochain.execution.measure_machine`). Constants from ``smallest_tile`` on were fitted by hand to that
+    processor; to change one for another processor: ``dataclasses.replace(machine, smallest_tile=64)``.
 
     Attributes:
         gemm_rate: FLOPs per second of one large matrix product.
-        half_side: a side of this size halves the rate of a product.
-        cache_bytes: bytes that stay in the cache close to the cores.
+        half_side: side length at which the rate of a product is halved.
+        cache_bytes: size of the cache close to the processor cores.
         cache_bandwidth: bytes per second, read and written, within that cache.
-        bandwidth: the same beyond it.
+        bandwidth: bytes per second, read and written, outside of that cache.
         transpose_rate: elements per second of a copy that exchanges two axes.
         call_seconds: fixed cost of one product with its reshapes.
         element_bytes: size of one element.
-        measured: whether the constants were measured on the machine at hand.
-        smallest_tile: fewest rows that a sweep works on at a time.
-        largest_tile_bytes: bytes of the states of one tile that no plan exceeds, so that a training step stays within
+        measured: whether the constants were measured on this machine.
+        smallest_tile: smallest number of rows per tile of a sweep.
+        largest_tile_bytes: largest size of the states of one tile in any plan, so that a training step needs at most
             64 MiB of its own.
-        small_states_bytes: bytes of the states of a sweep, its input apart, up to which autograd saves them in
+        small_states_bytes: largest size of the states of a sweep, without its input, for which autograd saves them in
             training by default.
-        largest_states_bytes: the same where the last step is narrow, since its states are costly to compute again, or
-            where every step is one product of all rows, as of low rank; and for measured plans. The backward pass
-            needs about four times as much, which is to stay within 64 MiB.
-        narrow_columns: columns below which a step is narrow: its small products fill a vector unit only in part.
-        panel_rows: rows from which a rebuilt matrix is not made in panels: the products outweigh the memory saved.
-        few_rows: rows up to which adding the bias to a product is faster than the fused call, whose set-up costs 1 µs
-            more.
-        narrow_entry_seconds: time of one entry of the matrix in a narrow product, which takes about as long as a
-            product of 16 columns.
-        multiply_add_seconds: time of one multiply-add in one large product.
-        moved_element_seconds: time to move one element of a state, so that narrow products become one.
-        batching_seconds: time of the calls that make narrow products one.
+        largest_states_bytes: the same limit if the last step is narrow, since its states are costly to recompute, if
+            every step is a single product of all rows, such as for low rank, and in measured plans. The backward pass
+            needs about four times as much memory, which should stay within 64 MiB.
+        narrow_columns: number of columns below which a step is narrow: its small products fill a vector unit only in
+            part.
+        panel_rows: number of rows from which a matrix is not rebuilt in panels, since the products outweigh the memory
+            saved.
+        few_rows: largest number of rows for which a product and a separate addition of the bias are faster than the
+            fused call, whose set-up costs 1 µs more.
+        narrow_entry_seconds: time per matrix entry of a narrow product, which takes about as long as a product of 16
+            columns.
+        multiply_add_seconds: time per multiply-add of a large product.
+        moved_element_seconds: time to move one element of a state, in order to batch narrow products into one.
+        batching_seconds: time of the extra calls that batch narrow products into one.
     """
 
     gemm_rate: float = 1.9e11
@@ -119,15 +122,15 @@ class Machine:
 
     @classmethod
     def from_dict(cls, record: Any) -> Machine:
-        """The inverse of :meth:`as_dict`; fitted constants that the record lacks have their defaults.
+        """The inverse of :meth:`as_dict`; fitted constants missing from the record get their defaults.
 
         Raises:
-            ValueError: a missing or unknown constant, or one that is not a positive number.
+            ValueError: a measured constant is missing, or a constant is unknown or not a positive number.
         """
         names = {constant.name for constant in fields(cls)}
         required = {constant.name for constant in fields(cls) if "fitted" not in constant.metadata}
         if not isinstance(record, dict) or not required <= record.keys() <= names:
-            raise ValueError(f"a machine has exactly the constants {sorted(names)}")
+            raise ValueError(f"expected the constants {sorted(names)}, of which only fitted ones may be missing")
         for constant in fields(cls):
             assert constant.default is not MISSING
             value, kind = record.get(constant.name, constant.default), type(constant.default)
@@ -138,7 +141,7 @@ class Machine:
 
 
 def default_machine(setting: Setting) -> Machine:
-    """The built-in constants, with the size of the setting's elements.
+    """The built-in constants, with the element size of the setting.
 
     Raises:
         ArgumentError: ``setting`` is not a :class:`Setting`.

@@ -1,4 +1,4 @@
-"""Narrow sweep steps: from how many small products on they are faster batched into one product."""
+"""Narrow sweep steps: number of small products from which batching them into one product is faster."""
 
 from __future__ import annotations
 
@@ -8,22 +8,22 @@ from mpochain.planning.machine import Machine
 
 __all__ = ["least_batched"]
 
-# More products than any call makes; fits into the 64-bit integers that operators take as arguments.
+# More products than any call has, but within the 64-bit integers that operators take as arguments.
 _NEVER = 1 << 62
 
 
 def least_batched(kept: int, summed: int, after: int, machine: Machine) -> int:
-    """From how many products ``(K, C) @ (C, A)`` on a narrow step is faster batched into one product.
+    """Smallest number of products ``(K, C) @ (C, A)`` for which batching them into one product is faster.
 
-    As narrow products they take the time of their matrices' entries; as one large product that of its arithmetic, of
-    the elements that are moved there and back, and of some calls. The constants were fitted to some 80 shapes; see
-    ``docs/decisions/0017-narrow-steps-batched.md``.
+    The time of narrow products is proportional to the entries of their matrices. One large product takes the time of
+    its arithmetic, of moving the elements there and back, and of some extra calls. The constants were fitted to some 80
+    shapes; see ``docs/decisions/0017-narrow-steps-batched.md``.
 
     Args:
         kept: ``K``, rows of the matrix.
         summed: ``C``, columns of the matrix.
         after: ``A``, columns of the state.
-        machine: constants.
+        machine: machine constants.
 
     Example:
         >>> least_batched(256, 256, 4, Machine()), least_batched(256, 256, 64, Machine()) > 10**12

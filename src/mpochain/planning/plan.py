@@ -23,7 +23,7 @@ __all__ = ["Considered", "ContractionPlan", "plan"]
 
 
 class Considered(NamedTuple):
-    """A variant with its times in seconds; ``measured`` is None for one that was not timed."""
+    """A variant with its times in seconds; ``measured`` is None if it was not timed."""
 
     variant: Variant
     predicted: float
@@ -32,22 +32,23 @@ class Considered(NamedTuple):
 
 @dataclass(frozen=True, eq=False, repr=False)
 class ContractionPlan:
-    """The contraction of an input with a chain: which sites are merged, the order of the sweep, the kernel.
+    """Plan of the contraction of an input with a chain: merged sites, order of the sweep, and kernel.
 
-    Call it with ``x (..., in_features)`` and the cores, of any array library. Any number of rows is correct; the plan
-    is the best known one for about ``batch`` rows. The kernel is how torch runs the plan (:mod:`mpochain.execution`).
+    Call it with ``x (..., in_features)`` and the cores, of any array library. The result is correct for any number of
+    rows; the plan is the best known one for about ``batch`` rows. Only torch uses the kernel
+    (:mod:`mpochain.execution`).
 
     Attributes:
-        spec: the chain.
-        batch: rows the plan is for.
+        spec: spec of the chain.
+        batch: number of rows that the plan is for.
         mode: ``"inference"``, or ``"training"`` (forward and backward).
-        memory: ``"compact"`` (merges are paid at every call) or ``"fast"`` (merged cores may be kept).
-        setting: element type, device and threads it is for.
-        machine: the constants that its predictions come from.
-        chosen: the variant that is run.
-        considered: all candidates, as the variant of the fastest kernel, in the order of preference; a candidate that
-            was timed has an entry for every variant timed.
-        dense_measured: measured seconds of the dense layer, if candidates were timed.
+        memory: ``"compact"`` (cores are merged at every call) or ``"fast"`` (merged cores may be cached).
+        setting: element type, device and threads that the plan is for.
+        machine: machine constants of the predictions.
+        chosen: the variant to run.
+        considered: all candidates, fastest first, each as the variant of its fastest kernel; a candidate that was timed
+            has an entry for every timed variant.
+        dense_measured: measured seconds of the dense layer; None if nothing was timed.
     """
 
     spec: ChainSpec
@@ -72,7 +73,7 @@ class ContractionPlan:
 
     @property
     def equation(self) -> str:
-        """Einsum equation after merging: input, then merged cores, to output."""
+        """Einsum equation after merging: ``input,merged cores->output``."""
         return self.chosen.candidate.equation
 
     @property
@@ -87,12 +88,12 @@ class ContractionPlan:
 
     @property
     def tile(self) -> int:
-        """Rows that torch works on at a time, so that intermediate states stay in cache."""
+        """Number of rows that torch processes at a time, so that intermediate states stay in cache."""
         return self.chosen.tile
 
     @property
     def macs(self) -> int:
-        """Multiply-adds of one forward call with ``batch`` rows, merges included unless they are cached."""
+        """Multiply-adds of a forward call with ``batch`` rows, including merges unless they are cached."""
         return self.batch * self.schedule.sweep_macs + self._merge_macs
 
     @property
@@ -102,7 +103,7 @@ class ContractionPlan:
 
     @property
     def peak_elements(self) -> int:
-        """Most elements alive in one step of the forward pass on one tile: its input, its output and the cores."""
+        """Largest number of elements alive in a forward step on one tile: its input, its output and the cores."""
         return self.schedule.peak_elements(self.tile)
 
     @property
@@ -116,10 +117,10 @@ class ContractionPlan:
         return self.considered[0].measured
 
     def timed(self, considered: tuple[Considered, ...], dense: float) -> ContractionPlan:
-        """This plan with measured times.
+        """This plan with measured times, choosing the first of ``considered``.
 
         Args:
-            considered: variants with their times, the one to run first.
+            considered: variants with their times, starting with the variant to run.
             dense: measured seconds of the dense layer.
         """
         timed = {entry.variant.candidate for entry in considered}
@@ -131,7 +132,7 @@ class ContractionPlan:
         return 0 if self.memory == "fast" else self.schedule.merge_macs
 
     def merge(self, *cores: Array) -> tuple[Array, ...]:
-        """The merged cores, for callers that keep them between calls of :meth:`sweep`."""
+        """The merged cores, for callers that cache them between calls of :meth:`sweep`."""
         return self.schedule.merge(cores, namespace(*cores))
 
     def sweep(self, x: Array, *merged: Array) -> Array:
@@ -142,7 +143,7 @@ class ContractionPlan:
                 f"the plan is for {self.spec.in_features} input features; the last axis of x must be that, got shape "
                 f"{tuple(x.shape)}"
             )
-        # Without the -1 that schedules use, so that an array with an empty batch axis has a definite shape.
+        # Not the -1 that schedules use, which is ambiguous for an array with an empty batch axis.
         lead = tuple(x.shape[:-1])
         rows = 1
         for size in lead:
@@ -154,7 +155,7 @@ class ContractionPlan:
         """``x (..., in_features)`` to ``(..., out_features)``.
 
         Raises:
-            ShapeError: cores whose shapes are not those of the plan's spec, or an ``x`` of another width.
+            ShapeError: cores of other shapes than in the plan's spec, or another last axis of ``x``.
         """
         shapes = tuple(tuple(core.shape) for core in cores)
         if shapes != self.spec.core_shapes:
@@ -209,27 +210,27 @@ def plan(
     kernels: Sequence[KernelModel] = MODELS,
     graph: Graph = "eager",
 ) -> ContractionPlan:
-    """The plan for a chain at a batch size, from shapes and machine constants alone; cached in the process.
+    """Plan a chain for a batch size, from shapes and machine constants alone.
 
-    A function of its arguments: nothing is timed, and no file is read. Layers plan with the constants that were
-    measured on this machine, if they were; for the same plan pass
+    The result depends only on the arguments, since nothing is timed and no file is read; it is cached in the process.
+    Layers plan with constants measured on this machine, if there are any; for the same plan pass
     ``machine=mpochain.planning.measured_machine(setting)``.
 
     Args:
-        spec: the chain.
+        spec: spec of the chain.
         batch: number of input rows (the product of all leading axes).
         mode: ``"inference"``, or ``"training"`` to count forward and backward.
-        memory: ``"compact"`` pays for merges at every call, ``"fast"`` assumes that merged cores are kept.
+        memory: ``"compact"`` counts merges at every call, ``"fast"`` assumes that merged cores are cached.
         setting: element type, device and threads.
-        machine: constants that predictions are made from; the built-in ones of :class:`Machine` by default, with the
-            setting's size of elements.
+        machine: machine constants for predictions; by default the built-in ones of :class:`Machine`, with the element
+            size of the setting.
         kernels: the kernels to choose among; the built-in ones by default. Layers choose among
             ``mpochain.execution.KERNELS``.
-        graph: ``"eager"``; or the kind of graph that the kernel has to fit into: ``"compiled"`` by torch, or
-            ``"portable"``, of reshapes, permutes and products alone.
+        graph: kind of graph that the kernel has to be part of: ``"eager"``, ``"compiled"`` by torch, or
+            ``"portable"``, with only reshapes, permutes and products.
 
     Raises:
-        ArgumentError: an argument of another kind, or kernels of which none can run the chain.
+        ArgumentError: an argument of the wrong type or out of range, or no kernel can run the chain.
 
     Example:
         >>> print(plan(ChainSpec((48, 64), (24, 32), max_bond=4), batch=32))
@@ -242,18 +243,18 @@ def plan(
         ...
     """
     if not isinstance(spec, ChainSpec):
-        raise ArgumentError(f"plan needs a ChainSpec, got {type(spec).__name__}; a chain's is chain.spec")
+        raise ArgumentError(f"plan needs a ChainSpec, got {type(spec).__name__}; for a chain, pass chain.spec")
     batch = check_batch(batch)
     machine = default_machine(setting) if machine is None else machine
     conditions = Conditions(batch, mode, memory, setting, machine, graph)
-    # Plans are shared by all specs of one shape; the bonds that one caller requested must not show in another's plan.
+    # Equal specs share a plan; the bonds that one caller requested before clipping must not appear in another's plan.
     exact = _plan(spec.with_bonds(bonds=spec.bonds), conditions, tuple(kernels))
     return replace(exact, spec=spec) if spec.clipped else exact
 
 
 @lru_cache(maxsize=256)
 def _candidates(spec: ChainSpec, batch: int) -> tuple[Candidate, ...]:
-    """The candidates, which are the same under all other conditions."""
+    """The candidates, which do not depend on the other conditions."""
     return tuple(candidates(spec, batch))
 
 
@@ -269,11 +270,11 @@ def _plan(spec: ChainSpec, conditions: Conditions, kernels: tuple[KernelModel, .
             for variant in kernel.variants(candidate, conditions)
         ]
         if predictions:
-            # The first of those that are equal, so that the order of the kernels is that of preference.
+            # min() returns the first of equal times, so the order of the kernels is their order of preference.
             considered.append(min(predictions, key=lambda entry: entry.predicted))
     if not considered:
         names = ", ".join(kernel.name for kernel in kernels) or "none"
-        raise ArgumentError(f"no kernel runs {spec} in a graph that is {conditions.graph}; the kernels are: {names}")
+        raise ArgumentError(f"no kernel can run {spec} with graph={conditions.graph!r}; got the kernels: {names}")
     considered.sort(key=lambda entry: entry.predicted)
     batch, mode, memory = conditions.batch, conditions.mode, conditions.memory
     setting, machine = conditions.setting, conditions.machine

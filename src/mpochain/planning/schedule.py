@@ -1,13 +1,13 @@
-"""Contraction schedules: a plan lowered once to reshape, permute and two-operand matmul.
+"""Contraction schedules: plans lowered to reshapes, permutes and two-operand products.
 
-A schedule runs on any array namespace, and under torch.compile and torch.export, because no step looks at the batch
+A schedule runs on any array library, and under torch.compile and torch.export, because no step depends on the batch
 size: the batch is always the ``-1`` of a reshape.
 
-*Sweep steps need no permuted copy of the activations*, whatever the order of the sites. The state is laid out as
-``(batch, d_1, ..., d_n)`` where ``d_k`` is ``i_k`` before site ``k`` is contracted, and afterwards the out dim with
-those bonds of the site that are still open. Contracting site ``k`` sums over ``i_k`` and the bonds it shares with
-contracted neighbours, which stand side by side in the state; so the state is seen as ``(before, summed, after)`` and
-the core, as a matrix ``(kept, summed)``, multiplies it from the left. The result ``(before, kept, after)`` has the same
+*Sweep steps need no permuted copy of the activations*, for any order of the sites. The layout of the state is
+``(batch, d_1, ..., d_n)``, where ``d_k`` is ``i_k`` before site ``k`` is contracted, and afterwards the out dim with
+those bonds of the site that are still open. Contracting site ``k`` sums over ``i_k`` and the bonds shared with
+contracted neighbours, which are adjacent in the state. So the state is viewed as ``(before, summed, after)``, and the
+core, as a matrix ``(kept, summed)``, multiplies it from the left. The result ``(before, kept, after)`` has the same
 layout.
 """
 
@@ -29,7 +29,7 @@ class MergeStep:
     """Contract cores ``position`` and ``position + 1`` of the current list into one core.
 
     Attributes:
-        position: index of the left core in the list as it is when the step runs.
+        position: index of the left core in the list of cores when the step runs.
         left: shape ``(r, o, i, s)`` of the left core.
         right: shape ``(s, p, j, t)`` of the right core.
     """
@@ -63,11 +63,11 @@ class SweepStep:
 
     Attributes:
         site: index of the core after merging.
-        axes: permutation of the core's axes that puts the kept before the summed ones.
-        kept: size of the axes that stay, ``K``.
-        summed: size of the axes summed over, ``C``.
-        before: entries per batch row of the state before the summed axes.
-        after: entries of the state after the summed axes.
+        axes: permutation of the core's axes that puts kept axes before summed ones.
+        kept: ``K``, size of the kept axes.
+        summed: ``C``, size of the summed axes.
+        before: size per batch row of the state's axes before the summed ones.
+        after: size of the state's axes after the summed ones.
     """
 
     site: int
@@ -83,13 +83,13 @@ class SweepStep:
         return self.before * self.after * self.kept * self.summed
 
     def matrix(self, core: Array, xp: Any) -> Array:
-        """The core as the matrix ``(kept, summed)``; a view if its axes are in that order already."""
+        """The core as the matrix ``(kept, summed)``; a view if its axes already have that order."""
         if self.axes != (0, 1, 2, 3):
             core = xp.permute_dims(core, self.axes)
         return xp.reshape(core, (self.kept, self.summed))
 
     def __call__(self, core: Array, state: Array, xp: Any) -> Array:
-        """``state (B before, summed, after)``, in any shape of that order, to ``(B before, kept, after)``."""
+        """``state``, any shape that reshapes to ``(B before, summed, after)``, to ``(B before, kept, after)``."""
         matrix = self.matrix(core, xp)
         if self.after == 1:
             return xp.reshape(state, (-1, self.summed)) @ matrix.mT
@@ -101,9 +101,9 @@ class Schedule:
     """Merges of cores, then a sweep over the merged cores.
 
     Attributes:
-        spec: the chain the schedule is for.
-        merges: run first, in order.
-        sweeps: one step per merged core.
+        spec: spec of the chain.
+        merges: merges of neighbouring cores, in order.
+        sweeps: sweep steps, one per merged core.
     """
 
     spec: ChainSpec
@@ -112,7 +112,7 @@ class Schedule:
 
     @property
     def merge_macs(self) -> int:
-        """Multiply-adds of the merges, once per call."""
+        """Multiply-adds of the merges per call."""
         return sum(step.macs for step in self.merges)
 
     @property
@@ -121,7 +121,7 @@ class Schedule:
         return sum(step.macs for step in self.sweeps)
 
     def peak_elements(self, batch: int) -> int:
-        """Most elements alive in one step: its input, its output and the cores, for ``batch`` rows."""
+        """Largest number of elements alive in a step with ``batch`` rows: its input, its output and the cores."""
         cores = self.spec.parameters
         peak = 0
         for merge in self.merges:
@@ -159,13 +159,13 @@ class Schedule:
 
 
 def lower(spec: ChainSpec, groups: Sequence[Sequence[int]], merges: Sequence[int], order: Sequence[int]) -> Schedule:
-    """The schedule of a choice of groups and an order.
+    """Lower groups of sites and an order of the merged cores to a schedule.
 
     Args:
-        spec: the chain.
-        groups: contiguous sites that are merged into one core per group, covering all sites in order.
-        merges: positions at which neighbouring cores are merged, one after another, into the groups.
-        order: the order in which the merged cores meet the state.
+        spec: spec of the chain.
+        groups: groups of contiguous sites, each merged into one core, covering all sites in order.
+        merges: positions at which neighbouring cores are merged into the groups, one after the other.
+        order: order in which the merged cores meet the state.
 
     Example:
         >>> schedule = lower(ChainSpec((4, 4), (3, 3), max_bond=2), [(0,), (1,)], [], [1, 0])
@@ -194,7 +194,7 @@ def lower(spec: ChainSpec, groups: Sequence[Sequence[int]], merges: Sequence[int
         if right_bound:
             state[site + 1] //= size[3]
         before, after = math.prod(state[:site]), math.prod(state[site + 1 :])
-        # Moving an axis of size 1 moves nothing: the core is in order if its other axes are.
+        # Moving an axis of size 1 moves no data, so only the order of the other axes matters.
         order_of_axes = [*kept_axes, *summed_axes]
         if [axis for axis in order_of_axes if size[axis] > 1] == [axis for axis in range(4) if size[axis] > 1]:
             order_of_axes = [0, 1, 2, 3]

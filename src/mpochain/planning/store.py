@@ -1,8 +1,8 @@
-"""Store of measurements in the user's cache: constants of this machine, and the fastest plans.
+"""Store of measurements in the user's cache folder: machine constants, and the fastest plans.
 
-One JSON file per processor and set of versions, so that times of another machine or version are never used. A file
-that is damaged, or written by a later version, is read as empty and replaced at the next measurement. Of two processes
-that measure at the same time, the one that writes last can overwrite the other's last entry.
+There is one JSON file per processor and set of versions, so that times of another machine or version are never used. A
+file that is damaged, or written by a later version, is read as empty and replaced at the next measurement. If two
+processes measure at the same time, the later write can overwrite the other process's last entry.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ def _environment() -> dict[str, Any]:
 
 
 class Store:
-    """Measured constants and decisions; read once per process and file."""
+    """Measured machine constants and plans; read once per process and file."""
 
     def __init__(self) -> None:
         self._path: Path | None = None
@@ -48,13 +48,13 @@ class Store:
 
     @property
     def path(self) -> Path:
-        """The file of this machine and these versions."""
+        """The file for this machine and these versions."""
         self._environment = self._environment or _environment()
         digest = hashlib.sha256(json.dumps(self._environment, sort_keys=True).encode()).hexdigest()[:16]
         return Path(platformdirs.user_cache_dir("mpochain")) / "plans" / f"{digest}.json"
 
     def machine(self, setting: Setting) -> Machine:
-        """The measured constants of a setting, or the defaults."""
+        """The measured constants for a setting, or the defaults."""
         self._open()
         machine = self._machines.get(str(setting))
         if machine is not None and not isinstance(machine, Machine):
@@ -66,13 +66,13 @@ class Store:
         return machine or default_machine(setting)
 
     def add_machine(self, setting: Setting, machine: Machine) -> None:
-        """Store the constants of a setting."""
+        """Store the constants for a setting."""
         self._reread()
         self._machines[str(setting)] = machine
         self._write()
 
     def decision(self, key: str) -> Any:
-        """The record stored under ``key``, or None; callers check it, since a file can hold anything."""
+        """The record stored under ``key``, or None; callers must validate it, since the file is not trusted."""
         self._open()
         return self._plans.get(key)
 
@@ -83,7 +83,7 @@ class Store:
         self._write()
 
     def _open(self) -> None:
-        # Not on the hot path: layers look up their own programs first.
+        # This is not on the hot path: layers look up their own programs first.
         if self._path is None or self._path != self.path:
             self._machines, self._plans = {}, {}
             self._reread()
@@ -113,14 +113,14 @@ class Store:
         try:
             write_bytes(self._path, json.dumps(content, indent=1).encode())
         except OutputError as error:
-            warnings.warn(f"measurements are used but not stored: {error}", stacklevel=2)
+            warnings.warn(f"measurements are used in this process but not stored: {error}", stacklevel=2)
 
 
 STORE = Store()
 
 
 def measured_machine(setting: Setting) -> Machine:
-    """The constants measured on this machine for a setting, from the user's cache; the built-in ones if there are none.
+    """The constants measured on this machine for a setting, from the user's cache folder, or the built-in ones.
 
     Example:
         >>> measured_machine(Setting("float32")).gemm_rate > 0

@@ -1,4 +1,4 @@
-"""Variants: a candidate, the kernel that runs it, and how much that kernel does at a time."""
+"""Variants of contraction candidates: a candidate, a kernel, and the kernel's tile sizes."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ __all__ = ["Variant"]
 
 @dataclass(frozen=True, slots=True)
 class Variant:
-    """One way to run a chain: the mathematics (the candidate), the kernel, and the kernel's own sizes.
+    """One way to run a chain: a candidate (the mathematics), a kernel, and the kernel's sizes.
 
     Attributes:
         candidate: the merges and the order of the sweep.
-        batch: rows it is meant for.
-        kernel: name of the kernel that runs it.
-        tile: rows worked on at a time.
+        batch: number of rows that the variant is for.
+        kernel: name of the kernel.
+        tile: number of rows processed at a time.
         options: further sizes of the kernel, by name.
     """
 
@@ -35,7 +35,7 @@ class Variant:
 
     @property
     def rebuilds(self) -> bool:
-        """Whether all sites are merged: the dense matrix, then one product."""
+        """True if all sites are merged, which rebuilds the dense matrix."""
         return self.candidate.rebuilds
 
     def option(self, name: str) -> int:
@@ -47,7 +47,7 @@ class Variant:
         return dict(self.options)[name]
 
     def as_dict(self) -> dict[str, object]:
-        """The choice without the shapes, for JSON."""
+        """The variant without shapes, for JSON."""
         return {
             "groups": [list(group) for group in self.candidate.groups],
             "order": list(self.candidate.order),

@@ -71,7 +71,7 @@ def draw(
 
     Args:
         path: the file.
-        series: in the order of the legend.
+        series: the series, in the order of the legend.
         title: above the figure.
         x: label of the horizontal axis, with its unit.
         y: label of the vertical axis, with its unit.

@@ -1,12 +1,11 @@
-"""Kernels: the ways to run a schedule in torch, one per file, and the table of them.
+"""Torch kernels that run a schedule, one per file, and the table of them.
 
-``KERNELS`` is what layers choose among when they make a plan. A kernel is added by a file here and a line in the
-table, or from outside by ``KERNELS[kernel.name] = kernel``; layers take it into account in the plans that they make
-from then on (:func:`mpochain.set_execution` has a layer make its plans anew). Of kernels that are predicted to be
-equally fast, the first of the table is chosen.
+Layers choose a kernel from ``KERNELS`` when they make a plan. To add a kernel, add a file here and a line to the table,
+or from outside, set ``KERNELS[kernel.name] = kernel``. Layers consider it in plans that they make from then on
+(:func:`mpochain.set_execution` makes a layer plan again). Among kernels with equal predicted times, the first in the
+table is chosen.
 
-``mpochain.execution.kernels.onednn`` is beneath them: a context that has another library compute the large products
-that they call.
+``mpochain.execution.kernels.onednn`` works below the kernels: a context in which oneDNN computes large products.
 """
 
 from mpochain.execution.kernels.autograd import Autograd

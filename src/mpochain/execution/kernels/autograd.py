@@ -1,4 +1,4 @@
-"""Autograd kernel: a sweep whose states autograd saves, which is less work than computing them twice."""
+"""Autograd kernel: a sweep whose states autograd saves, which is less work than recomputing them."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ __all__ = ["Autograd"]
 
 
 class Autograd(AutogradModel, Kernel):
-    """The steps of the sweep as plain products, all rows at once."""
+    """The steps of the sweep as plain products with all rows at once."""
 
     def __call__(self, program: Program, x: Tensor, operands: Sequence[Tensor]) -> Tensor:
-        """One product per step."""
+        """Run one product per step."""
         rows, state = x.shape[0], x
         for matrix, (_, c, a, p, _) in zip(operands, program.steps, strict=True):
             state = F.linear(state.reshape(rows * p, c), matrix) if a == 1 else matrix @ state.reshape(rows * p, c, a)

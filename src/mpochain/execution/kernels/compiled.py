@@ -1,7 +1,7 @@
-"""Compiled kernel: the tiled sweep as a registered operator of torch.compile, ``mpochain::sweep``.
+"""Compiled kernel: the tiled sweep as the custom operator ``mpochain::sweep`` for torch.compile.
 
-A compiled graph holds the sweep as one operator. Its batch is dynamic; its fake implementation computes the shape of
-the output from the sizes of the last step.
+A compiled graph contains the sweep as one operator with a dynamic batch size. Its fake implementation computes the
+shape of the output from the sizes of the last step.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from mpochain.planning.kernel_models import TiledModel
 
 __all__ = ["Compiled"]
 
-# Integers per step.
+# Number of integers per step.
 _SIZES = 5
 
 
@@ -75,10 +75,10 @@ class Compiled(TiledModel, Kernel):
     graphs = ("compiled",)
 
     def __call__(self, program: Program, x: Tensor, operands: Sequence[Tensor]) -> Tensor:
-        """The operator, in the type that autocast gives products."""
+        """Call the operator, in the dtype that autocast gives products."""
         dtype = autocast_dtype(x)
         if dtype is not None:
-            # A custom operator is not on autocast's list.
+            # Autocast does not cast the arguments of custom operators.
             x, operands = x.to(dtype), [matrix.to(dtype) for matrix in operands]
         sizes = [size for step in program.steps for size in step]
         return torch.ops.mpochain.sweep(x, list(operands), sizes, program.tile)

@@ -1,4 +1,4 @@
-"""Dense kernel: all cores merged to the matrix, then one product."""
+"""Dense kernel: all cores merged to the dense matrix, then one product."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class Dense(DenseModel, Kernel):
     graphs = ("eager", "compiled")
 
     def __call__(self, program: Program, x: Tensor, operands: Sequence[Tensor]) -> Tensor:  # noqa: ARG002
-        """``x`` times the one matrix."""
+        """Multiply ``x`` by the dense matrix."""
         return F.linear(x, operands[0])
 
     def run(
@@ -32,7 +32,7 @@ class Dense(DenseModel, Kernel):
         bias: Tensor | None = None,
         onto: Tensor | None = None,
     ) -> Tensor:
-        """With the bias, or the sum of earlier terms, as part of the product."""
+        """See ``Kernel.run``; adds the bias, or the sum of earlier terms, within the product."""
         matrix = operands[0]
         if program.is_padded or (onto is not None and not onto.dtype == x.dtype == matrix.dtype):
             return super().run(program, x, operands, bias, onto)
@@ -41,7 +41,7 @@ class Dense(DenseModel, Kernel):
     def bind(
         self, program: Program, operands: Sequence[Tensor], shape: torch.Size, bias: Tensor | None
     ) -> Callable[[Tensor], Tensor]:
-        """One product of a kept matrix."""
+        """See ``Kernel.bind``; one product with the cached matrix."""
         matrix = operands[0]
         if len(shape) == 2 and shape[0] <= program.machine.few_rows:
             transposed = matrix.t()

@@ -1,4 +1,4 @@
-"""Kernel interface: runs a schedule in torch, and tells the planner which schedules and how fast."""
+"""Kernel interface: execution of a schedule in torch, on top of the kernel model that the planner uses."""
 
 from __future__ import annotations
 
@@ -17,18 +17,18 @@ __all__ = ["Kernel"]
 
 
 class Kernel(KernelModel):
-    """A way to run a schedule: ``name``, ``supports``, ``variants``, ``seconds`` for the planner, and the call itself.
+    """Base class of kernels, which run schedules in torch.
 
-    A subclass has at least ``name``, ``supports``, ``variants``, ``seconds`` and ``__call__``. It is
-    chosen when a plan is made, and held by the program of the plan: nothing is asked when a layer is called.
+    A subclass defines at least ``name``, ``supports``, ``variants`` and ``seconds`` for the planner, and ``__call__``.
+    A plan chooses the kernel, and the plan's program refers to it, so calls of a layer make no choices.
 
-    The call must be differentiable with respect to ``x`` and the operands wherever ``supports`` accepts
-    ``mode="training"``, have results of the type that autocast gives, and take any number of rows, 0 included, since a
-    plan serves all batches of its bucket.
+    ``__call__`` must be differentiable with respect to ``x`` and the operands wherever ``supports`` accepts
+    ``mode="training"``, return the dtype that autocast gives products, and accept any number of rows, including 0,
+    since a plan serves all batches of its bucket.
 
     Attributes:
-        takes_cores: whether the operands are the cores of the chain. Otherwise they are the matrices of the sweep
-            (``program.matrices``), which may be kept between calls.
+        takes_cores: True if the operands are the cores of the chain. Otherwise they are the matrices of the sweep
+            (``program.matrices``), which may be cached between calls.
 
     Example:
         >>> from mpochain import ChainSpec, plan
@@ -58,16 +58,16 @@ class Kernel(KernelModel):
         bias: Tensor | None = None,
         onto: Tensor | None = None,
     ) -> Tensor:
-        """``x (rows, in_features)`` to ``(rows, out_features)``: padding, the call, then bias or sum.
+        """``x (rows, in_features)`` to ``(rows, out_features)``: pad, call, then add the bias or the sum.
 
-        Kernels that have a cheaper way to add the bias or the sum override it.
+        Kernels with a cheaper way to add the bias or the sum override this method.
 
         Args:
-            program: as in the call.
+            program: see ``__call__``.
             x: the rows.
-            operands: as in the call.
+            operands: see ``__call__``.
             bias: added to the result.
-            onto: the sum of earlier terms, to which the result is added in place; only where no gradient is recorded.
+            onto: the sum of earlier terms, to which the result is added in place; only if no gradient is recorded.
         """
         spec = program.schedule.spec
         if program.is_padded:
@@ -76,25 +76,25 @@ class Kernel(KernelModel):
             y = self(program, x, operands)
         if onto is not None:
             return onto.add_(y)
-        # Autocast makes y shorter than the bias; a plain sum would make it long again.
+        # Under autocast a bias of a wider dtype would promote the result.
         return y if bias is None else y + bias.to(y.dtype)
 
     def bind(
         self,
-        program: Program,  # noqa: ARG002  # for kernels that override it
+        program: Program,  # noqa: ARG002  # used by overrides
         operands: Sequence[Tensor],  # noqa: ARG002
         shape: torch.Size,  # noqa: ARG002
         bias: Tensor | None,  # noqa: ARG002
     ) -> Callable[[Tensor], Tensor] | None:
-        """The call for inputs of one shape with kept operands, see ``mpochain.execution.bound.bind``.
+        """A function for inputs of one shape with cached operands, see ``mpochain.execution.bound.bind``.
 
         Args:
-            program: as in the call; without padding.
-            operands: kept and detached.
-            shape: of the input, ``(..., in_features)``, at least one row.
-            bias: of the layer, detached.
+            program: see ``__call__``; without padding.
+            operands: cached and detached.
+            shape: shape of the input, ``(..., in_features)``, with at least one row.
+            bias: bias of the layer, detached.
 
         Returns:
-            None, the default, if nothing is saved by fixing the shape.
+            The function, or None if a fixed shape saves nothing, which is the default.
         """
         return None

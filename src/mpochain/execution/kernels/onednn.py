@@ -1,9 +1,10 @@
-"""oneDNN for large float32 products: faster than MKL on AMD processors with AVX-512.
+"""oneDNN for large float32 products, which is faster than MKL on AMD processors with AVX-512.
 
-PyTorch gives float32 products to MKL, which runs AVX2 code on all AMD processors, also on those with AVX-512. oneDNN,
-which computes PyTorch's convolutions, chooses by instruction set alone: on a Zen 5 its products are 2.2 times as fast.
-Rows times a matrix are a convolution with a kernel of one pixel, and rows have the memory format "channels last", so
-that nothing is copied. This is no kernel of a plan but a context beneath all kernels, for models' other layers too.
+PyTorch computes float32 products with MKL, which runs AVX2 code on all AMD processors, even on those with AVX-512.
+oneDNN, which PyTorch uses for convolutions, selects code only by instruction set: on a Zen 5 its products are 2.2 times
+as fast. A product of rows and a matrix is a convolution with a 1x1 kernel, and rows have the memory format "channels
+last", so nothing is copied. This is no kernel of a plan but a context below all kernels, which affects other layers of
+a model too.
 """
 
 from __future__ import annotations
@@ -23,32 +24,31 @@ from mpochain.system.processor import processor
 
 __all__ = ["OneDNNProducts", "fast_products"]
 
-# With at least these multiply-adds, rows and outputs a convolution was faster in every shape tried, forward and
-# backward, and twice as fast from four times the multiply-adds on. See docs/decisions/0049.
+# With at least these numbers of multiply-adds, rows and outputs, a convolution was faster for all shapes tested, in the
+# forward and the backward pass; from four times the multiply-adds on it was twice as fast. See docs/decisions/0049.
 _LEAST_MACS, _LEAST_ROWS, _LEAST_OUTPUTS = 1 << 24, 256, 8
 
 # Names of F.linear's arguments.
 _ARGUMENTS = ("input", "weight", "bias")
 
-# Images among which the rows are divided: with one thread PyTorch uses oneDNN only for batches of at least this many.
+# Number of images into which the rows are split: with one thread PyTorch uses oneDNN only for batches of at least 16.
 _IMAGES = 16
 
 
 def fast_products() -> AbstractContextManager[object]:
-    """A context in which large float32 products are computed by oneDNN, on processors where it is known to be faster.
+    """A context in which oneDNN computes large float32 products, on processors where it is known to be faster.
 
-    For work with many large products of equal shapes, such as training: the forward pass within the context decides,
-    the backward pass may be inside or outside. Results differ from those outside by rounding.
+    For work with many large products of equal shapes, such as training. The forward pass must run within the context;
+    the backward pass may run inside or outside. Results differ from those without the context by rounding.
 
     Returns:
-        ``OneDNNProducts`` on an AMD processor with AVX-512 for which PyTorch uses MKL, else a context that does
-        nothing.
+        ``OneDNNProducts`` on an AMD processor with AVX-512 on which PyTorch uses MKL, otherwise a null context.
 
     Example:
         >>> with fast_products():
         ...     y = F.linear(torch.ones(2, 3), torch.ones(4, 3))
     """
-    # Windows calls Intel's processors "AMD64" too.
+    # Windows reports "AMD64" for Intel processors too.
     amd = processor().startswith("AMD ") or "AuthenticAMD" in processor()
     mkl_is_slow = torch.backends.mkl.is_available() and amd
     onednn_is_fast = torch.backends.mkldnn.is_available() and torch.backends.cpu.get_cpu_capability() == "AVX512"
@@ -56,11 +56,11 @@ def fast_products() -> AbstractContextManager[object]:
 
 
 class OneDNNProducts(TorchFunctionMode):
-    """A context in which ``F.linear`` of many float32 rows on a CPU is a convolution; other calls are unchanged.
+    """A context in which ``F.linear`` of many float32 rows on a CPU runs as a convolution; other calls are unchanged.
 
-    Products inside PyTorch's own functions, such as ``F.multi_head_attention_forward``, are not intercepted. Products
-    that are small, traced, checkpointed, under autocast, of another element type or layout, or of a subclass of tensors
-    are left to PyTorch, and so are all products where ``torch.backends.mkldnn`` is switched off.
+    Products inside PyTorch's own functions, such as ``F.multi_head_attention_forward``, are not intercepted. PyTorch
+    also computes products that are small, traced, checkpointed, under autocast, of another element type or layout, or
+    of tensor subclasses, and all products if ``torch.backends.mkldnn`` is switched off.
 
     Example:
         >>> x, weight = torch.randn(512, 256), torch.randn(256, 256)
@@ -77,11 +77,11 @@ class OneDNNProducts(TorchFunctionMode):
         args: tuple[Any, ...] = (),
         kwargs: Mapping[str, Any] | None = None,
     ) -> Any:
-        """Called by torch in place of its functions."""
+        """Intercept a torch function; see ``torch.overrides.TorchFunctionMode``."""
         kwargs = kwargs or {}
         if func is F.linear:
             named = {**dict(zip(_ARGUMENTS, args, strict=False)), **kwargs}
-            # Arguments that F.linear refuses are left to F.linear, for its own message.
+            # Invalid arguments go to F.linear, which raises its own error.
             if len(named) == len(args) + len(kwargs) and {"input", "weight"} <= named.keys() <= set(_ARGUMENTS):
                 x, weight, bias = named["input"], named["weight"], named.get("bias")
                 if _pays(x, weight, bias):
@@ -90,7 +90,7 @@ class OneDNNProducts(TorchFunctionMode):
 
 
 def _pays(x: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
-    """Whether the product is computed as a convolution; not if ``F.linear`` would refuse its arguments."""
+    """True if the product should run as a convolution; False for arguments that ``F.linear`` would refuse."""
     tensors = (x, weight) if bias is None else (x, weight, bias)
     if not _is_plain(tensors) or _is_traced() or autocast_dtype(x) is not None:
         return False
@@ -116,8 +116,8 @@ def _is_plain(tensors: Iterable[Tensor]) -> bool:
 
 
 def _is_traced() -> bool:
-    """Whether operations are recorded, or will be called again outside this context, where they would differ."""
-    # A checkpoint's second forward pass is run by autograd, where no mode is active.
+    """True if operations are recorded, or repeated later outside this context, where results would differ."""
+    # Autograd runs the second forward pass of a checkpoint without any active mode.
     checkpointed = torch._C._autograd._top_saved_tensors_default_hooks(True) is not None
     traced = torch.compiler.is_compiling() or torch._C._is_tracing()
     return checkpointed or traced or torch._C._are_functorch_transforms_active()
@@ -130,5 +130,5 @@ def _linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     images = _IMAGES if rows % _IMAGES == 0 else 1
     pixels = x.reshape(images, 1, rows // images, in_).permute(0, 3, 1, 2)
     rows_last = torch.conv2d(pixels, weight[:, :, None, None], bias).permute(0, 2, 3, 1)
-    # Not a view for autograd, so that the result may be changed in place, like that of F.linear.
+    # No view in autograd's sense, so that the result may be changed in place, like that of F.linear.
     return torch.ops.aten._unsafe_view(rows_last.contiguous(), (*x.shape[:-1], out))

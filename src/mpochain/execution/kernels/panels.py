@@ -1,4 +1,4 @@
-"""Panels kernel: the matrix rebuilt a panel of rows at a time, every panel used while it is in cache."""
+"""Panels kernel: the dense matrix is rebuilt in panels of rows, each used while it is in cache."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ __all__ = ["Panels"]
 
 
 class Panels(PanelsModel, Kernel):
-    """The last merge and the product, a panel of its left core's out entries at a time; without gradients."""
+    """The last merge and the product, in panels along the out dim of the left core; without gradients."""
 
     takes_cores = True
 
     def __call__(self, program: Program, x: Tensor, operands: Sequence[Tensor]) -> Tensor:
-        """``x`` times one panel after another."""
+        """Multiply ``x`` by one panel after the other."""
         dtype, merged = autocast_dtype(x), list(operands)
         if dtype is not None:
-            # A product into an existing output is not on autocast's list.
+            # Autocast does not cast the arguments of products with ``out=``.
             x, merged = x.to(dtype), [core.to(dtype) for core in merged]
         *earlier, last = program.schedule.merges
         for step in earlier:
@@ -50,6 +50,6 @@ class Panels(PanelsModel, Kernel):
         bias: Tensor | None = None,
         onto: Tensor | None = None,
     ) -> Tensor:
-        """With the bias added in place."""
+        """See ``Kernel.run``; adds the bias in place."""
         y = super().run(program, x, operands, None, onto)
         return y if bias is None or onto is not None else y.add_(bias)

@@ -1,4 +1,4 @@
-"""Portable kernel: reshapes, permutes and products alone, which torch.export and torch.func see through."""
+"""Portable kernel: only reshapes, permutes and products, which torch.export and torch.func can trace."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ __all__ = ["Portable"]
 
 
 class Portable(TiledModel, Kernel):
-    """Any schedule step by step, all rows at once, so that the batch may be symbolic.
+    """Any schedule, step by step with all rows at once, so that the batch may be symbolic.
 
-    Planned like a tiled sweep, so that exported, compiled and eager layers contract in the same order.
+    It is planned like a tiled sweep, so that exported, compiled and eager layers contract in the same order.
     """
 
     name = "portable"
@@ -25,10 +25,10 @@ class Portable(TiledModel, Kernel):
     takes_cores = True
 
     def supports(self, schedule: Schedule, conditions: Conditions) -> bool:  # noqa: ARG002
-        """Every schedule."""
+        """True for every schedule."""
         return True
 
     def __call__(self, program: Program, x: Tensor, operands: Sequence[Tensor]) -> Tensor:
-        """Merges, then the sweep."""
+        """Run the merges, then the sweep."""
         schedule = program.schedule
         return schedule.sweep_padded(x, schedule.merge(operands, TORCH), TORCH)

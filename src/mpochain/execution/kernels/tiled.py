@@ -1,9 +1,9 @@
-"""Tiled kernel: a sweep tile by tile over the rows, whose backward pass needs only the input and the matrices.
+"""Tiled kernel: a sweep over tiles of rows, whose backward pass needs only the input and the matrices.
 
 Autograd through the steps of a schedule would save every intermediate state of the full batch, many times larger than
-input and output, and would build a ``(rows, K, C)`` gradient for each broadcast matrix. Here a tile's states live only
-while the tile is worked on, stay in cache, and are computed once more in the backward pass; the gradient with respect
-to a core is one matrix product per tile.
+input and output, and would build a ``(rows, K, C)`` gradient for each broadcast matrix. Here the states of a tile exist
+only while it is processed, stay in cache, and are recomputed in the backward pass; the gradient with respect to a core
+is one matrix product per tile.
 
 Shape letters as in :mod:`mpochain.planning.schedule`: a step takes a state ``(P, C, A)`` and a matrix ``(K, C)`` to
 ``(P, K, A)``, where ``P`` is rows times ``before`` and ``A`` is ``after``.
@@ -32,11 +32,11 @@ def _product(matrix: Tensor, state: Tensor, least_batched: int, out: Tensor | No
     """``matrix (K, C)`` times ``state (P, C, A)``: ``(P, K, A)``.
 
     Args:
-        matrix: broadcast over ``P``.
-        state: contiguous.
-        least_batched: ``P`` from which the products are batched into one.
-        out: written to, if it is not None.
-        beta: 1 to add the result to ``out``.
+        matrix: the matrix, broadcast over ``P``.
+        state: a contiguous state.
+        least_batched: smallest ``P`` for which the products are batched into one.
+        out: tensor for the result, or None.
+        beta: 1 to add the result to ``out``, 0 to overwrite it.
     """
     p, c, a = state.shape
     k = matrix.shape[0]
@@ -62,20 +62,20 @@ def _product(matrix: Tensor, state: Tensor, least_batched: int, out: Tensor | No
 
 
 def sweep_forward(x: Tensor, matrices: Sequence[Tensor], steps: Steps, tile: int, onto: Tensor | None = None) -> Tensor:
-    """``x (rows, in)`` to ``(rows, out)``, outside autograd.
+    """``x (rows, in)`` to ``(rows, out)``, outside of autograd.
 
     Args:
         x: contiguous rows.
         matrices: one ``(K, C)`` per step.
-        steps: their sizes.
-        tile: rows worked on at a time.
-        onto: contiguous ``(rows, out)`` to add the result to, in place.
+        steps: sizes of the steps.
+        tile: number of rows processed at a time.
+        onto: contiguous ``(rows, out)``, to which the result is added in place.
     """
     rows = x.shape[0]
     if rows <= tile and onto is None:
         state = x
         for matrix, (_, c, a, p, least) in zip(matrices, steps, strict=True):
-            # The plain cases first and without further calls: on few rows, calls are what a sweep costs.
+            # The simple cases come first, without further calls: with few rows, calls dominate the time of a sweep.
             if a == 1:
                 state = F.linear(state.view(-1, c), matrix)
             elif rows * p == 1:
@@ -103,14 +103,14 @@ def sweep_backward(
     Args:
         grad: the gradient with respect to the output, ``(rows, out)``.
         x: the input of the forward pass, contiguous.
-        matrices: as in the forward pass.
-        steps: as in the forward pass.
-        tile: as in the forward pass.
+        matrices: see :func:`sweep_forward`.
+        steps: see :func:`sweep_forward`.
+        tile: see :func:`sweep_forward`.
         needs_x: whether the gradient with respect to the input is needed.
     """
     rows = x.shape[0]
     grad_x = torch.empty_like(x) if needs_x else None
-    # Short floats lose digits when thousands of tiles add up.
+    # Short float types would lose digits in a sum over thousands of tiles.
     accumulate = torch.float32 if x.dtype in (torch.bfloat16, torch.float16) else x.dtype
     totals = [torch.zeros(matrix.shape, dtype=accumulate, device=matrix.device) for matrix in matrices]
     for start in range(0, rows, tile):
@@ -122,7 +122,7 @@ def sweep_backward(
         for number in range(len(steps) - 1, -1, -1):
             k, c, a, p, least = steps[number]
             above, below = flow.reshape(n * p, k, a), states[number].view(n * p, c, a)
-            # One product per tile: both with their summed axes joined.
+            # One product per tile, with the summed axes of both operands joined.
             left = above.transpose(0, 1).reshape(k, -1)
             right = below.transpose(1, 2).reshape(-1, c)
             if accumulate == x.dtype:
@@ -146,16 +146,16 @@ class _Sweep(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> Any:
         x, *matrices = ctx.saved_tensors
-        # Backward may be called where autocast is on; the forward pass has cast already.
+        # The backward pass may run under autocast, but the forward pass has already cast.
         with without_autocast(x):
             grad_x, grads = sweep_backward(grad, x, matrices, ctx.steps, ctx.tile, ctx.needs_input_grad[0])
         return grad_x, None, None, *grads
 
 
 def run_sweep(x: Tensor, matrices: Sequence[Tensor], steps: Steps, tile: int, onto: Tensor | None = None) -> Tensor:
-    """``x (rows, in)`` to ``(rows, out)``, differentiable once, under autocast as a matrix product would be.
+    """``x (rows, in)`` to ``(rows, out)``, differentiable once; under autocast, cast like a matrix product.
 
-    The result is added in place to ``onto``, which is then returned, if no gradient is recorded and no cast is needed.
+    If no gradient is recorded and no cast is needed, the result is added in place to ``onto``, which is returned.
     """
     dtype = autocast_dtype(x)
     if dtype is not None:
@@ -169,10 +169,10 @@ def run_sweep(x: Tensor, matrices: Sequence[Tensor], steps: Steps, tile: int, on
 
 
 class Tiled(TiledModel, Kernel):
-    """The sweep in tiles, with a backward pass of its own."""
+    """The sweep in tiles, with a custom backward pass."""
 
     def __call__(self, program: Program, x: Tensor, operands: Sequence[Tensor]) -> Tensor:
-        """The sweep."""
+        """Run the sweep."""
         return run_sweep(x, operands, program.steps, program.tile)
 
     def run(
@@ -183,7 +183,7 @@ class Tiled(TiledModel, Kernel):
         bias: Tensor | None = None,
         onto: Tensor | None = None,
     ) -> Tensor:
-        """With the sum of earlier terms as part of the last products."""
+        """See ``Kernel.run``; adds the sum of earlier terms within the last products."""
         if program.is_padded:
             return super().run(program, x, operands, bias, onto)
         y = run_sweep(x, operands, program.steps, program.tile, onto)
@@ -194,11 +194,11 @@ class Tiled(TiledModel, Kernel):
     def bind(
         self, program: Program, operands: Sequence[Tensor], shape: torch.Size, bias: Tensor | None
     ) -> Callable[[Tensor], Tensor] | None:
-        """One product per step, of matrices that are transposed or expanded beforehand; for rows of one tile."""
+        """See ``Kernel.bind``; one product per step, with matrices transposed or expanded in advance; for one tile."""
         rows = math.prod(shape[:-1])
         if rows > program.tile:
             return None
-        # Product, matrix, whether the matrix stands on the right, and the shape to view the state in before.
+        # For each step: product, matrix, True if the matrix is on the right, and the shape of the state before it.
         steps: list[tuple[Callable[[Tensor, Tensor], Tensor], Tensor, bool, tuple[int, ...]]] = []
         for matrix, (k, c, a, p, least) in zip(operands, program.steps, strict=True):
             if a == 1:
@@ -213,14 +213,14 @@ class Tiled(TiledModel, Kernel):
         result = (*shape[:-1], program.schedule.spec.out_features)
         with_sum, addend = None, bias
         if bias is not None and rows == 1 and product is torch.mm:
-            # One row: the bias in the shape of the last product is a view, and the sum part of the product.
+            # With one row, the bias is a view in the shape of the last product, which can include the sum.
             k, _, a, p, _ = program.steps[-1]
             with_sum, addend = torch.addmm, bias.view(p, k) if a == 1 else bias.view(k, a)
 
         def run(x: Tensor) -> Tensor:
             state = x
             for multiply, matrix, right, shape_before in first:
-                # reshape, as the input may lie in any order; sizes one by one, as torch reads a tuple 1.3 µs longer.
+                # reshape, since the input may have any strides; separate sizes, since a tuple takes torch 1.3 µs more.
                 state = state.reshape(*shape_before)
                 state = multiply(state, matrix) if right else multiply(matrix, state)
             state = state.view(*size)

@@ -24,7 +24,7 @@ __all__ = ["EntangledEmbedding", "EntangledEntry"]
 
 
 class EntangledEntry(MatrixEntry):
-    """An :class:`EntangledEmbedding`."""
+    """Entry of an :class:`EntangledEmbedding`."""
 
     kind: Literal["entangled"] = "entangled"
     units: Source

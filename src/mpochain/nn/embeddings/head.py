@@ -26,7 +26,7 @@ _AT_ONCE = 1 << 24
 
 
 class RowsEntry(LayerEntry):
-    """A :class:`mpochain.nn.RowLinear`."""
+    """Entry of a :class:`mpochain.nn.RowLinear`."""
 
     kind: Literal["rows"] = "rows"
     table: SerializeAsAny[LayerEntry]

@@ -26,7 +26,7 @@ __all__ = ["EmbeddingEntry", "MPOEmbedding"]
 
 
 class EmbeddingEntry(LayerEntry):
-    """An :class:`MPOEmbedding`."""
+    """Entry of an :class:`MPOEmbedding`."""
 
     kind: Literal["embedding"] = "embedding"
     padding: Padding

@@ -69,7 +69,7 @@ class RowEmbedding(CompressedLayer, ABC):
 
     @abstractmethod
     def scratch(self) -> int:
-        """Number of scratch elements per row, beside the row itself."""
+        """Number of scratch elements per row, besides the row itself."""
 
     @abstractmethod
     def reset_parameters(self, weight_std: float = 1.0) -> None:
@@ -116,7 +116,7 @@ class RowEmbedding(CompressedLayer, ABC):
         return super().forward(ids)
 
     def compact(self, ids: Tensor) -> Tensor:
-        """Rows ``(..., embedding_dim)`` of tokens ``(...)``; each distinct row is computed once where that pays."""
+        """Rows ``(..., embedding_dim)`` of tokens ``(...)``; each distinct row is computed once if that is faster."""
         flat = ids.reshape(-1).long()
         self._require_rows(flat)
         parameters = list(self.parameters())

@@ -26,7 +26,7 @@ _AT_ONCE = 4096
 
 
 class TokenTrainEntry(MatrixEntry):
-    """A :class:`TokenTrainEmbedding`."""
+    """Entry of a :class:`TokenTrainEmbedding`."""
 
     kind: Literal["token_train"] = "token_train"
     dims: Annotated[list[Size], Field(min_length=1, max_length=MOST_SITES)]
