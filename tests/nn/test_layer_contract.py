@@ -310,3 +310,21 @@ def test_new_parameters_are_drawn(layer):
     torch.manual_seed(3)
     layer.reset_parameters()
     torch.testing.assert_close(layer.weight.detach(), after, rtol=0, atol=0)
+
+
+class Doubled(nn.Module):
+    def forward(self, value):
+        return 2 * value
+
+
+def test_edits_below_a_parametrisation_are_seen(layer):
+    layer.set_execution(cache=True)
+    owner, name = next((module, name) for module in layer.modules() for name in module._parameters if name != "bias")
+    nn.utils.parametrize.register_parametrization(owner, name, Doubled())
+    x = inputs_of(layer, (5,))
+    with torch.no_grad():
+        before = layer(x)
+        torch.testing.assert_close(before, dense_output(layer, x), rtol=1e-9, atol=1e-9)
+        owner.parametrizations[name].original.mul_(3)
+        torch.testing.assert_close(layer(x), dense_output(layer, x), rtol=1e-9, atol=1e-9)
+        assert not torch.allclose(layer(x), before)

@@ -66,9 +66,13 @@ class ComposedLinear(CompressedLayer, ABC):
         super()._set_execution(cache, autotune)
 
     def _kept_from(self) -> list[Tensor]:
-        # parameters() would walk all submodules, which takes longer than a small product.
-        parameters = [core for part in self.parts for core in part._parameters.values()]
-        return [core for core in parameters if core is not None and core.ndim > 1]
+        # The generator over all submodules takes longer than a small product; a parametrised part has submodules.
+        return [
+            parameter
+            for part in self.parts
+            for parameter in (part.parameters() if part._modules else part._parameters.values())
+            if parameter is not None and parameter.ndim > 1
+        ]
 
     def _parts(self) -> list[Part]:
         return cast("list[Part]", list(self.parts))  # their types were checked by the constructor

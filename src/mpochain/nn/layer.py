@@ -168,7 +168,8 @@ class CompressedLayer(nn.Module, ABC):
             ShapeError: the last axis of ``x`` is not ``in_features``.
         """
         self._require_input(x)
-        if self._kept is not None and not self._records_gradients(x):
+        # The first question is asked here too, as a call of its own takes a part of a small product's time.
+        if self._kept is not None and not (torch.is_grad_enabled() and self._records_gradients(x)):
             kept = self._kept.get(x, self._kept_from(), self._to_keep)
             if kept is not None:
                 return self._run_kept(x, kept)
