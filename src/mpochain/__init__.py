@@ -18,6 +18,7 @@ from mpochain.spec import ChainSpec
 
 if TYPE_CHECKING:
     from mpochain import (  # noqa: F401  # attributes of the package for type checkers
+        architectures,
         checkpoint,
         cli,
         compression,
@@ -98,6 +99,7 @@ _LAZY_NAMES = {
 }
 
 _SUBPACKAGES = (
+    "architectures",
     "checkpoint",
     "cli",
     "compression",

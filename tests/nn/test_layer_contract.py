@@ -292,6 +292,10 @@ def test_the_deprecated_spelling_warns_and_names_the_new_one(layer):
         assert not layer.set_execution(memory="compact").cache
     with pytest.raises(ArgumentError, match="'slow'.*cache=True"):
         layer.set_execution(memory="slow")
+    with pytest.raises(ArgumentError, match="contradict each other"):
+        layer.set_execution(cache=True, memory="compact")
+    with pytest.warns(DeprecationWarning, match="use cache"):
+        assert layer.memory == "compact"
 
 
 def test_it_prints_its_sizes(layer):

@@ -113,3 +113,66 @@ def test_an_unknown_layer_is_refused_before_and_after(layer, tmp_path):
         del LAYERS["codes"]
     with pytest.raises(CheckpointError, match=r"kind 'codes' is no known layer.*mpochain\.nn\.LAYERS"):
         mpo.load(tmp_path, architecture())
+
+
+def test_a_cached_matrix_follows_codes_in_buffers(layer):
+    x, other = torch.randn(5, 6), CodesLinear(6, 4)
+    other.load_state_dict(layer.state_dict())
+    other.codes.neg_()
+    layer.set_execution(cache=True)
+    with torch.no_grad():
+        layer(x)
+        layer.codes[0, 0] = 5
+        torch.testing.assert_close(layer(x), layer.compact(x))
+        layer.load_state_dict(other.state_dict())
+        torch.testing.assert_close(layer(x), other(x))
+
+
+class FrozenCodes(CodesLinear):
+    """Codes whose scale is no parameter either."""
+
+    def __init__(self, in_features: int, out_features: int) -> None:
+        super().__init__(in_features, out_features, bias=False)
+        del self.scale
+        self.register_buffer("scale", torch.ones(out_features))
+
+
+def test_a_layer_without_parameters():
+    layer, x = FrozenCodes(6, 4), torch.randn(5, 6)
+    layer.codes.random_(-127, 128)
+    assert (layer.dtype, layer.device) == (torch.float32, torch.device("cpu"))
+    assert layer.set_execution(cache=True).cache
+    with torch.no_grad():
+        for scale in (1.0, 0.5):
+            layer.scale.fill_(scale)
+            torch.testing.assert_close(layer(x), x @ (scale * layer.codes.float()).T)
+        # A derivative with respect to a buffer goes past the cached matrix.
+        _, tangent = torch.func.jvp(
+            lambda scale: torch.func.functional_call(layer, {"scale": scale}, (x,)),
+            (layer.scale,),
+            (torch.ones(4),),
+        )
+    torch.testing.assert_close(tangent, x @ layer.codes.float().T)
+    torch.testing.assert_close(layer.to_dense()(x), layer(x))
+
+
+def test_a_tensor_with_two_names_counts_once(layer):
+    layer.again, layer.scales = layer.codes, layer.scale
+    assert layer.numbers() == CodesLinear(6, 4).numbers()
+
+
+class Scaled(mpo.MPOLinear):
+    """A chain times a number, without an entry of its own."""
+
+    kind = "scaled"
+
+    def __init__(self, *sizes: int, **options: object) -> None:
+        super().__init__(*sizes, **options)
+        self.gain = nn.Parameter(torch.ones(()))
+
+
+def test_an_entry_of_another_kind_is_refused(monkeypatch, tmp_path):
+    monkeypatch.setitem(LAYERS, "scaled", Scaled)
+    with pytest.raises(ArgumentError, match="kind 'scaled', but its entry is of kind 'chains'.*Entry of its own"):
+        mpo.save(nn.Sequential(Scaled(8, 8, max_bond=2)), tmp_path / "never")
+    assert not (tmp_path / "never").exists()

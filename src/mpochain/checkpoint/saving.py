@@ -81,7 +81,14 @@ def _entry(layer: CompressedLayer, name: str) -> dict[str, Any]:
             f"{name} is a {type(layer).__name__} of kind {layer.kind!r}, which mpochain.load does not know; register "
             f"it first: mpochain.nn.LAYERS[{layer.kind!r}] = {type(layer).__name__}"
         )
-    return layer.entry().model_dump(mode="json")
+    entry = layer.entry()
+    if entry.kind != layer.kind:
+        raise ArgumentError(
+            f"{name} is a {type(layer).__name__} of kind {layer.kind!r}, but its entry is of kind {entry.kind!r} and "
+            f"would be loaded as another layer; give {type(layer).__name__} an Entry of its own, and entry() and "
+            "from_entry() for it"
+        )
+    return entry.model_dump(mode="json")
 
 
 def require_replaceable(folder: Path) -> Path:

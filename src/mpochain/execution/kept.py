@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.forward_ad import unpack_dual
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from mpochain.execution.autocast import without_autocast
@@ -48,6 +49,16 @@ def keepable(x: Tensor, parameters: Sequence[Tensor]) -> bool:
     return type(x) is Tensor and all(type(parameter) is nn.Parameter for parameter in parameters)
 
 
+def _plain(buffers: Sequence[Tensor]) -> bool:
+    """True if none of the buffers carries a derivative or stands for several tensors, as in ``torch.func``."""
+    if not buffers:
+        return True
+    return not torch._C._are_functorch_transforms_active() and all(
+        type(buffer) is Tensor and not buffer.requires_grad and unpack_dual(buffer).tangent is None
+        for buffer in buffers
+    )
+
+
 class _OptimizerSteps:
     """Counter of the steps of all optimisers: fused ones change parameters without increasing their version."""
 
@@ -78,29 +89,33 @@ class Kept:
         STEPS.watch()
         self._entry: tuple[int, list[ParameterState], Tensor] | None = None
 
-    def get(self, x: Tensor, parameters: Sequence[Tensor], make: Callable[[], Tensor]) -> Tensor | None:
+    def get(
+        self, x: Tensor, parameters: Sequence[Tensor], make: Callable[[], Tensor], buffers: Sequence[Tensor] = ()
+    ) -> Tensor | None:
         """The result of ``make`` for these parameters; None if it may not be cached.
 
         Args:
             x: input of the call that uses the result.
             parameters: all parameters that ``make`` uses.
-            make: computes the tensor; called without gradients if a parameter has changed.
+            make: computes the tensor; called without gradients if a parameter or buffer has changed.
+            buffers: all buffers that ``make`` uses.
         """
+        tensors = [*parameters, *buffers] if buffers else parameters
         entry = self._entry
         if entry is not None and entry[0] == STEPS.count and type(x) is Tensor:
             # Not a call of same(): this is on the path of every call of a layer, whose product may take microseconds.
-            for now, (before, address, _, version) in zip(parameters, entry[1], strict=True):
+            for now, (before, address, _, version) in zip(tensors, entry[1], strict=True):
                 if now is not before or now._version != version or now.data_ptr() != address:
                     break
             else:
                 return entry[2]
         # Inference tensors have no version counter, so a change would not be noticed.
-        if not keepable(x, parameters) or any(parameter.is_inference() for parameter in parameters):
+        if not keepable(x, parameters) or any(now.is_inference() for now in tensors) or not _plain(buffers):
             return None
         # In the parameters' own dtype, since the next call may be without autocast.
-        with torch.no_grad(), without_autocast(parameters[0]):
+        with torch.no_grad(), without_autocast(x):
             tensor = make()
-        self._entry = STEPS.count, state_of(parameters), tensor
+        self._entry = STEPS.count, state_of(tensors), tensor
         return tensor
 
     def __reduce__(self) -> tuple[type[Kept], tuple[()]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC
+from collections.abc import Sequence
 from typing import cast
 
 from torch import Tensor, nn
@@ -73,6 +74,9 @@ class ComposedLinear(CompressedLayer, ABC):
             for parameter in (part.parameters() if part._modules else part._parameters.values())
             if parameter is not None and parameter.ndim > 1
         ]
+
+    def _kept_buffers(self) -> Sequence[Tensor]:
+        return ()  # orders change only together with the cores
 
     def _parts(self) -> list[Part]:
         return cast("list[Part]", list(self.parts))  # their types were checked by the constructor

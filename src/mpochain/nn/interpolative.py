@@ -158,6 +158,9 @@ class InterpolativeLinear(CompressedLayer):
     def _kept_from(self) -> Sequence[Tensor]:
         return self.rows, self.coefficients
 
+    def _kept_buffers(self) -> Sequence[Tensor]:
+        return ()  # orders change only together with the cores
+
     def _to_keep(self) -> Tensor:
         """The dense matrix, or its left factor if two products are much less work than one."""
         dense = self.in_features * self.out_features

@@ -112,6 +112,12 @@ class CompressedLayer(nn.Module, ABC):
         """True if calls without gradients share a cached matrix, see :func:`mpochain.set_execution`."""
         return self._kept is not None
 
+    @property
+    def memory(self) -> Memory:
+        """Deprecated: ``"fast"`` if :attr:`cache`, else ``"compact"``."""
+        warnings.warn("memory of a layer is deprecated; use cache", DeprecationWarning, stacklevel=2)
+        return "fast" if self.cache else "compact"
+
     def indices(self) -> dict[str, Index]:
         """The layer's index buffers, by their names in the state dict."""
         return {}
@@ -122,7 +128,9 @@ class CompressedLayer(nn.Module, ABC):
         Tensors of every type count, such as the integer codes of a quantised core; index buffers count only in bytes.
         """
         indices = self.indices()
-        stored = {name: tensor for name, tensor in self.state_dict().items() if name.rpartition(".")[2] != "bias"}
+        # By identity, so that a tensor with two names counts once.
+        tensors = {id(tensor): (name, tensor) for name, tensor in reversed(self.state_dict(keep_vars=True).items())}
+        stored = {name: tensor for name, tensor in tensors.values() if name.rpartition(".")[2] != "bias"}
         return Numbers(
             parameters=sum(tensor.numel() for name, tensor in stored.items() if name not in indices),
             bytes=sum(tensor.numel() * tensor.element_size() for tensor in stored.values()),
@@ -170,7 +178,7 @@ class CompressedLayer(nn.Module, ABC):
         self._require_input(x)
         # The first question is asked here too, as a call of its own takes a part of a small product's time.
         if self._kept is not None and not (torch.is_grad_enabled() and self._records_gradients(x)):
-            kept = self._kept.get(x, self._kept_from(), self._to_keep)
+            kept = self._kept.get(x, self._kept_from(), self._to_keep, self._kept_buffers())
             if kept is not None:
                 return self._run_kept(x, kept)
         return self.compact(x)
@@ -198,6 +206,10 @@ class CompressedLayer(nn.Module, ABC):
         bias = self.bias
         return [parameter for parameter in self.parameters() if parameter is not bias]
 
+    def _kept_buffers(self) -> Sequence[Tensor]:
+        """The buffers that the cached matrix depends on, such as integer codes."""
+        return list(self.buffers())
+
     def _to_keep(self) -> Tensor:
         """Compute the matrix to cache."""
         return self.weight
@@ -208,7 +220,10 @@ class CompressedLayer(nn.Module, ABC):
 
     def _stored(self) -> Tensor:
         """A tensor with the element type and device of the weight."""
-        return next(self.parameters())
+        for tensor in (*self.parameters(), *self.buffers()):
+            if tensor.is_floating_point():
+                return tensor
+        raise ArgumentError(f"{type(self).__name__} holds no tensor of floats; define its dtype and device")
 
 
 # All layers that a checkpoint may hold, by kind. ``mpochain/nn/__init__.py`` fills the table; to add a layer of your
@@ -258,7 +273,7 @@ def requested_cache(cache: bool, memory: Memory | None) -> bool:
     """The value of ``cache=``, or the equivalent of the deprecated ``memory=``.
 
     Raises:
-        ArgumentError: an unknown ``memory``.
+        ArgumentError: an unknown ``memory``, or one that contradicts ``cache``.
 
     Example:
         >>> requested_cache(True, None)
@@ -268,6 +283,8 @@ def requested_cache(cache: bool, memory: Memory | None) -> bool:
         return bool(cache)
     if memory not in ("compact", "fast"):
         raise ArgumentError(f"memory must be 'compact' or 'fast', got {memory!r}; use cache=False or cache=True")
+    if cache and memory == "compact":
+        raise ArgumentError("cache=True and memory='compact' contradict each other; give cache= alone")
     new = "cache=True" if memory == "fast" else "cache=False"
     # Attribute the warning to the user's line: skip this function and the method that calls it.
     warnings.warn(f"memory={memory!r} is deprecated; use {new}", DeprecationWarning, stacklevel=3)
