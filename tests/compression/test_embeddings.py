@@ -105,7 +105,7 @@ def test_ranks_that_are_given_need_no_budget():
         (Entangled(order=2, ranks=40), None),
         (Entangled(units=torch.arange(WORDS * 6).view(WORDS, 6)), 0.5),
     ):
-        with pytest.raises(MPOError, match="have more words share a unit, or give a higher order"):
+        with pytest.raises(MPOError, match="let more words share a unit, or give a higher order"):
             mpo.compress(model_of(), budget, method=method, targets=["words"])
 
 

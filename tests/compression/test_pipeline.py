@@ -115,7 +115,7 @@ def test_layers_that_become_slower_are_flagged():
     model = nn.Sequential(nn.Linear(64, 64))
     report = mpo.compress(model, 0.99, method="tt_svd")
     assert report.layers[0].macs_after > report.layers[0].macs_before
-    assert "more multiply-adds than dense: 1 layers, 0 among them" in report.table()
+    assert "more multiply-adds than dense: 1 layers, including 0" in report.table()
 
 
 def test_the_whole_budget_leaves_all_dense(net, batches):
@@ -176,10 +176,10 @@ def test_small_parts_of_the_statistics_at_a_time(net, batches, monkeypatch, tmp_
     [
         ({"method": "magic"}, "there is no method 'magic'; there are interpolative"),
         ({"calibration": None}, "needs calibration= batches"),
-        ({"calibration": iter([])}, "an iterator only once"),
+        ({"calibration": iter([])}, "calibration is read several times, but got an iterator"),
         ({"calibration": torch.zeros(2, 2)}, "put it into a list"),
         ({"budget": 0.001}, "cost"),
-        ({"budget": "120% error"}, "over 0 and under 100 percent"),
+        ({"budget": "120% error"}, "above 0 and below 100 percent"),
         ({"ignore": ["Linear"]}, "no layer left"),
         ({"method": "svd", "budget": 0.01}, "cannot be made as small as"),
     ],
@@ -210,7 +210,7 @@ def test_a_weight_of_nan_is_named(method, net, batches):
 def test_the_error_that_a_budget_bounds_is_reported(net, batches):
     report = mpo.compress(net, "20% error", calibration=batches, dry_run=True)
     assert 0 < report.largest_error <= 0.2
-    assert f"which the budget bounds: at most {report.largest_error:.4f}" in report.table()
+    assert f"that the budget bounds: at most {report.largest_error:.4f}" in report.table()
     plain = mpo.compress(net, "70% error", method="svd")
     assert plain.largest_error == pytest.approx(max(layer.weight_error for layer in plain.layers))
     assert mpo.compress(nn.Sequential(nn.Linear(8, 8)), 0.5, method="svd").largest_error is None
@@ -221,7 +221,7 @@ def test_the_error_that_a_budget_bounds_is_reported(net, batches):
     [
         (nn.Linear(4, 4), "svd", "the model is itself a Linear"),
         (nn.Sequential(nn.Embedding(9, 4, max_norm=1.0)), "svd", "0: max_norm="),
-        (nn.Sequential(mpo.MPOLinear(4, 4, max_bond=1)), "svd", "its layers are compressed already"),
+        (nn.Sequential(mpo.MPOLinear(4, 4, max_bond=1)), "svd", "its layers are already compressed"),
         (nn.ModuleList([nn.Sequential(nn.Linear(4, 4))] * 2).append(nn.Embedding(4, 4)), "svd", None),
     ],
 )
@@ -240,7 +240,7 @@ def test_why_there_is_nothing_to_compress(model, method, reason):
 )
 def test_hooks_are_not_lost(register, net):
     handle = getattr(net.left, register)(lambda *_: None)
-    with pytest.raises(MPOError, match="left has hooks, which would be lost"):
+    with pytest.raises(MPOError, match="left has hooks, which its replacement would lose"):
         mpo.compress(net, 0.5, method="svd")
     mpo.compress(net, 0.5, method="svd", ignore=["left"])
     handle.remove()
@@ -260,7 +260,7 @@ def test_a_row_of_padding_that_is_no_more_zero_is_told(method, kept):
 
 def test_data_of_nan_is_named():
     model = nn.Sequential(nn.Linear(12, 16), nn.ReLU(), nn.Linear(16, 5))
-    with pytest.raises(MPOError, match="batch 2: the inputs of 0 hold NaN"):
+    with pytest.raises(MPOError, match="batch 2: the inputs of 0 contain NaN"):
         mpo.compress(model, 0.5, calibration=[torch.ones(9, 12), torch.full((9, 12), float("nan"))])
 
 

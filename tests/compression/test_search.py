@@ -91,5 +91,5 @@ class TestSearch:
     def test_moments_of_one_side_are_not_enough(self):
 
         target, moments = self.layer(12, 24, 0)
-        with pytest.raises(MPOError, match="of the smaller side alone"):
+        with pytest.raises(MPOError, match="the moments of the inputs are missing"):
             errors_between(target.weight, replace(moments, inputs=None), target.weight)

@@ -114,7 +114,7 @@ def test_the_model_stays_as_it_was(net, batches):
 def test_nan_names_the_layer(net, batches):
     with torch.no_grad():
         net.left.weight[0, 0] = float("nan")
-    with pytest.raises(MPOError, match="batch 1: the inputs of down hold NaN"):
+    with pytest.raises(MPOError, match="batch 1: the inputs of down contain NaN"):
         collect_moments(net, dense_layers(net), batches)
 
 
@@ -128,5 +128,5 @@ def test_layers_that_no_batch_reaches(net, batches):
         collect_moments(net, {"spare": nn.Linear(2, 2)}, batches)
     with pytest.raises(MPOError, match="at least one batch"):
         collect_moments(net, dense_layers(net), [])
-    with pytest.raises(MPOError, match="a calibration batch is a tensor"):
+    with pytest.raises(MPOError, match="a calibration batch must be a tensor"):
         collect_moments(net, dense_layers(net), ["text"])

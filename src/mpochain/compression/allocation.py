@@ -1,4 +1,4 @@
-"""Allocation of a budget among layers: the choice of each layer that reduces the total error most for its cost."""
+"""Budget allocation among layers: one choice per layer that keeps the total error low."""
 
 from __future__ import annotations
 
@@ -20,13 +20,14 @@ _BISECTIONS = 200
 class Curve:
     """Costs and errors of the choices of one layer.
 
-    One cost, or several at fixed prices: ``Choices.curve({"bytes": 1.0, "macs": 0.01})`` of
-    :class:`mpochain.compression.Choices` is the weighted sum of two.
+    The cost may be a weighted sum: :meth:`mpochain.compression.Choices.curve` with ``{"bytes": 1.0, "macs": 0.01}``
+    adds two costs at these prices.
 
     Attributes:
-        costs: ``(n,)`` of each choice, such as parameters or bytes; int64, or float64 for a weighted sum.
-        errors: ``(n,)``, float64, what each choice adds to the loss or another sum over layers, in one unit for all.
-        zero_error: error of the zero matrix in the same unit; None if it is unknown.
+        costs: ``(n,)``, cost of each choice, such as parameters or bytes; int64, or float64 for a weighted sum.
+        errors: ``(n,)``, float64, the amount that each choice adds to the loss or to another error summed over layers;
+            every layer uses the same unit.
+        zero_error: error of the zero matrix in the same unit; None if unknown.
     """
 
     costs: NDArray[Any]
@@ -37,7 +38,7 @@ class Curve:
         costs, errors = np.asarray(self.costs), np.asarray(self.errors, dtype=np.float64)
         costs = costs.astype(np.float64 if costs.dtype.kind == "f" else np.int64)
         if costs.ndim != 1 or costs.shape != errors.shape or not costs.size:
-            raise ArgumentError(f"a curve has as many costs as errors, got {costs.shape} and {errors.shape}")
+            raise ArgumentError(f"a curve needs as many costs as errors, got shapes {costs.shape} and {errors.shape}")
         finite = np.isfinite(errors).all() and np.isfinite(costs).all()
         if not finite or (errors < 0).any() or (costs < 0).any():
             raise ArgumentError("the costs and errors of a curve must be finite and not negative")
@@ -46,11 +47,11 @@ class Curve:
 
 
 def best_at_price(curve: Curve, price: float) -> int:
-    """The choice that minimises ``error + price * cost``; the cheapest of equally good ones.
+    """Index of the choice that minimises ``error + price * cost``; ties go to the cheapest.
 
     Args:
-        curve: of one layer; with several costs at prices of their own, ``price`` is 1.
-        price: of a unit of cost, in units of the error.
+        curve: choices of one layer. If its costs are already a priced sum in units of the error, use ``price=1``.
+        price: error that one unit of cost is worth.
 
     Example:
         >>> curve = Curve(np.array([0, 10, 20]), np.array([9.0, 1.0, 0.0]))
@@ -63,21 +64,21 @@ def best_at_price(curve: Curve, price: float) -> int:
 
 
 def allocate(curves: Mapping[str, Curve], budget: float) -> dict[str, int]:
-    """One choice for each layer, such that the errors sum to little and the costs to at most ``budget``.
+    """Select one choice per layer to minimise the total error within a budget.
 
-    Minimises ``error + price * cost`` at the lowest price that the budget allows, which is optimal for the cost that
-    these choices have together, for curves of any form (Lagrange multipliers; Everett 1963). What is left of the
-    budget, less than a step of one layer, then goes to the layers that gain most from it.
+    Minimises ``error + price * cost`` at the lowest price that the budget allows. For curves of any shape, the result
+    is optimal for the total cost that it reaches (Lagrange multipliers; Everett 1963). The remaining budget, less than
+    one step of any layer, is then spent greedily where it reduces the error most per unit of cost.
 
     Args:
-        curves: of each layer.
-        budget: the most that all choices together may cost, in the unit of the costs.
+        curves: choices of each layer, by name.
+        budget: limit of the total cost, in the unit of the costs.
 
     Returns:
-        The number of the choice of each layer.
+        The index of the choice of each layer.
 
     Raises:
-        ArgumentError: no layers, or a budget that even the cheapest choices exceed.
+        ArgumentError: there are no layers, or even the cheapest choices exceed the budget.
 
     Example:
         >>> steep = Curve(np.array([0, 10, 20]), np.array([9.0, 1.0, 0.0]))
@@ -101,10 +102,10 @@ def allocate(curves: Mapping[str, Curve], budget: float) -> dict[str, int]:
 
     best = choices(0.0)
     if cost(best) > budget:
-        # At a price over every error for one unit of cost the cheapest choices win.
+        # If one unit of cost is dearer than any error, the cheapest choices win.
         low, high = 0.0, 2.0 * max(float(curve.errors.max()) for curve in curves.values()) + 1.0
         while cost(choices(high)) > budget:
-            high *= 2.0  # differences of costs may be fractions of a unit
+            high *= 2.0  # costs may differ by less than one unit
         for _ in range(_BISECTIONS):
             middle = (low + high) / 2 if low else high / 2
             low, high = (middle, high) if cost(choices(middle)) > budget else (low, middle)
@@ -115,14 +116,14 @@ def allocate(curves: Mapping[str, Curve], budget: float) -> dict[str, int]:
 
 
 def uniform(curves: Mapping[str, Curve], budget: float) -> dict[str, int]:
-    """The largest choice of each layer within the same share of its dense cost, that of its last choice.
+    """Select the largest choice of each layer that fits the same share of the layer's dense cost.
 
     Args:
-        curves: of each layer; costs ascending, the last that of the dense layer.
-        budget: the most that all choices together may cost.
+        curves: choices of each layer, costs ascending; the last choice is the dense layer.
+        budget: limit of the total cost, in the unit of the costs.
 
     Raises:
-        ArgumentError: a layer whose smallest choice is larger.
+        ArgumentError: even the smallest choice of a layer exceeds its share.
 
     Example:
         >>> curve = Curve(np.array([10, 40, 50, 100]), np.array([3.0, 2.0, 1.0, 0.0]))
@@ -140,7 +141,7 @@ def uniform(curves: Mapping[str, Curve], budget: float) -> dict[str, int]:
 
 
 def frontier(curves: Mapping[str, Curve]) -> tuple[tuple[float, float], ...]:
-    """Tenths of the dense cost that can be reached, and the sum of the errors at each.
+    """Total error at every reachable tenth of the dense cost, as pairs ``(share, error)``.
 
     Example:
         >>> curve = Curve(np.array([5, 10]), np.array([1.0, 0.0]))
@@ -159,14 +160,14 @@ def frontier(curves: Mapping[str, Curve]) -> tuple[tuple[float, float], ...]:
 
 
 def cheapest_within(curves: Mapping[str, Curve], error: float) -> dict[str, int]:
-    """The cheapest choice of each layer whose relative error is within a limit.
+    """Select the cheapest choice of each layer whose relative error is within a limit.
 
     Args:
-        curves: of each layer, with ``zero_error``.
-        error: limit of the root of a choice's error over that of the zero matrix.
+        curves: choices of each layer, with ``zero_error``.
+        error: limit of the relative error, ``sqrt(choice error / zero_error)``.
 
     Raises:
-        ArgumentError: a layer whose errors are unknown, or without a choice within the limit.
+        ArgumentError: the errors of a layer are unknown, or none of its choices is within the limit.
 
     Example:
         >>> cheapest_within({"up": Curve(np.array([1, 2, 3]), np.array([0.5, 0.04, 0.0]), zero_error=1.0)}, 0.2)
@@ -176,10 +177,10 @@ def cheapest_within(curves: Mapping[str, Curve], error: float) -> dict[str, int]
     for name, curve in curves.items():
         if curve.zero_error is None:
             raise ArgumentError(
-                f"the errors of {name} are unknown before it is built; give a share or a size in place of an error, or "
-                "another method"
+                f"the errors of {name} are unknown before it is built; give a budget as a share or a size instead of "
+                "an error, or choose another method"
             )
-        # A choice exactly at the limit must pass, whatever the rounding of sums of squares.
+        # Rounding in sums of squares must not reject a choice exactly at the limit.
         within = np.flatnonzero(curve.errors <= error**2 * curve.zero_error * (1 + 1e-9))
         if not within.size:
             raise ArgumentError(f"no choice for {name} is within an error of {error}; allow more")
@@ -188,7 +189,7 @@ def cheapest_within(curves: Mapping[str, Curve], error: float) -> dict[str, int]
 
 
 def largest_error(curves: Mapping[str, Curve], chosen: Mapping[str, int]) -> float:
-    """The largest relative error of any layer, relative as in :func:`cheapest_within`.
+    """Largest relative error of the chosen layers, as defined in :func:`cheapest_within`.
 
     Example:
         >>> largest_error({"up": Curve(np.array([1, 2]), np.array([0.5, 0.04]), zero_error=1.0)}, {"up": 1})
@@ -201,7 +202,7 @@ def largest_error(curves: Mapping[str, Curve], chosen: Mapping[str, int]) -> flo
 
 
 def _filled(curves: Mapping[str, Curve], chosen: dict[str, int], left: float) -> dict[str, int]:
-    """Spend what is left of a budget, the largest fall of the error for its cost first."""
+    """Spend the remaining budget greedily, on the largest reduction of error per unit of cost first."""
     while True:
         steps = []
         for name, choice in chosen.items():

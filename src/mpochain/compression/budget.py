@@ -14,10 +14,10 @@ _UNITS = {"B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2*
 
 
 def error_budget(budget: float | str) -> float | None:
-    """The largest relative error of ``"5% error"``, as a number; None for a budget of another kind.
+    """Parse an error budget such as ``"5% error"`` to a relative error; None for other kinds of budget.
 
     Raises:
-        ArgumentError: an error out of range.
+        ArgumentError: the error is out of range.
 
     Example:
         >>> error_budget("5% error"), error_budget("5%")
@@ -28,19 +28,19 @@ def error_budget(budget: float | str) -> float | None:
         return None
     error = float(match[1]) / 100
     if not 0.0 < error < 1.0:
-        raise ArgumentError(f"budget {budget!r} is out of range; an error is over 0 and under 100 percent")
+        raise ArgumentError(f"budget {budget!r} is out of range; an error must be above 0 and below 100 percent")
     return error
 
 
 def parameter_budget(budget: float | str, targets: Mapping[str, Target]) -> int:
-    """The most that all layers together may store, in elements of their weights; indices count by their bytes.
+    """Storage limit of all layers together, in elements of their weights; indices count by their bytes.
 
     Args:
-        budget: a share of what they store now, in ``(0, 1]``, or as ``"60%"``; or bytes, as ``"200MB"``, ``"190MiB"``.
-        targets: dense layers, all of one element size if the budget is in bytes.
+        budget: share of the present storage, in ``(0, 1]`` or as ``"60%"``; or bytes, as ``"200MB"``, ``"190MiB"``.
+        targets: dense layers by name; a budget in bytes requires one element size for all.
 
     Raises:
-        ArgumentError: a share out of range, an unknown unit, or layers of several element sizes.
+        ArgumentError: the share is out of range, the unit is unknown, or the layers have several element sizes.
 
     Example:
         >>> from torch import nn
@@ -53,27 +53,29 @@ def parameter_budget(budget: float | str, targets: Mapping[str, Target]) -> int:
         return int(share * sum(target.parameters for target in targets.values()))
     sizes = {target.element_size for target in targets.values()}
     if len(sizes) != 1:
-        raise ArgumentError(f"a budget in bytes needs layers of one element size, these have {sorted(sizes)}")
+        raise ArgumentError(
+            f"a budget in bytes needs layers of one element size, got sizes {sorted(sizes)}; give a share instead"
+        )
     return size // sizes.pop()
 
 
 def require_budget(budget: float | str) -> None:
-    """Refuse a budget that no model could have, before there is a model.
+    """Refuse an invalid budget before a model is loaded.
 
     Raises:
-        ArgumentError: not a budget, or out of range.
+        ArgumentError: the budget cannot be parsed or is out of range.
     """
     if error_budget(budget) is None:
         _share_or_bytes(budget)
 
 
 def _share_or_bytes(budget: float | str) -> tuple[float, int | None]:
-    """A share and None, or 1 and bytes."""
+    """``(share, None)`` for a share, ``(1.0, bytes)`` for a size."""
     advice = "give a share in (0, 1] such as 0.6 or '60%', bytes such as '200MB', or '5% error'"
     if isinstance(budget, str):
         match = re.fullmatch(r"\s*([0-9]*\.?[0-9]+)\s*(%|[kKmMgG]?i?B)\s*", budget)
         if match is None:
-            raise ArgumentError(f"budget {budget!r} is neither a share nor a size; {advice}")
+            raise ArgumentError(f"budget {budget!r} is neither a share, a size nor an error; {advice}")
         number, unit = float(match[1]), match[2].upper()
         if unit != "%":
             return 1.0, int(number * _UNITS[unit])

@@ -1,4 +1,4 @@
-"""Building of the chosen layers, with a record of each."""
+"""Construction of the chosen compressed layers, with a record of each."""
 
 from __future__ import annotations
 
@@ -26,18 +26,19 @@ __all__ = ["Builder"]
 
 
 class Builder:
-    """Builds the chosen layer of each target, and keeps a record of it.
+    """Builder of the chosen layer of each target, which also records its size and errors.
 
     Args:
-        method: compresses the layers.
+        method: compression method.
         targets: dense layers by name.
-        chosen: number of the choice of each layer.
+        chosen: index of the choice of each layer.
         moments: statistics of the layers.
         preparation: choices of the layers, fitted without correction.
 
     Attributes:
-        records: of the layers built so far, by name.
-        built: compressed layer of each dense module that was replaced.
+        records: record of each layer built so far, by name.
+        built: compressed layer of each dense module to replace.
+        verified: whether :meth:`verify` has succeeded.
     """
 
     def __init__(
@@ -55,11 +56,11 @@ class Builder:
         self.verified = False
 
     def __call__(self, name: str, pair: Pair | None = None) -> nn.Module | None:
-        """The layer that replaces a dense one; None if that stays.
+        """Build and record the replacement of a dense layer; None if the layer stays dense.
 
         Args:
-            name: of the layer.
-            pair: moments of its inputs in both models, by which it is corrected; None without correction.
+            name: name of the layer.
+            pair: moments of its inputs in both models, for sequential correction; None without correction.
         """
         target, moments = self._targets[name], self._moments.get(name)
         if pair is None or moments is None:
@@ -90,22 +91,26 @@ class Builder:
         return self.built[target.module]
 
     def tie(self, heads: Mapping[nn.Linear, nn.Embedding]) -> None:
-        """Build a compressed head for each head that is tied to a compressed embedding."""
+        """Build a head for each linear head whose embedding was compressed, sharing the embedding's parameters."""
         for head, embedding in heads.items():
             table = self.built.get(embedding)
             if isinstance(table, RowEmbedding):
                 self.built[head] = tied_head(table).train(head.training)
 
     def verify(self, allowed: int) -> None:
-        """Check the result against the budget: no layer larger than before, all of them within what is allowed."""
+        """Check the result: no layer has grown, and all layers together store at most ``allowed`` elements.
+
+        Raises:
+            MPOError: the method announced costs that its layers exceed.
+        """
         larger = [record.name for record in self.records.values() if record.bytes_after > record.bytes_before]
         elements = sum(
             -(-record.bytes_after // self._targets[name].element_size) for name, record in self.records.items()
         )
         if larger or elements > allowed:
             raise MPOError(
-                f"the layers store {elements:,} elements where {allowed:,} are allowed, or grew ({larger[:3]}); the "
-                f"costs that method {self._method.name!r} announced are wrong; please report it to its authors"
+                f"the layers store {elements:,} elements of {allowed:,} allowed, and {len(larger)} of them grew "
+                f"({larger[:3]}); method {self._method.name!r} announced wrong costs; please report it to its authors"
             )
         self.verified = True
 
@@ -145,7 +150,7 @@ def _record(target: Target, result: Built | None, moments: Moments | None) -> La
 
 
 def _padding(target: Target, layer: nn.Module) -> float | None:
-    """Norm of the row of padding of an embedding if that was zero and no longer is; None otherwise."""
+    """Norm of an embedding's padding row if the row was zero and no longer is; None otherwise."""
     if not isinstance(target.module, nn.Embedding) or target.module.padding_idx is None:
         return None
     padding = target.module.padding_idx

@@ -1,4 +1,4 @@
-"""Choices of one layer: what each possible replacement costs, what error it makes, and how it is built."""
+"""Choices for one layer: cost, error and builder of every possible replacement."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from mpochain.nn import CompressedLayer
 __all__ = ["Built", "Choices"]
 
 _Values = NDArray[Any]
-# Errors of all choices, and the error of the zero matrix, which relative errors refer to; None if it is unknown.
+# Returns the errors of all choices and the error of the zero matrix, the reference of relative errors; None if unknown.
 _ErrorSource = Callable[[], tuple[_Values, float | None]]
 
 
@@ -28,9 +28,9 @@ class Built:
     """A compressed layer and its errors on the calibration data.
 
     Attributes:
-        layer: takes the place of the dense layer. For an embedding it is an :class:`mpochain.nn.RowEmbedding`, or a
-            layer that :meth:`mpochain.MPOEmbedding.of` accepts as its table.
-        errors: on the calibration data; None for methods without data.
+        layer: replacement of the dense layer. For an embedding, an :class:`mpochain.nn.RowEmbedding` or a layer that
+            :meth:`mpochain.MPOEmbedding.of` accepts as its table.
+        errors: errors on the calibration data; None for methods without data.
     """
 
     layer: CompressedLayer
@@ -38,21 +38,23 @@ class Built:
 
 
 class Choices:
-    """What one layer can become. The last choice is the dense layer as it is.
+    """Possible replacements of one layer; the last choice is the unchanged dense layer.
 
     Args:
-        costs: of the ``n`` choices, the dense layer last.
-        errors: ``(n,)``, of each choice, 0 for the dense layer. An increase of the loss or a squared norm, so that the
-            errors of layers add up. A function that returns this array and ``zero_error`` is called when they are first
-            needed, which settled methods and refits never do. None if errors are unknown before a layer is built: such
-            choices are ordered by cost alone and cannot meet an error budget.
-        build: from the number of a choice to its layer; None for the dense layer. It may hold a fit.
-        unit: unit of the errors. Only errors of one unit can be compared.
+        costs: costs of the ``n`` choices, the dense layer last.
+        errors: ``(n,)``, error of each choice, 0 for the dense layer: an increase of the loss or a squared norm, so
+            that the errors of layers add up. Or a function that returns this array and ``zero_error``; it is called
+            when the errors are first needed, and never for settled methods or refits. None if errors are unknown
+            before a layer is built: such choices are ordered by cost alone and cannot meet an error budget.
+        build: function from the index of a choice to its layer; it returns None for the dense layer, and may hold a
+            fit.
+        unit: unit of the errors; only errors in the same unit are compared.
         zero_error: error of the zero matrix in the same unit; None if unknown. Error budgets need it.
         held_bytes: memory that ``build`` holds beyond the dense weight and the moments, such as a fit.
 
     Raises:
-        ArgumentError: no choices, a number of errors other than that of costs, or negative or infinite errors.
+        ArgumentError: there are no choices, the numbers of errors and costs differ, or an error is negative or not
+            finite.
 
     Example:
         >>> from torch import nn
@@ -97,13 +99,13 @@ class Choices:
         zero_error: float | None = None,
         held_bytes: int = 0,
     ) -> Choices:
-        """Smaller choices, with the dense layer added as the last one.
+        """Choices from the costs, errors and builder of the smaller ones; the dense layer is added as the last.
 
         Args:
             target: the dense layer.
-            costs: of the smaller choices.
-            errors: of the smaller choices, see :class:`Choices`.
-            build: of the smaller choices; it is not called for the dense layer.
+            costs: costs of the smaller choices.
+            errors: errors of the smaller choices, see :class:`Choices`.
+            build: builder of the smaller choices; it is not called for the dense layer.
             unit: see :class:`Choices`.
             zero_error: see :class:`Choices`.
             held_bytes: see :class:`Choices`.
@@ -140,13 +142,13 @@ class Choices:
 
     @staticmethod
     def joined(*parts: Choices) -> Choices:
-        """The choices of several methods for one layer as one list, with the dense layer once, as the last.
+        """Join the choices of several methods for one layer into one list, with one dense layer at the end.
 
         Args:
-            parts: choices of one layer, with errors of one unit.
+            parts: choices of one layer, with errors in the same unit.
 
         Raises:
-            ArgumentError: nothing to join, or errors of different units, which cannot be compared.
+            ArgumentError: there is nothing to join, or the errors have different units.
 
         Example:
             >>> from torch import nn
@@ -190,18 +192,18 @@ class Choices:
         return self._known()[1]
 
     def curve(self, cost: Cost | Mapping[Cost, float] = "elements") -> Curve:
-        """Costs and errors as :func:`mpochain.compression.allocate` takes them.
+        """Costs and errors as a :class:`Curve`, for :func:`mpochain.compression.allocate`.
 
         Args:
-            cost: which cost, or prices of several, see :meth:`Costs.by`.
+            cost: name of a cost, or prices of several, see :meth:`Costs.by`.
         """
         return Curve(self.costs.by(cost), self.errors, self.zero_error)
 
     def build(self, choice: int) -> Built | None:
-        """The layer of one choice; None for the dense layer as it is.
+        """Build the layer of one choice; None for the unchanged dense layer.
 
         Raises:
-            ArgumentError: no such choice.
+            ArgumentError: there is no choice of this index.
         """
         if not 0 <= choice < len(self):
             raise ArgumentError(f"there are {len(self)} choices, got number {choice}")
@@ -211,7 +213,7 @@ class Choices:
         if self._errors is None:
             assert self._source is not None
             self._keep(*self._source())
-            self._source = None  # it may hold arrays that only the errors needed
+            self._source = None  # frees arrays that only the errors needed
         assert self._errors is not None
         return self._errors, self._zero_error
 

@@ -1,4 +1,4 @@
-"""Costs of the choices of a layer: parameters, bytes and multiply-adds, alone or as a weighted sum."""
+"""Costs of a layer's choices: parameters, bytes and multiply-adds, alone or as a weighted sum."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from mpochain.errors import ArgumentError
 
 __all__ = ["Cost", "Costs"]
 
-# Costs by name. "elements" is storage in elements of the dense weight: bytes over bytes per element, rounded up.
+# Costs by name. "elements" is storage in elements of the dense weight: bytes divided by bytes per element, rounded up.
 Cost = Literal["elements", "parameters", "bytes", "macs"]
 
 _Values = NDArray[Any]
@@ -22,12 +22,12 @@ _Values = NDArray[Any]
 
 @dataclass(frozen=True, eq=False)
 class Costs:
-    """What each choice of a layer costs; all arrays ``(n,)``, int64.
+    """Costs of each choice of a layer; all arrays are ``(n,)``, int64.
 
     Attributes:
-        parameters: numbers stored in place of the weight; indices count as bytes alone.
+        parameters: numbers stored instead of the weight; integer indices count only in ``bytes``.
         bytes: bytes stored, integer indices included.
-        macs: multiply-adds of one input row, or of one row that an embedding looks up.
+        macs: multiply-adds per input row, or per row that an embedding looks up.
         element_size: bytes of one entry of the dense weight.
     """
 
@@ -45,13 +45,13 @@ class Costs:
 
     @classmethod
     def of(cls, target: Target, parameters: Any, macs: Any, *, index_bytes: int = 0) -> Costs:
-        """Costs of choices whose parameters have the element type of the dense weight.
+        """Costs of choices whose parameters have the dtype of the dense weight.
 
         Args:
             target: the dense layer.
-            parameters: ``(n,)`` numbers that each choice stores.
-            macs: ``(n,)`` multiply-adds of each choice.
-            index_bytes: bytes of the integer indices that every choice stores besides.
+            parameters: ``(n,)``, how many numbers each choice stores.
+            macs: ``(n,)``, multiply-adds of each choice.
+            index_bytes: bytes of the integer indices that every choice stores in addition.
 
         Example:
             >>> from torch import nn
@@ -77,10 +77,10 @@ class Costs:
         """One cost by name, or a weighted sum of several.
 
         Args:
-            cost: a name, or the price of each name, such as ``{"bytes": 1.0, "macs": 0.01}``.
+            cost: the name of a cost, or a price for each name, such as ``{"bytes": 1.0, "macs": 0.01}``.
 
         Raises:
-            ArgumentError: an unknown name, no name, or a price that is negative or not finite.
+            ArgumentError: a name is unknown, no cost is named, or a price is negative or not finite.
 
         Example:
             >>> costs = Costs(np.array([10]), np.array([40]), np.array([5]), 4)
@@ -103,14 +103,14 @@ class Costs:
 
     @staticmethod
     def joined(*parts: Costs) -> Costs:
-        """The costs of several lists of choices, one list after the other.
+        """Concatenate the costs of several lists of choices for one layer.
 
         Raises:
-            ArgumentError: lists of layers of different element sizes.
+            ArgumentError: the lists belong to layers of different element sizes.
         """
         sizes = {part.element_size for part in parts}
         if len(sizes) != 1:
-            raise ArgumentError(f"choices of one layer have one element size, got {sorted(sizes)}")
+            raise ArgumentError(f"choices of one layer must have one element size, got {sorted(sizes)}")
         parameters, sizes_in_bytes, macs = (
             np.concatenate([getattr(part, name) for part in parts]) for name in ("parameters", "bytes", "macs")
         )

@@ -1,4 +1,4 @@
-"""Compression of a model in one call."""
+"""Compression of a PyTorch model in one call."""
 
 from __future__ import annotations
 
@@ -31,10 +31,10 @@ __all__ = ["compress"]
 
 _logger = logging.getLogger(__name__)
 
-# Seconds between two messages about the layers built so far.
+# Seconds between two progress messages while layers are built.
 _INTERVAL = 20.0
 
-# Share of the model's parameters from which a module outside of the targets is listed in the report.
+# A module that is no target is listed in the report if it holds at least this share of the model's parameters.
 _LARGE = 0.01
 
 
@@ -52,43 +52,45 @@ def compress(
     seed: int = 0,
     log: Callable[[str], None] | None = None,
 ) -> CompressionReport:
-    """Compress the linear layers of a model in place, so that together they fit a budget.
+    """Compress the linear layers of a model in place to fit a budget.
 
-    By default layers become low rank in interpolative form, and the budget goes to the layers where parameters matter
+    By default, layers become low rank in interpolative form, and the budget goes to the layers where parameters matter
     most: errors are measured on the inputs of each layer and weighted by the gradient of the loss with respect to its
-    outputs. A layer that would gain nothing stays dense. Progress is logged by ``logging.getLogger("mpochain")``.
+    outputs. A layer that compression would not make smaller stays dense. Progress is logged to
+    ``logging.getLogger("mpochain")``.
 
     Args:
         model: changed in place. Norms, biases and, unless ``targets`` names them, embeddings stay unchanged.
-        budget: share of the layers' parameters to keep, such as ``0.6`` or ``"60%"``; bytes, ``"200MB"``; or
-            ``"5% error"``, the largest relative error of each layer in the measure of the method: of the weight for
-            methods without data and Kronecker products, otherwise of the outputs, weighted by their gradients if the
-            method needs these. None for a method whose settings leave no choice.
+        budget: share of the layers' parameters to keep, such as ``0.6`` or ``"60%"``; a size in bytes, such as
+            ``"200MB"``; or a limit of each layer's relative error, such as ``"5% error"``. Methods without data and
+            Kronecker products measure the error of the weight; other methods measure the error of the outputs,
+            weighted by their gradients if the method needs gradients. None for a method whose settings leave no
+            choice.
         calibration: batches to call the model with: tensors, tuples of arguments or mappings of keyword arguments. They
             are read several times, so give a list or a data loader, not a generator.
         targets: layers to compress, see :func:`mpochain.compression.select`; by default all linear layers whose weight
-            is not shared with another module, or all embeddings for methods that compress nothing else. A head that is
-            tied to an embedding stays tied.
-        ignore: layers to leave out, which overrides ``targets``.
+            is not shared with another module, or all embeddings for methods that compress only embeddings. A head that
+            is tied to an embedding stays tied.
+        ignore: layers to leave out; overrides ``targets``.
         method: a name of :data:`mpochain.compression.METHODS`, ``"package.module:ClassName"`` of a method defined
             elsewhere, or an instance of :class:`mpochain.compression.Method`, which holds its settings.
-        sequential: whether layers are built block by block, each fitted to the dense model's outputs on its inputs in
-            the compressed model, so that later layers correct the errors of earlier ones; for models whose blocks
-            follow one another. It helps small stacks of layers; it made a language model worse
-            (docs/decisions/0029), so measure before you use it.
-        loss: from the model's output to a scalar summed over tokens, whose gradients weight the outputs; by default
-            cross-entropy to labels that the model draws itself.
-        dry_run: whether to report the result and change nothing.
-        seed: of the labels that are drawn.
-        log: deprecated, and removed in the next release: called with each message. Configure the logger ``"mpochain"``.
+        sequential: build layers block by block and fit each one, on its inputs in the compressed model, to the dense
+            model's outputs, so that later layers correct the errors of earlier ones. Requires blocks that run one
+            after the other. It helps small stacks of layers, but made a language model worse (docs/decisions/0029), so
+            measure before you use it.
+        loss: function from the model's output to a scalar summed over tokens, whose gradients weight the outputs; by
+            default cross-entropy to labels sampled from the model's own predictions.
+        dry_run: report the result without changing the model.
+        seed: seed of the sampled labels.
+        log: deprecated, removed in the next release; called with each message. Configure the logger ``"mpochain"``.
 
     Returns:
-        A record of each layer; ``print(report.table())``.
+        A record of each layer and the totals; ``print(report.table())`` shows them.
 
     Raises:
-        ArgumentError: a budget that cannot be met, patterns that match nothing, an unknown method, missing data, or a
-            layer with hooks, which would be lost.
-        NonFiniteError: NaN or infinite activations or weights, naming the layer.
+        ArgumentError: the budget cannot be met, a pattern matches nothing, the method is unknown, data are missing, or
+            a layer has hooks, which would be lost.
+        NonFiniteError: activations or weights are NaN or infinite; the message names the layer.
 
     Example:
         >>> model = nn.Sequential(nn.Linear(32, 64), nn.ReLU(), nn.Linear(64, 8))
@@ -111,7 +113,7 @@ def compress(
         with MomentStore(on_disk=len(groups) > 1) as moments:
             for group in groups:
                 gather_moments(model, group, batches, way, moments, loss=loss, seed=seed)
-            # Sequential layers are fitted again to their corrected weights, so no fit is worth keeping.
+            # Sequential compression fits layers again to their corrected weights, so no fit is worth keeping.
             room = 0 if sequential else memory_for_statistics(model)
             preparation = Preparation(way, opened, moments, room)
             curves = {} if way.settled else preparation.curves()
@@ -139,7 +141,7 @@ def compress(
 def _require_consistent(method: Method, budget: float | str | None, sequential: bool) -> None:
     """Refuse arguments that contradict the method."""
     if sequential and method.needs == "nothing":
-        raise ArgumentError(f"sequential=True corrects by calibration data, which method {method.name!r} does not use")
+        raise ArgumentError(f"sequential=True needs calibration data, which method {method.name!r} does not use")
     if method.settled and budget is not None:
         raise ArgumentError(
             f"the settings of method {method.name!r} leave no choice, so it takes no budget, got budget {budget!r}; "
@@ -150,7 +152,7 @@ def _require_consistent(method: Method, budget: float | str | None, sequential: 
 
 
 def _chosen(curves: Mapping[str, Curve], allowed: int, error: float | None, same_share: bool) -> dict[str, int]:
-    """The choice of each layer: the cheapest within an error, or what fits the budget."""
+    """Choice of each layer: the cheapest within an error, or the best that fits the budget."""
     if error is not None:
         return cheapest_within(curves, error)
     return uniform(curves, allowed) if same_share else allocate(curves, allowed)
@@ -165,7 +167,7 @@ def _build(
     *,
     dry_run: bool,
 ) -> None:
-    """Build every layer, then put them all into the model."""
+    """Build every layer, then insert all of them into the model."""
     last = time.monotonic()
     for number, name in enumerate(targets, 1):
         builder(name)
@@ -187,7 +189,7 @@ def _build_in_sequence(
     *,
     dry_run: bool,
 ) -> None:
-    """Build and replace layers block by block; a dry run or a failure puts the dense layers back."""
+    """Build and replace layers block by block; restore the dense layers after a dry run or a failure."""
     in_sequence(model, targets, batches, builder)
     try:
         builder.verify(allowed)
@@ -197,7 +199,7 @@ def _build_in_sequence(
 
 
 def _untouched(model: nn.Module, targets: Mapping[str, Target], parameters: int) -> tuple[tuple[str, int], ...]:
-    """Modules outside of the targets with large parameters of their own, tied ones once, and their sizes."""
+    """Names and sizes of large modules that are not targets, largest first; tied parameters count once."""
     counted = {id(parameter) for target in targets.values() for parameter in target.module.parameters(recurse=False)}
     large = []
     for name, module in model.named_modules():
@@ -210,7 +212,7 @@ def _untouched(model: nn.Module, targets: Mapping[str, Target], parameters: int)
 
 
 class _Calling(logging.Handler):
-    """Calls a function with each message."""
+    """Handler that calls a function with each message."""
 
     def __init__(self, function: Callable[[str], None]) -> None:
         super().__init__(logging.INFO)
@@ -222,13 +224,13 @@ class _Calling(logging.Handler):
 
 @contextlib.contextmanager
 def _logged_to(function: Callable[[str], None] | None) -> Iterator[None]:
-    """Call a function with the messages of this library, for the deprecated argument ``log``."""
+    """Pass the library's log messages to a function, for the deprecated argument ``log``."""
     if function is None:
         yield
         return
     warnings.warn(
-        "compress(log=) is deprecated and removed in the next release; its messages are those of "
-        'logging.getLogger("mpochain") at level INFO',
+        "compress(log=) is deprecated and removed in the next release; read the messages of "
+        'logging.getLogger("mpochain") at level INFO instead',
         DeprecationWarning,
         stacklevel=4,
     )

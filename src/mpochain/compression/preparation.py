@@ -1,4 +1,4 @@
-"""Choices of all layers of a model: each fitted once, or again where memory is short."""
+"""Fitting of all layers of a model, once each, or twice if memory is short."""
 
 from __future__ import annotations
 
@@ -18,20 +18,20 @@ __all__ = ["Preparation"]
 
 
 class Preparation:
-    """Prepares every layer once for its curve, and keeps the fits until the layers are built.
+    """Fits of all layers, kept until the layers are built.
 
-    A fit of low rank takes about as much memory as its layer. Fits are kept in the order of the layers while they,
-    with moments in memory, fit into ``room``; the layers beyond are fitted a second time when they are built, with the
-    same result. Layers are prepared after the last pass over the data, when its activations are gone, and a fit is
-    freed as soon as its layer is taken for building. So fits take the place of activations first and of compressed
-    layers later, and raise the peak of a compression by at most ``room``, and only where the data take less than that:
-    from 461 to between 461 and 476 MiB for a model of 63 MiB with a room of 25 MiB.
+    A low-rank fit takes about as much memory as its layer. Fits are kept in the order of the layers as long as they and
+    the moments in memory fit into ``room``; the remaining layers are fitted again when they are built, with the same
+    result. Layers are prepared after the last pass over the data, when the activations are freed, and a fit is freed as
+    soon as its layer is built. So fits reuse the memory of activations first and leave theirs to compressed layers
+    later. They raise the peak memory of a compression by at most ``room``, and only if the activations took less: for a
+    model of 63 MiB and a room of 25 MiB, from 461 MiB to between 461 and 476 MiB.
 
     Args:
-        method: fits the layers.
+        method: compression method.
         targets: dense layers by name.
-        moments: statistics of the layers, complete.
-        room: bytes for fits and for moments in memory, see
+        moments: statistics of all layers.
+        room: bytes for fits and moments in memory, see
             :func:`mpochain.compression.statistics.passes.memory_for_statistics`.
     """
 
@@ -54,7 +54,7 @@ class Preparation:
         return curves
 
     def take(self, name: str) -> Choices:
-        """The choices of a layer, kept or fitted again; they are kept no longer."""
+        """Return the choices of a layer, fitting again if needed, and release them from this object."""
         choices = self._held.pop(name, None)
         return self._method.prepare(self._targets[name], self._moments.get(name)) if choices is None else choices
 

@@ -1,4 +1,4 @@
-"""Records of a compression: one for each layer, and a report of the model."""
+"""Compression report of a model, with one record per layer."""
 
 from __future__ import annotations
 
@@ -26,23 +26,23 @@ COLUMNS = (
 
 @dataclass(frozen=True)
 class LayerRecord:
-    """Sizes and errors of one layer before and after.
+    """Sizes and errors of one layer before and after compression.
 
     Attributes:
-        name: name in the model.
+        name: name of the layer in the model.
         shape: ``(out_features, in_features)``.
-        form: form of the compressed layer, as text; ``"dense"`` for a layer that was not changed.
-        parameters_before: of the weight.
-        parameters_after: floating-point numbers that replace the weight.
-        bytes_before: of the weight.
-        bytes_after: of what replaces the weight, integer indices included.
-        macs_before: multiply-adds of one input row; 0 for an embedding, whose rows are looked up.
-        macs_after: multiply-adds of one input row of the compressed layer, without folding.
+        form: form of the replacement, as text; ``"dense"`` for a layer that stayed dense.
+        parameters_before: parameters of the dense weight.
+        parameters_after: parameters of its replacement.
+        bytes_before: bytes of the dense weight.
+        bytes_after: bytes of its replacement, indices included.
+        macs_before: multiply-adds per input row of the dense layer; 0 for an embedding, whose rows are looked up.
+        macs_after: multiply-adds per input row of its replacement, without folding.
         weight_error: relative Frobenius error of the weight.
         output_error: relative error of the outputs on the calibration data; None without data.
-        loss_increase: predicted increase of the loss by this layer alone, nats per token, to second order; None without
-            gradients.
-        padding: norm of an embedding's row of padding if it was zero and no longer is; None otherwise.
+        loss_increase: predicted increase of the loss if only this layer is replaced, in nats per token, to second
+            order; None without gradients.
+        padding: norm of an embedding's padding row if the row was zero and no longer is; None otherwise.
     """
 
     name: str
@@ -62,21 +62,20 @@ class LayerRecord:
 
 @dataclass(frozen=True)
 class CompressionReport:
-    """All layers of a compressed model, and how their sizes were chosen.
+    """Result of compressing a model: a record of each layer, the budget and the predicted trade-off.
 
     Attributes:
-        layers: one record for each layer that was considered.
+        layers: one record per target layer.
         method: name of the method.
-        budget: as the caller gave it; None for a method without one.
-        allowed: what the layers may store together, in elements of their weights.
-        model_parameters: parameters of the model before.
-        untouched: large modules that were not considered, with their parameters, largest first.
-        frontier: for other budgets, the share of the parameters that would be left and the predicted increase of the
-            loss by all layers together, nats per token, to second order; empty for methods that cannot predict it.
-        seconds: duration.
-        provenance: versions, machine and threads; no commit, for which git would have to run. Whoever publishes a
-            report replaces it by ``mpochain.report.provenance(threads=..., commit=True)``.
-        largest_error: if the budget is an error, the largest relative error of any layer in the measure of the method;
+        budget: budget as the user gave it; None for a method that takes none.
+        allowed: storage limit of all target layers together, in elements of their weights.
+        model_parameters: parameters of the uncompressed model.
+        untouched: names and parameters of large modules that were not targets, largest first.
+        frontier: predicted trade-off for other budgets: pairs of the share of parameters kept and the total increase of
+            the loss, in nats per token, to second order; empty if the method does not predict it.
+        seconds: duration of the compression.
+        provenance: versions, machine and threads.
+        largest_error: largest relative error of any layer, in the measure of the method, if the budget is an error;
             None otherwise.
     """
 
@@ -93,21 +92,21 @@ class CompressionReport:
 
     @property
     def parameters_before(self) -> int:
-        """Parameters of the weights of all layers."""
+        """Parameters of all target layers before compression."""
         return sum(layer.parameters_before for layer in self.layers)
 
     @property
     def parameters_after(self) -> int:
-        """Parameters of all layers after compression."""
+        """Parameters of all target layers after compression."""
         return sum(layer.parameters_after for layer in self.layers)
 
     @property
     def coverage(self) -> float:
-        """Share of the model's parameters that these layers hold."""
+        """Share of the model's parameters that the target layers hold."""
         return self.parameters_before / self.model_parameters
 
     def rows(self) -> list[dict[str, Any]]:
-        """One row for each layer, with the fields of :data:`COLUMNS`."""
+        """Rows of the table, one per layer, with a value for each column."""
         return [
             {
                 **asdict(layer),
@@ -118,7 +117,7 @@ class CompressionReport:
         ]
 
     def table(self) -> str:
-        """The report as text: one line for each layer, then the totals."""
+        """Report as text: one line per layer, then the totals."""
         before, after = self.parameters_before, self.parameters_after
         lines = [
             text(COLUMNS, self.rows()),
@@ -128,21 +127,21 @@ class CompressionReport:
         ]
         if self.largest_error is not None:
             bound = f"at most {self.largest_error:.4f}"
-            lines.append(f"error of each layer in the measure of {self.method}, which the budget bounds: {bound}")
+            lines.append(f"error of each layer, in the measure of {self.method} that the budget bounds: {bound}")
         lines += [
-            f"padding of {layer.name}: its row was zero and has norm {layer.padding:.3g} now; mask it, or use svd, "
+            f"padding of {layer.name}: its row was zero and now has norm {layer.padding:.3g}; mask it, or choose svd, "
             "word2ket or token_train, which keep it zero"
             for layer in self.layers
             if layer.padding is not None
         ]
         slower = [layer.name for layer in self.layers if layer.macs_after > layer.macs_before]
         if slower:
-            lines.append(f"more multiply-adds than dense: {len(slower)} layers, {slower[0]} among them")
+            lines.append(f"more multiply-adds than dense: {len(slower)} layers, including {slower[0]}")
         lines += [f"not considered: {name}, {count:,} parameters" for name, count in self.untouched]
         return "\n".join(lines)
 
     def as_dict(self) -> dict[str, Any]:
-        """The report as data for JSON."""
+        """Report as a dictionary that JSON can store."""
         return asdict(self) | {
             "parameters_before": self.parameters_before,
             "parameters_after": self.parameters_after,

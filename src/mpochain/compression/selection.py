@@ -21,7 +21,7 @@ _NEAREST = 5
 
 
 class _Able(Protocol):
-    """What a method can compress, see :class:`mpochain.compression.Method`."""
+    """Kinds of layers that a method compresses; the part of :class:`mpochain.compression.Method` used here."""
 
     linear: bool
     embeddings: bool
@@ -30,22 +30,22 @@ class _Able(Protocol):
 def open_targets(
     model: nn.Module, method: _Able, targets: Iterable[str] | None = None, ignore: Iterable[str] = ()
 ) -> tuple[dict[str, Target], dict[nn.Linear, nn.Embedding]]:
-    """The layers to compress, each opened once, and the heads that are tied to them.
+    """Select and open the layers to compress, and find the heads that are tied to them.
 
     Args:
-        model: is not changed.
-        method: says whether it compresses linear layers and embeddings.
+        model: not changed.
+        method: determines whether linear layers and embeddings can be compressed.
         targets: patterns, see :func:`select`; by default all linear layers whose weight is not shared, or all
-            embeddings for a method that compresses nothing else.
+            embeddings for a method that compresses only embeddings.
         ignore: patterns of layers to leave out.
 
     Returns:
-        The layers by name, in the order of the model; and the embedding of each linear head that shares its table. Such
-        heads are replaced together with their embedding and are not among the layers.
+        The layers by name, in the order of the model; and the embedding of each linear head that shares its table.
+        These heads are replaced together with their embedding, so they are not among the layers.
 
     Raises:
-        ArgumentError: no layer, see :func:`select`, or a layer with hooks.
-        NonFiniteError: NaN or infinite weights, naming the layer.
+        ArgumentError: no layer is left to compress, a pattern is invalid (see :func:`select`), or a layer has hooks.
+        NonFiniteError: a weight is NaN or infinite; the message names the layer.
 
     Example:
         >>> from mpochain.compression.methods import METHODS
@@ -76,22 +76,22 @@ def select(
     embeddings: bool = False,
     linear: bool = True,
 ) -> dict[str, nn.Module]:
-    r"""The layers that are matched by ``targets`` and not by ``ignore``, in the order of the model.
+    r"""Select the layers that ``targets`` matches and ``ignore`` does not, in the order of the model.
 
-    A pattern is the full name of a layer (``"model.layers.0.mlp.up_proj"``), ``"re:"`` with a regular expression that
-    matches the full name (``r"re:.*\.mlp\..*"``), or the name of a class (``"Linear"``, ``"Conv1D"``), tried in this
-    order. A module with several names in the model is listed once, under the first.
+    A pattern is the full name of a layer (``"model.layers.0.mlp.up_proj"``), ``"re:"`` followed by a regular expression
+    for the full name (``r"re:.*\.mlp\..*"``), or the name of a class (``"Linear"``, ``"Conv1D"``), tried in this
+    order. A module with several names in the model is listed once, under its first name.
 
     Args:
-        model: is not changed.
-        targets: patterns; names of classes select only layers that can be compressed.
-        ignore: patterns of layers to leave out, which override ``targets``.
+        model: not changed.
+        targets: patterns; class names select only layers that can be compressed.
+        ignore: patterns of layers to leave out; overrides ``targets``.
         embeddings: whether embeddings can be selected.
         linear: whether linear layers can be selected.
 
     Raises:
-        ArgumentError: a pattern that matches nothing, an invalid regular expression, or the name of a module that
-            cannot be compressed.
+        ArgumentError: a pattern matches nothing, a regular expression is invalid, or a named module cannot be
+            compressed.
 
     Example:
         >>> model = nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 2))
@@ -115,20 +115,20 @@ def select(
     return {
         name: module
         for name, module in modules.items()
-        # Modules inside an ignored module are ignored with it.
+        # Ignoring a module also ignores the modules inside it.
         if name in chosen and not any(name == out or name.startswith(f"{out}.") for out in left_out)
     }
 
 
 def dense_layers(model: nn.Module, ignore: Iterable[str] = ()) -> dict[str, nn.Module]:
-    """Every dense linear layer whose weight is not shared with another module, such as an embedding.
+    """All dense linear layers whose weight is not shared with another module, such as an embedding.
 
     Args:
-        model: is not changed.
+        model: not changed.
         ignore: patterns of layers to leave out, see :func:`select`.
 
     Raises:
-        ArgumentError: a pattern that matches nothing.
+        ArgumentError: a pattern matches nothing.
 
     Example:
         >>> model = nn.ModuleDict({"embedding": nn.Embedding(9, 4), "up": nn.Linear(4, 8), "head": nn.Linear(4, 9)})
@@ -151,11 +151,11 @@ def dense_layers(model: nn.Module, ignore: Iterable[str] = ()) -> dict[str, nn.M
 
 
 def why_none(model: nn.Module) -> str:
-    """The likely reason why nothing in a model can be compressed, to end an error message with; empty if unknown."""
+    """Likely reason why nothing in a model can be compressed, to end an error message; empty if unknown."""
     if _is_dense(model, embeddings=True):
-        return f": the model is itself a {type(model).__name__} and nothing holds it; wrap it in nn.Sequential"
+        return f": the model is itself a {type(model).__name__}, so it cannot be replaced; wrap it in nn.Sequential"
     if compressed_layers(model):
-        return ": its layers are compressed already"
+        return ": its layers are already compressed"
     for name, module in model.named_modules():
         if isinstance(module, nn.Embedding | nn.Linear) and not _is_dense(module, embeddings=True):
             try:
@@ -163,7 +163,7 @@ def why_none(model: nn.Module) -> str:
             except DTypeError as error:
                 return f" ({error})"
     if any(_is_dense(module) for module in model.modules()):
-        return ": layers that are ignored or share their weight with another module are left as they are"
+        return ": layers that are ignored or share their weight with another module are left unchanged"
     return ""
 
 
@@ -176,7 +176,7 @@ def _patterns(patterns: Iterable[str], field: str) -> list[str]:
 
 
 def _matches(pattern: str, modules: Mapping[str, nn.Module], field: str) -> tuple[list[str], bool]:
-    """The names that a pattern matches, and whether the pattern is the name of a class."""
+    """Names of the modules that a pattern matches, and whether the pattern is a class name."""
     if pattern in modules:
         return [pattern], False
     if pattern.startswith("re:"):

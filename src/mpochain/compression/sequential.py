@@ -1,10 +1,10 @@
-"""Sequential compression: later layers correct the errors of earlier ones.
+"""Sequential compression, in which later layers correct the errors of earlier ones.
 
-A layer ``W`` of the dense model reads ``x``; in the compressed model it will read ``x'``. The matrix whose outputs for
-``x'`` are nearest to those of ``W`` for ``x`` is ``W T`` with ``T = E[x x'^T] E[x' x'^T]^-1``, under any weights of the
-outputs, and the error of ``W'`` beyond it is ``E|(W T - W') x'|^2``. So ``W T`` with the moments of ``x'`` is
-compressed in place of ``W`` with those of ``x``, by any method. A share of the mean power is added to the diagonals of
-both moments, which pulls ``T`` to the identity in directions with little data.
+A layer ``W`` reads ``x`` in the dense model and ``x'`` in the compressed model. For any weighting of the outputs, the
+matrix whose outputs on ``x'`` are closest to ``W x`` is ``W T`` with ``T = E[x x'^T] E[x' x'^T]^-1``, and a matrix
+``W'`` adds the error ``E|(W T - W') x'|^2``. Any method can therefore compress ``W T`` with the moments of ``x'``
+instead of ``W`` with the moments of ``x``. A share of the mean power is added to the diagonals of both moments, which
+pulls ``T`` towards the identity in directions with little data.
 """
 
 from __future__ import annotations
@@ -28,17 +28,17 @@ __all__ = ["Corrected", "Pair", "corrected", "in_sequence"]
 
 _logger = logging.getLogger(__name__)
 
-# Share of the mean power of the inputs that is added to the diagonals of both moments.
+# This share of the inputs' mean power is added to the diagonals of both moments.
 _DAMPING = 0.02
 
 
 @dataclass(frozen=True, eq=False)
 class Pair:
-    """Second moments over the rows that a layer reads in the dense and in the compressed model.
+    """Second moments of a layer's inputs, ``x`` in the dense model and ``x'`` in the compressed model.
 
     Attributes:
-        across: ``E[x x'^T] (in, in)``, float32.
-        own: ``E[x' x'^T]``, of the compressed model.
+        across: ``E[x x'^T]``, ``(in, in)``, float32.
+        own: ``E[x' x'^T]``, ``(in, in)``, float32.
     """
 
     across: Tensor
@@ -47,12 +47,12 @@ class Pair:
 
 @dataclass(frozen=True, eq=False)
 class Corrected:
-    """The weight that is compressed in place of a layer's own weight.
+    """Corrected weight of a layer, which is compressed instead of the layer's own weight.
 
     Attributes:
-        weight: ``W T (out, in)``.
-        moments: of it, on the inputs in the compressed model.
-        power: ``E|W x|^2``, of the dense model's outputs.
+        weight: ``W T``, ``(out, in)``.
+        moments: moments of a layer with this weight, on its inputs in the compressed model.
+        power: ``E|W x|^2``, power of the dense model's outputs.
         kept: ``E|W T x'|^2``.
         rest: ``E|W x - W T x'|^2``, the error that no matrix can correct, up to the damping.
     """
@@ -64,16 +64,16 @@ class Corrected:
     rest: float
 
     def output_error(self, relative: float) -> float:
-        """Relative error of the dense model's outputs, from that of an approximation of ``W T``."""
+        """Relative error with respect to the dense model's outputs, from the relative error with respect to ``W T``."""
         return math.sqrt((relative**2 * self.kept + self.rest) / max(self.power, 1e-300))
 
 
 def corrected(weight: Tensor, moments: Moments, pair: Pair) -> Corrected:
-    """The corrected weight and moments of a layer.
+    """Compute the corrected weight and moments of a layer.
 
     Args:
-        weight: ``W (out, in)``.
-        moments: of the dense model.
+        weight: ``W``, ``(out, in)``.
+        moments: moments of the layer in the dense model.
         pair: moments of the inputs in both models.
 
     Example:
@@ -92,7 +92,7 @@ def corrected(weight: Tensor, moments: Moments, pair: Pair) -> Corrected:
     weight_T = weight64 @ T
     weight_T_H = weight_T @ H
     dense = moments.activations.double()
-    # Of E[y y^T] if out <= in, and of E[x x^T] otherwise.
+    # The activations are E[y y^T] if out <= in, and E[x x^T] otherwise.
     power = float(dense.trace() if out <= in_ else ((weight64.T @ weight64) * dense).sum())
     kept = float((weight_T_H * weight_T).sum())
     rest = max(power - 2 * float(((weight64 @ C) * weight_T).sum()) + kept, 0.0)
@@ -117,19 +117,21 @@ def in_sequence(
     batches: Iterable[Any],
     build: Callable[[str, Pair | None], nn.Module | None],
 ) -> None:
-    """Compress layers block by block, in place, each on its inputs in the compressed model.
+    """Compress layers block by block, in place, each for its inputs in the compressed model.
+
+    Any exception leaves the model as it was.
 
     Args:
-        model: whose blocks are the items of one ``nn.ModuleList`` or ``nn.Sequential``, each called with the first
-            output of the one before it.
-        targets: layers by name; those outside of the blocks are compressed first, without correction.
+        model: model whose blocks are the items of one ``nn.ModuleList`` or ``nn.Sequential``; the first argument of
+            each block is the first output of the previous one.
+        targets: layers by name; those outside the blocks are compressed first, without correction.
         batches: see :func:`mpochain.compression.statistics.moments.run_batch`; read once. Memory holds the inputs of
-            the next block, in both models, and the other arguments of the blocks.
-        build: from the name of a layer and the moments of its inputs in both models, None without correction, to the
-            compressed layer; None to leave it dense.
+            the next block in both models, and the other arguments of all blocks.
+        build: function of a layer's name and the moments of its inputs in both models (None without correction). It
+            returns the compressed layer, or None to leave the layer dense.
 
     Raises:
-        ArgumentError: a model without such blocks. It is left as it was, whatever is raised.
+        ArgumentError: the model has no such blocks.
     """
     names = {target.module: name for name, target in targets.items()}
     container, first, last = _blocks(model, names)
@@ -171,7 +173,7 @@ def in_sequence(
 
 @dataclass(frozen=True, eq=False)
 class _Call:
-    """Arguments of a call of a block; the hidden states are kept for the first block only."""
+    """Arguments of one call of a block; hidden states are kept for the first block only."""
 
     hidden: Tensor
     arguments: tuple[Any, ...]
@@ -184,7 +186,7 @@ class _Call:
 
 
 class _Sums:
-    """Sums over the rows that the layers of one block read in both models; layers with the same input share sums."""
+    """Running sums of input moments for the layers of one block; layers with the same input share their sums."""
 
     def __init__(self, layers: list[nn.Module]) -> None:
         self._layers = layers
@@ -193,7 +195,7 @@ class _Sums:
         self._rows: dict[nn.Module, int] = {}
 
     def read(self, block: nn.Module, call: _Call, hidden: Tensor) -> tuple[dict[nn.Module, Tensor], Tensor]:
-        """The input of each layer, and the output of the block."""
+        """Run the block and return the input of each layer and the block's output."""
         inputs: dict[nn.Module, Tensor] = {}
 
         def record(layer: nn.Module, arguments: tuple[Any, ...]) -> None:
@@ -232,7 +234,7 @@ class _Sums:
 
 
 def _calls(model: nn.Module, container: Any, first: int, last: int, batch: Any) -> list[_Call]:
-    """Arguments of the call of each block in the dense model."""
+    """Run the dense model on a batch and return the arguments of the call of each block."""
     calls: list[_Call] = []
     outputs: list[Any] = []
 
@@ -265,7 +267,7 @@ def _calls(model: nn.Module, container: Any, first: int, last: int, batch: Any) 
 
 
 def _blocks(model: nn.Module, layers: Collection[nn.Module]) -> tuple[Any, int, int]:
-    """The container of the blocks that hold most of the layers, and the range of those blocks in it."""
+    """Container whose items hold the most layers, with the first and past-the-end index of the items that do."""
     best: tuple[int, Any, int, int] | None = None
     for module in model.modules():
         if isinstance(module, nn.ModuleList | nn.Sequential):

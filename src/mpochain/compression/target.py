@@ -1,4 +1,4 @@
-"""One dense layer of a model, opened for compression."""
+"""Dense layer of a model with its weight and bias, opened for compression."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ class Target:
             module: a ``torch.nn.Linear``, a Hugging Face ``Conv1D`` or a ``torch.nn.Embedding``.
 
         Raises:
-            DTypeError: another module, one with its own forward, or a weight without values (on the meta device).
+            DTypeError: the module has another type or its own ``forward``, or its weight is on the meta device.
 
         Example:
             >>> target = Target.open("up", nn.Linear(3, 2))
@@ -76,16 +76,16 @@ class Target:
 
     @property
     def is_embedding(self) -> bool:
-        """Whether rows of the weight are looked up rather than multiplied."""
+        """Whether rows of the weight are looked up instead of multiplied."""
         return isinstance(self.module, nn.Embedding)
 
     @property
     def macs(self) -> int:
-        """Multiply-adds of one input row: ``out * in``, or 0 for an embedding, whose rows are looked up."""
+        """Multiply-adds per input row: ``out * in``, or 0 for an embedding, whose rows are looked up."""
         return 0 if self.is_embedding else self.parameters
 
     def chain_macs(self, spec: ChainSpec) -> int:
-        """Multiply-adds of one row of a chain in place of this layer, swept site by site.
+        """Multiply-adds per row if a chain replaces this layer and is contracted site by site.
 
         Example:
             >>> spec = ChainSpec((8, 8), (8, 8), max_bond=2)
@@ -100,11 +100,11 @@ class Target:
         return MPOEmbedding(out, in_, spec=spec, device="meta").macs()
 
     def require_replaceable(self) -> None:
-        """Refuse a module that cannot be replaced without losing something, or that cannot be fitted.
+        """Refuse a module whose hooks a replacement would lose, or whose weight is not finite.
 
         Raises:
-            ArgumentError: forward or backward hooks, which would be lost with the module.
-            NonFiniteError: NaN or infinite entries in the weight.
+            ArgumentError: the module has forward or backward hooks.
+            NonFiniteError: the weight has NaN or infinite entries.
         """
         hooks = (
             self.module._forward_hooks,
@@ -114,8 +114,8 @@ class Target:
         )
         if any(hooks):
             raise ArgumentError(
-                f"{self.name} has hooks, which would be lost with it; remove them and register them again afterwards, "
-                "or leave the layer out with ignore="
+                f"{self.name} has hooks, which its replacement would lose; remove them and register them again "
+                "afterwards, or leave the layer out with ignore="
             )
         if not self.weight.isfinite().all():
             raise NonFiniteError(f"{self.name}: the weight has NaN or infinite entries; nothing can be fitted to it")

@@ -1,4 +1,4 @@
-"""Compression methods, one a file: what a layer can become, and how it is built."""
+"""Compression methods, one per file: the choices that each offers for a layer, and how they are built."""
 
 from mpochain.compression.methods.balanced import Balanced
 from mpochain.compression.methods.chains import Chains

@@ -22,7 +22,7 @@ __all__ = ["Balanced"]
 
 
 class Balanced(Method):
-    """TT-SVD of the weight with balanced dims, every layer at the same share of its parameters.
+    """TT-SVD of the weight with balanced dims; every layer keeps the same share of its parameters.
 
     Source: TT-SVD, Oseledets, SIAM J. Sci. Comput. 33, 2295 (2011).
 

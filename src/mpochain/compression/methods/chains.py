@@ -1,4 +1,4 @@
-"""Chains of specs that are given for each layer, by TT-SVD or fitted to calibration data."""
+"""Chains with a user-defined spec for each layer, by TT-SVD or fitted to calibration data."""
 
 from __future__ import annotations
 
@@ -34,12 +34,12 @@ _Spec = Annotated[
 
 
 class Chains(Method):
-    """One chain for each layer, of the spec that is given for it; :func:`mpochain.compress` takes no budget.
+    """One chain per layer, with the spec given for the layer; :func:`mpochain.compress` takes no budget.
 
-    Without data each chain is the TT-SVD of its weight (Oseledets, SIAM J. Sci. Comput. 33, 2295 (2011)). With data it
-    is fitted under the second moments of the inputs and, for layers with at most as many outputs as inputs, of the
-    gradients of the loss with respect to the outputs, see :func:`mpochain.decomposition.calibrated`. A layer that would
-    not become smaller stays dense, which the report shows.
+    Without data, each chain is the TT-SVD of its weight (Oseledets, SIAM J. Sci. Comput. 33, 2295 (2011)). With data,
+    the fit is weighted by the second moments of the inputs and, for layers with at most as many outputs as inputs, by
+    those of the gradients of the loss with respect to the outputs, see :func:`mpochain.decomposition.calibrated`. A
+    layer that would not become smaller stays dense; the report shows it.
 
     Args:
         settings: see :class:`Chains.Settings`.
@@ -60,10 +60,10 @@ class Chains(Method):
 
         specs: dict[str, _Spec] = Field(
             min_length=1,
-            description="the spec of each layer, by its name or by re: and a regular expression for the full name; a "
-            "name has priority, then the first expression",
+            description="the spec of each layer, keyed by its name or by re: and a regular expression that matches the "
+            "full name; an exact name takes priority, then the first expression that matches",
         )
-        calibrated: bool = Field(False, description="whether chains are fitted to calibration data; no embeddings")
+        calibrated: bool = Field(False, description="fit the chains to calibration data; not for embeddings")
         iterations: int = Field(40, ge=1, description="iterations of the fit to calibration data")
 
         @field_validator("specs")
@@ -91,11 +91,11 @@ class Chains(Method):
         return self.settings.calibrated
 
     def check(self, targets: Mapping[str, Target], budget: float | str | None) -> None:  # noqa: ARG002  # of the protocol
-        """Refuse a layer without a spec, a spec of another shape, and a spec without a layer.
+        """Refuse layers without a spec, specs without a layer, and specs whose shape is not their layer's.
 
         Raises:
-            ArgumentError: a layer without a spec, or a spec without a layer, naming it.
-            SpecError: a spec of another shape than its layer, naming the layer.
+            ArgumentError: a layer has no spec, or a spec matches no layer; the message names it.
+            SpecError: the shape of a spec is not its layer's; the message names the layer.
         """
         used = set()
         for name, target in targets.items():
@@ -126,7 +126,7 @@ class Chains(Method):
             return Built(MPOLinear.from_chains(chain, target.bias))
         inputs, outputs = weights_of(moments, damping=DAMPING)
         if spec.out_features > spec.in_features:
-            # The moments of the gradients are those of the smaller side, the inputs, where no fit uses them.
+            # The moments of the gradients are on the smaller side, here the inputs, where no fit uses them.
             moments, outputs = replace(moments, gradients=None), None
         fit = calibrated(
             target.weight,
@@ -141,7 +141,7 @@ class Chains(Method):
         return Built(layer, errors_between(target.weight, moments, layer.weight))
 
     def _pattern(self, name: str) -> str | None:
-        """The key of the spec of a layer; None without one."""
+        """Key of the layer's spec in the settings; None if no key matches."""
         if name in self.settings.specs:
             return name
         expressions = (key for key in self.settings.specs if key.startswith(_REGULAR_EXPRESSION))

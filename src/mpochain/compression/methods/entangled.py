@@ -1,4 +1,4 @@
-"""Embeddings of products of the vectors of units (word2ket, word2ketXS and tables of units)."""
+"""Embeddings as sums of tensor products of unit vectors (word2ket, word2ketXS and custom units)."""
 
 from __future__ import annotations
 
@@ -31,10 +31,10 @@ def _known_units(value: Any) -> Any:
 
 
 class Entangled(Method):
-    """Tables of embeddings as :class:`mpochain.EntangledEmbedding`, fitted to their dense rows.
+    """Embedding tables as :class:`mpochain.EntangledEmbedding`, fitted to the dense rows.
 
-    Without ``ranks``, the table keeps its share of the parameters. How near the rows come is unknown before they are
-    fitted, so a budget that is an error cannot be met.
+    Without ``ranks``, the budget sets the number of terms. The errors are unknown before the fit, so an error budget
+    is refused.
 
     Args:
         settings: see :class:`Entangled.Settings`.
@@ -52,18 +52,19 @@ class Entangled(Method):
     class Settings(MethodSettings):
         """Settings of :class:`Entangled`."""
 
-        order: int | None = Field(None, description="places of a word; for an index its number of columns")
+        order: int | None = Field(None, description="number of units per word; for an index its number of columns")
         units: Annotated[Any, BeforeValidator(_known_units)] = Field(
             "digits",
-            description="'digits' (word2ketXS), 'own' (word2ket), or an index (words, order) as of Units.of(...).index",
+            description="'digits' (word2ketXS), 'own' (word2ket), or an index (words, order) such as "
+            "Units.of(...).index",
         )
         ranks: Annotated[int, Field(ge=1)] | None = Field(
             None, description="number of terms of the sum; by default the budget decides"
         )
-        coefficients: bool = Field(False, description="whether each word has a number for each rank (SEE)")
-        frequencies: Any = Field(None, description="how often each word occurs; frequent ones are fitted better")
+        coefficients: bool = Field(False, description="give each word one coefficient per rank (SEE)")
+        frequencies: Any = Field(None, description="how often each word occurs; frequent words are fitted better")
         iterations: Annotated[int, Field(ge=1)] = Field(200, description="iterations of the fit")
-        seed: int = Field(0, description="seed of the start")
+        seed: int = Field(0, description="seed of the initial values")
 
     settings: Settings
     uniform = True
@@ -78,10 +79,10 @@ class Entangled(Method):
         self.settled = self.settings.ranks is not None
 
     def check(self, targets: Mapping[str, Target], budget: float | str | None) -> None:
-        """Refuse tables that cannot become as small as the budget asks for.
+        """Refuse error budgets, and budgets smaller than a table can become.
 
         Raises:
-            ArgumentError: a budget that cannot be met, or that is an error.
+            ArgumentError: the budget cannot be met, or it is an error budget.
         """
         curves = {name: self.prepare(target, None).curve() for name, target in targets.items()}
         if budget is None:
@@ -96,7 +97,7 @@ class Entangled(Method):
         """See :class:`~mpochain.compression.methods.method.Method`; errors are unknown before rows are fitted."""
         one = self._embedding(target, 1, "meta", torch.float32)
         per_rank = sum(parameter.numel() for parameter in one.parameters())
-        # The units of each word, four bytes each.
+        # The index stores the units of each word, four bytes per unit.
         index_bytes = 0 if one.index is None else 4 * one.index.numel()
         chosen = self.settings.ranks
         ranks = np.arange(1, target.parameters // per_rank + 1) if chosen is None else np.array([chosen])
@@ -105,8 +106,8 @@ class Entangled(Method):
         if not len(costs):
             rows, columns = target.shape
             raise ArgumentError(
-                f"products of {one.unit_count:,} units are no smaller than a table {rows}x{columns} "
-                f"({per_rank:,} parameters for a rank, and an index); have more words share a unit, or give a higher "
+                f"products of {one.unit_count:,} units are no smaller than the {rows}x{columns} table "
+                f"({per_rank:,} parameters per rank, plus an index); let more words share a unit, or give a higher "
                 "order"
             )
         return Choices.of(target, costs, None, lambda choice: self._built(target, chosen or choice + 1))

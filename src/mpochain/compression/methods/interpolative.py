@@ -1,4 +1,4 @@
-"""Low rank in interpolative form, weighted by inputs and by the gradients of outputs."""
+"""Interpolative low rank, weighted by inputs and by gradients with respect to the outputs."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ from mpochain.nn import InterpolativeLinear
 
 __all__ = ["DAMPING", "Interpolative", "index_bytes"]
 
-# Share of the mean diagonal of the gradients' moments that is added to their diagonal: with few tokens, outputs without
-# gradient are not known to be unimportant.
+# The gradients' moments are damped: this share of their mean diagonal is added to the diagonal. With few tokens, a zero
+# gradient does not prove that an output is unimportant.
 DAMPING = 0.1
 
 
 class Interpolative(Method):
-    """The weighted optimum of every rank, with ``rank (out + in - rank)`` parameters; errors are in nats per token.
+    """Optimal weighted low rank in interpolative form; ``rank (out + in - rank)`` parameters, errors in nats per token.
 
-    The budget goes where it removes the most loss, predicted to second order by the Kronecker-factored Fisher
-    information (K-FAC, arXiv 1503.05671).
+    The budget goes to the layers where it reduces the loss most, as predicted to second order by the Kronecker-factored
+    Fisher information (K-FAC, arXiv 1503.05671).
 
     Example:
         >>> import mpochain as mpo, torch
@@ -45,7 +45,7 @@ class Interpolative(Method):
         costs = Costs.of(target, parameters, parameters, index_bytes=index_bytes(target))
         costs = costs[: int(np.searchsorted(costs.elements, target.parameters))]  # smaller than the matrix
         projections = fit(target.weight, moments, damping=DAMPING)
-        # The loss grows by half of the square, for it is predicted to second order.
+        # To second order, the loss grows by half the squared weighted error.
         losses = projections.errors / 2
 
         def build(choice: int) -> Built:
@@ -69,5 +69,5 @@ class Interpolative(Method):
 
 
 def index_bytes(target: Target) -> int:
-    """Bytes of the permutation of the outputs that the interpolative form stores, four for each output."""
+    """Bytes of the output permutation that the interpolative form stores, four per output."""
     return 4 * target.shape[0]

@@ -32,8 +32,8 @@ from mpochain.nn import MPOLinear, PermutedLinear
 
 __all__ = ["Kronecker"]
 
-# Sides of the right factors if none are given: 4 along the longer side of the matrix and 2 along the other, and 2 x 2
-# for a square matrix.
+# Default shape of the right factors: 4 along the longer side of the matrix and 2 along the shorter, or 2 x 2 for a
+# square matrix.
 _LONG_SIDE, _SHORT_SIDE = 4, 2
 
 # Iterations of the fit of a sum to calibration data.
@@ -41,7 +41,7 @@ _ITERATIONS = 50
 
 
 def _integer(value: Any) -> Any:
-    # NumPy's integers too, but no bool and no text.
+    # Accepts NumPy integers, but neither bool nor text.
     return value if isinstance(value, bool | str | float) else operator.index(value)
 
 
@@ -52,17 +52,17 @@ _Factors = tuple[tuple[int, int], ...]
 
 
 class Kronecker(Method):
-    """``sum_r A_r (x) B_r``; without ``terms``, every layer keeps the same share of its parameters.
+    """Kronecker sums ``sum_r A_r (x) B_r``; without ``terms``, every layer keeps the same share of its parameters.
 
     Source: TQCompressor, arXiv 2401.16367, whose factors for GPT-2 are the default; KnGPT-2, arXiv 2110.08152. A layer
-    whose sizes the default factors do not divide stays dense.
+    stays dense if the default factors do not divide its sizes.
 
     Args:
         settings: see :class:`Kronecker.Settings`.
         values: fields of the settings.
 
     Raises:
-        ArgumentError: several factors without a number of terms.
+        ArgumentError: several factors are given without a number of terms.
 
     Example:
         >>> import mpochain as mpo
@@ -77,33 +77,33 @@ class Kronecker(Method):
     class Settings(MethodSettings):
         """Settings of :class:`Kronecker`.
 
-        With ``terms`` there is one choice for each layer, and :func:`mpochain.compress` takes no budget. A layer that
-        would become larger stays dense, which the report shows; for example with more terms than the rearranged matrix
-        has rank.
+        ``terms`` leaves one choice per layer, so :func:`mpochain.compress` takes no budget. A layer that would become
+        larger, for example with more terms than the rank of the rearranged matrix, stays dense; the report shows it.
         """
 
-        permuted: bool = Field(False, description="whether a better order of rows and columns is searched for first")
+        permuted: bool = Field(False, description="first search for a better order of rows and columns")
         calibrated: bool = Field(
             False,
-            description="whether the sum is fitted to calibration data, in the order that is best without; no "
-            "embeddings",
+            description="fit the sum to calibration data, in the order found without data; not for embeddings",
         )
         factors: tuple[tuple[_Count, _Count], ...] | None = Field(
             None,
             min_length=1,
-            description="(out, in) of each factor that is split off, the last site first; of an embedding, words are "
-            "the outputs",
+            description="(out, in) of each factor to split off, the last site first; the outputs of an embedding are "
+            "its words",
         )
         terms: _Count | None = Field(None, description="number of terms of the sum; by default the budget decides")
         seconds: float = Field(
-            60.0, gt=0.0, allow_inf_nan=False, description="limit of the search of one layer's order"
+            60.0, gt=0.0, allow_inf_nan=False, description="time limit of the search for one layer's order"
         )
         seed: int = Field(0, description="seed of the search")
 
         @model_validator(mode="after")
         def _one_factor_without_terms(self) -> Self:
             if self.factors is not None and self.terms is None and len(self.factors) > 1:
-                raise ValueError(f"{len(self.factors)} factors are split off one term; give terms=1, or one factor")
+                raise ValueError(
+                    f"{len(self.factors)} factors can be split off only from a single term; give terms=1, or one factor"
+                )
             return self
 
     settings: Settings
@@ -118,10 +118,10 @@ class Kronecker(Method):
         self.settled = chosen.terms is not None
 
     def check(self, targets: Mapping[str, Target], budget: float | str | None) -> None:  # noqa: ARG002  # of the protocol
-        """Refuse factors that do not divide a layer.
+        """Refuse factors that do not divide the sizes of a layer.
 
         Raises:
-            SpecError: factors that do not divide a layer, naming it.
+            SpecError: the factors do not divide a layer; the message names it.
         """
         if self.settings.factors is None:
             return
@@ -136,7 +136,7 @@ class Kronecker(Method):
         return self.settings.calibrated
 
     def prepare(self, target: Target, moments: Moments | None) -> Choices:
-        """See :class:`~mpochain.compression.methods.method.Method`; errors are those of the weight, not permuted."""
+        """See :class:`~mpochain.compression.methods.method.Method`; errors are those of the unpermuted weight."""
         factors = self._factors(target)
         costs = self._costs(target, factors)
 
@@ -152,7 +152,7 @@ class Kronecker(Method):
         def build(choice: int) -> Built:
             return self._built(target, moments, factors, self.settings.terms or choice + 1)
 
-        # Settled choices are not compared, and a sum of several factors has no such spectrum.
+        # Settled choices are never compared, and with several factors no single spectrum gives the errors.
         source = None if self.settled else errors
         return Choices.of(target, costs, source, build, unit="squared norm of the weight")
 
@@ -187,9 +187,9 @@ class Kronecker(Method):
         return ((_LONG_SIDE, _SHORT_SIDE),) if out > in_ else ((_SHORT_SIDE, _LONG_SIDE),)
 
     def _costs(self, target: Target, factors: _Factors) -> Costs:
-        """Costs of one term and more, while they are smaller than the matrix; none if the factors do not divide it."""
+        """Costs of sums of 1, 2, ... terms smaller than the matrix; none if the factors do not divide it."""
         out, in_ = target.shape
-        # The permutations of rows and columns, four bytes for each.
+        # The permutations of rows and columns take four bytes per row and column.
         index_bytes = 4 * (out + in_) if self.settings.permuted else 0
         if self.settings.factors is None and (out % factors[0][0] or in_ % factors[0][1]):
             return Costs.of(target, [], [])
@@ -204,7 +204,7 @@ class Kronecker(Method):
 
 
 def _calibrated(weight: Tensor, split: KroneckerFactors, moments: Moments, name: str) -> KroneckerFactors:
-    """The chain in the same order of rows and columns that is nearest on the calibration data."""
+    """Refit the chain to the calibration data, keeping the order of rows and columns."""
     assert moments.inputs is not None
     reordered = weight[split.rows][:, split.columns]
     gram = moments.inputs[split.columns][:, split.columns]

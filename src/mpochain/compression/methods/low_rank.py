@@ -1,4 +1,4 @@
-"""Two factors by SVD: of the weight alone, or with truncation-aware whitening (SVD-LLM)."""
+"""Truncated SVD into two factors, of the weight alone or with truncation-aware whitening (SVD-LLM)."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ __all__ = ["LowRank"]
 
 
 class LowRank(Method):
-    """Factors ``(out, r)`` and ``(r, in)``, every layer at the same share of its parameters.
+    """Factors ``(out, r)`` and ``(r, in)``; every layer keeps the same share of its parameters.
 
     Source of the whitening: SVD-LLM, arXiv 2403.07378.
 
@@ -39,7 +39,7 @@ class LowRank(Method):
         """Settings of :class:`LowRank`."""
 
         weighted: bool = Field(
-            True, description="whether the error of the outputs is minimised, which needs data; else the weight's"
+            True, description="minimise the error of the outputs, which needs data, instead of the weight's"
         )
 
     settings: Settings
@@ -58,7 +58,7 @@ class LowRank(Method):
         weighted = self.settings.weighted and moments is not None
         projections = fit(target.weight, moments if weighted else None)
         ranks = np.arange(1, len(projections.errors))
-        ranks = ranks[ranks * (out + in_) < out * in_]  # from some rank on two factors are no smaller than the matrix
+        ranks = ranks[ranks * (out + in_) < out * in_]  # only ranks whose two factors are smaller than the matrix
 
         def build(choice: int) -> Built:
             rank = choice + 1

@@ -1,4 +1,4 @@
-"""Protocol of a compression method: its settings, what it needs, and the choices it gives for a layer."""
+"""Base class of compression methods: settings, required statistics, and the choices for a layer."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ Needs = Literal["nothing", "inputs", "gradients"]
 
 
 class MethodSettings(BaseModel):
-    """Base of the settings of a method: frozen, and unknown fields are refused.
+    """Base class of a method's settings: frozen, without unknown fields.
 
     Give every field a description: the command line, recipes and the documentation show it.
     """
@@ -29,7 +29,7 @@ class MethodSettings(BaseModel):
 
 
 class Method(ABC):
-    """A way to compress one layer. A subclass defines :meth:`prepare`, and ``Settings`` if it has any.
+    """Base class of compression methods. A subclass defines :meth:`prepare`, and ``Settings`` if it has any.
 
     A method defined outside this package works like the built-in ones: pass an instance to
     :func:`mpochain.compress`, or name its class as ``"package.module:ClassName"`` in a recipe or on the command line.
@@ -41,18 +41,18 @@ class Method(ABC):
     Attributes:
         Settings: pydantic model of the settings, usually a subclass of :class:`MethodSettings`.
         settings: validated settings of this instance.
-        name: name in reports, by default that of the class in snake case.
-        needs: statistics the method cannot do without: ``"nothing"``, second moments of ``"inputs"``, or those and the
-            second moments of ``"gradients"``.
-        uniform: whether every layer keeps the same share of its parameters, as many published methods do; otherwise
-            the budget goes where it removes the most error.
+        name: name in reports, by default the class name in snake case.
+        needs: required statistics: ``"nothing"``; ``"inputs"``, the second moments of the inputs; or ``"gradients"``,
+            these and the second moments of the gradients.
+        uniform: whether every layer keeps the same share of its parameters, as in many published methods; otherwise
+            the budget goes where it reduces the error most.
         linear: whether the method compresses linear layers.
         embeddings: whether the method compresses embeddings.
-        settled: whether the settings leave one choice for each layer, the first. Then there is no budget, and errors
-            are not asked for.
+        settled: whether the settings leave a single choice for each layer, the first. Such a method takes no budget,
+            and its errors are never computed.
 
     Raises:
-        ArgumentError: settings that are unknown, out of range or in contradiction, naming the field.
+        ArgumentError: a setting is unknown, out of range or contradicts another; the message names the field.
 
     Example:
         >>> import numpy as np
@@ -108,7 +108,7 @@ class Method(ABC):
         return f"{type(self).__name__}({', '.join(f'{name}={value!r}' for name, value in fields.items())})"
 
     def with_settings(self, **changes: Any) -> Self:
-        """The same method with some settings changed.
+        """A copy of the method with some settings changed.
 
         Raises:
             ArgumentError: see :class:`Method`.
@@ -117,30 +117,31 @@ class Method(ABC):
         return type(self)(**{**kept, **changes})
 
     def needs_inputs(self, shape: tuple[int, int]) -> bool:  # noqa: ARG002  # for methods that do
-        """Whether a layer ``(out, in)`` with more inputs than outputs needs the second moments of its inputs too.
+        """Whether a layer ``(out, in)`` needs the moments of its inputs even if it has more inputs than outputs.
 
-        Without them only the moments of the smaller side are collected, see
+        By default only the moments of the smaller side are collected, see
         :class:`mpochain.compression.statistics.moments.Moments`.
         """
         return False
 
     def check(self, targets: Mapping[str, Target], budget: float | str | None) -> None:  # noqa: B027  # may stay empty
-        """Refuse layers or a budget that cannot work, before any data is read.
+        """Refuse layers or a budget that the method cannot handle, before any data is read.
 
         Args:
             targets: all layers to compress, by name.
             budget: see :func:`mpochain.compress`.
 
         Raises:
-            MPOError: what cannot work, naming the layer. The base class accepts everything.
+            MPOError: the method cannot compress a layer, which the message names, or meet the budget. The base class
+                accepts everything.
         """
 
     @abstractmethod
     def prepare(self, target: Target, moments: Moments | None) -> Choices:
-        """Fit one layer: what it can become.
+        """Fit one layer and return its choices.
 
-        Called once for each layer, or twice where memory is short, so it must give the same result again. Expensive
-        errors may be computed lazily, and layers must be built only in ``Choices.build``.
+        Called once per layer, or twice if memory is short, so it must be deterministic. Expensive errors may be
+        computed lazily; layers must be built only in ``Choices.build``.
 
         Args:
             target: the dense layer.
@@ -149,7 +150,7 @@ class Method(ABC):
 
 
 def _first(error: ValidationError, settings: type[BaseModel]) -> str:
-    """The first error of some settings in one line, with the known fields if one is unknown."""
+    """One-line message of the first validation error, listing the known fields if a field is unknown."""
     first = error.errors()[0]
     field = ".".join(map(str, first["loc"]))
     if first["type"] == "extra_forbidden":

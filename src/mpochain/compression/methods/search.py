@@ -1,4 +1,4 @@
-"""The better of low rank and low rank plus a chain, for each layer."""
+"""Search per layer between low rank and low rank plus a chain."""
 
 from __future__ import annotations
 
@@ -27,27 +27,27 @@ from mpochain.spec import ChainSpec
 
 __all__ = ["Search"]
 
-# Shares of the matrix's parameters at which sums are fitted to estimate the errors of all sums, between which their
-# advantage over low rank is interpolated; and the distance of the shares that are offered.
+# Sums are fitted at these shares of the matrix's parameters; the ratio of their errors to those of low rank is
+# interpolated to estimate the errors of all sums. The second number is the spacing of the shares offered.
 _FITTED_SHARES, _STEP = (0.4, 0.7), 0.02
 
-# Smallest and largest share that is offered.
+# Smallest and largest share offered.
 _SMALLEST, _LARGEST = 0.2, 0.8
 
-# Share of the parameters of a sum that its chain has: more in small sums, and at least the second number.
+# The chain takes this share of a sum's parameters, scaled by (1 - share of the sum), and at least the second number.
 _CHAIN_SHARE, _LEAST_CHAIN_SHARE = 0.35, 0.1
 
-# Largest skew of the chain; iterations of a fit that estimates errors, and of one that builds a layer.
+# Largest skew of the chain; iterations of the fits that estimate errors and of the fits that build layers.
 # docs/decisions/0028 has the measurements.
 _SKEW = 8
 _ESTIMATE, _FINAL = 12, 30
 
 
 class Search(Method):
-    """Interpolative low rank of every rank; for layers with more inputs than outputs also its sum with a skewed chain.
+    """Interpolative low rank; for layers with more inputs than outputs also its sum with a skewed chain.
 
-    Both are weighted by inputs and gradients, with errors in nats per token, and compete in one list of choices. A sum
-    that turns out no better than low rank of the same cost is not used.
+    Both are weighted by inputs and gradients, with errors in nats per token, and compete in one list of choices. If a
+    sum turns out no better than low rank of the same cost, low rank is built instead.
 
     Example:
         >>> import mpochain as mpo, torch
@@ -106,7 +106,7 @@ class Search(Method):
 
 
 def _skew(shape: tuple[int, int]) -> int:
-    """Largest skew that divides a layer with more inputs than outputs; 1 where there is none."""
+    """Largest skew up to ``_SKEW`` that divides both sizes of a layer with more inputs than outputs; 1 for others."""
     out, in_ = shape
     if out >= in_:
         return 1
@@ -114,7 +114,7 @@ def _skew(shape: tuple[int, int]) -> int:
 
 
 def _sums(target: Target) -> list[tuple[int, ChainSpec]]:
-    """Rank and chain of every sum that is offered, ordered by cost."""
+    """Rank and chain spec of every sum offered, ordered by cost."""
     out, in_ = target.shape
     skew = _skew((out, in_))
     if skew == 1:
@@ -138,7 +138,7 @@ def _cost(target: Target, rank: int, chain: ChainSpec) -> Costs:
 
 
 def _interpolated(low_rank: Choices, costs: Costs) -> NDArray[np.float64]:
-    """Errors of low rank at the costs of sums, which no rank has exactly."""
+    """Errors of low rank at the costs of the sums, interpolated between ranks."""
     logarithms = np.log(np.maximum(low_rank.errors[:-1], 1e-300))
     return np.exp(np.interp(costs.elements, low_rank.costs.elements[:-1], logarithms))
 
@@ -146,7 +146,7 @@ def _interpolated(low_rank: Choices, costs: Costs) -> NDArray[np.float64]:
 def _fitted(target: Target, moments: Moments, rank: int, chain: ChainSpec, iterations: int) -> Calibration:
     inputs, outputs = weights_of(moments, damping=DAMPING)
     low_rank = shapes.low_rank(*target.shape, rank)
-    # Rounding errors of float32 are far below what is left out.
+    # Rounding errors of float32 are far below the error of the approximation.
     return calibrated(
         target.weight,
         [low_rank, chain],

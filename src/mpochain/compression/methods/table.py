@@ -1,4 +1,4 @@
-"""Table of the compression methods by name, and methods defined in other packages."""
+"""Registry of the compression methods by name, and import of methods from other packages."""
 
 from __future__ import annotations
 
@@ -37,16 +37,16 @@ METHODS: dict[str, Method] = {
 
 
 def method_named(name: str, settings: Mapping[str, Any] | None = None) -> Method:
-    """The method of a name, with settings.
+    """Look up a compression method by name and apply settings.
 
     Args:
-        name: a name of :data:`METHODS`; or ``"package.module:ClassName"`` of a :class:`Method` defined elsewhere.
+        name: a name in :data:`METHODS`; or ``"package.module:ClassName"`` of a :class:`Method` defined elsewhere.
             Importing that module runs its code, so read a recipe of unknown origin before you use it.
-        settings: fields of the method's ``Settings`` that differ from those of the name.
+        settings: fields of the method's ``Settings`` that override those of the named method.
 
     Raises:
-        ArgumentError: an unknown name, a module that cannot be imported, a class that is no :class:`Method`, or
-            settings that do not fit.
+        ArgumentError: the name is unknown, the module cannot be imported, the class is not a :class:`Method`, or the
+            settings are invalid.
 
     Example:
         >>> method_named("permuted_kronecker", {"terms": 1})
@@ -63,8 +63,8 @@ def method_named(name: str, settings: Mapping[str, Any] | None = None) -> Method
         nearest = difflib.get_close_matches(name, METHODS, n=1)
         guess = f", did you mean {nearest[0]!r}?" if nearest else ""
         raise ArgumentError(
-            f"there is no method {name!r}{guess}; there are {', '.join(METHODS)}, or package.module:ClassName of your "
-            "own"
+            f"there is no method {name!r}{guess}; there are {', '.join(METHODS)}, or package.module:ClassName for a "
+            "method of your own"
         )
     method = METHODS[name]
     return method.with_settings(**values) if values else method

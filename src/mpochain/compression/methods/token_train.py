@@ -1,4 +1,4 @@
-"""Embeddings whose rows are tensor trains, one for each row (TensorGPT)."""
+"""Embeddings with one tensor train per row (TensorGPT)."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ __all__ = ["TokenTrain"]
 
 
 class TokenTrain(Method):
-    """TT-SVD of every row, with the largest bond that the table's share of the parameters allows.
+    """TT-SVD of every row, with the largest bond that the budget allows.
 
     Source: TensorGPT, arXiv 2307.00526.
 
@@ -36,7 +36,7 @@ class TokenTrain(Method):
         """Settings of :class:`TokenTrain`."""
 
         sites: int | None = Field(None, description="number of sites of the default dims; 3 by default")
-        dims: tuple[int, ...] | None = Field(None, description="dims of the sites, instead of the default ones")
+        dims: tuple[int, ...] | None = Field(None, description="dims of the sites, instead of the default dims")
 
     settings: Settings
     uniform = True

@@ -1,1 +1,1 @@
-"""Statistics of layers from calibration data: second moments of inputs, outputs and gradients."""
+"""Calibration statistics of layers: second moments of inputs, outputs and gradients."""

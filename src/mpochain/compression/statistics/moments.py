@@ -1,9 +1,9 @@
 """Second moments of the inputs, outputs and gradients of layers on calibration data.
 
-A low-rank approximation of ``W`` depends on the moments of its smaller side alone, so only these are collected: with
-``out <= in`` those of the outputs and of the gradient with respect to them, otherwise those of the inputs and of the
-gradient with respect to them. A chain needs both sides, so for layers that may become one the moments of the inputs
-are collected too. Sums are kept, never activations, so memory does not grow with the data.
+A low-rank approximation of ``W`` depends only on the moments of its smaller side, so only these are collected: those of
+the outputs and of the gradients with respect to the outputs if ``out <= in``, otherwise those of the inputs and of the
+gradients with respect to the inputs. A chain needs both sides, so the moments of the inputs are also collected for
+layers that may become a chain. Only running sums are kept, so memory does not grow with the data.
 """
 
 from __future__ import annotations
@@ -32,14 +32,14 @@ class Moments:
     """Second moments of one layer ``W (out, in)`` on its smaller side ``s``: means over input rows, float32.
 
     Attributes:
-        activations: ``(s, s)``: ``E[y y^T]`` with ``y = W x`` if ``out <= in``, else ``E[x x^T]``, one tensor for
-            layers with the same input.
+        activations: ``(s, s)``: ``E[y y^T]`` with ``y = W x`` if ``out <= in``, else ``E[x x^T]``, which layers with
+            the same input share as one tensor.
         gradients: ``(s, s)``: ``E[g g^T]`` with ``g`` the gradient of the loss with respect to the output if
             ``out <= in``, else ``E[(W^T g)(W^T g)^T]``; None if no gradients were taken.
         input_power: ``E[|x|^2] / in``.
         gradient_power: ``E[|g|^2] / out``; None if no gradients were taken.
         rows: number of input rows.
-        inputs: ``(in, in)``: ``E[x x^T]``, also where that is the larger side; None if it was not requested.
+        inputs: ``(in, in)``: ``E[x x^T]``; None if ``out <= in`` and it was not requested.
     """
 
     activations: Tensor
@@ -51,20 +51,20 @@ class Moments:
 
 
 def moment_bytes(layers: Mapping[str, nn.Module], *, gradients: bool, inputs: Collection[str] = ()) -> int:
-    """Upper bound of the bytes that :func:`collect_moments` keeps, reached if no two layers share their input."""
+    """Upper bound of the bytes that :func:`collect_moments` holds, reached if no two layers share their input."""
     total = 0
     for name, layer in layers.items():
         shape = dense_parameters(layer)[0].shape
-        # The moments of the inputs replace those of the outputs, which follow from them.
+        # The moments of the outputs follow from those of the inputs, so only one of them is stored.
         total += (shape[1] if name in inputs else min(shape)) ** 2 + (min(shape) ** 2 if gradients else 0)
     return total * _ELEMENT
 
 
 def run_batch(model: nn.Module, batch: Any) -> Any:
-    """The output of a model for one batch: a tensor, a tuple of arguments, or a mapping of keyword arguments.
+    """Call a model with one batch: a tensor, a tuple of arguments, or a mapping of keyword arguments.
 
     Raises:
-        ArgumentError: another type of batch.
+        ArgumentError: the batch has another type.
     """
     if isinstance(batch, Tensor):
         return model(batch)
@@ -73,7 +73,7 @@ def run_batch(model: nn.Module, batch: Any) -> Any:
     if isinstance(batch, tuple | list):
         return model(*batch)
     raise ArgumentError(
-        "a calibration batch is a tensor, a tuple of arguments or a mapping of keyword arguments, got "
+        "a calibration batch must be a tensor, a tuple of arguments or a mapping of keyword arguments, got "
         f"{type(batch).__name__}"
     )
 
@@ -88,19 +88,20 @@ def collect_moments(
 ) -> dict[str, Moments]:
     """Run a model over calibration batches and collect the second moments of its layers.
 
-    The model is put into evaluation mode while it runs, and back. Its parameters and their gradients stay unchanged.
+    The model runs in evaluation mode and is returned to its former mode. Parameters and their gradients stay unchanged.
 
     Args:
-        model: runs on its own device.
+        model: model to run, on its own device.
         layers: dense layers of the model, by name.
-        batches: tensors, tuples of arguments or mappings of named ones, see :func:`mpochain.compress`.
-        loss: from the model's output to a scalar, summed over tokens; None takes no gradients.
-        inputs: names of the layers whose moments of the inputs are collected even where these are the larger side.
+        batches: tensors, tuples of arguments or mappings of keyword arguments, see :func:`mpochain.compress`.
+        loss: function from the model's output to a scalar summed over tokens; None to collect no gradients.
+        inputs: names of the layers whose moments of the inputs are collected even if the inputs are the larger side.
 
     Raises:
-        ArgumentError: no batches, or a batch of another type.
-        NonFiniteError: NaN or infinite activations or gradients, naming the first layer with them.
-        MPOError: a layer that no batch reached, or that shared its input with another layer in some batches only.
+        ArgumentError: there are no batches, or a batch has another type.
+        NonFiniteError: activations or gradients are NaN or infinite; the message names the first such layer.
+        MPOError: no batch reached a layer, no gradient reached it, or it shared its input with another layer in some
+            batches only.
 
     Example:
         >>> model = nn.Sequential(nn.Linear(4, 3), nn.ReLU(), nn.Linear(3, 2))
@@ -120,7 +121,7 @@ def collect_moments(
         hooks += [layer.register_forward_hook(sums[name].after) for name, layer in layers.items()]
     count = 0
     try:
-        # Activations kept for the backward pass would take twice the memory of a small model.
+        # Without recomputation, activations kept for the backward pass would take twice the memory of a small model.
         with frozen(model), without_cache(model), again.of(model) if loss is not None else nullcontext():
             for count, batch in enumerate(batches, 1):
                 last.clear()
@@ -129,10 +130,10 @@ def collect_moments(
                         run_batch(model, batch)
                     else:
                         try:
-                            # The output has no name, so that its logits are freed before the backward pass.
+                            # The output is not bound to a name, so its logits are freed before the backward pass.
                             loss(run_batch(model, batch)).backward()
                         except NonFiniteError:
-                            # The first layer with NaN in its input is a better message than the output.
+                            # Name the first layer with NaN in its input rather than report the output.
                             for layer_sums in sums.values():
                                 layer_sums.require_finite(count)
                             raise
@@ -177,7 +178,7 @@ def collect_moments(
 
 @contextmanager
 def frozen(model: nn.Module) -> Iterator[None]:
-    """Put a model into evaluation mode and switch off gradients of parameters, which cost a third of the work."""
+    """Set evaluation mode and disable gradients of parameters, which would cost a third of the work."""
     training = {module: module.training for module in model.modules()}
     required = [parameter for parameter in model.parameters() if parameter.requires_grad]
     model.eval()

@@ -1,4 +1,4 @@
-"""Passes over the calibration data: the moments of all layers, in as many passes as memory requires."""
+"""Passes over the calibration data, as many as memory requires to collect the moments of all layers."""
 
 from __future__ import annotations
 
@@ -19,17 +19,17 @@ __all__ = ["batches_for", "gather_moments", "memory_for_statistics", "parts"]
 
 _logger = logging.getLogger(__name__)
 
-# Memory for moments at a time, as a share of the model's own bytes, and at least the second number of bytes: the
-# moments of further layers take another pass over the data. All moments of a transformer take .77 of its bytes if no
-# two layers share their inputs, and 1.36 with those of layers with more inputs than outputs, for "search".
+# Memory for the moments of one pass over the data: a share of the model's bytes, and at least the second number of
+# bytes. Layers whose moments do not fit take another pass. All moments of a transformer take 0.77 of its bytes if no
+# two layers share their inputs, and 1.36 for "search", which also needs the larger inputs.
 _SHARE, _LEAST_BYTES = 0.4, 1 << 27
 
-# Seconds between two messages about the progress of a pass.
+# Seconds between two progress messages of a pass.
 _INTERVAL = 20.0
 
 
 class _Needing(Protocol):
-    """What a method needs, see :class:`mpochain.compression.Method`."""
+    """Statistics that a method needs; the part of :class:`mpochain.compression.Method` used here."""
 
     name: str
     needs: Any
@@ -38,14 +38,14 @@ class _Needing(Protocol):
 
 
 def batches_for(calibration: Iterable[Any] | None, method: _Needing) -> Iterable[Any]:
-    """Calibration data, checked, that logs progress while it is read.
+    """Check the calibration data and return batches that log progress while they are read.
 
     Args:
         calibration: batches, see :func:`mpochain.compression.statistics.moments.run_batch`; None for no data.
-        method: the method that reads them.
+        method: method that uses the data.
 
     Raises:
-        ArgumentError: data that is needed and missing, that can be read only once, or that is a single batch.
+        ArgumentError: required data are missing, can be read only once, or are a single batch.
     """
     if calibration is None:
         if method.needs != "nothing":
@@ -55,16 +55,16 @@ def batches_for(calibration: Iterable[Any] | None, method: _Needing) -> Iterable
             )
         return ()
     if isinstance(calibration, Iterator):
-        raise ArgumentError("calibration is read several times, and an iterator only once; give a list of batches")
+        raise ArgumentError("calibration is read several times, but got an iterator; give a list of batches")
     if isinstance(calibration, Tensor | Mapping | str):
         raise ArgumentError(
-            f"calibration is a list of batches, got one {type(calibration).__name__}; put it into a list"
+            f"calibration must be a list of batches, got one {type(calibration).__name__}; put it into a list"
         )
     return _Logged(calibration)
 
 
 class _Logged:
-    """Batches that log progress now and then."""
+    """Batches that log progress every ``_INTERVAL`` seconds."""
 
     def __init__(self, batches: Iterable[Any]) -> None:
         self._batches = batches
@@ -79,13 +79,13 @@ class _Logged:
 
 
 def memory_for_statistics(model: nn.Module) -> int:
-    """Bytes that the statistics of layers may take at a time, and fits after them: a share of the model's own bytes."""
+    """Memory limit in bytes for statistics during a pass and for fits afterwards: a share of the model's bytes."""
     size = sum(parameter.numel() * parameter.element_size() for parameter in model.parameters())
     return max(int(size * _SHARE), _LEAST_BYTES)
 
 
 def parts(model: nn.Module, targets: Mapping[str, Target], method: _Needing) -> Iterator[dict[str, Target]]:
-    """The layers in parts whose moments together fit into :func:`memory_for_statistics`, at least one layer in each."""
+    """Split the layers into groups of one or more whose moments fit into :func:`memory_for_statistics`."""
     room = memory_for_statistics(model)
     part: dict[str, Target] = {}
     taken = 0
@@ -112,16 +112,16 @@ def gather_moments(
     loss: Callable[[Any], Tensor] | None,
     seed: int,
 ) -> None:
-    """Read the data once and store the moments that a method needs; nothing for a method without data.
+    """Read the data once and store the moments that a method needs, if any.
 
     Args:
-        model: runs over the batches.
-        targets: dense layers of the model.
+        model: model to run over the batches.
+        targets: dense layers of the model, by name.
         batches: see :func:`mpochain.compression.statistics.moments.run_batch`.
-        method: says what it needs.
+        method: method that needs the moments.
         store: receives the moments.
         loss: see :func:`mpochain.compression.compress`.
-        seed: of the labels that the model draws where no loss is given.
+        seed: seed of the labels sampled from the model if ``loss`` is None.
     """
     if method.needs == "nothing":
         return

@@ -1,4 +1,4 @@
-"""Weighted low-rank approximation of a layer from its second moments, and errors of any approximation."""
+"""Weighted low-rank approximation of a layer from its second moments, and the errors of an approximation."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from mpochain.errors import ArgumentError
 
 __all__ = ["Errors", "Projections", "errors_between", "fit", "weights_of"]
 
-# Share of the mean power of the inputs that is added to their moments, so that directions which the data never met
-# still count a little.
+# This share of the inputs' mean power is added to the diagonal of their moments, so that directions absent from the
+# data still count a little.
 _RIDGE = 1e-8
 
 
@@ -36,14 +36,14 @@ class Errors:
 
 @dataclass(frozen=True, eq=False)
 class Projections:
-    """The best approximations of a weight of every rank, without the weight itself.
+    """Projections that give the best approximation of a weight at every rank, stored without the weight.
 
     Rank ``r`` approximates ``W (out, in)`` by ``P W`` if ``out <= in`` and by ``W P^T`` otherwise, with ``P`` of rank
-    ``r`` on the smaller side ``s``. Holds ``2 s k`` numbers for all ``k`` ranks, where the factors of ``W`` would take
-    ``k (out + in)``.
+    ``r`` on the smaller side ``s``. All ``k`` ranks together take ``2 s k`` numbers instead of the ``k (out + in)`` of
+    the factors of ``W``.
 
     Attributes:
-        left: ``(s, k)``, float64; the leading ``r`` columns and rows of ``left`` and ``right`` multiply to ``P``.
+        left: ``(s, k)``, float64; ``P`` of rank ``r`` is ``left[:, :r] @ right[:r]``.
         right: ``(k, s)``, float64.
         errors: ``(k + 1,)``, squared weighted error of each rank from 0 to ``k``.
     """
@@ -54,21 +54,21 @@ class Projections:
 
     @classmethod
     def of(cls, approximation: WeightedLowRank) -> Projections:
-        """Those of a :class:`mpochain.decomposition.WeightedLowRank` of a torch tensor."""
+        """Extract the projections of a :class:`mpochain.decomposition.WeightedLowRank` of a torch tensor."""
         left, right = approximation.basis
         return cls(left, right, approximation.errors)
 
     @property
     def bytes(self) -> int:
-        """Memory held: one array if the right side is a view of the left one."""
+        """Memory held; ``right`` is not counted if it is a view of ``left``."""
         shared = self.left.untyped_storage().data_ptr() == self.right.untyped_storage().data_ptr()
         return sum(side.numel() * side.element_size() for side in ((self.left,) if shared else (self.left, self.right)))
 
     def factors(self, weight: Tensor, rank: int) -> tuple[Tensor, Tensor]:
-        """``(out, rank)`` and ``(rank, in)`` of the best approximation, float64.
+        """Factors ``(out, rank)`` and ``(rank, in)`` of the best approximation, float64.
 
         Args:
-            weight: ``W (out, in)``, the matrix that was fitted.
+            weight: ``W``, ``(out, in)``, the matrix that was fitted.
             rank: from 1 to ``k``.
         """
         weight64 = weight.detach().double()
@@ -77,7 +77,7 @@ class Projections:
         return weight64 @ self.right[:rank].T, self.left[:, :rank].T
 
     def errors_of(self, weight: Tensor, moments: Moments, rank: int) -> Errors:
-        """Errors of rank ``rank`` on the calibration data, without damping."""
+        """Errors of the approximation of one rank on the calibration data, without damping."""
         weight64 = weight.detach().double()
         projection = self.left[:, :rank] @ self.right[:rank]
         identity = torch.eye(len(projection), dtype=torch.float64, device=weight64.device)
@@ -101,18 +101,18 @@ class Projections:
 
 
 def fit(weight: Tensor, moments: Moments | None, *, damping: float | None = None) -> Projections:
-    """The best approximations of every rank at once, weighted by the moments of a layer.
+    """Compute the best approximations of a weight at all ranks, weighted by the moments of its layer.
 
     Args:
         weight: ``(out, in)``.
-        moments: of the layer; None for the plain SVD of the weight.
-        damping: None to weight all outputs equally. Otherwise outputs are weighted by their gradients, to whose moments
-            this share of their mean power is added: with few tokens, outputs without gradient are not known to be
-            unimportant.
+        moments: moments of the layer; None for the plain SVD of the weight.
+        damping: None to weight all outputs equally. Otherwise outputs are weighted by their gradients, and this share
+            of the gradients' mean power is added to their moments: with few tokens, a zero gradient does not prove
+            that an output is unimportant.
 
     Returns:
-        Squared errors are those of the weight without moments, those of the outputs per row without damping, and twice
-        the increase of the loss per row with it.
+        Projections, whose squared errors are those of the weight if ``moments`` is None, those of the outputs per row
+        if ``damping`` is None, and otherwise twice the increase of the loss per row.
     """
     if moments is None:
         return Projections.of(weighted_low_rank(weight))
@@ -123,7 +123,7 @@ def fit(weight: Tensor, moments: Moments | None, *, damping: float | None = None
 
 
 def weights_of(moments: Moments, *, damping: float) -> tuple[Tensor, Tensor | None]:
-    """``H`` of the inputs and ``G`` of the outputs of a layer with ``out <= in``, as :func:`fit` uses them, float64."""
+    """Weights ``H`` of the inputs and ``G`` of the outputs as in :func:`fit`, float64; ``G`` needs ``out <= in``."""
     inputs = _inputs(moments)
     H = inputs + _RIDGE * moments.input_power * torch.eye(len(inputs), dtype=torch.float64, device=inputs.device)
     if moments.gradients is None or moments.gradient_power is None:
@@ -133,17 +133,17 @@ def weights_of(moments: Moments, *, damping: float) -> tuple[Tensor, Tensor | No
 
 
 def errors_between(weight: Tensor, moments: Moments, other: Tensor) -> Errors:
-    """Errors of any other matrix in place of the weight of a layer, without damping.
+    """Errors of another matrix in place of a layer's weight on the calibration data, without damping.
 
-    The loss needs ``out <= in``, for only then are the moments of the gradients those of the outputs.
+    The loss is valid only if ``out <= in``, because only then do ``moments.gradients`` belong to the outputs.
 
     Args:
         weight: ``(out, in)``.
-        moments: of the layer, with those of the inputs.
+        moments: moments of the layer, including the inputs.
         other: ``(out, in)``.
 
     Raises:
-        ArgumentError: moments of the smaller side alone.
+        ArgumentError: ``moments`` has no moments of the inputs.
     """
     weight64 = weight.detach().double()
     difference = weight64 - other.detach().double()
@@ -158,7 +158,7 @@ def errors_between(weight: Tensor, moments: Moments, other: Tensor) -> Errors:
 
 def _inputs(moments: Moments) -> Tensor:
     if moments.inputs is None:
-        raise ArgumentError("these moments are of the smaller side alone; collect_moments(inputs=) keeps both")
+        raise ArgumentError("the moments of the inputs are missing; name the layer in collect_moments(inputs=)")
     return moments.inputs.double()
 
 

@@ -16,7 +16,11 @@ __all__ = ["Recomputation"]
 
 
 class Recomputation:
-    """Whether a block is being computed for the second time, when hooks must not count its inputs."""
+    """Activation checkpointing that tells hooks when a block is being recomputed.
+
+    Attributes:
+        active: whether a block is being recomputed, so that hooks must not count its inputs again.
+    """
 
     def __init__(self) -> None:
         self.active = False
@@ -34,12 +38,12 @@ class Recomputation:
 
     @contextmanager
     def of(self, model: nn.Module) -> Iterator[None]:
-        """Let the blocks of a transformers model keep only their inputs; other models stay unchanged."""
+        """Checkpoint the blocks of a transformers model, so that they keep only their inputs; no effect on others."""
         family = family_of(model)
         with ExitStack() as restored:
             for block in model.modules():
                 if is_block(block, family):
-                    # On the instance, around the class's forward; hooks of the block itself run once.
+                    # Set on the instance, around the class's forward, so that hooks of the block itself run once.
                     run: Callable[..., Any] = partial(
                         checkpoint, block.forward, use_reentrant=False, context_fn=self._contexts
                     )

@@ -1,4 +1,4 @@
-"""Cross-entropy to labels drawn by the model, whose gradients give the Fisher information."""
+"""Cross-entropy to labels sampled from the model, whose gradients give the Fisher information."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ from mpochain.surgery.calls import logits_of
 
 __all__ = ["SampledLoss"]
 
-_ROWS = 64  # rows whose labels are drawn at a time; a draw takes two arrays of the size of its probabilities
+_ROWS = 64  # rows sampled at a time; sampling takes two more arrays as large as the rows' probabilities
 
 
 class SampledLoss:
-    """Cross-entropy, summed, to labels drawn from the model's predictions; its gradients give the Fisher information.
+    """Summed cross-entropy to labels sampled from the model's predictions; its gradients give the Fisher information.
 
-    True labels would give the empirical Fisher information, which vanishes where the model fits its data; drawn labels
-    need no labelled data. Source: K-FAC, arXiv 1503.05671, section 2.
+    True labels would give the empirical Fisher information, which vanishes where the model fits its data. Sampled
+    labels need no labelled data. Source: K-FAC, arXiv 1503.05671, section 2.
 
     Args:
-        seed: of the draws.
+        seed: seed of the sampling.
 
     Example:
         >>> logits = torch.zeros(2, 3, 5)
@@ -35,11 +35,11 @@ class SampledLoss:
         self._generator = torch.Generator().manual_seed(seed)
 
     def __call__(self, output: Any) -> Tensor:
-        """The loss of a model's output: logits, or an output with ``.logits`` or with logits as its first item.
+        """Compute the loss of logits, or of an output that has ``.logits`` or logits as its first item.
 
         Raises:
-            DTypeError: an output without logits.
-            NonFiniteError: logits with NaN or infinite probabilities.
+            DTypeError: the output has no logits.
+            NonFiniteError: the predicted probabilities are NaN or infinite.
         """
         try:
             logits = logits_of(output)
@@ -51,7 +51,7 @@ class SampledLoss:
 
 
 class _Drawn(torch.autograd.Function):
-    """Cross-entropy to drawn labels that keeps one array of the size of the logits, where autograd keeps four."""
+    """Cross-entropy to sampled labels that keeps one array as large as the logits, where autograd would keep four."""
 
     @staticmethod
     def forward(ctx: Any, logits: Tensor, generator: torch.Generator) -> Tensor:
@@ -63,7 +63,7 @@ class _Drawn(torch.autograd.Function):
                 raise NonFiniteError("the model predicts NaN; check its weights and the data, or run it in float32")
             drawn = torch.multinomial(part.cpu(), 1, generator=generator).to(logits.device)
             chosen = part.gather(1, drawn)
-            # Gradient of cross-entropy with respect to the logits: the probabilities, less 1 at the label.
+            # Gradient of cross-entropy with respect to the logits: the probabilities, minus 1 at the label.
             part.scatter_add_(1, drawn, torch.full_like(chosen, -1.0))
             total -= chosen.log().sum()
         ctx.gradient, ctx.dtype = gradient, logits.dtype

@@ -1,4 +1,4 @@
-"""Storage of the moments of all layers until they are built: in memory, or in temporary files."""
+"""Storage of the layers' moments in memory or in temporary files."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ __all__ = ["MomentStore"]
 
 
 class MomentStore:
-    """Moments by the names of their layers; a context manager that deletes them at its end.
+    """Moments by layer name; a context manager that deletes them when it exits.
 
     Args:
-        on_disk: whether they are written to the folder for temporary files (``TMPDIR``) and read again one layer at a
-            time, which replaces another pass over the calibration data.
+        on_disk: write the moments to the folder for temporary files (``TMPDIR``) and read them one layer at a time,
+            which saves another pass over the calibration data.
 
     Example:
         >>> with MomentStore(on_disk=True) as store:
@@ -49,7 +49,7 @@ class MomentStore:
 
     @property
     def bytes_in_memory(self) -> int:
-        """Memory of the moments held; those that layers with the same input share count once."""
+        """Memory of the moments held; tensors shared by layers with the same input count once."""
         tensors = {
             id(value): value
             for moments in self._held.values()
@@ -59,30 +59,30 @@ class MomentStore:
         return sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
 
     def keep(self, moments: Mapping[str, Moments]) -> None:
-        """Store the moments of layers by their names.
+        """Store moments by layer name.
 
         Raises:
-            OutputError: the disk is full or the folder cannot be written.
+            OutputError: the disk is full or the folder is not writable.
         """
         if self._folder is None:
             self._held.update(moments)
             return
         for name, layer_moments in moments.items():
-            # A number, because a file system may refuse the name of a layer.
+            # Files are numbered because a layer's name may not be a valid file name.
             file = Path(self._folder.name) / str(len(self._files))
-            # Copies, because torch.save writes all the memory that a tensor is a view of.
+            # Tensors are copied because torch.save writes the whole storage that a view belongs to.
             values = {field.name: _copied(getattr(layer_moments, field.name)) for field in fields(layer_moments)}
             try:
                 torch.save(values, file)
             except (OSError, RuntimeError) as error:
                 raise OutputError(
                     f"cannot write the moments of the layers to {self._folder.name} ({error}); set TMPDIR to a folder "
-                    "with as much free space as the model takes"
+                    "with at least as much free space as the size of the model"
                 ) from error
             self._files[name] = file
 
     def get(self, name: str) -> Moments | None:
-        """The moments of a layer; None if there are none."""
+        """Return the moments of a layer, or None if none are stored."""
         if name in self._files:
             return Moments(**torch.load(self._files[name], weights_only=True))
         return self._held.get(name)

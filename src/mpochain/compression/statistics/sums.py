@@ -1,4 +1,4 @@
-"""Running sums of second moments over calibration batches, one set for each layer."""
+"""Running sums of second moments over calibration batches, one set per layer."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from mpochain.nn.dense import dense_parameters
 
 __all__ = ["LastInput", "Slabs", "Sums"]
 
-_SLAB = 1 << 24  # float32 numbers; the allocator returns blocks of this size to the system when they are freed
+_SLAB = 1 << 24  # float32 numbers; the allocator returns freed blocks of this size to the system
 
 
 class LastInput:
@@ -26,21 +26,22 @@ class LastInput:
         self.name = ""
 
     def clear(self) -> None:
-        """Forget the input, before another batch."""
+        """Drop the input before the next batch."""
         self.x = None
 
 
 class Slabs:
-    """Memory for the sums, apart from the arrays that come and go with every batch.
+    """Memory for the sums in large blocks, separate from the short-lived arrays of each batch.
 
-    Allocated one by one among activations, moments of a megabyte left holes in the heap as large as all of them.
+    Sums of a megabyte each, allocated one by one between activations, fragmented the heap by as much as their total
+    size.
     """
 
     def __init__(self) -> None:
         self._free: dict[torch.device, Tensor] = {}
 
     def square(self, rows: Tensor) -> Tensor:
-        """Zeros ``(n, n)`` for rows of ``n``."""
+        """Allocate zeros ``(n, n)`` for rows of length ``n``."""
         size = rows.shape[1] ** 2
         free = self._free.get(rows.device)
         if free is None or len(free) < size:
@@ -50,7 +51,7 @@ class Slabs:
 
 
 class Sums:
-    """The running sums of one layer."""
+    """Running sums of one layer."""
 
     def __init__(self, name: str, layer: nn.Module, inputs: bool, slabs: Slabs) -> None:
         self.name, self.owner = name, name
@@ -67,14 +68,14 @@ class Sums:
     def before(
         self, last: LastInput, again: Recomputation, gradients: bool
     ) -> Callable[[nn.Module, tuple[Any, ...]], Any]:
-        """A forward pre-hook that adds the inputs."""
+        """Return a forward pre-hook that adds the inputs."""
 
         def hook(_: nn.Module, arguments: tuple[Any, ...]) -> tuple[Any, ...] | None:
             x = arguments[0]
             if not again.active:
                 self._add_input(x, last)
             if gradients and not x.requires_grad:
-                # Parameters are frozen, so gradients start at the inputs of the first layers of interest.
+                # Parameters are frozen, so the graph must start at the inputs of the first target layers.
                 return (x.detach().requires_grad_(), *arguments[1:])
             return None
 
@@ -88,8 +89,8 @@ class Sums:
             owner = last.name if last.x is x else self.name
             if self.rows and self.owner != owner:
                 raise MPOError(
-                    f"{self.name} has the same input as another layer in some calibration batches only; calibrate "
-                    "in one call per kind of batch"
+                    f"{self.name} shares its input with another layer in some calibration batches but not in others; "
+                    "give batches of one kind only"
                 )
             self.owner = owner
             if owner == self.name:
@@ -99,7 +100,7 @@ class Sums:
         self.input_power += float(rows.float().square().mean(1).sum())
 
     def after(self, _: nn.Module, __: tuple[Any, ...], output: Tensor) -> None:
-        """A forward hook that adds the gradients with respect to the outputs."""
+        """Forward hook that adds the gradients with respect to the outputs."""
         if output.requires_grad:
             output.register_hook(self._add_gradient)
 
@@ -114,11 +115,11 @@ class Sums:
         return total.addmm_(rows.T, rows)
 
     def require_finite(self, batch: int) -> None:
-        """Refuse NaN and infinite entries, which make the sums of squares infinite or NaN."""
+        """Raise if the inputs or gradients held NaN or infinite entries, which show in the sums of squares."""
         for label, power in (("inputs", self.input_power), ("gradients", self.gradient_power)):
             if not math.isfinite(power):
                 raise NonFiniteError(
-                    f"calibration batch {batch}: the {label} of {self.name} hold NaN or infinite numbers; check "
+                    f"calibration batch {batch}: the {label} of {self.name} contain NaN or infinite numbers; check "
                     "the batch, or run the model in float32"
                 )
 
