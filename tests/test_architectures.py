@@ -386,7 +386,7 @@ class TestANewRow:
 
     def test_the_context_length_limits_windows(self):
         text = tokens(40)[0] % 9
-        with pytest.raises(MPOError, match="longer than the 12 that the model can read"):
+        with pytest.raises(MPOError, match="longer than the model's context of 12"):
             perplexity(NewModel(), text, window=13)
         assert perplexity(NewModel(), text, window=12).windows == 3
         with pytest.raises(MPOError, match="over the 12 of NewModel"):

@@ -127,7 +127,7 @@ def test_perplexity_refuses(folder):
             perplexity(model, tokens, **arguments)
     with pytest.raises(MPOError, match="one row of tokens"):
         perplexity(model, tokens[None], window=5)
-    with pytest.raises(MPOError, match="longer than the 64 that the model can read"):
+    with pytest.raises(MPOError, match="longer than the model's context of 64"):
         perplexity(load_language_model(folder).model, torch.zeros(100, dtype=torch.long), window=65)
     model.table.data[0, 0] = math.nan
     with pytest.raises(MPOError, match="NaN"):
@@ -145,7 +145,7 @@ def test_compressed_and_dense_folders(folder, tmp_path, text):
     assert torch.equal(again.model(x).logits, expected)
     assert torch.equal(read_tokens(text, again.tokenizer), tokens)
     assert load_language_model(small, dtype="bfloat16").model.dtype == torch.bfloat16
-    with pytest.raises(MPOError, match="holds a model, which would be overwritten"):
+    with pytest.raises(MPOError, match="contains a model, which would be overwritten"):
         save_dense(again, small)
     plain = load_language_model(save_dense(again, tmp_path / "dense"))
     assert not any(isinstance(layer, mpo.InterpolativeLinear) for layer in plain.model.modules())

@@ -18,8 +18,8 @@ import mpochain as mpo
 from mpochain import MPOError
 from mpochain.errors import ArgumentError, SpecError
 from mpochain.surgery.calls import logits_of
-from mpochain.train import FinetuneConfig, distillation, finetune, parameter_groups
-from mpochain.train.losses import distillation_loss, next_tokens
+from mpochain.train import FinetuneConfig, finetune, parameter_groups
+from mpochain.train.losses import IGNORED, distillation_loss, next_tokens
 from mpochain.train.state import read_record
 
 V, LENGTH = 23, 12
@@ -176,18 +176,21 @@ class TestTheKindsOfBatches:
             ([torch.zeros(5, dtype=torch.long), torch.zeros(4, dtype=torch.long)], "batch 1 has windows of 4 tokens"),
             (torch.zeros(9, 5), "batch 0: tokens must be integers, got torch.float32"),
             (torch.zeros(9, 5, 2, dtype=torch.long), r"tokens of shape \(9, 5, 2\)"),
-            (torch.zeros(3, 5, dtype=torch.long), "batch_size=4 is over the 3 windows"),
-            (torch.zeros(9, 17, dtype=torch.long), "windows of 17 tokens are over the 16 of GPT2LMHeadModel"),
+            (torch.zeros(3, 5, dtype=torch.long), "batch_size=4 exceeds the 3 windows"),
+            (
+                torch.zeros(9, 17, dtype=torch.long),
+                "windows of 17 tokens exceed the context of GPT2LMHeadModel",
+            ),
             (torch.full((9, 5), V), f"window 0 has the token {V} at position 0; the model's vocabulary is 0 to 22"),
             (torch.full((9, 5), -1), "window 0 has the token -1"),
             ({"tokens": torch.zeros(9, 5)}, r"batch 0 has no input_ids, only \['tokens'\]"),
-            ({"input_ids": windows(), "attention_mask": torch.ones(12, 3)}, r"attention_mask \(12, 3\) does not fit"),
+            ({"input_ids": windows(), "attention_mask": torch.ones(12, 3)}, r"attention_mask \(12, 3\) does not match"),
             ({"input_ids": windows(), "labels": windows() + 30}, "has the label"),
             ({"input_ids": windows(), "labels": torch.full((12, LENGTH), -100)}, "window 0 has nothing to predict"),
             ([{"input_ids": windows()}, windows()], r"batch 1 has|batch 0 has"),
             (iter([windows()]), "put them into a list"),
             ("text", "got str"),
-            ([{"input_ids": "text"}], "batch 0: input_ids is str, which cannot be made a tensor"),
+            ([{"input_ids": "text"}], "batch 0: input_ids is str, which cannot be converted to a tensor"),
         ],
     )
     def test_bad_batches_are_refused_before_the_first_step(self, small, batches, message):
@@ -214,7 +217,7 @@ class TestWhatIsTrained:
         assert {name: parameter.requires_grad for name, parameter in model.named_parameters()} == required
 
     def test_nothing_to_train(self, dense, small):
-        with pytest.raises(ArgumentError, match="no parameter is left to train"):
+        with pytest.raises(ArgumentError, match="leaves no parameter to train"):
             finetune(copy.deepcopy(small).requires_grad_(False), windows(), config=CONFIG)
         with pytest.raises(MPOError, match="the model has no compressed layer"):
             finetune(dense, windows(), config=CONFIG.model_copy(update={"trainable": "compressed"}))
@@ -231,7 +234,7 @@ class TestTheTeacher:
 
     def test_a_teacher_that_does_not_fit(self, dense, small):
         model = copy.deepcopy(small)
-        self.refused(model, "the teacher's vocabulary of 29 is not the model's of 23", teacher(vocab_size=29))
+        self.refused(model, "the teacher has a vocabulary of 29 and the model one of 23", teacher(vocab_size=29))
         self.refused(model, "the teacher shares transformer.wte.weight with the model", model)
         self.refused(model, "distillation=0.5, hidden=0.0 and attention=0.0 need a teacher", None, distillation=0.5)
         self.refused(model, "it would not be used", dense, distillation=0.0)
@@ -239,7 +242,7 @@ class TestTheTeacher:
             model, "has no module 'transformer.h.9'; similar", dense, hidden=1.0, hidden_layers=("transformer.h.9",)
         )
         self.refused(
-            model, "hidden states .* do not fit", teacher(n_embd=8), hidden=1.0, hidden_layers=("transformer.h.0",)
+            model, "hidden states .* do not match", teacher(n_embd=8), hidden=1.0, hidden_layers=("transformer.h.0",)
         )
         assert same(model, small)
 
@@ -388,7 +391,7 @@ def test_a_loss_that_is_not_finite_stops_before_the_step(small, tmp_path, where)
         return None
 
     hook = model.transformer.ln_f.register_forward_hook(spoil)
-    with pytest.raises(mpo.errors.NonFiniteError, match="step 4: .* the parameters are those of step 3"):
+    with pytest.raises(mpo.errors.NonFiniteError, match="step 4: .* the parameters are still those of step 3"):
         finetune(model, windows(), config=CONFIG, checkpoint=path)
     hook.remove()
     assert read_record(path)["result"]["steps"] == 3
@@ -404,7 +407,7 @@ def test_a_loss_that_is_not_finite_stops_before_the_step(small, tmp_path, where)
     ("bad", "message"),
     [
         ({"accumulate": 3}, "accumulate=3 does not divide batch_size=4"),
-        ({"steps": 3, "warmup_steps": 5}, "warmup_steps=5 is over steps=3"),
+        ({"steps": 3, "warmup_steps": 5}, "warmup_steps=5 exceeds steps=3"),
         ({"hidden": 1.0}, "go together"),
         ({"hidden_layers": ("a",)}, "go together"),
         ({"outputs": 0.0}, "leave nothing to learn from"),
@@ -469,4 +472,4 @@ def test_the_trainer_of_transformers_finetunes_too(dense, small, tmp_path):
     assert divergence(model.eval(), dense, tokens) < 0.9 * before
     rates = {round(group["initial_lr"] / 3e-3, 6) for group in optimizer.param_groups}
     assert rates == {round(group["scale"], 6) for group in parameter_groups(model, 1.0)}
-    assert distillation.IGNORED == -100
+    assert IGNORED == -100

@@ -241,11 +241,9 @@ class TestBadState:
             train(model(), sample, loss, CONFIG.model_copy(update={"learning_rate": 0.1}), checkpoint=path)
 
     def test_another_model(self, path):
-        with pytest.raises(
-            MPOError, match=r"0\.core_0_0 is \(1, 2, 2, 2\) torch.float32, the run needs \(1, 2, 2, 4\)"
-        ):
+        with pytest.raises(MPOError, match=r"0\.core_0_0 is \(1, 2, 2, 2\) torch.float32, expected \(1, 2, 2, 4\)"):
             train(model(bond=4), sample, loss, CONFIG, checkpoint=path)
-        with pytest.raises(MPOError, match="of another model: missing"):
+        with pytest.raises(MPOError, match="belongs to another model: missing"):
             train(nn.Linear(8, 3), sample, loss, CONFIG, checkpoint=path)
 
     @pytest.mark.parametrize("keep", [0, 5, 100, -3])
@@ -270,7 +268,7 @@ class TestBadState:
             train(model(), sample, loss, CONFIG, checkpoint=path)
 
     def test_another_element_type(self, path):
-        with pytest.raises(MPOError, match=r"torch.float32, the run needs .* torch.float64"):
+        with pytest.raises(MPOError, match=r"torch.float32, expected .* torch.float64"):
             train(model().double(), sample, loss, CONFIG, checkpoint=path)
 
     @pytest.mark.parametrize(

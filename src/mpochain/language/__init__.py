@@ -1,4 +1,4 @@
-"""Language models: loading and saving, text as windows of tokens, perplexity, generation, speed."""
+"""Language models: loading and saving, token windows of text, perplexity, generation and speed."""
 
 from mpochain.language.generation import generate
 from mpochain.language.perplexity import Perplexity, perplexity

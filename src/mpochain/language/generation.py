@@ -23,25 +23,25 @@ def generate(
     tokens: int = 48,
     progress: Callable[[int, int], None] | None = None,
 ) -> list[str]:
-    """Continuations of prompts, each the most probable token after the other.
+    """Generate continuations of prompts by greedy decoding.
 
-    The result depends on nothing but the model and the prompt: no sampling, no penalties, no settings stored with the
-    model. So the texts of two models differ only by what the models predict. Where the tokenizer has a chat template,
-    a prompt is the first message of a user, and the text is the answer to it.
+    The result depends only on the model and the prompt: there is no sampling, no penalty, and no generation setting
+    stored with the model is used, so the texts of two models differ only if their predictions do. If the tokenizer has
+    a chat template, a prompt is the user's first message, and the text is the reply.
 
     Args:
-        model: causal language model; runs in evaluation mode, on the device it is on.
-        tokenizer: of transformers.
+        model: causal language model; runs in evaluation mode, on its present device.
+        tokenizer: a transformers tokenizer.
         prompts: texts to continue, or questions to answer.
-        tokens: the most tokens to generate for a prompt. The text is shorter where the model ends it.
-        progress: called with the number of prompts that are done, and of all.
+        tokens: maximum number of tokens to generate per prompt; the text is shorter if the model ends it.
+        progress: called with the number of prompts done and the total number.
 
     Returns:
-        The generated texts, without their prompts and without special tokens.
+        The generated texts, without prompts and special tokens.
 
     Raises:
-        ArgumentError: fewer than one token, an empty prompt, or a prompt that leaves no room for the tokens in the
-            context of the model.
+        ArgumentError: ``tokens`` is below 1, a prompt is empty, or a prompt and the tokens together exceed the model's
+            context.
         NonFiniteError: the model predicts NaN.
 
     Example:
@@ -57,7 +57,7 @@ def generate(
         ['de', 'yz']
     """
     if tokens < 1:
-        raise ArgumentError(f"tokens is the number of tokens to generate, at least 1, got {tokens}")
+        raise ArgumentError(f"tokens, the number of tokens to generate, must be at least 1, got {tokens}")
     starts = [_tokenise(tokenizer, prompt) for prompt in prompts]
     longest = context_length(model)
     for prompt, start in zip(prompts, starts, strict=True):
@@ -84,8 +84,8 @@ def generate(
 
 @torch.inference_mode()
 def _continue(model: nn.Module, start: Tensor, count: int, end: set[int]) -> list[int]:
-    """Up to ``count`` tokens after ``start (1, n)``, until one of ``end``."""
-    # With a cache of keys and values where the model keeps one; otherwise the whole text is read for each token.
+    """Generate up to ``count`` tokens after ``start (1, n)``, stopping at any token in ``end``."""
+    # Models without a key-value cache read the whole text again for each token.
     family = family_of(model)
     cached = {family.cache: True} if hasattr(model, "config") else {}
     generated: list[int] = []
@@ -108,7 +108,7 @@ def _continue(model: nn.Module, start: Tensor, count: int, end: set[int]) -> lis
 
 
 def _tokenise(tokenizer: Any, prompt: str) -> Tensor:
-    """``(1, n)``, int64: the prompt as the tokenizer encodes it, or as a message where it has a chat template."""
+    """Encode a prompt as ``(1, n)``, int64, wrapped as a user message if the tokenizer has a chat template."""
     if not prompt.strip():
         raise ArgumentError("a prompt is empty; give some words to continue")
     if getattr(tokenizer, "chat_template", None):
@@ -123,7 +123,7 @@ def _tokenise(tokenizer: Any, prompt: str) -> Tensor:
 
 
 def _end_tokens(model: nn.Module, tokenizer: Any) -> set[int]:
-    """The tokens that end a text, by the tokenizer and by the configuration of the model."""
+    """End-of-text tokens of the tokenizer and of the model's configuration."""
     config = getattr(model, "config", None)
     end: set[int] = set()
     for stated in (getattr(tokenizer, "eos_token_id", None), getattr(config, "eos_token_id", None)):

@@ -21,15 +21,15 @@ __all__ = ["Perplexity", "perplexity"]
 
 @dataclass(frozen=True)
 class Perplexity:
-    """Loss of a model on a text, and how it was measured.
+    """Loss of a model on a text, with the settings of the measurement.
 
     Attributes:
-        loss: nats per token, the mean over all predicted tokens.
+        loss: mean over all predicted tokens, in nats per token.
         tokens: number of predicted tokens.
         windows: number of windows.
-        window: tokens of a window.
+        window: tokens per window.
         stride: tokens from the start of a window to the start of the next; if it is less than ``window``, only the last
-            ``stride`` tokens of a window count.
+            ``stride`` tokens of each window after the first count.
         seconds: duration of the measurement.
     """
 
@@ -61,22 +61,22 @@ def perplexity(
 ) -> Perplexity:
     """Measure the perplexity of a causal language model on a text, window by window.
 
-    The first token of a window has no context and does not count. With a ``stride`` shorter than the window every
-    window repeats the end of the one before, and only its new tokens count, so that tokens are predicted from more
-    context; all tokens of the first window but its first count.
+    The first token of a window has no context and does not count. With a ``stride`` shorter than the window, each
+    window overlaps the previous one and only its new tokens count, so that tokens are predicted from more context. The
+    first window counts all tokens but its first.
 
     Args:
-        model: from token numbers ``(1, window)`` to logits ``(1, window, V)``, or to an output with ``.logits``. It
-            runs in evaluation mode, and its own mode is restored.
+        model: module from token ids ``(1, window)`` to logits ``(1, window, V)``, or to an output with ``.logits``. It
+            runs in evaluation mode, and its former mode is restored.
         tokens: ``(n,)``, integers.
-        window: tokens of a window, at least 2.
+        window: tokens per window, at least 2.
         stride: tokens from the start of a window to the start of the next, from 1 to ``window``; by default ``window``.
-        count: number of windows, evenly spread over the text; by default all.
-        progress: called after every window with the numbers of windows done and of all.
+        count: number of windows, spread evenly over the text; by default all.
+        progress: called after every window with the number of windows done and the total number.
 
     Raises:
         CorpusError: the text is too short.
-        ArgumentError: the stride is out of range, or the window longer than the model's context.
+        ArgumentError: the stride is out of range, or the window is longer than the model's context.
         NonFiniteError: the model predicts NaN.
 
     Example:
@@ -92,7 +92,7 @@ def perplexity(
         raise ArgumentError(f"the stride must be from 1 to the window, {window}, got {stride}")
     require_window(model, window)
     if tokens.ndim != 1:
-        raise CorpusError(f"expected tokens (n,), one row of tokens, got a tensor of shape {tuple(tokens.shape)}")
+        raise CorpusError(f"expected one row of tokens (n,), got a tensor of shape {tuple(tokens.shape)}")
     positions = starts(len(tokens), window, count, stride)
     began = time.perf_counter()
     training = model.training

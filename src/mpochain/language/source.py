@@ -1,4 +1,4 @@
-"""Loading and saving of language models: compressed checkpoints, folders of transformers, GGUF files."""
+"""Loading and saving of language models: compressed checkpoints, transformers folders, GGUF files."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ __all__ = ["LanguageModel", "load_language_model", "require_no_model", "save_den
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 _TOKENIZER = "tokenizer"
-# The same name in folders of transformers and of this library.
+# Folders of transformers and of this library both use this name.
 _CONFIG = "config.json"
-# Other strings are paths: the hub is not asked for them, so that a wrong path fails at once.
+# Strings that do not match are paths and never looked up on the hub, so that a wrong path fails at once.
 _HUB_NAME = re.compile(r"[A-Za-z0-9_][\w.-]*(/[A-Za-z0-9_][\w.-]*)?")
 
 
@@ -30,9 +30,9 @@ class LanguageModel:
     """A causal language model and its tokenizer.
 
     Attributes:
-        model: in evaluation mode.
-        tokenizer: a tokenizer of transformers.
-        source: folder, file or name that it was loaded from.
+        model: model in evaluation mode.
+        tokenizer: transformers tokenizer.
+        source: folder, file or name that the model was loaded from.
     """
 
     model: nn.Module
@@ -45,12 +45,12 @@ def load_language_model(source: str | Path, *, dtype: str = "auto") -> LanguageM
 
     Args:
         source: a folder written by :func:`save_language_model` or by transformers, a ``.gguf`` file (which is
-            dequantised), or else a name on the Hugging Face hub.
-        dtype: ``"float32"``, ``"bfloat16"``, ``"float16"``, or ``"auto"`` for the stored type (float32 for a GGUF
+            dequantised), or a name on the Hugging Face hub.
+        dtype: ``"float32"``, ``"bfloat16"``, ``"float16"``, or ``"auto"`` for the stored dtype (float32 for a GGUF
             file).
 
     Raises:
-        CheckpointError: there is no language model, or it cannot be read.
+        CheckpointError: the source has no language model, or it cannot be read.
         ArgumentError: the dtype is unknown.
         MissingDependencyError: transformers is not installed.
     """
@@ -59,7 +59,7 @@ def load_language_model(source: str | Path, *, dtype: str = "auto") -> LanguageM
     transformers = _transformers()
     path = Path(source)
     if not path.exists() and (path.suffix == ".gguf" or not _HUB_NAME.fullmatch(str(source))):
-        raise CheckpointError(f"cannot read a language model from {source}: there is no such file or folder")
+        raise CheckpointError(f"cannot read a language model from {source}: no such file or folder")
     compressed = is_checkpoint(path)
     stored = path / _TOKENIZER if compressed else path
     try:
@@ -76,8 +76,8 @@ def load_language_model(source: str | Path, *, dtype: str = "auto") -> LanguageM
     except (OSError, ValueError, KeyError, TypeError, AttributeError, ImportError) as error:
         lines = str(error).strip().splitlines() or [type(error).__name__]
         raise CheckpointError(
-            f"cannot read a language model and its tokenizer from {source}: {lines[0]}; expected a folder of mpochain "
-            "or transformers, a .gguf file, or a name on the Hugging Face hub"
+            f"cannot read a language model and its tokenizer from {source}: {lines[0]}; expected a folder written by "
+            "mpochain or transformers, a .gguf file, or a name on the Hugging Face hub"
         ) from error
     return LanguageModel(model.eval(), tokenizer, str(source))
 
@@ -89,7 +89,7 @@ def save_language_model(language: LanguageModel, folder: Path) -> Path:
         The folder.
 
     Raises:
-        OutputError: the folder cannot be written.
+        OutputError: the folder is not writable.
     """
     require_replaceable(folder)
     _write_tokenizer(language.tokenizer, folder / _TOKENIZER)
@@ -97,19 +97,19 @@ def save_language_model(language: LanguageModel, folder: Path) -> Path:
 
 
 def save_dense(language: LanguageModel, folder: Path) -> Path:
-    """Replace the compressed layers of a model by dense ones, in place, and write it in the format of transformers.
+    """Replace the compressed layers of a model with dense ones, in place, and write it in the transformers format.
 
     Returns:
         The folder.
 
     Raises:
-        OutputError: the folder cannot be written, or has a model in it.
-        CheckpointError: the model is not one of transformers.
+        OutputError: the folder is not writable, or already contains a model.
+        CheckpointError: the model is not a transformers model.
     """
     require_no_model(folder)
     model: Any = to_dense(language.model)
     if not hasattr(model, "save_pretrained"):
-        raise CheckpointError(f"a {type(model).__name__} is not a model of transformers; write it with mpochain.save")
+        raise CheckpointError(f"a {type(model).__name__} is not a transformers model; write it with mpochain.save")
     try:
         model.save_pretrained(folder)
     except OSError as error:
@@ -119,16 +119,16 @@ def save_dense(language: LanguageModel, folder: Path) -> Path:
 
 
 def require_no_model(folder: Path) -> Path:
-    """Create a folder if needed and check, before any work, that it can be written and has no model in it.
+    """Create a folder if needed and check, before any work, that it is writable and contains no model.
 
     Returns:
         The folder.
 
     Raises:
-        OutputError: it cannot be written, or has a model in it.
+        OutputError: the folder is not writable, or contains a model.
     """
     if (folder / _CONFIG).exists():
-        raise OutputError(f"{folder} holds a model, which would be overwritten; name another folder, or remove it")
+        raise OutputError(f"{folder} contains a model, which would be overwritten; name another folder, or remove it")
     return require_writable(folder)
 
 

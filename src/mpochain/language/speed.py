@@ -1,4 +1,4 @@
-"""Speed of language models: prefill and decoding, several models timed in turn."""
+"""Inference speed of language models: prefill and decoding, measured by alternating between models."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ __all__ = ["Speed", "compare_speed"]
 
 @dataclass(frozen=True)
 class Speed:
-    """Medians over rounds, with interquartile ranges.
+    """Inference speed of one model: medians over rounds, with interquartile ranges.
 
     Attributes:
         prefill: seconds to read the prompt in one call.
-        decode: seconds to generate one token after it.
+        decode: seconds to generate one token after the prompt.
         prefill_spread: interquartile range of ``prefill``, seconds.
         decode_spread: interquartile range of ``decode``, seconds.
-        prompt: tokens of the prompt.
+        prompt: number of tokens in the prompt.
         rounds: number of timed rounds.
     """
 
@@ -47,18 +47,18 @@ class Speed:
 def compare_speed(
     models: Mapping[str, nn.Module], prompt: Tensor, *, rounds: int = 7, written: int = 8
 ) -> dict[str, Speed]:
-    """Time models of transformers in turn, so that other load on the machine affects all of them alike.
+    """Time transformers models in turn, so that other load on the machine affects all of them alike.
 
-    One more round comes first and is not counted: it makes plans and fills caches.
+    An extra first round creates plans and fills caches and is not counted.
 
     Args:
-        models: causal language models by name, with a cache of keys and values.
-        prompt: token numbers ``(1, n)``.
+        models: causal language models by name, with a key-value cache.
+        prompt: token ids ``(1, n)``.
         rounds: number of timed rounds.
-        written: tokens generated in a round after the prompt, one per call.
+        written: tokens generated after the prompt in each round, one per call.
 
     Raises:
-        ArgumentError: the prompt is empty or of another shape, or there are no rounds or tokens to generate.
+        ArgumentError: the prompt is empty or has another shape, or there are no rounds or tokens to generate.
     """
     if rounds < 1 or written < 1 or prompt.ndim != 2 or not prompt.numel():
         raise ArgumentError(
@@ -88,8 +88,8 @@ def compare_speed(
 
 @torch.inference_mode()
 def _round(model: Any, prompt: Tensor, written: int) -> tuple[float, float]:
-    """Return the seconds of a prefill, and of one generated token."""
-    # Generation needs the logits of the last token only; not every model has an argument for that.
+    """Return the seconds of one prefill, and the mean seconds per generated token."""
+    # Generation needs only the logits of the last token, but not every model has an argument for that.
     family = family_of(model)
     last_only = {family.last_logits: 1} if family.last_logits in inspect.signature(model.forward).parameters else {}
     output, prefill = _timed(lambda: model(prompt, **{family.cache: True}, **last_only))

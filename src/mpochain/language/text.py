@@ -1,4 +1,4 @@
-"""Tokens of a text file, and windows of tokens."""
+"""Tokenisation of text files, and windows of tokens."""
 
 from __future__ import annotations
 
@@ -15,23 +15,23 @@ __all__ = ["read_tokens", "require_window", "starts", "windows"]
 
 
 def read_tokens(file: Path | str, tokenizer: Any) -> Tensor:
-    """Read a text file as one row of tokens, without the special tokens that a tokenizer adds around a text.
+    """Read a text file as one row of tokens, without special tokens at its start and end.
 
     Args:
         file: UTF-8 text.
-        tokenizer: of transformers.
+        tokenizer: transformers tokenizer.
 
     Returns:
         ``(n,)``, int64.
 
     Raises:
-        CorpusError: the file cannot be read, is not UTF-8, or has no token.
+        CorpusError: the file cannot be read, is not UTF-8, or has no tokens.
     """
     try:
         text = Path(file).read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise CorpusError(f"cannot read the text {file}: {error}; give a file of UTF-8 text") from error
-    # verbose=False: the tokenizer would warn that the text is longer than the model's context.
+    # verbose=False, because the tokenizer would warn that the text is longer than the model's context.
     ids = tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
     if not ids:
         raise CorpusError(f"{file} has no text; give a file of UTF-8 text")
@@ -39,11 +39,11 @@ def read_tokens(file: Path | str, tokenizer: Any) -> Tensor:
 
 
 def starts(total: int, window: int, count: int | None, stride: int | None = None) -> list[int]:
-    """Return the positions where windows start: all that fit, or ``count`` of them, evenly spread over the text.
+    """Return the start positions of all windows that fit, or of ``count`` of them, spread evenly over the text.
 
     Args:
-        total: tokens of the text.
-        window: tokens of a window, at least 2.
+        total: number of tokens in the text.
+        window: tokens per window, at least 2.
         count: number of windows; None for all.
         stride: tokens from the start of a window to the start of the next; by default ``window``.
 
@@ -68,26 +68,25 @@ def require_window(model: nn.Module, window: int) -> None:
     """Check that a window is no longer than the context of a model.
 
     Raises:
-        ArgumentError: it is longer.
+        ArgumentError: the window is longer.
     """
     longest = context_length(model)
     if longest is not None and window > longest:
         raise ArgumentError(
-            f"the window of {window:,} tokens is longer than the {longest:,} that the model can read; give a shorter "
-            "window"
+            f"a window of {window:,} tokens is longer than the model's context of {longest:,}; give a shorter window"
         )
 
 
 def windows(tokens: Tensor, window: int, count: int | None = None) -> list[Tensor]:
-    """Cut a text into windows that do not overlap, or into ``count`` of these, evenly spread over the text.
+    """Cut a text into windows that do not overlap: all that fit, or ``count`` of them, spread evenly over the text.
 
     Args:
         tokens: ``(n,)``.
-        window: tokens of a window, at least 2.
+        window: tokens per window, at least 2.
         count: number of windows; None for all that fit.
 
     Returns:
-        Views ``(1, window)``, inputs of models of transformers.
+        Views ``(1, window)``, inputs for transformers models.
 
     Raises:
         CorpusError: the text has fewer than ``count`` windows, or none.

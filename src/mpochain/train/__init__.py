@@ -1,4 +1,4 @@
-"""Training: one loop, its configuration and its resumable state; finetuning of compressed models."""
+"""Training loop with resumable state, and finetuning and distillation of compressed models."""
 
 from mpochain.train.config import FinetuneConfig, TrainConfig
 from mpochain.train.finetuning import finetune

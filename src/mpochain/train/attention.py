@@ -17,20 +17,20 @@ __all__ = ["attention_loss", "attention_maps", "attentions_of"]
 
 
 def attention_loss(maps: Sequence[Tensor], teacher_maps: Sequence[Tensor], labels: Tensor) -> Tensor:
-    """``KL(p || q)`` of the teacher's attention ``p`` and the model's ``q``, the mean over layers, heads and positions.
+    """KL divergence ``KL(p || q)`` from the teacher's attention ``p`` to the model's ``q``, in nats.
 
-    In nats. Source: one of the losses of KnGPT-2 (arXiv 2110.08152).
+    The mean over layers, heads and positions. Source: one of the losses of KnGPT-2 (arXiv 2110.08152).
 
     Args:
         maps: one tensor ``(n, heads, length, length)`` per layer, whose rows sum to 1.
-        teacher_maps: of the same shapes; they receive no gradient.
+        teacher_maps: tensors of the same shapes; they receive no gradient.
         labels: ``(n, length)``; positions with the label -100 do not count.
 
     Returns:
-        A scalar, float32 or the type of the maps if that is wider.
+        A scalar, in float32 or the dtype of the maps if that is wider.
 
     Raises:
-        ShapeError: the numbers of layers differ, or shapes do not fit.
+        ShapeError: the numbers of layers differ, or shapes do not match.
         ArgumentError: no position has a label.
 
     Example:
@@ -42,8 +42,8 @@ def attention_loss(maps: Sequence[Tensor], teacher_maps: Sequence[Tensor], label
     shapes, teacher_shapes = ([tuple(layer.shape) for layer in layers] for layers in (maps, teacher_maps))
     if shapes != teacher_shapes or not shapes or any(shape[0::2] != tuple(labels.shape) for shape in shapes):
         raise ShapeError(
-            f"attention {shapes}, that of the teacher {teacher_shapes} and labels {tuple(labels.shape)} do not fit; "
-            "the teacher needs the same numbers of layers and heads"
+            f"shapes of attention {shapes}, the teacher's attention {teacher_shapes} and labels {tuple(labels.shape)} "
+            "do not match; the teacher needs the same numbers of layers and heads"
         )
     labelled = labels != IGNORED
     if not labelled.any():
@@ -54,7 +54,7 @@ def attention_loss(maps: Sequence[Tensor], teacher_maps: Sequence[Tensor], label
         # (positions, heads, length), labelled positions only
         q_rows, p_rows = q.transpose(1, 2)[labelled].to(dtype), p.detach().transpose(1, 2)[labelled].to(dtype)
         smallest = torch.finfo(dtype).tiny
-        # A masked entry is zero in both and adds nothing.
+        # A masked entry is zero in both and contributes nothing.
         divergence = p_rows * (p_rows.clamp_min(smallest).log() - q_rows.clamp_min(smallest).log())
         losses.append(divergence.sum(-1).mean())
     return torch.stack(losses).mean()
@@ -64,32 +64,32 @@ def attentions_of(output: Any) -> tuple[Tensor, ...]:
     """Return the attention maps in the output of a transformers model, one ``(n, heads, length, length)`` per layer.
 
     Raises:
-        ArgumentError: the output has none.
+        ArgumentError: the output has no attention maps.
     """
     attentions = getattr(output, "attentions", None)
     if not attentions or any(layer is None for layer in attentions):
         raise ArgumentError(
             f"attention > 0 compares attention maps, but {type(output).__name__} has no attentions; use attention=0, "
-            "or models of transformers that return them"
+            "or transformers models that return them"
         )
     return tuple(attentions)
 
 
 @contextmanager
 def attention_maps(*models: nn.Module) -> Iterator[None]:
-    """Let transformers models compute attention by the "eager" implementation, the only one that returns the maps.
+    """Switch transformers models to "eager" attention, the only implementation that returns attention maps.
 
-    Dropout on attention is off within the block, because it would change the maps. Both are restored afterwards.
+    Attention dropout is also disabled, because it would change the maps. Both are restored when the block ends.
 
     Raises:
-        ArgumentError: a model whose implementation of attention cannot be chosen.
+        ArgumentError: the attention implementation of a model cannot be changed.
     """
     transformers_models: list[Any] = list(models)
     for model in transformers_models:
         if not hasattr(model, "set_attn_implementation"):
             raise ArgumentError(
                 f"attention > 0 compares attention maps, which {type(model).__name__} cannot return; use attention=0, "
-                "or a model of transformers"
+                "or a transformers model"
             )
     # Read all settings before any is changed: models may share a configuration.
     implementations = [(model, model.config._attn_implementation) for model in transformers_models]
@@ -109,7 +109,7 @@ def attention_maps(*models: nn.Module) -> Iterator[None]:
 
 
 def _dropouts(model: nn.Module) -> Iterator[tuple[Any, str]]:
-    """Objects and attributes that hold a rate of dropout on attention."""
+    """Objects and attributes that hold an attention dropout rate."""
     names = family_of(model).attention_dropouts
     for module in model.modules():
         for name in (*names, "dropout") if "Attention" in type(module).__name__ else names:

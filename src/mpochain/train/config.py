@@ -13,23 +13,23 @@ Fraction = Annotated[float, Field(ge=0.0, lt=1.0)]
 
 
 class TrainConfig(BaseModel):
-    """Settings of AdamW with linear warm-up and cosine decay to zero.
+    """Training settings: AdamW with linear warm-up and cosine decay to zero.
 
     Attributes:
         steps: optimiser steps.
         batch_size: sequences per step.
         learning_rate: peak learning rate.
         betas: AdamW's decay rates.
-        weight_decay: of every parameter; at each step a parameter loses the share ``learning_rate * weight_decay``,
-            whatever the factor of its own learning rate.
+        weight_decay: weight decay of every parameter. Each step removes the share ``learning_rate * weight_decay`` of
+            a parameter, regardless of the factor of the parameter's own learning rate.
         warmup_steps: steps of linear warm-up.
-        clip_norm: largest norm of the gradient of all parameters together.
+        clip_norm: limit of the gradient norm over all parameters.
         seed: seed of the batches and of dropout.
-        evaluate_every: steps between evaluations; 0 to evaluate after the last step only.
+        evaluate_every: steps between evaluations; 0 to evaluate only after the last step.
         checkpoint_every: steps between checkpoints.
 
     Raises:
-        pydantic.ValidationError: a value is out of range or a name unknown (also a ValueError).
+        pydantic.ValidationError: a value is out of range or a name is unknown (also a ValueError).
 
     Example:
         >>> TrainConfig(steps=10, warmup_steps=2).steps
@@ -51,37 +51,38 @@ class TrainConfig(BaseModel):
 
 
 class FinetuneConfig(TrainConfig):
-    """Settings of :func:`mpochain.finetune`: those of training, with defaults for trained weights, and its losses.
+    """Settings of :func:`mpochain.finetune`: training settings with defaults for trained weights, and loss weights.
 
-    The loss of a batch is ``outputs * ((1 - w) CE + w T^2 KL) + hidden * H + attention * A``: cross-entropy, the
-    divergence from the teacher's predictions, the error of hidden states, the divergence from the teacher's attention.
+    The loss of a batch is ``outputs * ((1 - w) CE + w T^2 KL) + hidden * H + attention * A``, where CE is the
+    cross-entropy, KL the divergence from the teacher's predictions, H the error of hidden states and A the divergence
+    from the teacher's attention.
 
     Attributes:
-        warmup_steps: if not given, at most the number of steps.
+        warmup_steps: steps of linear warm-up; the default is capped at the number of steps.
         batch_size: windows per optimiser step; see ``accumulate``.
-        accumulate: number of parts that each batch is split into, computed one after the other; divides
-            ``batch_size``. The loss is the same, and activations and logits take less memory.
-        distillation: ``w``, the share of the divergence from the teacher, in ``[0, 1]``; None for 1 with a teacher and
+        accumulate: number of micro-batches that each batch is split into; must divide ``batch_size``. The loss stays
+            the same, while activations and logits take less memory.
+        distillation: ``w``, the weight of the divergence from the teacher, in ``[0, 1]``; None for 1 with a teacher and
             0 without one.
-        temperature: ``T``, of both softmaxes of that divergence.
-        outputs: weight of the loss on outputs; 0 to learn from hidden states or attention alone, for example to
-            restore an embedding before the rest learns.
+        temperature: ``T``, the temperature of both softmaxes in this divergence.
+        outputs: weight of the loss on outputs; 0 to learn only from hidden states or attention, for example to restore
+            an embedding before training the rest.
         hidden: weight of the error of hidden states; 0 for none.
         hidden_layers: names of the modules whose outputs are compared, the same in model and teacher.
-        attention: weight of the divergence from the teacher's attention; 0 for none. For models of transformers, whose
-            "eager" attention it needs, which is slower and takes more memory.
-        autocast: element type of the matrix products; parameters and losses stay float32. None for that of the model.
-        gradient_checkpointing: compute the activations of each block again in the backward pass instead of keeping
-            them; for models with ``gradient_checkpointing_enable()``, as those of transformers.
-        core_rates: whether the learning rates of cores depend on their fan-in, see
+        attention: weight of the divergence from the teacher's attention; 0 for none. Needs transformers models and
+            switches them to "eager" attention, which is slower and takes more memory.
+        autocast: dtype of the matrix products; parameters and losses stay float32. None for the dtype of the model.
+        gradient_checkpointing: recompute the activations of each block in the backward pass instead of storing them;
+            for models with ``gradient_checkpointing_enable()``, such as transformers models.
+        core_rates: scale the learning rates of cores by their fan-in, see
             :func:`mpochain.surgery.learning_rate_scales`.
         trainable: ``"all"``; ``"compressed"`` for the parameters of compressed layers and all vectors, such as biases
-            and the weights of norms, while embeddings and dense layers stay as they are; or names of parameters or
-            modules, or ``re:`` patterns, for these only.
+            and norm weights, while embeddings and dense layers stay frozen; or names of parameters or modules, or
+            ``re:`` patterns, to train only these.
 
     Raises:
-        pydantic.ValidationError: a value is out of range, a name unknown, or two values contradict each other (also a
-            ValueError).
+        pydantic.ValidationError: a value is out of range, a name is unknown, or two values contradict each other (also
+            a ValueError).
 
     Example:
         >>> FinetuneConfig(steps=20, warmup_steps=5, batch_size=8, accumulate=4).temperature
@@ -108,7 +109,7 @@ class FinetuneConfig(TrainConfig):
 
     @property
     def asks_teacher(self) -> bool:
-        """Whether a loss compares with a teacher, if one is given."""
+        """Whether the loss uses a teacher, if one is given."""
         return (self.outputs > 0.0 and self.distillation != 0.0) or self.hidden > 0.0 or self.attention > 0.0
 
     @model_validator(mode="after")
@@ -118,11 +119,11 @@ class FinetuneConfig(TrainConfig):
                 f"accumulate={self.accumulate} does not divide batch_size={self.batch_size}; choose a divisor"
             )
         if "warmup_steps" not in self.model_fields_set:
-            # The default is capped at the length of the run. It stays unset, so that a copy with more steps has more.
+            # Cap the default at the number of steps, but leave it unset, so that a copy with more steps can raise it.
             object.__setattr__(self, "warmup_steps", min(self.warmup_steps, self.steps))
         if self.warmup_steps > self.steps:
             raise ValueError(
-                f"warmup_steps={self.warmup_steps} is over steps={self.steps}, so the peak rate is never reached; "
+                f"warmup_steps={self.warmup_steps} exceeds steps={self.steps}, so the peak rate is never reached; "
                 "lower it"
             )
         if (self.hidden > 0) != bool(self.hidden_layers):
@@ -133,7 +134,7 @@ class FinetuneConfig(TrainConfig):
 
 
 def learning_rate(config: TrainConfig, step: int) -> float:
-    """Return the learning rate of step ``step`` (0-based): linear to the peak, then half a cosine to zero.
+    """Return the learning rate of step ``step`` (0-based): linear warm-up to the peak, then cosine decay to zero.
 
     Example:
         >>> config = TrainConfig(steps=100, warmup_steps=10, learning_rate=1.0)

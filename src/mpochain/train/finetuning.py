@@ -1,4 +1,4 @@
-"""Finetuning of a compressed language model on text, by distillation from its dense original, or both."""
+"""Finetuning of a compressed language model on text, with distillation from its dense original."""
 
 from __future__ import annotations
 
@@ -35,44 +35,44 @@ def finetune(
     teacher_cache: Path | str | None = None,
     label: str = "finetune",
 ) -> TrainResult:
-    """Train a compressed language model in place, on text, on the predictions of its dense teacher, or both.
+    """Finetune a compressed language model in place, on text, on the predictions of its dense teacher, or both.
 
-    Every position predicts the next token, so the targets are the tokens shifted by one. Labels are optional;
-    ``labels``, at the positions of ``input_ids``, are shifted too, as models of transformers do. Positions with the
-    label -100 and, where there are no labels, padding (``attention_mask`` 0) do not count. Each epoch uses every window
-    once, in an order drawn from ``config.seed``. Dropout is on during training.
+    Every position predicts the next token, so the targets are the tokens shifted by one. Optional ``labels``, aligned
+    with ``input_ids``, are shifted too, as in transformers models. Positions with the label -100 do not count, nor does
+    padding (``attention_mask`` 0) if there are no labels. Each epoch uses every window once, in an order drawn from
+    ``config.seed``. Dropout is active during training.
 
     Training modes, ``requires_grad``, ``use_cache`` and gradient checkpointing of both models are restored afterwards.
 
     Args:
         model: any module from tokens ``(n, length)`` to logits ``(n, length, V)``, or to an output with ``.logits``;
-            its trainable parameters are float32 or float64. Trained on the device it is on.
-        batches: windows of equal length: integers ``(n, length)``; or a list of such tensors, or of single windows
-            ``(length,)``; or a mapping of named arguments with ``input_ids`` among them, or a list of mappings.
+            its trainable parameters must be float32 or float64. Trained on its present device.
+        batches: windows of equal length: integers ``(n, length)``; a list of such tensors or of single windows
+            ``(length,)``; a mapping of keyword arguments that include ``input_ids``; or a list of such mappings.
         config: see :class:`mpochain.train.FinetuneConfig`.
-        teacher: the dense original, a copy made before ``model`` was compressed, on the same device. Its parameters do
-            not change.
-        evaluate: called with the model in evaluation mode, every ``config.evaluate_every`` steps and after the last;
-            its numbers are in ``curve`` of the result.
-        checkpoint: file that holds the state of the run; if it exists the run resumes from it, to the bit.
+        teacher: the dense original, copied before ``model`` was compressed, on the same device. Its parameters do not
+            change.
+        evaluate: called every ``config.evaluate_every`` steps and after the last, with the model in evaluation mode;
+            its metrics are stored in ``curve`` of the result.
+        checkpoint: file with the state of the run; if it exists, the run resumes from it, bit for bit.
         teacher_cache: folder for the teacher's logits, so that the teacher runs once per window, in this run and in
-            others with the same teacher and batches; two bytes per entry of the vocabulary and position. Not with
-            ``hidden`` or ``attention``, which need the teacher at every step.
-        label: name of the run in progress reports.
+            others with the same teacher and batches; takes two bytes per position and vocabulary entry. Excludes
+            ``hidden`` and ``attention``, which need the teacher at every step.
+        label: name of the run in progress messages.
 
     Returns:
         Losses, evaluations, tokens and seconds.
 
     Raises:
-        ArgumentError: no batches, tokens outside the vocabulary, a batch larger than the data, nothing to train, a
-            teacher that shares parameters with the model, a loss without the teacher it needs, or a teacher without
-            a loss that uses it.
-        ShapeError: windows of different lengths or too long for the model, or a teacher with another vocabulary.
+        ArgumentError: there are no batches or nothing to train, a token is outside the vocabulary, a batch is larger
+            than the data, the teacher shares parameters with the model, a loss needs a teacher and none is given, or
+            no loss uses the teacher.
+        ShapeError: windows differ in length or are too long for the model, or the teacher has another vocabulary.
         DTypeError: tokens are not integers, or parameters have too few bits to be trained.
-        NonFiniteError: a loss or gradient is NaN or infinite; the error names the step, which is not taken.
-        CheckpointError: the checkpoint is damaged, or of another model, teacher, configuration or data.
-        OutputError: a folder cannot be written.
-        KeyboardInterrupt: Ctrl-C, see :func:`mpochain.train.train`: on the command line after the running step, with
+        NonFiniteError: a loss or gradient is NaN or infinite; the message names the step, which is not taken.
+        CheckpointError: the checkpoint is damaged, or belongs to another model, teacher, configuration or data.
+        OutputError: a folder is not writable.
+        KeyboardInterrupt: Ctrl-C, see :func:`mpochain.train.train`. On the command line, after the current step, with
             the checkpoint written; otherwise at once, and the model may be partly updated.
 
     Example:
@@ -142,13 +142,13 @@ def finetune(
 
 
 def rehearse(model: nn.Module, batches: Any, *, config: FinetuneConfig, cached: bool = False) -> None:
-    """Raise the errors that :func:`finetune` would raise, without training, before hours of other work.
+    """Check the arguments of :func:`finetune` without training, before hours of other work.
 
     Args:
-        model: the dense model, which is compressed later; it does not change.
+        model: the dense model that is to be compressed; it does not change.
         batches: see :func:`finetune`.
-        config: see :func:`finetune`. Which layers are compressed is not known yet, so with ``trainable="compressed"``
-            all parameters are checked.
+        config: see :func:`finetune`. With ``trainable="compressed"`` all parameters are checked, because the
+            compressed layers are not known yet.
         cached: whether the teacher's logits will be cached.
 
     Raises:
@@ -174,7 +174,7 @@ def _windows(batches: Any, config: FinetuneConfig) -> Windows:
     windows = Windows.of(batches)
     if config.batch_size > len(windows):
         raise ArgumentError(
-            f"batch_size={config.batch_size} is over the {len(windows)} windows; give more windows, or a smaller batch"
+            f"batch_size={config.batch_size} exceeds the {len(windows)} windows; give more windows, or a smaller batch"
         )
     return windows
 
@@ -210,20 +210,20 @@ def _check_models(model: nn.Module, teacher: nn.Module | None, config: FinetuneC
 def _check_forward(
     model: nn.Module, teacher: nn.Module | None, windows: Windows, config: FinetuneConfig, device: torch.device
 ) -> int:
-    """Run both models on one window, so that what does not fit fails before the first step.
+    """Run both models on one window, so that incompatible data or models fail before the first step.
 
     Returns:
-        The size of the vocabulary.
+        The vocabulary size.
     """
     for network in (model, teacher):
         limit = None if network is None else context_length(network)
         if limit is not None and windows.length > limit:
             raise ShapeError(
-                f"windows of {windows.length} tokens are over the {limit} of {type(network).__name__}; give "
-                "shorter windows"
+                f"windows of {windows.length} tokens exceed the context of {type(network).__name__}, {limit} tokens; "
+                "give shorter windows"
             )
     first = windows.select(torch.tensor([0])).to(device)
-    # Token 0 is in every vocabulary; the size of the vocabulary is that of the logits.
+    # Token 0 is in every vocabulary; the vocabulary size is read from the logits.
     first.inputs["input_ids"] = torch.zeros_like(first.inputs["input_ids"])
     model.eval()
     with torch.no_grad(), autocast(device, config):
@@ -236,8 +236,8 @@ def _check_forward(
         )
     if target.logits is not None and target.logits.shape != outputs.logits.shape:
         raise ShapeError(
-            f"the teacher's vocabulary of {target.logits.shape[-1]} is not the model's of {outputs.logits.shape[-1]}; "
-            "use the model as it was before compression as the teacher"
+            f"the teacher has a vocabulary of {target.logits.shape[-1]} and the model one of "
+            f"{outputs.logits.shape[-1]}; use the uncompressed model as the teacher"
         )
     for name, state in target.hidden.items():
         hidden_loss(outputs.hidden[name], state, first.labels)

@@ -1,4 +1,4 @@
-"""Parameter groups of an optimiser, one for each learning rate."""
+"""Optimiser parameter groups, one per learning rate."""
 
 from __future__ import annotations
 
@@ -20,24 +20,24 @@ def parameter_groups(
     weight_decay: float | None = None,
     scales: Mapping[str, float] | None = None,
 ) -> list[dict[str, Any]]:
-    """Return the trainable parameters for any optimiser of torch, one group for each learning rate.
+    """Return the trainable parameters in groups for any torch optimiser, one group per learning rate.
 
-    Schedulers that multiply the rate of each group, such as those of the Trainer of transformers, keep the factors.
+    Schedulers that multiply the rate of each group, such as those of the transformers Trainer, keep the factors.
 
     Args:
         model: parameters without ``requires_grad`` are left out.
-        learning_rate: of parameters whose factor is 1.
-        weight_decay: of AdamW, which multiplies it by the learning rate; it is divided by the factor of each group, so
-            that all parameters shrink by the same share. None leaves it to the optimiser: then cores, which have
-            larger rates, shrink faster than dense weights.
-        scales: factors by parameter name, 1 for those not named; by default those of
-            :func:`mpochain.surgery.learning_rate_scales`, by the fan-in of cores.
+        learning_rate: learning rate of parameters whose factor is 1.
+        weight_decay: weight decay for AdamW, which multiplies it by the learning rate. It is divided by the factor of
+            each group, so that all parameters shrink by the same share. None leaves it to the optimiser: cores, which
+            have larger rates, then shrink faster than dense weights.
+        scales: learning rate factors by parameter name, 1 for others; by default
+            :func:`mpochain.surgery.learning_rate_scales`, based on the fan-in of cores.
 
     Returns:
         Groups with ``params``, ``lr``, the factor ``scale``, and ``weight_decay`` if it was given.
 
     Raises:
-        ArgumentError: a scale for a parameter that the model does not have.
+        ArgumentError: ``scales`` names a parameter that the model does not have.
 
     Example:
         >>> import torch
@@ -54,18 +54,18 @@ def parameter_groups(
 def scaled_groups(
     model: nn.Module, scales: Mapping[str, float], weight_decay: float | None = None
 ) -> list[dict[str, Any]]:
-    """Return the trainable parameters, one group for each factor of the learning rate.
+    """Return the trainable parameters in groups, one per learning rate factor.
 
     Args:
         model: parameters without ``requires_grad`` are left out.
-        scales: factors by parameter name, 1 for those not named.
-        weight_decay: of parameters whose factor is 1, divided by the factor for others; None for groups without one.
+        scales: learning rate factors by parameter name, 1 for others.
+        weight_decay: weight decay at factor 1, divided by the factor of each group; None to set none.
 
     Returns:
         Groups with ``params``, the factor ``scale``, and ``weight_decay`` if it was given.
 
     Raises:
-        ArgumentError: a scale for a parameter that the model does not have.
+        ArgumentError: ``scales`` names a parameter that the model does not have.
     """
     parameters_by_scale: dict[float, list[nn.Parameter]] = {}
     unknown = dict(scales)

@@ -1,4 +1,4 @@
-"""Training loop with AdamW, resumable to the bit."""
+"""Training loop with AdamW that resumes bit for bit."""
 
 from __future__ import annotations
 
@@ -30,12 +30,12 @@ Batch = TypeVar("Batch")
 
 @dataclass(frozen=True)
 class CurvePoint:
-    """An evaluation in the course of a run.
+    """Evaluation during a training run.
 
     Attributes:
-        step: steps done.
-        train_loss: mean training loss of the steps since the last point, nats per token.
-        metrics: numbers that the evaluation returned.
+        step: number of steps done.
+        train_loss: mean training loss since the previous point, in nats per token.
+        metrics: metrics that the evaluation returned.
     """
 
     step: int
@@ -45,14 +45,14 @@ class CurvePoint:
 
 @dataclass
 class TrainResult:
-    """Losses, evaluations, tokens and seconds of a training run, all its sessions together.
+    """Losses, evaluations, tokens and seconds of a training run, over all its sessions.
 
     Attributes:
-        steps: steps done.
+        steps: number of steps done.
         seconds: time spent in training steps.
         tokens: tokens trained on.
         losses: training loss of every step, nats per token.
-        curve: the evaluations.
+        curve: evaluations during the run.
     """
 
     steps: int = 0
@@ -72,7 +72,7 @@ _RESULT = TypeAdapter(TrainResult)
 
 @contextmanager
 def _seeded(model: nn.Module, seed: int, step: int) -> Iterator[None]:
-    """Let dropout depend on the seed and the step alone, so that a resumed run draws the same.
+    """Make dropout depend only on the seed and the step, so that a resumed run draws the same masks.
 
     The state of torch's generators is restored afterwards.
     """
@@ -104,39 +104,39 @@ def train(
     identity: Mapping[str, Any] | None = None,
     label: str = "training",
 ) -> TrainResult:
-    """Train ``model`` in place, with the fastest float32 matrix products of this machine.
+    """Train ``model`` in place, with the fastest float32 matrix products of the machine.
 
     Args:
-        model: trained on the device it is on.
-        sample: draws the batch of a step (0-based) from a generator. Random numbers within layers, such as those of
-            dropout, depend on the seed and the step, and torch's own generators keep their state.
+        model: trained on its present device.
+        sample: draws the batch of a step (0-based) from a generator. Random numbers within layers, such as dropout
+            masks, depend only on the seed and the step; torch's own generators keep their state.
         loss: mean loss per token of a batch, a differentiable scalar.
         config: see :class:`TrainConfig`.
         parts: splits a batch into parts that fit into memory, each with its share of the tokens; their gradients are
             added.
-        tokens: number of tokens of a batch that have a target; by default batches are ``(inputs, targets)``.
-        scales: factors of the learning rate by parameter name, 1 for those not named. Weight decay does not depend on
-            them.
+        tokens: returns the number of tokens of a batch that have a target; by default batches are
+            ``(inputs, targets)``.
+        scales: learning rate factors by parameter name, 1 for others. Weight decay does not depend on them.
         evaluate: called every ``config.evaluate_every`` steps and after the last; its time does not count as training.
-        checkpoint: file that holds the state of the run. If it exists the run resumes from it, to the bit on the same
+        checkpoint: file with the state of the run. If it exists, the run resumes from it, bit for bit on the same
             machine with the same number of threads and version of torch.
-        identity: what else identifies the run, such as the hash of its data (JSON); a checkpoint with another identity
-            is refused.
-        label: name of the run in progress reports.
+        identity: further properties that identify the run, such as the hash of its data (JSON); a checkpoint with
+            another identity is refused.
+        label: name of the run in progress messages.
 
     Returns:
         Losses, evaluations, tokens and seconds of all sessions.
 
     Raises:
-        CheckpointError: the checkpoint is damaged, or of another model, configuration or identity.
-        ArgumentError: a scale for a parameter that the model does not have.
-        NonFiniteError: a loss or gradient is NaN or infinite; the step is not taken, so parameters and checkpoint are
-            those of earlier steps.
-        OutputError: the folder of the checkpoint cannot be written, found before the first step.
+        CheckpointError: the checkpoint is damaged, or belongs to another model, configuration or identity.
+        ArgumentError: ``scales`` names a parameter that the model does not have.
+        NonFiniteError: a loss or gradient is NaN or infinite; the step is not taken, so parameters and checkpoint stay
+            as they were before it.
+        OutputError: the checkpoint's folder is not writable; checked before the first step.
         KeyboardInterrupt: Ctrl-C. Under ``mpochain.system.interrupts.interrupts_between_steps``, which the command
-            line installs, the running step is finished and the checkpoint written first. Otherwise it is raised at
-            once, in the middle of a step: the checkpoint is the last one written and intact, but the parameters of
-            ``model`` may be partly updated. The same call with the checkpoint resumes and overwrites them.
+            line installs, the current step is finished and the checkpoint written first. Otherwise it is raised at
+            once, in the middle of a step: the last checkpoint is intact, but the parameters of ``model`` may be partly
+            updated. The same call with the checkpoint resumes and overwrites them.
     """
     optimizer = torch.optim.AdamW(
         scaled_groups(model, scales or {}, config.weight_decay),
@@ -168,7 +168,7 @@ def train(
 
     model.train()
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    optimizer.zero_grad(set_to_none=True)  # gradients of earlier work
+    optimizer.zero_grad(set_to_none=True)  # drop gradients that the caller left
     progress: TrainingProgress | None = None
     with run_of_steps() as interrupted:
         try:
@@ -192,9 +192,9 @@ def train(
                 norm = torch.nn.utils.clip_grad_norm_(trained, config.clip_norm).item()
                 if not (math.isfinite(value) and math.isfinite(norm)):
                     raise NonFiniteError(
-                        f"step {result.steps + 1}: the loss is {value} and its gradient of norm {norm}; the parameters "
-                        f"are those of step {result.steps}. Lower the learning rate, use more warm-up steps, or check "
-                        "the data of this batch"
+                        f"step {result.steps + 1}: the loss is {value} and the gradient norm {norm}; the parameters "
+                        f"are still those of step {result.steps}. Lower the learning rate, use more warm-up steps, or "
+                        "check the data of this batch"
                     )
                 optimizer.step()
                 optimizer.zero_grad(set_to_none=True)
@@ -219,14 +219,14 @@ def train(
 
 
 def _restore(checkpoint: Path, record: dict[str, Any], setting: dict[str, Any]) -> TrainResult:
-    """The result of the earlier sessions, from the record of a run with this setting."""
+    """Return the result of earlier sessions from a checkpoint's record, after checking that its settings match."""
     stored = record.get("setting")
     if not isinstance(stored, dict):
         raise CheckpointError(f"{checkpoint}: the record of the run is damaged; remove the file to start again")
     for name in sorted({*stored, *setting}):
         if stored.get(name) != setting.get(name):
             raise CheckpointError(
-                f"{checkpoint} is of a run with {name}={stored.get(name)!r}, not {setting.get(name)!r}; use that "
+                f"{checkpoint} belongs to a run with {name}={stored.get(name)!r}, not {setting.get(name)!r}; use that "
                 "setting or another file, or remove this one to start again"
             )
     try:

@@ -1,6 +1,6 @@
-"""Losses of distillation: cross-entropy, divergence from a teacher's predictions, error of hidden states.
+"""Distillation losses: cross-entropy, divergence from a teacher's predictions, error of hidden states.
 
-Shapes: ``V`` is the vocabulary, ``...`` the axes of windows and positions. Losses are means over the labelled
+Shapes: ``V`` is the vocabulary size and ``...`` the axes of windows and positions. Losses are means over the labelled
 positions, in nats, computed in float32 (float64 for float64 logits).
 """
 
@@ -19,23 +19,23 @@ from mpochain.errors import ArgumentError, DTypeError, ShapeError
 
 __all__ = ["IGNORED", "captured", "distillation_loss", "hidden_loss", "next_tokens"]
 
-# The label of positions that do not count, as in torch and transformers.
+# Label of positions that the loss ignores, as in torch and transformers.
 IGNORED = -100
 
-# Elements of a chunk of logits: 16 MiB in float32, of which a few are alive at a time.
+# Elements per chunk of logits: 16 MiB in float32; a few chunks are alive at a time.
 _CHUNK = 1 << 22
 
 
 def next_tokens(labels: Tensor) -> Tensor:
-    """Return the target of each position of a language model: the token after it; -100 for the last position.
+    """Return the target of each position of a language model: the next token, or -100 for the last position.
 
-    Labels are shifted rather than logits, because a slice of the logits would be copied.
+    Labels are shifted instead of logits, because slicing the logits would copy them.
 
     Args:
         labels: ``(..., length)``, integers.
 
     Returns:
-        ``(..., length)``, of the same dtype.
+        ``(..., length)``, in the dtype of ``labels``.
 
     Example:
         >>> next_tokens(torch.tensor([[5, 6, 7]]))
@@ -52,24 +52,24 @@ def distillation_loss(
     weight: float = 1.0,
     temperature: float = 1.0,
 ) -> Tensor:
-    """``(1 - w) CE(labels, z) + w T^2 KL(softmax(t / T) || softmax(z / T))``, the mean over labelled positions.
+    """Distillation loss ``(1 - w) CE(labels, z) + w T^2 KL(softmax(t / T) || softmax(z / T))``.
 
-    ``T^2`` keeps the size of the gradient when the temperature changes. Source: Hinton et al., arXiv 1503.02531,
-    section 2. Loss and gradient are computed together, in chunks of rows: beside the two logits only one array of their
-    size is allocated, the gradient, where autograd would keep several. There is no second derivative.
+    The mean over labelled positions. ``T^2`` keeps the scale of the gradient when the temperature changes. Source:
+    Hinton et al., arXiv 1503.02531, section 2. Loss and gradient are computed together, in chunks of rows, so the
+    gradient is the only new array as large as the logits; autograd would keep several. There is no second derivative.
 
     Args:
-        logits: ``z (..., V)``, of the model.
+        logits: ``z``, ``(..., V)``, logits of the model.
         labels: ``(...)``, integers; positions with the label -100 do not count.
-        teacher_logits: ``t (..., V)``; they receive no gradient. Not needed at weight 0.
+        teacher_logits: ``t``, ``(..., V)``; they receive no gradient. Not needed at weight 0.
         weight: ``w``, in ``[0, 1]``; 0 for cross-entropy alone, 1 for the divergence alone.
         temperature: ``T``, positive.
 
     Returns:
-        A scalar, float32 or the type of the logits if that is wider.
+        A scalar, in float32 or the dtype of the logits if that is wider.
 
     Raises:
-        ShapeError: shapes do not fit, for example those of another vocabulary.
+        ShapeError: shapes do not match, for example because the vocabularies differ.
         ArgumentError: a weight or temperature is out of range, a label is outside the vocabulary, or no position has
             a label.
         DTypeError: labels are not integers.
@@ -89,13 +89,13 @@ def distillation_loss(
     if labels.is_floating_point() or labels.is_complex() or labels.dtype == torch.bool:
         raise DTypeError(f"labels must be integers, got {labels.dtype}")
     if logits.shape[:-1] != labels.shape:
-        raise ShapeError(f"labels {tuple(labels.shape)} do not fit logits {tuple(logits.shape)}")
+        raise ShapeError(f"labels {tuple(labels.shape)} do not match logits {tuple(logits.shape)}")
     if weight and teacher_logits is None:
         raise ArgumentError(f"weight={weight} needs teacher_logits=; give them, or weight=0 for cross-entropy alone")
     if teacher_logits is not None and teacher_logits.shape != logits.shape:
         raise ShapeError(
-            f"logits {tuple(logits.shape)} and those of the teacher {tuple(teacher_logits.shape)} differ; a teacher "
-            "needs the same vocabulary"
+            f"logits {tuple(logits.shape)} and teacher logits {tuple(teacher_logits.shape)} differ in shape; the "
+            "teacher needs the same vocabulary"
         )
     vocabulary = logits.shape[-1]
     flat = labels.reshape(-1)
@@ -165,21 +165,22 @@ class _Chunked(torch.autograd.Function):
 
 
 def hidden_loss(hidden: Tensor, teacher_hidden: Tensor, labels: Tensor) -> Tensor:
-    """Relative squared error of hidden states, ``|h - t|^2 / |t|^2``, the mean over labelled positions.
+    """Relative squared error of hidden states, ``|h - t|^2 / |t|^2``, averaged over labelled positions.
 
-    It is relative at each position because some positions of a language model have states hundreds of times as large as
-    all others, which would dominate a mean of absolute errors; and so that a weight means the same in every layer.
+    The error is relative at each position, because some positions of a language model have states hundreds of times
+    larger than all others, which would dominate a mean of absolute errors. A loss weight also means the same in every
+    layer.
 
     Args:
-        hidden: ``h (..., features)``, of the model.
-        teacher_hidden: ``t (..., features)``; they receive no gradient.
+        hidden: ``h``, ``(..., features)``, hidden states of the model.
+        teacher_hidden: ``t``, ``(..., features)``; they receive no gradient.
         labels: ``(...)``; positions with the label -100 do not count.
 
     Returns:
-        A scalar, float32 or the type of the states if that is wider.
+        A scalar, in float32 or the dtype of the states if that is wider.
 
     Raises:
-        ShapeError: shapes do not fit.
+        ShapeError: shapes do not match.
         ArgumentError: no position has a label.
 
     Example:
@@ -189,25 +190,25 @@ def hidden_loss(hidden: Tensor, teacher_hidden: Tensor, labels: Tensor) -> Tenso
     """
     if hidden.shape != teacher_hidden.shape or hidden.shape[:-1] != labels.shape:
         raise ShapeError(
-            f"hidden states {tuple(hidden.shape)}, those of the teacher {tuple(teacher_hidden.shape)} and labels "
-            f"{tuple(labels.shape)} do not fit; the teacher's modules need outputs of the same shapes"
+            f"hidden states {tuple(hidden.shape)}, teacher's hidden states {tuple(teacher_hidden.shape)} and labels "
+            f"{tuple(labels.shape)} do not match; the teacher's modules need outputs of the same shapes"
         )
     labelled = labels != IGNORED
     if not labelled.any():
         raise ArgumentError(f"no position has a label: all labels are {IGNORED}; give a batch with labels")
     dtype = torch.promote_types(hidden.dtype, torch.float32)
     h, t = hidden[labelled].to(dtype), teacher_hidden.detach()[labelled].to(dtype)
-    # The bound keeps a state of zeros from dividing by zero.
+    # The bound avoids division by zero for a state of zeros.
     scale = t.square().sum(-1).clamp_min(torch.finfo(dtype).tiny ** 0.5)
     return ((h - t).square().sum(-1) / scale).mean()
 
 
 @contextmanager
 def captured(model: nn.Module, names: Iterable[str]) -> Iterator[Mapping[str, Tensor]]:
-    """Record the outputs of the named modules in the latest call of the model; of a tuple, its first item.
+    """Record the outputs of named modules in the latest call of the model; the first item of an output tuple.
 
     Raises:
-        ArgumentError: the model has no module of that name; the error lists similar names.
+        ArgumentError: the model has no module of that name; the message lists similar names.
 
     Example:
         >>> model = nn.Sequential(nn.Linear(3, 4), nn.ReLU())

@@ -1,4 +1,4 @@
-"""Modes, frozen parameters and gradient checkpointing of model and teacher for the time of a training run."""
+"""Temporary modes, frozen parameters and gradient checkpointing of model and teacher during a training run."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ __all__ = ["prepared"]
 
 @contextmanager
 def prepared(model: nn.Module, teacher: nn.Module | None, config: FinetuneConfig) -> Iterator[None]:
-    """Freeze what is not trained, set the teacher to evaluation mode, and switch caches off; restored afterwards.
+    """Freeze untrained parameters, set the teacher to evaluation mode, and disable caches; restored afterwards.
 
     Raises:
-        ArgumentError: see :func:`mpochain.train.trainable.trainable_parameters`; or the model has no gradient
-            checkpointing.
+        ArgumentError: the model does not support gradient checkpointing; or see
+            :func:`mpochain.train.trainable.trainable_parameters`.
 
     Example:
         >>> model = nn.Linear(3, 2)
@@ -53,21 +53,21 @@ def prepared(model: nn.Module, teacher: nn.Module | None, config: FinetuneConfig
 
 
 def _checkpoint_blocks(model: nn.Module) -> Callable[[], None]:
-    """Switch gradient checkpointing on, and return the function that switches it off again."""
+    """Enable gradient checkpointing, and return a function that disables it again."""
     # Since transformers 5.6 it is called activation checkpointing.
     for word in ("activation", "gradient"):
         enable: Any = getattr(model, f"{word}_checkpointing_enable", None)
         if enable is None:
             continue
         if any(getattr(module, "gradient_checkpointing", False) for module in model.modules()):
-            return lambda: None  # it was on before
-        # The reentrant kind needs inputs that require gradients; the outputs of a frozen embedding do not.
+            return lambda: None  # it was already enabled
+        # Reentrant checkpointing needs inputs that require gradients, which the outputs of a frozen embedding do not.
         enable(**{f"{word}_checkpointing_kwargs": {"use_reentrant": False}})
         disable: Callable[[], None] = getattr(model, f"{word}_checkpointing_disable")
         return disable
     raise ArgumentError(
-        f"gradient_checkpointing=True, but {type(model).__name__} has no gradient_checkpointing_enable(), as models of "
-        "transformers have; accumulate= saves memory with every model"
+        f"gradient_checkpointing=True, but {type(model).__name__} has no gradient_checkpointing_enable() method, "
+        "unlike transformers models; accumulate= saves memory with every model"
     )
 
 

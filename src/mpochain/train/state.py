@@ -1,7 +1,7 @@
-"""Training state in one safetensors file: parameters, optimiser, generator and record, to resume to the bit.
+"""Training state in one safetensors file, to resume bit for bit: parameters, optimiser, generator and record.
 
-There is no pickle in it. A file is written under another name and renamed, so a kill at any moment leaves the old file
-or the new one.
+The file contains no pickle. It is written under another name and renamed, so a kill at any moment leaves either the old
+file or the new one.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ __all__ = ["load_state", "read_record", "save_state"]
 
 _FORMAT = {"format": "mpochain-training", "version": "1"}
 
-# The state of AdamW for each parameter it has updated.
+# State that AdamW keeps for each parameter.
 _MOMENTS = ("step", "exp_avg", "exp_avg_sq")
 
 
 def _model_tensors(model: nn.Module) -> dict[str, Tensor]:
-    """Return the tensors of the model by name, tied ones once."""
+    """Return the tensors of the model by name, tied tensors once."""
     seen: set[tuple[int, torch.Size, tuple[int, ...]]] = set()
     tensors = {}
     for name, value in model.state_dict().items():
@@ -44,7 +44,7 @@ def save_state(
     """Write parameters, optimiser moments, the generator of the batches and ``record`` (JSON) to ``path``.
 
     Raises:
-        OutputError: the file cannot be written; an older one is intact.
+        OutputError: the file cannot be written; an older file stays intact.
     """
     tensors = {name: value.contiguous() for name, value in _model_tensors(model).items()}
     for name, parameter in model.named_parameters():
@@ -79,12 +79,12 @@ def read_record(path: Path) -> dict[str, Any]:
 def load_state(
     path: Path, model: nn.Module, optimizer: torch.optim.Optimizer, generator: torch.Generator
 ) -> dict[str, Any]:
-    """Restore what :func:`save_state` wrote, and return its record.
+    """Restore a state written by :func:`save_state`, and return its record.
 
-    Everything is checked before anything is changed: a bad file leaves model and optimiser as they were.
+    Everything is checked before anything is changed, so a bad file leaves model and optimiser as they were.
 
     Raises:
-        CheckpointError: the file is damaged, or of another model.
+        CheckpointError: the file is damaged, or belongs to another model.
     """
     record = read_record(path)
     model_tensors = _model_tensors(model)
@@ -103,7 +103,7 @@ def load_state(
         names = set(file.keys())
         if names != set(expected):
             raise CheckpointError(
-                f"{path} is of another model: missing {sorted(set(expected) - names)[:3]}, "
+                f"{path} belongs to another model: missing {sorted(set(expected) - names)[:3]}, "
                 f"unexpected {sorted(names - set(expected))[:3]}; use the model of that run, or remove the file to "
                 "start again"
             )
@@ -112,7 +112,7 @@ def load_state(
         tensor = tensors[name]
         if (tuple(tensor.shape), tensor.dtype) != (shape, dtype):
             raise CheckpointError(
-                f"{path}: {name} is {tuple(tensor.shape)} {tensor.dtype}, the run needs {shape} {dtype}; use the model "
+                f"{path}: {name} is {tuple(tensor.shape)} {tensor.dtype}, expected {shape} {dtype}; use the model "
                 "of that run, or remove the file to start again"
             )
     with torch.no_grad():

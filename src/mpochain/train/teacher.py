@@ -25,7 +25,7 @@ from mpochain.train.windows import Windows
 
 __all__ = ["Outputs", "Teacher", "TeacherCache", "autocast", "fingerprint", "outputs_of"]
 
-# The files of a cache: what it belongs to, the log-probabilities, and which windows have some.
+# Files of a cache: its identity, the log-probabilities, and flags of the windows that are filled.
 _IDENTITY, _VALUES, _FILLED = "teacher.json", "logits.f16", "held.u1"
 
 
@@ -45,7 +45,7 @@ class Outputs:
 
 
 def outputs_of(model: nn.Module, part: Windows, config: FinetuneConfig) -> Outputs:
-    """Return everything that the losses of a configuration compare, from one call of the model."""
+    """Call the model once and return all outputs that the configured losses compare."""
     with captured(model, config.hidden_layers) as hidden:
         output = part.run(model, **({"output_attentions": True} if config.attention else {}))
     return Outputs(logits_of(output), hidden, attentions_of(output) if config.attention else ())
@@ -59,7 +59,7 @@ def autocast(device: torch.device, config: FinetuneConfig) -> Any:
 
 
 def fingerprint(model: nn.Module) -> str:
-    """Return the sha256 of the parameters and buffers of a model, with their names, shapes and types."""
+    """Return the SHA-256 of a model's parameters and buffers, including their names, shapes and dtypes."""
     digest = hashlib.sha256()
     for name, value in model.state_dict().items():
         digest.update(f"{name} {tuple(value.shape)} {value.dtype}".encode())
@@ -68,12 +68,12 @@ def fingerprint(model: nn.Module) -> str:
 
 
 class Teacher:
-    """The model whose outputs are the targets; it never changes.
+    """Frozen model whose outputs are the training targets.
 
     Args:
-        model: in evaluation mode; None for no teacher, whose outputs are empty.
-        config: says which outputs are compared.
-        cache: logits of earlier calls; only where nothing but logits is compared.
+        model: the teacher in evaluation mode; None for no teacher, which gives empty outputs.
+        config: determines which outputs are compared.
+        cache: logits of earlier calls; only if nothing but logits is compared.
     """
 
     def __init__(self, model: nn.Module | None, config: FinetuneConfig, cache: TeacherCache | None = None) -> None:
@@ -81,7 +81,7 @@ class Teacher:
 
     @torch.no_grad()
     def outputs(self, part: Windows) -> Outputs:
-        """Return the outputs for these windows."""
+        """Return the teacher's outputs for some windows."""
         if self._model is None:
             return Outputs()
         if self._cache is None:
@@ -95,20 +95,20 @@ class Teacher:
 
 
 class TeacherCache:
-    """Log-probabilities of every window in the files of a folder, filled on first use.
+    """Cache on disk of the teacher's log-probabilities for every window, filled on first use.
 
-    They are float16, two bytes per entry of the vocabulary and position: likely tokens keep three digits or more. A
-    window that was never used takes no disk space on file systems with sparse files.
+    They are float16, two bytes per position and vocabulary entry; likely tokens keep three digits or more. A window
+    that was never used takes no disk space on file systems with sparse files.
 
     Args:
-        folder: created if needed; a cache of the same teacher and windows in it is continued.
+        folder: created if needed; an existing cache of the same teacher and windows is continued.
         windows: all windows of the run.
-        vocabulary: ``V``.
-        identity: what else the logits depend on, such as the teacher's fingerprint (JSON).
+        vocabulary: ``V``, the vocabulary size.
+        identity: other properties that the logits depend on, such as the teacher's fingerprint (JSON).
 
     Raises:
-        CheckpointError: the cache in the folder is damaged, or of another teacher or other windows.
-        OutputError: the folder cannot be written, or its disk has too little space.
+        CheckpointError: the cache in the folder is damaged, or belongs to another teacher or other windows.
+        OutputError: the folder is not writable, or its disk has too little space.
 
     Example:
         >>> from tempfile import TemporaryDirectory
@@ -134,12 +134,12 @@ class TeacherCache:
                         "remove it"
                     )
                 if (folder / _VALUES).stat().st_size != size or (folder / _FILLED).stat().st_size != len(windows):
-                    raise CheckpointError(f"{folder} is damaged: its files do not have the shape {shape}; remove it")
+                    raise CheckpointError(f"{folder} is damaged: its files do not match the shape {shape}; remove it")
             else:
                 if shutil.disk_usage(folder).free < size:
                     raise OutputError(
                         f"the teacher's logits of {len(windows)} windows take {size / 2**30:.1f} GiB, more than the "
-                        f"disk of {folder} has free; use fewer windows, or no cache"
+                        f"free space on the disk of {folder}; use fewer windows, or no cache"
                     )
                 for name, length in ((_VALUES, size), (_FILLED, len(windows))):
                     with (folder / name).open("wb") as empty:
@@ -155,14 +155,14 @@ class TeacherCache:
         return torch.from_numpy(np.flatnonzero(self._filled[indices.cpu().numpy()] == 0))
 
     def get(self, indices: Tensor) -> Tensor:
-        """Return log-probabilities ``(n, length, V)``, float16, of windows ``(n,)``, none of which is missing."""
+        """Return log-probabilities ``(n, length, V)``, float16, of windows ``(n,)``; none of them may be missing."""
         return torch.from_numpy(np.ascontiguousarray(self._values[indices.cpu().numpy()]))
 
     def put(self, indices: Tensor, logits: Tensor) -> None:
-        """Store the logits ``(n, length, V)`` of windows ``(n,)``."""
+        """Store the logits ``(n, length, V)`` of windows ``(n,)`` as log-probabilities."""
         rows = indices.cpu().numpy()
-        # A log-probability below the range of float16 stands for a probability of zero.
+        # A log-probability below the range of float16 means a probability of zero.
         lowest = torch.finfo(torch.float16).min
         self._values[rows] = logits.detach().float().log_softmax(-1).clamp_min(lowest).half().cpu().numpy()
-        # Marked last, so that a kill in between leaves the window missing.
+        # The flag is set last, so that a kill in between leaves the window missing.
         self._filled[rows] = 1

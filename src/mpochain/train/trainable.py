@@ -1,4 +1,4 @@
-"""Trainable parameters of a model, as a configuration names them."""
+"""Selection of the trainable parameters of a model by configuration."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ __all__ = ["require_trainable", "trainable_parameters"]
 
 
 def trainable_parameters(model: nn.Module, config: FinetuneConfig) -> dict[str, nn.Parameter]:
-    """Return the parameters to train by name; those with ``requires_grad`` false are left out.
+    """Return the parameters to train by name; those with ``requires_grad=False`` are left out.
 
     Raises:
-        ArgumentError: a name in ``trainable`` matches nothing, or it is ``"compressed"`` and no layer is.
+        ArgumentError: a name in ``trainable`` matches nothing, or it is ``"compressed"`` and no layer is compressed.
 
     Example:
         >>> model = nn.Sequential(nn.Linear(3, 2), nn.Linear(2, 2, bias=False).requires_grad_(False))
@@ -42,7 +42,7 @@ def trainable_parameters(model: nn.Module, config: FinetuneConfig) -> dict[str, 
 
 
 def _named(model: nn.Module, pattern: str) -> set[int]:
-    """Return the identities of the parameters that match a pattern, or are within a module that does."""
+    """Return the ids of the parameters that match a pattern or are inside a module that matches it."""
     names = [*dict(model.named_modules()), *(name for name, _ in model.named_parameters(remove_duplicate=False))]
     names = [name for name in names if name]
     try:
@@ -61,10 +61,10 @@ def _named(model: nn.Module, pattern: str) -> set[int]:
 
 
 def require_trainable(model: nn.Module, config: FinetuneConfig) -> dict[str, nn.Parameter]:
-    """Return :func:`trainable_parameters`, after checking that there are some and that they can be trained.
+    """Return :func:`trainable_parameters` after checking that there is at least one and that all can be trained.
 
     Raises:
-        ArgumentError: there is no parameter to train, or see :func:`trainable_parameters`.
+        ArgumentError: there is no parameter to train; or see :func:`trainable_parameters`.
         DTypeError: parameters are not float32 or float64.
 
     Example:
@@ -74,7 +74,7 @@ def require_trainable(model: nn.Module, config: FinetuneConfig) -> dict[str, nn.
     trainable = trainable_parameters(model, config)
     if not trainable:
         raise ArgumentError(
-            f"no parameter is left to train with trainable={config.trainable!r}; set requires_grad, or name others"
+            f"trainable={config.trainable!r} leaves no parameter to train; set requires_grad, or name other parameters"
         )
     for name, parameter in trainable.items():
         if parameter.dtype not in (torch.float32, torch.float64):

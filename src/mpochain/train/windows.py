@@ -1,4 +1,4 @@
-"""Windows of tokens for finetuning: accepted forms of data, labels, and the order of batches."""
+"""Token windows for finetuning: input formats, labels, and the order of batches."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ __all__ = ["Windows"]
 
 @dataclass(frozen=True, eq=False)
 class Windows:
-    """``n`` windows of equal length.
+    """Token windows of equal length, ``n`` of them.
 
     Attributes:
-        inputs: arguments of the model, each ``(n, ...)``, with ``input_ids (n, length)`` among them.
-        labels: ``(n, length)``, int64, the target of each position; -100 where there is none.
-        named: whether the model is called with named arguments, or with ``input_ids`` alone.
-        indices: ``(n,)``, the numbers of these windows among all.
+        inputs: arguments of the model, each ``(n, ...)``, including ``input_ids (n, length)``.
+        labels: ``(n, length)``, int64, the target of each position; -100 for positions without a target.
+        named: whether the model is called with keyword arguments instead of ``input_ids`` alone.
+        indices: ``(n,)``, indices of these windows among all windows of the run.
     """
 
     inputs: dict[str, Tensor]
@@ -37,9 +37,9 @@ class Windows:
         """Build windows from any of the forms that :func:`mpochain.finetune` accepts.
 
         Raises:
-            ArgumentError: there are no windows, or one has nothing to predict.
-            ShapeError: windows have different lengths, or arguments do not fit them.
-            DTypeError: tokens are not integers, or the data are of another kind.
+            ArgumentError: there are no windows, or a window has nothing to predict.
+            ShapeError: windows differ in length, or arguments do not match them.
+            DTypeError: tokens are not integers, or the data have another type.
 
         Example:
             >>> windows = Windows.of([torch.tensor([3, 4, 5]), torch.tensor([[6, 7, 8], [9, 1, 2]])])
@@ -60,8 +60,8 @@ class Windows:
         for position, part in enumerate(parts):
             if isinstance(items[position], Mapping) != named or part.keys() != parts[0].keys():
                 raise ShapeError(
-                    f"batch {position} has the arguments {sorted(part)}, batch 0 {sorted(parts[0])}; all batches need "
-                    "the same"
+                    f"batch {position} has the arguments {sorted(part)}, but batch 0 has {sorted(parts[0])}; give all "
+                    "batches the same arguments"
                 )
             if part["input_ids"].shape[1] != length:
                 raise ShapeError(
@@ -107,7 +107,7 @@ class Windows:
         """Check that all tokens and labels are below ``size``.
 
         Raises:
-            ArgumentError: one is not; the error names its window.
+            ArgumentError: a token or label is outside; the message names its window.
         """
         for kind, values in (("token", self.inputs["input_ids"]), ("label", self.labels)):
             outside = (values < 0) & (values != IGNORED) if kind == "label" else values < 0
@@ -120,7 +120,7 @@ class Windows:
                 )
 
     def sha256(self) -> str:
-        """Return the hash of all inputs and labels, in hexadecimal."""
+        """Return the SHA-256 of all inputs and labels, in hexadecimal."""
         digest = hashlib.sha256(str(self.named).encode())
         for name, value in [*sorted(self.inputs.items()), ("labels", self.labels)]:
             digest.update(f"{name} {tuple(value.shape)} {value.dtype}".encode())
@@ -128,19 +128,19 @@ class Windows:
         return digest.hexdigest()
 
     def select(self, positions: Tensor) -> Windows:
-        """Return the windows at positions ``(k,)`` of these."""
+        """Return the windows at the given positions ``(k,)``."""
         inputs = {name: value[positions] for name, value in self.inputs.items()}
         return replace(self, inputs=inputs, labels=self.labels[positions], indices=self.indices[positions])
 
     def to(self, device: torch.device) -> Windows:
-        """Return copies of inputs and labels on a device; ``indices`` stay on the CPU."""
+        """Return the windows on a device; ``indices`` stay on the CPU."""
         inputs = {name: value.to(device) for name, value in self.inputs.items()}
         return replace(self, inputs=inputs, labels=self.labels.to(device))
 
     def batch(self, step: int, size: int, seed: int) -> Windows:
         """Return the batch of a step. Each epoch uses every window once, in an order drawn from seed and epoch.
 
-        The batch depends on nothing else, so a resumed run sees the same batches.
+        The batch depends only on step, size and seed, so a resumed run sees the same batches.
 
         Example:
             >>> windows = Windows.of(torch.arange(12).view(4, 3))
@@ -169,17 +169,17 @@ class Windows:
 
 
 def _arguments(item: Any, position: int) -> dict[str, Tensor]:
-    """Return the arguments of one batch as tensors, whose first axis is that of windows."""
+    """Return the arguments of one batch as tensors whose first axis counts windows."""
     values = dict(item) if isinstance(item, Mapping) else {"input_ids": item}
     if "input_ids" not in values:
-        raise ArgumentError(f"batch {position} has no input_ids, only {sorted(values)}; give its tokens by that name")
+        raise ArgumentError(f"batch {position} has no input_ids, only {sorted(values)}; name its tokens input_ids")
     tensors = {}
     for name, value in values.items():
         try:
             tensors[name] = value if isinstance(value, Tensor) else torch.as_tensor(value)
         except (TypeError, ValueError, RuntimeError) as error:
             raise DTypeError(
-                f"batch {position}: {name} is {type(value).__name__}, which cannot be made a tensor: {error}"
+                f"batch {position}: {name} is {type(value).__name__}, which cannot be converted to a tensor: {error}"
             ) from error
     ids = tensors["input_ids"]
     if ids.is_floating_point() or ids.is_complex() or ids.dtype == torch.bool:
@@ -193,7 +193,7 @@ def _arguments(item: Any, position: int) -> dict[str, Tensor]:
         expected = ids.shape if name in ("labels", "attention_mask") else ids.shape[:1]
         if value.shape[: len(expected)] != expected:
             raise ShapeError(
-                f"batch {position}: {name} {tuple(value.shape)} does not fit tokens {tuple(ids.shape)}; its first axes "
-                f"must be {tuple(expected)}"
+                f"batch {position}: {name} {tuple(value.shape)} does not match tokens {tuple(ids.shape)}; its first "
+                f"axes must be {tuple(expected)}"
             )
     return tensors
