@@ -1,4 +1,4 @@
-"""PicoGPT, the character transformer of arXiv 2603.28534: dense and as chains, its corpus, demo and study."""
+"""PicoGPT, the character transformer of arXiv 2603.28534, dense or with chains: model, corpus, demo and study."""
 
 from studies.picogpt.corpus import Corpus, load_corpus
 from studies.picogpt.decomposition import calibrate_linears, compress_linears, decompose_linears

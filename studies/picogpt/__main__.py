@@ -1,6 +1,6 @@
 """Command line of the PicoGPT study: ``python -m studies.picogpt COMMAND``, run from a checkout.
 
-Exit 0 done, 1 failed, 2 wrong usage, 130 interrupted.
+Exit codes: 0 success, 1 failure, 2 wrong usage, 130 interrupted.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ __all__ = ["app", "main"]
 
 app = typer.Typer(
     name="python -m studies.picogpt",
-    help="PicoGPT, the character transformer of arXiv 2603.28534, with dense linears and with chains in their place.",
+    help="PicoGPT, the character transformer of arXiv 2603.28534, with dense linear layers or chains.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -31,7 +31,7 @@ app.command()(train)
 
 
 def _log_to_stderr() -> None:
-    """Show what the study and the library log, one plain line a message, on stderr."""
+    """Show log messages of the study and the library on stderr, one plain line each."""
     handler = logging.StreamHandler()
     handler.setFormatter(logging.Formatter("%(message)s"))
     for name in ("mpochain", "studies"):

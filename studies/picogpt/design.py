@@ -1,4 +1,4 @@
-"""Designs of a PicoGPT's linear layers: dense, the paper's chains, or controls with as many parameters."""
+"""Designs of a PicoGPT's linear layers: dense, the paper's chains, or controls of equal size."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ _SITES = {
     (128, 512): ((4, 4, 8), (8, 8, 8)),
 }
 
-# Size of the small site of skewed chains: their multiply-adds are this many times those of low rank.
+# Size of the small site of skewed chains, which take this factor more multiply-adds than low rank.
 _SKEW = 4
 
 
 def site_spec(out_features: int, in_features: int, max_bond: int | None) -> ChainSpec:
-    """Chain of a linear layer on the paper's sites; sizes that the paper lacks are factored in two, balanced.
+    """Spec of a chain on the paper's sites; for sizes absent from the paper, two balanced sites.
 
     Example:
         >>> print(site_spec(65, 128, 16))
@@ -43,15 +43,15 @@ class Design:
     """Shapes of a PicoGPT's linear layers.
 
     Attributes:
-        family: ``"dense"``; ``"paper"``, chains of the paper's sites; or a control, ``"low rank"`` or ``"skewed"``
+        family: ``"dense"``; ``"paper"``, chains on the paper's sites; or a control, ``"low rank"`` or ``"skewed"``
             two-site chains. A control gives every linear layer the largest integer bond with at most as many parameters
             as the paper's chain: up to 29 % fewer for a single layer at χ=4, and 5 % fewer for the model.
-        max_bond: χ of the paper's sites, which sets the size of the controls too; None for dense.
+        max_bond: χ of the paper's chains, which also sets the size of the controls; None for dense.
         width: features of the residual stream; the hidden layer is four times as wide.
 
     Raises:
-        ArgumentError: an unknown family, or a width that is not a positive multiple of 4, the number of heads.
-        SpecError: a dense design with a bond, or another without one.
+        ArgumentError: the family is unknown, or the width is not a positive multiple of 4, the number of heads.
+        SpecError: a dense design has a bond, or another design has none.
 
     Example:
         >>> [Design(family, 16).spec(128, 128).parameters for family in ("paper", "low rank", "skewed")]
@@ -73,7 +73,7 @@ class Design:
             raise ArgumentError(f"width must be a multiple of {HEADS}, got {self.width}")
 
     def spec(self, out_features: int, in_features: int) -> ChainSpec | None:
-        """Chain of a linear layer of this shape; None for a dense one."""
+        """Spec of the chain for a linear layer of this shape; None for a dense layer."""
         if self.family == "dense":
             return None
         paper = site_spec(out_features, in_features, self.max_bond)
@@ -88,12 +88,12 @@ class Design:
         return ChainSpec((rows, _SKEW), (_SKEW, columns), bond, out_features=out_features, in_features=in_features)
 
     def as_dict(self) -> dict[str, Any]:
-        """The fields, for JSON."""
+        """Fields as a dictionary, for JSON."""
         return asdict(self)
 
     @property
     def shape(self) -> str:
-        """The family, and the width of a dense model unless it is the usual one."""
+        """Family, and the width of a dense model if it is not the default."""
         narrow = self.family == "dense" and self.width != WIDTH
         return f"dense, width {self.width}" if narrow else self.family
 

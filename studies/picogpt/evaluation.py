@@ -1,4 +1,4 @@
-"""Validation loss and token accuracy over a split."""
+"""Validation loss and token accuracy on a split."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class Evaluation:
 
     Attributes:
         loss: mean cross-entropy, nats per token.
-        accuracy: fraction of tokens that the model found the most likely.
+        accuracy: fraction of tokens that the model predicts as the most likely.
         tokens: number of predicted tokens.
     """
 
@@ -36,19 +36,19 @@ class Evaluation:
 
 @torch.no_grad()
 def evaluate(model: nn.Module, tokens: Tensor, *, context: int = 256, batch_size: int = 32) -> Evaluation:
-    """Loss and accuracy on every token of a split but its first.
+    """Compute loss and accuracy on every token of a split but its first.
 
     The split is cut into adjacent windows of ``context`` tokens, so each token is predicted once, from the tokens
     before it in its window. The last window may be shorter.
 
     Args:
         model: maps tokens ``(B, T)`` to logits ``(B, T, V)``.
-        tokens: the split, one axis of integers.
+        tokens: the split, ``(n,)``, integers.
         context: window length.
-        batch_size: windows per forward pass; changes the time, not the result.
+        batch_size: windows per forward pass; affects the time, not the result.
 
     Raises:
-        CorpusError: fewer than two tokens.
+        CorpusError: the split has fewer than two tokens.
     """
     if tokens.numel() < 2:
         raise CorpusError(f"a split of {tokens.numel()} tokens has nothing to predict; it needs at least 2")

@@ -1,7 +1,7 @@
 """PicoGPT: a pre-norm character transformer whose linear layers are dense or chains.
 
-Architecture and sites: arXiv 2603.28534; implemented anew. Shape letters: B batch, T time, D width, H heads, V
-vocabulary.
+Architecture and sites follow arXiv 2603.28534; the implementation is new. Shape letters: B batch, T time, D width,
+H heads, V vocabulary.
 """
 
 from __future__ import annotations
@@ -22,15 +22,15 @@ __all__ = ["Initialization", "PicoGPT", "build", "linears", "narrow_width"]
 
 LAYERS, CONTEXT, EXPANSION = 4, 256, 4
 
-# "fan-in" gives the matrix of every linear layer, dense or chain, the deviation of nn.Linear; "paper" draws weights and
-# cores as the paper's code does.
+# "fan-in" gives the matrix of every linear layer, dense or chain, the standard deviation of nn.Linear; "paper" draws
+# weights and cores as the paper's code does.
 Initialization = Literal["fan-in", "paper"]
 
-# Deviation of embeddings: that of the sinusoids of the positions. If it were smaller, the first layers would read the
-# position and little else.
+# Standard deviation of embeddings, close to that of the sinusoidal positions. If it were smaller, the first layers
+# would read little but the position.
 _EMBEDDING_STD = 0.5
 
-# Deviation of embeddings and dense weights in the paper's code.
+# Standard deviation of embeddings and dense weights in the paper's code.
 _PAPER_STD = 0.02
 
 
@@ -53,7 +53,7 @@ class Attention(nn.Module):
 
 
 class Block(nn.Module):
-    """One pre-norm layer: ``(B, T, D) -> (B, T, D)``."""
+    """Pre-norm transformer block: ``(B, T, D) -> (B, T, D)``."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -64,17 +64,17 @@ class Block(nn.Module):
         self.w_2: nn.Module = nn.Linear(EXPANSION * width, width)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Attention, then the position-wise network, each added to its input."""
+        """Apply attention, then the position-wise network, each with a residual connection."""
         x = x + self.attention(self.ln1(x))
         return x + self.w_2(F.relu(self.w_1(self.ln2(x))))
 
 
 class PicoGPT(nn.Module):
-    """``tokens (B, T) -> logits (B, T, V)``, ``T`` at most 256.
+    """Character transformer: ``tokens (B, T) -> logits (B, T, V)``, ``T`` at most 256.
 
     Args:
         vocab_size: number of characters.
-        width: features between layers.
+        width: features of the residual stream.
 
     Example:
         >>> PicoGPT(65)(torch.zeros(2, 7, dtype=torch.long)).shape
@@ -94,10 +94,10 @@ class PicoGPT(nn.Module):
         self.head: nn.Module = nn.Linear(width, vocab_size, bias=False)
 
     def forward(self, tokens: Tensor) -> Tensor:
-        """Logits of the next character at every position.
+        """Compute the logits of the next character at every position.
 
         Raises:
-            ShapeError: more than 256 positions.
+            ShapeError: there are more than 256 positions.
         """
         time = tokens.shape[1]
         if time > CONTEXT:
@@ -110,7 +110,7 @@ class PicoGPT(nn.Module):
 
 
 def _sinusoids(width: int) -> Tensor:
-    """Fixed positions ``(T, D)`` of Vaswani et al. 2017: sines in even columns, cosines in odd ones."""
+    """Fixed sinusoidal positions ``(T, D)`` of Vaswani et al. 2017: sines in even columns, cosines in odd ones."""
     time = torch.arange(CONTEXT, dtype=torch.float64)[:, None]
     frequency = torch.exp(torch.arange(0, width, 2, dtype=torch.float64) * (-math.log(10000.0) / width))
     table = torch.empty(CONTEXT, width, dtype=torch.float64)
@@ -119,7 +119,7 @@ def _sinusoids(width: int) -> Tensor:
 
 
 def linears(model: PicoGPT) -> list[tuple[nn.Module, str, nn.Linear]]:
-    """Every dense linear layer with its parent and attribute: q, k, v, o, W_1 and W_2 of each block, and the head.
+    """All dense linear layers with parent and attribute name: q, k, v, o, W_1 and W_2 of each block, and the head.
 
     Example:
         >>> len(linears(PicoGPT()))
@@ -141,21 +141,21 @@ def build(
     seed: int | None = None,
     initialization: Initialization = "fan-in",
 ) -> PicoGPT:
-    """A randomly initialised PicoGPT.
+    """Build a randomly initialised PicoGPT.
 
     Args:
-        max_bond: bond of chains on the paper's sites in place of every linear layer; None for dense layers.
-        design: the linear layers, instead of ``max_bond``.
+        max_bond: bond of the chains on the paper's sites that replace every linear layer; None for dense layers.
+        design: design of the linear layers, instead of ``max_bond``.
         vocab_size: number of characters.
-        seed: of the initialisation; the global generator is left untouched. None draws from the global one.
-        initialization: ``"fan-in"`` gives the matrix of every linear layer, dense or chain, the deviation of
-            ``nn.Linear``, ``1 / sqrt(3 in_features)``, and embeddings about that of the positions; ``"paper"`` draws
-            embeddings and dense weights with deviation 0.02, and cores as the paper's code does, which is right for two
-            sites only.
+        seed: seed of the initialisation, which leaves the global generator untouched; None draws from the global one.
+        initialization: ``"fan-in"`` gives the matrix of every linear layer, dense or chain, the standard deviation of
+            ``nn.Linear``, ``1 / sqrt(3 in_features)``, and embeddings about that of the positions. ``"paper"`` draws
+            embeddings and dense weights with standard deviation 0.02, and cores as the paper's code does, which is
+            correct only for two sites.
 
     Raises:
-        ArgumentError: both ``max_bond`` and ``design``, or an unknown initialisation.
-        SpecError: a bond that is not a positive integer.
+        ArgumentError: both ``max_bond`` and ``design`` are given, or the initialisation is unknown.
+        SpecError: the bond is not a positive integer.
 
     Example:
         >>> [sum(p.numel() for p in build(bond).parameters()) for bond in (None, 16)]
@@ -191,15 +191,15 @@ def build(
 
 
 def _paper_std(spec: ChainSpec) -> float:
-    """Deviation of the paper's cores, ``in^(-1/4) χ^(-(n-1)/(2n))``."""
+    """Standard deviation of the paper's cores, ``in^(-1/4) χ^(-(n-1)/(2n))`` for ``n`` sites."""
     return float(spec.in_features**-0.25 * spec.max_bond ** (-(spec.sites - 1) / (2 * spec.sites)))
 
 
 def narrow_width(parameters: int, vocab_size: int = 65) -> int:
-    """Width of the dense PicoGPT whose number of parameters is nearest to this one, the smaller of two as near.
+    """Width of the dense PicoGPT whose number of parameters is closest to ``parameters``; the smaller in a tie.
 
     Raises:
-        ArgumentError: fewer parameters than the narrowest model has.
+        ArgumentError: even the narrowest model has more parameters.
 
     Example:
         >>> width = narrow_width(177_408)

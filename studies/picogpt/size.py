@@ -1,4 +1,4 @@
-"""Parameters and multiply-adds per token of a model."""
+"""Model size: parameters and multiply-adds per token."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ __all__ = ["fewest_macs_per_token", "macs_per_token", "parameter_count"]
 
 
 def parameter_count(module: nn.Module) -> int:
-    """Number of parameters, shared ones once.
+    """Number of parameters, counting shared ones once.
 
     Example:
         >>> parameter_count(nn.Linear(3, 2))
@@ -20,9 +20,9 @@ def parameter_count(module: nn.Module) -> int:
 
 
 def macs_per_token(module: nn.Module, tokens: int) -> int:
-    """Multiply-adds of all linear layers per token, by the plans for ``tokens`` rows; attention is not counted.
+    """Multiply-adds of all linear layers per token, in the plans for ``tokens`` rows; attention is not counted.
 
-    The plans have the least predicted time, which need not be the fewest multiply-adds.
+    The plans minimise the predicted time, not the multiply-adds.
 
     Example:
         >>> macs_per_token(nn.Sequential(nn.Linear(3, 2), nn.ReLU()), tokens=8)
@@ -38,10 +38,10 @@ def macs_per_token(module: nn.Module, tokens: int) -> int:
 
 
 def fewest_macs_per_token(module: nn.Module) -> int:
-    """Fewest multiply-adds of all linear layers per token.
+    """Minimum of the multiply-adds of all linear layers per token.
 
-    A token is swept through each chain or multiplied by its rebuilt matrix, whichever has fewer. The rebuilding itself
-    is not counted, since any number of tokens may share it.
+    A token is swept through each chain or multiplied by its rebuilt matrix, whichever takes fewer multiply-adds. The
+    cost of rebuilding is not counted, since any number of tokens may share it.
 
     Example:
         >>> from studies.picogpt import build

@@ -22,24 +22,24 @@ from studies.picogpt.model import PicoGPT
 
 __all__ = ["LEARNING_RATE", "Lessons", "train_picogpt"]
 
-# For random starts: the best of 3, 6 and 10 thousandths for the dense model (docs/results/study.md). Cores learn at
-# rates by their fan-in, relative to it.
+# Learning rate for random starts: the best of 3e-3, 6e-3 and 1e-2 for the dense model (docs/results/study.md). The
+# rates of cores are scaled by their fan-in, relative to it.
 LEARNING_RATE = 6e-3
 
 _Loss = Callable[[nn.Module, tuple[Tensor, Tensor]], Tensor]
 
 
 class Lessons(BaseModel):
-    """Shares of a teacher's predictions and of the text in the loss of a model.
+    """Weights of a teacher's predictions and of the text in the training loss.
 
     See :func:`mpochain.train.losses.distillation_loss`. Source: Hinton et al., arXiv 1503.02531, section 2.
 
     Attributes:
         weight: share of the divergence from the teacher in the loss; the rest is cross-entropy on the text.
-        temperature: of both softmaxes of the divergence.
+        temperature: temperature of both softmaxes in the divergence.
 
     Raises:
-        pydantic.ValidationError: a value out of range or an unknown name (also a ValueError).
+        pydantic.ValidationError: a value is out of range or a name is unknown (also a ValueError).
 
     Example:
         >>> Lessons(temperature=1.0).weight
@@ -81,22 +81,22 @@ def train_picogpt(
     checkpoint: Path | None = None,
     label: str = "PicoGPT",
 ) -> TrainResult:
-    """Losses of a training on random windows of the training split, evaluated on the full validation split.
+    """Train a model on random windows of the training split; evaluate it on the full validation split.
 
     Args:
         model: trained in place.
         corpus: the text.
         config: see :class:`mpochain.train.TrainConfig`.
-        core_rates: whether cores learn at rates by their fan-in, see :func:`mpochain.surgery.learning_rate_scales`.
-        teacher: a model whose predictions are learned beside the text; not changed.
-        lessons: their share; by default half of the loss, at temperature 2.
-        start: origin of the weights (JSON); a checkpoint of a run with another one is refused.
-        checkpoint: file of the resumable state.
-        label: shown with the progress.
+        core_rates: scale the learning rates of cores by fan-in, see :func:`mpochain.surgery.learning_rate_scales`.
+        teacher: model whose predictions are learned in addition to the text; not changed.
+        lessons: weight of the teacher's predictions; by default half of the loss, at temperature 2.
+        start: origin of the weights (JSON); a checkpoint of a run with another origin is refused.
+        checkpoint: file for the resumable state.
+        label: name of the run in progress messages.
 
     Raises:
         CorpusError: a split is too short for one window, or the model or its teacher has another vocabulary.
-        ArgumentError: lessons without a teacher.
+        ArgumentError: ``lessons`` is given without a teacher.
         CheckpointError: see :func:`mpochain.train.train`.
     """
     corpus.require_context(model.context)
@@ -116,7 +116,7 @@ def train_picogpt(
     identity = {"corpus": corpus.sha256, **model.design.as_dict(), "start": dict(start or {})}
     loss: _Loss = _loss
     if lessons is not None and teacher is None:
-        raise ArgumentError("lessons= needs teacher=, the model whose predictions are learned")
+        raise ArgumentError("lessons= needs teacher=, the model to learn from")
     if teacher is not None:
         corpus.require_vocabulary(teacher.vocab_size)
         lessons = lessons or Lessons()

@@ -1,4 +1,4 @@
-"""Weights of trained PicoGPTs as safetensors files, with the design of the model; no pickle."""
+"""Saving and loading of trained PicoGPTs as safetensors files with the design of the model, without pickle."""
 
 from __future__ import annotations
 
@@ -26,10 +26,10 @@ _FORMAT = {"format": "mpochain-picogpt", "version": "1"}
 
 
 def save_weights(path: Path, model: PicoGPT, corpus: Corpus, training: dict[str, Any]) -> None:
-    """Write a trained model, the corpus it was trained on and the settings of the training.
+    """Write a trained model with the name and hash of its corpus and its training settings.
 
     Raises:
-        OutputError: the path cannot be written.
+        OutputError: the path is not writable.
     """
     record = {
         "vocab_size": model.vocab_size,
@@ -42,19 +42,19 @@ def save_weights(path: Path, model: PicoGPT, corpus: Corpus, training: dict[str,
 
 
 def load_weights(path: Path) -> tuple[PicoGPT, dict[str, Any]]:
-    """The model of a file written by :func:`save_weights`, and its record.
+    """Load the model and the record of a file written by :func:`save_weights`.
 
     Raises:
-        CheckpointError: a missing or damaged file, or tensors that do not fit its design.
+        CheckpointError: the file is missing or damaged, or its tensors do not match its design.
     """
     try:
         with safetensors.safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
             if {key: metadata.get(key) for key in _FORMAT} != _FORMAT:
-                raise CheckpointError(f"{path} holds no PicoGPT of version {_FORMAT['version']}")
+                raise CheckpointError(f"{path} is not a PicoGPT file of version {_FORMAT['version']}")
             record = json.loads(metadata["record"])
             size, design = record["vocab_size"], _design(record)
-            # Before anything is allocated, since a hostile file could name a model of any size.
+            # Checked before anything is allocated, since a hostile file could name a model of any size.
             if not (isinstance(size, int) and 1 <= size <= 1 << 16):
                 raise CheckpointError(f"{path}: vocab_size must be an integer up to 65,536, got {size!r}")
             bond = design.max_bond
@@ -66,7 +66,7 @@ def load_weights(path: Path) -> tuple[PicoGPT, dict[str, Any]]:
             expected = model.state_dict()
             if set(file.keys()) != set(expected):
                 differing = sorted(set(file.keys()) ^ set(expected))[:3]
-                raise CheckpointError(f"{path} does not fit its model: missing or unexpected tensors {differing}")
+                raise CheckpointError(f"{path} does not match its design: missing or unexpected tensors {differing}")
             with torch.no_grad():
                 for name, value in expected.items():
                     shape = tuple(file.get_slice(name).get_shape())
@@ -81,12 +81,12 @@ def load_weights(path: Path) -> tuple[PicoGPT, dict[str, Any]]:
 def _design(record: dict[str, Any]) -> Design:
     if "design" in record:
         return Design(**record["design"])
-    bond = record["max_bond"]  # the first files have no design but this
+    bond = record["max_bond"]  # the oldest files store a bond instead of a design
     return Design() if bond is None else Design("paper", bond)
 
 
 def shipped(corpus: Corpus, max_bond: int | None = None) -> Path | None:
-    """The file in ``trained/`` of a model that was trained on ``corpus``; None if there is none."""
+    """Path of the model in ``trained/`` that was trained on ``corpus``; None if the file does not exist."""
     kind = "dense" if max_bond is None else f"chi{max_bond}"
     path = _TRAINED / f"{kind}-{corpus.sha256[:8]}.safetensors"
     return path if path.exists() else None

@@ -130,7 +130,7 @@ def test_an_interrupted_training_goes_on_to_the_bit(tmp_path, corpus):
     assert uninterrupted.returncode == 0, uninterrupted.stderr
     status, errors = interrupt_after_first_step(*arguments("resumed.safetensors"), cwd=tmp_path)
     assert status == 130, errors
-    assert "interrupted; the state is kept in" in errors
+    assert "interrupted; the state is saved in" in errors
     assert (tmp_path / "resumed.safetensors.state").exists()
     resumed = run(*arguments("resumed.safetensors"), cwd=tmp_path)
     assert resumed.returncode == 0, resumed.stderr

@@ -22,7 +22,7 @@ def test_chains_that_were_trained_stand_beside_the_decomposed_ones(tmp_path, mon
         picogpt.save_weights(file, model, corpus, {"config": {"steps": 7}})
     monkeypatch.setattr(run, "shipped", lambda corpus, bond=None: files.get(bond))
     result = demo(corpus, tmp_path / "out", bonds=(4, 8), finetune_steps=0, batch_size=2)
-    assert result.dense_model == "kept in this repository, trained for 7 steps on this corpus"
+    assert result.dense_model == "stored in this repository, trained for 7 steps on this corpus"
     assert [row.name for row in result.rows] == ["dense", "χ=4", "χ=4, trained", "χ=8"]
     trained = result.rows[2]
     assert trained.error is None

@@ -95,11 +95,11 @@ class TestDesigns:
         with pytest.raises(MPOError, match="no PicoGPT has 10 parameters"):
             picogpt.narrow_width(10)
         dense = picogpt.build(design=Design(width=64), seed=0)
-        with pytest.raises(MPOError, match="of width 64 cannot be decomposed into one of width 128"):
+        with pytest.raises(MPOError, match="of width 64 cannot be decomposed by a design of width 128"):
             picogpt.decompose_linears(dense, 4)
         with pytest.raises(MPOError, match="needs a design with chains"):
             picogpt.decompose_linears(dense, Design(width=64))
-        with pytest.raises(MPOError, match="needs a dense model, got one whose linears are χ=4"):
+        with pytest.raises(MPOError, match="needs a dense model, got one whose linear layers are χ=4"):
             picogpt.decompose_linears(picogpt.build(4), 8)
 
     def test_the_papers_initialization_is_wrong_for_three_sites_as_known(self):
@@ -268,13 +268,13 @@ class TestTraining:
         assert away(teacher=teacher, lessons=Lessons(weight=1.0, temperature=1.0)) < untaught / 2
         state = {"checkpoint": tmp_path / "state"}
         assert away(teacher=teacher, **state) < untaught
-        with pytest.raises(MPOError, match="is of a run with teacher="):
+        with pytest.raises(MPOError, match="belongs to a run with teacher="):
             away(teacher=other, **state)
-        with pytest.raises(MPOError, match="is of a run with weight=0.5, not 0.25"):
+        with pytest.raises(MPOError, match="belongs to a run with weight=0.5, not 0.25"):
             away(teacher=teacher, lessons=Lessons(weight=0.25), **state)
         with pytest.raises(MPOError, match="needs teacher="):
             away(lessons=Lessons())
-        with pytest.raises(MPOError, match="the model was made for 65"):
+        with pytest.raises(MPOError, match="but the model expects 65"):
             away(teacher=picogpt.build(4))
 
     def test_a_corpus_too_short(self):
@@ -284,7 +284,7 @@ class TestTraining:
 
     def test_a_corpus_of_another_alphabet(self):
         corpus = picogpt.Corpus.from_text(prose(6000))
-        with pytest.raises(MPOError, match="the model was made for 65"):
+        with pytest.raises(MPOError, match="but the model expects 65"):
             picogpt.train_picogpt(picogpt.build(4), corpus, TrainConfig(steps=1))
 
 
@@ -337,7 +337,7 @@ class TestWeights:
         with pytest.raises(MPOError, match="cannot be read"):
             picogpt.load_weights(tmp_path / "none.safetensors")
         save_file({"a": torch.zeros(1)}, tmp_path / "a.safetensors")
-        with pytest.raises(MPOError, match="holds no PicoGPT"):
+        with pytest.raises(MPOError, match="is not a PicoGPT file"):
             picogpt.load_weights(tmp_path / "a.safetensors")
 
     def test_the_shipped_models_are_what_they_say(self):

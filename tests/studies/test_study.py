@@ -61,12 +61,12 @@ def refused(*arguments):
 
 def test_a_row_that_is_not_there_is_named_beside_those_most_like_it(corpus_file, tmp_path):
     error = refused("--out", str(tmp_path), "--only", "dens", "--corpus", str(corpus_file))
-    assert re.search(r"quick has no row 'dens' among its \d+; most like it: dense, ", error)
+    assert re.search(r"quick has no row 'dens' among its \d+; similar: dense, ", error)
     assert not any(tmp_path.iterdir())
 
 
 def test_a_page_alone_takes_nothing_that_chooses_runs(tmp_path):
-    assert "leave --preset, --only, --corpus out" in refused("--out", str(tmp_path), "--page-only", "--only", "dense")
+    assert "leave out --preset, --only and" in refused("--out", str(tmp_path), "--page-only", "--only", "dense")
 
 
 def records(out):
@@ -193,8 +193,8 @@ def test_records_of_format_1_have_all_fields_and_the_names_that_follow_from_them
     ("change", "message"),
     [
         ({"row": "χ=8"}, "bond must be the 16 of its design, got 8"),
-        ({"row": "χ=16, TT-SVD"}, "its fields are of the row 'χ=16', its name is 'χ=16, TT-SVD'"),
-        ({"config": None}, "its fields are of the row 'χ=16', its name is 'χ=16, 500 steps'"),
+        ({"row": "χ=16, TT-SVD"}, "its fields belong to the row 'χ=16', but its name is 'χ=16, TT-SVD'"),
+        ({"config": None}, "its fields belong to the row 'χ=16', but its name is 'χ=16, 500 steps'"),
     ],
 )
 def test_a_record_whose_name_and_fields_differ_is_refused(tmp_path, change, message):
@@ -245,9 +245,9 @@ class TestQuick:
         assert "href=" not in html
         assert html.count("data:image/png;base64,") == text.count("![") == 6
         assert "6 steps of 2 sequences of 256 characters from trained dense weights; AdamW" in text
-        assert "6 steps of 2 sequences of 256 characters from trained dense weights and what they see; AdamW" in text
-        assert "weights, the dense model's predictions at temperature 2.0 being 50% of the loss; AdamW" in text
-        assert "Not testable: the published figures are of Tiny Shakespeare, and no run is." in text
+        assert "6 steps of 2 sequences of 256 characters from trained dense weights and calibration data; AdamW" in text
+        assert "weights, 50% of the loss on the dense model's predictions at temperature 2.0; AdamW" in text
+        assert "Not testable: the published results are for Tiny Shakespeare, and no run uses it." in text
         for line in run.stdout.splitlines():
             assert (out / line).exists()
         for link in [part.split(")")[0] for part in text.split("](")[1:]]:
@@ -265,15 +265,15 @@ class TestQuick:
     def test_another_corpus_is_refused(self, done):
         out, _ = done
         other = picogpt.Corpus.from_text(prose(6001))
-        with pytest.raises(MPOError, match="is of another corpus"):
+        with pytest.raises(MPOError, match="belongs to another corpus"):
             study.run_preset("quick", other, out)
 
     @pytest.mark.parametrize(
         ("change", "message"),
         [
             (lambda text: text[:50], "is damaged"),
-            (lambda text: text.replace('"seed": 42', '"seed": 41'), "is of another setting"),
-            (lambda text: text.replace('"format": 2', '"format": 9'), "is of format 9"),
+            (lambda text: text.replace('"seed": 42', '"seed": 41'), "belongs to another setting"),
+            (lambda text: text.replace('"format": 2', '"format": 9'), "has format 9"),
             (lambda text: "[]", "is damaged"),
             (lambda text: text.replace('"validation"', '"value"'), r"is damaged \(validation: Field required\)"),
         ],
@@ -294,7 +294,7 @@ class TestQuick:
         with torch.no_grad():
             model.head.weight.mul_(2)
         picogpt.save_weights(tmp_path / "quick" / "dense-seed42.safetensors", model, corpus, {})
-        with pytest.raises(MPOError, match="is of other weights than"):
+        with pytest.raises(MPOError, match="belongs to weights other than"):
             study.run_preset("quick", corpus, tmp_path)
 
     def test_a_fresh_clone_has_records_and_no_weights(self, done, corpus_file, tmp_path, monkeypatch):
@@ -319,7 +319,7 @@ class TestQuick:
         out, _ = done
         (tmp_path / "quick").mkdir()
         (tmp_path / "quick" / "dense-seed42.json").write_bytes((out / "quick" / "dense-seed42.json").read_bytes())
-        with pytest.raises(MPOError, match=r"dense-seed42\.safetensors is missing, although its run finished"):
+        with pytest.raises(MPOError, match=r"dense-seed42\.safetensors is missing, although its run is finished"):
             study.run_preset("quick", picogpt.load_corpus(corpus_file), tmp_path)
 
 
@@ -368,7 +368,7 @@ def test_a_state_of_another_start_is_refused(tmp_path, monkeypatch):
     with torch.no_grad():
         model.head.weight.mul_(2)
     picogpt.save_weights(tmp_path / "quick" / "dense-seed42.safetensors", model, corpus, {})
-    with pytest.raises(MPOError, match="is of a run with start="):
+    with pytest.raises(MPOError, match="belongs to a run with start="):
         study.run_preset("quick", corpus, tmp_path, only=[row])
 
 
@@ -414,20 +414,20 @@ def judged(accuracies, losses=(1.5,) * 5, kept=0.98):
 def test_claims_follow_the_numbers(tmp_path):
     text = "\n".join(claims({"best": judged([0.53, 0.37, 0.5, 0.52, 0.52])}, tmp_path))
     assert "keeps 97.7% of the dense accuracy, best settings: holds, 98.00%." in text
-    assert "does not hold; the most has χ=4, 1.80e-03, and χ=8 has 1.78e-03." in text
-    assert "The published accuracies over the true counts give 1.79e-03 to χ=4, the most, and 1.66e-03 to χ=8" in text
+    assert "does not hold; χ=4 has the highest, 1.80e-03, and χ=8 has 1.78e-03." in text
+    assert "published accuracies and the correct counts, χ=4 has the highest, 1.79e-03, and χ=8 has 1.66e-03." in text
     assert "best settings: all reached; dense 53.0% (published 52.8%)" in text
-    assert "have no more validation loss than dense, best settings: holds; dense 1.500 (published 1.860)" in text
+    assert "have at most the validation loss of dense, best settings: holds; dense 1.500 (published 1.860)" in text
     text = "\n".join(claims({"best": judged([0.53, 0.2, 0.5, 0.5, 0.52], (1.5, 1, 1, 1, 1.6), 0.9766)}, tmp_path))
     assert "best settings: does not hold, 97.66%." in text
-    assert "best settings: holds; the most has χ=8" in text
+    assert "best settings: holds; χ=8 has the highest" in text
     assert "best settings: not reached by χ=4, χ=16; " in text
     assert "best settings: does not hold; dense 1.500" in text
     text = "\n".join(claims({"paper": judged([0.348, 0.3, 0.3, 0.3, 0.3])}, tmp_path))
     assert "the published settings do not give the published accuracies; dense 34.8% (published 52.8%)" in text
     text = "\n".join(claims({"best": []}, tmp_path))
     assert text.count("not testable with these runs") == 6
-    assert claims({}, tmp_path) == ["Not testable: the published figures are of Tiny Shakespeare, and no run is."]
+    assert claims({}, tmp_path) == ["Not testable: the published results are for Tiny Shakespeare, and no run uses it."]
 
 
 def test_the_claim_on_what_is_kept_names_the_best_that_was_taught(tmp_path):
@@ -435,7 +435,7 @@ def test_the_claim_on_what_is_kept_names_the_best_that_was_taught(tmp_path):
     for start, kept in (("tt_svd", 0.97), ("calibrated", 0.98)):
         rows.append({**described(model(16, start=start, lessons=Lessons())), "kept": kept})
     text = "\n".join(claims({"best": rows}, tmp_path))
-    assert "does not hold, 95.00%; taught by the dense model (χ=16, calibrated, distilled) 98.00%." in text
+    assert "does not hold, 95.00%; distilled from the dense model (χ=16, calibrated, distilled), 98.00%." in text
 
 
 def test_a_quick_run_changes_no_claim_but_the_counts(tmp_path):
@@ -490,23 +490,23 @@ def test_what_is_beyond_the_paper_follows_the_numbers():
         rival(model(16, "low rank", start="tt_svd", **taught), [0.63, 0.64], 500),  # of other seeds than the first
     ]
     assert beyond(rows) == [
-        "At the size of χ=4 the paper's shapes (100 parameters at 500 MACs, the fewest, per token; their seeds differ "
-        "by 50.00 points) are beaten in accuracy by low rank (by less than their seeds differ) and in multiply-adds "
-        "by low rank and skewed: "
-        "low rank +10.0 points with 100 parameters at 100 MACs; skewed -10.0 points with 100 parameters at 10 MACs.",
+        "At the size of χ=4, higher accuracy than the paper's shapes (100 parameters, at least 500 MACs per token; "
+        "their seeds differ by 50.00 points): low rank (by less than the spread of their seeds); fewer multiply-adds: "
+        "low rank and skewed. In detail: low rank +10.0 points with 100 parameters at 100 MACs; "
+        "skewed -10.0 points with 100 parameters at 10 MACs.",
         "χ=4, TT-SVD and 500 steps, 35.0%, is better than 500 steps from a random start (+5.0 points) and is no "
         "better than 2,000 steps from a random start (-5.0 points).",
-        "At the size of χ=4, cut from the dense weights by what its layers see, and 500 steps: low rank as χ=4 37.0% "
+        "At the size of χ=4, decomposed with calibration data and finetuned for 500 steps: low rank as χ=4 37.0% "
         "with 100 parameters at 100 MACs; χ=4 36.0% with 100 parameters at 500 MACs (χ=4, TT-SVD and 500 steps: "
-        "35.0%). The first is no better than 2,000 steps from a random start (-3.0 points) of the paper's shapes.",
-        "At the size of χ=8 the paper's shapes (100 parameters at 500 MACs, the fewest, per token) are beaten in "
-        "accuracy by skewed (by less than the seeds of χ=4 differ) and in multiply-adds by none: skewed +10.0 points "
-        "with 100 parameters at 600 MACs.",
-        "At the size of χ=16 the paper's shapes (100 parameters at 500 MACs, the fewest, per token; their seeds differ "
-        "by 1.00 points) are beaten in accuracy by skewed (by less than the seeds of χ=4 differ) and in multiply-adds "
-        "by none: skewed +0.5 points with 100 parameters at 500 MACs.",
-        "Beside χ=16, no chain at all: dense, width 60 +10.0 points with 100 parameters at 50 MACs.",
-        "At the size of χ=16, taught by the dense model for 2,000 steps beside its own: skewed as χ=16, TT-SVD 62.0%, "
+        "35.0%). The first is no better than 2,000 steps from a random start (-3.0 points) with the paper's shapes.",
+        "At the size of χ=8, higher accuracy than the paper's shapes (100 parameters, at least 500 MACs per token): "
+        "skewed (by less than the spread of the seeds of χ=4); fewer multiply-adds: none. In detail: skewed +10.0 "
+        "points with 100 parameters at 600 MACs.",
+        "At the size of χ=16, higher accuracy than the paper's shapes (100 parameters, at least 500 MACs per token; "
+        "their seeds differ by 1.00 points): skewed (by less than the spread of the seeds of χ=4); fewer "
+        "multiply-adds: none. In detail: skewed +0.5 points with 100 parameters at 500 MACs.",
+        "At the size of χ=16, without chains: dense, width 60 +10.0 points with 100 parameters at 50 MACs.",
+        "At the size of χ=16, distilled from the dense model for 2,000 steps: skewed as χ=16, TT-SVD 62.0%, "
         "90.0% of dense, with 100 parameters; χ=16, TT-SVD 61.0%, 90.0% of dense, with 100 parameters; χ=16, "
         "calibrated 60.0%, 90.0% of dense, with 100 parameters.",
     ]
@@ -514,7 +514,7 @@ def test_what_is_beyond_the_paper_follows_the_numbers():
 
 def test_one_seed_is_not_doubted_where_no_row_has_more():
     (line,) = beyond([rival(model(8), [0.5], 500), rival(model(8, "skewed"), [0.6], 400)])
-    assert "are beaten in accuracy by skewed and in multiply-adds by skewed" in line
+    assert "): skewed; fewer multiply-adds: skewed." in line
 
 
 def test_what_has_no_seed_in_common_is_not_compared():
@@ -550,7 +550,7 @@ def test_seeds_of_a_row_are_joined():
 def test_bad_input(tmp_path):
     with pytest.raises(MPOError, match="there is no preset 'huge'; there are quick, paper, best"):
         study.preset("huge", 65)
-    with pytest.raises(MPOError, match="holds no finished run"):
+    with pytest.raises(MPOError, match="contains no finished run"):
         write_page(tmp_path, tmp_path / "study.md")
     with pytest.raises(MPOError, match=r"name it page\.md"):
         write_page(tmp_path, tmp_path / "page.html")

@@ -1,1 +1,1 @@
-"""Commands of the PicoGPT study, one file each. Data on stdout, progress and logs on stderr."""
+"""Commands of the PicoGPT study, one file each; data go to stdout, progress and logs to stderr."""

@@ -1,4 +1,4 @@
-"""Command ``demo``: a trained character transformer, dense and as chains at several bonds."""
+"""Command ``demo``: compression of a trained character transformer at several bonds."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ __all__ = ["demo"]
 
 def demo(
     out: Annotated[Path, typer.Option(help="Folder for the table and figures.")] = Path("mpochain-demo"),
-    corpus: Annotated[Path | None, typer.Option(help="Text file; otherwise found as the README says.")] = None,
-    bond: Annotated[list[int] | None, typer.Option(help="χ to decompose at; repeat for more.", min=1)] = None,
+    corpus: Annotated[Path | None, typer.Option(help="Text file; the README lists the defaults.")] = None,
+    bond: Annotated[list[int] | None, typer.Option(help="χ to decompose at; may be repeated.", min=1)] = None,
     finetune_steps: Annotated[
         int,
-        typer.Option("--finetune-steps", "--tuning-steps", help="Finetuning steps of each compressed model.", min=0),
+        typer.Option("--finetune-steps", "--tuning-steps", help="Finetuning steps for each compressed model.", min=0),
     ] = 60,
-    dense_steps: Annotated[int, typer.Option(help="Steps of the dense model if none is kept for it.", min=1)] = 300,
+    dense_steps: Annotated[int, typer.Option(help="Training steps of the dense model if none is stored.", min=1)] = 300,
     batch_size: Annotated[int, typer.Option(help="Sequences of 256 characters per step.", min=1)] = 32,
 ) -> None:
-    """Compress a trained character transformer at several bonds; print the cost and the quality of each."""
+    """Compress a trained character transformer at several bonds and print the cost and quality of each model."""
     from mpochain.system.files import require_writable
     from studies import picogpt
     from studies.picogpt.demo import demo as run

@@ -1,4 +1,4 @@
-"""Command ``study``: the paper's experiment, controls and times, and a page of the results."""
+"""Command ``study``: the paper's experiment with controls and times, and a page of the results."""
 
 from __future__ import annotations
 
@@ -15,24 +15,24 @@ from mpochain.system.allocator import keep_freed_memory
 
 __all__ = ["study"]
 
-# Number of rows that an error names.
+# Number of similar rows that an error message lists.
 _NEAREST = 5
 
 
 def study(
-    preset: Annotated[list[str] | None, typer.Option(help="quick, paper or best; repeat for more.")] = None,
-    out: Annotated[Path, typer.Option(help="Folder of the runs; finished ones in it are kept.")] = Path(
+    preset: Annotated[list[str] | None, typer.Option(help="quick, paper or best; may be repeated.")] = None,
+    out: Annotated[Path, typer.Option(help="Folder for the runs; finished runs in it are kept.")] = Path(
         "mpochain-study"
     ),
     only: Annotated[
-        list[str] | None, typer.Option(help="Rows to run, by their name, errors or times; all if not given.")
+        list[str] | None, typer.Option(help="Names of rows to run, or errors or times; by default all.")
     ] = None,
-    page: Annotated[Path | None, typer.Option(help="Markdown file to write; study.md in the folder.")] = None,
-    page_only: Annotated[bool, typer.Option("--page-only", help="Run nothing, write the page again.")] = False,
-    corpus: Annotated[Path | None, typer.Option(help="Text file; otherwise found as the README says.")] = None,
+    page: Annotated[Path | None, typer.Option(help="Markdown file; by default study.md in the folder.")] = None,
+    page_only: Annotated[bool, typer.Option("--page-only", help="Only write the page, without runs.")] = False,
+    corpus: Annotated[Path | None, typer.Option(help="Text file; the README lists the defaults.")] = None,
 ) -> None:
     """Rerun the PicoGPT study: tables, figures and one HTML page. After Ctrl-C the same command continues."""
-    # The profiler that measures memory would write to the terminal, at levels up to 5.
+    # At levels up to 5, the profiler that measures memory would write to the terminal.
     os.environ.setdefault("KINETO_LOG_LEVEL", "6")
 
     from mpochain.errors import ArgumentError
@@ -44,7 +44,8 @@ def study(
 
     if page_only and (preset or only or corpus):
         raise ArgumentError(
-            "--page-only writes the page of the folder's records and runs nothing: leave --preset, --only, --corpus out"
+            "--page-only writes the page from the folder's records and runs nothing; leave out --preset, --only and "
+            "--corpus"
         )
     require_writable(out)
     require_matplotlib()
@@ -65,7 +66,7 @@ def study(
 
 
 def _require_rows(rows: Sequence[str], presets: Sequence[str], vocab_size: int) -> None:
-    """Raise ArgumentError for a row that is in none of the presets, and name the rows most like it."""
+    """Raise ArgumentError for a row that is in none of the presets, and list the most similar rows."""
     from mpochain.errors import ArgumentError
     from studies.picogpt.study import MEASURES
     from studies.picogpt.study import preset as runs_of
@@ -74,4 +75,4 @@ def _require_rows(rows: Sequence[str], presets: Sequence[str], vocab_size: int) 
     for row in rows:
         if row not in known:
             near = ", ".join(get_close_matches(row, known, n=_NEAREST, cutoff=0.0))
-            raise ArgumentError(f"{', '.join(presets)} has no row {row!r} among its {len(known)}; most like it: {near}")
+            raise ArgumentError(f"{', '.join(presets)} has no row {row!r} among its {len(known)}; similar: {near}")

@@ -1,4 +1,4 @@
-"""Command ``train``: one PicoGPT from random initialisation, kept as safetensors."""
+"""Command ``train``: training of one PicoGPT from random initialisation, saved as safetensors."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ __all__ = ["train"]
 
 def train(
     out: Annotated[Path, typer.Option(help="File for the trained weights (.safetensors).")],
-    max_bond: Annotated[int | None, typer.Option(help="Bond of the chains; dense if not given.", min=1)] = None,
+    max_bond: Annotated[int | None, typer.Option(help="Bond of the chains; by default dense.", min=1)] = None,
     steps: Annotated[int, typer.Option(help="Optimiser steps.", min=1)] = 2000,
     batch_size: Annotated[int, typer.Option(help="Sequences of 256 characters per step.", min=1)] = 32,
     learning_rate: Annotated[float, typer.Option(help="Peak learning rate.", min=1e-9)] = 6e-3,
-    core_rates: Annotated[bool, typer.Option(help="Whether cores learn at rates by their fan-in.")] = True,
-    seed: Annotated[int, typer.Option(help="Of initialisation and batches.", min=0, max=2**63 - 1)] = 42,
-    corpus: Annotated[Path | None, typer.Option(help="Text file; otherwise found as the README says.")] = None,
+    core_rates: Annotated[bool, typer.Option(help="Scale the learning rates of cores by fan-in.")] = True,
+    seed: Annotated[int, typer.Option(help="Seed of initialisation and batches.", min=0, max=2**63 - 1)] = 42,
+    corpus: Annotated[Path | None, typer.Option(help="Text file; the README lists the defaults.")] = None,
     evaluate_every: Annotated[int, typer.Option(help="Steps between evaluations; 0 for the end only.", min=0)] = 0,
 ) -> None:
-    """Train a PicoGPT; print its validation loss and accuracy as JSON. After Ctrl-C the same command continues."""
+    """Train a PicoGPT and print validation loss and accuracy as JSON. After Ctrl-C, the same command continues."""
     from mpochain.errors import OutputError
     from mpochain.system.files import require_writable
     from mpochain.train import TrainConfig
@@ -51,7 +51,7 @@ def train(
     try:
         result = picogpt.train_picogpt(model, text, config, core_rates=core_rates, checkpoint=state, label=label)
     except KeyboardInterrupt:
-        print(f"interrupted; the state is kept in {state}, the same command continues from there", file=sys.stderr)
+        print(f"interrupted; the state is saved in {state}, the same command continues from there", file=sys.stderr)
         raise typer.Exit(130) from None
     final = result.curve[-1].metrics
     training = {"config": config.model_dump(mode="json"), "core_rates": core_rates, "validation": final}

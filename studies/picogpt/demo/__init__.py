@@ -1,4 +1,4 @@
-"""Demo: a dense PicoGPT and its chains at several bonds, their cost and their quality."""
+"""PicoGPT demo: cost and quality of a dense model and of its chains at several bonds."""
 
 from studies.picogpt.demo.result import DemoResult, DemoRow
 from studies.picogpt.demo.run import demo

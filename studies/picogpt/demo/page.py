@@ -1,4 +1,4 @@
-"""Page of the demo, its JSON and its figures."""
+"""Results page of the demo, with JSON and figures."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def write_page(result: DemoResult, out: Path) -> None:
         axes={"ylim": (0, 1.02)},
         note=note,
     )
-    (out / "losses.png").unlink(missing_ok=True)  # of an earlier run, if this one finetunes nothing
+    (out / "losses.png").unlink(missing_ok=True)  # an earlier run may have left it
     if any(row.finetune_losses for row in chains):
         draw(
             out / "losses.png",

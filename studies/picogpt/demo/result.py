@@ -26,18 +26,18 @@ COLUMNS = (
 
 @dataclass(frozen=True)
 class DemoRow:
-    """One model of the demo.
+    """Cost and quality of one model in the demo.
 
     Attributes:
         name: ``dense``; the bond; or the bond and "trained", for chains that were trained from a random start.
-        parameters: of the whole model.
-        compression: parameters of the dense model over these.
-        error: relative Frobenius error of all its linear layers together; None for a model that was not decomposed.
-        loss_before: validation loss as decomposed or trained, nats per token.
-        accuracy_before: validation token accuracy as decomposed or trained.
-        loss_after: the same after finetuning; None for a model that is not finetuned.
-        accuracy_after: the same after finetuning; None for a model that is not finetuned.
-        macs_per_token: multiply-adds of all linear layers per token, by the plan for a full batch.
+        parameters: parameters of the whole model.
+        compression: ratio of the dense model's parameters to these.
+        error: relative Frobenius error over all linear layers together; None for a model that was not decomposed.
+        loss_before: validation loss before finetuning, nats per token.
+        accuracy_before: validation token accuracy before finetuning.
+        loss_after: validation loss after finetuning; None for a model that is not finetuned.
+        accuracy_after: validation token accuracy after finetuning; None for a model that is not finetuned.
+        macs_per_token: multiply-adds of all linear layers per token, in the plan for a full batch.
         milliseconds_one: median forward time of one sequence of 256 tokens.
         milliseconds_many: median forward time of a batch of such sequences.
         layer_errors: relative error of each linear layer.
@@ -61,11 +61,11 @@ class DemoRow:
 
 @dataclass(frozen=True)
 class DemoResult:
-    """All rows of the demo, and their provenance.
+    """Results of the demo with their provenance.
 
     Attributes:
-        corpus: the text, as a sentence.
-        dense_model: origin of the dense model, as a sentence.
+        corpus: description of the text.
+        dense_model: description of the dense model's origin.
         setting: arguments of the run, and the hash of its text.
         rows: one per model, the dense one first.
         provenance: versions, machine, threads, commit.
@@ -80,5 +80,5 @@ class DemoResult:
     seconds: float
 
     def table(self) -> str:
-        """The table as text."""
+        """Results as a plain text table."""
         return text(COLUMNS, [asdict(row) for row in self.rows])

@@ -1,4 +1,4 @@
-"""Study of PicoGPT: the paper's table with true counts, controls of equal size, errors of chains, and times."""
+"""PicoGPT study: the paper's table with correct counts, controls of equal size, errors of chains, and times."""
 
 from studies.picogpt.study.presets import PRESETS, preset
 from studies.picogpt.study.run import MEASURES, run_preset

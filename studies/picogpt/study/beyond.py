@@ -1,4 +1,4 @@
-"""Shapes and starts that the paper did not try, compared at each of its sizes."""
+"""Comparison of shapes and starts absent from the paper, at each of its sizes."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _BONDS = (4, 8, 16, 32)
 
 
 def beyond(rows: Sequence[Row]) -> list[str]:
-    """A sentence for each size and question whose rows are there; only runs of the same seeds are compared.
+    """Sentences that compare designs and starts at each size; only runs of the same seeds are compared.
 
     Args:
         rows: see :func:`studies.picogpt.study.rows.rows_of`.
@@ -31,7 +31,7 @@ def beyond(rows: Sequence[Row]) -> list[str]:
         if paper is not None and chains:
             lines.append(_shapes(bond, paper, chains, max(rows, key=_spread)))
         if paper is not None and narrow:
-            lines += [f"Beside χ={bond}, no chain at all: {_shown(row, paper)}." for row in narrow]
+            lines += [f"At the size of χ={bond}, without chains: {_shown(row, paper)}." for row in narrow]
         by_weights = _finetuned(of_size, "tt_svd")
         if by_weights is not None:
             brief = _finetuned(of_size, "random", by_weights["steps"])
@@ -49,13 +49,13 @@ def beyond(rows: Sequence[Row]) -> list[str]:
 
 
 def _is_rival(row: Row) -> bool:
-    """Whether it is a control, trained like the paper's chains: from a random start, on the text alone."""
+    """Whether the row is a control trained like the paper's chains: from a random start, only on the text."""
     plain = row["start"] == "random" and row["kind"] == "trained" and not row["distilled"]
     return plain and row["design"].family != "paper"
 
 
 def _finetuned(rows: Sequence[Row], start: str, steps: int | None = None) -> Row | None:
-    """The paper's chains from a start and few steps, of any number or of this one."""
+    """Row of the paper's chains finetuned from a start, with any number of steps or with ``steps``."""
     for row in rows:
         is_wanted = row["start"] == start and row["kind"] == "finetuned" and row["design"].family == "paper"
         if is_wanted and steps in (None, row["steps"]):
@@ -66,23 +66,23 @@ def _finetuned(rows: Sequence[Row], start: str, steps: int | None = None) -> Row
 def _shapes(bond: int, paper: Row, rivals: Sequence[Row], least_certain: Row) -> str:
     points = {row["design"].shape: 100 * _gain(row, paper) for row in rivals}
     own_spread = _spread(paper)
-    # Few seeds may agree by chance, and one has no spread, so the row whose seeds differ most is the judge.
+    # Few seeds may agree by chance, and a single seed has no spread, so the largest spread of any row is the threshold.
     whose = "their seeds" if least_certain is paper else f"the seeds of {least_certain['row']}"
-    doubt = f" (by less than {whose} differ)"
+    doubt = f" (by less than the spread of {whose})"
     better = [f"{shape}{'' if gain > _spread(least_certain) else doubt}" for shape, gain in points.items() if gain > 0]
     macs = paper["fewest_macs_per_token"]
     cheaper = [row["design"].shape for row in rivals if row["fewest_macs_per_token"] < macs]
     shown = "; ".join(_shown(row, paper) for row in rivals)
-    own = f"{paper['parameters']:,} parameters at {macs:,} MACs, the fewest, per token"
+    own = f"{paper['parameters']:,} parameters, at least {macs:,} MACs per token"
     differ = f"; their seeds differ by {own_spread:.2f} points" if own_spread else ""
     return (
-        f"At the size of χ={bond} the paper's shapes ({own}{differ}) are beaten in accuracy by "
-        f"{' and '.join(better) or 'none'} and in multiply-adds by {' and '.join(cheaper) or 'none'}: {shown}."
+        f"At the size of χ={bond}, higher accuracy than the paper's shapes ({own}{differ}): "
+        f"{' and '.join(better) or 'none'}; fewer multiply-adds: {' and '.join(cheaper) or 'none'}. In detail: {shown}."
     )
 
 
 def _spread(row: Row) -> float:
-    """Points between the least and the most accurate seed; 0 for one seed."""
+    """Percentage points between the least and the most accurate seed; 0 for one seed."""
     seeds = row["by_seed"].values()
     return 100 * (max(seeds) - min(seeds))
 
@@ -101,7 +101,7 @@ def _against(row: Row, other: Row) -> str:
 
 
 def _calibrated(bond: int, rows: Sequence[Row], by_weights: Row | None, paper: Row | None) -> str:
-    """Accuracy of the designs that were cut by inputs and gradients and finetuned, the best first."""
+    """Sentence on the accuracy of designs fitted to inputs and gradients and finetuned, best first."""
     best_first = sorted(rows, key=lambda row: -row["accuracy"])
     shown = "; ".join(
         f"{row['design']} {row['accuracy']:.1%} with {row['parameters']:,} parameters at "
@@ -111,20 +111,20 @@ def _calibrated(bond: int, rows: Sequence[Row], by_weights: Row | None, paper: R
     beside = f" ({by_weights['row']}: {by_weights['accuracy']:.1%})" if by_weights is not None else ""
     first = ""
     if paper is not None and _seeds(best_first[0], paper):
-        first = f" The first {_against(best_first[0], paper)} of the paper's shapes."
+        first = f" The first {_against(best_first[0], paper)} with the paper's shapes."
     return (
-        f"At the size of χ={bond}, cut from the dense weights by what its layers see, and {_steps(rows)} steps: "
+        f"At the size of χ={bond}, decomposed with calibration data and finetuned for {_steps(rows)} steps: "
         f"{shown}{beside}.{first}"
     )
 
 
 def _taught(bond: int, rows: Sequence[Row]) -> str:
-    """Accuracy of the models that a dense one taught at one size, the best first."""
+    """Sentence on the accuracy of distilled models of one size, best first."""
     shown = "; ".join(
         f"{row['model']} {row['accuracy']:.1%}, {row['kept']:.1%} of dense, with {row['parameters']:,} parameters"
         for row in sorted(rows, key=lambda row: -row["accuracy"])
     )
-    return f"At the size of χ={bond}, taught by the dense model for {_steps(rows)} steps beside its own: {shown}."
+    return f"At the size of χ={bond}, distilled from the dense model for {_steps(rows)} steps: {shown}."
 
 
 def _steps(rows: Sequence[Row]) -> str:
@@ -132,10 +132,10 @@ def _steps(rows: Sequence[Row]) -> str:
 
 
 def _gain(row: Row, other: Row) -> float:
-    """Mean difference in accuracy, over the seeds that both have."""
+    """Mean difference in accuracy over common seeds."""
     return statistics.fmean(row["by_seed"][seed] - other["by_seed"][seed] for seed in _seeds(row, other))
 
 
 def _seeds(row: Row, other: Row | None) -> set[int]:
-    """The seeds that both have; none if an interrupted study lacks the other row."""
+    """Common seeds of two rows; empty if an interrupted study lacks the other row."""
     return set() if other is None else row["by_seed"].keys() & other["by_seed"].keys()

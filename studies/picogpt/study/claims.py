@@ -1,4 +1,4 @@
-"""Claims of arXiv 2603.28534, each with the number that decides whether it holds here."""
+"""Claims of arXiv 2603.28534, tested against the study's records."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from studies.picogpt.study.rows import paper_row
 
 __all__ = ["claims"]
 
-# Accuracies nearer than this are the same: the published ones are of 20 random batches.
+# Accuracies that differ by less count as equal: the published ones were measured on 20 random batches.
 _SAME = 0.01
 
 Row = Mapping[str, Any]
@@ -21,14 +21,14 @@ Rows = Sequence[Row]
 
 
 def claims(presets: Mapping[str, Rows], folder: Path) -> list[str]:
-    """A sentence for each claim: holds, does not hold, or not testable with the runs so far.
+    """One sentence per claim: it holds, does not hold, or cannot be tested with the runs so far.
 
     Args:
-        presets: by preset, the rows of its table, for those that were run on the paper's corpus.
-        folder: of the study, where the errors on trained weights are.
+        presets: rows of each preset that was run on the paper's corpus, by name of the preset.
+        folder: folder of the study, with the errors on trained weights.
     """
     if not presets:
-        return ["Not testable: the published figures are of Tiny Shakespeare, and no run is."]
+        return ["Not testable: the published results are for Tiny Shakespeare, and no run uses it."]
     judged = {name: rows for name, rows in presets.items() if name != "quick"}
     return [
         _counts(presets),
@@ -37,13 +37,13 @@ def claims(presets: Mapping[str, Rows], folder: Path) -> list[str]:
         *(_share(name, rows) for name, rows in judged.items()),
         *(_densest(name, rows) for name, rows in judged.items()),
         _errors(folder),
-        "What is published as accuracy per parameter is accuracy over the square root of the parameters, times the "
-        "square root of ten. The tables here show accuracy/√N under that name.",
+        "The paper's accuracy per parameter is in fact accuracy divided by the square root of the number of parameters "
+        "N, times the square root of ten. The tables here show accuracy/√N.",
     ]
 
 
 def _paper_rows(rows: Rows) -> dict[int | None, Row]:
-    """By χ, the rows of the published models that were run."""
+    """Rows of the published models that were run, by χ."""
     return {bond: row for bond in PUBLISHED if (row := paper_row(rows, bond)) is not None}
 
 
@@ -60,9 +60,9 @@ def _counts(presets: Mapping[str, Rows]) -> str:
         return f"Parameter counts: hold, {shown}."
     dense = PUBLISHED[None].parameters
     return (
-        f"Parameter counts: do not hold; true counts, published ones in brackets: {shown}. At width 128 every tensor "
-        "of the dense architecture has a multiple of 128 entries, so the total must be one; the published "
-        f"{dense:,} is {dense % 128} more than one."
+        f"Parameter counts: do not hold; correct counts, with the published ones in brackets: {shown}. At width 128 "
+        "every tensor of the dense architecture has a multiple of 128 entries, so the total must be a multiple of 128; "
+        f"the published {dense:,} exceeds one by {dense % 128}."
     )
 
 
@@ -79,13 +79,13 @@ def _accuracies(name: str, rows: Rows) -> str:
     if name == "paper":
         verdict = f"the published settings do {'not ' if short else ''}give the published accuracies"
     return (
-        f"Accuracies, {name} settings: {verdict}; {shown}. Published ones are of 20 random batches, these of the whole "
-        "validation split."
+        f"Accuracies, {name} settings: {verdict}; {shown}. The published ones were measured on 20 random batches, "
+        "these on the whole validation split."
     )
 
 
 def _losses(name: str, rows: Rows) -> str:
-    claim = f"χ=16 and χ=32 have no more validation loss than dense, {name} settings"
+    claim = f"χ=16 and χ=32 have at most the validation loss of dense, {name} settings"
     compared = {bond: row for bond, row in _paper_rows(rows).items() if bond in (None, 16, 32)}
     if len(compared) < 3:
         return f"{claim}: not testable with these runs."
@@ -104,12 +104,12 @@ def _share(name: str, rows: Rows) -> str:
     verdict = "holds" if chain["kept"] >= PUBLISHED_SHARE else "does not hold"
     taught = [row for row in rows if row["distilled"] and row["bond"] == 16 and row["design"].family == "paper"]
     best = max(taught, key=lambda row: row["kept"], default=None)
-    also = f"; taught by the dense model ({best['row']}) {best['kept']:.2%}" if best is not None else ""
+    also = f"; distilled from the dense model ({best['row']}), {best['kept']:.2%}" if best is not None else ""
     return f"{claim}: {verdict}, {chain['kept']:.2%}{also}."
 
 
 def _densest(name: str, rows: Rows) -> str:
-    claim = f"χ=8 has the most accuracy per root of parameters, {name} settings"
+    claim = f"χ=8 has the highest accuracy/√N, {name} settings"
     paper_rows = _paper_rows(rows)
     if len(paper_rows) < len(PUBLISHED):
         return f"{claim}: not testable with these runs."
@@ -117,16 +117,16 @@ def _densest(name: str, rows: Rows) -> str:
     published = {bond: PUBLISHED[bond].accuracy / math.sqrt(row["parameters"]) for bond, row in paper_rows.items()}
     best_published = max(published, key=published.__getitem__)
     return (
-        f"{claim}: {'holds' if best == 8 else 'does not hold'}; the most has {paper_rows[best]['row']}, "
-        f"{paper_rows[best]['per_root']:.2e}, and χ=8 has {paper_rows[8]['per_root']:.2e}. The published accuracies "
-        f"over the true counts give {published[best_published]:.2e} to {paper_rows[best_published]['row']}, the most, "
-        f"and {published[8]:.2e} to χ=8."
+        f"{claim}: {'holds' if best == 8 else 'does not hold'}; {paper_rows[best]['row']} has the highest, "
+        f"{paper_rows[best]['per_root']:.2e}, and χ=8 has {paper_rows[8]['per_root']:.2e}. With the published "
+        f"accuracies and the correct counts, {paper_rows[best_published]['row']} has the highest, "
+        f"{published[best_published]:.2e}, and χ=8 has {published[8]:.2e}."
     )
 
 
 def _errors(folder: Path) -> str:
     claim = f"An error of {PUBLISHED_ERROR} for a random 128x128 matrix at χ=4"
-    # Not of the quick preset, whose weights are hardly trained.
+    # The quick preset is left out because its weights are hardly trained.
     for preset in ("best", "paper"):
         file = folder / preset / "reconstruction.json"
         if file.exists():

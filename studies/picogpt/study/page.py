@@ -1,4 +1,4 @@
-"""Page of the study, Markdown and HTML, and its figures, from the records alone."""
+"""Results page of the study in Markdown and HTML, with figures, generated from the records alone."""
 
 from __future__ import annotations
 
@@ -28,34 +28,35 @@ _PARTS = ("timing", "reconstruction")
 _TITLES = {
     "best": "This library's settings",
     "paper": "The paper's settings",
-    "quick": "A quick run: shows that all of it works, and nothing about quality",
+    "quick": "A quick run, which shows that everything works and says nothing about quality",
 }
 
 _PREFACE = (
-    "Made from records by a command (`python -m studies.picogpt study --page-only`), not edited by hand. A small "
-    "character transformer is trained with dense weights and with chains in their place; published figures are those "
+    "Generated from the records by `python -m studies.picogpt study --page-only`; not edited by hand. A small "
+    "character transformer is trained with dense weights and with chains in their place; published results are those "
     "of arXiv 2603.28534."
 )
 
 _GLOSSARY = (
-    "χ=16: every linear layer is a chain on the paper's sites with bonds of at most 16; TT-SVD: cut from the trained "
-    "dense weights, not drawn at random; calibrated: cut from them such that the outputs of the linear layers on the "
-    "training split change least; distilled: trained on the predictions of that dense model too.",
-    "low rank, skewed, dense of a smaller width, each as χ=16: another shape with as many parameters, in every layer "
-    "for chains, in total for the dense model. Skewed chains have two sites, one of them small.",
-    "smaller, block smaller: parameters of the dense model, and of one of its blocks, over those of the row; size of "
-    "paper's χ: parameters of the row over those of the paper's chains.",
-    "validation loss, in nats per token, perplexity, and accuracy of the most likely token: on the whole validation "
+    "χ=16: every linear layer is a chain on the paper's sites with bonds of at most 16; TT-SVD: decomposed from the "
+    "trained dense weights instead of randomly initialised; calibrated: fitted to the dense weights so that the "
+    "outputs of the linear layers change least on the training split; distilled: also trained on the predictions of "
+    "that dense model.",
+    "low rank, skewed, dense of a smaller width, each as χ=16: another shape with the same number of parameters, in "
+    "every layer for chains, in total for the dense model. Skewed chains have two sites, one of them small.",
+    "smaller, block smaller: parameters of the dense model, or of one of its blocks, divided by those of the row; size "
+    "of paper's χ: parameters of the row divided by those of the paper's chains.",
+    "validation loss (nats per token), perplexity, and accuracy of the most likely token: on the whole validation "
     "split, means over seeds; ±: half the range over seeds, and their number; of dense: share of the accuracy of the "
-    "dense run of the same seed, or of the run it was cut from or taught by.",
-    "MACs/token: multiply-adds of all linear layers per token, as planned for the least time of the forward pass of a "
-    "training batch; fewest MACs/token: for each chain the fewer of sweeping a token through it and of multiplying it "
-    "by the rebuilt matrix.",
+    "dense run with the same seed, or of the dense run that provided the weights or the teacher.",
+    "MACs/token: multiply-adds of all linear layers per token, in the plans with the least predicted time for the "
+    "forward pass of a training batch; fewest MACs/token: the minimum for each chain of sweeping a token through it "
+    "and of multiplying it by the rebuilt matrix.",
 )
 
 
 def write_page(out: Path, page: Path) -> list[Path]:
-    """Write the page, its HTML twin beside it, and figures in a folder beside both.
+    """Write the page as Markdown and HTML in one folder, and the figures in its subfolder ``figures``.
 
     Args:
         out: folder of the study, with a folder for each preset.
@@ -65,15 +66,15 @@ def write_page(out: Path, page: Path) -> list[Path]:
         The files that were written.
 
     Raises:
-        CheckpointError: no records, or a damaged one.
-        OutputError: the page is not named ``.md``, or its folder cannot be written.
+        CheckpointError: there are no records, or one is damaged.
+        OutputError: the page is not named ``.md``, or its folder is not writable.
         MissingDependencyError: matplotlib is missing.
     """
     if page.suffix != ".md":
-        raise OutputError(f"the page is Markdown, with an HTML file beside it: name it {page.with_suffix('.md').name}")
+        raise OutputError(f"the page must be a Markdown file; name it {page.with_suffix('.md').name}")
     presets = {name: records for name in _ORDER if (records := _runs(out / name))}
     if not presets:
-        raise CheckpointError(f"{out} holds no finished run of a study; run one first")
+        raise CheckpointError(f"{out} contains no finished run of a study; run one first")
     figures = require_writable(page.parent / "figures")
     tables = {
         name: rows_of([record for record in records if not record["setting"].ablation])

@@ -1,4 +1,4 @@
-"""Presets of the study: lists of runs, in the order in which they are made."""
+"""Presets of the study: lists of runs in order of execution."""
 
 from __future__ import annotations
 
@@ -19,20 +19,20 @@ _FAMILIES: tuple[Family, ...] = ("low rank", "skewed")
 
 _BY_FAN_IN: Rates = (True, LEARNING_RATE)
 _ONE_RATE: Rates = (False, 1.5e-2)
-# Rates of the searches from a random start; dense and narrow models have no cores.
+# Rates tried in the searches from a random start; dense and narrow models have no cores.
 _TRIED = (_BY_FAN_IN, (True, 1.5e-2), _ONE_RATE)
 _TRIED_DENSE = ((False, LEARNING_RATE), _ONE_RATE, (False, 3e-2))
 
 
-# The narrower a dense model, the higher its best rate: greatest width of each rate; wider models have the usual one.
+# Narrower dense models have higher best rates: rate by maximum width. Wider models use LEARNING_RATE.
 _RATES_BY_WIDTH = {32: 3e-2, 48: 1.5e-2}
 
 
 def _rates(design: Design) -> Rates:
-    """The best rates of the searches, which the page shows beside the others."""
+    """Best rates found by the searches, which the page compares with the others."""
     if design.family == "dense":
         return False, next((rate for width, rate in _RATES_BY_WIDTH.items() if design.width <= width), LEARNING_RATE)
-    # By fan-in, cores of low rank would learn at up to 128 times the dense rate.
+    # Scaled by fan-in, low-rank cores would learn at up to 128 times the dense rate.
     return _ONE_RATE if design.family == "low rank" and design.max_bond != 32 else _BY_FAN_IN
 
 
@@ -52,9 +52,9 @@ def _equal_width(max_bond: int, vocab_size: int) -> Design:
 
 
 def _paper(_: int) -> list[RunSetting]:
-    """The paper's hyper-parameters and initialisation; 3e-4 is the learning rate of its code."""
+    """Runs with the paper's hyperparameters and initialisation; 3e-4 is the learning rate of its code."""
     runs = []
-    # One of every row first, since an interrupted study has its first runs.
+    # One seed of every row comes first, so that an interrupted study has all rows.
     for seed, bonds in zip(_SEEDS, [(None, *_BONDS), (None, 8, 16), (None, 8, 16)], strict=True):
         for bond in bonds:
             design = Design() if bond is None else Design("paper", bond)
@@ -63,18 +63,18 @@ def _paper(_: int) -> list[RunSetting]:
     return runs
 
 
-# Rates of finetuning where the decomposition lost little; see the page for others.
+# Rates for finetuning after a decomposition with a small error; the page shows others.
 _FINETUNED: Rates = (True, 3e-3)
 _FINETUNING = TrainConfig(steps=500, learning_rate=_FINETUNED[1], warmup_steps=50, evaluate_every=100)
 
 
 def _best(vocab_size: int) -> list[RunSetting]:
-    """This library's initialisation: random starts, starts from trained weights, every control, and all searches."""
+    """Runs with this library's initialisation: random starts, starts from trained weights, controls and searches."""
     dense = _trained(Design())
     chains = {bond: _papers(bond) for bond in (16, 8, 4, 32)}
     controls = {bond: {family: _trained(Design(family, bond), bond) for family in _FAMILIES} for bond in chains}
     narrow = {bond: _trained(_equal_width(bond, vocab_size), bond) for bond in chains}
-    # The best of each shape at one size. With a teacher, the narrow model is better at the higher rate.
+    # The best run of each shape at one size. With a teacher, the narrow model is better at the higher rate.
     of_one_size = {"skewed": controls[16]["skewed"], "paper": chains[16], "low rank": controls[16]["low rank"]}
     of_one_size["narrow"] = with_rates(narrow[16], _ONE_RATE)
     taught = {name: taught_by(dense, run) for name, run in of_one_size.items()}
@@ -84,13 +84,13 @@ def _best(vocab_size: int) -> list[RunSetting]:
         for family in ("paper", *_FAMILIES)
     }
     by_weights = {bond: _finetuned(cut_from(dense, Design("paper", bond), "tt_svd", _FINETUNING)) for bond in _BONDS}
-    # As many steps from a random start, beside those from the dense weights.
+    # The same number of steps from a random start, to compare with starts from dense weights.
     brief = {
         bond: _finetuned([RunSetting(design=Design("paper", bond), bond=bond, kind="finetuned", config=_FINETUNING)])
         for bond in _BONDS
     }
 
-    # In order of interest, since an interrupted study has its first runs.
+    # The most interesting runs come first, in case the study is interrupted.
     runs = [dense]
     for finetuned in (*by_weights.values(), *brief.values()):
         runs += finetuned
@@ -105,7 +105,7 @@ def _best(vocab_size: int) -> list[RunSetting]:
         runs.append(_trained(Design(), seed=seed))
         runs += [_papers(bond, seed) for bond in (16, 8)]
 
-    # Where few steps do not decide between rates, or could mislead.
+    # Full-length runs for rates that short searches cannot decide or could get wrong.
     runs += at_rates(dense, [(False, 3e-3), (False, 1e-2)])
     runs += at_rates(chains[16], [(True, 3e-3), (True, 1e-2), (False, LEARNING_RATE)])
     runs += at_rates(chains[32], [_ONE_RATE])
@@ -136,9 +136,9 @@ def _best(vocab_size: int) -> list[RunSetting]:
 
 
 def _finetuned(runs: list[RunSetting]) -> list[RunSetting]:
-    """The runs, the last one, which is finetuned, at the best rates of the searches for its shape at χ=16 and 32.
+    """Return the runs, with the last one, the finetuning, at the best rates found for its shape at χ=16 and 32.
 
-    Low rates are better where the decomposition lost little.
+    Low rates are better after a decomposition with a small error.
     """
     *before, last = runs
     best = (False, 6e-3) if last.design.family == "low rank" else _ONE_RATE
@@ -146,7 +146,7 @@ def _finetuned(runs: list[RunSetting]) -> list[RunSetting]:
 
 
 def _quick(vocab_size: int) -> list[RunSetting]:
-    """Every kind of run in a few steps: shows that all of it works, and nothing about quality."""
+    """Every kind of run in a few steps: shows that everything works, and says nothing about quality."""
     config = TrainConfig(steps=6, batch_size=2, warmup_steps=2, evaluate_every=3)
     dense = RunSetting(design=Design(), config=config)
     chain = RunSetting(design=Design("paper", 4), bond=4, initialization="paper", config=config)
@@ -168,10 +168,10 @@ PRESETS = {"quick": _quick, "paper": _paper, "best": _best}
 
 
 def preset(name: str, vocab_size: int) -> list[RunSetting]:
-    """The runs of a preset, in order.
+    """Return the runs of a preset, in order.
 
     Raises:
-        ArgumentError: an unknown name.
+        ArgumentError: the name is unknown.
 
     Example:
         >>> [run.name for run in preset("quick", 65)][:2]

@@ -1,4 +1,4 @@
-"""Figures that arXiv 2603.28534 publishes for its models."""
+"""Published results of arXiv 2603.28534."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ __all__ = ["PUBLISHED", "PUBLISHED_ERROR", "PUBLISHED_SHARE", "Published"]
 
 @dataclass(frozen=True)
 class Published:
-    """A row of the paper's table.
+    """Row of the paper's table.
 
     Attributes:
-        parameters: as the paper counts them.
+        parameters: number of parameters as the paper counts them.
         loss: validation loss, nats per token.
         accuracy: validation token accuracy.
     """
@@ -22,7 +22,7 @@ class Published:
     accuracy: float
 
 
-# By χ; None is the dense model.
+# Rows by χ; None is the dense model.
 PUBLISHED: dict[int | None, Published] = {
     None: Published(1_020_224, 1.860, 0.528),
     4: Published(78_336, 2.220, 0.368),

@@ -1,4 +1,4 @@
-"""Errors of chains cut from trained weights, beside low rank and chains of random matrices."""
+"""Approximation errors of chains of trained weights, compared with low rank and with chains of random matrices."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ _BONDS = (4, 8, 16, 32)
 
 
 def reconstruction(model: PicoGPT) -> list[dict[str, Any]]:
-    """Relative Frobenius errors of chains of the linear layers of a dense model.
+    """Compute the relative Frobenius errors of chains for all linear layers of a dense model.
 
     Returns:
-        One record for each layer, number of sites and bond: the spec; its parameters; the error of the chain; the error
+        One record per layer, number of sites and bond: the spec; its parameters; the error of the chain; the error
         of the largest rank with at most as many parameters, None if rank 1 has more; the error of the next rank; and
         the error of a chain of a random matrix.
     """

@@ -1,4 +1,4 @@
-"""Records of the study's runs as JSON files, checked when they are read."""
+"""JSON records of the study's runs, validated when they are read."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class _Training(BaseModel):
     curve: list[tuple[int, float, dict[str, float]]]
     losses: list[float]
     tokens_per_second: float
-    # Weight decay of parameters with a learning rate of their own; the oldest runs decayed them with their rates.
+    # Weight decay of parameters with a scaled learning rate; in the oldest runs it was scaled with the rate.
     decay: Literal["alike", "with the rates"]
 
 
@@ -36,7 +36,7 @@ class _Validation(BaseModel):
 
 
 class _Record(BaseModel):
-    """Fields of a record that a page reads; a record holds more."""
+    """Fields of a record that the page reads; a record has more."""
 
     model_config = ConfigDict(extra="allow")
 
@@ -53,7 +53,7 @@ class _Record(BaseModel):
 
 
 def setting_as_dict(setting: RunSetting) -> dict[str, Any]:
-    """The fields of a setting, for JSON, and the name of its row for a reader of the file.
+    """Fields of a setting for JSON, with the name of its row for readers of the file.
 
     Example:
         >>> from studies.picogpt.design import Design
@@ -64,15 +64,15 @@ def setting_as_dict(setting: RunSetting) -> dict[str, Any]:
 
 
 def read_record(file: Path) -> dict[str, Any]:
-    """The record of a run, with its setting as a :class:`studies.picogpt.study.settings.RunSetting`.
+    """Read the record of a run, with its setting as a :class:`studies.picogpt.study.settings.RunSetting`.
 
     Raises:
-        CheckpointError: it is damaged, or of another format.
+        CheckpointError: the record is damaged, or has another format.
     """
     record = _read(file)
     version = record.get("format", FORMAT)
     if version not in (1, FORMAT):
-        raise CheckpointError(f"{file} is of format {version!r}, this version writes {FORMAT}; use another folder")
+        raise CheckpointError(f"{file} has format {version!r}, but this version writes {FORMAT}; use another folder")
     try:
         _Record.model_validate(record)
         row = str(record["setting"].pop("row", ""))
@@ -83,13 +83,13 @@ def read_record(file: Path) -> dict[str, Any]:
         where = ".".join(map(str, first["loc"]))
         raise CheckpointError(f"{file} is damaged ({where}: {first['msg']}); remove it and run it again") from error
     if setting.row != row:
-        message = f"its fields are of the row {setting.row!r}, its name is {row!r}"
+        message = f"its fields belong to the row {setting.row!r}, but its name is {row!r}"
         raise CheckpointError(f"{file} is damaged ({message}); remove it and run it again")
     return record | {"setting": setting}
 
 
 def _fields_of_format_1(row: str, fields: dict[str, Any]) -> dict[str, Any]:
-    """Fields that format 1 kept in the name of the row alone. The one place where a name is read."""
+    """Parse the fields that format 1 stored only in the name of the row. No other code parses a name."""
     bond = re.search(r"χ=(\d+)", row)
     if fields.get("config") is None:
         kind = "cut"
@@ -101,7 +101,7 @@ def _fields_of_format_1(row: str, fields: dict[str, Any]) -> dict[str, Any]:
 
 
 def read_part(file: Path, part: str) -> tuple[Any, dict[str, Any]]:
-    """Times or errors of a preset, and their provenance.
+    """Read the times or errors of a preset, and their provenance.
 
     Raises:
         CheckpointError: the file is damaged.

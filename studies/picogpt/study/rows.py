@@ -1,4 +1,4 @@
-"""Rows of the quality table from the records of runs: seeds joined, each model beside its reference."""
+"""Rows of the quality table, averaged over seeds and compared with the dense reference."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ Records = list[dict[str, Any]]
 
 
 def described(setting: RunSetting) -> dict[str, Any]:
-    """The fields of a row that follow from the setting of its runs.
+    """Fields of a row that follow from the setting of its runs.
 
     Example:
         >>> described(RunSetting(design=Design("skewed", 4), bond=4, kind="cut", config=None))["model"]
@@ -38,12 +38,12 @@ def described(setting: RunSetting) -> dict[str, Any]:
 
 
 def paper_row(rows: Sequence[Mapping[str, Any]], bond: int | None) -> Mapping[str, Any] | None:
-    """The row of the paper's chains of a bond, or of its dense model for None; None if it has not been run."""
+    """Row of the paper's chains of one bond, or of its dense model for None; None if it has not been run."""
     return next((row for row in rows if row["of_paper"] and row["bond"] == bond), None)
 
 
 def rows_of(records: Records) -> list[dict[str, Any]]:
-    """One row for all seeds of a model: the dense one first, then by χ, the paper's chains before controls.
+    """Rows of all models, one per model over its seeds: dense first, then by χ, the paper's chains before controls.
 
     Args:
         records: see :func:`studies.picogpt.study.records.read_record`.
@@ -86,7 +86,7 @@ def rows_of(records: Records) -> list[dict[str, Any]]:
 
 
 def _kept(runs: Records, dense: Records, by_name: dict[str, dict[str, Any]]) -> float | None:
-    """Mean share of the dense accuracy: of the run it was cut from or taught by, else of the one of the same seed."""
+    """Mean share of the accuracy of the dense source run, or else of the dense run with the same seed."""
     by_seed = {record["setting"].seed: record for record in dense}
     shares = []
     for run in runs:

@@ -1,4 +1,4 @@
-"""Runs of a study, each kept as one JSON and one file of weights; a finished run is never repeated."""
+"""Runs of the study, each saved as a JSON record and a weights file; a finished run is never repeated."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ from studies.picogpt.weights import load_weights, save_weights
 
 __all__ = ["MEASURES", "run_preset"]
 
-# Measurements of a preset beside its runs, by the name that selects one.
+# Measurements of a preset other than its runs, by the name that selects them.
 MEASURES = ("errors", "times")
 
 _log = logging.getLogger(__name__)
@@ -44,16 +44,16 @@ def run_preset(name: str, corpus: Corpus, out: Path, *, only: Collection[str] = 
     """Run the unfinished part of a preset: its runs, the errors on its dense weights, and the times of its designs.
 
     Args:
-        name: of the preset.
+        name: name of the preset.
         corpus: the text.
-        out: folder of this study; the preset has a folder of its own in it.
+        out: folder of the study; the preset has a subfolder in it.
         only: rows to run, ``"errors"`` and ``"times"``; everything if empty.
 
     Raises:
-        ArgumentError: an unknown preset.
-        OutputError: the folder cannot be written.
-        CheckpointError: a kept run is damaged or of another setting or corpus, or dense weights are missing that a run
-            starts from or whose errors are measured.
+        ArgumentError: the preset is unknown.
+        OutputError: the folder is not writable.
+        CheckpointError: a saved run is damaged or belongs to another setting or corpus, or dense weights that a run or
+            the errors need are missing.
         CorpusError: the text is too short.
         KeyboardInterrupt: after Ctrl-C; the same call continues.
     """
@@ -73,7 +73,7 @@ def run_preset(name: str, corpus: Corpus, out: Path, *, only: Collection[str] = 
 
 def _measure_errors(dense: str, folder: Path) -> None:
     file, weights = folder / "reconstruction.json", _weights_file(dense, folder)
-    # A fresh clone has no weights; the errors that were measured on them stay valid.
+    # A fresh clone has no weights, but the recorded errors stay valid.
     if file.exists() and (not weights.exists() or read_part(file, "reconstruction")[0]["weights"] == _sha256(weights)):
         return
     _log.info("%s: reconstruction", folder.name)
@@ -97,23 +97,24 @@ def _measure_times(runs: list[RunSetting], vocab_size: int, folder: Path) -> Non
 
 
 def finished(setting: RunSetting, corpus: Corpus, folder: Path) -> dict[str, Any] | None:
-    """The record of a run, None if it has not finished.
+    """Return the record of a run; None if the run has not finished.
 
     Raises:
-        CheckpointError: it is damaged, of another setting or corpus, or of other dense weights than the folder has.
+        CheckpointError: the record is damaged, or belongs to another setting or corpus, or to dense weights other than
+            the folder's.
     """
     file = folder / f"{setting.name}.json"
     if not file.exists():
         return None
     record = read_record(file)
     if record["setting"] != setting:
-        raise CheckpointError(f"{file} is of another setting of this run; use another folder, or remove it")
+        raise CheckpointError(f"{file} belongs to another setting of this run; use another folder, or remove it")
     if record["corpus"]["sha256"] != corpus.sha256:
-        raise CheckpointError(f"{file} is of another corpus, {record['corpus']['name']}; use another folder")
+        raise CheckpointError(f"{file} belongs to another corpus, {record['corpus']['name']}; use another folder")
     if setting.source is not None:
         source = _weights_file(setting.source, folder)
         if source.exists() and record["start"]["sha256"] != _sha256(source):
-            raise CheckpointError(f"{file} is of other weights than {source} holds; remove one of the two")
+            raise CheckpointError(f"{file} belongs to weights other than those in {source}; remove one of the two")
     return record
 
 
@@ -130,7 +131,7 @@ def _weights(name: str, folder: Path) -> PicoGPT:
     if not file.exists():
         is_finished = (folder / f"{name}.json").exists()
         advice = (
-            f"although its run finished; remove {name}.json to run it again" if is_finished else f"run {name} first"
+            f"although its run is finished; remove {name}.json to run it again" if is_finished else f"run {name} first"
         )
         raise CheckpointError(f"{file} is missing, {advice}")
     model, _ = load_weights(file)
@@ -170,7 +171,7 @@ def _run(setting: RunSetting, corpus: Corpus, folder: Path) -> None:
         )
         record["training"] = {
             "curve": [[point.step, point.train_loss, point.metrics] for point in result.curve],
-            # All losses would be 2,000 numbers a run; means of ten steps draw the same curve.
+            # Means of ten steps draw the same curve as all 2,000 losses of a run.
             "losses": [
                 round(sum(part) / len(part), 5)
                 for first in range(0, len(result.losses), 10)
@@ -196,7 +197,7 @@ def _run(setting: RunSetting, corpus: Corpus, folder: Path) -> None:
 
 
 def _start(setting: RunSetting, corpus: Corpus, dense: PicoGPT | None) -> PicoGPT:
-    """The model before training."""
+    """Build the model before training."""
     if setting.start == "random":
         return build(
             design=setting.design,
@@ -211,12 +212,12 @@ def _start(setting: RunSetting, corpus: Corpus, dense: PicoGPT | None) -> PicoGP
 
 
 def _costs(model: PicoGPT, config: TrainConfig | None) -> dict[str, int | None]:
-    """Multiply-adds per token; peak bytes of a training step beyond what was allocated before it, None if untrained."""
+    """Multiply-adds per token, and additional peak bytes during a training step (None if untrained)."""
     tokens = torch.zeros((config or TrainConfig()).batch_size, PicoGPT.context, dtype=torch.long)
     peak = None
     if config is not None:
         step = TrainingStep(copy.deepcopy(model), tokens)
-        step()  # allocates the state of the optimiser, which is not counted
+        step()  # allocates the optimiser state, which is not counted
         peak = peak_bytes(step)
     return {
         "macs_per_token": macs_per_token(model, tokens.numel()),

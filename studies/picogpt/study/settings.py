@@ -1,4 +1,4 @@
-"""Settings of a run of the study, as fields that fit into one line of JSON."""
+"""Settings of one run of the study, stored as JSON."""
 
 from __future__ import annotations
 
@@ -21,27 +21,27 @@ STARTS: dict[Start, str] = {"random": "random", "tt_svd": "TT-SVD", "calibrated"
 
 
 class RunSetting(BaseModel):
-    """One model of the study, trained once.
+    """Settings of one run: a model, its start and its training.
 
-    The name of its row and of its files follow from the fields; nothing is read from a name.
+    The names of its row and files follow from the fields; no field is parsed from a name.
 
     Attributes:
-        design: shapes of its linear layers.
-        bond: χ of the paper's chains that have as many parameters; None for the dense model.
-        start: ``"random"``; or cut from the weights of the run named by ``source``: ``"tt_svd"`` uses these alone,
-            ``"calibrated"`` the inputs and gradients of the linear layers too.
-        kind: ``"trained"`` in all steps of the preset; ``"cut"`` from dense weights and evaluated without training;
-            ``"finetuned"`` in few steps; ``"search"``, trained in few steps to choose learning rates.
-        source: name of a dense run of the same preset, whose weights it starts from or whose predictions it learns.
-        lessons: how much it learns from the predictions of ``source``; None for the text alone.
-        initialization: of a random start.
-        core_rates: whether cores learn at rates by their fan-in.
-        ablation: whether it measures what a choice of the other runs is worth, and is no row of the table.
-        config: of the training; None for a run that is not trained.
-        seed: of the initialisation and of the batches.
+        design: shapes of the linear layers.
+        bond: χ of the paper's chains of equal size; None for the dense model.
+        start: ``"random"``; or a decomposition of the weights of the run ``source``: ``"tt_svd"`` uses only the
+            weights, ``"calibrated"`` also the inputs and gradients of the linear layers.
+        kind: ``"trained"`` for all steps of the preset; ``"cut"``, decomposed and evaluated without training;
+            ``"finetuned"`` for few steps; ``"search"``, trained for few steps to choose learning rates.
+        source: name of a dense run of the same preset that provides the weights to start from or the teacher.
+        lessons: weight of the predictions of ``source`` in the loss; None to train only on the text.
+        initialization: initialisation of a random start.
+        core_rates: whether the learning rates of cores are scaled by fan-in.
+        ablation: whether the run only tests a choice made in other runs, and is not a row of the table.
+        config: training configuration; None for an untrained run.
+        seed: seed of the initialisation and of the batches.
 
     Raises:
-        pydantic.ValidationError: fields that contradict each other, or an unknown one (also a ValueError).
+        pydantic.ValidationError: fields contradict each other, or a field is unknown (also a ValueError).
 
     Example:
         >>> config = TrainConfig(steps=500)
@@ -74,14 +74,14 @@ class RunSetting(BaseModel):
 
     @property
     def model(self) -> str:
-        """The design and the start, as tables name them."""
+        """Name of the design and start in tables."""
         narrow = self.design.family == "dense" and self.bond is not None
         size = f"{self.design} as χ={self.bond}" if narrow else str(self.design)
         return size if self.start == "random" else f"{size}, {STARTS[self.start]}"
 
     @property
     def row(self) -> str:
-        """The row of the table it belongs to; runs of one row differ in the seed alone."""
+        """Name of the table row of this run; runs of one row differ only in the seed."""
         row = f"{self.model}, distilled" if self.lessons else self.model
         if self.config is None:
             return row
@@ -94,13 +94,13 @@ class RunSetting(BaseModel):
 
     @property
     def is_of_the_paper(self) -> bool:
-        """Whether the paper has this model: dense or on its sites, trained from a random start on the text alone."""
+        """Whether the paper has this model: dense or on its sites, trained from a random start only on the text."""
         designed = self.design.family == "paper" or (self.design.family == "dense" and self.bond is None)
         plain = self.start == "random" and self.kind == "trained"
         return designed and plain and self.lessons is None and not self.ablation
 
     @property
     def name(self) -> str:
-        """The file it is kept in, without suffix."""
+        """Name of the run's files, without suffix."""
         row = self.row.replace("χ=", "chi").replace(", ", "-").replace(" ", "-")
         return f"{row}-seed{self.seed}"

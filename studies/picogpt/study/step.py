@@ -1,4 +1,4 @@
-"""A single training step, for measuring its time or memory."""
+"""Single training step for measurements of time and memory."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ class TrainingStep:
     """Forward, backward and optimiser step as in the training loop, at a learning rate of zero.
 
     Args:
-        model: its parameters keep their values.
-        tokens: ``(B, T)``, both inputs and targets.
-        autocast: dtype of the products; None for that of the parameters.
+        model: model whose parameters keep their values.
+        tokens: ``(B, T)``, used as inputs and as targets.
+        autocast: dtype of the products; None for the dtype of the parameters.
     """
 
     def __init__(self, model: PicoGPT, tokens: Tensor, autocast: torch.dtype | None = None) -> None:
@@ -26,7 +26,7 @@ class TrainingStep:
         self._optimizer = torch.optim.AdamW(model.parameters(), lr=0.0, fused=True)
 
     def __call__(self) -> None:
-        """Make the step."""
+        """Run the step."""
         with fast_products(), torch.autocast("cpu", dtype=self._autocast, enabled=self._autocast is not None):
             logits = self._model(self._tokens)
         F.cross_entropy(logits.float().flatten(0, 1), self._tokens.flatten()).backward()

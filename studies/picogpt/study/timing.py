@@ -1,4 +1,4 @@
-"""Times of every design of a study, measured in turn so that noise is the same for all."""
+"""Timing of every design of the study, in turn, so that noise affects all alike."""
 
 from __future__ import annotations
 
@@ -20,20 +20,20 @@ __all__ = ["timing"]
 
 
 def timing(designs: Iterable[Design], vocab_size: int, *, sequences: int = 32, rounds: int = 5) -> list[dict[str, Any]]:
-    """Seconds of forward passes over one and many sequences, compact and fast, and of a training step on many.
+    """Time forward passes over one and many sequences, compact and fast, and a training step on many.
 
-    Forward passes use measured plans and PyTorch's own products; steps use the plans and products of training in the
-    study. The bfloat16 step is the same under autocast.
+    Forward passes use measured plans and PyTorch's own products; steps use the plans and products of the study's
+    training. The bfloat16 step is the same step under autocast.
 
     Args:
         designs: models to time.
         vocab_size: number of characters.
-        sequences: number of sequences of the passes over many, and of a step.
-        rounds: number of measurements, after one to warm up.
+        sequences: number of sequences for "many" and for a step.
+        rounds: number of measurements after one warm-up round.
 
     Returns:
-        One record for each design, with medians in seconds, the seconds of every step, comparable with those of another
-        design in the same round, and the peak bytes of a step beyond what was allocated before it.
+        One record per design: medians in seconds, the seconds of the step in every round, comparable between designs of
+        the same round, and the additional peak bytes during a step.
     """
     models = {design: build(design=design, vocab_size=vocab_size, seed=0) for design in designs}
     calls: dict[tuple[Design, str], Callable[[], object]] = {}
@@ -46,7 +46,7 @@ def timing(designs: Iterable[Design], vocab_size: int, *, sequences: int = 32, r
         calls[design, "step"] = TrainingStep(model, many)
         calls[design, "step_bfloat16"] = TrainingStep(model, many, torch.bfloat16)
         for memory in ("compact", "fast") if chains else ("compact",):
-            # A model has one setting at a time, so each setting has a model of its own.
+            # Execution is set per model, so each setting needs its own model.
             forward_model = build(design=design, vocab_size=vocab_size, seed=0)
             if chains:
                 set_execution(forward_model, cache=memory == "fast", autotune=True)
@@ -57,7 +57,7 @@ def timing(designs: Iterable[Design], vocab_size: int, *, sequences: int = 32, r
         for key, call in calls.items():
             began = time.perf_counter()
             call()
-            if turn:  # the first round makes plans and warms caches
+            if turn:  # the first round creates plans and warms caches
                 seconds[key].append(time.perf_counter() - began)
     for (design, call_name), values in seconds.items():
         records[design][f"{call_name}_seconds"] = statistics.median(values)

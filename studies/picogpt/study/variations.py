@@ -11,11 +11,11 @@ from studies.picogpt.training import Lessons
 
 __all__ = ["Rates", "at_rates", "cut_from", "taught_by", "with_rates"]
 
-Rates = tuple[bool, float]  # whether cores learn by their fan-in, and the learning rate of dense weights
+Rates = tuple[bool, float]  # whether the rates of cores are scaled by fan-in, and the learning rate of dense weights
 
 
 def with_rates(run: RunSetting, rates: Rates) -> RunSetting:
-    """The same run at other learning rates.
+    """Return a copy of a run with other learning rates.
 
     Example:
         >>> dense = RunSetting(design=Design(), config=TrainConfig())
@@ -30,7 +30,7 @@ def with_rates(run: RunSetting, rates: Rates) -> RunSetting:
 
 
 def cut_from(dense: RunSetting, design: Design, start: Start, config: TrainConfig) -> list[RunSetting]:
-    """Chains cut from the weights of a dense run: without training, and finetuned.
+    """Return two runs of chains decomposed from a dense run: one without training, one finetuned.
 
     Example:
         >>> dense = RunSetting(design=Design(), config=TrainConfig())
@@ -42,7 +42,7 @@ def cut_from(dense: RunSetting, design: Design, start: Start, config: TrainConfi
 
 
 def taught_by(dense: RunSetting, run: RunSetting, start: Start = "tt_svd") -> RunSetting:
-    """A run of as many steps that learns from the predictions of a dense run too; chains start from its weights.
+    """Return a copy of a run that is also taught by a dense run; its chains start from the dense weights.
 
     Example:
         >>> dense = RunSetting(design=Design(), config=TrainConfig())
@@ -54,12 +54,12 @@ def taught_by(dense: RunSetting, run: RunSetting, start: Start = "tt_svd") -> Ru
     return run.model_copy(update={"start": own_start, "source": dense.name, "lessons": Lessons()})
 
 
-# Learning rates are chosen by runs of this few steps, so that every design can have a search of its own.
+# Learning rates are chosen in runs of few steps, so that every design can have its own search.
 _SEARCH = {"steps": 300, "warmup_steps": 50, "evaluate_every": 150}
 
 
 def at_rates(run: RunSetting, rates: Iterable[Rates], *, briefly: bool = False) -> list[RunSetting]:
-    """Ablations of a run, one for each of the rates, in all its steps or in few; all other fields are as in the run.
+    """Return ablations of a run, one per pair of rates, with all of its steps or with few; other fields are the same.
 
     Example:
         >>> dense = RunSetting(design=Design(), config=TrainConfig())

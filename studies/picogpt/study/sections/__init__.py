@@ -1,1 +1,1 @@
-"""Sections of the study's page, one file each: from records to blocks and figures."""
+"""Sections of the study's page, one file each, which turn records into blocks and figures."""

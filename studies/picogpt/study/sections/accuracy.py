@@ -1,4 +1,4 @@
-"""Figure series of accuracy against a cost, one for each kind of model."""
+"""Figure series of accuracy against a cost, one per kind of model."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from mpochain.report.figures import Series
 
 __all__ = ["accuracy_series"]
 
-# Several shapes of one size, not one shape of several.
+# This series has several shapes of one size, so no line joins its points.
 _UNJOINED = "all shapes, distilled"
-# No more kinds than a figure has distinct marks.
+# At most as many kinds as a figure has distinct markers.
 _KINDS: dict[str, Callable[[Mapping[str, Any]], bool]] = {
     "dense, narrow ones too": lambda row: row["design"].family == "dense" and not row["distilled"],
     "chains": lambda row: _is(row, "paper", "random", "trained"),
@@ -29,10 +29,10 @@ def _is(row: Mapping[str, Any], family: str, start: str, kind: str) -> bool:
 
 
 def accuracy_series(rows: Sequence[Mapping[str, Any]], cost: str) -> list[Series]:
-    """Accuracy of rows against one of their fields, with the least and greatest accuracy of their seeds.
+    """Series of accuracy against a field of the rows, with the minimum and maximum accuracy over seeds.
 
-    Left out: kinds without rows; rows without the field; skewed chains and random starts with few steps; and rows
-    without training, which would leave all others a fifth of the figure.
+    Kinds without rows, rows without the field, and skewed chains and random starts with few steps are left out; so are
+    untrained rows, whose low accuracy would compress all others into a fifth of the figure.
 
     Args:
         rows: see :func:`studies.picogpt.study.rows.rows_of`.

@@ -1,4 +1,4 @@
-"""Section of the page on the errors of chains that were cut from trained weights."""
+"""Page section on the errors of chains of trained weights."""
 
 from __future__ import annotations
 
@@ -30,12 +30,12 @@ _GROUPS = {"q, k, v, o (128x128)": (128, 128), "W_1 (512x128)": (512, 128), "W_2
 
 
 def errors(name: str, folder: Path, figures: Path) -> list[Block]:
-    """The errors on the dense weights of a preset; no blocks while they have not been measured.
+    """Blocks on the errors on a preset's dense weights; none before they are measured.
 
     Args:
-        name: of the preset.
-        folder: where its records are.
-        figures: where figures are drawn.
+        name: name of the preset.
+        folder: folder with its records.
+        figures: folder for the figures.
     """
     if not (folder / "reconstruction.json").exists():
         return []
@@ -84,8 +84,8 @@ def errors(name: str, folder: Path, figures: Path) -> list[Block]:
         Heading("Errors on trained weights", 3),
         Text(
             (
-                "Relative Frobenius errors of balanced chains of the trained dense weights by TT-SVD, means over the "
-                "layers; beside them the two low ranks nearest in parameters, and a chain of a random matrix.",
+                "Relative Frobenius errors of balanced TT-SVD chains of the trained dense weights, means over the "
+                "layers, compared with the two low ranks closest in parameters and with a chain of a random matrix.",
                 _verdict(records),
             )
         ),
@@ -107,7 +107,7 @@ def _verdict(records: list[dict[str, Any]]) -> str:
         better = sum(layer["error"] < layer["low_rank_above"] for layer in of_sites)
         worse = sum(layer["low_rank"] is not None and layer["error"] > layer["low_rank"] for layer in of_sites)
         parts.append(
-            f"chains of {word} sites have a smaller error than low rank of more parameters in {better} of "
-            f"{len(of_sites)} cases, and a greater one than low rank of at most as many in {worse}"
+            f"chains of {word} sites have a smaller error than low rank with more parameters in {better} of "
+            f"{len(of_sites)} cases, and a larger error than low rank with at most as many in {worse}"
         )
-    return f"Of all layers and χ, {'; '.join(parts)}."
+    return f"Over all layers and χ, {'; '.join(parts)}."

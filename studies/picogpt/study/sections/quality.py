@@ -1,4 +1,4 @@
-"""Section of the page on quality: the paper's table with true counts, and the losses of training."""
+"""Page section on quality: the paper's table with correct counts, and the training losses."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from studies.picogpt.study.sections.accuracy import accuracy_series
 
 __all__ = ["quality"]
 
-# Curves of all shapes and starts are drawn at this χ, or at the largest of a preset without it.
+# Curves of all shapes and starts are drawn at this χ, or at the largest χ of a preset without it.
 _COMPARED = 16
 
 _COLUMNS = (
@@ -36,15 +36,15 @@ _COLUMNS = (
 
 
 def quality(name: str, rows: list[dict[str, Any]], records: list[dict[str, Any]], figures: Path) -> list[Block]:
-    """The table of a preset, accuracy against size, and losses of the first seed.
+    """Blocks on a preset's quality: the table, accuracy against size, and training losses of the first seed.
 
-    Losses of the paper's rows in one figure, and of the rows that have the size of one of them in another.
+    One figure shows the losses of the paper's rows, another those of all rows of one size.
 
     Args:
-        name: of the preset.
-        rows: of its table.
-        records: of its runs.
-        figures: where figures are drawn.
+        name: name of the preset.
+        rows: rows of its table.
+        records: records of its runs.
+        figures: folder for the figures.
     """
     accuracy = figures / f"study-{name}-accuracy.png"
     draw(
@@ -55,7 +55,7 @@ def quality(name: str, rows: list[dict[str, Any]], records: list[dict[str, Any]]
         y="token accuracy",
         axes={"xscale": "log"},
     )
-    # The loss of a run with a teacher is another one.
+    # Runs with a teacher have another loss function.
     losses = {
         record["setting"].row: record["training"]["losses"]
         for record in reversed(records)
@@ -73,7 +73,7 @@ def quality(name: str, rows: list[dict[str, Any]], records: list[dict[str, Any]]
             "Training loss from a random start, means of ten steps",
         ),
     ]
-    if bond is not None:  # an interrupted study may have dense runs alone
+    if bond is not None:  # an interrupted study may have only dense runs
         blocks.append(
             _curves(
                 figures / f"study-{name}-losses-{bond}.png",
@@ -85,7 +85,7 @@ def quality(name: str, rows: list[dict[str, Any]], records: list[dict[str, Any]]
 
 
 def _is_drawn(row: dict[str, Any], bond: int) -> bool:
-    """Whether it is one of the paper's shapes or has a random start: more curves could not be told apart."""
+    """Whether the row has one of the paper's shapes or a random start; more curves would be indistinguishable."""
     return row["bond"] in (None, bond) and (row["design"].family == "paper" or row["start"] == "random")
 
 

@@ -1,4 +1,4 @@
-"""Section of the page on learning rates: ablations beside the runs that they vary."""
+"""Page section on learning rates: ablations beside the runs that they vary."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ _COLUMNS = (
 )
 
 _PREFACE = (
-    "Rows of the same linears, start and steps differ in their rates alone; rates by fan-in are relative to the "
+    "Rows with the same linear layers, start and steps differ only in their rates; rates by fan-in are relative to the "
     "learning rate."
 )
-_BRIEF = " Runs of few steps are there to choose rates by."
+_BRIEF = " Runs of few steps serve to choose rates."
 
 
 def rates(records: list[dict[str, Any]]) -> list[Block]:
-    """Every ablation of a preset beside the run from which it differs in its rates alone."""
+    """Blocks that list every ablation of a preset beside the run that differs from it only in the rates."""
     ablations = [record["setting"] for record in records if record["setting"].ablation]
     rows = [
         _row(record)
@@ -59,7 +59,7 @@ def _row(record: dict[str, Any]) -> dict[str, Any]:
 
 
 def _differ_in_rates(setting: RunSetting, ablation: RunSetting) -> bool:
-    """Whether two runs are the same but for their rates."""
+    """Whether two runs differ at most in their rates."""
     assert setting.config is not None
     assert ablation.config is not None
     same = all(getattr(setting, field) == getattr(ablation, field) for field in ("design", "start", "lessons", "seed"))

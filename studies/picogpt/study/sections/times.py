@@ -1,4 +1,4 @@
-"""Section of the page on times: forward passes, training steps, and accuracy against time."""
+"""Page section on times: forward passes, training steps, and accuracy against time."""
 
 from __future__ import annotations
 
@@ -33,13 +33,13 @@ _MILLISECONDS = ("compact_one", "fast_one", "compact_many", "fast_many", "step",
 
 
 def times(name: str, rows: list[dict[str, Any]], folder: Path, figures: Path) -> list[Block]:
-    """The times of the designs of a preset; no blocks while they have not been measured.
+    """Blocks on the times of a preset's designs; none before they are measured.
 
     Args:
-        name: of the preset.
-        rows: of its table.
-        folder: where its records are.
-        figures: where figures are drawn.
+        name: name of the preset.
+        rows: rows of its table.
+        folder: folder with its records.
+        figures: folder for the figures.
     """
     if not (folder / "timing.json").exists():
         return []
@@ -49,7 +49,7 @@ def times(name: str, rows: list[dict[str, Any]], folder: Path, figures: Path) ->
     dense = next(record["step_rounds"] for record in part["designs"] if Design(**record["design"]) == Design())
     for record in part["designs"]:
         design = Design(**record["design"])
-        # Dense linears run in one way only.
+        # Dense layers run in only one way.
         milliseconds = {
             key: record[f"{key}_seconds"] * 1e3 if f"{key}_seconds" in record else None for key in _MILLISECONDS
         }
@@ -78,10 +78,10 @@ def times(name: str, rows: list[dict[str, Any]], folder: Path, figures: Path) ->
         Text(
             (
                 f"Medians of forward passes over 1 and {many} sequences of 256 tokens, compact (merged cores "
-                "recomputed) and fast (kept), by measured plans and PyTorch's own products; and of a training step on "
-                f"{many} sequences as the study makes it, for all designs by the library whose products are faster "
-                "here. All designs in turn in one run; steps beside the dense step of the same round. MiB step: peak "
-                "memory of a step beyond what was allocated before it.",
+                "recomputed) and fast (merged cores kept), with measured plans and PyTorch's own products; and of a "
+                f"training step on {many} sequences, as in the study's training, with the faster library of products "
+                "on this machine for all designs. All designs were timed in turn in one run; ratios of steps are to "
+                "the dense step of the same round. MiB step: additional peak memory during a step.",
                 _bfloat16(part["designs"]),
             )
         ),
@@ -92,7 +92,7 @@ def times(name: str, rows: list[dict[str, Any]], folder: Path, figures: Path) ->
 
 
 def _ratio(record: dict[str, Any], dense: list[float]) -> float:
-    """Median over rounds of the seconds of a step over those of the dense step."""
+    """Median over rounds of the ratio of a step's seconds to the dense step's."""
     return statistics.median(step / dense_step for step, dense_step in zip(record["step_rounds"], dense, strict=True))
 
 
@@ -103,4 +103,4 @@ def _bfloat16(designs: list[dict[str, Any]]) -> str:
         )
         for record in designs
     ]
-    return f"Under bfloat16 autocast steps are {min(gains):.2f} to {max(gains):.2f} times as fast as in float32."
+    return f"Under bfloat16 autocast, steps are {min(gains):.2f} to {max(gains):.2f} times as fast as in float32."

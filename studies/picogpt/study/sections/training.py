@@ -1,4 +1,4 @@
-"""Sentences on how the models of a preset were trained, from the settings of its runs."""
+"""Sentences that describe how the models of a preset were trained."""
 
 from __future__ import annotations
 
@@ -10,16 +10,18 @@ from studies.picogpt.study.settings import RunSetting
 __all__ = ["training"]
 
 
-# Starts from dense weights.
-_CUT_STARTS = {"tt_svd": "trained dense weights", "calibrated": "trained dense weights and what they see"}
-_RANDOM_STARTS = {"fan-in": "weights of the deviation of nn.Linear", "paper": "the paper's deviations"}
+# Descriptions of starts from dense weights.
+_CUT_STARTS = {"tt_svd": "trained dense weights", "calibrated": "trained dense weights and calibration data"}
+# How weight decay treats cores whose learning rate is scaled, by the name in records.
+_DECAYS = {"alike": "weight decay unscaled", "with the rates": "weight decay scaled too"}
+_RANDOM_STARTS = {"fan-in": "random weights as in nn.Linear", "paper": "random weights as in the paper"}
 
 
 def training(records: list[dict[str, Any]]) -> list[str]:
-    """A sentence for each way of training that rows of the table have, the way of the most rows first.
+    """One sentence per way of training, with its rows; the most frequent way comes first.
 
     Args:
-        records: of the preset.
+        records: records of the preset.
     """
     ways: dict[str, list[str]] = {}
     for record in records:
@@ -34,16 +36,15 @@ def training(records: list[dict[str, Any]]) -> list[str]:
 def _way(setting: RunSetting, decay: str) -> str:
     config, lessons = setting.config, setting.lessons
     assert config is not None
-    cores = f", cores at rates by their fan-in relative to it, decaying {decay}" if setting.core_rates else ""
+    cores = f" (scaled by fan-in for cores, {_DECAYS[decay]})" if setting.core_rates else ""
     start = _CUT_STARTS.get(setting.start, _RANDOM_STARTS[setting.initialization])
     if lessons is not None:
         start += (
-            f", the dense model's predictions at temperature {lessons.temperature} being {lessons.weight:.0%} of the "
-            "loss"
+            f", {lessons.weight:.0%} of the loss on the dense model's predictions at temperature {lessons.temperature}"
         )
     return (
         f"{config.steps:,} steps of {config.batch_size} sequences of {PicoGPT.context} characters from {start}; "
         f"AdamW (betas {config.betas[0]} and {config.betas[1]}, weight decay {config.weight_decay}), learning rate "
-        f"{config.learning_rate}{cores}, {config.warmup_steps} steps of warm-up, then a cosine to zero; gradients "
+        f"{config.learning_rate}{cores}, {config.warmup_steps} steps of warm-up, then cosine decay to zero; gradients "
         f"clipped at {config.clip_norm}"
     )
