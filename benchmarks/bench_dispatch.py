@@ -1,4 +1,4 @@
-"""Benchmark of overhead: the forward pass of a small layer beside the fewest torch calls for the same work."""
+"""Benchmark of dispatch overhead: a small layer's forward pass against the fewest torch calls for the same work."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ _SIZE, _BOND = 128, 4
 
 
 def _products(layer: MPOLinear) -> Callable[[Tensor], Tensor]:
-    """The layer's plan for one row in products of ready matrices, the bias part of the last."""
+    """Return the layer's plan for one row as bare products of prepared matrices; the last product adds the bias."""
     plan, bias = layer.plan(1)[0], layer.bias
     schedule = plan.schedule
-    assert not schedule.merges or plan.memory == "fast", "merges at every call are arithmetic, and are not counted here"
+    assert not schedule.merges or plan.memory == "fast", "merging at every call is arithmetic, not overhead"
     merged = plan.merge(*layer.cores[0])
     if len(merged) == 1:
         weight = merged[0].reshape(layer.out_features, layer.in_features)

@@ -1,4 +1,4 @@
-"""Benchmark of forward passes: the chain beside the dense layer, low rank at equal parameters, and every peer."""
+"""Benchmark of forward passes: the chain against the dense layer, low rank at equal parameters, and every peer."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from scout import fatal
 from states import rejected
 from torch.nn import functional as F
 
-# Every state between two cores is rounded to the element type.
+# Every intermediate state between two cores is rounded to the dtype.
 _TOLERANCE = {"float32": 1e-3, "bfloat16": 5e-2}
 
 

@@ -1,4 +1,4 @@
-"""Benchmark of embedding look-ups: compressed tables beside ``nn.Embedding``, time and memory beyond the rows."""
+"""Benchmark of embedding look-ups: time and extra memory of compressed tables against ``nn.Embedding``."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from mpochain.nn import RowEmbedding
 
 _WORDS, _COLUMNS, _TOKENS = {"tiny": (100, 12, 80)}.get(grid.NAME, (50_257, 768, 4096))
 
-# Units of an index, as many as morphemes or meanings of a vocabulary of that size are.
+# Number of units in an index: about as many as a vocabulary of this size has morphemes or meanings.
 _UNITS = max(_WORDS // 5, 10)
 
 
@@ -44,7 +44,7 @@ _FORMS = {
 
 def _tokens(kind: str) -> Tensor:
     if kind == "text":
-        # Words of a text by Zipf's law: most of them are asked for several times.
+        # Words drawn by Zipf's law, as in a text, so that most words occur several times.
         return torch.multinomial(1 / torch.arange(1.0, _WORDS + 1), _TOKENS, replacement=True)
     return torch.randint(_WORDS, (_TOKENS,))
 

@@ -1,4 +1,4 @@
-"""Benchmark of memory: one training step, beyond the parameters, gradients and outputs that any layer needs."""
+"""Benchmark of memory: a training step's peak beyond the parameters, gradients and outputs that any layer needs."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def _bytes(tensor) -> int:
 def bench_memory(benchmark, cell):
     skip_if_finished(benchmark, "memory", cell.name)
     dtype = getattr(torch, cell.dtype)
-    # Large states are measured here on purpose, and only one step of each layer runs.
+    # kept=1 allows larger states than in the timings: they are the point here, and each layer runs only one step.
     built, missing = layers(cell.spec, cell.batch, dtype, kept=1)
     x = torch.randn(cell.batch, cell.spec.in_features, dtype=dtype, requires_grad=True)
     grad = torch.randn(cell.batch, cell.spec.out_features, dtype=dtype)
@@ -54,7 +54,7 @@ def bench_memory(benchmark, cell):
         peak = peak_bytes(lambda function=function: function(0))
         gradients = sum(_bytes(parameter.grad) for parameter in built[name].parameters())
         beyond[name] = peak - _bytes(grad) - _bytes(x.grad) - gradients
-    # Rebuilding needs the dense weight and its gradient, by its nature.
+    # Rebuilding inherently needs the dense weight and its gradient.
     dense = 2 * _bytes(built["dense"].weight)
     plan = chosen(built["compact"].plan(cell.batch, training=True)[0])
     benchmark.group = f"memory: {cell.name}"

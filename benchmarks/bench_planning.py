@@ -1,4 +1,4 @@
-"""Benchmark of planning: the cost of the first call at a new shape."""
+"""Benchmark of planning: time of the first plan for a new shape."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _SHAPES = 20
 
 
 def _unseen(sites: int, count: int) -> list[tuple[ChainSpec, int]]:
-    """Distinct specs, so that no cache can help whatever caches there are, each with a batch size."""
+    """Draw distinct specs, each with a batch size, so that no cache can help."""
     draw = random.Random(sites)
     specs: dict[ChainSpec, int] = {}
     while len(specs) < count:

@@ -1,4 +1,4 @@
-"""Benchmark of training steps: the chain beside the dense layer, two autograd baselines, and peers with layers."""
+"""Benchmark of training steps: the chain against the dense layer, two autograd baselines, and peers with layers."""
 
 from __future__ import annotations
 

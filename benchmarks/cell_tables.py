@@ -1,4 +1,4 @@
-"""Tables of every cell of a grid, by shape."""
+"""Full benchmark tables: every cell of a grid, grouped by shape."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _TABLES = (
 
 
 def cell_tables(grid: str, groups: dict[str, list[Record]]) -> str:
-    """All targets with their missed cells, all cells, and the excluded peers, as Markdown."""
+    """Markdown with all targets and their missed cells, all cells, and the excluded peers."""
     checked = targets(groups)
     lines = [
         f"# Benchmarks: every cell of the {grid} grid",

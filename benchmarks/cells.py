@@ -1,4 +1,4 @@
-"""Measurement of one cell: warm up, exclude peers that fail or take too long, time the rest, record the result."""
+"""Measurement of one benchmark cell: warm-up, exclusion of peers that fail or are too slow, timing and recording."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from torch import Tensor
 from mpochain.planning import ContractionPlan
 
 _LONGEST_CALL = 5.0
-# A peer is excluded if its time at a smaller batch predicts that one call takes this long. A single row predicts
-# nothing: rebuilding the matrix takes as long for one row as for a hundred.
+# A peer is excluded if its time at a smaller batch predicts that one call takes this long. Predictions reach only to
+# batches _NEXT_BATCH times larger, because rebuilding the matrix takes as long for one row as for a hundred.
 _HOPELESS_CALL = 2 * _LONGEST_CALL
 _NEXT_BATCH = 16
 _TOOK = "one call took"
@@ -26,13 +26,13 @@ Functions = dict[str, Callable[[int], Any]]
 
 
 def skip_if_finished(benchmark, group: str, name: str) -> None:
-    """Skip a cell that an interrupted run has recorded; a run without recording, as in the tests, skips nothing."""
+    """Skip a cell that an interrupted run has recorded; without recording, as in the tests, nothing is skipped."""
     if benchmark.enabled and name in results.finished(group):
         pytest.skip("finished in an earlier run")
 
 
 def rotating(cell: Cell, requires_grad: bool = False) -> list[Tensor]:
-    """Several inputs, so that a cell does not run from cache alone."""
+    """Return several inputs to rotate, so that a cell does not run entirely from cache."""
     shape = cell.batch, cell.spec.in_features
     count = max(2, min(8, (1 << 24) // (shape[0] * shape[1])))
     dtype = getattr(torch, cell.dtype)
@@ -40,7 +40,7 @@ def rotating(cell: Cell, requires_grad: bool = False) -> list[Tensor]:
 
 
 def hopeless(group: str, cell: Cell, names: Iterable[str]) -> dict[str, str]:
-    """Peers that would take minutes here, judged by their time for fewer rows of the same chain; with the reason."""
+    """Return the peers that would take too long, predicted from fewer rows of the same chain, with the reasons."""
     reasons = {}
     for record in results.finished(group).values():
         growth = cell.batch / record["batch"]
@@ -65,11 +65,11 @@ def warm_up(
     """Call every function once, remove the peers that fail or take too long from ``functions``, and return why.
 
     Args:
-        functions: called with 0.
+        functions: functions by name, called with 0.
         peers: names that may be removed; errors of others propagate.
-        batch: rows of a call.
+        batch: number of rows per call, for the reason.
         check: called with the name and the result; its errors propagate.
-        longest: seconds that a call of a peer may take.
+        longest: longest allowed call of a peer, in seconds.
     """
     missing = {}
     for name in list(functions):
@@ -91,7 +91,7 @@ def warm_up(
 
 
 def chosen(plan: ContractionPlan) -> dict[str, Any]:
-    """The entries of a plan that a record stores."""
+    """Fields of a plan that a record stores."""
     return {
         "chosen": str(plan.chosen),
         "rebuilds": plan.chosen.rebuilds,

@@ -1,4 +1,4 @@
-"""Fixtures of all benchmarks: the seed, a plan store of the run, and provenance of the results."""
+"""Fixtures of all benchmarks: seed, plan cache of the run, and provenance of the results."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ def _cache(tmp_path_factory):
 
 @pytest.fixture(autouse=True)
 def _own_plans(_cache, monkeypatch) -> None:
-    """Measure plans in this run: those in the user's cache were measured under another load."""
+    """Measure plans in this run, because those in the user's cache were measured under another load."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(_cache))
 
 

@@ -1,8 +1,8 @@
-"""Removal of cells that were disturbed by other load on the machine: ``python benchmarks/disturbed.py [grid]``.
+"""Removal of cells that other load on the machine disturbed: ``python benchmarks/disturbed.py [grid]``.
 
-The time of the dense layer does not depend on the chain beside it, so a cell whose dense time is far above that of
-other cells of the same shape was not measured on a quiet machine. Only the dense time decides, whichever side gains.
-The next run measures the removed cells again.
+The dense layer's time does not depend on the chain measured with it, so a cell whose dense time is far above that of
+other cells of the same shape was measured on a busy machine. Only the dense time decides, whether or not the chain
+gained from the disturbance. The next run measures the removed cells again.
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ from collections import defaultdict
 from collections.abc import Iterable
 from typing import Any
 
-# Dense times of one shape vary by some 10 % over the cells of a quiet run.
+# On a quiet machine, dense times of one shape vary by about 10 % between cells.
 _FAR_ABOVE = 1.5
 
 
 def disturbed(records: Iterable[dict[str, Any]]) -> list[str]:
-    """Names of the cells whose dense time is far above the median of its shape, batch and type."""
+    """Names of cells whose dense time is far above the median for their shape, batch and dtype."""
     groups = defaultdict(list)
     for record in records:
         sizes = tuple(math.prod(record["spec"][dims]) for dims in ("out_dims", "in_dims"))

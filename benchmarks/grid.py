@@ -1,4 +1,4 @@
-"""Grids of benchmark cells: tiny for one run in the tests, small for ``make bench``, full for ``make bench-full``."""
+"""Grids of benchmark cells: tiny for the tests, small for ``make bench``, full for ``make bench-full``."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ KINDS = ("2 sites", "3 sites", "2 sites skewed", "3 sites skewed")
 
 @dataclass(frozen=True)
 class Block:
-    """All combinations of these."""
+    """Block of cells: all combinations of shapes, kinds, bonds and batches."""
 
     shapes: tuple[tuple[int, int], ...]
     kinds: tuple[str, ...]
@@ -39,7 +39,7 @@ GRIDS = {
     ],
     "full": [
         Block(_FULL, KINDS, _BONDS, _BATCHES),
-        # A batch size that one of the targets names.
+        # One of the targets names this batch size.
         Block(((4096, 4096),), ("2 sites",), (4,), (1024,)),
         Block(_FULL, KINDS, _BONDS, _BATCHES, "bfloat16"),
     ],
@@ -48,7 +48,7 @@ GRIDS = {
 
 @dataclass(frozen=True)
 class Cell:
-    """One chain of one element type at one batch size."""
+    """Benchmark cell: one chain in one dtype at one batch size."""
 
     kind: str
     bond: int
@@ -64,7 +64,7 @@ class Cell:
 
 
 def spec_of(kind: str, out: int, in_: int, bond: int) -> ChainSpec:
-    """The chain of a kind."""
+    """Spec of the chain for a kind and a shape."""
     smaller = min(out, in_)
     if kind == "2 sites skewed":
         return shapes.skewed(out, in_, 8 if smaller >= 128 else 2, bond)
@@ -76,7 +76,7 @@ def spec_of(kind: str, out: int, in_: int, bond: int) -> ChainSpec:
 
 
 def cells(grid: str = NAME) -> list[Cell]:
-    """The cells of a grid; one whose bonds are clipped to those of an earlier cell is that cell, and is left out."""
+    """Cells of a grid without duplicates: clipping of bonds may make a cell equal to an earlier one."""
     distinct: dict[tuple[ChainSpec, int, str], Cell] = {}
     for block in GRIDS[grid]:
         for (out, in_), kind, bond, batch in product(block.shapes, block.kinds, block.bonds, block.batches):

@@ -1,6 +1,6 @@
 """Implementations compared in a cell: dense, low rank at equal parameters, this library, and every installed peer.
 
-A peer that is not installed, or that cannot compute a cell, is excluded, and the record keeps the reason.
+A peer that is not installed or cannot compute a cell is excluded, and the record stores the reason.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ Maker = Callable[[MPOChain, Tensor], nn.Module | Function]
 
 
 def random_chain(spec: ChainSpec, dtype: torch.dtype) -> MPOChain:
-    """Random cores, the same at every call, scaled so that outputs are about as large as inputs."""
+    """Random chain, the same at every call, scaled so that outputs are about as large as inputs."""
     torch.manual_seed(0)
     return MPOLinear(spec.in_features, spec.out_features, spec=spec, bias=False, dtype=dtype).chains[0]
 
 
 def exact_matrix(chain: MPOChain) -> Tensor:
-    """The dense matrix in float32, whatever the cores are."""
+    """Dense matrix of a chain in float32, regardless of the dtype of its cores."""
     return MPOChain([core.float() for core in chain.cores], chain.spec).to_matrix()
 
 
@@ -43,7 +43,7 @@ def low_rank(chain: MPOChain, weight: Tensor) -> Function:
 
 
 def predicted(chain: MPOChain, weight: Tensor) -> nn.Module:
-    """Compact execution with the plan that the cost model alone chooses."""
+    """Compact execution with the cost model's plan, without measurements."""
     return MPOLinear.from_chains(chain)
 
 
@@ -61,7 +61,7 @@ OWN: dict[str, Maker] = {
     "low rank": low_rank,
     "compact": _measured("compact"),
     "fast": _measured("fast"),
-    # After the measured ones, which also measure the machine constants of its cost model.
+    # Built after the measured ones, which also measure the machine constants for the cost model.
     "predicted": predicted,
 }
 
@@ -70,7 +70,7 @@ OWN: dict[str, Maker] = {
 def _built(
     spec: ChainSpec, dtype: torch.dtype
 ) -> tuple[dict[str, nn.Module | Function], dict[str, str], MPOChain, Tensor]:
-    """All implementations, cached for the batch sizes of one chain."""
+    """Build all implementations; cached because one chain is used at several batch sizes."""
     chain = random_chain(spec, dtype)
     exact = exact_matrix(chain)
     weight = exact.to(dtype)
@@ -82,7 +82,7 @@ def _built(
             continue
         try:
             built[name] = maker(chain)
-        except Exception as error:  # any error of a peer is the reason for its absence
+        except Exception as error:  # any error of a peer excludes it
             missing[name] = f"{type(error).__name__}: {error}"[:200]
     return built, missing, chain, exact
 
@@ -90,6 +90,6 @@ def _built(
 def implementations(
     spec: ChainSpec, dtype: torch.dtype
 ) -> tuple[dict[str, nn.Module | Function], dict[str, str], MPOChain, Tensor]:
-    """All implementations of one chain, reasons for the missing ones, the chain, and its float32 matrix."""
+    """Return all implementations of one chain, reasons for the missing ones, the chain, and its float32 matrix."""
     built, missing, chain, exact = _built(spec, dtype)
     return dict(built), dict(missing), chain, exact

@@ -1,4 +1,4 @@
-"""Interleaved timing on a noisy machine: all implementations of a cell in turn, round after round, in one run."""
+"""Interleaved timing for noisy machines: all implementations of a cell in turn, round after round, in one run."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from collections.abc import Callable, Collection, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
-# A call of a peer this long, and this many times as long as the fastest peer's, is timed once.
+# A peer is timed only once if its call takes longer than this and longer than this multiple of the fastest peer's.
 _SLOW_SECONDS = 0.1
 _SLOW_RATIO = 3.0
 
-# A call this long is timed twice at least, not three times: its spread is small, and a grid has an end.
+# A call longer than this is timed at least twice instead of three times: its spread is small, and it saves time.
 _LONG_SECONDS = 0.2
 
 _MANY = 10
@@ -24,7 +24,7 @@ class Timing:
     """Seconds per call over the rounds of one implementation.
 
     Attributes:
-        median: over the rounds.
+        median: median over the rounds.
         low: first quartile.
         high: third quartile.
         rounds: number of rounds.
@@ -53,21 +53,21 @@ def interleave(
     round_seconds: float = 2e-3,
     most_seconds: float = 0.06,
 ) -> dict[str, dict[str, float]]:
-    """Time functions against each other.
+    """Time several functions in interleaved rounds.
 
     Args:
-        functions: called with the number of the call, so that they can rotate their inputs; each has been called once
-            before, so that plans, caches and threads are there.
-        peers: names of those that are timed only once where they are far behind the fastest of them.
-        rounds: how often each is timed; the order is drawn anew each round, so that none always follows another, or
-            itself, and finds caches as that left them.
-        round_seconds: how long a round of one function should last; short calls are repeated within it.
-        most_seconds: a function whose rounds would take longer in all gets fewer of them, down to three, or to two if
-            its calls are long.
+        functions: called with the number of the call, so that they can rotate their inputs. Each must have been called
+            once before, so that plans, caches and threads exist.
+        peers: names of functions that are timed only once if they are far slower than the fastest of them.
+        rounds: number of rounds. Each round has a new random order, so that no function always finds the caches as the
+            same predecessor left them.
+        round_seconds: target duration of one function's round; short calls are repeated within it.
+        most_seconds: limit of a function's total time. A function that would exceed it gets fewer rounds, but at least
+            three, or two if its calls are long.
     """
     once = {name: _timed(function, 1, 1) for name, function in functions.items()}
     for name, function in functions.items():
-        # One short call among others runs from cold caches, and would make its rounds too short.
+        # A single short call runs with cold caches and overestimates the time, which would make its rounds too short.
         if _MANY * once[name] < round_seconds:
             once[name] = _timed(function, _MANY, 1)
     calls = {name: max(1, min(1000, round(round_seconds / seconds))) for name, seconds in once.items()}
@@ -79,7 +79,7 @@ def interleave(
     for name in peers:
         if name in functions and once[name] > max(_SLOW_SECONDS, _SLOW_RATIO * fastest):
             turns[name] = 1
-    # A call that fills a round on its own has had its first round.
+    # A call that fills a round on its own counts as the first round.
     seconds = {name: [once[name]] if calls[name] == 1 else [] for name in functions}
     order = random.Random(0)
     for turn in range(max(turns.values())):

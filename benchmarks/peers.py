@@ -1,6 +1,6 @@
 """Peer libraries, built from the cores of the chain and run by their fastest documented call.
 
-All hold the same numbers, so their outputs must agree, and none has to decompose a matrix first.
+All hold the same numbers, so their outputs must agree, and none needs to decompose a matrix first.
 """
 
 from __future__ import annotations
@@ -37,9 +37,9 @@ def _tltorch(implementation: str) -> Callable[[MPOChain], nn.Module]:
 
 
 def torchtt(chain: MPOChain) -> Function:
-    """Its own TT-matrix times a full tensor."""
+    """Product of torchTT's TT-matrix with a full tensor."""
     with warnings.catch_warnings():
-        # It misses its C++ part, which has solvers and no product, at every import.
+        # At every import it warns about its missing C++ extension, which has solvers but no products.
         warnings.simplefilter("ignore")
         import torchtt
 
@@ -49,7 +49,7 @@ def torchtt(chain: MPOChain) -> Function:
 
 
 def tntorch(chain: MPOChain) -> Function:
-    """It multiplies rows from the right, so its matrix is the transposed one."""
+    """Product with tntorch's TT-matrix, transposed because tntorch multiplies rows from the right."""
     from tntorch.matrix import TTMatrix, tt_multiply
 
     spec = chain.spec
@@ -59,7 +59,7 @@ def tntorch(chain: MPOChain) -> Function:
 
 
 def torch_mpo(chain: MPOChain) -> nn.Module:
-    """Its cores are matrices ``(r_left out, r_right in)``."""
+    """Layer of torch-mpo, whose cores are matrices ``(r_left out, r_right in)``."""
     from torch_mpo.layers import TTLinear
 
     spec = chain.spec
@@ -82,7 +82,7 @@ def _fill(parameters, values) -> None:
 
 
 def _expressions(chain: MPOChain, make: Callable[..., Callable[..., Tensor]]) -> Function:
-    """One precompiled expression per batch size: ``make(input shape, core shapes...)``."""
+    """Compile one expression per batch size by ``make(input shape, core shapes...)``."""
     spec, networks = chain.spec, {}
 
     def run(x: Tensor) -> Tensor:

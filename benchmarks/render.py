@@ -1,4 +1,4 @@
-"""Summary page, figures and full tables of the benchmarks: ``python benchmarks/render.py [grid [folder]]``."""
+"""Benchmark summary page, figures and full tables: ``python benchmarks/render.py [grid [folder]]``."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ Groups = dict[str, list[Record]]
 
 
 def provenance(groups: Groups) -> dict[str, list[str]]:
-    """Every value that a key has in any record."""
+    """Provenance of all records: every distinct value of each key."""
     provenances = [record["provenance"] for records in groups.values() for record in records]
     keys = ("commit", "processor", "cpus", "threads", "python", "torch", "numpy", "opt_einsum")
     return {key: sorted({str(origin.get(key)) for origin in provenances}) for key in keys}
 
 
 def share(values: Iterable[float | None], least: float) -> str:
-    """How many of the known values reach this."""
+    """Count of the known values that are at least ``least``, as text."""
     known = [value for value in values if value is not None]
     return f"{sum(value >= least for value in known)} of {len(known)}"
 
@@ -40,7 +40,7 @@ def _of(groups: Groups, group: str, dtype: str) -> list[Record]:
 
 
 def forward_summary(cells: list[Record], dtype: str) -> list[str]:
-    """Wins and means of inference."""
+    """Summary lines on inference: counts of wins, and geometric means."""
     lines = [
         f"- Inference, {dtype}: compact beats dense in {share([ratio(cell, 'dense') for cell in cells], 1.0)} cells "
         f"and the best peer in {share([over_best_peer(cell) for cell in cells], 1.0)}; fast beats dense in "
@@ -57,7 +57,7 @@ def forward_summary(cells: list[Record], dtype: str) -> list[str]:
 
 
 def training_summary(cells: list[Record], dtype: str) -> list[str]:
-    """Wins and means of training."""
+    """Summary lines on training: counts of wins, and geometric means."""
     means = []
     for name in ("dense", "rebuild", "plain chain", "tltorch factorized", "tltorch reconstructed", "torch-mpo"):
         gains = [gain for cell in cells if (gain := ratio(cell, name))]
@@ -65,13 +65,13 @@ def training_summary(cells: list[Record], dtype: str) -> list[str]:
             means.append(f"{name} {geometric_mean(gains):.2f} ({len(gains)} cells)")
     return [
         f"- Training, {dtype}: the chain beats dense in {share([ratio(cell, 'dense') for cell in cells], 1.0)} cells "
-        f"and the better way by autograd in {share([over_autograd(cell) for cell in cells], 1.0)}; geometric mean of "
+        f"and the faster autograd baseline in {share([over_autograd(cell) for cell in cells], 1.0)}; geometric mean of "
         f"other/chain: {', '.join(means)}."
     ]
 
 
 def summary(groups: Groups) -> list[str]:
-    """The whole grid in a few lines."""
+    """Summary lines on the whole grid."""
     parts = (("forward", forward_summary), ("training", training_summary))
     return [
         line
@@ -83,7 +83,7 @@ def summary(groups: Groups) -> list[str]:
 
 
 def draw_forward(path: Path, groups: Groups, note: str) -> None:
-    """Speed-up over dense against multiply-adds."""
+    """Draw the speed-up over dense against multiply-adds."""
     series = []
     for dtype in DTYPES:
         rows = tables.forward_rows(_of(groups, "forward", dtype))
@@ -103,7 +103,7 @@ def draw_forward(path: Path, groups: Groups, note: str) -> None:
 
 
 def draw_peers(path: Path, groups: Groups, note: str) -> None:
-    """Compact over the best peer, cells sorted."""
+    """Draw the speed-up of compact over the best peer, with cells sorted."""
     series = []
     for dtype in DTYPES:
         gains = sorted(gain for cell in _of(groups, "forward", dtype) if (gain := over_best_peer(cell)))
@@ -129,7 +129,7 @@ def _progress(grid: str, groups: Groups) -> str:
 
 
 def summary_page(grid: str, groups: Groups) -> str:
-    """The page of the documentation: targets, counts and means; every cell is in the full tables."""
+    """Markdown of the documentation page: targets, counts and means; the full tables have every cell."""
     command = "bench" if grid == "small" else "bench-full"
     lines = [
         "# Benchmarks",
@@ -138,7 +138,7 @@ def summary_page(grid: str, groups: Groups) -> str:
         f"`python benchmarks/render.py {grid}` writes this page again, and the tables of all cells to "
         f"`benchmarks/tables/{grid}.md`.",
         "",
-        "- *compact*: the planned chain; nothing but the cores is kept between calls.",
+        "- *compact*: the planned chain; only the cores are kept between calls.",
         "- *fast*: folded cores, up to the dense matrix, are kept between calls (`set_execution(layer, cache=True)`).",
         "- Times are medians. All implementations of a cell run in interleaved rounds on the same cores, and their "
         "outputs agree. Compact and fast run the plan that was measured to be fastest.",
@@ -173,12 +173,12 @@ def summary_page(grid: str, groups: Groups) -> str:
 
 
 def _short(origin: dict[str, list[str]]) -> dict[str, list[str]]:
-    """Commits by their first twelve digits."""
+    """Shorten commits to their first twelve digits."""
     return {key: [value[:12] for value in values] if key == "commit" else values for key, values in origin.items()}
 
 
 def load_groups(grid: str) -> Groups:
-    """The records of all groups of a grid that has any."""
+    """Load the records of all groups of a grid; groups without records are left out."""
     os.environ["MPOCHAIN_BENCH_GRID"] = grid
     import results
 
@@ -186,7 +186,7 @@ def load_groups(grid: str) -> Groups:
 
 
 def main(grid: str = "small", folder: str = str(ROOT / "docs" / "results")) -> None:
-    """Read all groups of the grid; write the page and its figures into the folder, and all cells beside the results."""
+    """Write the page and its figures into the folder, and the tables of all cells into ``benchmarks/tables``."""
     groups = load_groups(grid)
     if not groups:
         sys.exit(f"no results of the {grid} grid; run `make bench` first")

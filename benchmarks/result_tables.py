@@ -1,4 +1,4 @@
-"""Tables of the benchmark pages: their columns, and their rows from the records."""
+"""Tables of the benchmark pages, built from the records."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def _micro(record: Record, name: str) -> float | None:
 
 
 def shape(record: Record) -> str:
-    """Shape and element type of a cell."""
+    """Shape and dtype of a cell, as text."""
     spec = record["spec"]
     return f"{spec['out_features']}x{spec['in_features']} {record['dtype']}"
 
@@ -31,7 +31,7 @@ def _within_shape(record: Record) -> str:
 
 
 def by_shape(records: Iterable[Record]) -> list[tuple[str, list[Record]]]:
-    """Records of each shape and element type, in the order of the grid."""
+    """Group records by shape and dtype, in the order of the grid."""
     return [(name, list(cells)) for name, cells in groupby(sorted(records, key=_order), key=shape)]
 
 
@@ -42,7 +42,7 @@ def _order(record: Record) -> tuple[Any, ...]:
 
 
 def forward_rows(cells: Iterable[Record]) -> list[Record]:
-    """One row per cell, times in microseconds."""
+    """Table rows of forward passes, one per cell, times in microseconds."""
     rows = []
     for cell in cells:
         peer, plan, timing = best_peer(cell), cell["plans"]["compact"], cell["timings"]["compact"]
@@ -144,7 +144,7 @@ def training_means(cells: Iterable[Record]) -> str:
 
 
 def target_summary(checked: Sequence[Target]) -> str:
-    """Each target, whether it is met, and the measurement, without the cells that miss it."""
+    """Table of targets: whether each is met, and the measurement, without the cells that miss it."""
     met = {True: "yes", False: "**no**", None: None}
     rows = [{"text": target.text, "met": met[target.met], "measured": target.measured} for target in checked]
     return markdown((Column("text", "target"), Column("met", "met"), Column("measured", "measured")), rows)
@@ -275,7 +275,7 @@ def lookup(records: Iterable[Record]) -> str:
 
 
 def left_out(groups: dict[str, list[Record]]) -> str:
-    """Which implementations are missing, why, and in how many cells; the records have each cell's numbers."""
+    """Table of excluded implementations, with the reason and the number of cells; the records have the details."""
     counts = Counter(
         (group, name, "one call takes over 5 s, here or by its time at fewer rows" if "one call took" in why else why)
         for group, records in groups.items()

@@ -1,7 +1,7 @@
-"""Benchmark results on disk, one JSON line per finished cell, so that an interrupted run resumes where it stopped.
+"""Benchmark results on disk, one JSON line per finished cell, so that an interrupted run can resume.
 
-Only a run with ``MPOCHAIN_BENCH_RECORD`` set, as ``make bench`` does, writes them and skips what they hold. Any other
-is plain pytest-benchmark: it measures everything, every time.
+Only a run with ``MPOCHAIN_BENCH_RECORD`` set, as by ``make bench``, writes results and skips finished cells. Any other
+run is plain pytest-benchmark and measures everything, every time.
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ FOLDER = Path(os.environ.get("MPOCHAIN_BENCH_RESULTS", str(Path(__file__).parent
 
 RECORDING = bool(os.environ.get("MPOCHAIN_BENCH_RECORD"))
 
-# Times measured under other circumstances are not reused.
+# Times measured under other conditions are not reused.
 _CIRCUMSTANCES = ("processor", "cpus", "threads", "torch")
 
-# Runs git three times; once per process is enough.
+# It runs git three times; once per process is enough.
 _provenance = cache(provenance)
 
 
@@ -35,7 +35,7 @@ def _file(group: str) -> Path:
 
 @cache
 def load(group: str) -> dict[str, dict[str, Any]]:
-    """Finished cells of a group in the chosen grid, by name."""
+    """Load the finished cells of a group in the chosen grid, by name."""
     file = _file(group)
     if not file.exists():
         return {}
@@ -43,7 +43,7 @@ def load(group: str) -> dict[str, dict[str, Any]]:
 
 
 def finished(group: str) -> dict[str, dict[str, Any]]:
-    """Cells recorded with the same processor, torch and number of threads, which are not measured again."""
+    """Cells recorded with the same processor, torch version and number of threads, which are not measured again."""
     if not RECORDING:
         return {}
     here = _provenance(threads=torch.get_num_threads(), commit=True)
@@ -55,7 +55,7 @@ def finished(group: str) -> dict[str, dict[str, Any]]:
 
 
 def add(group: str, record: dict[str, Any]) -> None:
-    """Append a finished cell with its provenance; the last record of a cell counts."""
+    """Append a finished cell with its provenance; if a cell has several records, the last one counts."""
     if not RECORDING:
         return
     known = load(group)
@@ -67,6 +67,6 @@ def add(group: str, record: dict[str, Any]) -> None:
 
 
 def rewrite(group: str, records: list[dict[str, Any]]) -> None:
-    """Replace the cells of a group by these."""
+    """Replace all records of a group."""
     write_bytes(_file(group), "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records).encode())
     load.cache_clear()

@@ -1,7 +1,7 @@
-"""Child process that tries peers first, because torch's bfloat16 kernels can kill the process they run in.
+"""Child process that tries peers first, because torch's bfloat16 kernels can kill their process.
 
-Seen with torch 2.13 on an AMX machine: the backward pass of tltorch's factorized layer, 768x3072 in three sites, χ=8,
-2,048 rows, ends in SIGFPE. One cell must not end the whole run.
+With torch 2.13 on an AMX machine, the backward pass of tltorch's factorized layer (768x3072, three sites, χ=8, 2,048
+rows) ends in SIGFPE. One cell must not end the whole run.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ def _serve(connection: Connection) -> None:
         task = connection.recv()
         try:
             _attempt(*task)
-        except Exception:  # only a dead process counts here; errors are recorded where the peer is timed
+        except Exception:  # errors are recorded when the peer is timed; only a dead process matters here
             connection.send("raised")
         else:
             connection.send("ran")
@@ -51,7 +51,7 @@ class _Child:
         theirs.close()
 
     def death(self, group: str, cell: Cell, name: str) -> str | None:
-        """The signal or exit code that ended the child in this attempt; None if it is alive."""
+        """Run one attempt; return the signal or exit code that ended the child, or None if it is alive."""
         try:
             self._connection.send((group, cell, name))
             self._connection.recv()
@@ -66,7 +66,7 @@ _child = cache(_Child)
 
 
 def fatal(group: str, cell: Cell, names: Iterable[str]) -> dict[str, str]:
-    """Peers that kill the process in this cell, with the signal or exit code; float32 kernels are not tried."""
+    """Return the peers that kill the process in this cell, with the signal or exit code; float32 is not tried."""
     deaths = {}
     if cell.dtype != "float32":
         for name in names:

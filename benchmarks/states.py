@@ -36,7 +36,7 @@ def _searched(spec: ChainSpec, batch: int) -> int:
     return int(path.largest_intermediate)
 
 
-# Implementations that are absent here rebuild the matrix, or work in tiles.
+# Implementations that are not listed rebuild the matrix or work in tiles.
 _STATES: dict[str, Callable[[ChainSpec, int], int]] = {
     "plain chain": _leftward,
     "torchTT": _rightward,
@@ -50,13 +50,13 @@ _STATES: dict[str, Callable[[ChainSpec, int], int]] = {
 
 
 def rejected(names: Iterable[str], spec: ChainSpec, batch: int, *, kept: int = 1) -> dict[str, str]:
-    """Implementations to exclude, with the reason.
+    """Return the implementations to exclude, with the reason.
 
     Args:
-        names: of implementations.
-        spec: the chain.
-        batch: rows.
-        kept: number of states of that size that are alive at once; more in training.
+        names: names of implementations.
+        spec: spec of the chain.
+        batch: number of rows.
+        kept: number of the largest states alive at once; more in training.
     """
     reasons = {}
     for name in names:

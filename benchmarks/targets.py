@@ -1,4 +1,4 @@
-"""Performance targets of the library, computed from the records, missed ones included."""
+"""Performance targets of the library, met or missed, computed from the records."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from ratios import Record, geometric_mean, median, over_autograd, over_best_peer, ratio
 
-# Two runs of the same code differ by this much.
+# Two runs of the same code may differ by this factor.
 _EQUAL = 1 / 1.05
 
 _SHORT_SECONDS = 50e-6
@@ -19,13 +19,13 @@ Groups = Mapping[str, list[Record]]
 
 @dataclass(frozen=True)
 class Target:
-    """A promise and how it stands.
+    """Performance target with its measurement.
 
     Attributes:
-        text: the promise.
-        measured: the measured value, or that the grid lacks it.
-        met: None where the grid lacks it.
-        missed: where it is missed, worst first.
+        text: description of the target.
+        measured: measured value, or a note that the grid lacks it.
+        met: whether the target is met; None if the grid lacks it.
+        missed: cells that miss the target, worst first.
     """
 
     text: str
@@ -39,7 +39,7 @@ def _absent(text: str) -> Target:
 
 
 def _at_least(text: str, values: Mapping[str, float | None], least: float, show: Callable[[float], str]) -> Target:
-    """A target of every cell: its value is at least this."""
+    """Target that the value of every cell is at least ``least``."""
     known = {cell: value for cell, value in values.items() if value is not None}
     if not known:
         return _absent(text)
@@ -54,7 +54,7 @@ def _at_least(text: str, values: Mapping[str, float | None], least: float, show:
 
 
 def _at_most(text: str, values: Mapping[str, float | None], most: float, show: Callable[[float], str]) -> Target:
-    """A target of every cell: its value is at most this."""
+    """Target that the value of every cell is at most ``most``."""
     less = {cell: None if value is None else -value for cell, value in values.items()}
     return _at_least(text, less, -most, lambda value: show(-value))
 
@@ -149,7 +149,7 @@ def _training(cells: list[Record]) -> list[Target]:
 
 
 def memory_over(record: Record) -> int:
-    """Bytes of a training step of the chain beside inputs, outputs, gradients and a dense weight that it rebuilds."""
+    """Bytes of the chain's training step beyond inputs, outputs, gradients and the rebuilt dense weight, if any."""
     rebuilds = record["plans"]["compact"]["rebuilds"]
     return record["beyond"]["compact"] - (record["dense_and_gradient"] if rebuilds else 0)
 
@@ -203,7 +203,7 @@ def _lookup(records: list[Record]) -> list[Target]:
 def _decomposition(records: list[Record]) -> list[Target]:
     record = next((record for record in records if record["cell"] == "3072x3072 2 sites χ=64"), None)
     checked = []
-    # The error of the exact SVD is the optimum; "the same" leaves room for rounding alone.
+    # The error of the exact SVD is the optimum; "the same error" allows only for rounding.
     for method, least, most, label in (
         ("gram", 4.0, 1e-4, "at the same error"),
         ("randomized", 25.0, 0.01, "within 1 % of the optimal error"),
@@ -219,7 +219,7 @@ def _decomposition(records: list[Record]) -> list[Target]:
 
 
 def targets(groups: Groups) -> list[Target]:
-    """All targets, missed ones first, those that the grid lacks last; float32, ratios within one run."""
+    """All targets, from float32 ratios within one run; missed targets first, those that the grid lacks last."""
     forward, training = (
         [cell for cell in groups.get(group, []) if cell["dtype"] == "float32"] for group in ("forward", "training")
     )

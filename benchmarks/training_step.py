@@ -1,4 +1,4 @@
-"""Layers trained in a cell, and one training step: forward, then backward to the input and all cores."""
+"""Training step of a benchmark cell, forward and backward to the input and all cores, and the layers to train."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from mpochain import ChainSpec
 TRAINED = ("compact", "tltorch factorized", "tltorch reconstructed", "torch-mpo")
 PEERS = TRAINED[1:]
 
-# Autograd keeps states and computes their gradients.
+# Autograd keeps the states and computes their gradients.
 _STATES_ALIVE = 4
 
 
 def layers(
     spec: ChainSpec, batch: int, dtype: torch.dtype, *, kept: int = _STATES_ALIVE
 ) -> tuple[dict[str, nn.Module], dict[str, str]]:
-    """Layers by name, and reasons for the missing ones."""
+    """Return the layers to train by name, and reasons for the missing ones."""
     built, missing, _, _ = implementations(spec, dtype)
     chain = built["compact"]
     trained = {
@@ -37,7 +37,7 @@ def layers(
 
 
 def step(layer: nn.Module, inputs: Sequence[Tensor], grad: Tensor) -> Callable[[int], Tensor]:
-    """A function that does one training step on one of the inputs and returns the output."""
+    """Return a function that runs one training step on one of the inputs and returns the output."""
     parameters = list(layer.parameters())
 
     def run(k: int) -> Tensor:
