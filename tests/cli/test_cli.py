@@ -40,5 +40,5 @@ def test_help_and_version(tmp_path):
 def test_a_command_of_the_study_says_where_it_is(tmp_path, name, options):
     done = run(name, *options, cwd=tmp_path)
     assert (done.returncode, done.stdout, done.stderr.count("\n")) == (1, "", 1)
-    assert done.stderr.startswith(f"error: there is no mpochain {name}: ")
+    assert done.stderr.startswith(f"error: mpochain {name} has moved; ")
     assert f"python -m studies.picogpt {name}" in done.stderr

@@ -143,10 +143,10 @@ def test_what_needs_no_data_and_a_dry_run(folder, run):
     ("arguments", "message"),
     [
         (["compress", "--budget", "0.5", "--out", "o"], "command line: no model is named"),
-        (["compress", "dense", "--out", "o"], "no budget is given"),
+        (["compress", "dense", "--out", "o"], "the budget is missing"),
         (["compress", "dense", "--budget", "0.5"], "--out FOLDER"),
         (["compress", "dense", "--budget", "0.5", "--out", "o"], "--calibration"),
-        (["compress", "dense", "--budget", "0.5", "--out", "dense"], "holds the model itself"),
+        (["compress", "dense", "--budget", "0.5", "--out", "dense"], "is the folder of the dense model"),
         (["compress", "dense", "--budget", "1.5", "--method", "svd", "--out", "o"], "out of range"),
         (["compress", "dense", "--budget", "0.5", "--method", "magic", "--out", "o"], "there is no method 'magic'"),
         (["compress", "dense", "--budget", "0.5", "--calibration-windows", "3", "--out", "o"], "calibration.text"),
@@ -157,19 +157,19 @@ def test_what_needs_no_data_and_a_dry_run(folder, run):
         (["compress", "--dry-run", "./nowhere", "--budget", "0.5", "--method", "svd"], "cannot read a language model"),
         (["compress", "--dry-run", "--recipe", "none.yaml"], "cannot read the recipe none.yaml"),
         (["eval", "dense", "--text", "none.txt"], "cannot read the text none.txt"),
-        (["eval", "dense", "--text", "test.txt"], "longer than the 64"),
+        (["eval", "dense", "--text", "test.txt"], "longer than the model's context of 64"),
         (["inspect", "dense"], "expected 'mpochain' (a compressed model's checkpoint)"),
         (["inspect", "nowhere"], "cannot be read"),
-        (["convert", "dense", "--out", "dense"], "holds a model, which would be"),
+        (["convert", "dense", "--out", "dense"], "contains a model, which would be"),
         (["compress", "dense", "--budget", "0.5", "--method", "svd", "--out", "other"], "holds another model"),
-        (["convert", "dense", "--out", "other"], "holds a model, which would be"),
+        (["convert", "dense", "--out", "other"], "contains a model, which would be"),
         (
             ["compress", "--dry-run", "dense", "--budget", "0.5", "--calibration", "test.txt"],
-            "window of 512 tokens is longer than the 64",
+            "window of 512 tokens is longer than the model's context of 64",
         ),
         (
             ["compress", "dense", "--budget", "0.5", "--method", "svd", "--evaluate", "test.txt", "--out", "o"],
-            "window of 512 tokens is longer than the 64",
+            "window of 512 tokens is longer than the model's context of 64",
         ),
     ],
 )
@@ -259,7 +259,7 @@ def test_ctrl_c_while_finetuning_writes_the_state_of_the_finished_step(folder, s
     process.send_signal(signal.SIGINT)
     _, errors = process.communicate(timeout=120)
     assert process.returncode == 130, errors
-    assert "interrupted; the state is kept in cut" in errors
+    assert "interrupted; the state is saved in cut" in errors
     (state,) = (folder / "cut").glob("*.state")
     assert 1 <= read_record(state)["result"]["steps"] < 2000, "before the first regular checkpoint"
 
@@ -267,9 +267,9 @@ def test_ctrl_c_while_finetuning_writes_the_state_of_the_finished_step(folder, s
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["finetune", "forty", "--out", "forty", "--text", "valid.txt"], "is the model itself"),
+        (["finetune", "forty", "--out", "forty", "--text", "valid.txt"], "is the folder of the compressed model"),
         (["finetune", "forty", "--out", "dense", *FINETUNE, "--teacher", "dense"], "dense holds another model"),
-        (["finetune", "forty", "--out", "o"], "no text to finetune on"),
+        (["finetune", "forty", "--out", "o"], "the text to finetune on is missing"),
         (
             ["finetune", "forty", "--out", "o", *FINETUNE, "--temperature", "-1"],
             "finetune.training.temperature: Input should be greater than 0 (on the command line --temperature)",
@@ -284,7 +284,7 @@ def test_ctrl_c_while_finetuning_writes_the_state_of_the_finished_step(folder, s
             "test.txt is the text that the model is calibrated on",
         ),
         (["finetune", "forty", "--out", "o", *FINETUNE, "--window", "100"], "64"),
-        (["finetune", "forty", "--out", "o", "--recipe", "recipe.yaml"], "no text to finetune on"),
+        (["finetune", "forty", "--out", "o", "--recipe", "recipe.yaml"], "the text to finetune on is missing"),
         (["finetune", "forty", "--out", "o", *FINETUNE, "--teacher", "forty"], "its own teacher"),
         (["finetune", "forty", "--out", "o", "--text", "valid.txt", "--distillation", "0.5"], "its own teacher"),
         (["compress", "--dry-run", "--recipe", "yes.yaml"], "yes.yaml: budget: budget True is out of range"),
@@ -292,7 +292,7 @@ def test_ctrl_c_while_finetuning_writes_the_state_of_the_finished_step(folder, s
         (["compress", "--dry-run", "--recipe", "word.yaml"], "targets should be a list, as in [a, b]"),
         (["compare", "seen.yaml"], "is the text that the model is calibrated on"),
         (["compare", "recipe.yaml"], "needs the sections comparison and evaluation"),
-        (["compare", "recipe.yaml", "--page-only"], "holds no finished run"),
+        (["compare", "recipe.yaml", "--page-only"], "contains no finished run"),
         (["compress", "dense", "--budget", "0.5", "--method", "svd", "--sequential", "--out", "o"], "does not use"),
     ],
 )
@@ -329,7 +329,7 @@ def test_a_comparison(folder, run):
     assert run("compare", "comparison.yaml", "--out", "runs").stderr == ""
     assert (folder / "runs" / "dense.json").stat().st_mtime_ns == before
     (folder / "comparison.yaml").write_text((folder / "comparison.yaml").read_text() + "seed: 5\n")
-    assert "is of another recipe" in run("compare", "comparison.yaml", "--out", "runs", code=1).stderr
+    assert "belongs to another recipe" in run("compare", "comparison.yaml", "--out", "runs", code=1).stderr
     assert "has no run 'svd-0.5'" in run("compare", "comparison.yaml", "--only", "svd-0.5", code=1).stderr
     (folder / "runs" / "dense.json").write_text("{")
     assert "is damaged" in run("compare", "comparison.yaml", "--out", "runs", "--page-only", code=1).stderr
@@ -338,7 +338,7 @@ def test_a_comparison(folder, run):
 @pytest.mark.parametrize("name", ["steps", "batch_size", "accumulate", "warmup_steps", "learning_rate", "temperature"])
 def test_help_names_the_defaults_of_the_configuration(name):
     option = get_type_hints(finetune, include_extras=True)[name].__metadata__[0]
-    default = re.search(r"; (\S+) if not given", option.help)
+    default = re.search(r"; by default (\S+)\.$", option.help)
     assert default is not None
     assert float(default[1]) == getattr(FinetuneConfig(), name)
 

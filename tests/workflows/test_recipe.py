@@ -66,18 +66,18 @@ def test_flags_override(tmp_path):
         ("model: m\nmethod: kronecker\nsettings: 3", "settings: .*dictionary"),
         ("model: m\nmethod: nowhere.to.be.found:Method", r"settings: .*cannot import 'nowhere\.to\.be\.found'"),
         ("model: m\nmethod: 'os:system'", r"expected a subclass of mpochain\.compression\.Method"),
-        ("model: m\nevaluation: {text: a, window: 8, stride: 9}", r"evaluation: stride=9 is over window=8"),
+        ("model: m\nevaluation: {text: a, window: 8, stride: 9}", r"evaluation: stride=9 exceeds window=8"),
         ("model: m\nseed: yes", "seed"),
-        ("model: m\nmodel: n", "'model' is there twice"),
-        ("model: m\ncalibration: {text: a, text: b}", "'text' is there twice"),
+        ("model: m\nmodel: n", "'model' is given twice"),
+        ("model: m\ncalibration: {text: a, text: b}", "'text' is given twice"),
         ("a: &x [1]\nb: *x", "aliases"),
-        ("model: !!python/object/apply:os.system ['true']", "no recipe"),
-        ("model: m\n\ttargets: []", "no recipe"),
-        ("model: \x00", "no recipe"),
+        ("model: !!python/object/apply:os.system ['true']", "not a recipe"),
+        ("model: m\n\ttargets: []", "not a recipe"),
+        ("model: \x00", "not a recipe"),
         ("model: " + "[" * 30 + "]" * 30, "nested too deeply"),
         ("{" * 5000, "nested too deeply"),
-        ("? {a: b}\n: c", "no recipe"),
-        ("model: 2024-99-99", "no recipe|model"),
+        ("? {a: b}\n: c", "not a recipe"),
+        ("model: 2024-99-99", "not a recipe|model"),
     ],
 )
 def test_what_is_refused_names_the_place(tmp_path, text, message):
@@ -123,14 +123,14 @@ def test_former_names_are_read_with_a_warning(tmp_path, caplog):
     assert recipe.finetune.text == tmp_path / "a.txt"
     assert recipe.comparison.finetune == ("svd",)
     assert caplog.messages == [
-        f"{file}: healing is called finetune now; rename it",
-        f"{file}: comparison.heal is called comparison.finetune now; rename it",
+        f"{file}: healing is now called finetune; rename it",
+        f"{file}: comparison.heal is now called comparison.finetune; rename it",
     ]
 
 
 def test_a_field_under_both_names_is_refused(tmp_path):
     file = write(tmp_path, "model: m\nhealing: {text: a.txt}\nfinetune: {text: b.txt}\n")
-    with pytest.raises(MPOError, match="healing is the former name of finetune, which is given too"):
+    with pytest.raises(MPOError, match="healing is the former name of finetune, but both are given"):
         read_recipe(file)
 
 
@@ -150,7 +150,7 @@ def test_settings_of_the_command_line(tmp_path, caplog):
     # Settings of one method say nothing to another.
     recipe = read_recipe(file, {"method": "svd", "settings": None})
     assert (recipe.method, recipe.settings) == ("svd", {})
-    assert caplog.messages == [f"{file}: its settings are not used, as they go with method kronecker"]
+    assert caplog.messages == [f"{file}: its settings are not used, because they belong to method kronecker"]
     with pytest.raises(MPOError, match=r"settings: Kronecker: terms: .* \(on the command line --set\)"):
         read_recipe(file, {"settings": {"terms": 0}})
 
@@ -184,12 +184,12 @@ def test_factors_of_a_group_are_settings_of_a_method(permuted, calibrated, name)
     [
         ({}, "give one of method, factors of Kronecker products, or units"),
         ({"method": "svd", "factors": ((2, 2),)}, "give one of method, factors"),
-        ({"method": "svd"}, "a budget is missing"),
+        ({"method": "svd"}, "the budget is missing"),
         ({"factors": ((2, 2),), "budget": 0.5}, "take no budget"),
         ({"method": "kronecker", "settings": {"terms": 1}, "budget": 0.5}, "take no budget"),
         ({"method": "kronecker", "settings": {"seconds": -1}, "budget": 0.5}, "Kronecker: seconds"),
-        ({"factors": ((2, 2),), "settings": {"terms": 1}}, "settings goes with method"),
-        ({"method": "svd", "budget": 0.5, "terms": 1}, "terms goes with factors"),
+        ({"factors": ((2, 2),), "settings": {"terms": 1}}, "settings needs method"),
+        ({"method": "svd", "budget": 0.5, "terms": 1}, "terms needs factors"),
     ],
 )
 def test_groups_that_contradict_themselves(group, message):

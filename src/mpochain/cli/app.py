@@ -1,6 +1,6 @@
-"""Command-line application: its subcommands, and errors as one line with an exit status.
+"""Command-line application: subcommands, and errors as one line with an exit status.
 
-Exit status: 0 done, 1 failed, 2 wrong usage, 130 interrupted.
+Exit status: 0 success, 1 failure, 2 wrong usage, 130 interrupted.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ __all__ = ["app", "main"]
 
 app = typer.Typer(
     name="mpochain",
-    help="Compress language models by tensor networks and low rank, finetune, evaluate and compare them.",
+    help="Compress language models by tensor networks and low rank; finetune, evaluate and compare them.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -59,7 +59,7 @@ app.command("eval")(evaluate)
 app.command()(compare)
 app.command()(inspect)
 app.command()(convert)
-# All arguments, --help among them, are those of compress.
+# All arguments, including --help, are passed to compress.
 app.command(
     hidden=True,
     add_help_option=False,
@@ -68,9 +68,9 @@ app.command(
 
 
 def _moved(context: typer.Context) -> None:
-    """Say where a command of the PicoGPT study is."""
+    """Report where a command of the PicoGPT study has moved."""
     name = context.info_name
-    raise ArgumentError(f"there is no mpochain {name}: in a checkout of mpochain, run python -m studies.picogpt {name}")
+    raise ArgumentError(f"mpochain {name} has moved; in a checkout of mpochain, run python -m studies.picogpt {name}")
 
 
 for _name in ("demo", "study", "train"):
@@ -80,7 +80,7 @@ for _name in ("demo", "study", "train"):
 
 def main() -> None:
     """Run the command line."""
-    # Read when tqdm is imported, which torch does: bars of other libraries would cross those of the command.
+    # Set before torch imports tqdm, which reads it then; bars of other libraries would clash with the command's.
     os.environ.setdefault("TQDM_DISABLE", "1")
     with log_lines():
         try:

@@ -1,4 +1,4 @@
-"""``mpochain compare``: several compression methods at several budgets on one model."""
+"""``mpochain compare``: comparison of several compression methods at several budgets on one model."""
 
 from __future__ import annotations
 
@@ -17,21 +17,21 @@ logger = logging.getLogger(__name__)
 
 def compare(
     recipe: Annotated[Path, typer.Argument(help="YAML file with the sections comparison and evaluation.")],
-    out: Annotated[Path, typer.Option(help="Folder of the runs; finished runs in it are not made again.")] = Path(
+    out: Annotated[Path, typer.Option(help="Folder for the runs; finished runs in it are kept.")] = Path(
         "mpochain-comparison"
     ),
     model: Annotated[str | None, typer.Option(help="Dense model to compress instead of the recipe's.")] = None,
-    only: Annotated[list[str] | None, typer.Option(help="Name of a run to make; repeatable. All if not given.")] = None,
+    only: Annotated[list[str] | None, typer.Option(help="Run to execute, by name; repeatable. By default all.")] = None,
     page: Annotated[
-        Path | None, typer.Option(help="Markdown file for the results; comparison.md in the folder if not given.")
+        Path | None, typer.Option(help="Markdown file for the results; by default comparison.md in the folder.")
     ] = None,
     page_only: Annotated[
-        bool, typer.Option("--page-only", help="Make no runs; write the page again from finished ones.")
+        bool, typer.Option("--page-only", help="Only write the page again from finished runs.")
     ] = False,
 ) -> None:
     """Compare compression methods at several budgets, also after finetuning; write a page of tables and figures.
 
-    Interrupted, the same command resumes: finished runs are kept.
+    After an interruption, the same command resumes; finished runs are kept.
     """
     from mpochain.errors import RecipeError
     from mpochain.report.figures import require_matplotlib

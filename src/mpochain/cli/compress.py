@@ -1,4 +1,4 @@
-"""``mpochain compress``: compress a language model, or preview what each layer would become."""
+"""``mpochain compress``: compression of a language model, or a preview of it."""
 
 from __future__ import annotations
 
@@ -62,11 +62,11 @@ def compress(
     prompt: Prompts = None,
     speed: Annotated[bool, typer.Option(help="Time the dense and the compressed model.")] = True,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Only print what each layer would become; write nothing.")
+        bool, typer.Option("--dry-run", help="Only print the predicted result for each layer; write nothing.")
     ] = False,
     as_json: Json = False,
 ) -> None:
-    """Compress a language model; write it with report.html and report.json into a folder."""
+    """Compress a language model and write it to a folder with report.html and report.json."""
     from mpochain.language import save_language_model
     from mpochain.workflows import compress_by, read_recipe
     from mpochain.workflows.report_page import write_report
@@ -113,18 +113,18 @@ def compress(
         dense, compressed = result.speed["dense"], result.speed["compressed"]
         print(
             f"time of the whole model, compressed / dense: {compressed.prefill / dense.prefill:.2f} for a prompt of "
-            f"{dense.prompt} tokens, {compressed.decode / dense.decode:.2f} for one token after it"
+            f"{dense.prompt} tokens, {compressed.decode / dense.decode:.2f} for one generated token"
         )
     for text in result.texts:
         print(f"prompt: {text.prompt}\n  dense: {text.dense}\n  compressed: {text.compressed}")
     for file in (out, *files):
         print(file)
     if settings.finetune is not None and recipe is not None:
-        logger.info("to finetune it as the recipe says: mpochain finetune %s --recipe %s --out FOLDER", out, recipe)
+        logger.info("to finetune it by the recipe: mpochain finetune %s --recipe %s --out FOLDER", out, recipe)
 
 
 def _preview(settings: Recipe, as_json: bool) -> None:
-    """Print what each layer would become."""
+    """Print the predicted result for each layer."""
     from mpochain.workflows import compress_by
 
     with quiet_transformers():
@@ -136,15 +136,15 @@ def _preview(settings: Recipe, as_json: bool) -> None:
 
 
 def _require_writable(settings: Recipe, out: Path | None) -> Path:
-    """The folder to write to, refused before any work if it cannot hold the result."""
+    """Return the output folder after checking, before any work, that the result can be written to it."""
     from mpochain.checkpoint import require_replaceable
     from mpochain.errors import OutputError, RecipeError
     from mpochain.report.figures import require_matplotlib
 
     if out is None:
-        raise RecipeError("no folder for the compressed model is given: --out FOLDER")
+        raise RecipeError("the folder for the compressed model is missing; give --out FOLDER")
     if Path(settings.model).exists() and out.exists() and out.resolve() == Path(settings.model).resolve():
-        raise OutputError(f"--out {out} holds the model itself; name another folder")
+        raise OutputError(f"--out {out} is the folder of the dense model; name another folder")
     require_replaceable(out)
     require_matplotlib()
     return out

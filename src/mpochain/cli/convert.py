@@ -1,4 +1,4 @@
-"""``mpochain convert``: a compressed or GGUF model as a dense folder of transformers."""
+"""``mpochain convert``: conversion of a compressed or GGUF model to a dense transformers folder."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def convert(
     out: Annotated[Path, typer.Option(help="Folder for the dense model.")],
     dtype: Dtype = None,
 ) -> None:
-    """Write a model as a folder of transformers, with compressed layers made dense."""
+    """Write a model as a transformers folder, with dense layers in place of compressed ones."""
     from mpochain.language import require_no_model, save_dense
     from mpochain.workflows.inputs import read_model
 

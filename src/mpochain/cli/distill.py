@@ -1,4 +1,4 @@
-"""``mpochain distill``: compress a model in stages, and let it learn from the dense one after each."""
+"""``mpochain distill``: staged compression, with distillation from the dense model after each stage."""
 
 from __future__ import annotations
 
@@ -31,36 +31,34 @@ def distill(
     recipe: Annotated[
         str,
         typer.Argument(
-            help="YAML file with stages, or a recipe of the library: tqcompressor-gpt2-small or kngpt2.",
+            help="YAML file with stages, or a built-in recipe: tqcompressor-gpt2-small or kngpt2.",
         ),
     ],
     out: Annotated[Path, typer.Option(help="Folder for the compressed model.")],
     model: Annotated[str | None, typer.Option(help="Dense model to compress instead of the recipe's.")] = None,
-    text: Annotated[
-        Path | None, typer.Option(help="UTF-8 text to learn from; not one that the model is evaluated on.")
-    ] = None,
+    text: Annotated[Path | None, typer.Option(help="UTF-8 text to train on; must not be used for evaluation.")] = None,
     window: Window = None,
     windows: Annotated[
-        int | None, typer.Option(help="Number of windows of the text, evenly spread; all if not given.")
+        int | None, typer.Option(help="Number of windows, spread evenly over the text; by default all.")
     ] = None,
     evaluate: EvaluationText = None,
     evaluate_windows: EvaluationWindows = None,
     teacher_cache: Annotated[
         Path | None,
         typer.Option(
-            help="Folder to keep the teacher's logits in: two bytes for each word of the vocabulary at each position."
+            help="Folder to cache the teacher's logits in; takes two bytes per position and vocabulary entry."
         ),
     ] = None,
     all_at_once: Annotated[
-        bool, typer.Option("--at-once", help="One stage with the steps of all stages, as a baseline.")
+        bool, typer.Option("--at-once", help="Merge all stages into one with the sum of their steps, as a baseline.")
     ] = False,
     dtype: Dtype = None,
     seed: Seed = None,
     as_json: Json = False,
 ) -> None:
-    """Compress a model in stages and finetune it after each; write it with distillation.json into a folder.
+    """Compress a model in stages, finetune it after each, and write it to a folder with distillation.json.
 
-    After Ctrl-C or a kill the same command resumes.
+    After Ctrl-C or a kill, the same command resumes.
     """
     from mpochain.errors import RecipeError
     from mpochain.workflows import at_once, built_in_recipes, distill_by, read_recipe
@@ -85,7 +83,7 @@ def distill(
         try:
             result = distill_by(settings, out, teacher_cache=teacher_cache, command=command_line(), counters=counters)
         except KeyboardInterrupt:
-            logger.info("interrupted; the state is kept in %s, and the same command resumes from it", out)
+            logger.info("interrupted; the state is saved in %s, and the same command resumes from it", out)
             raise typer.Exit(130) from None
     if as_json:
         print_json(json.loads((out / RECORD).read_text(encoding="utf-8")))

@@ -19,17 +19,17 @@ def evaluate(
         typer.Argument(help="Dense or compressed model: a folder, a .gguf file, or a name on the Hugging Face hub."),
     ],
     text: Annotated[Path, typer.Option(help="UTF-8 text to measure perplexity on.")],
-    window: Annotated[int, typer.Option(help="Tokens of a window.", min=2)] = 512,
+    window: Annotated[int, typer.Option(help="Tokens per window.", min=2)] = 512,
     stride: Annotated[
-        int | None, typer.Option(help="Tokens from one window to the next; a window if not given.", min=1)
+        int | None, typer.Option(help="Tokens between the starts of windows; by default the window.", min=1)
     ] = None,
     windows: Annotated[
-        int | None, typer.Option(help="Number of windows, evenly spread over the text; all if not given.", min=1)
+        int | None, typer.Option(help="Number of windows, spread evenly over the text; by default all.", min=1)
     ] = None,
     dtype: Dtype = None,
     as_json: Json = False,
 ) -> None:
-    """Print the perplexity of a model on a text, with the number of tokens it is measured on."""
+    """Print the perplexity of a model on a text, and the number of tokens it was measured on."""
     from mpochain.language import perplexity, read_tokens
     from mpochain.workflows.inputs import read_model
 

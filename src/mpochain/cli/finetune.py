@@ -1,4 +1,4 @@
-"""``mpochain finetune``: finetune a compressed model on text, by its dense teacher, or both."""
+"""``mpochain finetune``: finetuning of a compressed model on text, from a dense teacher, or both."""
 
 from __future__ import annotations
 
@@ -31,36 +31,34 @@ def finetune(
     model: Annotated[Path, typer.Argument(help="Folder of the compressed model.")],
     out: Annotated[Path, typer.Option(help="Folder for the finetuned model.")],
     recipe: RecipeFile = None,
-    text: Annotated[
-        Path | None, typer.Option(help="UTF-8 text to learn from; not one that the model is evaluated on.")
-    ] = None,
+    text: Annotated[Path | None, typer.Option(help="UTF-8 text to train on; must not be used for evaluation.")] = None,
     window: Window = None,
     windows: Annotated[
-        int | None, typer.Option(help="Number of windows of the text, evenly spread; all if not given.")
+        int | None, typer.Option(help="Number of windows, spread evenly over the text; by default all.")
     ] = None,
     teacher: Annotated[
-        str | None, typer.Option(help="Dense model to learn from; the recipe's model if not given.")
+        str | None, typer.Option(help="Dense model to learn from; by default the recipe's model.")
     ] = None,
-    steps: Annotated[int | None, typer.Option(help="Optimiser steps; 100 if not given.")] = None,
-    batch_size: Annotated[int | None, typer.Option(help="Windows of a step; 4 if not given.")] = None,
+    steps: Annotated[int | None, typer.Option(help="Optimiser steps; by default 100.")] = None,
+    batch_size: Annotated[int | None, typer.Option(help="Windows per step; by default 4.")] = None,
     accumulate: Annotated[
-        int | None, typer.Option(help="Parts that a batch is split into to save memory; 1 if not given.")
+        int | None, typer.Option(help="Micro-batches per batch, to save memory; by default 1.")
     ] = None,
     warmup_steps: Annotated[
-        int | None, typer.Option(help="Steps in which the learning rate rises to its peak; 5 if not given.")
+        int | None, typer.Option(help="Steps of linear warm-up of the learning rate; by default 5.")
     ] = None,
-    learning_rate: Annotated[float | None, typer.Option(help="Peak of the learning rate; 2e-5 if not given.")] = None,
+    learning_rate: Annotated[float | None, typer.Option(help="Peak learning rate; by default 2e-5.")] = None,
     distillation: Annotated[
-        float | None, typer.Option(help="Share of the teacher in the loss; 1 with a teacher, 0 for the text alone.")
+        float | None, typer.Option(help="Weight of the teacher in the loss; 1 with a teacher, 0 for the text only.")
     ] = None,
     temperature: Annotated[
-        float | None, typer.Option(help="Temperature of the softmax of model and teacher; 1 if not given.")
+        float | None, typer.Option(help="Softmax temperature of model and teacher; by default 1.")
     ] = None,
     autocast: Annotated[
-        str | None, typer.Option(help="Element type of matrix products: bfloat16; the model's own if not given.")
+        str | None, typer.Option(help="Dtype of matrix products: bfloat16; by default the model's.")
     ] = None,
     gradient_checkpointing: Annotated[
-        bool | None, typer.Option(help="Compute activations again in the backward pass to save memory.")
+        bool | None, typer.Option(help="Recompute activations in the backward pass, to save memory.")
     ] = None,
     seed: Seed = None,
     evaluate: EvaluationText = None,
@@ -68,20 +66,20 @@ def finetune(
     dtype: Dtype = None,
     as_json: Json = False,
 ) -> None:
-    """Finetune a compressed model; write it with finetune.json into a folder.
+    """Finetune a compressed model and write it to a folder with finetune.json.
 
-    After Ctrl-C or a kill the same command resumes from its last checkpoint.
+    After Ctrl-C or a kill, the same command resumes from the last checkpoint.
     """
     from mpochain.workflows import finetune_by, read_recipe
     from mpochain.workflows.finetuning import RECORD
     from mpochain.workflows.json_file import write_json
 
-    # Text and nothing else: there is no teacher to learn from. With --distillation a missing teacher is an error.
+    # With only a text there is no teacher, so distillation is 0. With --distillation, a missing teacher is an error.
     text_alone = recipe is None and teacher is None and text is not None and distillation is None
     settings = read_recipe(
         recipe,
         {
-            # Without a recipe and a teacher nothing else names a model, and none is read.
+            # A recipe needs a model. Without a recipe and a teacher this one fills the field, and it is not read.
             "model": teacher or (str(model) if recipe is None else None),
             "dtype": dtype,
             "finetune": {
@@ -112,7 +110,7 @@ def finetune(
         try:
             finetuned = finetune_by(settings, model, out, counters=counters)
         except KeyboardInterrupt:
-            logger.info("interrupted; the state is kept in %s, and the same command resumes from it", out)
+            logger.info("interrupted; the state is saved in %s, and the same command resumes from it", out)
             raise typer.Exit(130) from None
     record = {
         "format": 1,

@@ -17,7 +17,7 @@ def inspect(
     folder: Annotated[Path, typer.Argument(help="Folder of a compressed model.")],
     as_json: Json = False,
 ) -> None:
-    """Print the layers of a compressed model, and whether its files are intact; no weights are kept in memory."""
+    """Print the layers of a compressed model and verify its files, without keeping weights in memory."""
     from mpochain.checkpoint import contents
     from mpochain.report import Column, text
 
@@ -44,9 +44,9 @@ def inspect(
         print(text(columns, rows))
         print()
         dense, after = checkpoint.dense_parameters, checkpoint.parameters
-        state = "intact" if checkpoint.intact else "DAMAGED: their sha256 differs"
+        state = "intact" if checkpoint.intact else "DAMAGED: SHA-256 mismatch"
         print(
-            f"{checkpoint.model or 'a model of its own'}: {after:,} parameters, {dense:,} if it were dense "
+            f"{checkpoint.model or 'custom model'}: {after:,} parameters, {dense:,} when dense "
             f"({after / dense:.1%}); {checkpoint.bytes:,} bytes, {', '.join(checkpoint.dtypes)}; tensors {state}"
         )
     if not checkpoint.intact:

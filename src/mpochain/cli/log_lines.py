@@ -1,4 +1,4 @@
-"""Log of the library as lines on stderr, for the time of a command."""
+"""Log messages of the library as lines on stderr while a command runs."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ __all__ = ["log_lines"]
 
 
 class _Lines(logging.Handler):
-    """Messages as they are, warnings and errors after the name of their level."""
+    """Handler that prints plain messages; warnings and errors are prefixed with their level."""
 
     def emit(self, record: logging.LogRecord) -> None:
         level = f"{record.levelname.lower()}: " if record.levelno > logging.INFO else ""
-        # Looked up each time: a progress bar takes the place of stderr while it is shown.
+        # sys.stderr is looked up each time, because a progress bar replaces it while it is shown.
         print(f"{level}{record.getMessage()}", file=sys.stderr, flush=True)
 
 
 @contextmanager
 def log_lines() -> Iterator[None]:
-    """Show what the logger ``mpochain`` and its children say, from INFO on."""
+    """Show messages of the logger ``mpochain`` and its children at level INFO and above."""
     logger, handler = logging.getLogger("mpochain"), _Lines()
     before = logger.level
     logger.addHandler(handler)

@@ -1,4 +1,4 @@
-"""``mpochain methods``: the compression methods and their settings, from the table of methods."""
+"""``mpochain methods``: list of the compression methods and their settings."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _WIDTH = 100
 def methods(
     name: Annotated[
         str | None,
-        typer.Argument(help="Method to show, also package.module:ClassName of your own; all if not given."),
+        typer.Argument(help="Method to show, or package.module:ClassName for one of your own; by default all."),
     ] = None,
     as_json: Json = False,
 ) -> None:
@@ -40,18 +40,18 @@ def methods(
 
 
 class CommandWithMethods(TyperCommand):
-    """A command whose help ends with the names of the methods; they are imported only when the help is shown."""
+    """Command whose help ends with the names of the methods, which are imported only to show the help."""
 
     def format_help(self, ctx: Any, formatter: Any) -> None:
-        """Show the help, with the names of the methods of today."""
+        """Show the help with the names of the methods."""
         from mpochain.compression import METHODS
 
-        self.epilog = f"Methods: {', '.join(METHODS)}.\n\nTheir settings for --set are listed by: mpochain methods"
+        self.epilog = f"Methods: {', '.join(METHODS)}.\n\nTo list their settings for --set, run: mpochain methods"
         super().format_help(ctx, formatter)
 
 
 def _description(method: Method) -> dict[str, Any]:
-    """What a method does and needs, and each of its settings with its value and description, ready for JSON."""
+    """Description of a method for JSON: summary, required data, layers, and settings with value and description."""
     layers = [kind for kind, able in (("linear", method.linear), ("embedding", method.embeddings)) if able]
     summary = (inspect.getdoc(type(method)) or "").partition("\n\n")[0]
     return {
@@ -73,7 +73,7 @@ def _plain(value: Any) -> Any:
 
 
 def _text(name: str, description: dict[str, Any]) -> str:
-    """A method in lines of the terminal."""
+    """Description of a method as text for the terminal."""
     data = "no calibration data" if description["data"] == "nothing" else "calibration data"
     lines = [
         f"{name}: {' and '.join(description['layers'])} layers, {data}",

@@ -1,4 +1,4 @@
-"""Options that several commands share, and what commands print."""
+"""Options and output functions that several commands share."""
 
 from __future__ import annotations
 
@@ -45,64 +45,64 @@ Source = Annotated[
         help="Dense model: a folder, a .gguf file, or a name on the Hugging Face hub. By default the recipe's model.",
     ),
 ]
-RecipeFile = Annotated[Path | None, typer.Option("--recipe", help="YAML file; options replace what it says.")]
+RecipeFile = Annotated[Path | None, typer.Option("--recipe", help="YAML file; options override its values.")]
 Budget = Annotated[
     str | None,
     typer.Option(
-        help="Size that the layers may keep: a share of their parameters (0.6 or 60%), bytes (200MB), or the relative "
-        "error that each layer may have ('5% error')."
+        help="What the layers may keep: a share of their parameters (0.6 or 60%), bytes (200MB), or a limit of each "
+        "layer's relative error ('5% error')."
     ),
 ]
 Method = Annotated[
     str | None,
     typer.Option(
-        help="Compression method; interpolative if not given. Also package.module:ClassName of a method of your own."
+        help="Compression method; by default interpolative. Or package.module:ClassName for a method of your own."
     ),
 ]
 Setting = Annotated[
     list[str] | None,
-    typer.Option("--set", metavar="NAME=VALUE", help="Setting of the method, with a value as in YAML; repeatable."),
+    typer.Option("--set", metavar="NAME=VALUE", help="Setting of the method, with a YAML value; repeatable."),
 ]
 Sequential = Annotated[
-    bool | None, typer.Option(help="Have later layers correct the errors of earlier ones; no if not given.")
+    bool | None, typer.Option(help="Let later layers correct the errors of earlier ones; by default off.")
 ]
 CalibrationText = Annotated[
     Path | None, typer.Option("--calibration", help="UTF-8 text typical of the model's use, for calibration.")
 ]
 CalibrationWindows = Annotated[
-    int | None, typer.Option(help="Number of windows of the calibration text; 24 if not given.")
+    int | None, typer.Option(help="Number of windows of the calibration text; by default 24.")
 ]
 EvaluationText = Annotated[
     Path | None,
-    typer.Option("--evaluate", help="UTF-8 text to measure perplexity on; not one that the model has learnt from."),
+    typer.Option("--evaluate", help="UTF-8 text to measure perplexity on; not used for calibration or training."),
 ]
 EvaluationWindows = Annotated[
-    int | None, typer.Option(help="Number of windows of the evaluation text, evenly spread; all if not given.")
+    int | None, typer.Option(help="Number of windows, spread evenly over the evaluation text; by default all.")
 ]
 Prompts = Annotated[
     list[str] | None,
-    typer.Option("--prompt", help="Text that both models continue, or answer if they are made for chats; repeatable."),
+    typer.Option("--prompt", help="Text that both models continue, or answer if they are chat models; repeatable."),
 ]
-Window = Annotated[int | None, typer.Option(help="Tokens of a window, for every text; 512 if not given.")]
+Window = Annotated[int | None, typer.Option(help="Tokens per window, for every text; by default 512.")]
 Targets = Annotated[
     list[str] | None,
     typer.Option(
         "--target",
-        help="Layers to compress, by name, re: pattern or class; repeatable. All linear layers if not given.",
+        help="Layers to compress, by name, re: pattern or class; repeatable. By default all linear layers.",
     ),
 ]
 Ignore = Annotated[
     list[str] | None, typer.Option(help="Layers to leave dense, by name, re: pattern or class; repeatable.")
 ]
 Dtype = Annotated[
-    str | None, typer.Option(help="Element type to work in: auto (as stored, the default), float32, bfloat16, float16.")
+    str | None, typer.Option(help="Dtype to work in: auto (as stored, the default), float32, bfloat16 or float16.")
 ]
-Seed = Annotated[int | None, typer.Option(help="Seed of random numbers; 0 if not given.", min=0)]
+Seed = Annotated[int | None, typer.Option(help="Seed of random numbers; by default 0.", min=0)]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")]
 
 
 def share_or_size(budget: str | None) -> float | str | None:
-    """A budget as in a recipe, where a bare number is a share.
+    """Convert a budget option to a recipe's budget; a bare number is a share.
 
     Example:
         >>> share_or_size("0.6"), share_or_size("200MB")
@@ -117,10 +117,10 @@ def share_or_size(budget: str | None) -> float | str | None:
 
 
 def settings_of(assignments: list[str] | None) -> dict[str, Any] | None:
-    """Settings of a method from ``name=value``, each value as in a recipe.
+    """Parse settings of a method from ``name=value``, with YAML values.
 
     Raises:
-        typer.BadParameter: no ``name=value``, or no YAML.
+        typer.BadParameter: an assignment is not ``name=value``, or its value is not YAML.
 
     Example:
         >>> settings_of(["terms=2", "factors=[[4, 2]]", "seconds=0.5"])
@@ -134,12 +134,12 @@ def settings_of(assignments: list[str] | None) -> dict[str, Any] | None:
         try:
             settings[name.strip()] = yaml.safe_load(value)
         except yaml.YAMLError as error:
-            raise typer.BadParameter(f"--set {assignment!r}: the value is no YAML") from error
+            raise typer.BadParameter(f"--set {assignment!r}: the value is not valid YAML") from error
     return settings or None
 
 
 def command_line() -> str:
-    """The command that is running, quoted for a shell."""
+    """Return the running command, quoted for a shell."""
     return shlex.join(["mpochain", *sys.argv[1:]])
 
 
@@ -150,7 +150,7 @@ def print_json(data: Any) -> None:
 
 @contextlib.contextmanager
 def quiet_transformers() -> Iterator[None]:
-    """No progress bars and warnings of transformers, which would mix with those of the command."""
+    """Silence the progress bars and warnings of transformers, which would mix with the command's."""
     try:
         from transformers.utils import logging as untyped
     except ImportError:

@@ -1,4 +1,4 @@
-"""Workflows from files to files by a recipe: compress, finetune, distill and compare language models."""
+"""Recipe-driven workflows from files to files: compress, finetune, distill and compare language models."""
 
 from mpochain.workflows.comparing import compare
 from mpochain.workflows.compressing import Compressed, compress_by, time_models

@@ -1,4 +1,4 @@
-"""Comparison of compression methods at several budgets on one model, one process for each run."""
+"""Comparison of compression methods at several budgets on one model, one process per run."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ __all__ = ["FINETUNED", "FORMAT", "compare", "read_run", "read_runs", "run_names
 logger = logging.getLogger(__name__)
 
 FORMAT = 1
-# Ends the name of a run that finetunes the result of another, and of a method that corrects earlier layers' errors.
+# Suffix of a run that finetunes the result of another run, and suffix of a method with sequential correction.
 FINETUNED = "-finetuned"
 _SEQUENTIAL = "+sequential"
 
@@ -40,10 +40,10 @@ _FIELDS = {"name", "setting", "perplexity", "provenance", "peak_bytes", "seconds
 
 
 def run_names(recipe: Recipe) -> list[str]:
-    """The names of all runs of a comparison, in the order in which they are made.
+    """Return the names of all runs of a comparison, in order of execution.
 
     Raises:
-        RecipeError: no comparison or evaluation in the recipe, or an unknown method.
+        RecipeError: the recipe lacks a comparison or an evaluation, or a method is unknown.
 
     Example:
         >>> from mpochain.workflows.recipe import Comparison, Evaluation
@@ -63,7 +63,7 @@ def run_names(recipe: Recipe) -> list[str]:
     if unknown:
         raise RecipeError(f"comparison.finetune: {min(unknown)!r} is not among comparison.methods")
     if comparison.finetune and recipe.finetune is None:
-        raise RecipeError("comparison.finetune needs the section finetune, with the text to learn from")
+        raise RecipeError("comparison.finetune needs the section finetune with a training text")
     names = ["dense"]
     for budget in comparison.budgets:
         names += [f"{method}-{budget}" for method in comparison.methods]
@@ -72,18 +72,18 @@ def run_names(recipe: Recipe) -> list[str]:
 
 
 def compare(recipe: Recipe, out: Path, *, only: Callable[[str], bool] = lambda _: True) -> None:
-    """Make every run of a comparison that is not finished yet.
+    """Execute every run of a comparison that is not finished yet.
 
     Args:
-        recipe: with the sections comparison and evaluation.
-        out: folder for a JSON file of each run and a folder of each compressed model.
-        only: which runs to make, by their names.
+        recipe: recipe with the sections comparison and evaluation.
+        out: folder for one JSON file per run and one folder per compressed model.
+        only: predicate that selects runs by name.
 
     Raises:
-        RecipeError: see :func:`run_names`; or an evaluation on what the models have seen.
-        CheckpointError: the record of a run is damaged, or of another recipe.
-        OutputError: the folder cannot be written.
-        MPOError: whatever a step raises.
+        RecipeError: see :func:`run_names`; or the evaluation text is also used for calibration or finetuning.
+        CheckpointError: the record of a run is damaged, or belongs to another recipe.
+        OutputError: the folder is not writable.
+        MPOError: a step fails.
     """
     names = run_names(recipe)
     require_unseen(recipe)
@@ -93,12 +93,12 @@ def compare(recipe: Recipe, out: Path, *, only: Callable[[str], bool] = lambda _
         file = existing_file(out, f"{name}.json")
         if file.exists():
             if read_run(file)["setting"] != setting:
-                raise CheckpointError(f"{file} is of another recipe; remove it, or name another folder")
+                raise CheckpointError(f"{file} belongs to another recipe; remove it, or name another folder")
             continue
         if not only(name):
             continue
         logger.info("%d/%d: %s", number, len(names), name)
-        # A process for each run, so that the peak memory of one is not that of another.
+        # Each run has its own process, so that its peak memory is measured separately.
         context = multiprocessing.get_context("spawn")
         with ProcessPoolExecutor(1, mp_context=context) as pool:
             try:
@@ -109,7 +109,7 @@ def compare(recipe: Recipe, out: Path, *, only: Callable[[str], bool] = lambda _
 
 
 def read_runs(folder: Path) -> dict[str, dict[str, Any]]:
-    """The records of all finished runs of a comparison, by their names.
+    """Read the records of all finished runs of a comparison, by run name.
 
     Raises:
         CheckpointError: see :func:`read_run`.
@@ -119,22 +119,22 @@ def read_runs(folder: Path) -> dict[str, dict[str, Any]]:
 
 
 def read_run(file: Path) -> dict[str, Any]:
-    """The record of a run; one of an earlier version under the names of today.
+    """Read the record of a run, with former names replaced by current ones.
 
     Raises:
-        CheckpointError: it is damaged, or of another format.
+        CheckpointError: the record is damaged, or has another format.
     """
     try:
         record = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise CheckpointError(f"{file} is damaged ({error}); remove it and run the comparison again") from error
     if not isinstance(record, dict) or record.get("format") != FORMAT or not set(record) >= _FIELDS:
-        raise CheckpointError(f"{file} is damaged or of another format; remove it and run the comparison again")
+        raise CheckpointError(f"{file} is damaged or has another format; remove it and run the comparison again")
     return current_record(record)
 
 
 def _setting(recipe: Recipe, name: str) -> dict[str, Any]:
-    """What decides the result of a run: the recipe without other runs, texts by their content and not their path."""
+    """Settings that determine a run's result: the recipe without other runs, with texts identified by content."""
     setting = recipe.model_dump(mode="json", exclude={"comparison", "budget", "method", "settings", "sequential"})
     setting["model"] = Path(recipe.model).name
     for section in ("calibration", "evaluation", "finetune"):
@@ -149,8 +149,8 @@ def _setting(recipe: Recipe, name: str) -> dict[str, Any]:
 
 
 def _run(recipe: Recipe, name: str, out: Path) -> dict[str, Any]:
-    """Make one run, in its own process."""
-    # At the start: the files of the program may change while it runs.
+    """Execute one run, in its own process."""
+    # Provenance is read at the start, because the program's files may change while it runs.
     source = {"provenance": provenance(threads=torch.get_num_threads(), commit=True)}
     if name == "dense":
         result = _dense(recipe)
@@ -175,7 +175,7 @@ def _dense(recipe: Recipe) -> dict[str, Any]:
 
 
 def _finetuned(recipe: Recipe, name: str, out: Path) -> dict[str, Any]:
-    # A run that was interrupted may stand in a folder of its former name.
+    # An interrupted run may be in a folder with its former name.
     finetuned = finetune_by(recipe, out / name.removesuffix(FINETUNED), existing_folder(out, name), evaluated="after")
     record = finetuned.as_dict()
     return {

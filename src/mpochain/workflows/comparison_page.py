@@ -1,4 +1,4 @@
-"""Page of a comparison: Markdown with figures and an HTML twin, made from the records of its runs alone."""
+"""Results page of a comparison in Markdown and HTML, with figures, generated from the records of its runs."""
 
 from __future__ import annotations
 
@@ -39,30 +39,31 @@ _COSTS = (
     Column("finetuning_tokens", "finetuning tokens", ","),
     Column("finetuning_minutes", "finetuning minutes", ".1f"),
 )
-# The published method that others are compared with.
+# Published method that the others are compared with.
 _BASELINE = "svd_llm"
-# Times the dense perplexity: models beyond produce no language, and would leave no room for the others in a figure.
+# Models above this multiple of the dense perplexity are not drawn: they produce no language, and would compress the
+# rest of the figure.
 _WORST = 20
 
 _PREFACE = (
-    "Made from records by a command (`mpochain compare --page-only`), not edited by hand. Every method has at most the "
-    "same number of parameters, indices included. All are calibrated on one text and evaluated on another, on which no "
-    "model is calibrated or finetuned. The columns *to dense* and *to SVD-LLM* are ratios."
+    "Generated from the records by `mpochain compare --page-only`; not edited by hand. At one budget, every method has "
+    "the same limit on parameters, indices included. All methods are calibrated on one text and evaluated on another, "
+    "which is used for neither calibration nor finetuning. The columns *to dense* and *to SVD-LLM* are ratios."
 )
 _COSTS_NOTE = (
-    "Times are of the whole model in fast execution: medians, measured in turn with the dense model. Minutes and peak "
-    "memory are those of compression with its calibration; the peak includes libraries and the dense model."
+    "Times are medians for the whole model in fast execution, measured in turn with the dense model. Minutes and peak "
+    "memory are those of compression including calibration; the peak includes libraries and the dense model."
 )
 _FINETUNING_NOTE = (
-    "every model was finetuned on the same tokens in the same order. A finetuned model has read text of this kind, "
-    "which the dense one has not, and may have a lower perplexity than the dense one for that reason alone"
+    "every model was finetuned on the same tokens in the same order. A finetuned model, unlike the dense one, has seen "
+    "text of this kind, and may have a lower perplexity than the dense one for that reason alone"
 )
 
 _Record = Mapping[str, Any]
 
 
 def write_comparison(out: Path, page: Path) -> list[Path]:
-    """Write the page, its HTML twin beside it, and figures in a folder beside both.
+    """Write the page as Markdown and HTML in one folder, and the figure in its subfolder ``figures``.
 
     Args:
         out: folder of the runs.
@@ -72,15 +73,15 @@ def write_comparison(out: Path, page: Path) -> list[Path]:
         The files that were written.
 
     Raises:
-        CheckpointError: no record of the dense model, or a damaged record.
-        OutputError: the page is not named ``.md``, or its folder cannot be written.
+        CheckpointError: the dense model has no record, or a record is damaged.
+        OutputError: the page is not named ``.md``, or its folder is not writable.
         MissingDependencyError: matplotlib is missing.
     """
     if page.suffix != ".md":
-        raise OutputError(f"the page is Markdown, with an HTML file beside it: name it {page.with_suffix('.md').name}")
+        raise OutputError(f"the page must be a Markdown file; name it {page.with_suffix('.md').name}")
     records = read_runs(out)
     if "dense" not in records:
-        raise CheckpointError(f"{out} holds no finished run of the dense model; run the comparison first")
+        raise CheckpointError(f"{out} contains no finished run of the dense model; run the comparison first")
     rows = _rows(records)
     figure = require_writable(page.parent / "figures") / "comparison-perplexity.png"
     _draw(figure, rows, records["dense"])
@@ -105,7 +106,7 @@ def write_comparison(out: Path, page: Path) -> list[Path]:
 
 
 def _setting_lines(records: Mapping[str, _Record]) -> list[str]:
-    """The model, the texts and the training of a comparison."""
+    """Lines that describe the model, the texts and the training of a comparison."""
     dense = records["dense"]
     setting = next((record["setting"] for name, record in records.items() if name != "dense"), dense["setting"])
     perplexity = dense["perplexity"]
@@ -125,7 +126,7 @@ def _setting_lines(records: Mapping[str, _Record]) -> list[str]:
         training = finetune["training"]
         lines.append(
             f"finetuning: {finetune['text']}, {training['steps']} steps of {training['batch_size']} windows of "
-            f"{finetune['window']}, learning rate {training['learning_rate']}, share of the teacher in the loss "
+            f"{finetune['window']}, learning rate {training['learning_rate']}, weight of the teacher in the loss "
             f"{1.0 if training['distillation'] is None else training['distillation']}, temperature "
             f"{training['temperature']}; {_FINETUNING_NOTE}"
         )
@@ -133,7 +134,7 @@ def _setting_lines(records: Mapping[str, _Record]) -> list[str]:
 
 
 def _dense_row(records: Mapping[str, _Record]) -> dict[str, Any]:
-    """The dense model in the table of perplexities."""
+    """Row of the dense model in the table of perplexities."""
     perplexity = records["dense"]["perplexity"]["perplexity"]
     size = next((record["layers"]["bytes_before"] for record in records.values() if "layers" in record), 0)
     values = {"method": "dense", "budget": "1", "share": 1.0, "bytes": size, "perplexity": perplexity, "to_dense": 1.0}
@@ -141,7 +142,7 @@ def _dense_row(records: Mapping[str, _Record]) -> dict[str, Any]:
 
 
 def _rows(records: Mapping[str, _Record]) -> list[dict[str, Any]]:
-    """One row for each method and budget, finetuned beside not; the smallest models last, the best methods first."""
+    """One row per method and budget with results before and after finetuning; largest models first, then the best."""
     dense = _perplexity(records, "dense")
     rows = []
     for name, record in records.items():
@@ -184,7 +185,7 @@ def _ratio(value: float | None, reference: float | None) -> float | None:
 
 
 def _draw(file: Path, rows: list[dict[str, Any]], dense: _Record) -> None:
-    """Perplexity against size, one line for each method, finetuned or not."""
+    """Draw perplexity against size, one line per method, without and with finetuning."""
     perplexity = dense["perplexity"]["perplexity"]
     series = [Series("dense", [1.0], [perplexity], line=False)]
     for method in dict.fromkeys(row["method"] for row in rows):
@@ -203,5 +204,5 @@ def _draw(file: Path, rows: list[dict[str, Any]], dense: _Record) -> None:
         x="share of the layers' parameters",
         y="perplexity",
         axes={"yscale": "log"},
-        note=f"models beyond {_WORST} times the dense perplexity are not drawn; the table has them",
+        note=f"models above {_WORST} times the dense perplexity are only in the table",
     )

@@ -1,4 +1,4 @@
-"""Types of recipe fields: counts, windows, budgets, paths and methods, checked before any conversion."""
+"""Types of recipe fields: counts, windows, budgets, paths and methods, checked before conversion."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ __all__ = ["Budget", "Count", "File", "MethodName", "Strict", "Window", "seeded"
 
 
 class Strict(BaseModel):
-    """Base of the sections of a recipe: frozen, and unknown fields are errors."""
+    """Base class of a recipe's sections: frozen, without unknown fields."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -25,21 +25,21 @@ def _budget(value: Any) -> Any:
 
 
 def _path(value: object) -> object:
-    # YAML reads `model: 7` as a number, which is never meant as a path.
+    # YAML reads `model: 7` as a number, but a path must be text.
     if not isinstance(value, str | Path):
         raise ValueError("give a path")  # pydantic does not catch a TypeError
     return value
 
 
 def _known(name: str) -> str:
-    # A method of another package is imported with its settings, which it may not do without.
+    # A method from another package may require settings, so it is checked together with them.
     if ":" not in name:
         method_named(name)  # its error is a ValueError
     return name
 
 
 def seeded(method: Method, seed: int) -> Method:
-    """The method with a seed, if it has such a setting and nobody set it.
+    """Set the seed of a method that has such a setting, unless it is already set.
 
     Example:
         >>> seeded(method_named("kronecker", {"terms": 1}), 3)
@@ -52,7 +52,7 @@ def seeded(method: Method, seed: int) -> Method:
 
 Count = Annotated[int, Field(ge=1, strict=True)]
 Window = Annotated[int, Field(ge=2, strict=True)]
-# Any type: YAML reads `yes` as True, which pydantic would turn into the number 1.
+# Typed Any because YAML reads `yes` as True, which pydantic would convert to the number 1.
 Budget = Annotated[Any, BeforeValidator(_budget)]
 File = Annotated[Path, BeforeValidator(_path)]
 MethodName = Annotated[str, AfterValidator(_known)]

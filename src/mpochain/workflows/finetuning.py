@@ -1,4 +1,4 @@
-"""Finetuning of a compressed model by a recipe, with its perplexity before and after."""
+"""Recipe-driven finetuning of a compressed model, with perplexity before and after."""
 
 from __future__ import annotations
 
@@ -21,21 +21,21 @@ from mpochain.workflows.recipe import Recipe
 
 __all__ = ["RECORD", "Finetuned", "finetune_by"]
 
-# What was done, beside the model; and the state of the run until it is.
+# Record of the finished run in the model's folder, and the state of an unfinished one.
 RECORD = "finetune.json"
 _STATE = "finetune.state"
 
 
 @dataclass(frozen=True)
 class Finetuned:
-    """A finetuned model, and what is known of its training.
+    """Finetuned model with the result of its training and measurements.
 
     Attributes:
-        language: the finetuned model.
-        result: of the training.
+        language: finetuned model.
+        result: result of the training.
         before: perplexity of the compressed model; None without an evaluation, or after an interruption.
         after: perplexity of the finetuned model; None without an evaluation.
-        peak_bytes: the most memory that the process had, libraries included.
+        peak_bytes: peak memory of the process, libraries included.
         provenance: versions, machine, threads, commit.
     """
 
@@ -47,7 +47,7 @@ class Finetuned:
     provenance: dict[str, Any]
 
     def as_dict(self) -> dict[str, Any]:
-        """Everything but the model, for JSON."""
+        """Everything but the model, as a dictionary for JSON."""
         return {
             "perplexity": {
                 "before": self.before.as_dict() if self.before is not None else None,
@@ -73,33 +73,34 @@ def finetune_by(
     counters: Counters = uncounted,
     evaluated: Literal["both", "after"] = "both",
 ) -> Finetuned:
-    """Finetune a compressed model and write it; after an interruption the same call resumes from its last checkpoint.
+    """Finetune a compressed model and write it; after an interruption, the same call resumes from the last checkpoint.
 
     Args:
-        recipe: with the section ``finetune``.
-        folder: of the compressed model.
-        out: another folder, for the finetuned model; the state of the run is kept there meanwhile.
-        counters: makes the counter of an evaluation's progress, from its label.
+        recipe: recipe with the section ``finetune``.
+        folder: folder of the compressed model.
+        out: another folder for the finetuned model; also holds the state of the unfinished run.
+        counters: returns the progress counter of an evaluation for its label.
         evaluated: ``"both"`` to evaluate the compressed model too.
 
     Raises:
-        RecipeError: no section ``finetune``, an evaluation on what the model has seen, or one folder for both models.
-        CheckpointError: a model that cannot be read, or the state of another run.
-        KeyboardInterrupt: after Ctrl-C; the state is kept.
-        MPOError: whatever a step raises.
+        RecipeError: the section ``finetune`` is missing, the evaluation text is also used for calibration or
+            finetuning, or both models have the same folder.
+        CheckpointError: a model cannot be read, or the state belongs to another run.
+        KeyboardInterrupt: after Ctrl-C; the state is saved.
+        MPOError: a step fails.
     """
     if recipe.finetune is None:
-        raise RecipeError("no text to finetune on is given; name one that the model is not evaluated on")
+        raise RecipeError("the text to finetune on is missing; name one that is not used for evaluation")
     if folder.resolve() == out.resolve():
-        raise RecipeError(f"{out} is the model itself; name another folder")
+        raise RecipeError(f"{out} is the folder of the compressed model; name another folder")
     teacher_source = _teacher_source(recipe, folder)
     require_replaceable(out)
     inputs = read_inputs(recipe, "finetune", "evaluation", model=folder)
     model, windows = inputs.language.model, inputs.training
-    assert windows is not None  # as there is a section
+    assert windows is not None  # because the recipe has a section finetune
     teacher = None
     if teacher_source is not None:
-        # Under autocast its products are rounded in any case; weights in that type need no copy at every step.
+        # Autocast rounds the teacher's products in any case; weights in that dtype need no cast at every step.
         dtype = recipe.finetune.training.autocast or recipe.dtype
         teacher = read_model(teacher_source, dtype=dtype, role="the teacher").model
     state = existing_file(out, _STATE)
@@ -107,7 +108,7 @@ def finetune_by(
     if evaluated == "both" and not state.exists():
         before = inputs.perplexity(model, "compressed", counters)
     result = finetune(model, windows, config=recipe.finetune.training, teacher=teacher, checkpoint=state)
-    del teacher  # before the peak of what follows
+    del teacher  # free its memory before evaluation and saving
     peak = peak_resident()
     after = inputs.perplexity(model, "finetuned", counters)
     save_language_model(inputs.language, out)
@@ -118,14 +119,14 @@ def finetune_by(
 
 
 def _teacher_source(recipe: Recipe, student: Path) -> str | None:
-    """The dense model that the compressed one learns from; None if no loss asks for it."""
+    """Source of the dense teacher; None if no loss uses a teacher."""
     assert recipe.finetune is not None
     if not recipe.finetune.training.asks_teacher:
         return None
     source = recipe.finetune.teacher or recipe.model
     if Path(source).exists() and Path(source).resolve() == student.resolve():
         raise RecipeError(
-            f"{student} would be its own teacher; name the dense model as teacher, or learn from the text alone with "
-            "distillation 0"
+            f"{student} would be its own teacher; name the dense model as teacher, or set distillation to 0 to learn "
+            "only from the text"
         )
     return source

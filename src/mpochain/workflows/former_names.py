@@ -1,7 +1,7 @@
-"""Former names in recipes, records and files of runs, read as the names they have now.
+"""Former names in recipes, records and files of runs, mapped to their current names.
 
-Finetuning after compression was called healing: recipes, published records and interrupted runs of that time stay
-readable. Nothing else in the library knows the old names.
+Finetuning after compression was once called healing; recipes, published records and interrupted runs from that time
+stay readable. Only this module knows the former names.
 """
 
 from __future__ import annotations
@@ -17,23 +17,23 @@ __all__ = ["current_recipe", "current_record", "existing_file", "existing_folder
 
 logger = logging.getLogger(__name__)
 
-# Section of a recipe, None for the top: former field, field of today.
+# Section of a recipe (None for the top level), former field, current field.
 _FIELDS = ((None, "healing", "finetune"), ("comparison", "heal", "finetune"))
 
-# How the names of runs ended, and end today; and files of a run, former and of today.
+# Former and current suffix of run names; and the former file name of each current one.
 _RUN = ("-healed", "-finetuned")
 _FILES = {"finetune.json": "healing.json", "finetune.state": "healing.state"}
 
 
 def current_recipe(data: dict[str, Any], label: str) -> dict[str, Any]:
-    """The fields of a recipe under the names of today; a warning tells the new name of each former one.
+    """Rename the former fields of a recipe, with a warning for each.
 
     Args:
-        data: as it was read, not validated.
-        label: where it came from, for messages.
+        data: the recipe as read from its file, not validated yet.
+        label: origin of the data, for messages.
 
     Raises:
-        RecipeError: a field under both names.
+        RecipeError: a field is given under both names.
 
     Example:
         >>> current_recipe({"model": "gpt2", "finetune": {"text": "a.txt"}}, "recipe.yaml")
@@ -47,16 +47,17 @@ def current_recipe(data: dict[str, Any], label: str) -> dict[str, Any]:
         place = "" if section is None else f"{section}."
         if name in fields:
             raise RecipeError(
-                f"{label}: {place}{former} is the former name of {place}{name}, which is given too; keep {place}{name}"
+                f"{label}: {place}{former} is the former name of {place}{name}, but both are given; keep only "
+                f"{place}{name}"
             )
-        logger.warning("%s: %s%s is called %s%s now; rename it", label, place, former, place, name)
+        logger.warning("%s: %s%s is now called %s%s; rename it", label, place, former, place, name)
         renamed = {(name if key == former else key): value for key, value in fields.items()}
         current = renamed if section is None else {**current, section: renamed}
     return current
 
 
 def current_record(record: dict[str, Any]) -> dict[str, Any]:
-    """The record of a run of a comparison, or the source of a distillation, under the names of today.
+    """Rename the former fields in the record of a comparison's run, or in the source of a distillation.
 
     Example:
         >>> record = current_record({"name": "svd-0.6-healed", "setting": {"healing": {"window": 512}}})
@@ -72,11 +73,11 @@ def current_record(record: dict[str, Any]) -> dict[str, Any]:
 
 
 def existing_file(folder: Path, name: str) -> Path:
-    """The file of a run: under its former name if only that is there, else under the name of today.
+    """Path of a run's file: under its former name if only that exists, otherwise under the current name.
 
     Args:
-        folder: of the run, or of a comparison.
-        name: of today, such as ``finetune.state`` or ``svd-0.6-finetuned.json``.
+        folder: folder of the run, or of a comparison.
+        name: current name, such as ``finetune.state`` or ``svd-0.6-finetuned.json``.
     """
     stem, dot, suffix = name.rpartition(".")
     former = folder / _FILES.get(name, f"{_former_run(stem)}{dot}{suffix}")
@@ -84,7 +85,7 @@ def existing_file(folder: Path, name: str) -> Path:
 
 
 def existing_folder(folder: Path, run: str) -> Path:
-    """The folder of a run of a comparison: under its former name if only that is there, else under that of today."""
+    """Folder of a comparison's run: under its former name if only that exists, otherwise under the current name."""
     former = folder / _former_run(run)
     return former if former.exists() and not (folder / run).exists() else folder / run
 

@@ -1,4 +1,4 @@
-"""Compression of the groups of layers in a stage, and the checks of all stages before the first."""
+"""Compression of a stage's groups of layers, and checks of all stages before the first one starts."""
 
 from __future__ import annotations
 
@@ -31,11 +31,11 @@ def compress_stage(
     """Compress the layers of a stage in place, without any training.
 
     Args:
-        stage: of a recipe.
+        stage: stage of a recipe.
         model: changed in place.
-        tokenizer: of transformers, for groups with units.
+        tokenizer: transformers tokenizer, for groups with units.
         calibration: see :func:`mpochain.compress`.
-        seed: of random numbers.
+        seed: seed of random numbers.
 
     Returns:
         The record of each layer, ready for JSON.
@@ -61,11 +61,11 @@ def compress_stage(
 
 
 def require_groups(recipe: Recipe, language: LanguageModel) -> None:
-    """Refuse what would fail in a later stage, before the first.
+    """Check the groups of all stages before the first stage starts.
 
     Raises:
-        RecipeError: layers that the model does not have or that are named twice, missing calibration data, or layers
-            and a budget that do not fit the method.
+        RecipeError: the model lacks a layer, a layer is named twice, calibration data are missing, or the method cannot
+            compress the layers or meet the budget.
     """
     stage_of: dict[nn.Module, str] = {}
     for stage in recipe.stages:
@@ -84,19 +84,19 @@ def require_groups(recipe: Recipe, language: LanguageModel) -> None:
 
 
 def _require_group(group: Group, recipe: Recipe, language: LanguageModel) -> dict[str, nn.Module]:
-    """The layers of a group, once its method can compress them."""
+    """Return the layers of a group after checking that its method can compress them."""
     method = _method(group, language.model, language.tokenizer, recipe.seed)
     if method.needs != "nothing" and recipe.calibration is None:
         raise RecipeError(f"method {method.name} needs calibration data; give the section calibration")
     layers = select(language.model, group.targets, embeddings=method.embeddings, linear=method.linear)
     if not layers:
-        raise RecipeError(f"{', '.join(group.targets)} name no layer that method {method.name} compresses")
+        raise RecipeError(f"{', '.join(group.targets)}: no layer here can be compressed by method {method.name}")
     method.check({name: Target.open(name, layer) for name, layer in layers.items()}, group.budget)
     return layers
 
 
 def _method(group: Group, model: nn.Module, tokenizer: Any, seed: int) -> Method:
-    """The method of a group, with the units of a vocabulary and the seed of a recipe."""
+    """Method of a group, with its vocabulary's units or the recipe's seed applied."""
     method = group.named_method()
     if method is not None:
         return seeded(method, seed)
@@ -104,6 +104,6 @@ def _method(group: Group, model: nn.Module, tokenizer: Any, seed: int) -> Method
     embeddings = select(model, group.targets, embeddings=True, linear=False)
     sizes = {int(weight_and_bias(layer)[0].shape[0]) for layer in embeddings.values()}
     if len(sizes) != 1:
-        raise RecipeError(f"units are of one vocabulary, got {len(sizes)} for {', '.join(group.targets)}")
+        raise RecipeError(f"units need embeddings of one vocabulary, got {len(sizes)} for {', '.join(group.targets)}")
     index = token_units(tokenizer, sizes.pop(), group.units).index
     return Entangled(units=index, coefficients=group.coefficients, seed=seed)

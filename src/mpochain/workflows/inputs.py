@@ -1,4 +1,4 @@
-"""Inputs of a recipe: its model, and its texts as tokens and windows, each read once and checked before any work."""
+"""Inputs of a recipe: the model and the tokenised texts, each read once and checked before any work."""
 
 from __future__ import annotations
 
@@ -35,10 +35,10 @@ Section = Literal["calibration", "evaluation", "finetune"]
 
 @dataclass(frozen=True)
 class Inputs:
-    """The model and the texts of a recipe. A text is None where the recipe has no such section, or it was not read.
+    """Model and texts of a recipe; a text is None if the recipe has no such section or it was not read.
 
     Attributes:
-        recipe: that names them.
+        recipe: the recipe.
         language: the model with its tokenizer.
         calibration: windows, each ``(1, window)``, int64.
         evaluation: all tokens of the evaluation text, ``(n,)``, int64.
@@ -52,12 +52,12 @@ class Inputs:
     training: Tensor | None = None
 
     def perplexity(self, model: nn.Module, label: str, counters: Counters = uncounted) -> Perplexity | None:
-        """Perplexity on the evaluation text; None without one.
+        """Measure perplexity on the evaluation text; None without one.
 
         Args:
             model: causal language model with the recipe's vocabulary.
-            label: what the model is, for the log and the progress.
-            counters: makes the counter of the windows that are done, from the label.
+            label: name of the model in logs and progress messages.
+            counters: returns the progress counter for a label.
 
         Raises:
             NonFiniteError: the model predicts NaN.
@@ -70,17 +70,17 @@ class Inputs:
 
 
 def read_inputs(recipe: Recipe, *sections: Section, model: Path | None = None) -> Inputs:
-    """Read the model and the texts of some sections of a recipe.
+    """Read the model of a recipe and the texts of some of its sections.
 
     Args:
-        recipe: what to read.
-        sections: whose texts are read; those that the recipe does not have are skipped.
-        model: folder of another model to read in place of the recipe's, which must be dense.
+        recipe: recipe that names the model and the texts.
+        sections: sections whose texts are read; sections that the recipe lacks are skipped.
+        model: folder of a model to read instead of the recipe's, which must be dense.
 
     Raises:
-        RecipeError: an evaluation on a text that the model is calibrated or finetuned on, a recipe's model that is
-            compressed already, or a text or window that does not fit the model, naming the section.
-        CheckpointError: a model that cannot be read.
+        RecipeError: the evaluation text is also used for calibration or finetuning, the recipe's model is already
+            compressed, or a text or window does not suit the model; the message names the section.
+        CheckpointError: the model cannot be read.
         MissingDependencyError: transformers is not installed.
     """
     if "evaluation" in sections:
@@ -90,7 +90,7 @@ def read_inputs(recipe: Recipe, *sections: Section, model: Path | None = None) -
     else:
         language = read_model(recipe.model, dtype=recipe.dtype)
         if compressed_layers(language.model):
-            raise RecipeError(f"{recipe.model} is compressed already; start from the dense model, or convert it first")
+            raise RecipeError(f"{recipe.model} is already compressed; start from the dense model, or convert it first")
     texts: dict[str, Any] = {}
     for name in sections:
         section = getattr(recipe, name)
@@ -100,7 +100,7 @@ def read_inputs(recipe: Recipe, *sections: Section, model: Path | None = None) -
             require_window(language.model, section.window)
             tokens = read_tokens(section.text, language.tokenizer)
             if name == "evaluation":
-                # Whether it has enough windows, before hours of other work.
+                # Check that the text has enough windows, before hours of other work.
                 starts(len(tokens), section.window, section.windows, section.stride)
                 texts["evaluation"] = tokens
             elif name == "calibration":
@@ -113,15 +113,15 @@ def read_inputs(recipe: Recipe, *sections: Section, model: Path | None = None) -
 
 
 def read_model(source: str | Path, *, dtype: str = "auto", role: str = "the model") -> LanguageModel:
-    """A language model with its tokenizer, see :func:`mpochain.language.load_language_model`; the log tells it.
+    """Read and log a language model with its tokenizer, see :func:`mpochain.language.load_language_model`.
 
     Args:
         source: folder, ``.gguf`` file, or name on the Hugging Face hub.
-        dtype: element type to read it in; ``"auto"`` for what is stored.
-        role: what the model is for, for the log.
+        dtype: dtype of the weights; ``"auto"`` for the stored dtype.
+        role: purpose of the model, for the log.
 
     Raises:
-        CheckpointError: it cannot be read.
+        CheckpointError: the model cannot be read.
         MissingDependencyError: transformers is not installed.
     """
     logger.info("reading %s, %s", role, source)
@@ -129,16 +129,16 @@ def read_model(source: str | Path, *, dtype: str = "auto", role: str = "the mode
 
 
 def evaluate(model: nn.Module, tokens: Tensor, evaluation: Evaluation, counter: Counter | None = None) -> Perplexity:
-    """Perplexity on the windows that a recipe names.
+    """Measure perplexity on the windows of a recipe's evaluation.
 
     Args:
         model: causal language model.
-        tokens: of the evaluation's text, ``(n,)``.
+        tokens: tokens of the evaluation text, ``(n,)``.
         evaluation: window, stride and number of windows.
-        counter: called with the number of windows that are done and of all.
+        counter: called with the number of windows done and the total number.
 
     Raises:
-        CorpusError: a text with fewer windows.
+        CorpusError: the text has fewer windows.
         NonFiniteError: the model predicts NaN.
     """
     return perplexity(

@@ -1,4 +1,4 @@
-"""JSON files of results, replaced in one step."""
+"""JSON result files, replaced atomically."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ __all__ = ["write_json"]
 
 
 def write_json(file: Path, record: Mapping[str, Any]) -> None:
-    """Write a record that people read too: one field a line, text as it is.
+    """Write a record as readable JSON: one field per line, text unescaped.
 
     Raises:
         OutputError: the file cannot be written.

@@ -1,4 +1,4 @@
-"""Recipes: models, texts, methods and training of a workflow, as data that is checked before any work."""
+"""Recipes: the model, texts, method and training of a workflow, validated before any work."""
 
 from __future__ import annotations
 
@@ -28,12 +28,12 @@ __all__ = [
 
 
 class Calibration(Strict):
-    """Text typical of the model's use, from which a method learns what the layers see.
+    """Calibration text, typical of the model's use.
 
     Attributes:
         text: UTF-8 file.
-        window: tokens of a window.
-        windows: number of windows, evenly spread over the text.
+        window: tokens per window.
+        windows: number of windows, spread evenly over the text.
     """
 
     text: File
@@ -42,13 +42,13 @@ class Calibration(Strict):
 
 
 class Evaluation(Strict):
-    """Text to measure perplexity on; never one that the model is calibrated or finetuned on.
+    """Text to measure perplexity on; it must not be used for calibration or finetuning.
 
     Attributes:
         text: UTF-8 file.
-        window: tokens of a window.
-        windows: number of windows, evenly spread over the text; as many as fit if not given.
-        stride: tokens from the start of one window to the next, at most a window, which is the default.
+        window: tokens per window.
+        windows: number of windows, spread evenly over the text; by default as many as fit.
+        stride: tokens from the start of one window to the start of the next; at most, and by default, ``window``.
     """
 
     text: File
@@ -59,19 +59,19 @@ class Evaluation(Strict):
     @model_validator(mode="after")
     def _no_gaps(self) -> Self:
         if self.stride is not None and self.stride > self.window:
-            raise ValueError(f"stride={self.stride} is over window={self.window} and would skip tokens; lower it")
+            raise ValueError(f"stride={self.stride} exceeds window={self.window} and would skip tokens; lower it")
         return self
 
 
 class Finetuning(Strict):
-    """Text and teacher that a compressed model learns from.
+    """Text, teacher and training settings for finetuning a compressed model.
 
     Attributes:
         text: UTF-8 file.
-        window: tokens of a window.
-        windows: number of windows, evenly spread over the text; as many as fit if not given.
-        teacher: model to learn from; the recipe's dense model if not given. Not read if no loss of ``training``
-            compares with it.
+        window: tokens per window.
+        windows: number of windows, spread evenly over the text; by default as many as fit.
+        teacher: model to learn from; by default the recipe's dense model. It is read only if a loss in ``training``
+            uses it.
         training: see :class:`mpochain.train.FinetuneConfig`.
     """
 
@@ -83,12 +83,12 @@ class Finetuning(Strict):
 
 
 class Comparison(Strict):
-    """Several compression methods at several budgets.
+    """Comparison of several compression methods at several budgets.
 
     Attributes:
-        methods: by their names; ``+sequential`` after a name corrects the errors of earlier layers.
-        budgets: of every method.
-        finetune: methods whose results are finetuned too.
+        methods: names of the methods; the suffix ``+sequential`` makes later layers correct the errors of earlier ones.
+        budgets: budgets at which every method runs.
+        finetune: methods whose results are also finetuned.
     """
 
     methods: Annotated[tuple[str, ...], Field(min_length=1)] = ("interpolative", "svd_llm", "svd", "tt_svd")
@@ -97,21 +97,22 @@ class Comparison(Strict):
 
 
 class Recipe(Strict):
-    """Everything that decides the result of a workflow.
+    """Recipe of a workflow: everything that determines its result.
 
     Attributes:
         model: folder, ``.gguf`` file, or name on the Hugging Face hub.
-        dtype: element type to work in; ``"auto"`` for what is stored.
-        budget: share of the layers' parameters that may be left, such as 0.6 or "60%", or bytes, as "200MB".
-        method: a name of :data:`mpochain.compression.METHODS`, or ``package.module:ClassName`` of a method of another
+        dtype: dtype to work in; ``"auto"`` for the stored dtype.
+        budget: share of the layers' parameters to keep, such as 0.6 or "60%"; or bytes, such as "200MB"; or the limit
+            of each layer's relative error, such as "5% error".
+        method: a name in :data:`mpochain.compression.METHODS`, or ``package.module:ClassName`` of a method from another
             package, which is imported.
-        settings: of the method, see its ``Settings``; ``mpochain methods`` lists them.
+        settings: settings of the method, see its ``Settings``; ``mpochain methods`` lists them.
         sequential: whether later layers correct the errors of earlier ones.
-        targets: layers by name, ``re:`` pattern or class; all linear layers if not given.
+        targets: layers to compress, by name, ``re:`` pattern or class; by default all linear layers.
         ignore: layers to leave out.
-        seed: of random numbers.
+        seed: seed of random numbers.
         calibration: see :class:`Calibration`.
-        prompts: texts that the dense and the compressed model continue, or answer if they are made for chats.
+        prompts: texts that the dense and the compressed model continue; chat models answer them instead.
         evaluation: see :class:`Evaluation`; nothing is evaluated without it.
         finetune: see :class:`Finetuning`.
         comparison: see :class:`Comparison`.
@@ -156,7 +157,7 @@ class Recipe(Strict):
         return self
 
     def chosen_method(self) -> Method:
-        """The method with its settings and, if it draws random numbers, the seed of the recipe.
+        """Return the method with its settings and, if it has a seed, the recipe's seed.
 
         Example:
             >>> Recipe(model="gpt2", method="kronecker", settings={"terms": 2}).chosen_method()
@@ -165,17 +166,17 @@ class Recipe(Strict):
         return seeded(method_named(self.method, self.settings), self.seed)
 
     def training_of(self, stage: Stage) -> FinetuneConfig:
-        """The training of a stage: that of the section ``finetune``, with the fields that the stage changes.
+        """Return the training of a stage: the section ``finetune`` with the stage's changes applied.
 
         Raises:
-            pydantic.ValidationError: values that do not fit each other.
+            pydantic.ValidationError: the values contradict each other.
         """
         common = self.finetune.training.model_dump(exclude_unset=True) if self.finetune is not None else {}
         return FinetuneConfig.model_validate({**common, **stage.training})
 
 
 def built_in_recipes() -> dict[str, Path]:
-    """The files of the recipes that are part of the library, by their names.
+    """Return the files of the recipes that come with the library, by name.
 
     Example:
         >>> sorted(built_in_recipes())
@@ -185,12 +186,12 @@ def built_in_recipes() -> dict[str, Path]:
 
 
 def at_once(recipe: Recipe) -> Recipe:
-    """The same recipe with all layers compressed in one stage, which has the steps of all: a baseline for stages.
+    """Merge all stages of a recipe into one with the sum of their steps, as a baseline for staged distillation.
 
-    Training is that of the section ``finetune``; changes of single stages to it are left out, except their steps.
+    Training follows the section ``finetune``; changes by single stages are dropped, except their steps.
 
     Raises:
-        RecipeError: no stages.
+        RecipeError: the recipe has no stages.
 
     Example:
         >>> stages = [{"name": name, "training": {"steps": 10}} for name in ("a", "b")]
@@ -199,7 +200,7 @@ def at_once(recipe: Recipe) -> Recipe:
         [('at-once', {'steps': 20})]
     """
     if not recipe.stages:
-        raise RecipeError("no stages are given; each names the layers that are compressed before the model learns")
+        raise RecipeError("stages are missing; each names the layers to compress before the model is finetuned")
     steps = sum(recipe.training_of(stage).steps for stage in recipe.stages)
     groups = tuple(group for stage in recipe.stages for group in stage.groups)
     return recipe.model_copy(update={"stages": (Stage(name="at-once", groups=groups, training={"steps": steps}),)})

@@ -1,4 +1,4 @@
-"""YAML files of recipes: plain data, paths relative to the file, and values of the command line over both."""
+"""YAML recipe files: plain data with paths relative to the file, overridden by command-line options."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ logger = logging.getLogger(__name__)
 
 _LONGEST = 1 << 20
 _DEEPEST = 20
-# Sections that name a text and read it in windows.
+# Sections that name a text to read in windows.
 _TEXTS = ("calibration", "evaluation", "finetune")
 
-# Options of the command line whose names differ from those of their fields.
+# Command-line options whose names differ from their fields.
 _OPTIONS = {
     "calibration.text": "--calibration",
     "calibration.windows": "--calibration-windows",
@@ -36,7 +36,7 @@ _OPTIONS = {
 
 
 class _Loader(yaml.SafeLoader):  # type: ignore[misc]  # yaml has no types
-    """Plain data only: no aliases, with which a short file expands without end, and no key twice."""
+    """Loader of plain data: no aliases, which let a short file expand without limit, and no duplicate keys."""
 
     depth = 0
 
@@ -58,21 +58,21 @@ class _Loader(yaml.SafeLoader):  # type: ignore[misc]  # yaml has no types
             if not isinstance(key, yaml.ScalarNode):
                 raise yaml.constructor.ConstructorError(None, None, "a name must be a word", key.start_mark)
             if key.value in seen:
-                raise yaml.constructor.ConstructorError(None, None, f"{key.value!r} is there twice", key.start_mark)
+                raise yaml.constructor.ConstructorError(None, None, f"{key.value!r} is given twice", key.start_mark)
             seen.add(key.value)
         return super().construct_mapping(node, deep)
 
 
 def read_recipe(file: Path | None, flags: Mapping[str, Any] | None = None, *, window: int | None = None) -> Recipe:
-    """A recipe from a YAML file; values of the command line replace those of the file.
+    """Read a recipe from a YAML file; command-line values override those of the file.
 
     Args:
-        file: its paths are relative to its own folder; None if everything is in ``flags``.
-        flags: values of the command line, nested as in a file; ``None`` for an option that was not given.
-        window: tokens of a window, in every section that is there; None for what each section says.
+        file: recipe file, whose paths are relative to its folder; None if everything is in ``flags``.
+        flags: command-line values, nested as in a file; None for an option that was not given.
+        window: tokens per window in every section of the recipe; None to keep each section's value.
 
     Raises:
-        RecipeError: a file that is no recipe, or a wrong value, naming the field.
+        RecipeError: the file is not a recipe, or a value is invalid; the message names the field.
 
     Example:
         >>> flags = {"model": "small", "budget": "60%", "calibration": {"text": "a.txt", "window": None}}
@@ -100,7 +100,7 @@ def read_recipe(file: Path | None, flags: Mapping[str, Any] | None = None, *, wi
 
 
 def _first(error: ValidationError, flags: Mapping[str, Any]) -> str:
-    """The first error of a recipe in one line: the field, what is wrong, and the option that gives it."""
+    """One-line message of the first validation error: field, problem, and command-line option."""
     first = error.errors()[0]
     field = ".".join(map(str, first["loc"]))
     message = f": {first['msg'].removeprefix('Value error, ')}" if field else first["msg"].removeprefix("Value error, ")
@@ -115,7 +115,7 @@ def _first(error: ValidationError, flags: Mapping[str, Any]) -> str:
 
 
 def _option(location: tuple[int | str, ...], flags: Mapping[str, Any]) -> str | None:
-    """The option of the command for a field of a recipe; None if the command has none."""
+    """Command-line option for a recipe field; None if the command has no such option."""
     offered: Any = flags
     for key in location:
         if not isinstance(offered, Mapping) or key not in offered:
@@ -128,19 +128,19 @@ def _option(location: tuple[int | str, ...], flags: Mapping[str, Any]) -> str | 
 def _read(file: Path) -> dict[str, Any]:
     try:
         if file.stat().st_size > _LONGEST:
-            raise RecipeError(f"{file} is larger than {_LONGEST >> 20} MiB, which no recipe is")
+            raise RecipeError(f"{file} is larger than {_LONGEST >> 20} MiB, too large for a recipe")
         data = yaml.load(file.read_text(encoding="utf-8"), Loader=_Loader)  # a safe loader
     except (OSError, UnicodeDecodeError) as error:
         raise RecipeError(f"cannot read the recipe {file}: {error}") from error
     except (yaml.YAMLError, ValueError, RecursionError) as error:
-        raise RecipeError(f"{file} is no recipe: {' '.join(str(error).split())}") from error
+        raise RecipeError(f"{file} is not a recipe: {' '.join(str(error).split())}") from error
     if not isinstance(data, dict) or not all(isinstance(key, str) for key in data):
-        raise RecipeError(f"{file} is no recipe: expected names with values, as in 'model: folder'")
+        raise RecipeError(f"{file} is not a recipe: expected names with values, as in 'model: folder'")
     return data
 
 
 def _resolve(data: dict[str, Any], folder: Path) -> None:
-    """Make paths relative to the recipe's folder, so that it means the same wherever the command is run."""
+    """Resolve paths relative to the recipe's folder, so that a recipe works from any working directory."""
     for name in _TEXTS:
         section = data.get(name)
         if isinstance(section, dict) and isinstance(section.get("text"), str):
@@ -156,7 +156,7 @@ def _resolve(data: dict[str, Any], folder: Path) -> None:
 
 
 def _units_of(data: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
-    """The units of every group, in data that is not validated yet."""
+    """Yield the units of every group in data that are not validated yet."""
     stages = data.get("stages")
     for stage in stages if isinstance(stages, list) else []:
         groups = stage.get("groups") if isinstance(stage, dict) else None
@@ -166,15 +166,15 @@ def _units_of(data: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
 
 
 def _override_settings(data: dict[str, Any], flags: Mapping[str, Any], label: str) -> None:
-    """Put settings of the command line over those of the file, which go with the file's method alone."""
+    """Override method settings of the file by command-line ones; another method drops those of the file."""
     settings = data.get("settings", {})
     if not isinstance(settings, dict):
         return
     method = flags.get("method")
     if method is not None and settings and method != data.get("method"):
-        logger.warning("%s: its settings are not used, as they go with method %s", label, data.get("method"))
+        logger.warning("%s: its settings are not used, because they belong to method %s", label, data.get("method"))
         settings = {}
-    # None is a value here, such as "no number of terms".
+    # None is a valid value here, for example for the number of terms.
     settings = {**settings, **(flags.get("settings") or {})}
     if settings or "settings" in data:
         data["settings"] = settings

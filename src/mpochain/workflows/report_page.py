@@ -1,4 +1,4 @@
-"""Report of one compression: its record as JSON, and an HTML page with tables and figures."""
+"""Compression report as JSON and as an HTML page with tables and figures."""
 
 from __future__ import annotations
 
@@ -28,19 +28,19 @@ _SUMMARY = (
 
 
 def write_report(folder: Path, result: Compressed, command: str, recipe: Mapping[str, Any]) -> list[Path]:
-    """Write ``report.json`` and ``report.html``, one file that opens without a network.
+    """Write ``report.json`` and ``report.html``, a single file that needs no network.
 
     Args:
-        folder: that exists.
-        result: of a compression.
-        command: that makes it again.
-        recipe: everything that decided the result, as plain data.
+        folder: existing folder.
+        result: result of a compression.
+        command: command that reproduces the result.
+        recipe: everything that determines the result, as plain data.
 
     Returns:
         Both files.
 
     Raises:
-        OutputError: the folder cannot be written.
+        OutputError: the folder is not writable.
         MissingDependencyError: matplotlib is missing.
     """
     require_matplotlib()
@@ -80,13 +80,13 @@ def _summary(result: Compressed, figures: Path) -> list[Block]:  # noqa: ARG001 
     if result.speed is not None:
         dense, compressed = result.speed["dense"], result.speed["compressed"]
         row(f"prefill of {dense.prompt} tokens, ms", dense.prefill * 1e3, compressed.prefill * 1e3, ".0f")
-        row("one token after it, ms", dense.decode * 1e3, compressed.decode * 1e3, ".1f")
+        row("one generated token, ms", dense.decode * 1e3, compressed.decode * 1e3, ".1f")
         macs = _total(report, "macs_after") / _total(report, "macs_before")
         size = _total(report, "bytes_after") / _total(report, "bytes_before")
         notes.append(
-            f"Predicted for these layers alone: a prefill takes {macs:.2f} of the dense time, the ratio of "
-            f"multiply-adds, and a token {size:.2f}, the ratio of bytes read. Measured times are of the whole model in "
-            f"fast execution: medians of {dense.rounds} rounds, dense and compressed in turn."
+            f"Prediction for these layers alone: a prefill takes {macs:.2f} of the dense time (ratio of multiply-adds) "
+            f"and a token {size:.2f} (ratio of bytes read). Measured times are for the whole model in fast execution: "
+            f"medians of {dense.rounds} rounds, dense and compressed in turn."
         )
     return [Table(_SUMMARY, rows), *([Text(tuple(notes))] if notes else [])]
 
@@ -96,7 +96,7 @@ def _texts(result: Compressed, figures: Path) -> list[Block]:  # noqa: ARG001  #
         return []
     blocks: list[Block] = [
         Heading("Generated text"),
-        Text(("Greedy: every token is the most probable one after those before it, up to the same number of tokens.",)),
+        Text(("Greedy decoding, with the same maximum number of tokens for both models.",)),
     ]
     for text in result.texts:
         blocks += [Heading(text.prompt, 3), Text((f"Dense: {text.dense}", f"Compressed: {text.compressed}"))]
@@ -167,8 +167,8 @@ def _other_budgets(result: Compressed, figures: Path) -> list[Block]:
         Heading("Budget and quality"),
         Text(
             (
-                "Predicted to second order from the calibration data, layer by layer. A prediction above some tenths "
-                "of a nat ranks budgets, but is no measure of the loss.",
+                "Predicted to second order from the calibration data, layer by layer. A prediction above a few tenths "
+                "of a nat still ranks budgets but does not estimate the loss.",
             )
         ),
         Figure(figures / "frontier.png", "Predicted increase of the loss for other budgets"),
@@ -180,7 +180,7 @@ def _layers(result: Compressed, figures: Path) -> list[Block]:  # noqa: ARG001  
     lines = [
         f"{len(report.layers)} layers with {report.coverage:.1%} of the model's parameters; method {report.method}, "
         f"budget {report.budget}.",
-        *(f"Left as it is: {name}, {count:,} parameters." for name, count in report.untouched),
+        *(f"Not compressed: {name}, {count:,} parameters." for name, count in report.untouched),
     ]
     return [Heading("Layers"), Text(tuple(lines)), Table(COLUMNS, report.rows())]
 
@@ -189,7 +189,7 @@ def _provenance(result: Compressed, figures: Path) -> list[Block]:  # noqa: ARG0
     return [Heading("Provenance"), Text(origin([result.report.provenance]))]
 
 
-# In the order of the page. A section takes the result and a folder for its figures; it is empty where it has nothing.
+# Sections in page order. Each takes the result and a folder for figures, and returns no blocks if it has no content.
 _SECTIONS: tuple[Callable[[Compressed, Path], list[Block]], ...] = (
     _summary,
     _texts,
@@ -205,7 +205,7 @@ def _total(report: CompressionReport, field: str) -> int:
 
 
 def _positions(report: CompressionReport) -> list[tuple[int, str]]:
-    """Block and role of each layer, from the first number in its name; -1 for a layer outside of blocks."""
+    """Block number and role of each layer, parsed from its name; block -1 for a layer outside the blocks."""
     positions = []
     for layer in report.layers:
         block = re.search(r"(?:^|\.)(\d+)(?:\.|$)", layer.name)

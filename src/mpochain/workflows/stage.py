@@ -1,4 +1,4 @@
-"""Stages of distillation in a recipe: groups of layers, the method of each group, and training."""
+"""Stages of distillation in a recipe: groups of layers with a method each, and training."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from mpochain.workflows.fields import Budget, Count, File, MethodName, Strict
 __all__ = ["Group", "Stage", "UnitsOfTokens"]
 
 
-# Fields of a group that go with another one.
+# Fields of a group that require another field.
 _FIELDS = {
     "factors": {"terms", "permuted", "calibrated", "seconds"},
     "method": {"settings"},
@@ -21,16 +21,16 @@ _FIELDS = {
 
 
 class UnitsOfTokens(Strict):
-    """Units that the tokens of a vocabulary consist of, see :class:`mpochain.units.Units`.
+    """Sources of the units that tokens consist of, see :class:`mpochain.units.Units`.
 
-    A token has the units of the first source that knows it: the listing, WordNet, then pieces.
+    A token's units come from the first source that knows it: the listing, WordNet, then pieces.
 
     Attributes:
         listing: file with lines of ``token<TAB>unit unit ...``.
         wordnet: folder of WordNet's database, for tokens that are words.
         pieces: number of pieces to learn from the vocabulary.
-        places: units of each token.
-        least: number of tokens that must share a unit.
+        places: number of units per token.
+        least: minimum number of tokens that must share a unit.
     """
 
     listing: File | None = None
@@ -47,21 +47,21 @@ class UnitsOfTokens(Strict):
 
 
 class Group(Strict):
-    """Layers that are compressed together, by one method.
+    """Group of layers that are compressed together by one method.
 
     Attributes:
-        targets: layers by name, ``re:`` pattern or class; embeddings too, whose tied heads stay tied.
-        method: see :class:`mpochain.workflows.Recipe`; not beside ``factors`` or ``units``.
-        settings: of the method.
-        budget: see :class:`mpochain.workflows.Recipe`; none where the settings leave no choice.
-        units: of embeddings that become :class:`mpochain.EntangledEmbedding`, with ``budget``.
-        coefficients: whether each token then has a coefficient for each rank, as in SEE.
-        factors: ``(out, in)`` of each Kronecker factor that is split off, see
+        targets: layers by name, ``re:`` pattern or class; also embeddings, whose tied heads stay tied.
+        method: see :class:`mpochain.workflows.Recipe`; excludes ``factors`` and ``units``.
+        settings: settings of the method.
+        budget: see :class:`mpochain.workflows.Recipe`; none if the settings leave no choice.
+        units: units of embeddings that become :class:`mpochain.EntangledEmbedding`; requires ``budget``.
+        coefficients: give each token one coefficient per rank, as in SEE; requires ``units``.
+        factors: ``(out, in)`` of each Kronecker factor to split off, see
             :class:`mpochain.compression.Kronecker`.
-        terms: of the sum of Kronecker products.
-        permuted: whether rows and columns are put into a better order first.
-        calibrated: whether the sum is fitted to the calibration data.
-        seconds: for the search of the order of one layer.
+        terms: number of terms in the sum of Kronecker products.
+        permuted: first search for a better order of rows and columns.
+        calibrated: fit the sum to the calibration data.
+        seconds: time limit of the search for one layer's order.
     """
 
     targets: Annotated[tuple[str, ...], Field(min_length=1)]
@@ -84,17 +84,17 @@ class Group(Strict):
         for kind, names in _FIELDS.items():
             unused = sorted(self.model_fields_set & names)
             if kind not in kinds and unused:
-                raise ValueError(f"{unused[0]} goes with {kind}, which this group does not have")
+                raise ValueError(f"{unused[0]} needs {kind}, which this group does not have")
         method = self.named_method()  # its error is a ValueError
         settled = method is not None and method.settled
         if settled and self.budget is not None:
-            raise ValueError("factors and settings that leave no choice take no budget; leave it out")
+            raise ValueError("factors, or settings that leave no choice, take no budget; leave it out")
         if not settled and self.budget is None:
-            raise ValueError("a budget is missing, such as 0.6; factors and settled methods alone have none")
+            raise ValueError("the budget is missing; give one, such as 0.6")
         return self
 
     def named_method(self) -> Method | None:
-        """The method with its settings, as fields of this group name them; None for units, which need a tokenizer.
+        """Return the method of this group with its settings; None for units, which need a tokenizer.
 
         Example:
             >>> Group(targets=("Linear",), factors=((2, 2),)).named_method()
@@ -109,12 +109,12 @@ class Group(Strict):
 
 
 class Stage(Strict):
-    """One stage of distillation: some layers are compressed, then the model learns.
+    """Stage of distillation: compress some layers, then finetune the model.
 
     Attributes:
-        name: of its folder and in reports.
-        groups: layers to compress; empty for a stage of training alone.
-        training: fields that differ from the training of the section ``finetune``.
+        name: name of the stage's folder, also used in reports.
+        groups: layers to compress; empty for a stage that only trains.
+        training: training fields that differ from the section ``finetune``.
     """
 
     name: Annotated[str, Field(pattern=r"^[\w-]+$")]

@@ -1,4 +1,4 @@
-"""Resumable state of distillation in stages: the model after its last step, and results so far, in a folder."""
+"""Resumable state of staged distillation: the model after its last step and the results so far, in a folder."""
 
 from __future__ import annotations
 
@@ -21,21 +21,22 @@ from mpochain.workflows.stage import Group, Stage
 
 __all__ = ["StagedWork"]
 
-# The state as JSON. Its keys are those of earlier versions: `of`, what every stage depends on; `begun`, the stages that
-# were begun; `reached`, the steps that are done; `found`, the results by their keys; `at`, the folder of the model.
+# The state as JSON, with the keys of earlier versions: `of`, the inputs of all stages; `begun`, the settings of started
+# stages; `reached`, the finished steps; `found`, the results by key; `at`, the folder of the current model.
 _STATE = "found.json"
 
 
 class StagedWork:
-    """The model after the last step that is done, and the results so far.
+    """Model after the last finished step, and the results so far.
 
     Args:
-        folder: made if needed; work of the same recipe there is resumed.
-        recipe: with stages; those that were not begun may have changed.
+        folder: created if needed; existing work of the same recipe is resumed.
+        recipe: recipe with stages; stages that have not started may have changed.
 
     Raises:
-        CheckpointError: the work there is damaged or of another recipe, naming what differs.
-        OutputError: the folder cannot be written.
+        CheckpointError: the work in the folder is damaged or belongs to another recipe; the message names the
+            difference.
+        OutputError: the folder is not writable.
     """
 
     def __init__(self, folder: Path, recipe: Recipe) -> None:
@@ -52,41 +53,41 @@ class StagedWork:
         for key, value in _source(recipe).items():
             if source.get(key) != value:
                 raise CheckpointError(
-                    f"{folder} is the work of another recipe: {key} was {source.get(key)!r} and is {value!r} now; "
-                    "remove it, or name another folder"
+                    f"{folder} belongs to another recipe: {key} was {source.get(key)!r} and is now {value!r}; remove "
+                    "it, or name another folder"
                 )
         stages = [_essential(_stage_record(stage, recipe.training_of(stage))) for stage in recipe.stages]
         for position, record in enumerate(begun):
             if position >= len(stages) or stages[position] != _essential(record):
                 raise CheckpointError(
-                    f"{folder} is the work of another recipe: its stage {record['stage']['name']} was begun with other "
+                    f"{folder} belongs to another recipe: its stage {record['stage']['name']} was started with other "
                     "settings; remove it, or name another folder"
                 )
 
     def begin(self, stage: Stage) -> None:
-        """Record the settings of a stage: from now on they may not change, as those of later stages still may."""
+        """Record the settings of a stage, which must not change from now on; those of later stages still may."""
         if len(self._state["begun"]) <= self._recipe.stages.index(stage):
             self._state["begun"].append(_stage_record(stage, self._recipe.training_of(stage)))
             self._write()
 
     def remember(self, key: str, compute: Callable[[], Any]) -> None:
-        """Compute a result and keep it, unless it is known."""
+        """Compute and store a result, unless it is already stored."""
         if key not in self._state["found"]:
             self._state["found"][key] = compute()
             self._write()
 
     def recall(self, key: str) -> Any:
-        """A result that was kept."""
+        """Return a stored result."""
         return self._state["found"][key]
 
     def save(self, language: LanguageModel, stage: str, step: str, results: Mapping[str, Any] | None = None) -> None:
-        """Keep the model after a step, with results of it, in place of the model before and its training state.
+        """Save the model and results after a step, and remove the previous model and its training state.
 
         Args:
-            language: the model as it is now.
+            language: the model after the step.
             stage: name of the stage.
-            step: ``"smaller"`` once its layers are compressed, ``"learnt"`` once the model is finetuned.
-            results: by their keys.
+            step: ``"smaller"`` after compression of the layers, ``"learnt"`` after finetuning.
+            results: results by key.
         """
         before, name = self._state["at"], f"{stage}.{step}"
         save_language_model(language, self.folder / name)
@@ -100,15 +101,15 @@ class StagedWork:
             (self.folder / f"{stage}.state").unlink(missing_ok=True)
 
     def has(self, stage: str, step: str) -> bool:
-        """Whether a step of a stage is done; see :meth:`save` for the steps."""
+        """Whether a step of a stage is finished; see :meth:`save` for the steps."""
         return f"{stage}.{step}" in self._state["reached"]
 
     def latest(self) -> Path | None:
-        """The folder of the model after the last step that is done; None before the first."""
+        """Folder of the model after the last finished step; None before the first."""
         return None if self._state["at"] is None else self.folder / self._state["at"]
 
     def remove(self) -> None:
-        """Delete the folder; first the file by which an interrupted run would resume."""
+        """Delete the folder, starting with the state file, so that an interruption cannot leave a broken state."""
         self._file.unlink()
         shutil.rmtree(self.folder)
 
@@ -117,7 +118,7 @@ class StagedWork:
 
 
 def _source(recipe: Recipe) -> dict[str, Any]:
-    """What every stage depends on."""
+    """Inputs that all stages depend on."""
     source = recipe.model_dump(mode="json", include={"model", "dtype", "seed", "calibration", "finetune"})
     source["finetune"].pop("training")
     for section in (recipe.finetune, recipe.calibration):
@@ -127,12 +128,12 @@ def _source(recipe: Recipe) -> dict[str, Any]:
 
 
 def _stage_record(stage: Stage, training: FinetuneConfig) -> dict[str, Any]:
-    """What a stage depends on by itself."""
+    """Settings of one stage."""
     return {"stage": stage.model_dump(mode="json"), "training": training.model_dump(mode="json")}
 
 
 def _essential(record: dict[str, Any]) -> dict[str, Any]:
-    """The record of a stage without fields that have their defaults, which an earlier version may not know."""
+    """Settings of a stage without default values, since an earlier version may not know a new field."""
     stage = record["stage"]
     groups = [_without_defaults(group, Group) for group in stage["groups"]]
     return {
@@ -142,7 +143,7 @@ def _essential(record: dict[str, Any]) -> dict[str, Any]:
 
 
 def _without_defaults(data: dict[str, Any], model: type[BaseModel]) -> dict[str, Any]:
-    """Fields of a model, as JSON, that differ from their defaults or that the model does not know."""
+    """JSON fields that differ from the model's defaults or that the model does not know."""
     defaults = {
         name: list(default) if isinstance(default, tuple) else default
         for name, field in model.model_fields.items()

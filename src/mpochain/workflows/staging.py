@@ -1,4 +1,4 @@
-"""Distillation in stages: some layers are compressed, the model learns from the dense one, the next are compressed."""
+"""Staged distillation: compress some layers, finetune with the dense teacher, compress the next layers."""
 
 from __future__ import annotations
 
@@ -30,26 +30,26 @@ __all__ = ["RECORD", "Distilled", "distill_by"]
 
 logger = logging.getLogger(__name__)
 
-# What was done, beside the model; and in the same folder, the work until it is.
+# Record of the finished run in the model's folder, and the subfolder of an unfinished one.
 RECORD = "distillation.json"
 _WORK = "stages"
 
-# Fields of a recipe that single compressions and comparisons use, and stages do not.
+# Recipe fields for single compressions and comparisons, which stages do not use.
 _UNUSED = {"budget", "method", "settings", "sequential", "targets", "ignore", "comparison"}
 
-# What is known of a stage: its layers, perplexity before it learns and after, and the training.
+# Results of a stage: its layers, perplexity before and after finetuning, and the training.
 _PARTS = ("layers", "before", "training", "after")
 
 
 @dataclass(frozen=True)
 class Distilled:
-    """A model compressed in stages, and what is known of them.
+    """Model compressed in stages, with the results of each stage.
 
     Attributes:
-        language: the compressed model.
-        parameters: of the model, before and after.
+        language: compressed model.
+        parameters: number of the model's parameters before and after.
         dense: perplexity of the dense model, ready for JSON; None without an evaluation.
-        stages: what was done in each stage, ready for JSON.
+        stages: results of each stage, ready for JSON.
         provenance: versions, machine, threads, commit.
     """
 
@@ -60,7 +60,7 @@ class Distilled:
     provenance: dict[str, Any]
 
     def as_dict(self) -> dict[str, Any]:
-        """Everything but the model, for JSON."""
+        """Everything but the model, as a dictionary for JSON."""
         return {
             "parameters": {"before": self.parameters[0], "after": self.parameters[1]},
             "dense": self.dense,
@@ -77,25 +77,25 @@ def distill_by(
     command: str = "",
     counters: Counters = uncounted,
 ) -> Distilled:
-    """Go through the stages of a recipe and write the result; after an interruption the same call resumes.
+    """Run the stages of a recipe and write the result; after an interruption, the same call resumes.
 
-    Everything that a stage names is checked before the first of them starts. The teacher is the dense model, which
-    never changes and is not written.
+    All stages are checked before the first one starts. The teacher is the dense model, or the one named in the section
+    ``finetune``; it never changes and is not written.
 
     Args:
-        recipe: with stages and the section ``finetune``.
-        out: folder for the compressed model and ``distillation.json``; what resuming needs is kept there meanwhile.
+        recipe: recipe with stages and the section ``finetune``.
+        out: folder for the compressed model and ``distillation.json``; also holds the state of the unfinished run.
         teacher_cache: folder for the teacher's logits, see :func:`mpochain.finetune`.
-        command: what makes the result again, for the record.
-        counters: makes the counter of an evaluation's progress, from its label.
+        command: command that reproduces the result, for the record.
+        counters: returns the progress counter of an evaluation for its label.
 
     Raises:
-        RecipeError: no stages, no text, layers that the model does not have or that are named twice, settings that do
-            not fit a layer, training that is not possible, fields that stages do not use, an evaluation on what the
-            model has seen, a teacher of another vocabulary, or the folder of the dense model to write to.
-        CheckpointError: a model that cannot be read, or the work of another recipe in the folder.
-        KeyboardInterrupt: after Ctrl-C; the state is kept.
-        MPOError: whatever a step raises.
+        RecipeError: stages or the training text are missing, the model lacks a layer, a layer is named twice, settings
+            do not suit a layer, a training is impossible, a field is not used with stages, the evaluation text is also
+            used for calibration or finetuning, the teacher has another vocabulary, or ``out`` is the dense model.
+        CheckpointError: a model cannot be read, or the folder contains the work of another recipe.
+        KeyboardInterrupt: after Ctrl-C; the state is saved.
+        MPOError: a step fails.
     """
     _require_stages(recipe, out)
     require_replaceable(out)
@@ -105,15 +105,15 @@ def distill_by(
     _require_possible(inputs, cached=teacher_cache is not None)
     distillation = _Distillation(inputs, _teacher(recipe, dense), teacher_cache, work, counters)
     work.remember("dense", partial(distillation.perplexity, dense, "dense"))
-    # The model that changes, beside the teacher that does not.
+    # The student is loaded separately, because the teacher must not change.
     language = load_language_model(work.latest() or recipe.model, dtype=recipe.dtype)
     for stage in recipe.stages:
         if not work.has(stage.name, "learnt"):
             distillation.run(stage, language)
-    # Only now: the hidden features of a model with absorbed orders are not in the teacher's order.
+    # Absorbed last, because absorbing changes the order of hidden features, which must match the teacher's.
     absorbed = absorb_orders(language.model)
     if absorbed:
-        logger.info("%d orders of features are absorbed by neighbouring layers", absorbed)
+        logger.info("neighbouring layers absorbed %d orders of features", absorbed)
     save_language_model(language, out)
     result = Distilled(
         language,
@@ -126,7 +126,7 @@ def distill_by(
         provenance(threads=torch.get_num_threads(), commit=True),
     )
     settings = recipe.model_dump(mode="json", exclude_none=True)
-    # Before the work that could make it again is removed.
+    # The record is written before the state that could reproduce it is removed.
     write_json(out / RECORD, {"format": 1, "command": command, "recipe": settings, **result.as_dict()})
     work.remove()
     return result
@@ -134,7 +134,7 @@ def distill_by(
 
 @dataclass(frozen=True)
 class _Distillation:
-    """What the stages share, and one stage with it."""
+    """Inputs and state that all stages share."""
 
     inputs: Inputs
     teacher: nn.Module
@@ -143,7 +143,7 @@ class _Distillation:
     counters: Counters
 
     def run(self, stage: Stage, language: LanguageModel) -> None:
-        """Compress the layers of a stage and let the model learn, from where an interrupted run left off."""
+        """Compress the layers of a stage and finetune the model, resuming an interrupted run."""
         recipe, work, model = self.inputs.recipe, self.work, language.model
         work.begin(stage)
         if not work.has(stage.name, "smaller"):
@@ -168,7 +168,7 @@ class _Distillation:
         work.save(language, stage.name, "learnt")
 
     def perplexity(self, model: nn.Module, label: str) -> dict[str, Any] | None:
-        """Perplexity on the evaluation text, ready for JSON; None without one."""
+        """Measure perplexity on the evaluation text, ready for JSON; None without one."""
         result = self.inputs.perplexity(model, label, self.counters)
         return None if result is None else result.as_dict()
 
@@ -183,21 +183,21 @@ def _training_record(result: TrainResult) -> dict[str, Any]:
 
 
 def _require_stages(recipe: Recipe, out: Path) -> None:
-    """Refuse a recipe that asks for no distillation in stages, before anything is read."""
+    """Check that a recipe describes a staged distillation, before anything is read."""
     if not recipe.stages:
-        raise RecipeError("no stages are given; each names the layers that are compressed before the model learns")
+        raise RecipeError("stages are missing; each names the layers to compress before the model is finetuned")
     if recipe.finetune is None:
-        raise RecipeError("no text to learn from is given; name one that the model is not evaluated on")
+        raise RecipeError("the text to learn from is missing; name one that is not used for evaluation")
     unused = sorted(recipe.model_fields_set & _UNUSED)
     if unused:
-        raise RecipeError(f"{unused[0]} is not used with stages; say it in the groups of a stage")
+        raise RecipeError(f"{unused[0]} is not used with stages; set it in the groups of a stage")
     for source in (recipe.model, recipe.finetune.teacher):
         if source is not None and Path(source).exists() and Path(source).resolve() == out.resolve():
-            raise RecipeError(f"{out} is the dense model itself; name another folder")
+            raise RecipeError(f"{out} is the folder of the dense model; name another folder")
 
 
 def _require_possible(inputs: Inputs, *, cached: bool) -> None:
-    """Refuse what would fail in a later stage, before the first."""
+    """Check everything that could fail in a later stage, before the first stage starts."""
     require_groups(inputs.recipe, inputs.language)
     for stage in inputs.recipe.stages:
         config = inputs.recipe.training_of(stage)
@@ -209,7 +209,7 @@ def _require_possible(inputs: Inputs, *, cached: bool) -> None:
 
 @torch.no_grad()
 def _teacher(recipe: Recipe, dense: nn.Module) -> nn.Module:
-    """The model to learn from: the dense one, or another of the same vocabulary."""
+    """Return the teacher: the dense model, or another model with the same vocabulary."""
     source = None if recipe.finetune is None else recipe.finetune.teacher
     if source is None or source == recipe.model:
         return dense
@@ -217,12 +217,12 @@ def _teacher(recipe: Recipe, dense: nn.Module) -> nn.Module:
     tokens = torch.zeros(1, 2, dtype=torch.long)
     size, teacher_size = (int(logits_of(model(tokens)).shape[-1]) for model in (dense, teacher))
     if size != teacher_size:
-        raise RecipeError(f"the teacher's vocabulary of {teacher_size:,} is not the model's of {size:,}")
+        raise RecipeError(f"the teacher has a vocabulary of {teacher_size:,} and the model one of {size:,}")
     return teacher
 
 
 def _windows(inputs: Inputs) -> Tensor:
-    assert inputs.training is not None  # as _require_stages asks for the section finetune
+    assert inputs.training is not None  # because _require_stages requires the section finetune
     return inputs.training
 
 

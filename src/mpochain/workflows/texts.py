@@ -1,4 +1,4 @@
-"""Digests of a recipe's texts, so that no model is evaluated on what it was calibrated or finetuned on."""
+"""Hashes of a recipe's texts, to refuse evaluation on calibration or finetuning text."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ __all__ = ["digest", "require_unseen"]
 
 
 def digest(file: Path) -> str:
-    """The sha256 of a file, in hexadecimal.
+    """Return the SHA-256 of a file, in hexadecimal.
 
     Raises:
-        RecipeError: it cannot be read.
+        RecipeError: the file cannot be read.
     """
     try:
         return hashlib.sha256(file.read_bytes()).hexdigest()
@@ -24,10 +24,10 @@ def digest(file: Path) -> str:
 
 
 def require_unseen(recipe: Recipe) -> None:
-    """Refuse to evaluate on a text that the model is calibrated or finetuned on, whatever its copies are called.
+    """Refuse an evaluation text that is also used for calibration or finetuning, even as a copy.
 
     Raises:
-        RecipeError: the evaluation text has the content of another one, or one of the texts cannot be read.
+        RecipeError: the evaluation text has the same content as another one, or a text cannot be read.
     """
     if recipe.evaluation is None:
         return
@@ -35,6 +35,6 @@ def require_unseen(recipe: Recipe) -> None:
     for use, section in (("calibrated", recipe.calibration), ("finetuned", recipe.finetune)):
         if section is not None and digest(section.text) == evaluated:
             raise RecipeError(
-                f"{recipe.evaluation.text} is the text that the model is {use} on, which would make it look better "
-                "than it is; evaluate on another text"
+                f"{recipe.evaluation.text} is the text that the model is {use} on, so its perplexity would be too low; "
+                "evaluate on another text"
             )

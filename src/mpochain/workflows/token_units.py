@@ -1,4 +1,4 @@
-"""Units of the tokens of a language model's vocabulary."""
+"""Units of the tokens in a language model's vocabulary."""
 
 from __future__ import annotations
 
@@ -11,20 +11,19 @@ __all__ = ["token_units"]
 
 
 def token_units(tokenizer: Any, count: int, settings: UnitsOfTokens) -> Units:
-    """The units of the first ``count`` tokens of a tokenizer.
+    """Build the units of the first ``count`` tokens of a tokenizer.
 
-    WordNet is asked for the text of a token without its blanks, whatever sign the tokenizer has for them. A row that
-    has no token is a unit of its own.
+    WordNet looks up the text of a token without surrounding blanks. A row without a token is its own unit.
 
     Args:
-        tokenizer: of transformers.
-        count: rows of the embedding.
-        settings: the sources of the units.
+        tokenizer: transformers tokenizer.
+        count: number of rows of the embedding.
+        settings: sources of the units.
 
     Raises:
-        CorpusError: a listing or database that cannot be read.
-        MissingDependencyError: pieces without the package that learns them.
-        ArgumentError: a tokenizer with two tokens of one name, or one without any.
+        CorpusError: a listing or database cannot be read.
+        MissingDependencyError: the package that learns pieces is not installed.
+        ArgumentError: two tokens have the same name, or a token's name is empty.
     """
     tokens: list[str | None] = tokenizer.convert_ids_to_tokens(list(range(count)))
     names = [token if token is not None else f"<row {row}>" for row, token in enumerate(tokens)]
