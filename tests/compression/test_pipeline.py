@@ -220,7 +220,7 @@ def test_the_error_that_a_budget_bounds_is_reported(net, batches):
     ("model", "method", "reason"),
     [
         (nn.Linear(4, 4), "svd", "the model is itself a Linear"),
-        (nn.Sequential(nn.Embedding(9, 4, max_norm=1.0)), "svd", "0: max_norm="),
+        (nn.Sequential(nn.Embedding(9, 4, max_norm=1.0)), "svd", "0: a chain has no max_norm="),
         (nn.Sequential(mpo.MPOLinear(4, 4, max_bond=1)), "svd", "its layers are already compressed"),
         (nn.ModuleList([nn.Sequential(nn.Linear(4, 4))] * 2).append(nn.Embedding(4, 4)), "svd", None),
     ],

@@ -74,7 +74,7 @@ class CompressionReport:
         frontier: predicted trade-off for other budgets: pairs of the share of parameters kept and the total increase of
             the loss, in nats per token, to second order; empty if the method does not predict it.
         seconds: duration of the compression.
-        provenance: versions, machine and threads, without the commit, because that would start git. To publish a report,
+        provenance: versions, machine and threads, without the commit, because that would start git. Before publishing,
             replace it by ``mpochain.report.provenance(threads=..., commit=True)``.
         largest_error: largest relative error of any layer, in the measure of the method, if the budget is an error;
             None otherwise.
