@@ -86,3 +86,22 @@ def test_plan_is_a_former_name(run):
     layers, same = (json.loads(captured.out)["layers"] for captured in (former, current))
     assert layers == same
     assert "--budget" in run("plan", "--help").out
+
+
+def test_a_method_of_your_own_with_a_setting_that_must_be_set(run, folder, monkeypatch):
+    (folder / "own_method.py").write_text(
+        "from mpochain.compression import Method, MethodSettings\n"
+        "class Own(Method):\n"
+        "    class Settings(MethodSettings):\n"
+        "        rank: int\n"
+        "        seed: int = 3\n"
+        "    def prepare(self, target, moments): ...\n"
+    )
+    monkeypatch.syspath_prepend(str(folder))
+    shown = run("methods", "own_method:Own").out
+    assert "--set rank=VALUE (required)" in shown
+    assert "--set seed=3" in shown
+    assert "A way to compress" not in shown, "the base class's docstring says nothing of this method"
+    settings = json.loads(run("methods", "own_method:Own", "--json").out)["own_method:Own"]["settings"]
+    assert settings["rank"] == {"value": None, "required": True, "description": ""}
+    assert not settings["seed"]["required"]

@@ -13,6 +13,7 @@ from torch import nn
 import mpochain as mpo
 from mpochain import MPOError
 from mpochain.compression import METHODS, Built, Choices, Costs, Method, MethodSettings, method_named
+from mpochain.errors import ArgumentError
 
 PATH = f"{__name__}:LeadingRows"
 
@@ -178,5 +179,83 @@ def test_settings_are_given_in_one_way():
         LeadingRows(LeadingRows.Settings(), most=3)
     with pytest.raises(MPOError, match="takes settings of type LeadingRows.Settings"):
         LeadingRows(METHODS["svd"].settings)
-    with pytest.raises(MPOError, match="must be a name or an instance of Method, got ABCMeta"):
+    with pytest.raises(MPOError, match="got the class LeadingRows; give an instance"):
         mpo.compress(model_of(), 0.5, method=LeadingRows)
+
+
+class FixedRank(Method):
+    """Low rank by SVD, one rank for every layer."""
+
+    settled = True
+
+    class Settings(MethodSettings):
+        rank: int = Field(description="of every layer")
+
+    def prepare(self, target, moments):
+        spec = mpo.shapes.low_rank(*target.shape, self.settings.rank)
+        costs = Costs.of(target, [spec.parameters], [spec.macs()])
+        return Choices.of(target, costs, None, lambda _: self.result(target, spec))
+
+    def result(self, target, spec):
+        return Built(mpo.MPOLinear.from_chains(mpo.decompose(target.weight, spec), target.bias))
+
+
+class NothingPrepared(FixedRank):
+    def prepare(self, target, moments):
+        return None
+
+
+class BareLayer(FixedRank):
+    def result(self, target, spec):
+        return super().result(target, spec).layer
+
+
+class OtherShape(FixedRank):
+    def result(self, target, spec):
+        return Built(mpo.MPOLinear(7, target.shape[0], max_bond=1))
+
+
+class NeedsData(FixedRank):
+    needs = "data"
+
+
+@pytest.mark.parametrize(
+    ("method", "message"),
+    [
+        (NothingPrepared, "prepare of method 'nothing_prepared' returned a NoneType for 0; expected .*Choices"),
+        (BareLayer, r"built a MPOLinear for 0; expected Built\(layer\)"),
+        (OtherShape, r"of shape \(32, 7\) for 0; expected \(32, 24\)"),
+        (NeedsData, "NeedsData.needs is 'data'; expected one of nothing, inputs, gradients"),
+    ],
+)
+def test_a_method_that_breaks_the_protocol_is_named(method, message):
+    with pytest.raises(ArgumentError, match=message):
+        mpo.compress(model_of(), None, method=method(rank=2))
+
+
+def test_settings_that_make_layers_larger_are_named_as_the_cause():
+    with pytest.raises(ArgumentError, match="'fixed_rank' makes 0 larger than the dense layer.*choose settings"):
+        mpo.compress(model_of(), None, method=FixedRank(rank=100))
+
+
+def test_a_misspelt_setting_is_named_before_the_missing_one():
+    with pytest.raises(ArgumentError, match="no setting 'rnak'; there are rank"):
+        FixedRank(rnak=3)
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: mpo.compress("gpt2", 0.5, method="svd"), "model must be a torch.nn.Module, got str"),
+        (lambda: mpo.compress(model_of(), 0.5, calibration=5), "list of batches, got one int"),
+        (lambda: mpo.save("folder", model_of()), "model must be a torch.nn.Module, got str"),
+        (lambda: mpo.load("folder", "gpt2"), "model must be a torch.nn.Module, got str"),
+        (lambda: mpo.to_dense(None), "model must be a torch.nn.Module, got NoneType"),
+        (lambda: mpo.finetune("small", []), "model must be a torch.nn.Module, got str"),
+        (lambda: mpo.finetune(model_of(), [], teacher="gpt2"), "teacher must be a torch.nn.Module, got str"),
+        (lambda: mpo.finetune(model_of(), [], config={"steps": 1}), "FinetuneConfig, got dict"),
+    ],
+)
+def test_arguments_of_another_kind_are_named(call, message):
+    with pytest.raises(ArgumentError, match=message):
+        call()

@@ -15,6 +15,7 @@ from mpochain.errors import ArgumentError, CheckpointError, MissingDependencyErr
 from mpochain.nn import CompressedLayer, RowEmbedding
 from mpochain.nn.dense import dense_shape
 from mpochain.nn.layer import layer_of
+from mpochain.surgery.finding import require_module
 from mpochain.surgery.replacement import replace_layers
 
 __all__ = ["load"]
@@ -54,6 +55,8 @@ def load(folder: Path | str, model: nn.Module | None = None) -> nn.Module:
         >>> torch.equal(loaded[0].core_0_0, model[0].core_0_0)
         True
     """
+    if model is not None:
+        require_module(model)
     folder = Path(folder)
     config = read_configuration(folder / CONFIG)
     file = folder / config.tensors

@@ -29,9 +29,9 @@ def methods(
     as_json: Json = False,
 ) -> None:
     """List the compression methods and their settings, for --method and --set of mpochain compress and for recipes."""
-    from mpochain.compression import METHODS, method_named
+    from mpochain.compression import METHODS
 
-    table = METHODS if name is None else {name: method_named(name)}
+    table = METHODS if name is None else {name: _method_to_show(name)}
     if as_json:
         print_json({key: _description(method) for key, method in table.items()})
         return
@@ -50,16 +50,32 @@ class CommandWithMethods(TyperCommand):
         super().format_help(ctx, formatter)
 
 
+def _method_to_show(name: str) -> Method:
+    """The method of a name; its settings may be incomplete, as they are what is asked for."""
+    from mpochain.compression import method_named
+    from mpochain.compression.methods.table import method_type
+
+    if ":" not in name:
+        return method_named(name)
+    method = method_type(name)
+    required = any(field.is_required() for field in method.Settings.model_fields.values())
+    return method(method.Settings.model_construct()) if required else method()
+
+
 def _description(method: Method) -> dict[str, Any]:
     """Description of a method for JSON: summary, required data, layers, and settings with value and description."""
     layers = [kind for kind, able in (("linear", method.linear), ("embedding", method.embeddings)) if able]
-    summary = (inspect.getdoc(type(method)) or "").partition("\n\n")[0]
+    summary = inspect.cleandoc(type(method).__doc__ or "").partition("\n\n")[0]
     return {
         "summary": " ".join(re.sub(r":[a-z]+:`~?(?:[\w.]*\.)?(\w+)`", r"\1", summary).replace("``", "").split()),
         "data": method.needs,
         "layers": layers,
         "settings": {
-            field: {"value": _plain(getattr(method.settings, field)), "description": info.description or ""}
+            field: {
+                "value": _plain(getattr(method.settings, field, None)),
+                "required": info.is_required(),
+                "description": info.description or "",
+            }
             for field, info in type(method.settings).model_fields.items()
         },
     }
@@ -80,6 +96,7 @@ def _text(name: str, description: dict[str, Any]) -> str:
         *textwrap.wrap(description["summary"], _WIDTH, initial_indent="    ", subsequent_indent="    "),
     ]
     for setting, values in description["settings"].items():
-        text = f"{setting}={json.dumps(values['value'])}  {values['description']}"
+        value = "VALUE (required)" if values["required"] else json.dumps(values["value"])
+        text = f"{setting}={value}  {values['description']}"
         lines += textwrap.wrap(text, _WIDTH, initial_indent="    --set ", subsequent_indent=" " * 12)
     return "\n".join(lines) + "\n"

@@ -177,8 +177,8 @@ def cheapest_within(curves: Mapping[str, Curve], error: float) -> dict[str, int]
     for name, curve in curves.items():
         if curve.zero_error is None:
             raise ArgumentError(
-                f"the errors of {name} are unknown before it is built; give a budget as a share or a size instead of "
-                "an error, or choose another method"
+                f"the errors of {name} are unknown before it is built, or its method states no zero_error, to which "
+                "they are relative; give a budget as a share or a size instead of an error, or choose another method"
             )
         # Rounding in sums of squares must not reject a choice exactly at the limit.
         within = np.flatnonzero(curve.errors <= error**2 * curve.zero_error * (1 + 1e-9))

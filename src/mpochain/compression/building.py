@@ -11,7 +11,7 @@ from torch import nn
 
 from mpochain.compression.choices import Built
 from mpochain.compression.methods import Method
-from mpochain.compression.preparation import Preparation
+from mpochain.compression.preparation import Preparation, choices_of
 from mpochain.compression.records import LayerRecord
 from mpochain.compression.sequential import Pair, corrected
 from mpochain.compression.statistics.moments import Moments
@@ -67,16 +67,13 @@ class Builder:
             result = self._preparation.take(name).build(self._chosen[name])
         else:
             correction = corrected(target.weight, moments, pair)
-            choices = self._method.prepare(replace(target, weight=correction.weight), correction.moments)
+            choices = choices_of(self._method, replace(target, weight=correction.weight), correction.moments)
             result = choices.build(self._chosen[name])
-            if result is not None and result.errors is not None:
+            if isinstance(result, Built) and result.errors is not None:
                 errors = Errors(correction.output_error(result.errors.output), result.errors.loss)
                 result = Built(result.layer, errors)
-        if result is not None and not isinstance(result.layer, CompressedLayer):
-            raise ArgumentError(
-                f"method {self._method.name!r} built a {type(result.layer).__name__} for {name}; expected a "
-                "subclass of mpochain.nn.CompressedLayer, such as MPOLinear"
-            )
+        if result is not None:
+            self._require_fitting(result, target)
         if result is not None and isinstance(target.module, nn.Embedding):
             table: Any = result.layer
             rows = table if isinstance(table, RowEmbedding) else MPOEmbedding.of(table)
@@ -89,6 +86,23 @@ class Builder:
             parameter.requires_grad_(target.trainable)
         self.built[target.module] = result.layer.train(target.module.training)
         return self.built[target.module]
+
+    def _require_fitting(self, result: object, target: Target) -> None:
+        """Refuse what a method built if it cannot stand for the layer."""
+        built = f"method {self._method.name!r} built a"
+        if not isinstance(result, Built):
+            raise ArgumentError(f"{built} {type(result).__name__} for {target.name}; expected Built(layer)")
+        layer: object = result.layer
+        if not isinstance(layer, CompressedLayer):
+            raise ArgumentError(
+                f"{built} {type(layer).__name__} for {target.name}; expected a subclass of "
+                "mpochain.nn.CompressedLayer, such as MPOLinear"
+            )
+        if layer.shape != target.shape:
+            raise ArgumentError(
+                f"{built} {type(layer).__name__} with a weight of shape {layer.shape} for {target.name}; expected "
+                f"{target.shape}, (out, in) of the dense layer"
+            )
 
     def tie(self, heads: Mapping[nn.Linear, nn.Embedding]) -> None:
         """Build a head for each linear head whose embedding was compressed, sharing the embedding's parameters."""
@@ -107,6 +121,11 @@ class Builder:
         elements = sum(
             -(-record.bytes_after // self._targets[name].element_size) for name, record in self.records.items()
         )
+        if larger and self._method.settled:
+            raise ArgumentError(
+                f"with its settings method {self._method.name!r} makes {larger[0]} larger than the dense layer "
+                f"({len(larger)} such layers); choose settings that make layers smaller, or ignore= these"
+            )
         if larger or elements > allowed:
             raise MPOError(
                 f"the layers store {elements:,} elements of {allowed:,} allowed, and {len(larger)} of them grew "

@@ -25,6 +25,7 @@ from mpochain.compression.statistics.store import MomentStore
 from mpochain.compression.target import Target
 from mpochain.errors import ArgumentError
 from mpochain.report import provenance
+from mpochain.surgery.finding import require_module
 from mpochain.surgery.replacement import replace_layers
 
 __all__ = ["compress"]
@@ -100,6 +101,7 @@ def compress(
     """
     with _logged_to(log):
         began = time.perf_counter()
+        require_module(model)
         way = method if isinstance(method, Method) else method_named(method)
         opened, heads = open_targets(model, way, targets, ignore)
         _require_consistent(way, budget, sequential)

@@ -13,8 +13,24 @@ from mpochain.compression.methods import Method
 from mpochain.compression.statistics.moments import Moments
 from mpochain.compression.statistics.store import MomentStore
 from mpochain.compression.target import Target
+from mpochain.errors import ArgumentError
 
-__all__ = ["Preparation"]
+__all__ = ["Preparation", "choices_of"]
+
+
+def choices_of(method: Method, target: Target, moments: Moments | None) -> Choices:
+    """The choices that a method gives for a layer.
+
+    Raises:
+        ArgumentError: the method gave something else.
+    """
+    choices: object = method.prepare(target, moments)
+    if not isinstance(choices, Choices):
+        raise ArgumentError(
+            f"prepare of method {method.name!r} returned a {type(choices).__name__} for {target.name}; expected "
+            "mpochain.compression.Choices, such as Choices.of(target, costs, errors, build)"
+        )
+    return choices
 
 
 class Preparation:
@@ -45,7 +61,7 @@ class Preparation:
         curves = {}
         for name, target in self._targets.items():
             moments = self._moments.get(name)
-            choices = self._method.prepare(target, moments)
+            choices = choices_of(self._method, target, moments)
             curves[name] = choices.curve()
             size = choices.held_bytes + (_bytes(moments) if self._moments.on_disk else 0)
             if size <= self._room:
@@ -56,7 +72,7 @@ class Preparation:
     def take(self, name: str) -> Choices:
         """Return the choices of a layer, fitting again if needed, and release them from this object."""
         choices = self._held.pop(name, None)
-        return self._method.prepare(self._targets[name], self._moments.get(name)) if choices is None else choices
+        return choices_of(self._method, self._targets[name], self._moments.get(name)) if choices is None else choices
 
 
 def _bytes(moments: Moments | None) -> int:

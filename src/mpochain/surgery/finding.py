@@ -4,9 +4,20 @@ from __future__ import annotations
 
 from torch import nn
 
+from mpochain.errors import ArgumentError
 from mpochain.nn import CompressedLayer
 
-__all__ = ["compressed_layers"]
+__all__ = ["compressed_layers", "require_module"]
+
+
+def require_module(model: object, argument: str = "model") -> None:
+    """Refuse what is no module.
+
+    Raises:
+        ArgumentError: naming the argument and what it is.
+    """
+    if not isinstance(model, nn.Module):
+        raise ArgumentError(f"{argument} must be a torch.nn.Module, got {type(model).__name__}")
 
 
 def compressed_layers(model: nn.Module) -> dict[str, CompressedLayer]:
@@ -18,6 +29,7 @@ def compressed_layers(model: nn.Module) -> dict[str, CompressedLayer]:
         >>> list(compressed_layers(nn.Sequential(SumLinear(parts), nn.ReLU(), nn.Linear(3, 2))))
         ['0']
     """
+    require_module(model)
     layers: dict[str, CompressedLayer] = {}
     inner: set[nn.Module] = set()
     for name, module in model.named_modules():

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from mpochain.architectures import context_length
 from mpochain.errors import ArgumentError, ShapeError
 from mpochain.surgery import learning_rate_scales
+from mpochain.surgery.finding import require_module
 from mpochain.train.attention import attention_loss
 from mpochain.train.config import FinetuneConfig
 from mpochain.train.loop import TrainResult, train
@@ -84,6 +85,11 @@ def finetune(
         >>> result.tokens, result.losses[-1] < result.losses[0]
         (600, True)
     """
+    require_module(model)
+    if teacher is not None:
+        require_module(teacher, "teacher")
+    if config is not None and not isinstance(config, FinetuneConfig):
+        raise ArgumentError(f"config must be a mpochain.FinetuneConfig, got {type(config).__name__}")
     config = config or FinetuneConfig()
     weight = config.distillation if config.distillation is not None else float(teacher is not None)
     config = config.model_copy(update={"distillation": weight})

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from typing import Any, ClassVar, Literal, Self
+from typing import Any, ClassVar, Literal, Self, get_args
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
@@ -89,6 +89,8 @@ class Method(ABC):
 
     def __init__(self, settings: BaseModel | None = None, /, **values: Any) -> None:
         label = type(self).__name__
+        if self.needs not in get_args(Needs):
+            raise ArgumentError(f"{label}.needs is {self.needs!r}; expected one of {', '.join(get_args(Needs))}")
         if settings is not None and values:
             raise ArgumentError(f"{label} takes settings or their fields as keywords, got both; give one of them")
         if settings is not None and not isinstance(settings, self.Settings):
@@ -151,7 +153,8 @@ class Method(ABC):
 
 def _first(error: ValidationError, settings: type[BaseModel]) -> str:
     """One-line message of the first validation error, listing the known fields if a field is unknown."""
-    first = error.errors()[0]
+    # A misspelt setting explains why another one is missing.
+    first = min(error.errors(), key=lambda one: one["type"] != "extra_forbidden")
     field = ".".join(map(str, first["loc"]))
     if first["type"] == "extra_forbidden":
         known = ", ".join(settings.model_fields)

@@ -17,7 +17,7 @@ from mpochain.compression.methods.search import Search
 from mpochain.compression.methods.token_train import TokenTrain
 from mpochain.errors import ArgumentError
 
-__all__ = ["METHODS", "method_named"]
+__all__ = ["METHODS", "method_named", "method_type"]
 
 # Names on the command line, in recipes and in reports.
 METHODS: dict[str, Method] = {
@@ -55,10 +55,10 @@ def method_named(name: str, settings: Mapping[str, Any] | None = None) -> Method
         'kronecker'
     """
     if not isinstance(name, str):
-        raise ArgumentError(f"method must be a name or an instance of Method, got {type(name).__name__}")
+        raise ArgumentError(f"method must be a name or an instance of Method, got {_in_words(name)}")
     values = dict(settings or {})
     if ":" in name:
-        return _outside(name)(**values)
+        return method_type(name)(**values)
     if name not in METHODS:
         nearest = difflib.get_close_matches(name, METHODS, n=1)
         guess = f", did you mean {nearest[0]!r}?" if nearest else ""
@@ -70,7 +70,18 @@ def method_named(name: str, settings: Mapping[str, Any] | None = None) -> Method
     return method.with_settings(**values) if values else method
 
 
-def _outside(name: str) -> type[Method]:
+def _in_words(method: object) -> str:
+    if isinstance(method, type):
+        return f"the class {method.__name__}; give an instance, {method.__name__}(...)"
+    return type(method).__name__
+
+
+def method_type(name: str) -> type[Method]:
+    """The class of ``"package.module:ClassName"``, whose module is imported.
+
+    Raises:
+        ArgumentError: see :func:`method_named`.
+    """
     module, _, attribute = name.partition(":")
     if not module or not attribute.isidentifier():
         raise ArgumentError(f"method {name!r}: expected package.module:ClassName")

@@ -60,6 +60,8 @@ def batches_for(calibration: Iterable[Any] | None, method: _Needing) -> Iterable
         raise ArgumentError(
             f"calibration must be a list of batches, got one {type(calibration).__name__}; put it into a list"
         )
+    if not hasattr(calibration, "__iter__") and not hasattr(calibration, "__getitem__"):
+        raise ArgumentError(f"calibration is a list of batches, got one {type(calibration).__name__}")
     return _Logged(calibration)
 
 
