@@ -9,6 +9,7 @@ from torch import nn
 
 import mpochain as mpo
 from mpochain import ChainSpec, MPOLinear
+from mpochain.errors import ArgumentError
 from mpochain.execution import KERNELS, Kernel, tuning
 from mpochain.planning import MODELS, Variant
 from mpochain.planning.store import STORE
@@ -107,3 +108,44 @@ def test_it_is_timed_and_its_name_is_stored(kernel, monkeypatch):
     monkeypatch.delitem(KERNELS, "einsum")
     fresh = MPOLinear(128, 128, spec=SPEC).set_execution(autotune=True).plan(4)[0]
     assert "einsum" not in {entry.variant.kernel for entry in fresh.considered}
+
+
+def test_a_key_need_not_be_the_name(monkeypatch):
+    kernel = Einsum()
+    monkeypatch.setitem(KERNELS, "mine", kernel)
+    layer, x = MPOLinear(128, 128, spec=SPEC), torch.randn(5, 128)
+    torch.testing.assert_close(layer(x), nn.functional.linear(x, layer.weight, layer.bias), rtol=1e-4, atol=1e-4)
+    assert kernel.calls == 1
+
+
+class OtherName(Einsum):
+    def variants(self, candidate, conditions):
+        yield Variant(candidate, conditions.batch, "other", conditions.batch)
+
+
+class NoTime(Einsum):
+    def seconds(self, variant, conditions):
+        return float("nan")
+
+
+class NegativeTime(Einsum):
+    def seconds(self, variant, conditions):
+        return -1.0
+
+
+@pytest.mark.parametrize(
+    ("kernel", "message"),
+    [
+        (OtherName(), "kernel 'einsum' has a variant of the kernel 'other'"),
+        (NoTime(), "kernel 'einsum' predicts nan seconds"),
+        (NegativeTime(), "kernel 'einsum' predicts -1.0 seconds"),
+        (Einsum, "must be an instance of KernelModel or Kernel, got <class .*Einsum'>; give an instance"),
+        ("tiled", "must be an instance of KernelModel or Kernel, got 'tiled'"),
+    ],
+)
+def test_a_kernel_that_breaks_the_protocol_is_named(kernel, message, monkeypatch):
+    with pytest.raises(ArgumentError, match=message):
+        mpo.plan(SPEC, 8, kernels=[kernel])
+    monkeypatch.setitem(KERNELS, "einsum", kernel)
+    with pytest.raises(ArgumentError, match=message):
+        MPOLinear(128, 128, spec=SPEC)(torch.randn(5, 128))

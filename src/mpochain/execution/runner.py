@@ -10,7 +10,7 @@ from torch import Tensor
 from mpochain.execution.autocast import autocast_dtype
 from mpochain.execution.bound import Bound, bind
 from mpochain.execution.kept import STEPS, ParameterState, keepable, same, same_memory, state_of
-from mpochain.execution.kernels import KERNELS
+from mpochain.execution.kernels import KERNELS, Kernel
 from mpochain.execution.measurement import setting_of
 from mpochain.execution.program import Program
 from mpochain.execution.tuning import tuned
@@ -37,8 +37,13 @@ def _runs_for_real(device: torch.device | str) -> bool:
     return type(probe) is Tensor and not probe.is_meta
 
 
+def _kernel(name: str) -> Kernel:
+    """The kernel of a name, under whatever key it is in the table."""
+    return next(kernel for kernel in KERNELS.values() if kernel.name == name)
+
+
 def _program_of(chosen: ContractionPlan) -> Program:
-    return Program.of(chosen.chosen, KERNELS[chosen.kernel], chosen.machine)
+    return Program.of(chosen.chosen, _kernel(chosen.kernel), chosen.machine)
 
 
 class ChainRunner:

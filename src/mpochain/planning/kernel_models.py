@@ -8,11 +8,13 @@ conditions, which variants it has, and how many seconds they are predicted to ta
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from typing import ClassVar
 
+from mpochain.errors import ArgumentError
 from mpochain.planning.candidates import Candidate
 from mpochain.planning.conditions import Conditions, Graph
 from mpochain.planning.cost import schedule_time
@@ -20,7 +22,17 @@ from mpochain.planning.machine import Machine
 from mpochain.planning.schedule import Schedule
 from mpochain.planning.variants import Variant
 
-__all__ = ["MODELS", "AutogradModel", "DenseModel", "KernelModel", "PanelsModel", "TiledModel", "runs"]
+__all__ = [
+    "MODELS",
+    "AutogradModel",
+    "DenseModel",
+    "KernelModel",
+    "PanelsModel",
+    "TiledModel",
+    "predicted_seconds",
+    "require_kernels",
+    "runs",
+]
 
 
 class KernelModel(ABC):
@@ -58,6 +70,37 @@ class KernelModel(ABC):
 def runs(kernel: KernelModel, schedule: Schedule, conditions: Conditions) -> bool:
     """True if the kernel can be part of the graph and supports the schedule."""
     return conditions.graph in kernel.graphs and kernel.supports(schedule, conditions)
+
+
+def require_kernels(kernels: Iterable[object]) -> None:
+    """Refuse kernels that are no instances, such as a class in place of one.
+
+    Raises:
+        ArgumentError: naming what is no kernel.
+    """
+    for kernel in kernels:
+        if not isinstance(kernel, KernelModel):
+            raise ArgumentError(
+                f"a kernel of a plan must be an instance of KernelModel or Kernel, got {kernel!r}; give an instance, "
+                "such as MyKernel()"
+            )
+
+
+def predicted_seconds(kernel: KernelModel, variant: Variant, conditions: Conditions) -> float:
+    """Predicted seconds of one of the kernel's variants.
+
+    Raises:
+        ArgumentError: a variant of another kernel, or seconds that are negative or not finite.
+    """
+    if variant.kernel != kernel.name:
+        raise ArgumentError(
+            f"kernel {kernel.name!r} has a variant of the kernel {variant.kernel!r}; expected Variant(candidate, "
+            "conditions.batch, self.name, ...)"
+        )
+    seconds = kernel.seconds(variant, conditions)
+    if not 0 <= seconds < math.inf:
+        raise ArgumentError(f"kernel {kernel.name!r} predicts {seconds} seconds; expected a number of 0 or more")
+    return seconds
 
 
 class _ScheduleModel(KernelModel):

@@ -13,7 +13,7 @@ from mpochain.planning.batches import check_batch
 from mpochain.planning.candidates import Candidate, candidates
 from mpochain.planning.conditions import Conditions, Graph, Memory, Mode
 from mpochain.planning.cost import dense_time, low_rank_time
-from mpochain.planning.kernel_models import MODELS, KernelModel, runs
+from mpochain.planning.kernel_models import MODELS, KernelModel, predicted_seconds, require_kernels, runs
 from mpochain.planning.machine import DEFAULT_SETTING, Machine, Setting, default_machine
 from mpochain.planning.schedule import Schedule
 from mpochain.planning.variants import Variant
@@ -244,6 +244,7 @@ def plan(
     """
     if not isinstance(spec, ChainSpec):
         raise ArgumentError(f"plan needs a ChainSpec, got {type(spec).__name__}; for a chain, pass chain.spec")
+    require_kernels(kernels)
     batch = check_batch(batch)
     machine = default_machine(setting) if machine is None else machine
     conditions = Conditions(batch, mode, memory, setting, machine, graph)
@@ -264,7 +265,7 @@ def _plan(spec: ChainSpec, conditions: Conditions, kernels: tuple[KernelModel, .
     for candidate in _candidates(spec, conditions.batch):
         schedule = candidate.schedule
         predictions = [
-            Considered(variant, kernel.seconds(variant, conditions))
+            Considered(variant, predicted_seconds(kernel, variant, conditions))
             for kernel in kernels
             if runs(kernel, schedule, conditions) and kernel.advised(schedule, conditions)
             for variant in kernel.variants(candidate, conditions)
