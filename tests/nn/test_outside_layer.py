@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from typing import Literal
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
 
 import mpochain as mpo
 from mpochain.checkpoint import contents
+from mpochain.compression import Built, Choices, Costs, Method
 from mpochain.errors import ArgumentError, CheckpointError
 from mpochain.nn import LAYERS, CompressedLayer, MatrixEntry
 
@@ -176,3 +178,32 @@ def test_an_entry_of_another_kind_is_refused(monkeypatch, tmp_path):
     with pytest.raises(ArgumentError, match="kind 'scaled', but its entry is of kind 'chains'.*Entry of its own"):
         mpo.save(nn.Sequential(Scaled(8, 8, max_bond=2)), tmp_path / "never")
     assert not (tmp_path / "never").exists()
+
+
+class ToCodes(Method):
+    """Rows as int8 codes times a scale, the largest code 127."""
+
+    settled = True
+
+    def prepare(self, target, moments):
+        out, in_ = target.shape
+
+        def build(choice):
+            layer = CodesLinear(in_, out)
+            scale = target.weight.abs().amax(1) / 127
+            layer.load_state_dict(
+                {"codes": (target.weight / scale[:, None]).round(), "scale": scale, "bias": target.bias}
+            )
+            return Built(layer)
+
+        sizes = [np.array([size]) for size in (out * (in_ + 1), out * (in_ + 4), out * in_)]
+        return Choices.of(target, Costs(*sizes, target.element_size), None, build)
+
+
+def test_a_report_shows_the_bytes_of_codes():
+    model = nn.Sequential(nn.Linear(6, 4))
+    report = mpo.compress(model, None, method=ToCodes())
+    assert report.layers[0].weight_error < 0.01
+    assert "24 before, 28 after (116.7%)" in report.table()
+    assert "bytes: 96 before, 40 after (41.7%)" in report.table()
+    assert "bytes" not in mpo.compress(nn.Sequential(nn.Linear(32, 32)), 0.5, method="svd").table()

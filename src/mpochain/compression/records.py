@@ -126,6 +126,12 @@ class CompressionReport:
             f"{len(self.layers)} layers, {self.coverage:.1%} of {self.model_parameters:,} parameters: "
             f"{before:,} before, {after:,} after ({after / before:.1%}), allowed {self.allowed:,}",
         ]
+        bytes_before = sum(layer.bytes_before for layer in self.layers)
+        bytes_after = sum(layer.bytes_after for layer in self.layers)
+        # Integer codes: their number says little of their size.
+        if bytes_after * before < 0.9 * bytes_before * after:
+            share = bytes_after / bytes_before
+            lines.append(f"bytes: {bytes_before:,} before, {bytes_after:,} after ({share:.1%})")
         if self.largest_error is not None:
             bound = f"at most {self.largest_error:.4f}"
             lines.append(f"error of each layer, in the measure of {self.method} that the budget bounds: {bound}")
