@@ -5,12 +5,13 @@ from __future__ import annotations
 import json
 
 import pytest
+from pydantic import ValidationError
 from texts import prose
 from tiny import write_model
 
 import mpochain as mpo
 from mpochain import MPOError
-from mpochain.workflows import compress_by, distill_by, read_recipe
+from mpochain.workflows import Recipe, compress_by, distill_by, read_recipe
 from mpochain.workflows.report_page import write_report
 
 MODULE = """
@@ -85,3 +86,10 @@ def test_a_stage_compresses_by_it(folder):
 def test_its_settings_are_checked(folder, settings, message):
     with pytest.raises(MPOError, match=message):
         recipe_of(folder, f"method: outside_methods:FixedRank\nsettings: {settings}\n")
+
+
+@pytest.mark.parametrize("method", ["nowhere.at.all:Thing", "mpochain.compression:Nothing"])
+def test_a_class_that_is_not_there_is_an_error_of_the_method(method):
+    with pytest.raises(ValidationError) as raised:
+        Recipe(model="gpt2", method=method)
+    assert raised.value.errors()[0]["loc"] == ("method",)

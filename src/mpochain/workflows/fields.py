@@ -9,6 +9,7 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 
 from mpochain.compression import Method, method_named
 from mpochain.compression.budget import require_budget
+from mpochain.compression.methods.table import method_type
 
 __all__ = ["Budget", "Count", "File", "MethodName", "Strict", "Window", "seeded"]
 
@@ -32,9 +33,8 @@ def _path(value: object) -> object:
 
 
 def _known(name: str) -> str:
-    # A method from another package may require settings, so it is checked together with them.
-    if ":" not in name:
-        method_named(name)  # its error is a ValueError
+    # A method from another package may require settings, so only its class is checked without them.
+    (method_type if ":" in name else method_named)(name)  # the error is a ValueError
     return name
 
 
