@@ -19,7 +19,7 @@ from mpochain.decomposition.interpolative import (
 )
 from mpochain.decomposition.permutation import PermutedKronecker, permuted_kronecker
 from mpochain.decomposition.randomized import randomized
-from mpochain.decomposition.rounding import fold_left, fold_right, orthogonalize, round_cores
+from mpochain.decomposition.rounding import left_unfolding, orthogonalize, right_unfolding, round_cores
 from mpochain.decomposition.scaling import equalised, equalised_rows, scaled_to_first
 from mpochain.decomposition.splitting import KroneckerFactors, split_off, split_spec
 from mpochain.decomposition.sweep import Decomposition, check_cutoff, retained_rank
@@ -45,18 +45,18 @@ __all__ = [
     "direct_sum",
     "equalised",
     "equalised_rows",
-    "fold_left",
-    "fold_right",
     "gram",
     "interleave",
     "interpolative",
     "interpolative_parameters",
     "interpolative_rank",
+    "left_unfolding",
     "orthogonalize",
     "permuted_kronecker",
     "projected_low_rank",
     "randomized",
     "retained_rank",
+    "right_unfolding",
     "round_cores",
     "scaled_to_first",
     "split_off",

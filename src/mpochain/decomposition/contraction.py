@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from mpochain.arrays import Array, namespace, zeros
 from mpochain.decomposition.interleave import deinterleave
-from mpochain.decomposition.rounding import fold_left, fold_right
+from mpochain.decomposition.rounding import left_unfolding, right_unfolding
 from mpochain.spec import ChainSpec
 
 __all__ = ["contracted", "direct_sum", "swept"]
@@ -22,9 +22,9 @@ def contracted(cores: Sequence[Array], spec: ChainSpec) -> Array:
         [[3.0, 3.0], [3.0, 3.0]]
     """
     xp = namespace(*cores)
-    tensor = fold_left(cores[0])
+    tensor = left_unfolding(cores[0])
     for core in cores[1:]:
-        tensor = xp.reshape(tensor @ fold_right(core), (-1, core.shape[3]))
+        tensor = xp.reshape(tensor @ right_unfolding(core), (-1, core.shape[3]))
     return deinterleave(tensor, spec)
 
 

@@ -10,27 +10,27 @@ from collections.abc import Sequence
 from mpochain.arrays import Array, namespace, norm, qr, svd
 from mpochain.decomposition.sweep import Decomposition, retained_rank
 
-__all__ = ["fold_left", "fold_right", "orthogonalize", "round_cores"]
+__all__ = ["left_unfolding", "orthogonalize", "right_unfolding", "round_cores"]
 
 
-def fold_left(core: Array) -> Array:
+def left_unfolding(core: Array) -> Array:
     """Left unfolding of a core: ``(r, o, i, s)`` as the matrix ``(r o i, s)``."""
     return namespace(core).reshape(core, (-1, core.shape[3]))
 
 
-def fold_right(core: Array) -> Array:
+def right_unfolding(core: Array) -> Array:
     """Right unfolding of a core: ``(r, o, i, s)`` as the matrix ``(r, o i s)``."""
     return namespace(core).reshape(core, (core.shape[0], -1))
 
 
 def _absorb_left(matrix: Array, core: Array) -> Array:
     """``matrix (q, r)`` times ``core (r, o, i, s)``."""
-    return namespace(core).reshape(matrix @ fold_right(core), (-1, *core.shape[1:]))
+    return namespace(core).reshape(matrix @ right_unfolding(core), (-1, *core.shape[1:]))
 
 
 def _absorb_right(core: Array, matrix: Array) -> Array:
     """``core (r, o, i, s)`` times ``matrix (s, q)``."""
-    return namespace(core).reshape(fold_left(core) @ matrix, (*core.shape[:3], -1))
+    return namespace(core).reshape(left_unfolding(core) @ matrix, (*core.shape[:3], -1))
 
 
 def orthogonalize(cores: Sequence[Array], center: int) -> list[Array]:
@@ -41,11 +41,11 @@ def orthogonalize(cores: Sequence[Array], center: int) -> list[Array]:
     cores = list(cores)
     xp = namespace(*cores)
     for k in range(center):
-        q, r = qr(fold_left(cores[k]))
+        q, r = qr(left_unfolding(cores[k]))
         cores[k] = xp.reshape(q, (*cores[k].shape[:3], -1))
         cores[k + 1] = _absorb_left(r, cores[k + 1])
     for k in range(len(cores) - 1, center, -1):
-        q, r = qr(xp.matrix_transpose(fold_right(cores[k])))
+        q, r = qr(xp.matrix_transpose(right_unfolding(cores[k])))
         cores[k] = xp.reshape(xp.matrix_transpose(q), (-1, *cores[k].shape[1:]))
         cores[k - 1] = _absorb_right(cores[k - 1], xp.matrix_transpose(r))
     return cores
@@ -66,7 +66,7 @@ def round_cores(cores: Sequence[Array], bonds: Sequence[int], cutoff: float | No
     xp = namespace(*cores)
     discarded = []
     for k, bond in enumerate(bonds):
-        u, s, vh = svd(fold_left(cores[k]))
+        u, s, vh = svd(left_unfolding(cores[k]))
         rank, dropped = retained_rank(s, bond, share)
         discarded.append(dropped)
         cores[k] = xp.reshape(u[:, :rank], (*cores[k].shape[:3], rank))

@@ -16,7 +16,7 @@ from mpochain.decomposition.contraction import contracted
 from mpochain.decomposition.gram import gram
 from mpochain.decomposition.interleave import deinterleave, interleave
 from mpochain.decomposition.metric import Metric, Root, dot, partial_traces
-from mpochain.decomposition.rounding import fold_left, fold_right
+from mpochain.decomposition.rounding import left_unfolding, right_unfolding
 from mpochain.decomposition.scaling import equalised
 from mpochain.spec import ChainSpec
 
@@ -119,13 +119,13 @@ class WeightedChain:
         xp = namespace(weighted)
         rights = [xp.ones_like(self.cores[0][:1, :1, 0, 0])]
         for core in reversed(self.cores[1:]):
-            rights.append(xp.reshape(fold_left(core) @ rights[-1], (core.shape[0], -1)))
+            rights.append(xp.reshape(left_unfolding(core) @ rights[-1], (core.shape[0], -1)))
         tensor = xp.reshape(interleave(weighted, self.spec), (1, -1))
         gradients = []
         for core, right in zip(self.cores, reversed(rights), strict=True):
             tensor = xp.reshape(tensor, (-1, right.shape[1]))
             gradients.append(xp.reshape(-(tensor @ xp.matrix_transpose(right)), core.shape))
-            tensor = xp.matrix_transpose(fold_left(core)) @ tensor
+            tensor = xp.matrix_transpose(left_unfolding(core)) @ tensor
         return gradients
 
     def preconditioner(self) -> Callable[[list[Array]], list[Array]]:
@@ -146,8 +146,8 @@ class WeightedChain:
             result = []
             for k, (gradient, (left, right)) in enumerate(zip(gradients, inverses, strict=True)):
                 shape = gradient.shape
-                core = xp.reshape(left @ fold_right(self._weigh(gradient, k, -1.0)), shape)
-                result.append(xp.reshape(fold_left(core) @ right, shape))
+                core = xp.reshape(left @ right_unfolding(self._weigh(gradient, k, -1.0)), shape)
+                result.append(xp.reshape(left_unfolding(core) @ right, shape))
             return result
 
         return apply
@@ -155,5 +155,5 @@ class WeightedChain:
     def _carried(self, edge: Array, core: Array, site: int) -> Array:
         """The edge extended by a site: ``sum edge[a, a'] G[o, o'] H[i, i'] core[a, o, i, b] core[a', o', i', b']``."""
         xp = namespace(core)
-        pushed = xp.reshape(edge @ fold_right(self._weigh(core, site, 1.0)), core.shape)
-        return xp.matrix_transpose(fold_left(core)) @ fold_left(pushed)
+        pushed = xp.reshape(edge @ right_unfolding(self._weigh(core, site, 1.0)), core.shape)
+        return xp.matrix_transpose(left_unfolding(core)) @ left_unfolding(pushed)
