@@ -32,7 +32,7 @@ def demo(
     calibration: Annotated[Path | None, typer.Option(help="Text typical of that model's use.")] = None,
     evaluate: Annotated[Path | None, typer.Option(help="Text to measure perplexity on.")] = None,
     calibration_windows: Annotated[int, typer.Option(help="Windows of the calibration text.", min=1)] = 12,
-    evaluate_windows: Annotated[int, typer.Option(help="Windows of the evaluation text.", min=1)] = 20,
+    evaluate_windows: Annotated[int, typer.Option(help="Windows of the evaluation text.", min=1)] = 14,
     window: Annotated[int, typer.Option(help="Tokens of a window.", min=2)] = 512,
     picogpt: Annotated[
         list[str] | None,

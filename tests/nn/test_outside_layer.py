@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 import mpochain as mpo
+from mpochain import MPOLinear
 from mpochain.checkpoint import contents
 from mpochain.compression import Built, Choices, Costs, Method
 from mpochain.errors import ArgumentError, CheckpointError
@@ -207,3 +208,17 @@ def test_a_report_shows_the_bytes_of_codes():
     assert "24 before, 28 after (116.7%)" in report.table()
     assert "bytes: 96 before, 40 after (41.7%)" in report.table()
     assert "bytes" not in mpo.compress(nn.Sequential(nn.Linear(32, 32)), 0.5, method="svd").table()
+
+
+def test_what_a_checkpoint_would_lose_is_refused(tmp_path):
+    class Scaled(MPOLinear):
+        def compact(self, x):
+            return 2 * super().compact(x)
+
+    with pytest.raises(ArgumentError, match=r"Scaled, which would be loaded as MPOLinear.*kind of its own"):
+        mpo.save(nn.Sequential(Scaled(6, 4, max_bond=2)), tmp_path)
+    parametrised = MPOLinear(6, 4, max_bond=2)
+    nn.utils.parametrize.register_parametrization(parametrised, "core_0_0", nn.Identity())
+    with pytest.raises(ArgumentError, match="has parametrisations.*remove_parametrizations"):
+        mpo.save(nn.Sequential(parametrised), tmp_path)
+    assert not any(tmp_path.iterdir())

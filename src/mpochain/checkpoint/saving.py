@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
+from torch.nn.utils.parametrize import is_parametrized
 
 from mpochain.checkpoint.configuration import CONFIG, TENSORS, VERSION, digest, is_checkpoint
 from mpochain.errors import ArgumentError, OutputError
@@ -80,6 +81,16 @@ def _entry(layer: CompressedLayer, name: str) -> dict[str, Any]:
         raise ArgumentError(
             f"{name} is a {type(layer).__name__} of kind {layer.kind!r}, which mpochain.load does not know; register "
             f"it first: mpochain.nn.LAYERS[{layer.kind!r}] = {type(layer).__name__}"
+        )
+    if is_parametrized(layer):
+        raise ArgumentError(
+            f"{name} has parametrisations, which a checkpoint does not hold; call "
+            "torch.nn.utils.parametrize.remove_parametrizations first"
+        )
+    if type(layer) is not known:
+        raise ArgumentError(
+            f"{name} is a {type(layer).__name__}, which would be loaded as {known.__name__} without what it changes; "
+            f"give it a kind of its own and register that: mpochain.nn.LAYERS['...'] = {type(layer).__name__}"
         )
     entry = layer.entry()
     if entry.kind != layer.kind:
