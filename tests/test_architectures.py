@@ -389,7 +389,7 @@ class TestANewRow:
         with pytest.raises(MPOError, match="longer than the model's context of 12"):
             perplexity(NewModel(), text, window=13)
         assert perplexity(NewModel(), text, window=12).windows == 3
-        with pytest.raises(MPOError, match="over the 12 of NewModel"):
+        with pytest.raises(MPOError, match="exceed the context of NewModel, 12 tokens"):
             finetune(NewModel(), text.view(2, 20), config=FinetuneConfig(steps=1, batch_size=1))
 
     def test_training_and_calibration_switch_its_cache_off(self):

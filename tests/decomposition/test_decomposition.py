@@ -302,7 +302,7 @@ class TestBadInput:
             decompose(np.ones((6, 5)), self.SPEC)
 
     def test_no_dims(self):
-        with pytest.raises(MPOError, match="needs spec= or both"):
+        with pytest.raises(MPOError, match="needs spec=, or both"):
             decompose(np.ones((6, 4)), out_dims=(2, 3))
 
     def test_spec_and_dims(self):

@@ -64,7 +64,7 @@ def test_flags_override(tmp_path):
         ("model: m\nmethod: kronecker\nsettings: {termz: 2}", r"settings: .*no setting 'termz'; there are .*terms"),
         ("model: m\nsettings: {terms: 2}", r"settings: .*no setting 'terms'"),
         ("model: m\nmethod: kronecker\nsettings: 3", "settings: .*dictionary"),
-        ("model: m\nmethod: nowhere.to.be.found:Method", r"settings: .*cannot import 'nowhere\.to\.be\.found'"),
+        ("model: m\nmethod: nowhere.to.be.found:Method", r"method: .*cannot import 'nowhere\.to\.be\.found'"),
         ("model: m\nmethod: 'os:system'", r"expected a subclass of mpochain\.compression\.Method"),
         ("model: m\nevaluation: {text: a, window: 8, stride: 9}", r"evaluation: stride=9 exceeds window=8"),
         ("model: m\nseed: yes", "seed"),
