@@ -27,7 +27,7 @@ def demo(
     out: Annotated[Path, typer.Option(help="Folder for the inputs, the compressed model and the report.")] = Path(
         "mpochain-demo"
     ),
-    budget: Annotated[float, typer.Option(help="Share of the layers' parameters that may be left.")] = 0.9,
+    budget: Annotated[float, typer.Option(help="Share of the layers' parameters that may be left.")] = 0.95,
     model: Annotated[Path | None, typer.Option(help="Another model, with --calibration and --evaluate.")] = None,
     calibration: Annotated[Path | None, typer.Option(help="Text typical of that model's use.")] = None,
     evaluate: Annotated[Path | None, typer.Option(help="Text to measure perplexity on.")] = None,
