@@ -14,7 +14,7 @@ demo-picogpt: $(VENV)/demo.installed  ## compare a trained character transformer
 	$(BIN)/python -m studies.picogpt demo
 
 test: lint  ## run all checks: style, types, tests
-	$(BIN)/python -m pytest --numprocesses logical --maxprocesses 4 --dist worksteal
+	$(BIN)/python -m pytest --numprocesses logical --maxprocesses 4 --dist loadscope
 
 docs: $(VENV)/docs.installed  ## build the documentation site into docs/_build; every warning is an error
 	$(BIN)/python -m sphinx --nitpicky --fail-on-warning --keep-going --quiet --builder html docs docs/_build
