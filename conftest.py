@@ -47,6 +47,9 @@ def _check_command(example) -> None:
             assert not missing, f"{line!r}: no option {missing}"
 
 
+# The settings of the documentation site import Sphinx, which only `make docs` installs.
+collect_ignore = ["docs/conf.py"]
+
 pytest_collect_file = Sybil(
     parsers=[PythonCodeBlockParser(), CodeBlockParser(language="sh", evaluator=_check_command)],
     patterns=["README.md", "CONTRIBUTING.md", "docs/*.md", "docs/**/*.md"],
