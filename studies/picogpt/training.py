@@ -13,9 +13,9 @@ from torch.nn import functional as F
 
 from mpochain.errors import ArgumentError
 from mpochain.surgery import learning_rate_scales
+from mpochain.surgery.fingerprint import fingerprint
 from mpochain.train import TrainConfig, TrainResult, train
 from mpochain.train.losses import distillation_loss
-from mpochain.train.teacher import fingerprint
 from studies.picogpt.corpus import Corpus
 from studies.picogpt.evaluation import evaluate
 from studies.picogpt.model import PicoGPT

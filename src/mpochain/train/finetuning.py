@@ -13,12 +13,13 @@ from mpochain.architectures import context_length
 from mpochain.errors import ArgumentError, ShapeError
 from mpochain.surgery import learning_rate_scales
 from mpochain.surgery.finding import require_module
+from mpochain.surgery.fingerprint import fingerprint
 from mpochain.train.attention import attention_loss
 from mpochain.train.config import FinetuneConfig
 from mpochain.train.loop import TrainResult, train
 from mpochain.train.losses import distillation_loss, hidden_loss
 from mpochain.train.preparation import prepared
-from mpochain.train.teacher import Teacher, TeacherCache, autocast, fingerprint, outputs_of
+from mpochain.train.teacher import Teacher, TeacherCache, autocast, outputs_of
 from mpochain.train.trainable import require_trainable
 from mpochain.train.windows import Windows
 

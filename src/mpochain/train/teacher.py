@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import shutil
 from collections.abc import Mapping
@@ -23,7 +22,7 @@ from mpochain.train.config import FinetuneConfig
 from mpochain.train.losses import captured
 from mpochain.train.windows import Windows
 
-__all__ = ["Outputs", "Teacher", "TeacherCache", "autocast", "fingerprint", "outputs_of"]
+__all__ = ["Outputs", "Teacher", "TeacherCache", "autocast", "outputs_of"]
 
 # Files of a cache: its identity, the log-probabilities, and flags of the windows that are filled.
 _IDENTITY, _VALUES, _FILLED = "teacher.json", "logits.f16", "held.u1"
@@ -56,15 +55,6 @@ def autocast(device: torch.device, config: FinetuneConfig) -> Any:
     if config.autocast is None:
         return nullcontext()
     return torch.autocast(device.type, dtype=getattr(torch, config.autocast))
-
-
-def fingerprint(model: nn.Module) -> str:
-    """Return the SHA-256 of a model's parameters and buffers, including their names, shapes and dtypes."""
-    digest = hashlib.sha256()
-    for name, value in model.state_dict().items():
-        digest.update(f"{name} {tuple(value.shape)} {value.dtype}".encode())
-        digest.update(value.detach().contiguous().cpu().reshape(-1).view(torch.uint8).numpy().data)
-    return digest.hexdigest()
 
 
 class Teacher:
