@@ -14,6 +14,7 @@ from mpochain.compression.methods import Method
 from mpochain.compression.preparation import Preparation, choices_of
 from mpochain.compression.records import LayerRecord
 from mpochain.compression.sequential import Pair, corrected
+from mpochain.compression.state import CompressionState
 from mpochain.compression.statistics.moments import Moments
 from mpochain.compression.statistics.projections import Errors
 from mpochain.compression.statistics.store import MomentStore
@@ -34,6 +35,7 @@ class Builder:
         chosen: index of the choice of each layer.
         moments: statistics of the layers.
         preparation: choices of the layers, fitted without correction.
+        state: keeps the built layers, and has those of an interrupted run; None to keep none.
 
     Attributes:
         records: record of each layer built so far, by name.
@@ -48,9 +50,10 @@ class Builder:
         chosen: Mapping[str, int],
         moments: MomentStore,
         preparation: Preparation,
+        state: CompressionState | None = None,
     ) -> None:
         self._method, self._targets, self._chosen = method, targets, chosen
-        self._moments, self._preparation = moments, preparation
+        self._moments, self._preparation, self._state = moments, preparation, state
         self.records: dict[str, LayerRecord] = {}
         self.built: dict[nn.Module, nn.Module] = {}
         self.verified = False
@@ -62,7 +65,12 @@ class Builder:
             name: name of the layer.
             pair: moments of its inputs in both models, for sequential correction; None without correction.
         """
-        target, moments = self._targets[name], self._moments.get(name)
+        target = self._targets[name]
+        stored = None if self._state is None else self._state.layer(target)
+        if stored is not None:
+            layer, self.records[name] = stored
+            return self._put(target, layer)
+        moments = self._moments.get(name)
         if pair is None or moments is None:
             result = self._preparation.take(name).build(self._chosen[name])
         else:
@@ -80,12 +88,19 @@ class Builder:
             rows.padding_idx = target.module.padding_idx
             result = Built(rows, result.errors)
         self.records[name] = _record(target, result, moments)
-        if result is None:
+        layer = None if result is None else result.layer
+        if self._state is not None:
+            self._state.keep_layer(name, layer, self.records[name])
+        return self._put(target, layer)
+
+    def _put(self, target: Target, layer: CompressedLayer | None) -> nn.Module | None:
+        """Remember the replacement of a layer; None if the layer stays dense."""
+        if layer is None:
             return None
-        for parameter in result.layer.parameters():
+        for parameter in layer.parameters():
             parameter.requires_grad_(target.trainable)
-        self.built[target.module] = result.layer.train(target.module.training)
-        return self.built[target.module]
+        self.built[target.module] = layer.train(target.module.training)
+        return layer
 
     def _require_fitting(self, result: object, target: Target) -> None:
         """Refuse what a method built if it cannot stand for the layer."""

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import time
-import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -15,11 +14,13 @@ from torch import Tensor, nn
 from mpochain.compression.allocation import Curve, allocate, cheapest_within, frontier, largest_error, uniform
 from mpochain.compression.budget import error_budget, parameter_budget
 from mpochain.compression.building import Builder
+from mpochain.compression.former_log import logged_to
 from mpochain.compression.methods import Method, method_named
 from mpochain.compression.preparation import Preparation
 from mpochain.compression.records import CompressionReport
-from mpochain.compression.selection import open_targets
+from mpochain.compression.selection import as_patterns, open_targets
 from mpochain.compression.sequential import in_sequence
+from mpochain.compression.state import CompressionState, identity_of
 from mpochain.compression.statistics.passes import batches_for, gather_moments, memory_for_statistics, parts
 from mpochain.compression.statistics.store import MomentStore
 from mpochain.compression.target import Target
@@ -51,6 +52,7 @@ def compress(
     loss: Callable[[Any], Tensor] | None = None,
     dry_run: bool = False,
     seed: int = 0,
+    checkpoint: Path | str | None = None,
     log: Callable[[str], None] | None = None,
 ) -> CompressionReport:
     """Compress the linear layers of a model in place to fit a budget.
@@ -83,6 +85,9 @@ def compress(
             default cross-entropy to labels sampled from the model's own predictions.
         dry_run: report the result without changing the model.
         seed: seed of the sampled labels.
+        checkpoint: folder for the state of an unfinished run: moments, choices and built layers, together about as
+            large as the model. After an interruption, the same call goes on from it, with the same result to the bit.
+            Remove the folder when the compressed model is saved. Not used by a dry run.
         log: deprecated, removed in the next release; called with each message. Configure the logger ``"mpochain"``.
 
     Returns:
@@ -92,6 +97,8 @@ def compress(
         ArgumentError: the budget cannot be met, a pattern matches nothing, the method is unknown, data are missing, or
             a layer has hooks, which would be lost.
         NonFiniteError: activations or weights are NaN or infinite; the message names the layer.
+        CheckpointError: the checkpoint is damaged, or belongs to a run with other weights, data or arguments.
+        OutputError: the checkpoint cannot be written.
 
     Example:
         >>> model = nn.Sequential(nn.Linear(32, 64), nn.ReLU(), nn.Linear(64, 8))
@@ -99,28 +106,41 @@ def compress(
         >>> report.parameters_after <= 0.5 * report.parameters_before, model[0]
         (True, InterpolativeLinear(32 -> 64, rank ..., bias=True))
     """
-    with _logged_to(log):
+    with logged_to(log):
         began = time.perf_counter()
         require_module(model)
         way = method if isinstance(method, Method) else method_named(method)
+        targets = None if targets is None else as_patterns(targets, "targets")
+        ignore = as_patterns(ignore, "ignore")
         opened, heads = open_targets(model, way, targets, ignore)
         _require_consistent(way, budget, sequential)
         way.check(opened, budget)
         error = None if budget is None else error_budget(budget)
         allowed = parameter_budget(1.0 if budget is None or error is not None else budget, opened)
         batches = batches_for(calibration, way)
+        state = None
+        if checkpoint is not None and not dry_run:
+            settings = _settings(targets, ignore, sequential=sequential, loss=loss, seed=seed)
+            state = CompressionState(Path(checkpoint), identity_of(model, way, budget, calibration, settings))
         parameters = sum(parameter.numel() for parameter in model.parameters())
         untouched = _untouched(model, opened, parameters)
         groups = list(parts(model, opened, way))
-        with MomentStore(on_disk=len(groups) > 1) as moments:
-            for group in groups:
-                gather_moments(model, group, batches, way, moments, loss=loss, seed=seed)
+        folder = None if state is None else state.moments
+        with MomentStore(on_disk=len(groups) > 1, folder=folder) as moments:
+            if state is None or not state.has_layers(opened):
+                for group in groups:
+                    if not moments.resume(group):
+                        gather_moments(model, group, batches, way, moments, loss=loss, seed=seed)
+                        moments.finish(group)
             # Sequential compression fits layers again to their corrected weights, so no fit is worth keeping.
             room = 0 if sequential else memory_for_statistics(model)
             preparation = Preparation(way, opened, moments, room)
-            curves = {} if way.settled else preparation.curves()
-            chosen = dict.fromkeys(opened, 0) if way.settled else _chosen(curves, allowed, error, way.uniform)
-            builder = Builder(way, opened, chosen, moments, preparation)
+            choice = state.choices() if state is not None else None
+            if choice is None:
+                choice = _choices(way, opened, preparation, allowed, error)
+                if state is not None:
+                    state.keep_choices(choice)
+            builder = Builder(way, opened, choice["chosen"], moments, preparation, state)
             _logger.info("building %d layers, from %s on", len(opened), next(iter(opened)))
             if sequential:
                 _build_in_sequence(model, opened, batches, builder, allowed, dry_run=dry_run)
@@ -133,11 +153,44 @@ def compress(
             allowed=allowed,
             model_parameters=parameters,
             untouched=untouched,
-            frontier=() if way.uniform or way.settled else frontier(curves),
-            seconds=time.perf_counter() - began,
+            frontier=tuple((share, increase) for share, increase in choice["frontier"]),
+            seconds=time.perf_counter() - began if state is None else state.seconds,
             provenance=provenance(threads=torch.get_num_threads()),
-            largest_error=None if error is None else largest_error(curves, chosen),
+            largest_error=choice["largest_error"],
         )
+
+
+def _settings(
+    targets: list[str] | None,
+    ignore: list[str],
+    *,
+    sequential: bool,
+    loss: Callable[[Any], Tensor] | None,
+    seed: int,
+) -> dict[str, Any]:
+    """Arguments that determine the result, besides the model, the method, its budget and the data."""
+    return {
+        "targets": targets,
+        "ignore": ignore,
+        "sequential": sequential,
+        "loss": None if loss is None else f"{loss.__module__}:{getattr(loss, '__qualname__', type(loss).__qualname__)}",
+        "seed": seed,
+    }
+
+
+def _choices(
+    method: Method, targets: Mapping[str, Target], preparation: Preparation, allowed: int, error: float | None
+) -> dict[str, Any]:
+    """Choice of each layer, predicted results at other budgets, and the largest relative error, ready for JSON."""
+    if method.settled:
+        return {"chosen": dict.fromkeys(targets, 0), "frontier": [], "largest_error": None}
+    curves = preparation.curves()
+    chosen = _chosen(curves, allowed, error, method.uniform)
+    return {
+        "chosen": chosen,
+        "frontier": [] if method.uniform else frontier(curves),
+        "largest_error": None if error is None else largest_error(curves, chosen),
+    }
 
 
 def _require_consistent(method: Method, budget: float | str | None, sequential: bool) -> None:
@@ -211,38 +264,3 @@ def _untouched(model: nn.Module, targets: Mapping[str, Target], parameters: int)
         if size >= _LARGE * parameters:
             large.append((name, size))
     return tuple(sorted(large, key=lambda item: -item[1]))
-
-
-class _Calling(logging.Handler):
-    """Handler that calls a function with each message."""
-
-    def __init__(self, function: Callable[[str], None]) -> None:
-        super().__init__(logging.INFO)
-        self._function = function
-
-    def emit(self, record: logging.LogRecord) -> None:
-        self._function(record.getMessage())
-
-
-@contextlib.contextmanager
-def _logged_to(function: Callable[[str], None] | None) -> Iterator[None]:
-    """Pass the library's log messages to a function, for the deprecated argument ``log``."""
-    if function is None:
-        yield
-        return
-    warnings.warn(
-        "compress(log=) is deprecated and removed in the next release; read the messages of "
-        'logging.getLogger("mpochain") at level INFO instead',
-        DeprecationWarning,
-        stacklevel=4,
-    )
-    library = logging.getLogger("mpochain")
-    handler, level = _Calling(function), library.level
-    library.addHandler(handler)
-    if not library.isEnabledFor(logging.INFO):
-        library.setLevel(logging.INFO)
-    try:
-        yield
-    finally:
-        library.removeHandler(handler)
-        library.setLevel(level)

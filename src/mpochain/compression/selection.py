@@ -15,7 +15,7 @@ from mpochain.nn.dense import weight_and_bias
 from mpochain.surgery.finding import compressed_layers
 from mpochain.surgery.tying import tied_linears
 
-__all__ = ["dense_layers", "open_targets", "select", "why_none"]
+__all__ = ["as_patterns", "dense_layers", "open_targets", "select", "why_none"]
 
 _NEAREST = 5
 
@@ -100,7 +100,7 @@ def select(
     """
     modules = {name: module for name, module in model.named_modules() if name}
     chosen: set[str] = set()
-    for pattern in _patterns(targets, "targets"):
+    for pattern in as_patterns(targets, "targets"):
         names, by_class = _matches(pattern, modules, "targets")
         for name in names:
             if _is_dense(modules[name], embeddings=embeddings, linear=linear):
@@ -111,7 +111,7 @@ def select(
                     f"targets: {name!r} is a {type(modules[name]).__name__}, which cannot be compressed this way; name "
                     f"a {' or '.join(kinds)}"
                 )
-    left_out = {name for pattern in _patterns(ignore, "ignore") for name in _matches(pattern, modules, "ignore")[0]}
+    left_out = {name for pattern in as_patterns(ignore, "ignore") for name in _matches(pattern, modules, "ignore")[0]}
     return {
         name: module
         for name, module in modules.items()
@@ -167,7 +167,12 @@ def why_none(model: nn.Module) -> str:
     return ""
 
 
-def _patterns(patterns: Iterable[str], field: str) -> list[str]:
+def as_patterns(patterns: Iterable[str], field: str) -> list[str]:
+    """List the patterns of an argument; a single string is one pattern.
+
+    Raises:
+        ArgumentError: a pattern is no text.
+    """
     listed = [patterns] if isinstance(patterns, str) else list(patterns)
     for pattern in listed:
         if not isinstance(pattern, str) or not pattern:

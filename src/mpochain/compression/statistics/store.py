@@ -1,41 +1,47 @@
-"""Storage of the layers' moments in memory or in temporary files."""
+"""Storage of the layers' moments in memory or in files."""
 
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import fields
 from pathlib import Path
 from types import TracebackType
+from typing import Any
 
-import torch
 from torch import Tensor
 
+from mpochain.compression.state_files import part_name, part_of, read_part, read_sealed, write_part, write_sealed
 from mpochain.compression.statistics.moments import Moments
-from mpochain.errors import OutputError
+from mpochain.errors import CheckpointError, OutputError
 
 __all__ = ["MomentStore"]
 
 
 class MomentStore:
-    """Moments by layer name; a context manager that deletes them when it exits.
+    """Moments by layer name; a context manager that deletes those in temporary files when it exits.
 
     Args:
-        on_disk: write the moments to the folder for temporary files (``TMPDIR``) and read them one layer at a time,
-            which saves another pass over the calibration data.
+        on_disk: hold no moments in memory: write them to files and read them one layer at a time, which saves another
+            pass over the calibration data.
+        folder: keep the moments here, so that a later call can go on from them. None for the folder for temporary
+            files (``TMPDIR``), and only if ``on_disk``.
 
     Example:
+        >>> import torch
         >>> with MomentStore(on_disk=True) as store:
         ...     store.keep({"up": Moments(torch.eye(2), None, 1.0, None, 9)})
         ...     store.get("up").rows, store.get("down")
         (9, None)
     """
 
-    def __init__(self, *, on_disk: bool) -> None:
-        self._folder = tempfile.TemporaryDirectory(prefix="mpochain-") if on_disk else None
+    def __init__(self, *, on_disk: bool, folder: Path | None = None) -> None:
+        self._temporary = tempfile.TemporaryDirectory(prefix="mpochain-") if on_disk and folder is None else None
+        self._kept = folder is not None
+        self._folder = folder if self._temporary is None else Path(self._temporary.name)
         self.on_disk = on_disk
         self._held: dict[str, Moments] = {}
-        self._files: dict[str, Path] = {}
+        self._names: set[str] = set()  # of the layers whose moments are in files
 
     def __enter__(self) -> MomentStore:
         return self
@@ -43,9 +49,9 @@ class MomentStore:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._held, self._files = {}, {}
-        if self._folder is not None:
-            self._folder.cleanup()
+        self._held, self._names = {}, set()
+        if self._temporary is not None:
+            self._temporary.cleanup()
 
     @property
     def bytes_in_memory(self) -> int:
@@ -64,29 +70,97 @@ class MomentStore:
         Raises:
             OutputError: the disk is full or the folder is not writable.
         """
-        if self._folder is None:
-            self._held.update(moments)
-            return
-        for name, layer_moments in moments.items():
-            # Files are numbered because a layer's name may not be a valid file name.
-            file = Path(self._folder.name) / str(len(self._files))
-            # Tensors are copied because torch.save writes the whole storage that a view belongs to.
-            values = {field.name: _copied(getattr(layer_moments, field.name)) for field in fields(layer_moments)}
+        if self._folder is not None:
             try:
-                torch.save(values, file)
-            except (OSError, RuntimeError) as error:
+                self._write(moments, self._folder)
+            except (OSError, OutputError) as error:
+                advice = "free some space" if self._kept else "set TMPDIR to a folder"
                 raise OutputError(
-                    f"cannot write the moments of the layers to {self._folder.name} ({error}); set TMPDIR to a folder "
+                    f"cannot write the moments of the layers to {self._folder} ({error}); {advice} "
                     "with at least as much free space as the size of the model"
                 ) from error
-            self._files[name] = file
+        if not self.on_disk:
+            self._held.update(moments)
+
+    def resume(self, names: Iterable[str]) -> bool:
+        """Go on from the moments that an earlier call kept of a pass over these layers; False if there are none."""
+        names = list(names)
+        index = read_sealed(self._index(names)) if self._folder is not None and self._kept else None
+        if index is None or index.get("layers") != names:
+            return False
+        shared: dict[str, Tensor] = {}
+        held: dict[str, Moments] = {}
+        for name in index["stored"]:
+            moments = self._read(name, shared)
+            if moments is None:
+                return False
+            if not self.on_disk:
+                held[name] = moments
+            else:
+                shared.clear()
+        self._held.update(held)
+        self._names.update(index["stored"])
+        return True
+
+    def finish(self, names: Iterable[str]) -> None:
+        """Record that the pass over these layers is finished, for :meth:`resume`."""
+        if self._folder is not None and self._kept:
+            names = list(names)
+            stored = [name for name in names if name in self._names]
+            write_sealed(self._index(names), {"layers": names, "stored": stored})
 
     def get(self, name: str) -> Moments | None:
-        """Return the moments of a layer, or None if none are stored."""
-        if name in self._files:
-            return Moments(**torch.load(self._files[name], weights_only=True))
-        return self._held.get(name)
+        """Return the moments of a layer, or None if none are stored.
 
+        Raises:
+            CheckpointError: the file with the moments is damaged.
+        """
+        if name in self._held or name not in self._names:
+            return self._held.get(name)
+        moments = self._read(name, {})
+        if moments is None:
+            raise CheckpointError(f"the moments of {name} in {self._folder} are damaged; remove the folder")
+        return moments
 
-def _copied(value: Tensor | float | None) -> Tensor | float | None:
-    return value.clone() if isinstance(value, Tensor) else value
+    def _index(self, names: list[str]) -> Path:
+        assert self._folder is not None
+        return self._folder / f"pass-from-{part_name(names[0])}.json"
+
+    def _write(self, moments: Mapping[str, Moments], folder: Path) -> None:
+        # Layers with the same input share a tensor, which is written once.
+        owners: dict[int, str] = {}
+        for name, layer_moments in moments.items():
+            tensors: dict[str, Tensor] = {}
+            values: dict[str, Any] = {}
+            for field in fields(layer_moments):
+                value = getattr(layer_moments, field.name)
+                if not isinstance(value, Tensor):
+                    values[field.name] = value
+                elif id(value) in owners:
+                    values[field.name] = {"shared": owners[id(value)]}
+                else:
+                    tensors[field.name] = value
+                    owners[id(value)] = f"{name}:{field.name}"
+            write_part(folder, name, tensors, values)
+            self._names.add(name)
+
+    def _read(self, name: str, tensors: dict[str, Tensor]) -> Moments | None:
+        """Moments of a layer in files; ``tensors`` holds those that several layers share."""
+        assert self._folder is not None
+        file = part_of(self._folder, name)
+        part = None if file is None else read_part(file)
+        if part is None:
+            return None
+        own, values = part
+        tensors |= {f"{name}:{field}": tensor for field, tensor in own.items()}
+        for field, value in values.items():
+            if isinstance(value, dict):
+                owner, _, shared_field = value["shared"].rpartition(":")
+                if value["shared"] not in tensors:
+                    owner_file = part_of(self._folder, owner)
+                    owner_part = None if owner_file is None else read_part(owner_file)
+                    if owner_part is None:
+                        return None
+                    tensors[value["shared"]] = owner_part[0][shared_field]
+                values[field] = tensors[value["shared"]]
+        return Moments(**(values | own))

@@ -1,0 +1,176 @@
+"""Resumable state of a compression: statistics, choices and built layers, in a folder.
+
+Every part is one file, written atomically with its hash. A part that is missing or damaged is computed again.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+from torch.nn.utils.parametrize import is_parametrized
+
+from mpochain.compression.methods import Method
+from mpochain.compression.records import LayerRecord
+from mpochain.compression.state_files import part_of, read_part, read_sealed, write_part, write_sealed
+from mpochain.compression.target import Target
+from mpochain.errors import CheckpointError, MPOError
+from mpochain.nn import LAYERS, CompressedLayer
+from mpochain.nn.layer import layer_of
+from mpochain.surgery.fingerprint import fingerprint, fingerprint_of_data
+from mpochain.system.files import require_writable
+
+__all__ = ["CompressionState", "identity_of"]
+
+_RUN, _CHOICES, _LAYERS = "run.json", "choices.json", "layers"
+_FORMAT = 1
+
+# What a run is identified by, in words.
+_WORDS = {"weights": "the hash of the model's weights", "calibration": "the hash of the calibration data"}
+
+
+def identity_of(
+    model: nn.Module,
+    method: Method,
+    budget: float | str | None,
+    calibration: Iterable[Any] | None,
+    settings: Mapping[str, Any],
+) -> dict[str, Any]:
+    """Everything that determines the result of a compression, ready for JSON.
+
+    Args:
+        model: the dense model.
+        method: compression method.
+        budget: budget as the user gave it.
+        calibration: batches; read once.
+        settings: further arguments of :func:`mpochain.compress`, ready for JSON.
+
+    Example:
+        >>> from mpochain.compression.methods import METHODS
+        >>> identity = identity_of(nn.Linear(2, 2), METHODS["svd"], 0.5, None, {"seed": 0})
+        >>> sorted(identity)
+        ['budget', 'calibration', 'method', 'seed', 'settings', 'weights']
+    """
+    return {
+        "weights": fingerprint(model),
+        "calibration": None if calibration is None else fingerprint_of_data(calibration),
+        "method": f"{type(method).__module__}:{type(method).__qualname__}",
+        "settings": {name: _plain(value) for name, value in method.settings},
+        "budget": budget,
+        **settings,
+    }
+
+
+class CompressionState:
+    """Finished parts of a compression, from which the next call with the same arguments goes on.
+
+    Args:
+        folder: created if needed.
+        identity: see :func:`identity_of`.
+
+    Raises:
+        CheckpointError: the folder holds the state of another run, or a damaged one. The message names the difference.
+        OutputError: the folder is not writable.
+    """
+
+    def __init__(self, folder: Path, identity: Mapping[str, Any]) -> None:
+        self.folder = require_writable(folder)
+        self._began, self._earlier = time.monotonic(), 0.0
+        file = folder / _RUN
+        identity = json.loads(json.dumps(identity))
+        stored = read_sealed(file)
+        if stored is None and file.exists():
+            raise CheckpointError(f"{file} is damaged; remove {folder} to start again")
+        if stored is None:
+            write_sealed(file, {"format": _FORMAT, "identity": identity})
+            return
+        self._require_same(stored, identity)
+        self._earlier = max([0.0, *(float(part.get("seconds", 0.0)) for part in self._parts())])
+
+    @property
+    def moments(self) -> Path:
+        """Folder of the layers' moments."""
+        return self.folder / "moments"
+
+    @property
+    def seconds(self) -> float:
+        """Time spent so far, over all sessions, up to the last finished part of each."""
+        return self._earlier + time.monotonic() - self._began
+
+    def choices(self) -> dict[str, Any] | None:
+        """The choice of each layer as kept by :meth:`keep_choices`; None before that."""
+        return read_sealed(self.folder / _CHOICES)
+
+    def keep_choices(self, choices: Mapping[str, Any]) -> None:
+        """Keep the choice of each layer and other results of the allocation, ready for JSON."""
+        write_sealed(self.folder / _CHOICES, {**choices, "seconds": self.seconds})
+
+    def has_layers(self, names: Iterable[str]) -> bool:
+        """Whether the layers of all these names are built."""
+        return all(part_of(self.folder / _LAYERS, name) is not None for name in names)
+
+    def layer(self, target: Target) -> tuple[CompressedLayer | None, LayerRecord] | None:
+        """The built replacement of a layer, None if it stays dense, and its record; None if it is not built yet."""
+        file = part_of(self.folder / _LAYERS, target.name)
+        part = None if file is None else read_part(file)
+        if part is None:
+            return None
+        tensors, values = part
+        try:
+            record = LayerRecord(**{**values["record"], "shape": tuple(values["record"]["shape"])})
+            if values["entry"] is None:
+                return None, record
+            layer = layer_of(values["entry"], target.shape, target.name)
+            for parameter in layer.parameters():
+                parameter.requires_grad_(parameter.is_floating_point() and target.trainable)
+            layer.load_state_dict(tensors, assign=True)
+        except (MPOError, KeyError, TypeError, RuntimeError) as error:
+            raise CheckpointError(f"{file} is no layer of this version ({error}); remove {self.folder}") from error
+        return layer.to(target.weight.device), record
+
+    def keep_layer(self, name: str, layer: CompressedLayer | None, record: LayerRecord) -> None:
+        """Keep the built replacement of a layer, None if it stays dense, and its record."""
+        entry, tensors = None, {}
+        if layer is not None:
+            if type(layer) is not LAYERS.get(layer.kind) or is_parametrized(layer):
+                return  # it could not be read back, so it is built again
+            entry = layer.entry().model_dump(mode="json")
+            tensors = dict(layer.state_dict())
+        values = {"entry": entry, "record": asdict(record), "seconds": self.seconds}
+        write_part(self.folder / _LAYERS, name, tensors, values)
+
+    def _parts(self) -> Iterable[Mapping[str, Any]]:
+        yield self.choices() or {}
+        for file in (self.folder / _LAYERS).glob("*.safetensors"):
+            part = read_part(file)
+            yield {} if part is None else part[1]
+
+    def _require_same(self, stored: Mapping[str, Any], identity: Mapping[str, Any]) -> None:
+        if stored.get("format") != _FORMAT:
+            raise CheckpointError(f"{self.folder} was written by another version; remove it to start again")
+        before = stored["identity"]
+        for name in sorted({*before, *identity}):
+            if before.get(name) != identity.get(name):
+                raise CheckpointError(
+                    f"{self.folder} is the unfinished state of another compression: {_WORDS.get(name, name)} was "
+                    f"{_shown(before.get(name))} and is now {_shown(identity.get(name))}; use the same again, name "
+                    "another folder, or remove this one to start again"
+                )
+
+
+def _shown(value: Any) -> str:
+    text = json.dumps(value)
+    return text if len(text) <= 80 else f"{text[:77]}..."
+
+
+def _plain(value: Any) -> Any:
+    """A setting as data that can be compared: itself if it is JSON, otherwise a hash or its description."""
+    try:
+        return json.loads(json.dumps(value))
+    except (TypeError, ValueError):
+        return fingerprint_of_data([value])
