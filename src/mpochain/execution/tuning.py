@@ -170,7 +170,7 @@ class _Bench:
         self.grad = self._filled(predicted.batch, spec.out_features).detach() if self.training else None
 
     def _filled(self, *shape: int) -> Tensor:
-        numbers = torch.randn(*shape, generator=self._generator, device=self.device)
+        numbers = torch.randn(*shape, generator=self._generator, device=self.device, dtype=torch.float32)
         return numbers.to(self.dtype).requires_grad_(self.training)
 
     def seconds(self, variants: list[Variant]) -> tuple[dict[Variant, float], float]:

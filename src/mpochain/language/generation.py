@@ -116,7 +116,7 @@ def _tokenise(tokenizer: Any, prompt: str) -> Tensor:
         encoded = tokenizer.apply_chat_template(message, add_generation_prompt=True, return_dict=True)
     else:
         encoded = tokenizer(prompt, add_special_tokens=True)
-    start = torch.tensor(encoded["input_ids"], dtype=torch.long)
+    start = torch.tensor(encoded["input_ids"], dtype=torch.long, device="cpu")
     if not start.numel():
         raise ArgumentError(f"the prompt {prompt!r} has no token in the vocabulary of the model; give other words")
     return start[None]

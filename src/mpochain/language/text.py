@@ -35,7 +35,7 @@ def read_tokens(file: Path | str, tokenizer: Any) -> Tensor:
     ids = tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
     if not ids:
         raise CorpusError(f"{file} has no text; give a file of UTF-8 text")
-    return torch.tensor(ids, dtype=torch.long)
+    return torch.tensor(ids, dtype=torch.long, device="cpu")
 
 
 def starts(total: int, window: int, count: int | None, stride: int | None = None) -> list[int]:

@@ -118,7 +118,7 @@ class InterpolativeLinear(CompressedLayer):
         with torch.no_grad():
             layer.rows.copy_(rows)
             layer.coefficients.copy_(coefficients)
-            layer.place.copy_(torch.tensor(interpolation.permutation, dtype=torch.int32))
+            layer.place.copy_(torch.tensor(interpolation.permutation, dtype=torch.int32, device="cpu"))
             if bias is not None and layer.bias is not None:
                 layer.bias = nn.Parameter(bias.detach().clone())
         return layer

@@ -75,7 +75,7 @@ def own_input_order(layer: nn.Module) -> Tensor | None:
 def output_lookups(layer: nn.Module, order: Tensor) -> int:
     """Number of output look-ups per call, 0 or 1, once the layer's outputs are in ``order``."""
     if isinstance(layer, PermutedLinear):
-        place = torch.arange(len(order)) if layer.place is None else layer.place.cpu().long()
+        place = _identity(len(order)) if layer.place is None else layer.place.cpu().long()
         return int(not _is_identity(place[order]))
     return int(isinstance(layer, MPOLinear) and not _is_identity(order))
 
@@ -83,7 +83,7 @@ def output_lookups(layer: nn.Module, order: Tensor) -> int:
 def input_lookups(layer: nn.Module, order: Tensor) -> int:
     """Number of input look-ups per call, 0 or 1, once the layer's inputs are in ``order``."""
     if isinstance(layer, PermutedLinear):
-        columns = torch.arange(len(order)) if layer.columns is None else layer.columns.cpu().long()
+        columns = _identity(len(order)) if layer.columns is None else layer.columns.cpu().long()
         return int(not _is_identity(torch.argsort(order)[columns]))
     return int(isinstance(layer, MPOLinear) and not _is_identity(order))
 
@@ -143,4 +143,9 @@ def _permuted(
 
 
 def _is_identity(order: Tensor) -> bool:
-    return bool((order == torch.arange(len(order))).all())
+    return bool((order == _identity(len(order))).all())
+
+
+def _identity(size: int) -> Tensor:
+    # Orders are compared on the CPU, whatever the default device is.
+    return torch.arange(size, device="cpu")

@@ -101,7 +101,7 @@ def _absorb(writers: Sequence[nn.Module], reader: nn.Module, parent: nn.Module) 
     hidden = features_of(reader)[1]
     if {features_of(writer)[0] for writer in writers} != {hidden}:
         return 0
-    candidates = [torch.arange(hidden)]
+    candidates = [torch.arange(hidden, device="cpu")]
     orders = [*map(own_output_order, writers), own_input_order(reader)]
     candidates += [order for order in orders if order is not None]
 

@@ -229,7 +229,7 @@ def _check_forward(
                 f"windows of {windows.length} tokens exceed the context of {type(network).__name__}, {limit} tokens; "
                 "give shorter windows"
             )
-    first = windows.select(torch.tensor([0])).to(device)
+    first = windows.select(torch.tensor([0], device="cpu")).to(device)
     # Token 0 is in every vocabulary; the vocabulary size is read from the logits.
     first.inputs["input_ids"] = torch.zeros_like(first.inputs["input_ids"])
     model.eval()

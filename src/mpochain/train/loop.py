@@ -144,7 +144,7 @@ def train(
         betas=config.betas,
         fused=True,
     )
-    generator = torch.Generator().manual_seed(config.seed)
+    generator = torch.Generator("cpu").manual_seed(config.seed)
     result = TrainResult()
     setting = {**config.model_dump(mode="json"), **(identity or {})}
     if scales is not None:

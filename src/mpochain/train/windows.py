@@ -88,7 +88,7 @@ class Windows:
             raise ArgumentError(
                 f"window {empty[0].item()} has nothing to predict: all its labels are {IGNORED}; leave it out"
             )
-        return cls(inputs, labels, named, torch.arange(len(labels)))
+        return cls(inputs, labels, named, torch.arange(len(labels), device="cpu"))
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -152,14 +152,14 @@ class Windows:
         for k in range(step * size, (step + 1) * size):
             epoch, position = divmod(k, len(self))
             if not positions or not position:
-                generator = torch.Generator().manual_seed((seed * 1_000_003 + epoch) % (1 << 63))
-                order = torch.randperm(len(self), generator=generator)
+                generator = torch.Generator("cpu").manual_seed((seed * 1_000_003 + epoch) % (1 << 63))
+                order = torch.randperm(len(self), generator=generator, device="cpu")
             positions.append(order[position])
         return self.select(torch.stack(positions))
 
     def split(self, count: int) -> Iterator[tuple[Windows, float]]:
         """Yield ``count`` equal parts, each with its share of the labels."""
-        for positions in torch.arange(len(self)).chunk(count):
+        for positions in torch.arange(len(self), device="cpu").chunk(count):
             part = self.select(positions)
             yield part, part.targets / self.targets
 
@@ -176,7 +176,7 @@ def _arguments(item: Any, position: int) -> dict[str, Tensor]:
     tensors = {}
     for name, value in values.items():
         try:
-            tensors[name] = value if isinstance(value, Tensor) else torch.as_tensor(value)
+            tensors[name] = value if isinstance(value, Tensor) else torch.as_tensor(value, device="cpu")
         except (TypeError, ValueError, RuntimeError) as error:
             raise DTypeError(
                 f"batch {position}: {name} is {type(value).__name__}, which cannot be converted to a tensor: {error}"

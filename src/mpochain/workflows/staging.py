@@ -214,7 +214,7 @@ def _teacher(recipe: Recipe, dense: nn.Module) -> nn.Module:
     if source is None or source == recipe.model:
         return dense
     teacher = read_model(source, dtype=recipe.dtype, role="the teacher").model
-    tokens = torch.zeros(1, 2, dtype=torch.long)
+    tokens = torch.zeros(1, 2, dtype=torch.long, device="cpu")
     size, teacher_size = (int(logits_of(model(tokens)).shape[-1]) for model in (dense, teacher))
     if size != teacher_size:
         raise RecipeError(f"the teacher has a vocabulary of {teacher_size:,} and the model one of {size:,}")

@@ -30,6 +30,11 @@ def _known_units(value: Any) -> Any:
     return value
 
 
+def _tensor(values: Any) -> Tensor:
+    # Not on the default device, which may hold no values.
+    return values if isinstance(values, Tensor) else torch.as_tensor(values, device="cpu")
+
+
 class Entangled(Method):
     """Embedding tables as :class:`mpochain.EntangledEmbedding`, fitted to the dense rows.
 
@@ -126,7 +131,7 @@ class Entangled(Method):
             fit_rows(
                 embedding,
                 table,
-                frequencies=None if frequencies is None else torch.as_tensor(frequencies),
+                frequencies=None if frequencies is None else _tensor(frequencies),
                 iterations=self.settings.iterations,
             )
             return Built(embedding.to(weight.dtype))

@@ -32,7 +32,7 @@ class SampledLoss:
     """
 
     def __init__(self, seed: int = 0) -> None:
-        self._generator = torch.Generator().manual_seed(seed)
+        self._generator = torch.Generator("cpu").manual_seed(seed)
 
     def __call__(self, output: Any) -> Tensor:
         """Compute the loss of logits, or of an output that has ``.logits`` or logits as its first item.

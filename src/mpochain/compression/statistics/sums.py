@@ -45,7 +45,7 @@ class Slabs:
         size = rows.shape[1] ** 2
         free = self._free.get(rows.device)
         if free is None or len(free) < size:
-            free = torch.zeros(max(_SLAB, size), device=rows.device)
+            free = torch.zeros(max(_SLAB, size), dtype=torch.float32, device=rows.device)
         self._free[rows.device] = free[size:]
         return free[:size].view(rows.shape[1], -1)
 

@@ -111,7 +111,10 @@ class EntangledEmbedding(RowEmbedding):
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__(num_embeddings, embedding_dim, padding_idx)
-        index = torch.as_tensor(units) if isinstance(units, Tensor | np.ndarray) else None
+        index: Tensor | None = None
+        if isinstance(units, Tensor | np.ndarray):
+            # Not on the default device, which may hold no values.
+            index = units if isinstance(units, Tensor) else torch.as_tensor(units, device="cpu")
         if index is None and units not in ("digits", "own"):
             raise ArgumentError(f"units must be 'digits', 'own' or an index (num_embeddings, order), got {units!r}")
         self.source: Source = "index" if index is not None else cast("Source", units)
@@ -134,7 +137,7 @@ class EntangledEmbedding(RowEmbedding):
 
         for place, dim in enumerate(self.dims[:1] if self.shared else self.dims):
             self.register_parameter(f"table_{place}", filled(self.unit_count, ranks * dim, 0.0))
-        self.register_buffer("index", index if index is None or device is None else index.to(device))
+        self.register_buffer("index", index if index is None else index.to(self.tables[0].device))
         self.coefficients = filled(num_embeddings, ranks, 1.0) if coefficients else None
         self.scale = filled(1, embedding_dim, 1.0) if norm else None
         self.shift = filled(1, embedding_dim, 0.0) if norm else None
