@@ -199,7 +199,7 @@ def _matrices(layers: dict[str, Any], figure: Path) -> list[Block]:
         draw(
             figure,
             series,
-            title="Error in the searched order over that in the given order",
+            title="Error in the searched order over that in the given order (lower is better)",
             x="block of SmolLM2-135M",
             y="ratio of relative errors",
         )

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import pytest
+from matplotlib.figure import Figure
 
 from mpochain import MPOError
 from mpochain.report import Column, markdown, provenance, text
 from mpochain.report import figures as figures_module
 from mpochain.report.figures import Series, draw
 from mpochain.report.origin import origin
+from mpochain.report.page import Page, Text
 from mpochain.system.files import require_writable, write_bytes
 
 COLUMNS = (Column("name", "model"), Column("size", "size", ","), Column("error", "error", ".2f"))
@@ -62,6 +64,42 @@ def test_a_figure_is_drawn(tmp_path):
     series = [Series("a", [1, 10, 100], [1, 2, 3]), Series("b", [1, 10], [2, 2], line=False)]
     draw(tmp_path / "f.png", series, title="t", x="x", y="y", axes={"xscale": "log"})
     assert (tmp_path / "f.png").stat().st_size > 5000
+
+
+@pytest.mark.parametrize("limits", [(22.5, 130), (37_000, 900_000), (0.05, 100), (51, 54.4), (0.0004, 0.0009)])
+def test_logarithmic_axes_have_plain_numbers(tmp_path, monkeypatch, limits):
+    labels = []
+    save = Figure.savefig
+
+    def record(figure, *args, **kwargs):
+        save(figure, *args, **kwargs)
+        plot = figure.axes[0]
+        low, high = plot.get_ylim()
+        ticks = zip(plot.yaxis.get_majorticklocs(), plot.yaxis.get_majorticklabels(), strict=True)
+        labels.extend(label.get_text() for place, label in ticks if low <= place <= high)
+        assert not any(label.get_text() for label in plot.yaxis.get_minorticklabels())
+
+    monkeypatch.setattr(Figure, "savefig", record)
+    draw(tmp_path / "f.png", [Series("a", [1, 2], limits)], title="t", x="x", y="y", axes={"yscale": "log"})
+    numbers = [float(label.replace(",", "")) for label in labels]
+    assert numbers == sorted(set(numbers))
+    assert 3 <= len(numbers) <= 10
+
+
+def test_points_carry_their_names_and_a_level_is_marked(tmp_path, monkeypatch):
+    drawn = []
+    monkeypatch.setattr(Figure, "savefig", lambda figure, *_, **__: drawn.append(figure.axes[0]))
+    series = [Series("a", [1, 2], [3, 4], names=["χ=4", "χ=8"])]
+    draw(tmp_path / "f.png", series, title="t", x="x", y="y", level=3.5)
+    assert [text.get_text() for text in drawn[0].texts] == ["χ=4", "χ=8"]
+    assert [list(line.get_ydata()) for line in drawn[0].lines] == [[3, 4], [3.5, 3.5]]
+
+
+def test_code_in_a_line_becomes_code_in_html():
+    page = Page("t", [Text(("Run `a <b>` & see.",)), Text(("`x`", "two"))])
+    html = page.html()
+    assert "<p>Run <code>a &lt;b&gt;</code> &amp; see.</p>" in html
+    assert "<li><code>x</code></li>" in html
 
 
 def test_without_matplotlib_the_error_names_the_extra(tmp_path, monkeypatch):

@@ -236,14 +236,14 @@ class TestQuick:
             "dense, width 28 as χ=4, distilled",
             "skewed as χ=4",
             "by fan-in",
-            "MACs/token",
+            "MACs per token",
             "over 1 and 2 sequences",
         ):
             assert word in text
             assert word in html
         assert 'src="http' not in html
         assert "href=" not in html
-        assert html.count("data:image/png;base64,") == text.count("![") == 6
+        assert html.count("data:image/png;base64,") == text.count("![") == 4  # a line of losses needs twenty steps
         assert "6 steps of 2 sequences of 256 characters from trained dense weights; AdamW" in text
         assert "6 steps of 2 sequences of 256 characters from trained dense weights and calibration data; AdamW" in text
         assert "weights, 50% of the loss on the dense model's predictions at temperature 2.0; AdamW" in text

@@ -28,6 +28,8 @@ _COLOURS = ("#000000", "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#
 _MOST_WITHIN = 5
 # Quotient of the limits of a logarithmic axis below which labels within decades are placed by this module.
 _FEW_DECADES = 100.0
+# Labels within a decade, from few to many: the first of these that gives three labels is taken.
+_STEPS = ((1.0, 2.0, 5.0), (1.0, 1.5, 2.0, 3.0, 4.0, 5.0, 6.0, 8.0), tuple(1.0 + k / 10 for k in range(90)))
 
 
 @dataclass(frozen=True)
@@ -41,6 +43,7 @@ class Series:
         line: whether the points are joined.
         markers: whether the points are marked.
         ends: smallest and largest value at each point, drawn as a vertical bar; None for no bars.
+        names: a short name for each point, written beside it; None for no names.
     """
 
     label: str
@@ -49,6 +52,7 @@ class Series:
     line: bool = True
     markers: bool = True
     ends: Sequence[tuple[float, float]] | None = None
+    names: Sequence[str] | None = None
 
 
 def require_matplotlib() -> None:
@@ -65,9 +69,10 @@ def draw(
     x: str,
     y: str,
     axes: Mapping[str, Any] | None = None,
+    level: float | None = None,
     note: str = "",
 ) -> None:
-    """Draw series as a line chart into a PNG file.
+    """Draw series as a line chart into a PNG file. Logarithmic axes are labelled with plain numbers.
 
     Args:
         path: the file.
@@ -76,14 +81,13 @@ def draw(
         x: label of the horizontal axis, with its unit.
         y: label of the vertical axis, with its unit.
         axes: further properties of matplotlib's axes, such as ``xscale="log"``.
+        level: a value of the vertical axis to mark by a horizontal line, such as 1 for a ratio.
         note: small print below the figure, such as the source of the numbers.
 
     Raises:
         MissingDependencyError: matplotlib is not installed.
     """
     figure, plot = _empty()
-    from matplotlib.ticker import LogLocator
-
     categories = any(isinstance(value, str) for line in series for value in line.x)
     for k, line in enumerate(series):
         marker, dash = _STYLES[k % len(_STYLES)]
@@ -99,15 +103,17 @@ def draw(
         )
         if line.ends is not None:
             plot.vlines(line.x, *zip(*line.ends, strict=True), color=_COLOURS[k % len(_COLOURS)], linewidth=2.2)
+        if line.names is not None:
+            for *point, name in zip(line.x, line.y, line.names, strict=True):
+                plot.annotate(name, point, xytext=(4, -2.5), textcoords="offset points", fontsize=7)
+    if level is not None:
+        plot.axhline(level, color="#000000", linewidth=1.0)
     if categories:
         plot.tick_params(axis="x", labelrotation=90, labelsize=7)
     plot.set(title=title, xlabel=x, ylabel=y, **(axes or {}))
-    low, high = plot.get_xlim()
-    if plot.get_xscale() == "log" and high < _FEW_DECADES * low:
-        # With few decades matplotlib would label every step, and the labels would overlap.
-        plot.set_xticks([], minor=True)
-        plot.xaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
-        plot.xaxis.set_major_formatter("{x:,g}")
+    for axis in (plot.xaxis, plot.yaxis):
+        if axis.get_scale() == "log":
+            _label_plainly(axis)
     _finish(figure, plot, path, note, beside=len(series) > _MOST_WITHIN)
 
 
@@ -153,6 +159,26 @@ def bars(
     plot.tick_params(axis="x", labelsize=7)
     plot.set(title=title, xlabel=x, ylabel=y)
     _finish(figure, plot, path, note, beside=True)
+
+
+def _label_plainly(axis: Any) -> None:
+    """Label a logarithmic axis with plain numbers such as 20, 50 and 0.1, in place of powers of ten."""
+    from matplotlib.ticker import LogLocator, NullFormatter
+
+    low, high = axis.get_view_interval()
+    if high < _FEW_DECADES * low:
+        steps = next(
+            (
+                steps
+                for steps in _STEPS
+                if sum(low <= step * 10.0**k <= high for step in steps for k in range(-30, 31)) > 2
+            ),
+            _STEPS[-1],
+        )
+        axis.set_minor_locator(LogLocator(subs=tuple(range(1, 10)), numticks=50))
+        axis.set_major_locator(LogLocator(subs=steps, numticks=50))
+    axis.set_minor_formatter(NullFormatter())
+    axis.set_major_formatter("{x:,g}")
 
 
 def _empty() -> tuple[Any, Any]:

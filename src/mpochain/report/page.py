@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import html
 import os
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,13 +16,13 @@ from mpochain.report.table import Column, markdown
 __all__ = ["Block", "Figure", "Heading", "Page", "Table", "Text"]
 
 _STYLE = """
-body { font: 16px/1.5 system-ui, sans-serif; max-width: 72rem; margin: 2rem auto; padding: 0 1rem; color: #111; }
+body { font: 16px/1.5 system-ui, sans-serif; max-width: 78rem; margin: 2rem auto; padding: 0 1rem; color: #111; }
 h1, h2, h3 { line-height: 1.2; }
 .table { overflow-x: auto; }
-table { border-collapse: collapse; font-size: 0.85rem; font-variant-numeric: tabular-nums; }
-th, td { padding: 0.25rem 0.6rem; border-bottom: 1px solid #ccc; text-align: right; white-space: nowrap; }
-th:first-child, td:first-child { text-align: left; }
-th { border-bottom: 2px solid #444; vertical-align: bottom; }
+table { border-collapse: collapse; font-size: 0.76rem; font-variant-numeric: tabular-nums; }
+th, td { padding: 0.25rem 0.35rem; border-bottom: 1px solid #ccc; text-align: right; white-space: nowrap; }
+th:first-child, td:first-child { text-align: left; white-space: normal; min-width: 8rem; }
+th { border-bottom: 2px solid #444; vertical-align: bottom; white-space: normal; }
 figure { margin: 1.5rem 0; } img { max-width: 100%; } figcaption { color: #444; font-size: 0.9rem; }
 """
 
@@ -99,11 +100,11 @@ class Page:
         for block in self.blocks:
             match block:
                 case Heading(title, level):
-                    parts.append(f"<h{level}>{html.escape(title)}</h{level}>")
+                    parts.append(f"<h{level}>{_inline(title)}</h{level}>")
                 case Text((line,)):
-                    parts.append(f"<p>{html.escape(line)}</p>")
+                    parts.append(f"<p>{_inline(line)}</p>")
                 case Text(lines):
-                    parts.append("<ul>" + "".join(f"<li>{html.escape(line)}</li>" for line in lines) + "</ul>")
+                    parts.append("<ul>" + "".join(f"<li>{_inline(line)}</li>" for line in lines) + "</ul>")
                 case Table(columns, records):
                     parts.append(_html_table(columns, records))
                 case Figure(path, caption):
@@ -120,10 +121,15 @@ class Page:
         return head + "<body>" + "\n".join(parts) + "</body></html>\n"
 
 
+def _inline(text: str) -> str:
+    """HTML of a line of Markdown, of which only code between backticks is known."""
+    return re.sub(r"`([^`]+)`", r"<code>\1</code>", html.escape(text))
+
+
 def _html_table(columns: Sequence[Column], records: Sequence[Mapping[str, Any]]) -> str:
     titles = "".join(f"<th>{html.escape(column.title)}</th>" for column in columns)
     rows = "".join(
-        "<tr>" + "".join(f"<td>{html.escape(column.cell(record))}</td>" for column in columns) + "</tr>"
+        "<tr>" + "".join(f"<td>{_inline(column.cell(record))}</td>" for column in columns) + "</tr>"
         for record in records
     )
     return f'<div class="table"><table><thead><tr>{titles}</tr></thead><tbody>{rows}</tbody></table></div>'

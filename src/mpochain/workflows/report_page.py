@@ -156,7 +156,7 @@ def _other_budgets(result: Compressed, figures: Path) -> list[Block]:
         figures / "frontier.png",
         [
             Series("other budgets", [x for x, _ in points], [y for _, y in points]),
-            Series("this one", [share], [increase], line=False),
+            Series("this run, as made", [share], [increase], line=False),
         ],
         title="Predicted loss for other budgets",
         x="share of these layers' parameters",
@@ -168,7 +168,9 @@ def _other_budgets(result: Compressed, figures: Path) -> list[Block]:
         Text(
             (
                 "Predicted to second order from the calibration data, layer by layer. A prediction above a few tenths "
-                "of a nat still ranks budgets but does not estimate the loss.",
+                "of a nat still ranks budgets but does not estimate the loss. The curve is that of the planned ranks. "
+                "The single point is this run: its layers as they were made. It lies off the curve where fits to the "
+                "inputs were better than planned, or where layers were fitted after others had been compressed.",
             )
         ),
         Figure(figures / "frontier.png", "Predicted increase of the loss for other budgets"),

@@ -41,12 +41,18 @@ def write_page(result: DemoResult, out: Path) -> None:
     draw(
         out / "accuracy.png",
         [
-            Series(label, [row.parameters for row in chains], values)
+            Series(label, [row.parameters for row in chains], values, names=[row.name for row in chains])
             for label, points in curve.items()
             if len(values := [point for point in points if point is not None]) == len(chains)
         ]
         + [
-            Series(label, [row.parameters for row in rows], [row.accuracy_before for row in rows], line=False)
+            Series(
+                label,
+                [row.parameters for row in rows],
+                [row.accuracy_before for row in rows],
+                line=False,
+                names=[row.name for row in rows],
+            )
             for label, rows in (("chains, trained", trained), ("dense", [dense]))
             if rows
         ],

@@ -8,11 +8,12 @@ from typing import Any
 
 from studies.picogpt.study.rows import paper_row
 
-__all__ = ["beyond"]
+__all__ = ["BONDS", "accuracy_gain", "beyond", "is_rival"]
 
 Row = Mapping[str, Any]
 
-_BONDS = (4, 8, 16, 32)
+# The bonds of the paper.
+BONDS = (4, 8, 16, 32)
 
 
 def beyond(rows: Sequence[Row]) -> list[str]:
@@ -22,10 +23,10 @@ def beyond(rows: Sequence[Row]) -> list[str]:
         rows: see :func:`studies.picogpt.study.rows.rows_of`.
     """
     lines = []
-    for bond in _BONDS:
+    for bond in BONDS:
         of_size = [row for row in rows if row["bond"] == bond]
         paper = paper_row(rows, bond)
-        rivals = [row for row in of_size if _is_rival(row) and _seeds(row, paper)]
+        rivals = [row for row in of_size if is_rival(row) and _seeds(row, paper)]
         narrow = [row for row in rivals if row["design"].family == "dense"]
         chains = [row for row in rivals if row["design"].family != "dense"]
         if paper is not None and chains:
@@ -48,7 +49,7 @@ def beyond(rows: Sequence[Row]) -> list[str]:
     return lines
 
 
-def _is_rival(row: Row) -> bool:
+def is_rival(row: Row) -> bool:
     """Whether the row is a control trained like the paper's chains: from a random start, only on the text."""
     plain = row["start"] == "random" and row["kind"] == "trained" and not row["distilled"]
     return plain and row["design"].family != "paper"
@@ -64,7 +65,7 @@ def _finetuned(rows: Sequence[Row], start: str, steps: int | None = None) -> Row
 
 
 def _shapes(bond: int, paper: Row, rivals: Sequence[Row], least_certain: Row) -> str:
-    points = {row["design"].shape: 100 * _gain(row, paper) for row in rivals}
+    points = {row["design"].shape: 100 * accuracy_gain(row, paper) for row in rivals}
     own_spread = _spread(paper)
     # Few seeds may agree by chance, and a single seed has no spread, so the largest spread of any row is the threshold.
     whose = "their seeds" if least_certain is paper else f"the seeds of {least_certain['row']}"
@@ -89,13 +90,13 @@ def _spread(row: Row) -> float:
 
 def _shown(row: Row, paper: Row) -> str:
     return (
-        f"{row['design'].shape} {100 * _gain(row, paper):+.1f} points with {row['parameters']:,} parameters at "
+        f"{row['design'].shape} {100 * accuracy_gain(row, paper):+.1f} points with {row['parameters']:,} parameters at "
         f"{row['fewest_macs_per_token']:,} MACs"
     )
 
 
 def _against(row: Row, other: Row) -> str:
-    gain = _gain(row, other)
+    gain = accuracy_gain(row, other)
     verdict = "is better" if gain > 0 else "is no better"
     return f"{verdict} than {other['steps']:,} steps from a random start ({100 * gain:+.1f} points)"
 
@@ -131,7 +132,7 @@ def _steps(rows: Sequence[Row]) -> str:
     return " or ".join(f"{count:,}" for count in sorted({row["steps"] for row in rows}))
 
 
-def _gain(row: Row, other: Row) -> float:
+def accuracy_gain(row: Row, other: Row) -> float:
     """Mean difference in accuracy over common seeds."""
     return statistics.fmean(row["by_seed"][seed] - other["by_seed"][seed] for seed in _seeds(row, other))
 

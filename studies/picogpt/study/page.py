@@ -7,15 +7,16 @@ from typing import Any
 
 from mpochain.errors import CheckpointError, OutputError
 from mpochain.report.origin import origin
-from mpochain.report.page import Figure, Heading, Page, Text
+from mpochain.report.page import Block, Figure, Heading, Page, Text
 from mpochain.system.files import require_writable, write_bytes
 from studies.picogpt.corpus import TINY_SHAKESPEARE
 from studies.picogpt.study.beyond import beyond
 from studies.picogpt.study.claims import claims
+from studies.picogpt.study.conclusion import conclusion
 from studies.picogpt.study.records import read_record
 from studies.picogpt.study.rows import rows_of
 from studies.picogpt.study.sections.errors import errors
-from studies.picogpt.study.sections.quality import quality
+from studies.picogpt.study.sections.quality import accuracy_figure, quality
 from studies.picogpt.study.sections.rates import rates
 from studies.picogpt.study.sections.times import times
 from studies.picogpt.study.sections.training import training
@@ -49,9 +50,9 @@ _GLOSSARY = (
     "validation loss (nats per token), perplexity, and accuracy of the most likely token: on the whole validation "
     "split, means over seeds; ±: half the range over seeds, and their number; of dense: share of the accuracy of the "
     "dense run with the same seed, or of the dense run that provided the weights or the teacher.",
-    "MACs/token: multiply-adds of all linear layers per token, in the plans with the least predicted time for the "
-    "forward pass of a training batch; fewest MACs/token: the minimum for each chain of sweeping a token through it "
-    "and of multiplying it by the rebuilt matrix.",
+    "MACs per token: multiply-adds of all linear layers per token, in the plans with the least predicted time for the "
+    "forward pass of a training batch; fewest MACs per token: the minimum for each chain of sweeping a token through "
+    "it and of multiplying it by the rebuilt matrix.",
 )
 
 
@@ -84,6 +85,7 @@ def write_page(out: Path, page: Path) -> list[Path]:
         "The PicoGPT study",
         [
             Text((_PREFACE,)),
+            *_head(tables, figures),
             Heading("Words"),
             Text(_GLOSSARY),
             Heading("The paper's claims"),
@@ -107,6 +109,14 @@ def write_page(out: Path, page: Path) -> list[Path]:
     write_bytes(page, study.markdown(page.parent).encode())
     write_bytes(page.with_suffix(".html"), study.html().encode())
     return [page, page.with_suffix(".html"), *(block.path for block in study.blocks if isinstance(block, Figure))]
+
+
+def _head(tables: dict[str, list[dict[str, Any]]], figures: Path) -> list[Block]:
+    """The conclusion and the figure that shows it; empty without runs that compare designs."""
+    for name, rows in tables.items():
+        if name != "quick" and (lines := conclusion(rows)):
+            return [Heading("Conclusion"), Text(tuple(lines)), *accuracy_figure(name, rows, figures)]
+    return []
 
 
 def _runs(folder: Path) -> list[dict[str, Any]]:

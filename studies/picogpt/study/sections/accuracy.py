@@ -28,7 +28,7 @@ def _is(row: Mapping[str, Any], family: str, start: str, kind: str) -> bool:
     return (row["design"].family, row["start"], row["kind"]) == (family, start, kind)
 
 
-def accuracy_series(rows: Sequence[Mapping[str, Any]], cost: str) -> list[Series]:
+def accuracy_series(rows: Sequence[Mapping[str, Any]], cost: str, *, named: bool = False) -> list[Series]:
     """Series of accuracy against a field of the rows, with the minimum and maximum accuracy over seeds.
 
     Kinds without rows, rows without the field, and skewed chains and random starts with few steps are left out; so are
@@ -37,6 +37,7 @@ def accuracy_series(rows: Sequence[Mapping[str, Any]], cost: str) -> list[Series
     Args:
         rows: see :func:`studies.picogpt.study.rows.rows_of`.
         cost: name of the field on the horizontal axis.
+        named: whether the χ whose size a row has is written beside its point.
     """
     series = []
     for label, keep in _KINDS.items():
@@ -44,5 +45,6 @@ def accuracy_series(rows: Sequence[Mapping[str, Any]], cost: str) -> list[Series
         if kept:
             ends = [(min(row["by_seed"].values()), max(row["by_seed"].values())) for row in kept]
             x, y = [row[cost] for row in kept], [row["accuracy"] for row in kept]
-            series.append(Series(label, x, y, line=label != _UNJOINED, ends=ends))
+            names = [str(row["bond"] or "") for row in kept] if named else None
+            series.append(Series(label, x, y, line=label != _UNJOINED, ends=ends, names=names))
     return series

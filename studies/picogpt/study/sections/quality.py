@@ -10,7 +10,7 @@ from mpochain.report.figures import Series, draw
 from mpochain.report.page import Block, Figure, Table
 from studies.picogpt.study.sections.accuracy import accuracy_series
 
-__all__ = ["quality"]
+__all__ = ["accuracy_figure", "quality"]
 
 # Curves of all shapes and starts are drawn at this χ, or at the largest χ of a preset without it.
 _COMPARED = 16
@@ -30,8 +30,8 @@ _COLUMNS = (
     Column("kept", "of dense", ".1%"),
     Column("share", "size of paper's χ", ".2f"),
     Column("per_root", "accuracy/√N", ".2e"),
-    Column("macs_per_token", "MACs/token", ","),
-    Column("fewest_macs_per_token", "fewest MACs/token", ","),
+    Column("macs_per_token", "MACs per token", ","),
+    Column("fewest_macs_per_token", "fewest MACs per token", ","),
 )
 
 
@@ -46,15 +46,6 @@ def quality(name: str, rows: list[dict[str, Any]], records: list[dict[str, Any]]
         records: records of its runs.
         figures: folder for the figures.
     """
-    accuracy = figures / f"study-{name}-accuracy.png"
-    draw(
-        accuracy,
-        accuracy_series(rows, "parameters"),
-        title="Validation accuracy against size (bars: all seeds)",
-        x="parameters",
-        y="token accuracy",
-        axes={"xscale": "log"},
-    )
     # Runs with a teacher have another loss function.
     losses = {
         record["setting"].row: record["training"]["losses"]
@@ -66,22 +57,43 @@ def quality(name: str, rows: list[dict[str, Any]], records: list[dict[str, Any]]
     bond = _COMPARED if _COMPARED in bonds else max(bonds, default=None)
     blocks: list[Block] = [
         Table(_COLUMNS, rows),
-        Figure(accuracy, "Validation accuracy against parameters"),
-        _curves(
+        *accuracy_figure(name, rows, figures),
+        *_curves(
             figures / f"study-{name}-losses.png",
             {row["row"]: losses[row["row"]] for row in with_losses if row["of_paper"]},
             "Training loss from a random start, means of ten steps",
         ),
     ]
     if bond is not None:  # an interrupted study may have only dense runs
-        blocks.append(
-            _curves(
-                figures / f"study-{name}-losses-{bond}.png",
-                {row["row"]: losses[row["row"]] for row in with_losses if _is_drawn(row, bond)},
-                f"Training loss at the size of χ={bond}, means of ten steps",
-            )
+        blocks += _curves(
+            figures / f"study-{name}-losses-{bond}.png",
+            {row["row"]: losses[row["row"]] for row in with_losses if _is_drawn(row, bond)},
+            f"Training loss at the size of χ={bond}, means of ten steps",
         )
     return blocks
+
+
+def accuracy_figure(name: str, rows: list[dict[str, Any]], figures: Path) -> list[Block]:
+    """The figure of accuracy against size; empty if no row can be drawn.
+
+    Args:
+        name: name of the preset.
+        rows: rows of its table.
+        figures: folder for the figure.
+    """
+    series = accuracy_series(rows, "parameters")
+    if not series:
+        return []
+    file = figures / f"study-{name}-accuracy.png"
+    draw(
+        file,
+        series,
+        title="Validation accuracy against size (bars: all seeds)",
+        x="parameters",
+        y="token accuracy",
+        axes={"xscale": "log"},
+    )
+    return [Figure(file, "Validation accuracy against parameters")]
 
 
 def _is_drawn(row: dict[str, Any], bond: int) -> bool:
@@ -89,9 +101,11 @@ def _is_drawn(row: dict[str, Any], bond: int) -> bool:
     return row["bond"] in (None, bond) and (row["design"].family == "paper" or row["start"] == "random")
 
 
-def _curves(file: Path, losses: dict[str, list[float]], title: str) -> Figure:
+def _curves(file: Path, losses: dict[str, list[float]], title: str) -> list[Block]:
+    if max(map(len, losses.values()), default=0) < 2:
+        return []  # a quick run has too few steps for a line
     series = [
         Series(row, [10 * (k + 1) for k in range(len(values))], values, markers=False) for row, values in losses.items()
     ]
     draw(file, series, title=title, x="step", y="nats per token")
-    return Figure(file, title.partition(",")[0])
+    return [Figure(file, title.partition(",")[0])]

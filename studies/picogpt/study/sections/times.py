@@ -68,10 +68,13 @@ def times(name: str, rows: list[dict[str, Any]], folder: Path, figures: Path) ->
     file = figures / f"study-{name}-time.png"
     draw(
         file,
-        accuracy_series([{**row, "milliseconds": fastest.get(row["design"])} for row in rows], "milliseconds"),
+        accuracy_series(
+            [{**row, "milliseconds": fastest.get(row["design"])} for row in rows], "milliseconds", named=True
+        ),
         title="Validation accuracy against time (bars: all seeds)",
         x=f"ms for {many} sequences of 256 tokens, the better of compact and fast",
         y="token accuracy",
+        note="number beside a point: the χ whose size the model has",
     )
     return [
         Heading("Times", 3),
