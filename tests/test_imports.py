@@ -15,11 +15,12 @@ import mpochain
 ROOT = Path(mpochain.__file__).parent
 
 _VALUES = {"errors", "spec", "shapes", "arrays", "decomposition", "chain", "factorization"}
-_LAYERS = _VALUES | {"architectures", "planning", "execution", "nn", "surgery"}
+_LAYERS = _VALUES | {"validation", "architectures", "planning", "execution", "nn", "surgery"}
 
 # Layer -> layers it may import. docs/decisions/ says where this differs from the first design.
 ALLOWED = {
     "errors": set(),
+    "validation": {"errors"},
     "architectures": set(),
     "system": {"errors"},
     "spec": {"errors"},
@@ -30,9 +31,9 @@ ALLOWED = {
     "factorization": {"errors", "spec", "arrays", "chain"},
     "planning": {"errors", "system", "spec", "arrays"},
     "execution": {"errors", "system", "spec", "planning"},
-    "nn": _VALUES | {"architectures", "planning", "execution"},
+    "nn": _VALUES | {"validation", "architectures", "planning", "execution"},
     "surgery": {"architectures", "errors", "planning", "nn", "spec"},
-    "train": {"architectures", "errors", "system", "execution", "nn", "surgery"},
+    "train": {"architectures", "errors", "validation", "system", "execution", "nn", "surgery"},
     "units": {"errors", "system"},
     "report": {"errors", "system", "spec"},
     "checkpoint": {"architectures", "errors", "system", "spec", "nn", "surgery"},
@@ -41,6 +42,7 @@ ALLOWED = {
     "workflows": {
         "architectures",
         "errors",
+        "validation",
         "system",
         "units",
         "nn",
@@ -78,8 +80,8 @@ ALLOWED = {
 }
 TORCH = {"checkpoint", "execution", "nn", "surgery", "train", "compression", "language", "workflows", "cli"}
 OPT_EINSUM = {"planning"}
-# Files that import modules by name: a method outside of the package is named in a recipe.
-BY_NAME = {"__init__.py", "compression/methods/table.py"}
+# Files that import modules by name: a method outside of the package is named in a recipe, and extensions by options.
+BY_NAME = {"__init__.py", "compression/methods/table.py", "system/extensions.py"}
 # Only the top may take the package as a whole, through which every layer could be reached.
 WHOLE = {"cli"}
 

@@ -41,5 +41,9 @@ class OutputError(MPOError):
     """An output file or folder that cannot be written."""
 
 
+class ExtensionError(MPOError):
+    """A method, layer or kernel of another package that raised an exception, which is the cause of this one."""
+
+
 class MissingDependencyError(MPOError, ImportError):
     """An optional package that the called function needs and that is not installed."""

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -16,6 +16,7 @@ from mpochain.surgery import learning_rate_scales
 from mpochain.surgery.fingerprint import fingerprint
 from mpochain.train import TrainConfig, TrainResult, train
 from mpochain.train.losses import distillation_loss
+from mpochain.validation import Validated
 from studies.picogpt.corpus import Corpus
 from studies.picogpt.evaluation import evaluate
 from studies.picogpt.model import PicoGPT
@@ -29,7 +30,7 @@ LEARNING_RATE = 6e-3
 _Loss = Callable[[nn.Module, tuple[Tensor, Tensor]], Tensor]
 
 
-class Lessons(BaseModel):
+class Lessons(Validated):
     """Weights of a teacher's predictions and of the text in the training loss.
 
     See :func:`mpochain.train.losses.distillation_loss`. Source: Hinton et al., arXiv 1503.02531, section 2.
@@ -39,14 +40,12 @@ class Lessons(BaseModel):
         temperature: temperature of both softmaxes in the divergence.
 
     Raises:
-        pydantic.ValidationError: a value is out of range or a name is unknown (also a ValueError).
+        ArgumentError: a value is out of range or a name is unknown.
 
     Example:
         >>> Lessons(temperature=1.0).weight
         0.5
     """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     weight: Annotated[float, Field(gt=0.0, le=1.0)] = 0.5
     temperature: Annotated[float, Field(gt=0.0, allow_inf_nan=False)] = 2.0

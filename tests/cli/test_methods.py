@@ -65,7 +65,7 @@ def test_settings_decide_the_layers(run):
     ("arguments", "code", "message"),
     [
         (["--method", "kronecker", "--set", "terms=0"], 1, "terms: .* (on the command line --set)"),
-        (["--method", "kronecker", "--set", "termz=1"], 1, "no setting 'termz'"),
+        (["--method", "kronecker", "--set", "termz=1"], 1, "termz: there is no such setting"),
         (["--method", "magic"], 1, "there is no method 'magic'.* (on the command line --method)"),
         (["--set", "terms"], 2, "expected NAME=VALUE"),
         (["--set", "terms=[1"], 2, "the value is not valid YAML"),

@@ -162,10 +162,10 @@ def test_named_with_settings():
         (f"{__name__}:model_of", None, "expected a subclass of mpochain.compression.Method"),
         (":Thing", None, "expected package.module:ClassName"),
         ("module:", None, "expected package.module:ClassName"),
-        (PATH, {"colour": 1}, "no setting 'colour'; there are rule, most"),
+        (PATH, {"colour": 1}, "colour: there is no such setting; there are most and rule"),
         (PATH, {"most": 0}, "most: Input should be greater than or equal to 1, got 0"),
-        ("svd", {"rank": 3}, "no setting 'rank'; there are weighted"),
-        ("search", {"rank": 3}, "this method has no settings"),
+        ("svd", {"rank": 3}, "rank: there is no such setting; there is only weighted"),
+        ("search", {"rank": 3}, "rank: there is no such setting; there are none"),
         ("kronecker", {"factors": [(1, 2), (1, 2)]}, "give terms=1, or one factor"),
     ],
 )
@@ -239,7 +239,7 @@ def test_settings_that_make_layers_larger_are_named_as_the_cause():
 
 
 def test_a_misspelt_setting_is_named_before_the_missing_one():
-    with pytest.raises(ArgumentError, match="no setting 'rnak'; there are rank"):
+    with pytest.raises(ArgumentError, match="FixedRank: rnak: there is no such setting; did you mean 'rank'"):
         FixedRank(rnak=3)
 
 

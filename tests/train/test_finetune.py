@@ -11,7 +11,6 @@ import sys
 import pytest
 import torch
 import transformers
-from pydantic import ValidationError
 from torch import nn
 
 import mpochain as mpo
@@ -418,7 +417,7 @@ def test_a_loss_that_is_not_finite_stops_before_the_step(small, tmp_path, where)
     ],
 )
 def test_bad_configurations(bad, message):
-    with pytest.raises(ValidationError, match=message):
+    with pytest.raises(ArgumentError, match=message):
         FinetuneConfig(**bad)
 
 

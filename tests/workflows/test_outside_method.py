@@ -5,12 +5,12 @@ from __future__ import annotations
 import json
 
 import pytest
-from pydantic import ValidationError
 from texts import prose
 from tiny import write_model
 
 import mpochain as mpo
 from mpochain import MPOError
+from mpochain.errors import RecipeError
 from mpochain.workflows import Recipe, compress_by, distill_by, read_recipe
 from mpochain.workflows.report_page import write_report
 
@@ -81,7 +81,7 @@ def test_a_stage_compresses_by_it(folder):
 
 @pytest.mark.parametrize(
     ("settings", "message"),
-    [("{}", "settings: FixedRank: the setting 'rank' is missing"), ("{rank: 0}", "settings: FixedRank: rank: .*got 0")],
+    [("{}", "settings: FixedRank: rank is missing"), ("{rank: 0}", "settings: FixedRank: rank: .*got 0")],
 )
 def test_its_settings_are_checked(folder, settings, message):
     with pytest.raises(MPOError, match=message):
@@ -90,6 +90,5 @@ def test_its_settings_are_checked(folder, settings, message):
 
 @pytest.mark.parametrize("method", ["nowhere.at.all:Thing", "mpochain.compression:Nothing"])
 def test_a_class_that_is_not_there_is_an_error_of_the_method(method):
-    with pytest.raises(ValidationError) as raised:
+    with pytest.raises(RecipeError, match=r"Recipe: method: method '.*': (cannot import|.* has no 'Nothing')"):
         Recipe(model="gpt2", method=method)
-    assert raised.value.errors()[0]["loc"] == ("method",)

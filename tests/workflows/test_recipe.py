@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import os
+from pathlib import Path
+
 import pytest
 
 from mpochain import MPOError
 from mpochain.compression import METHODS
-from mpochain.workflows import built_in_recipes, read_recipe
+from mpochain.errors import ArgumentError, RecipeError
+from mpochain.train import FinetuneConfig
+from mpochain.workflows import Recipe, built_in_recipes, read_recipe
 from mpochain.workflows.stage import Group
 
 
@@ -47,7 +52,7 @@ def test_flags_override(tmp_path):
         ("- a", "expected names with values"),
         ("1: 2", "expected names with values"),
         ("budget: 0.5", "no model is named"),
-        ("model: m\nbudgt: 0.5", r"budgt: .*not a field of recipes"),
+        ("model: m\nbudgt: 0.5", r"budgt: there is no such field; did you mean 'budget'\?"),
         ("model: m\ncalibration: {text: a, widow: 3}", r"calibration\.widow"),
         ("model: m\ncalibration: {windows: 3}", r"calibration\.text is missing"),
         ("model: m\ncalibration: {text: 7}", r"calibration\.text: .*give a path"),
@@ -61,9 +66,12 @@ def test_flags_override(tmp_path):
         ("model: m\nseed: -1", "seed"),
         ("model: m\nmethod: magic", r"method: there is no method 'magic'"),
         ("model: m\nmethod: kronecker\nsettings: {terms: 0}", r"settings: Kronecker: terms: .*got 0"),
-        ("model: m\nmethod: kronecker\nsettings: {termz: 2}", r"settings: .*no setting 'termz'; there are .*terms"),
-        ("model: m\nsettings: {terms: 2}", r"settings: .*no setting 'terms'"),
-        ("model: m\nmethod: kronecker\nsettings: 3", "settings: .*dictionary"),
+        (
+            "model: m\nmethod: kronecker\nsettings: {termz: 2}",
+            r"settings: Kronecker: termz: there is no such setting; did you mean 'terms'\?",
+        ),
+        ("model: m\nsettings: {terms: 2}", r"settings: Interpolative: terms: there is no such setting; there are none"),
+        ("model: m\nmethod: kronecker\nsettings: 3", "settings: Input should be fields with values"),
         ("model: m\nmethod: nowhere.to.be.found:Method", r"method: .*cannot import 'nowhere\.to\.be\.found'"),
         ("model: m\nmethod: 'os:system'", r"expected a subclass of mpochain\.compression\.Method"),
         ("model: m\nevaluation: {text: a, window: 8, stride: 9}", r"evaluation: stride=9 exceeds window=8"),
@@ -78,6 +86,18 @@ def test_flags_override(tmp_path):
         ("{" * 5000, "nested too deeply"),
         ("? {a: b}\n: c", "not a recipe"),
         ("model: 2024-99-99", "not a recipe|model"),
+        ("model: !!bool foo", "tags such as 'tag:yaml.org,2002:bool' are not used in recipes"),
+        ("!!map [a]", "tags .* are not used"),
+        ("model: !own a", "tags such as '!own' are not used"),
+        ("seed: 0x_\nmodel: m", "not a recipe"),
+        ('model: m\ncalibration: {text: "a\\0b"}', r"calibration\.text: a path has no NUL character"),
+        ("model: m\ntargets: ['re:(']", r"targets\.0: 're:\(' is not a regular expression"),
+        ("model: m\ntargets: ['re:a{99999999999}']", r"targets\.0: .* is not a regular expression"),
+        ("model: m\ncomparison: {methods: [svd, svdd]}", r"comparison\.methods\.1: there is no method 'svdd'"),
+        ("model: m\ncomparison: {methods: [svd], finetune: [tt_svd]}", "comparison: finetune: tt_svd: not among"),
+        ("model: m\nfinetune: {text: a, training: {steps: yes}}", r"finetune\.training\.steps: .*got True"),
+        ("model: m\nfinetune: {text: a, training: {learning_rate: 1e400}}", "finite number, got '1e400'"),
+        ("model: m\nfinetune: {text: a, training: {steps: 1e3}}", r"finetune\.training\.steps: .*got '1e3'"),
     ],
 )
 def test_what_is_refused_names_the_place(tmp_path, text, message):
@@ -88,12 +108,55 @@ def test_what_is_refused_names_the_place(tmp_path, text, message):
     assert "\n" not in str(raised.value)
 
 
+def test_all_problems_are_listed_at_once(tmp_path):
+    file = write(
+        tmp_path,
+        "budgt: 0.5\nmethod: svdd\ncalibration: {windows: 0}\n"
+        "finetune: {txt: a, training: {steps: -1, temperatur: 2}}\n",
+    )
+    with pytest.raises(RecipeError) as raised:
+        read_recipe(file, {"method": None})
+    first, *lines = str(raised.value).split("\n")
+    assert first == f"{file}: {len(lines)} problems"
+    starts = [
+        "no model is named",
+        "method: there is no method 'svdd', did you mean 'svd'",
+        "calibration.text is missing",
+        "calibration.windows: Input should be greater than or equal to 1, got 0",
+        "finetune.training.steps: Input should be greater than or equal to 1, got -1",
+        "finetune.training.temperatur: there is no such field; did you mean 'temperature'?",
+        "finetune.txt: there is no such field; did you mean 'text'?",
+        "budgt: there is no such field; did you mean 'budget'?",
+    ]
+    for line, start in zip(lines, starts, strict=True):
+        assert line.startswith(f"  {start}")
+    assert lines[1].endswith("(on the command line --method)")
+
+
+def test_sections_made_in_python_raise_the_same(tmp_path):
+    with pytest.raises(RecipeError, match="Recipe: model: String should have at least 1 character"):
+        Recipe(model="")
+    with pytest.raises(ArgumentError, match=r"2 problems\n  steps: .*got 0\n  trainabel: .*'trainable'"):
+        FinetuneConfig(steps=0, trainabel="all")
+    with pytest.raises(ArgumentError, match="FinetuneConfig cannot be changed, got a new value for 'steps'"):
+        FinetuneConfig().steps = 3
+    with pytest.raises(ArgumentError, match="trainable: Input should be 'all' or 'compressed', or a list"):
+        FinetuneConfig.model_validate({"trainable": 5})
+
+
 def test_files_that_are_none(tmp_path):
     with pytest.raises(MPOError, match="cannot read the recipe"):
         read_recipe(tmp_path / "none.yaml")
     (tmp_path / "bytes.yaml").write_bytes(b"\xff\xfe\x00")
     with pytest.raises(MPOError, match="cannot read the recipe"):
         read_recipe(tmp_path / "bytes.yaml")
+    with pytest.raises(MPOError, match="it is a folder, not a file"):
+        read_recipe(tmp_path)
+    with pytest.raises(MPOError, match="cannot read the recipe x*: it cannot be read: File name too long"):
+        read_recipe(Path("x" * 300))
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(MPOError, match="no regular file"):
+        read_recipe(tmp_path / "pipe")
     (tmp_path / "long.yaml").write_text("a: 1\n" * 300_000)
     with pytest.raises(MPOError, match="larger than 1 MiB"):
         read_recipe(tmp_path / "long.yaml")

@@ -111,7 +111,9 @@ def select(
                     f"targets: {name!r} is a {type(modules[name]).__name__}, which cannot be compressed this way; name "
                     f"a {' or '.join(kinds)}"
                 )
-    left_out = {name for pattern in as_patterns(ignore, "ignore") for name in _matches(pattern, modules, "ignore")[0]}
+    left_out: set[str] = set()
+    for pattern in as_patterns(ignore, "ignore"):
+        left_out.update(_matches(pattern, modules, "ignore")[0])
     return {
         name: module
         for name, module in modules.items()
@@ -167,17 +169,36 @@ def why_none(model: nn.Module) -> str:
     return ""
 
 
-def as_patterns(patterns: Iterable[str], field: str) -> list[str]:
-    """List the patterns of an argument; a single string is one pattern.
+def as_patterns(patterns: Iterable[str], field: str = "") -> list[str]:
+    """List the patterns of an argument, checked as far as no model is needed; a single string is one pattern.
+
+    Args:
+        patterns: see :func:`select`.
+        field: argument that holds them, for errors.
 
     Raises:
-        ArgumentError: a pattern is no text.
+        ArgumentError: a pattern is empty or no string, or its regular expression is invalid.
+
+    Example:
+        >>> as_patterns("Linear"), as_patterns(["re:.*mlp"])
+        (['Linear'], ['re:.*mlp'])
     """
     listed = [patterns] if isinstance(patterns, str) else list(patterns)
     for pattern in listed:
         if not isinstance(pattern, str) or not pattern:
-            raise ArgumentError(f"{field} must hold names, re: patterns or names of classes, got {pattern!r}")
+            place = f"{field} must hold" if field else "expected"
+            raise ArgumentError(f"{place} names, re: patterns or names of classes, got {pattern!r}")
+        if pattern.startswith("re:"):
+            _expression(pattern, field)
     return listed
+
+
+def _expression(pattern: str, field: str) -> re.Pattern[str]:
+    try:
+        return re.compile(pattern.removeprefix("re:"))
+    except (re.error, OverflowError, RecursionError) as error:
+        place = f"{field}: " if field else ""
+        raise ArgumentError(f"{place}{pattern!r} is not a regular expression: {error}") from error
 
 
 def _matches(pattern: str, modules: Mapping[str, nn.Module], field: str) -> tuple[list[str], bool]:
@@ -185,10 +206,7 @@ def _matches(pattern: str, modules: Mapping[str, nn.Module], field: str) -> tupl
     if pattern in modules:
         return [pattern], False
     if pattern.startswith("re:"):
-        try:
-            expression = re.compile(pattern.removeprefix("re:"))
-        except re.error as error:
-            raise ArgumentError(f"{field}: {pattern!r} is not a regular expression: {error}") from error
+        expression = _expression(pattern, field)
         names = [name for name in modules if expression.fullmatch(name)]
         by_class = False
     else:

@@ -8,10 +8,11 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import Field, ValidationError
 
 from mpochain.errors import ArgumentError
 from mpochain.spec import ChainSpec
+from mpochain.validation import Validated, parsed, problems
 
 __all__ = [
     "MOST_PARTS",
@@ -32,11 +33,7 @@ Dims = Annotated[list[Size], Field(max_length=MOST_SITES)]
 Padding = Annotated[int, Field(ge=0, strict=True)] | None
 
 
-class _Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-class LayerEntry(_Strict):
+class LayerEntry(Validated):
     """Base class of the entries of compressed layers.
 
     A subclass adds ``kind``, a ``Literal`` of the layer's own :attr:`~mpochain.nn.CompressedLayer.kind`, and its sizes.
@@ -61,11 +58,10 @@ class LayerEntry(_Strict):
             ArgumentError: the data is no entry of this layer. The message names the field.
         """
         try:
-            return cls.model_validate(data)
+            return parsed(cls, data)
         except ValidationError as error:
-            first = error.errors()[0]
-            field = ".".join([name, *map(str, first["loc"])])
-            raise ArgumentError(f"{field}: {first['msg']}") from error
+            lines = [f"{name}.{line}" for line in problems(error, cls)]
+            raise ArgumentError("; ".join(lines)) from error
 
 
 class MatrixEntry(LayerEntry):
@@ -80,7 +76,7 @@ class MatrixEntry(LayerEntry):
         return self.out_features, self.in_features
 
 
-class SpecEntry(_Strict):
+class SpecEntry(Validated):
     """A :class:`~mpochain.ChainSpec` within an entry."""
 
     out_dims: Dims

@@ -5,14 +5,16 @@ from __future__ import annotations
 import math
 from typing import Annotated, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
+
+from mpochain.validation import Integer, Number, Validated
 
 __all__ = ["FinetuneConfig", "TrainConfig", "learning_rate"]
 
-Fraction = Annotated[float, Field(ge=0.0, lt=1.0)]
+Fraction = Annotated[Number, Field(ge=0.0, lt=1.0)]
 
 
-class TrainConfig(BaseModel):
+class TrainConfig(Validated):
     """Training settings: AdamW with linear warm-up and cosine decay to zero.
 
     Attributes:
@@ -29,25 +31,23 @@ class TrainConfig(BaseModel):
         checkpoint_every: steps between checkpoints.
 
     Raises:
-        pydantic.ValidationError: a value is out of range or a name is unknown (also a ValueError).
+        ArgumentError: a value is out of range or a name is unknown; the message lists every such field.
 
     Example:
         >>> TrainConfig(steps=10, warmup_steps=2).steps
         10
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    steps: Annotated[int, Field(ge=1)] = 2000
-    batch_size: Annotated[int, Field(ge=1)] = 32
-    learning_rate: Annotated[float, Field(gt=0.0)] = 3e-3
+    steps: Annotated[Integer, Field(ge=1)] = 2000
+    batch_size: Annotated[Integer, Field(ge=1)] = 32
+    learning_rate: Annotated[Number, Field(gt=0.0)] = 3e-3
     betas: tuple[Fraction, Fraction] = (0.9, 0.95)
-    weight_decay: Annotated[float, Field(ge=0.0)] = 0.1
-    warmup_steps: Annotated[int, Field(ge=0)] = 100
+    weight_decay: Annotated[Number, Field(ge=0.0)] = 0.1
+    warmup_steps: Annotated[Integer, Field(ge=0)] = 100
     clip_norm: Annotated[float, Field(gt=0.0)] = 1.0
-    seed: int = 42
-    evaluate_every: Annotated[int, Field(ge=0)] = 0
-    checkpoint_every: Annotated[int, Field(ge=1)] = 100
+    seed: Integer = 42
+    evaluate_every: Annotated[Integer, Field(ge=0)] = 0
+    checkpoint_every: Annotated[Integer, Field(ge=1)] = 100
 
 
 class FinetuneConfig(TrainConfig):
@@ -81,27 +81,27 @@ class FinetuneConfig(TrainConfig):
             ``re:`` patterns, to train only these.
 
     Raises:
-        pydantic.ValidationError: a value is out of range, a name is unknown, or two values contradict each other (also
-            a ValueError).
+        ArgumentError: a value is out of range, a name is unknown, or two values contradict each other; the message
+            lists every such field.
 
     Example:
         >>> FinetuneConfig(steps=20, warmup_steps=5, batch_size=8, accumulate=4).temperature
         1.0
     """
 
-    steps: Annotated[int, Field(ge=1)] = 100
-    batch_size: Annotated[int, Field(ge=1)] = 4
-    learning_rate: Annotated[float, Field(gt=0.0)] = 2e-5
-    weight_decay: Annotated[float, Field(ge=0.0)] = 0.0
-    warmup_steps: Annotated[int, Field(ge=0)] = 5
-    checkpoint_every: Annotated[int, Field(ge=1)] = 20
-    accumulate: Annotated[int, Field(ge=1)] = 1
-    distillation: Annotated[float, Field(ge=0.0, le=1.0)] | None = None
-    temperature: Annotated[float, Field(gt=0.0, allow_inf_nan=False)] = 1.0
-    outputs: Annotated[float, Field(ge=0.0, allow_inf_nan=False)] = 1.0
-    hidden: Annotated[float, Field(ge=0.0, allow_inf_nan=False)] = 0.0
+    steps: Annotated[Integer, Field(ge=1)] = 100
+    batch_size: Annotated[Integer, Field(ge=1)] = 4
+    learning_rate: Annotated[Number, Field(gt=0.0)] = 2e-5
+    weight_decay: Annotated[Number, Field(ge=0.0)] = 0.0
+    warmup_steps: Annotated[Integer, Field(ge=0)] = 5
+    checkpoint_every: Annotated[Integer, Field(ge=1)] = 20
+    accumulate: Annotated[Integer, Field(ge=1)] = 1
+    distillation: Annotated[Number, Field(ge=0.0, le=1.0)] | None = None
+    temperature: Annotated[Number, Field(gt=0.0)] = 1.0
+    outputs: Annotated[Number, Field(ge=0.0)] = 1.0
+    hidden: Annotated[Number, Field(ge=0.0)] = 0.0
     hidden_layers: tuple[str, ...] = ()
-    attention: Annotated[float, Field(ge=0.0, allow_inf_nan=False)] = 0.0
+    attention: Annotated[Number, Field(ge=0.0)] = 0.0
     autocast: Literal["bfloat16"] | None = None
     gradient_checkpointing: bool = False
     core_rates: bool = False
@@ -114,22 +114,23 @@ class FinetuneConfig(TrainConfig):
 
     @model_validator(mode="after")
     def _fit(self) -> Self:
+        wrong = []
         if self.batch_size % self.accumulate:
-            raise ValueError(
-                f"accumulate={self.accumulate} does not divide batch_size={self.batch_size}; choose a divisor"
-            )
+            wrong.append(f"accumulate={self.accumulate} does not divide batch_size={self.batch_size}; choose a divisor")
         if "warmup_steps" not in self.model_fields_set:
             # Cap the default at the number of steps, but leave it unset, so that a copy with more steps can raise it.
             object.__setattr__(self, "warmup_steps", min(self.warmup_steps, self.steps))
         if self.warmup_steps > self.steps:
-            raise ValueError(
+            wrong.append(
                 f"warmup_steps={self.warmup_steps} exceeds steps={self.steps}, so the peak rate is never reached; "
                 "lower it"
             )
         if (self.hidden > 0) != bool(self.hidden_layers):
-            raise ValueError(f"hidden={self.hidden} and hidden_layers={self.hidden_layers} go together; give both")
+            wrong.append(f"hidden={self.hidden} and hidden_layers={self.hidden_layers} go together; give both")
         if not (self.outputs or self.hidden or self.attention):
-            raise ValueError("outputs=0, hidden=0 and attention=0 leave nothing to learn from; give one of them")
+            wrong.append("outputs=0, hidden=0 and attention=0 leave nothing to learn from; give one of them")
+        if wrong:
+            raise ValueError("; ".join(wrong))
         return self
 
 

@@ -24,7 +24,7 @@ from mpochain.workflows.finetuning import finetune_by
 from mpochain.workflows.former_names import current_record, existing_file, existing_folder
 from mpochain.workflows.inputs import read_inputs
 from mpochain.workflows.json_file import write_json
-from mpochain.workflows.recipe import Recipe
+from mpochain.workflows.recipe import SEQUENTIAL, Recipe
 from mpochain.workflows.texts import digest, require_unseen
 
 __all__ = ["FINETUNED", "FORMAT", "compare", "read_run", "read_runs", "run_names"]
@@ -32,9 +32,8 @@ __all__ = ["FINETUNED", "FORMAT", "compare", "read_run", "read_runs", "run_names
 logger = logging.getLogger(__name__)
 
 FORMAT = 1
-# Suffix of a run that finetunes the result of another run, and suffix of a method with sequential correction.
+# Suffix of a run that finetunes the result of another run.
 FINETUNED = "-finetuned"
-_SEQUENTIAL = "+sequential"
 
 _FIELDS = {"name", "setting", "perplexity", "provenance", "peak_bytes", "seconds"}
 
@@ -56,7 +55,7 @@ def run_names(recipe: Recipe) -> list[str]:
         raise RecipeError("a comparison needs the sections comparison and evaluation in its recipe")
     for method in (*comparison.methods, *comparison.finetune):
         try:
-            method_named(method.removesuffix(_SEQUENTIAL))
+            method_named(method.removesuffix(SEQUENTIAL))
         except ArgumentError as error:
             raise RecipeError(f"comparison: {error}") from error
     unknown = set(comparison.finetune) - set(comparison.methods)
@@ -191,10 +190,10 @@ def _compressed(recipe: Recipe, name: str, out: Path) -> dict[str, Any]:
     method, _, label = name.rpartition("-")
     single = recipe.model_copy(
         update={
-            "method": method.removesuffix(_SEQUENTIAL),
+            "method": method.removesuffix(SEQUENTIAL),
             "settings": {},
             "budget": next(budget for budget in recipe.comparison.budgets if str(budget) == label),
-            "sequential": method.endswith(_SEQUENTIAL),
+            "sequential": method.endswith(SEQUENTIAL),
         }
     )
     compressed = compress_by(single, evaluated="after", timed=True)

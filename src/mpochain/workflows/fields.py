@@ -5,19 +5,22 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import AfterValidator, BeforeValidator, Field
 
 from mpochain.compression import Method, method_named
 from mpochain.compression.budget import require_budget
 from mpochain.compression.methods.table import method_type
+from mpochain.compression.selection import as_patterns
+from mpochain.errors import RecipeError
+from mpochain.validation import Validated
 
-__all__ = ["Budget", "Count", "File", "MethodName", "Strict", "Window", "seeded"]
+__all__ = ["Budget", "Count", "File", "MethodName", "Pattern", "RecipeSection", "Source", "Window", "seeded"]
 
 
-class Strict(BaseModel):
+class RecipeSection(Validated):
     """Base class of a recipe's sections: frozen, without unknown fields."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    error_type = RecipeError
 
 
 def _budget(value: Any) -> Any:
@@ -28,7 +31,20 @@ def _budget(value: Any) -> Any:
 def _path(value: object) -> object:
     # YAML reads `model: 7` as a number, but a path must be text.
     if not isinstance(value, str | Path):
-        raise ValueError("give a path")  # pydantic does not catch a TypeError
+        raise ValueError(f"give a path, got {value!r}")  # pydantic does not catch a TypeError
+    _no_nul(str(value))
+    return value
+
+
+def _no_nul(value: str) -> str:
+    # The functions of the system raise a ValueError in place of an OSError for it.
+    if "\0" in value:
+        raise ValueError(f"a path has no NUL character, got {value!r}")
+    return value
+
+
+def _pattern(value: str) -> str:
+    as_patterns([value])  # its error is a ValueError
     return value
 
 
@@ -50,9 +66,12 @@ def seeded(method: Method, seed: int) -> Method:
     return method.with_settings(seed=seed)
 
 
-Count = Annotated[int, Field(ge=1, strict=True)]
-Window = Annotated[int, Field(ge=2, strict=True)]
+Count = Annotated[int, Field(ge=1, lt=1 << 31, strict=True)]
+Window = Annotated[int, Field(ge=2, lt=1 << 31, strict=True)]
 # Typed Any because YAML reads `yes` as True, which pydantic would convert to the number 1.
 Budget = Annotated[Any, BeforeValidator(_budget)]
 File = Annotated[Path, BeforeValidator(_path)]
+# A folder, a file or a name on the hub.
+Source = Annotated[str, Field(min_length=1), AfterValidator(_no_nul)]
 MethodName = Annotated[str, AfterValidator(_known)]
+Pattern = Annotated[str, AfterValidator(_pattern)]

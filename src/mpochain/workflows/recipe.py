@@ -5,15 +5,27 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, ValidationError, ValidationInfo, field_validator, model_validator
+from pydantic import AfterValidator, Field, ValidationError, ValidationInfo, field_validator, model_validator
 
 from mpochain.compression import Method, method_named
 from mpochain.errors import RecipeError
 from mpochain.train import FinetuneConfig
-from mpochain.workflows.fields import Budget, Count, File, MethodName, Strict, Window, seeded
+from mpochain.validation import parsed, problems
+from mpochain.workflows.fields import (
+    Budget,
+    Count,
+    File,
+    MethodName,
+    Pattern,
+    RecipeSection,
+    Source,
+    Window,
+    seeded,
+)
 from mpochain.workflows.stage import Group, Stage, UnitsOfTokens
 
 __all__ = [
+    "SEQUENTIAL",
     "Calibration",
     "Comparison",
     "Evaluation",
@@ -27,7 +39,11 @@ __all__ = [
 ]
 
 
-class Calibration(Strict):
+# Suffix of a method of a comparison whose later layers correct the errors of earlier ones.
+SEQUENTIAL = "+sequential"
+
+
+class Calibration(RecipeSection):
     """Calibration text, typical of the model's use.
 
     Attributes:
@@ -41,7 +57,7 @@ class Calibration(Strict):
     windows: Count = 24
 
 
-class Evaluation(Strict):
+class Evaluation(RecipeSection):
     """Text to measure perplexity on; it must not be used for calibration or finetuning.
 
     Attributes:
@@ -63,7 +79,7 @@ class Evaluation(Strict):
         return self
 
 
-class Finetuning(Strict):
+class Finetuning(RecipeSection):
     """Text, teacher and training settings for finetuning a compressed model.
 
     Attributes:
@@ -78,11 +94,19 @@ class Finetuning(Strict):
     text: File
     window: Window = 512
     windows: Count | None = None
-    teacher: str | None = None
+    teacher: Source | None = None
     training: FinetuneConfig = FinetuneConfig()
 
 
-class Comparison(Strict):
+def _compared(name: str) -> str:
+    method_named(name.removesuffix(SEQUENTIAL))  # its error is a ValueError
+    return name
+
+
+_ComparedMethod = Annotated[str, AfterValidator(_compared)]
+
+
+class Comparison(RecipeSection):
     """Comparison of several compression methods at several budgets.
 
     Attributes:
@@ -91,12 +115,19 @@ class Comparison(Strict):
         finetune: methods whose results are also finetuned.
     """
 
-    methods: Annotated[tuple[str, ...], Field(min_length=1)] = ("interpolative", "svd_llm", "svd", "tt_svd")
+    methods: Annotated[tuple[_ComparedMethod, ...], Field(min_length=1)] = ("interpolative", "svd_llm", "svd", "tt_svd")
     budgets: Annotated[tuple[Budget, ...], Field(min_length=1)] = (0.9, 0.8, 0.6)
     finetune: tuple[str, ...] = ()
 
+    @model_validator(mode="after")
+    def _finetunes_its_methods(self) -> Self:
+        unknown = [method for method in self.finetune if method not in self.methods]
+        if unknown:
+            raise ValueError(f"finetune: {', '.join(unknown)}: not among methods, which are {', '.join(self.methods)}")
+        return self
 
-class Recipe(Strict):
+
+class Recipe(RecipeSection):
     """Recipe of a workflow: everything that determines its result.
 
     Attributes:
@@ -119,14 +150,14 @@ class Recipe(Strict):
         stages: see :class:`Stage`; for :func:`mpochain.workflows.distill_by`.
     """
 
-    model: Annotated[str, Field(min_length=1)]
+    model: Source
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     budget: Budget | None = None
     method: MethodName = "interpolative"
     settings: dict[str, Any] = Field(default_factory=dict, validate_default=True)
     sequential: bool = False
-    targets: tuple[str, ...] | None = None
-    ignore: tuple[str, ...] = ()
+    targets: tuple[Pattern, ...] | None = None
+    ignore: tuple[Pattern, ...] = ()
     seed: Annotated[int, Field(ge=0, lt=1 << 63, strict=True)] = 0
     calibration: Calibration | None = None
     evaluation: Evaluation | None = None
@@ -145,15 +176,16 @@ class Recipe(Strict):
     @model_validator(mode="after")
     def _stages_fit(self) -> Self:
         names = [stage.name for stage in self.stages]
+        wrong = []
         if len(set(names)) < len(names):
-            raise ValueError(f"stages: two have the name {max(names, key=names.count)!r}")
+            wrong.append(f"stages: two have the name {max(names, key=names.count)!r}")
         for stage in self.stages:
             try:
-                self.training_of(stage)
+                parsed(FinetuneConfig, self._training_fields(stage))
             except ValidationError as error:
-                first = error.errors()[0]
-                where = ".".join(["stages", stage.name, "training", *map(str, first["loc"])])
-                raise ValueError(f"{where}: {first['msg']}") from error
+                wrong += [f"stages.{stage.name}.training.{line}" for line in problems(error, FinetuneConfig)]
+        if wrong:
+            raise ValueError("; ".join(wrong))
         return self
 
     def chosen_method(self) -> Method:
@@ -169,10 +201,13 @@ class Recipe(Strict):
         """Return the training of a stage: the section ``finetune`` with the stage's changes applied.
 
         Raises:
-            pydantic.ValidationError: the values contradict each other.
+            ArgumentError: the values contradict each other.
         """
+        return FinetuneConfig.model_validate(self._training_fields(stage))
+
+    def _training_fields(self, stage: Stage) -> dict[str, Any]:
         common = self.finetune.training.model_dump(exclude_unset=True) if self.finetune is not None else {}
-        return FinetuneConfig.model_validate({**common, **stage.training})
+        return {**common, **stage.training}
 
 
 def built_in_recipes() -> dict[str, Path]:

@@ -11,6 +11,8 @@ import yaml
 from pydantic import ValidationError
 
 from mpochain.errors import RecipeError
+from mpochain.system.reading import exists, file_problem
+from mpochain.validation import listed, parsed, problems
 from mpochain.workflows.former_names import current_recipe
 from mpochain.workflows.recipe import Recipe
 
@@ -36,7 +38,7 @@ _OPTIONS = {
 
 
 class _Loader(yaml.SafeLoader):  # type: ignore[misc]  # yaml has no types
-    """Loader of plain data: no aliases, which let a short file expand without limit, and no duplicate keys."""
+    """Loader of plain data: no aliases, which let a short file expand without limit, no tags, no duplicate keys."""
 
     depth = 0
 
@@ -46,6 +48,10 @@ class _Loader(yaml.SafeLoader):  # type: ignore[misc]  # yaml has no types
             raise yaml.composer.ComposerError(None, None, "aliases are not used in recipes", event.start_mark)
         if self.depth >= _DEEPEST:
             raise yaml.composer.ComposerError(None, None, "it is nested too deeply", self.peek_event().start_mark)
+        event = self.peek_event()
+        if getattr(event, "tag", None) is not None:
+            message = f"tags such as {event.tag!r} are not used in recipes; write the value alone, or in quotes"
+            raise yaml.composer.ComposerError(None, None, message, event.start_mark)
         self.depth += 1
         try:
             return super().compose_node(parent, index)
@@ -92,26 +98,26 @@ def read_recipe(file: Path | None, flags: Mapping[str, Any] | None = None, *, wi
         if window is not None and isinstance(data.get(section), dict):
             data[section]["window"] = window
     if "model" not in data:
-        raise RecipeError(f"{label}: no model is named; give a folder, a .gguf file, or a name on the Hugging Face hub")
+        missing = "no model is named; give a folder, a .gguf file, or a name on the Hugging Face hub"
+        try:
+            parsed(Recipe, {**data, "model": "model"})
+        except ValidationError as error:
+            raise RecipeError(listed(label, [missing, *_problems(error, flags)])) from error
+        raise RecipeError(f"{label}: {missing}")
     try:
-        return Recipe.model_validate(data)
+        return parsed(Recipe, data)
     except ValidationError as error:
-        raise RecipeError(f"{label}: {_first(error, flags)}") from error
+        raise RecipeError(listed(label, _problems(error, flags))) from error
 
 
-def _first(error: ValidationError, flags: Mapping[str, Any]) -> str:
-    """One-line message of the first validation error: field, problem, and command-line option."""
-    first = error.errors()[0]
-    field = ".".join(map(str, first["loc"]))
-    message = f": {first['msg'].removeprefix('Value error, ')}" if field else first["msg"].removeprefix("Value error, ")
-    if first["type"] == "extra_forbidden":
-        message += " (not a field of recipes)"
-    elif first["type"] == "missing":
-        message = " is missing"
-    elif first["type"] == "tuple_type":
-        message = " should be a list, as in [a, b]"
-    option = _option(first["loc"], flags)
-    return f"{field}{message}{f' (on the command line {option})' if option else ''}"
+def _problems(error: ValidationError, flags: Mapping[str, Any]) -> list[str]:
+    """One line for each invalid field, with its command-line option."""
+
+    def note(place: tuple[int | str, ...]) -> str:
+        option = _option(place, flags)
+        return f" (on the command line {option})" if option else ""
+
+    return problems(error, Recipe, note=note)
 
 
 def _option(location: tuple[int | str, ...], flags: Mapping[str, Any]) -> str | None:
@@ -126,13 +132,18 @@ def _option(location: tuple[int | str, ...], flags: Mapping[str, Any]) -> str | 
 
 
 def _read(file: Path) -> dict[str, Any]:
+    problem = file_problem(file)
+    if problem is not None:
+        raise RecipeError(f"cannot read the recipe {file}: {problem}")
+    if file.stat().st_size > _LONGEST:
+        raise RecipeError(f"{file} is larger than {_LONGEST >> 20} MiB, too large for a recipe")
     try:
-        if file.stat().st_size > _LONGEST:
-            raise RecipeError(f"{file} is larger than {_LONGEST >> 20} MiB, too large for a recipe")
-        data = yaml.load(file.read_text(encoding="utf-8"), Loader=_Loader)  # a safe loader
+        text = file.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        raise RecipeError(f"cannot read the recipe {file}: {error}") from error
-    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        raise RecipeError(f"cannot read the recipe {file}: {error}; expected UTF-8 text") from error
+    try:
+        data = yaml.load(text, Loader=_Loader)  # a safe loader
+    except Exception as error:  # constructors of yaml raise what Python raises for a date or number that is none
         raise RecipeError(f"{file} is not a recipe: {' '.join(str(error).split())}") from error
     if not isinstance(data, dict) or not all(isinstance(key, str) for key in data):
         raise RecipeError(f"{file} is not a recipe: expected names with values, as in 'model: folder'")
@@ -151,7 +162,7 @@ def _resolve(data: dict[str, Any], folder: Path) -> None:
                 units[key] = str(folder / units[key])
     for section, key in ((data, "model"), (data.get("finetune"), "teacher")):
         # A path that does not exist is a name on the hub.
-        if isinstance(section, dict) and isinstance(section.get(key), str) and (folder / section[key]).exists():
+        if isinstance(section, dict) and isinstance(section.get(key), str) and exists(folder / section[key]):
             section[key] = str(folder / section[key])
 
 

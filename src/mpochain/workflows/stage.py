@@ -7,7 +7,7 @@ from typing import Annotated, Any, Self
 from pydantic import Field, model_validator
 
 from mpochain.compression import Method, method_named
-from mpochain.workflows.fields import Budget, Count, File, MethodName, Strict
+from mpochain.workflows.fields import Budget, Count, File, MethodName, Pattern, RecipeSection
 
 __all__ = ["Group", "Stage", "UnitsOfTokens"]
 
@@ -20,7 +20,7 @@ _FIELDS = {
 }
 
 
-class UnitsOfTokens(Strict):
+class UnitsOfTokens(RecipeSection):
     """Sources of the units that tokens consist of, see :class:`mpochain.units.Units`.
 
     A token's units come from the first source that knows it: the listing, WordNet, then pieces.
@@ -46,7 +46,7 @@ class UnitsOfTokens(Strict):
         return self
 
 
-class Group(Strict):
+class Group(RecipeSection):
     """Group of layers that are compressed together by one method.
 
     Attributes:
@@ -64,7 +64,7 @@ class Group(Strict):
         seconds: time limit of the search for one layer's order.
     """
 
-    targets: Annotated[tuple[str, ...], Field(min_length=1)]
+    targets: Annotated[tuple[Pattern, ...], Field(min_length=1)]
     method: MethodName | None = None
     settings: dict[str, Any] = Field(default_factory=dict)
     budget: Budget | None = None
@@ -84,7 +84,10 @@ class Group(Strict):
         for kind, names in _FIELDS.items():
             unused = sorted(self.model_fields_set & names)
             if kind not in kinds and unused:
-                raise ValueError(f"{unused[0]} needs {kind}, which this group does not have")
+                raise ValueError(
+                    f"{' and '.join(unused)} {'need' if len(unused) > 1 else 'needs'} {kind}, which this group does "
+                    "not have"
+                )
         method = self.named_method()  # its error is a ValueError
         settled = method is not None and method.settled
         if settled and self.budget is not None:
@@ -108,7 +111,7 @@ class Group(Strict):
         return method_named(name, {"factors": self.factors, "terms": self.terms, "seconds": self.seconds})
 
 
-class Stage(Strict):
+class Stage(RecipeSection):
     """Stage of distillation: compress some layers, then finetune the model.
 
     Attributes:

@@ -1,4 +1,4 @@
-"""Hashes of a recipe's texts, to refuse evaluation on calibration or finetuning text."""
+"""Texts of a recipe: checks before any work, and hashes to refuse evaluation on calibration or finetuning text."""
 
 from __future__ import annotations
 
@@ -6,9 +6,29 @@ import hashlib
 from pathlib import Path
 
 from mpochain.errors import RecipeError
+from mpochain.system.reading import file_problem, reason
 from mpochain.workflows.recipe import Recipe
 
-__all__ = ["digest", "require_unseen"]
+__all__ = ["digest", "require_unseen", "seen_texts", "text_problem"]
+
+
+def text_problem(file: Path) -> str | None:
+    """Why a file cannot be read as text; None if it can be.
+
+    Example:
+        >>> text_problem(Path("nowhere.txt"))
+        'cannot read the text nowhere.txt: there is no such file'
+    """
+    problem = file_problem(file)
+    if problem is None:
+        try:
+            if not file.read_text(encoding="utf-8").strip():
+                problem = "it has no text; give a file of UTF-8 text"
+        except UnicodeDecodeError as error:
+            problem = f"byte {error.start:,} is not UTF-8; give a file of UTF-8 text"
+        except OSError as error:
+            problem = reason(error)
+    return None if problem is None else f"cannot read the text {file}: {problem}"
 
 
 def digest(file: Path) -> str:
@@ -17,10 +37,31 @@ def digest(file: Path) -> str:
     Raises:
         RecipeError: the file cannot be read.
     """
+    problem = file_problem(file)
+    if problem is not None:
+        raise RecipeError(f"cannot read the text {file}: {problem}")
     try:
-        return hashlib.sha256(file.read_bytes()).hexdigest()
+        with file.open("rb") as opened:
+            return hashlib.file_digest(opened, "sha256").hexdigest()
     except OSError as error:
-        raise RecipeError(f"cannot read the text {file}: {error.strerror}") from error
+        raise RecipeError(f"cannot read the text {file}: {reason(error)}") from error
+
+
+def seen_texts(recipe: Recipe) -> list[str]:
+    """One line for each use of the evaluation text that would make its perplexity too low, even of a copy.
+
+    Raises:
+        RecipeError: a text cannot be read.
+    """
+    if recipe.evaluation is None:
+        return []
+    evaluated = digest(recipe.evaluation.text)
+    return [
+        f"{recipe.evaluation.text} is the text that the model is {use} on, so its perplexity would be too low; "
+        "evaluate on another text"
+        for use, section in (("calibrated", recipe.calibration), ("finetuned", recipe.finetune))
+        if section is not None and digest(section.text) == evaluated
+    ]
 
 
 def require_unseen(recipe: Recipe) -> None:
@@ -29,12 +70,6 @@ def require_unseen(recipe: Recipe) -> None:
     Raises:
         RecipeError: the evaluation text has the same content as another one, or a text cannot be read.
     """
-    if recipe.evaluation is None:
-        return
-    evaluated = digest(recipe.evaluation.text)
-    for use, section in (("calibrated", recipe.calibration), ("finetuned", recipe.finetune)):
-        if section is not None and digest(section.text) == evaluated:
-            raise RecipeError(
-                f"{recipe.evaluation.text} is the text that the model is {use} on, so its perplexity would be too low; "
-                "evaluate on another text"
-            )
+    seen = seen_texts(recipe)
+    if seen:
+        raise RecipeError(seen[0])

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, model_validator
+from pydantic import model_validator
 
 from mpochain.train import TrainConfig
+from mpochain.validation import Validated
 from studies.picogpt.design import Design
 from studies.picogpt.model import Initialization
 from studies.picogpt.training import Lessons
@@ -20,7 +21,7 @@ Kind = Literal["trained", "cut", "finetuned", "search"]
 STARTS: dict[Start, str] = {"random": "random", "tt_svd": "TT-SVD", "calibrated": "calibrated"}
 
 
-class RunSetting(BaseModel):
+class RunSetting(Validated):
     """Settings of one run: a model, its start and its training.
 
     The names of its row and files follow from the fields; no field is parsed from a name.
@@ -41,7 +42,7 @@ class RunSetting(BaseModel):
         seed: seed of the initialisation and of the batches.
 
     Raises:
-        pydantic.ValidationError: fields contradict each other, or a field is unknown (also a ValueError).
+        ArgumentError: fields contradict each other, or a field is unknown.
 
     Example:
         >>> config = TrainConfig(steps=500)
@@ -49,8 +50,6 @@ class RunSetting(BaseModel):
         >>> run.row, run.name
         ('dense, width 60 as χ=16, 500 steps', 'dense-width-60-as-chi16-500-steps-seed42')
     """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     design: Design
     bond: int | None = None

@@ -13,19 +13,21 @@ from mpochain.compression.choices import Choices
 from mpochain.compression.statistics.moments import Moments
 from mpochain.compression.target import Target
 from mpochain.errors import ArgumentError
+from mpochain.system.extensions import errors_named
+from mpochain.validation import Validated, listed, parsed, problems
 
 __all__ = ["Method", "MethodSettings", "Needs"]
 
 Needs = Literal["nothing", "inputs", "gradients"]
 
 
-class MethodSettings(BaseModel):
+class MethodSettings(Validated):
     """Base class of a method's settings: frozen, without unknown fields.
 
     Give every field a description: the command line, recipes and the documentation show it.
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True, arbitrary_types_allowed=True)
+    model_config = ConfigDict(arbitrary_types_allowed=True)
 
 
 class Method(ABC):
@@ -98,10 +100,11 @@ class Method(ABC):
                 f"{label} takes settings of type {self.Settings.__qualname__}, got {type(settings).__name__}; give "
                 "its fields as keywords"
             )
-        try:
-            self.settings = self.Settings(**values) if settings is None else settings
-        except ValidationError as error:
-            raise ArgumentError(f"{label}: {_first(error, self.Settings)}") from error
+        with errors_named(f"the settings of {label}"):
+            try:
+                self.settings = parsed(self.Settings, values) if settings is None else settings
+            except ValidationError as error:
+                raise ArgumentError(listed(label, problems(error, self.Settings, noun="setting"))) from error
         if not self.name:
             self.name = re.sub(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])", "_", label).lower()
 
@@ -149,17 +152,3 @@ class Method(ABC):
             target: the dense layer.
             moments: statistics of the layer; None for a method that needs none.
         """
-
-
-def _first(error: ValidationError, settings: type[BaseModel]) -> str:
-    """One-line message of the first validation error, listing the known fields if a field is unknown."""
-    # A misspelt setting explains why another one is missing.
-    first = min(error.errors(), key=lambda one: one["type"] != "extra_forbidden")
-    field = ".".join(map(str, first["loc"]))
-    if first["type"] == "extra_forbidden":
-        known = ", ".join(settings.model_fields)
-        return f"there is no setting {field!r}; {f'there are {known}' if known else 'this method has no settings'}"
-    if first["type"] == "missing":
-        return f"the setting {field!r} is missing"
-    message = first["msg"].removeprefix("Value error, ")
-    return f"{field}: {message}, got {first['input']!r}" if field else message

@@ -16,6 +16,7 @@ from mpochain.compression.methods.method import Method
 from mpochain.compression.methods.search import Search
 from mpochain.compression.methods.token_train import TokenTrain
 from mpochain.errors import ArgumentError
+from mpochain.system.extensions import errors_named
 
 __all__ = ["METHODS", "method_named", "method_type"]
 
@@ -58,7 +59,8 @@ def method_named(name: str, settings: Mapping[str, Any] | None = None) -> Method
         raise ArgumentError(f"method must be a name or an instance of Method, got {_in_words(name)}")
     values = dict(settings or {})
     if ":" in name:
-        return method_type(name)(**values)
+        with errors_named(f"method {name!r}"):
+            return method_type(name)(**values)
     if name not in METHODS:
         nearest = difflib.get_close_matches(name, METHODS, n=1)
         guess = f", did you mean {nearest[0]!r}?" if nearest else ""
@@ -86,13 +88,14 @@ def method_type(name: str) -> type[Method]:
     if not module or not attribute.isidentifier():
         raise ArgumentError(f"method {name!r}: expected package.module:ClassName")
     try:
-        method = getattr(importlib.import_module(module), attribute)
-    except ImportError as error:
+        imported = importlib.import_module(module)
+    except Exception as error:  # whatever a module raises while it runs
         raise ArgumentError(
             f"method {name!r}: cannot import {module!r} ({error}); install its package, or add its folder to PYTHONPATH"
         ) from error
-    except AttributeError as error:
-        raise ArgumentError(f"method {name!r}: the module {module!r} has no {attribute!r}") from error
+    method = getattr(imported, attribute, None)
+    if method is None:
+        raise ArgumentError(f"method {name!r}: the module {module!r} has no {attribute!r}")
     if not isinstance(method, type) or not issubclass(method, Method):
         raise ArgumentError(f"method {name!r}: expected a subclass of mpochain.compression.Method, got {method!r}")
     return method
