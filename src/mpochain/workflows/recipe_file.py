@@ -11,7 +11,7 @@ import yaml
 from pydantic import ValidationError
 
 from mpochain.errors import RecipeError
-from mpochain.system.reading import exists, file_problem
+from mpochain.system.paths import exists, file_problem
 from mpochain.validation import listed, parsed, problems
 from mpochain.workflows.former_names import current_recipe
 from mpochain.workflows.recipe import Recipe

@@ -6,7 +6,7 @@ import hashlib
 from pathlib import Path
 
 from mpochain.errors import RecipeError
-from mpochain.system.reading import file_problem, reason
+from mpochain.system.paths import file_problem, reason
 from mpochain.workflows.recipe import Recipe
 
 __all__ = ["digest", "require_unseen", "seen_texts", "text_problem"]

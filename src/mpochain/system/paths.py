@@ -1,4 +1,4 @@
-"""Checks of files before they are read: what is wrong with a path, in words."""
+"""Paths that a user names: whether they exist, and what is wrong with them, in words."""
 
 from __future__ import annotations
 
