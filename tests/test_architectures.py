@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import copy
 import importlib
 import warnings
 from types import SimpleNamespace
@@ -19,6 +21,7 @@ from mpochain.architectures import (
     FAMILIES,
     MLP,
     Family,
+    all_configs,
     context_length,
     family_of,
     head_counts,
@@ -310,6 +313,101 @@ def test_an_error_switches_the_cache_on_again():
     with pytest.raises(ZeroDivisionError), without_cache(model):
         1 / 0  # noqa: B018
     assert [config.use_cache for config in text_configs(model)] == [True, True]
+
+
+def caches(model):
+    return [config.use_cache for config in all_configs(model) if hasattr(config, "use_cache")]
+
+
+class TestCachesOfPartsAreSwitchedOff:
+    """Copies of a configuration, modules around models, several models in one, settings of generation."""
+
+    def t5(self):
+        sizes = {"d_model": 16, "d_ff": 24, "d_kv": 4, "num_layers": 1, "num_heads": 4, "decoder_start_token_id": 0}
+        return transformers.T5ForConditionalGeneration(transformers.T5Config(vocab_size=50, **sizes)).eval()
+
+    def test_the_decoder_of_t5_has_a_configuration_of_its_own(self):
+        model = self.t5()
+        assert model.decoder.config is not model.config
+        with without_cache(model):
+            assert not any(caches(model))
+            assert model(tokens(), decoder_input_ids=tokens()).past_key_values is None
+        assert model(tokens(), decoder_input_ids=tokens()).past_key_values is not None
+
+    def test_two_models_in_a_module_without_a_configuration(self):
+        pair = nn.ModuleDict({"small": tiny("llama"), "other": nn.Sequential(tiny("gpt2"))})
+        before = caches(pair)
+        assert any(before)
+        with without_cache(pair):
+            assert not any(caches(pair))
+            assert pair["small"](tokens()).past_key_values is None
+            assert pair["other"][0](tokens()).past_key_values is None
+        assert caches(pair) == before
+
+    def test_models_that_share_a_configuration_have_their_setting_back(self):
+        model = tiny("llama")
+        twin = copy.deepcopy(model)
+        twin.config = model.config
+        with without_cache(model, twin):
+            assert not model.config.use_cache
+        assert model.config.use_cache
+
+    def test_settings_of_generation_are_switched_too(self):
+        model = tiny("llama")
+        model.generation_config.use_cache = True
+        with without_cache(model):
+            assert model.generation_config.use_cache is False
+        assert model.generation_config.use_cache is True
+
+    @pytest.mark.parametrize("cached", [False, True])
+    def test_moments_are_those_without_recomputation(self, cached):
+        """Also where a module passes use_cache=True itself, so that a block would add its keys twice."""
+
+        class Around(nn.Module):
+            def __init__(self, model):
+                super().__init__()
+                self.model = model
+
+            def forward(self, x):
+                return self.model(input_ids=x, decoder_input_ids=x, use_cache=cached).logits
+
+        model = Around(self.t5())
+        layers = {name: module for name, module in model.named_modules() if type(module) is nn.Linear}
+        layers.pop("model.lm_head")
+        recomputed = collect_moments(model, layers, [tokens(8, 2)], loss=SampledLoss(0))
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(Recomputation, "of", lambda *_: contextlib.nullcontext())
+            expected = collect_moments(model, layers, [tokens(8, 2)], loss=SampledLoss(0))
+        for name, moments in expected.items():
+            assert recomputed[name].rows == moments.rows
+            torch.testing.assert_close(recomputed[name].activations, moments.activations)
+            torch.testing.assert_close(recomputed[name].gradients, moments.gradients)
+
+    def test_a_patched_forward_of_a_block_survives_recomputation(self):
+        model = tiny("llama")
+        block = model.model.layers[0]
+        calls = []
+
+        def patched(*arguments, **named):
+            calls.append(1)
+            return type(block).forward(block, *arguments, **named)
+
+        block.forward = patched
+        with pytest.raises(IndexError), Recomputation().of(model):
+            model(tokens(8) + 50)  # outside of the vocabulary
+        with Recomputation().of(model):
+            model(tokens())
+        assert block.forward is patched
+        assert calls == [1]
+        assert "forward" not in vars(model.model.layers[1])
+
+    def test_a_block_within_a_block_counts_once(self):
+        again = Recomputation()
+        with again._second():
+            with again._second():
+                assert again.active
+            assert again.active
+        assert not again.active
 
 
 @pytest.mark.parametrize("config", [None, {}, {"max_position_embeddings": 4}, SimpleNamespace(n_positions="many")])

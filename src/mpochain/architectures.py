@@ -20,7 +20,10 @@ __all__ = [
     "DenseKind",
     "Family",
     "HeadCounts",
+    "all_configs",
+    "cache_names",
     "context_length",
+    "families_of",
     "family_of",
     "head_counts",
     "is_block",
@@ -239,6 +242,50 @@ def text_configs(model: Any) -> Iterator[Any]:
         config = next((inner for name in _NESTED if (inner := getattr(config, name, None)) is not None), None)
 
 
+def all_configs(model: Any) -> Iterator[Any]:
+    """Yield every configuration that a model reads, each once: those of its parts, and those inside of them.
+
+    A model may hold copies of its configuration (the encoder and the decoder of T5), be part of another module that has
+    no configuration, or share a configuration with other models. The settings of text generation are yielded too.
+
+    Args:
+        model: a module, or a configuration.
+
+    Example:
+        >>> from types import SimpleNamespace as Namespace
+        >>> sees, reads = Namespace(model_type="clip"), Namespace(model_type="llama")
+        >>> [config.model_type for config in all_configs(Namespace(model_type="llava", parts=[sees], text=reads))]
+        ['llava', 'clip', 'llama']
+    """
+    modules = list(model.modules()) if hasattr(model, "modules") else [model]
+    held = [getattr(module, name, None) for module in modules for name in ("config", "generation_config")]
+    waiting = [model, *held]
+    own = {id(value) for value in held}
+    seen: set[int] = set()
+    while waiting:
+        value = waiting.pop(0)
+        if value is None or id(value) in seen:
+            continue
+        seen.add(id(value))
+        if isinstance(value, dict):
+            waiting[:0] = value.values()
+        elif isinstance(value, list | tuple):
+            waiting[:0] = value
+        elif not hasattr(value, "modules") and (id(value) in own or hasattr(value, "model_type")):
+            yield value
+            waiting[:0] = getattr(value, "__dict__", {}).values()
+
+
+def cache_names() -> tuple[str, ...]:
+    """Return all configuration attributes that switch a key-value cache on or off.
+
+    Example:
+        >>> cache_names()
+        ('use_cache',)
+    """
+    return tuple(dict.fromkeys(family.cache for family in (_DEFAULT, *FAMILIES)))
+
+
 def family_of(model: Any) -> Family:
     """Return the family of a model, or the defaults.
 
@@ -258,6 +305,19 @@ def family_of(model: Any) -> Family:
             if getattr(config, "model_type", None) in family.model_types:
                 return family
     return _DEFAULT
+
+
+def families_of(model: Any) -> tuple[Family, ...]:
+    """Return the families of all models inside a module, without repetition; the defaults if there are none.
+
+    Example:
+        >>> from types import SimpleNamespace as Namespace
+        >>> [family.attention.fused for family in families_of(Namespace(model_type="gpt2"))]
+        ['c_attn']
+    """
+    modules = list(model.modules()) if hasattr(model, "modules") else [model]
+    families = [family_of(module) for module in modules if hasattr(module, "config")]
+    return tuple(dict.fromkeys([family_of(model), *families]))
 
 
 def context_length(model: Any) -> int | None:

@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from mpochain.architectures import family_of, logits_names, text_configs
+from mpochain.architectures import all_configs, cache_names, logits_names
 from mpochain.errors import DTypeError
 
 __all__ = ["logits_of", "without_cache"]
@@ -16,26 +16,29 @@ __all__ = ["logits_of", "without_cache"]
 
 @contextmanager
 def without_cache(*models: nn.Module) -> Iterator[None]:
-    """Switch off the key-value cache, which only text generation needs, and restore the setting on exit.
+    """Switch off the key-value caches, which only text generation needs, and restore the settings on exit.
 
     Args:
-        models: Hugging Face models; other models have no such setting and are not changed.
+        models: Hugging Face models, or modules that contain some, with every configuration in them; see
+            :func:`mpochain.architectures.all_configs`. Other modules have no such setting and are not changed.
 
     Example:
         >>> from types import SimpleNamespace
         >>> model = nn.Linear(3, 2)
         >>> model.config = SimpleNamespace(use_cache=True)
-        >>> with without_cache(model):
+        >>> with without_cache(nn.Sequential(model)):
         ...     print(model.config.use_cache)
         False
         >>> model.config.use_cache
         True
     """
+    # By identity: models may share a configuration, whose setting must be read before it is changed.
+    configs = {id(config): config for model in models for config in all_configs(model)}
     switches = [
-        (config, family_of(model).cache, getattr(config, family_of(model).cache))
-        for model in models
-        for config in text_configs(model)
-        if hasattr(config, family_of(model).cache)
+        (config, name, getattr(config, name))
+        for config in configs.values()
+        for name in cache_names()
+        if hasattr(config, name)
     ]
     try:
         for config, name, _ in switches:

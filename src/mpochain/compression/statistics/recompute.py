@@ -10,43 +10,61 @@ from typing import Any
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-from mpochain.architectures import family_of, is_block
+from mpochain.architectures import families_of, is_block
 
 __all__ = ["Recomputation"]
 
 
 class Recomputation:
-    """Activation checkpointing that tells hooks when a block is being recomputed.
-
-    Attributes:
-        active: whether a block is being recomputed, so that hooks must not count its inputs again.
-    """
+    """Activation checkpointing that tells hooks when a block is being recomputed."""
 
     def __init__(self) -> None:
-        self.active = False
+        self._depth = 0
+
+    @property
+    def active(self) -> bool:
+        """Whether a block is being recomputed, so that hooks must not count its inputs again."""
+        return self._depth > 0
 
     @contextmanager
     def _second(self) -> Iterator[None]:
-        self.active = True
+        # A block within a block is recomputed while the outer one is.
+        self._depth += 1
         try:
             yield
         finally:
-            self.active = False
+            self._depth -= 1
 
     def _contexts(self) -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
         return nullcontext(), self._second()
 
+    def _run(self, forward: Callable[..., Any], *arguments: Any, **named: Any) -> Any:
+        # A second run would add its keys to the cache again.
+        if any(_is_cache(argument) for argument in (*arguments, *named.values())):
+            return forward(*arguments, **named)
+        return checkpoint(forward, *arguments, use_reentrant=False, context_fn=self._contexts, **named)
+
     @contextmanager
     def of(self, model: nn.Module) -> Iterator[None]:
-        """Checkpoint the blocks of a transformers model, so that they keep only their inputs; no effect on others."""
-        family = family_of(model)
+        """Checkpoint the blocks of transformers models, so that they keep only their inputs; no effect on others.
+
+        Args:
+            model: a transformers model, or a module that contains some.
+        """
+        families = families_of(model)
         with ExitStack() as restored:
             for block in model.modules():
-                if is_block(block, family):
-                    # Set on the instance, around the class's forward, so that hooks of the block itself run once.
-                    run: Callable[..., Any] = partial(
-                        checkpoint, block.forward, use_reentrant=False, context_fn=self._contexts
-                    )
-                    object.__setattr__(block, "forward", run)
-                    restored.callback(object.__delattr__, block, "forward")
+                if any(is_block(block, family) for family in families):
+                    # Set on the instance, around its forward, so that hooks of the block itself run once.
+                    patched = block.__dict__.get("forward")
+                    object.__setattr__(block, "forward", partial(self._run, block.forward))
+                    if patched is None:
+                        restored.callback(object.__delattr__, block, "forward")
+                    else:
+                        restored.callback(object.__setattr__, block, "forward", patched)
             yield
+
+
+def _is_cache(argument: Any) -> bool:
+    """Whether an argument of a block is an object of transformers that collects keys, values or states."""
+    return any(base.__name__.endswith("Cache") for base in type(argument).__mro__)
