@@ -7,7 +7,6 @@ import math
 
 import pytest
 import torch
-import transformers
 from hypothesis import given
 from hypothesis import strategies as st
 from texts import prose
@@ -95,9 +94,9 @@ def test_perplexity_follows_its_definition():
     def mean(pairs):
         return -sum(float(logs[tokens[k - 1], tokens[k]]) for k in pairs) / len(pairs)
 
-    # Five windows of ten: the first token of each does not count. Two calls check that the model is causal.
+    # Five windows of ten: the first token of each does not count.
     apart = perplexity(model, tokens, window=10)
-    assert (apart.tokens, apart.windows, apart.stride, model.calls) == (45, 5, 10, 5 + 2)
+    assert (apart.tokens, apart.windows, apart.stride, model.calls) == (45, 5, 10, 5)
     assert apart.loss == pytest.approx(mean([k for k in range(50) if k % 10]), rel=1e-6)
     assert apart.perplexity == pytest.approx(math.exp(apart.loss))
     # With overlap every token but the first counts once.
@@ -135,50 +134,6 @@ def test_perplexity_refuses(folder):
         perplexity(model, tokens, window=5)
 
 
-BERT = {"vocab_size": 30, "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 24}
-BART = {"vocab_size": 30, "d_model": 16, "encoder_layers": 1, "decoder_layers": 1, "encoder_ffn_dim": 24}
-
-
-class TestPerplexityIsThatOfCausalModels:
-    def measure(self, kind, config, dtype=torch.float32):
-        torch.manual_seed(0)
-        tokens = torch.randint(3, 30, (80,), generator=torch.Generator().manual_seed(0))
-        return perplexity(kind(config).to(dtype), tokens, window=20)
-
-    @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-    def test_a_class_that_is_used_either_way_is_decided_by_what_it_does(self, dtype):
-        kind = transformers.BertLMHeadModel
-        config = transformers.BertConfig(**BERT, initializer_range=0.3)
-        with pytest.raises(MPOError, match="BertLMHeadModel is no causal language model"):
-            self.measure(kind, config, dtype)
-        config.is_decoder = True
-        assert self.measure(kind, config, dtype).perplexity > 1
-
-    @pytest.mark.parametrize(
-        ("kind", "config", "message"),
-        [
-            ("BertForMaskedLM", "Bert", "no causal language model"),
-            ("BertForSequenceClassification", "Bert", r"logits \(1, 2\) for 20 tokens, as a classifier does"),
-            ("BertForTokenClassification", "Bert", "predicts 2 classes, but the text has the token"),
-            ("BertModel", "Bert", "predicts no tokens"),
-            ("BartForConditionalGeneration", "Bart", "translates a source to a target"),
-        ],
-    )
-    def test_others_have_none(self, kind, config, message):
-        settings = BERT if config == "Bert" else {**BART, "decoder_ffn_dim": 24}
-        config = getattr(transformers, f"{config}Config")(**settings)
-        with pytest.raises(MPOError, match=message):
-            self.measure(getattr(transformers, kind), config)
-
-    def test_modules_that_read_something_else(self):
-        class Sees(nn.Module):
-            def forward(self, pixels, sizes):
-                return pixels
-
-        with pytest.raises(MPOError, match="Sees cannot be called with tokens alone"):
-            perplexity(Sees(), torch.arange(30), window=10)
-
-
 def test_compressed_and_dense_folders(folder, tmp_path, text):
     language = load_language_model(folder)
     tokens = read_tokens(text, language.tokenizer)
@@ -190,9 +145,17 @@ def test_compressed_and_dense_folders(folder, tmp_path, text):
     assert torch.equal(again.model(x).logits, expected)
     assert torch.equal(read_tokens(text, again.tokenizer), tokens)
     assert load_language_model(small, dtype="bfloat16").model.dtype == torch.bfloat16
-    with pytest.raises(MPOError, match="contains a model, which would be overwritten"):
-        save_dense(again, small)
+    for overwrite in (False, True):
+        with pytest.raises(MPOError, match="contains a compressed model; name another folder"):
+            save_dense(again, small, overwrite=overwrite)
     plain = load_language_model(save_dense(again, tmp_path / "dense"))
+    (tmp_path / "dense" / "notes.txt").write_text("mine")
+    (tmp_path / "dense" / "pytorch_model.bin").write_text("weights of an older model")
+    with pytest.raises(MPOError, match="contains a model, which would be overwritten; .*--overwrite"):
+        save_dense(again, tmp_path / "dense")
+    save_dense(again, tmp_path / "dense", overwrite=True)
+    assert (tmp_path / "dense" / "notes.txt").read_text() == "mine"
+    assert not (tmp_path / "dense" / "pytorch_model.bin").exists()
     assert not any(isinstance(layer, mpo.InterpolativeLinear) for layer in plain.model.modules())
     torch.testing.assert_close(plain.model(x).logits, expected, rtol=1e-4, atol=1e-4)
 

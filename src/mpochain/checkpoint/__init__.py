@@ -1,13 +1,22 @@
 """Checkpoints of compressed models: safetensors and JSON, no pickle, validated before any memory is allocated.
 
-A checkpoint is a folder with ``config.json`` and a file of tensors, whose name contains its hash. The tensors are
-written first and the configuration last, each by an atomic rename, so a process killed at any moment leaves either the
-old model or the new one.
+A checkpoint is a folder with ``config.json`` and a file of tensors, whose name contains its hash. All files of a folder
+are replaced in one step, so a process killed at any moment leaves either the old model or the new one.
 """
 
 from mpochain.checkpoint.configuration import is_checkpoint
 from mpochain.checkpoint.contents import Contents, StoredLayer, contents
 from mpochain.checkpoint.loading import load
-from mpochain.checkpoint.saving import require_replaceable, save
+from mpochain.checkpoint.saving import is_outdated, require_replaceable, save, write_checkpoint
 
-__all__ = ["Contents", "StoredLayer", "contents", "is_checkpoint", "load", "require_replaceable", "save"]
+__all__ = [
+    "Contents",
+    "StoredLayer",
+    "contents",
+    "is_checkpoint",
+    "is_outdated",
+    "load",
+    "require_replaceable",
+    "save",
+    "write_checkpoint",
+]

@@ -13,6 +13,7 @@ from mpochain.checkpoint.configuration import CONFIG, digest, read_configuration
 from mpochain.errors import CheckpointError, MPOError
 from mpochain.nn import CompressedLayer
 from mpochain.nn.layer import layer_of
+from mpochain.system.folders import read_unchanged
 
 __all__ = ["Contents", "StoredLayer", "contents"]
 
@@ -97,6 +98,10 @@ def contents(folder: Path | str) -> Contents:
         ('0', (6, 8), True)
     """
     folder = Path(folder)
+    return read_unchanged(folder, lambda: _contents(folder))
+
+
+def _contents(folder: Path) -> Contents:
     config = read_configuration(folder / CONFIG)
     file = folder / config.tensors
     held: dict[str, tuple[str, int]] = {}

@@ -17,6 +17,7 @@ from mpochain.nn.dense import dense_shape
 from mpochain.nn.layer import layer_of
 from mpochain.surgery.finding import require_module
 from mpochain.surgery.replacement import replace_layers
+from mpochain.system.folders import read_unchanged
 
 __all__ = ["load"]
 
@@ -58,6 +59,10 @@ def load(folder: Path | str, model: nn.Module | None = None) -> nn.Module:
     if model is not None:
         require_module(model)
     folder = Path(folder)
+    return read_unchanged(folder, lambda: _load(folder, model))
+
+
+def _load(folder: Path, model: nn.Module | None) -> nn.Module:
     config = read_configuration(folder / CONFIG)
     file = folder / config.tensors
     try:

@@ -1,9 +1,8 @@
-"""Saving of checkpoints: first the tensors, in a file named by its hash, then the configuration that names the file."""
+"""Saving of checkpoints: the tensors in a file named by its hash, and the configuration that names the file."""
 
 from __future__ import annotations
 
 import json
-import secrets
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +15,11 @@ from mpochain.checkpoint.configuration import CONFIG, TENSORS, VERSION, digest, 
 from mpochain.errors import ArgumentError, OutputError
 from mpochain.nn import LAYERS, CompressedLayer
 from mpochain.surgery.finding import compressed_layers
+from mpochain.system.faults import output_errors
 from mpochain.system.files import require_writable, write_bytes
+from mpochain.system.folders import replaced_together
 
-__all__ = ["require_replaceable", "save"]
+__all__ = ["is_outdated", "require_replaceable", "save", "write_checkpoint"]
 
 
 def save(model: nn.Module, folder: Path | str) -> Path:
@@ -45,19 +46,36 @@ def save(model: nn.Module, folder: Path | str) -> Path:
         ['.json', '.safetensors']
     """
     layers = {name: _entry(layer, name) for name, layer in compressed_layers(model).items()}
-    folder = require_replaceable(Path(folder))
+    folder = Path(folder)
+    require_replaceable(folder)
+    with replaced_together(folder, outdated=is_outdated) as new:
+        _write(model, layers, new)
+    return folder
+
+
+def write_checkpoint(model: nn.Module, folder: Path) -> None:
+    """Write a model to an empty folder that :func:`mpochain.system.folders.replaced_together` gave.
+
+    Raises:
+        ArgumentError: a compressed layer that :func:`mpochain.load` could not load.
+        OutputError: the files cannot be written.
+    """
+    _write(model, {name: _entry(layer, name) for name, layer in compressed_layers(model).items()}, folder)
+
+
+def is_outdated(name: str) -> bool:
+    """Whether a file of a checkpoint's folder holds the tensors of an older one, by its name."""
+    return TENSORS.fullmatch(name) is not None
+
+
+def _write(model: nn.Module, layers: dict[str, Any], folder: Path) -> None:
     tensors, tied = _tensors(model)
-    partial = folder / f".model.{secrets.token_hex(4)}"
-    try:
-        try:
-            save_file({name: value.contiguous() for name, value in tensors.items()}, partial)
-            sha256 = digest(partial)
-            name = f"model-{sha256[:16]}.safetensors"
-            partial.replace(folder / name)
-        finally:
-            partial.unlink(missing_ok=True)
-    except OSError as error:
-        raise OutputError(f"cannot write {folder}: {error.strerror or error}") from error
+    partial = folder / "model.safetensors"
+    with output_errors(folder):
+        save_file({name: value.contiguous() for name, value in tensors.items()}, partial)
+        sha256 = digest(partial)
+        name = f"model-{sha256[:16]}.safetensors"
+        partial.rename(folder / name)
     config = {
         "format": "mpochain",
         "version": VERSION,
@@ -68,10 +86,6 @@ def save(model: nn.Module, folder: Path | str) -> Path:
         "model": _hugging_face(model),
     }
     write_bytes(folder / CONFIG, (json.dumps(config, indent=1) + "\n").encode())
-    for old in folder.iterdir():
-        if TENSORS.fullmatch(old.name) and old.name != name:
-            old.unlink()
-    return folder
 
 
 def _entry(layer: CompressedLayer, name: str) -> dict[str, Any]:

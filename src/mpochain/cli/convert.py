@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from mpochain.cli.options import Dtype, quiet_transformers
+from mpochain.cli.options import Dtype, Overwrite, quiet_transformers
 
 __all__ = ["convert"]
 
@@ -18,12 +18,14 @@ def convert(
     ],
     out: Annotated[Path, typer.Option(help="Folder for the dense model.")],
     dtype: Dtype = None,
+    overwrite: Overwrite = False,
 ) -> None:
     """Write a model as a transformers folder, with dense layers in place of compressed ones."""
     from mpochain.language import require_no_model, save_dense
+    from mpochain.system.folders import folder_lock
     from mpochain.workflows.inputs import read_model
 
-    require_no_model(out)
-    with quiet_transformers():
+    require_no_model(out, overwrite=overwrite)
+    with quiet_transformers(), folder_lock(out):
         language = read_model(model, dtype=dtype or "auto")
-        print(save_dense(language, out))
+        print(save_dense(language, out, overwrite=overwrite))

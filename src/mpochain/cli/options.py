@@ -23,6 +23,7 @@ __all__ = [
     "Ignore",
     "Json",
     "Method",
+    "Overwrite",
     "Prompts",
     "RecipeFile",
     "Seed",
@@ -98,6 +99,12 @@ Dtype = Annotated[
     str | None, typer.Option(help="Dtype to work in: auto (as stored, the default), float32, bfloat16 or float16.")
 ]
 Seed = Annotated[int | None, typer.Option(help="Seed of random numbers; by default 0.", min=0)]
+Overwrite = Annotated[
+    bool,
+    typer.Option(
+        "--overwrite", help="Replace the model that an earlier run left in the folder; other files in it stay."
+    ),
+]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")]
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,10 +11,11 @@ from typing import Any
 import torch
 from torch import nn
 
-from mpochain.checkpoint import is_checkpoint, load, require_replaceable, save
+from mpochain.checkpoint import is_checkpoint, is_outdated, load, require_replaceable, write_checkpoint
 from mpochain.errors import ArgumentError, CheckpointError, MissingDependencyError, OutputError
 from mpochain.surgery import to_dense
 from mpochain.system.files import require_writable
+from mpochain.system.folders import folder_lock, read_unchanged, replaced_together
 
 __all__ = ["LanguageModel", "load_language_model", "require_no_model", "save_dense", "save_language_model"]
 
@@ -23,6 +25,13 @@ _TOKENIZER = "tokenizer"
 _CONFIG = "config.json"
 # Strings that do not match are paths and never looked up on the hub, so that a wrong path fails at once.
 _HUB_NAME = re.compile(r"[A-Za-z0-9_][\w.-]*(/[A-Za-z0-9_][\w.-]*)?")
+
+# Files of a transformers folder, from which a model and its tokenizer are read.
+_DENSE_FILES = re.compile(
+    r"config\.json|generation_config\.json|(model|pytorch_model)[\w.-]*\.(safetensors|bin)(\.index\.json)?|"
+    r"(tokenizer|tokenizer_config|special_tokens_map|added_tokens|vocab)\.json|merges\.txt|vocab\.txt|"
+    r"chat_template\.(jinja|json)|(spiece|tokenizer|sentencepiece\.bpe)\.model"
+)
 
 
 @dataclass(frozen=True)
@@ -56,6 +65,11 @@ def load_language_model(source: str | Path, *, dtype: str = "auto") -> LanguageM
     """
     if dtype != "auto" and dtype not in _DTYPES:
         raise ArgumentError(f"dtype must be auto or one of {', '.join(_DTYPES)}, got {dtype!r}")
+    path = Path(source)
+    return read_unchanged(path, lambda: _load(source, dtype)) if path.is_dir() else _load(source, dtype)
+
+
+def _load(source: str | Path, dtype: str) -> LanguageModel:
     transformers = _transformers()
     path = Path(source)
     if not path.exists() and (path.suffix == ".gguf" or not _HUB_NAME.fullmatch(str(source))):
@@ -82,22 +96,46 @@ def load_language_model(source: str | Path, *, dtype: str = "auto") -> LanguageM
     return LanguageModel(model.eval(), tokenizer, str(source))
 
 
-def save_language_model(language: LanguageModel, folder: Path) -> Path:
-    """Write a compressed model with :func:`mpochain.save`, and its tokenizer into the same folder.
+def save_language_model(
+    language: LanguageModel,
+    folder: Path,
+    *,
+    records: Callable[[Path], object] = lambda _: None,
+    outdated: Callable[[str], bool] = lambda _: False,
+) -> Path:
+    """Write a compressed model and its tokenizer into a folder, and replace an older model there.
+
+    All files change in one step: if the process is killed or the disk is full, the folder stays as it was.
+
+    Args:
+        language: the model and its tokenizer.
+        folder: created if needed.
+        records: called with an empty folder whose files are to be part of this step, such as a report.
+        outdated: whether a file or subfolder of this name is removed in this step, unless a new one replaces it.
 
     Returns:
         The folder.
 
     Raises:
-        OutputError: the folder is not writable.
+        OutputError: the folder is not writable, or another process writes to it.
     """
     require_replaceable(folder)
-    _write_tokenizer(language.tokenizer, folder / _TOKENIZER)
-    return save(language.model, folder)
+    with replaced_together(folder, outdated=lambda name: is_outdated(name) or outdated(name)) as new:
+        language.tokenizer.save_pretrained(new / _TOKENIZER)
+        write_checkpoint(language.model, new)
+        records(new)
+    return folder
 
 
-def save_dense(language: LanguageModel, folder: Path) -> Path:
+def save_dense(language: LanguageModel, folder: Path, *, overwrite: bool = False) -> Path:
     """Replace the compressed layers of a model with dense ones, in place, and write it in the transformers format.
+
+    All files change in one step: if the process is killed or the disk is full, the folder stays as it was.
+
+    Args:
+        language: the model and its tokenizer.
+        folder: created if needed.
+        overwrite: whether a dense model in the folder is replaced.
 
     Returns:
         The folder.
@@ -106,20 +144,24 @@ def save_dense(language: LanguageModel, folder: Path) -> Path:
         OutputError: the folder is not writable, or already contains a model.
         CheckpointError: the model is not a transformers model.
     """
-    require_no_model(folder)
+    require_no_model(folder, overwrite=overwrite)
+    if Path(language.source).exists() and Path(language.source).resolve() == folder.resolve():
+        raise OutputError(f"{folder} is the folder of the model to convert; name another folder")
     model: Any = to_dense(language.model)
     if not hasattr(model, "save_pretrained"):
         raise CheckpointError(f"a {type(model).__name__} is not a transformers model; write it with mpochain.save")
-    try:
-        model.save_pretrained(folder)
-    except OSError as error:
-        raise OutputError(f"cannot write {folder}: {error}") from error
-    _write_tokenizer(language.tokenizer, folder)
+    with replaced_together(folder, outdated=_is_of_dense_model) as new:
+        model.save_pretrained(new)
+        language.tokenizer.save_pretrained(new)
     return folder
 
 
-def require_no_model(folder: Path) -> Path:
-    """Create a folder if needed and check, before any work, that it is writable and contains no model.
+def require_no_model(folder: Path, *, overwrite: bool = False) -> Path:
+    """Check, before any work, that a folder is writable and contains no model that may not be replaced.
+
+    Args:
+        folder: need not exist.
+        overwrite: whether a dense model may be replaced; a compressed one never is.
 
     Returns:
         The folder.
@@ -128,15 +170,21 @@ def require_no_model(folder: Path) -> Path:
         OutputError: the folder is not writable, or contains a model.
     """
     if (folder / _CONFIG).exists():
-        raise OutputError(f"{folder} contains a model, which would be overwritten; name another folder, or remove it")
-    return require_writable(folder)
+        if is_checkpoint(folder):
+            raise OutputError(f"{folder} contains a compressed model; name another folder, or remove it")
+        if not overwrite:
+            raise OutputError(
+                f"{folder} contains a model, which would be overwritten; name another folder, or add --overwrite (in "
+                "Python overwrite=True)"
+            )
+    with folder_lock(folder):
+        require_writable(folder)
+    return folder
 
 
-def _write_tokenizer(tokenizer: Any, folder: Path) -> None:
-    try:
-        tokenizer.save_pretrained(folder)
-    except OSError as error:
-        raise OutputError(f"cannot write {folder}: {error}") from error
+def _is_of_dense_model(name: str) -> bool:
+    """Whether a file belongs to a transformers model that is replaced, by its name."""
+    return _DENSE_FILES.fullmatch(name) is not None
 
 
 def _dequantised(transformers: Any, path: Path, dtype: str) -> nn.Module:
