@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -11,6 +10,7 @@ from contextlib import contextmanager
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
 
+from mpochain.system.log_lines import log_lines
 from mpochain.system.progress import Counter, Counters
 
 __all__ = ["Timeline", "showing"]
@@ -72,7 +72,7 @@ def showing(steps: Mapping[str, float]) -> Iterator[Counters]:
     timeline = Timeline(steps)
     console = Console(file=sys.stderr)
     if not console.is_terminal:
-        with _logged(lambda line: print(line, file=sys.stderr, flush=True)):
+        with log_lines():
             yield lambda label: _line_counter(timeline, label)
         return
     columns = (
@@ -80,7 +80,7 @@ def showing(steps: Mapping[str, float]) -> Iterator[Counters]:
         BarColumn(),
         TextColumn("{task.percentage:3.0f} %  {task.fields[left]}"),
     )
-    with Progress(*columns, console=console, transient=True) as progress, _logged(progress.console.print):
+    with Progress(*columns, console=console, transient=True) as progress, log_lines(progress.console.print):
         task = progress.add_task(timeline.step, total=1.0, left="")
 
         def bar_counter(label: str) -> Counter:
@@ -104,25 +104,6 @@ def _line_counter(timeline: Timeline, label: str) -> Counter:
             print(f"{timeline.share:.0%} done, {timeline}: {label}, {done} of {total}", file=sys.stderr, flush=True)
 
     return count
-
-
-@contextmanager
-def _logged(show: Callable[[str], object]) -> Iterator[None]:
-    """Show what the logger ``mpochain`` and its children say, from INFO on."""
-
-    class Lines(logging.Handler):
-        def emit(self, record: logging.LogRecord) -> None:
-            show(record.getMessage())
-
-    logger, handler = logging.getLogger("mpochain"), Lines()
-    before = logger.level
-    logger.addHandler(handler)
-    logger.setLevel(logging.INFO)
-    try:
-        yield
-    finally:
-        logger.removeHandler(handler)
-        logger.setLevel(before)
 
 
 def _duration(seconds: float) -> str:

@@ -64,14 +64,14 @@ def test_settings_decide_the_layers(run):
 @pytest.mark.parametrize(
     ("arguments", "code", "message"),
     [
-        (["--method", "kronecker", "--set", "terms=0"], 1, "terms: .* (on the command line --set)"),
-        (["--method", "kronecker", "--set", "termz=1"], 1, "termz: there is no such setting"),
-        (["--method", "magic"], 1, "there is no method 'magic'.* (on the command line --method)"),
+        (["--method", "kronecker", "--set", "terms=0"], 2, "terms: .* (on the command line --set)"),
+        (["--method", "kronecker", "--set", "termz=1"], 2, "termz: there is no such setting"),
+        (["--method", "magic"], 2, "there is no method 'magic'.* (on the command line --method)"),
         (["--set", "terms"], 2, "expected NAME=VALUE"),
         (["--set", "terms=[1"], 2, "the value is not valid YAML"),
-        (["--method", "kronecker"], 1, "the budget is missing"),
-        (["--budget", "0.5"], 1, "method interpolative needs calibration data.*--calibration"),
-        (["--budget", "2"], 1, "out of range.* (on the command line --budget)"),
+        (["--method", "kronecker"], 2, "the budget is missing"),
+        (["--budget", "0.5"], 2, "method interpolative needs calibration data.*--calibration"),
+        (["--budget", "2"], 2, "out of range.* (on the command line --budget)"),
     ],
 )
 def test_errors_name_the_option(run, arguments, code, message):

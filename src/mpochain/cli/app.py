@@ -1,17 +1,21 @@
-"""Command-line application: subcommands, and errors as one line with an exit status.
+"""Command-line application: subcommands, and errors as messages with an exit status.
 
-Exit status: 0 success, 1 failure, 2 wrong usage, 130 interrupted.
+Exit status: 0 success; 1 failure; 2 wrong usage, that is an option, a recipe or a name that cannot be meant; 130
+interrupted; 141 if the reader of the output closed it.
 """
 
 from __future__ import annotations
 
+import logging
 import os
 import sys
+import traceback
 from typing import Annotated
 
 import typer
 
 import mpochain
+from mpochain.cli.command import command
 from mpochain.cli.compare import compare
 from mpochain.cli.compress import compress
 from mpochain.cli.convert import convert
@@ -19,11 +23,12 @@ from mpochain.cli.distill import distill
 from mpochain.cli.evaluate import evaluate
 from mpochain.cli.finetune import finetune
 from mpochain.cli.inspect import inspect
-from mpochain.cli.log_lines import log_lines
 from mpochain.cli.methods import CommandWithMethods, methods
 from mpochain.cli.plan import plan
-from mpochain.errors import ArgumentError, MPOError
+from mpochain.errors import ArgumentError, MPOError, RecipeError
 from mpochain.system.interrupts import interrupts_between_steps
+from mpochain.system.log_lines import log_lines, printable
+from mpochain.system.progress import hide_progress
 
 __all__ = ["app", "main"]
 
@@ -31,7 +36,7 @@ app = typer.Typer(
     name="mpochain",
     help="Compress language models by tensor networks and low rank; finetune, evaluate and compare them.",
     no_args_is_help=True,
-    add_completion=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
     pretty_exceptions_enable=False,
 )
 
@@ -51,14 +56,14 @@ def _options(
     pass
 
 
-app.command(cls=CommandWithMethods)(compress)
-app.command()(methods)
-app.command()(finetune)
-app.command()(distill)
-app.command("eval")(evaluate)
-app.command()(compare)
-app.command()(inspect)
-app.command()(convert)
+app.command(cls=CommandWithMethods)(command(compress))
+app.command()(command(methods))
+app.command()(command(finetune))
+app.command()(command(distill))
+app.command("eval")(command(evaluate))
+app.command()(command(compare))
+app.command()(command(inspect))
+app.command()(command(convert))
 # All arguments, including --help, are passed to compress.
 app.command(
     hidden=True,
@@ -82,10 +87,32 @@ def main() -> None:
     """Run the command line."""
     # Set before torch imports tqdm, which reads it then; bars of other libraries would clash with the command's.
     os.environ.setdefault("TQDM_DISABLE", "1")
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            # A terminal that lacks a character shows its code, where Python would raise an error.
+            stream.reconfigure(errors="backslashreplace")
     with log_lines():
         try:
             with interrupts_between_steps():
-                app()
+                app(prog_name="mpochain")
         except MPOError as error:
-            print(f"error: {error}", file=sys.stderr)
-            sys.exit(1)
+            _fail(str(error), 2 if isinstance(error, ArgumentError | RecipeError) else 1)
+        except MemoryError:
+            _fail("memory ran out; use a smaller model, a shorter window or fewer windows", 1)
+        except OSError as error:
+            _fail(f"{error.filename}: {error.strerror}" if error.filename else str(error), 1)
+        except Exception as error:  # what is left is a fault of this program
+            if logging.getLogger("mpochain").isEnabledFor(logging.DEBUG):
+                traceback.print_exc()
+            _fail(
+                f"internal error, {type(error).__name__}: {error}; please report it with what the same command prints "
+                "with --verbose",
+                1,
+            )
+        finally:
+            hide_progress(False)
+
+
+def _fail(message: str, status: int) -> None:
+    print(f"error: {printable(message)}", file=sys.stderr)
+    sys.exit(status)

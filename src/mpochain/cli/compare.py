@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from mpochain.cli.options import quiet_transformers
+from mpochain.cli.options import Json, print_json, quiet_transformers
 
 __all__ = ["compare"]
 
@@ -28,6 +28,7 @@ def compare(
     page_only: Annotated[
         bool, typer.Option("--page-only", help="Only write the page again from finished runs.")
     ] = False,
+    as_json: Json = False,
 ) -> None:
     """Compare compression methods at several budgets, also after finetuning; write a page of tables and figures.
 
@@ -37,7 +38,7 @@ def compare(
     from mpochain.report.figures import require_matplotlib
     from mpochain.workflows import compare as make_runs
     from mpochain.workflows import read_recipe
-    from mpochain.workflows.comparing import run_names
+    from mpochain.workflows.comparing import read_runs, run_names
     from mpochain.workflows.comparison_page import write_comparison
 
     require_matplotlib()
@@ -53,5 +54,9 @@ def compare(
         except KeyboardInterrupt:
             logger.info("interrupted; the same command resumes from here")
             raise typer.Exit(130) from None
-    for file in write_comparison(out, page or out / "comparison.md"):
+    files = write_comparison(out, page or out / "comparison.md")
+    if as_json:
+        print_json({"folder": str(out), "files": [str(file) for file in files], "runs": read_runs(out)})
+        return
+    for file in files:
         print(file)

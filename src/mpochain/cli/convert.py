@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from mpochain.cli.options import Dtype, Overwrite, quiet_transformers
+from mpochain.cli.options import Dtype, Json, Overwrite, print_json, quiet_transformers
 
 __all__ = ["convert"]
 
@@ -19,6 +19,7 @@ def convert(
     out: Annotated[Path, typer.Option(help="Folder for the dense model.")],
     dtype: Dtype = None,
     overwrite: Overwrite = False,
+    as_json: Json = False,
 ) -> None:
     """Write a model as a transformers folder, with dense layers in place of compressed ones."""
     from mpochain.language import require_no_model, save_dense
@@ -28,4 +29,16 @@ def convert(
     require_no_model(out, overwrite=overwrite)
     with quiet_transformers(), folder_lock(out):
         language = read_model(model, dtype=dtype or "auto")
-        print(save_dense(language, out, overwrite=overwrite))
+        save_dense(language, out, overwrite=overwrite)
+    if not as_json:
+        print(out)
+        return
+    parameters = list(language.model.parameters())
+    print_json(
+        {
+            "source": model,
+            "folder": str(out),
+            "parameters": sum(parameter.numel() for parameter in parameters),
+            "bytes": sum(parameter.numel() * parameter.element_size() for parameter in parameters),
+        }
+    )

@@ -12,7 +12,7 @@ from types import TracebackType
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-__all__ = ["Counter", "Counters", "TrainingProgress", "counting", "uncounted"]
+__all__ = ["Counter", "Counters", "TrainingProgress", "counting", "hide_progress", "uncounted"]
 
 # Called with the number of items done and the total number.
 Counter = Callable[[int, int], None]
@@ -21,6 +21,15 @@ Counters = Callable[[str], Counter]
 
 # Seconds between two lines if stderr is no terminal.
 _LINE_SECONDS = 30.0
+
+# Whether a program shows no progress at all.
+_hidden = False
+
+
+def hide_progress(hidden: bool = True) -> None:
+    """Show no progress from now on, or show it again; for programs, such as a command line that is to be quiet."""
+    global _hidden
+    _hidden = hidden
 
 
 class TrainingProgress:
@@ -41,7 +50,7 @@ class TrainingProgress:
         self._tokens_per_step, self._line_seconds = tokens_per_step, line_seconds
         console = Console(file=sys.stderr)
         self._bar: Progress | None = None
-        if console.is_terminal:
+        if console.is_terminal and not _hidden:
             self._bar = Progress(
                 TextColumn("{task.description}"),
                 BarColumn(),
@@ -71,7 +80,7 @@ class TrainingProgress:
         rate = (step - self._start) * self._tokens_per_step / max(now - self._began, 1e-9)
         if self._bar is not None:
             self._bar.update(self._task, completed=step, loss=loss, rate=rate)
-        elif now - self._printed >= self._line_seconds:
+        elif now - self._printed >= self._line_seconds and not _hidden:
             self._printed = now
             left = (self._steps - step) * self._tokens_per_step / rate
             print(
@@ -88,6 +97,9 @@ def counting() -> Iterator[Counters]:
     Yields:
         A function that creates a counter from the label of a step.
     """
+    if _hidden:
+        yield uncounted
+        return
     console = Console(file=sys.stderr)
     if not console.is_terminal:
         yield _line_counter
