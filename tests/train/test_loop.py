@@ -17,7 +17,7 @@ from mpochain import MPOError, MPOLinear
 from mpochain.system.interrupts import interrupts_between_steps
 from mpochain.train import TrainConfig, train
 from mpochain.train.config import learning_rate
-from mpochain.train.state import read_record
+from mpochain.train.state import checksum, read_record
 
 CONFIG = TrainConfig(steps=12, batch_size=4, warmup_steps=3, evaluate_every=5, checkpoint_every=2)
 
@@ -137,6 +137,60 @@ class TestCtrlCOnTheCommandLine:
         assert read_record(path)["result"]["steps"] == 4
 
 
+def test_another_start_is_refused_and_the_interrupted_model_goes_on(tmp_path):
+    path, expected = tmp_path / "state.safetensors", model()
+    train(expected, sample, loss, CONFIG)
+    interrupted = model()
+    with pytest.raises(KeyboardInterrupt):
+        train(interrupted, sample, interrupting(6), CONFIG, checkpoint=path)
+    other = model()
+    with torch.no_grad():
+        next(other.parameters()).mul_(1.5)
+    before = [parameter.clone() for parameter in other.parameters()]
+    with pytest.raises(MPOError, match="started from other weights: their hash was .*, and that of the model given"):
+        train(other, sample, loss, CONFIG, checkpoint=path)
+    assert all(torch.equal(a, b) for a, b in zip(before, other.parameters(), strict=True))
+    # The model itself is partly trained by now; then it is trained completely.
+    for _ in range(2):
+        train(interrupted, sample, loss, CONFIG, checkpoint=path)
+        assert all(torch.equal(a, b) for a, b in zip(expected.parameters(), interrupted.parameters(), strict=True))
+    # Its weights changed since, so it is another model.
+    with torch.no_grad():
+        next(interrupted.parameters()).mul_(1.5)
+    with pytest.raises(MPOError, match="started from other weights"):
+        train(interrupted, sample, loss, CONFIG, checkpoint=path)
+
+
+def test_one_run_at_a_time_has_a_checkpoint(tmp_path):
+    path, refused = tmp_path / "state.safetensors", []
+
+    def second_run(network, batch):
+        if not refused:
+            thread = threading.Thread(target=other_run)
+            thread.start()
+            thread.join()
+        return loss(network, batch)
+
+    def other_run():
+        with pytest.raises(MPOError, match=r"another process is writing to .*state\.safetensors; wait"):
+            train(model(), sample, loss, CONFIG, checkpoint=path)
+        refused.append(True)
+
+    train(model(), sample, second_run, CONFIG, checkpoint=path)
+    assert refused == [True]
+    assert [file.name for file in tmp_path.iterdir()] == ["state.safetensors"]
+
+
+def test_a_run_that_goes_on_with_another_version_says_so(tmp_path, monkeypatch, caplog):
+    path = tmp_path / "state.safetensors"
+    train(model(), sample, loss, CONFIG, checkpoint=path)
+    assert not caplog.records
+    monkeypatch.setattr("mpochain.train.loop.version", lambda name: "9.9")
+    train(model(), sample, loss, CONFIG, checkpoint=path)
+    assert "begun with other versions" in caplog.text
+    assert "9.9" in caplog.text
+
+
 class TestCtrlCInALibraryCall:
     @pytest.mark.parametrize("where", ["gradients", "update"])
     def test_it_stops_at_once_and_leaves_the_checkpoint_intact(self, tmp_path, monkeypatch, where):
@@ -251,6 +305,16 @@ class TestBadState:
         with pytest.raises(MPOError, match="cannot be read as a training state"):
             train(model(), sample, loss, CONFIG, checkpoint=path)
 
+    @pytest.mark.parametrize("place", [0.3, 0.5, 0.7, 0.999])
+    def test_one_changed_bit(self, path, place):
+        content = bytearray(path.read_bytes())
+        content[int(place * len(content))] ^= 1
+        path.write_bytes(content)
+        with pytest.raises(
+            MPOError, match=r"state\.safetensors.*(is damaged|cannot be read).*remove it to start again"
+        ):
+            train(model(), sample, loss, CONFIG, checkpoint=path)
+
     def test_another_kind_of_file(self, path):
         from safetensors.torch import save_file
 
@@ -296,7 +360,8 @@ class TestBadState:
                 del tensors[key]
             else:
                 tensors[key] = value
-        save_file(tensors, path, {**metadata, "record": json.dumps(record)})
+        text = json.dumps(record)
+        save_file(tensors, path, {**metadata, "record": text, "sha256": checksum(tensors, text)})
         network = model()
         before = [p.clone() for p in network.parameters()]
         with pytest.raises(MPOError, match=message):

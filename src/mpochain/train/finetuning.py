@@ -72,8 +72,9 @@ def finetune(
         ShapeError: windows differ in length or are too long for the model, or the teacher has another vocabulary.
         DTypeError: tokens are not integers, or parameters have too few bits to be trained.
         NonFiniteError: a loss or gradient is NaN or infinite; the message names the step, which is not taken.
-        CheckpointError: the checkpoint is damaged, or belongs to another model, teacher, configuration or data.
-        OutputError: a folder is not writable.
+        CheckpointError: the checkpoint is damaged, or belongs to another model, other weights at the start, another
+            teacher, configuration or data.
+        OutputError: a folder is not writable, or another run uses the checkpoint.
         KeyboardInterrupt: Ctrl-C, see :func:`mpochain.train.train`. On the command line, after the current step, with
             the checkpoint written; otherwise at once, and the model may be partly updated.
 

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import asdict, dataclass, field
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, TypeVar
+from weakref import WeakKeyDictionary
 
 import torch
 from pydantic import TypeAdapter, ValidationError
@@ -16,14 +19,18 @@ from torch import Tensor, nn
 
 from mpochain.errors import CheckpointError, NonFiniteError
 from mpochain.execution import fast_products
+from mpochain.surgery.fingerprint import fingerprint
 from mpochain.system.files import require_writable
 from mpochain.system.interrupts import run_of_steps
+from mpochain.system.locks import locked
 from mpochain.system.progress import TrainingProgress
 from mpochain.train.config import TrainConfig, learning_rate
 from mpochain.train.groups import scaled_groups
-from mpochain.train.state import load_state, read_record, save_state
+from mpochain.train.state import read_state, restore_state, save_state
 
 __all__ = ["CurvePoint", "TrainResult", "train"]
+
+logger = logging.getLogger(__name__)
 
 Batch = TypeVar("Batch")
 
@@ -68,6 +75,10 @@ class TrainResult:
 
 
 _RESULT = TypeAdapter(TrainResult)
+
+# Hash of the weights that an interrupted run of a model started from, by its checkpoint. The model itself is now partly
+# trained, and the same call resumes all the same.
+_interrupted: WeakKeyDictionary[nn.Module, dict[Path, str]] = WeakKeyDictionary()
 
 
 @contextmanager
@@ -119,7 +130,7 @@ def train(
         scales: learning rate factors by parameter name, 1 for others. Weight decay does not depend on them.
         evaluate: called every ``config.evaluate_every`` steps and after the last; its time does not count as training.
         checkpoint: file with the state of the run. If it exists, the run resumes from it, bit for bit on the same
-            machine with the same number of threads and version of torch.
+            machine with the same number of threads and version of torch. One run at a time may use it.
         identity: further properties that identify the run, such as the hash of its data (JSON); a checkpoint with
             another identity is refused.
         label: name of the run in progress messages.
@@ -128,11 +139,13 @@ def train(
         Losses, evaluations, tokens and seconds of all sessions.
 
     Raises:
-        CheckpointError: the checkpoint is damaged, or belongs to another model, configuration or identity.
+        CheckpointError: the checkpoint is damaged, or belongs to another model, other weights at the start, another
+            configuration or identity.
         ArgumentError: ``scales`` names a parameter that the model does not have.
         NonFiniteError: a loss or gradient is NaN or infinite; the step is not taken, so parameters and checkpoint stay
             as they were before it.
-        OutputError: the checkpoint's folder is not writable; checked before the first step.
+        OutputError: the checkpoint's folder is not writable, or another run uses the checkpoint; checked before the
+            first step.
         KeyboardInterrupt: Ctrl-C. Under ``mpochain.system.interrupts.interrupts_between_steps``, which the command
             line installs, the current step is finished and the checkpoint written first. Otherwise it is raised at
             once, in the middle of a step: the last checkpoint is intact, but the parameters of ``model`` may be partly
@@ -149,15 +162,24 @@ def train(
     setting = {**config.model_dump(mode="json"), **(identity or {})}
     if scales is not None:
         setting["scales"] = dict(sorted(scales.items()))
-    if checkpoint is not None:
-        require_writable(checkpoint.parent)
+    start = ""
+
+    def resume(checkpoint: Path) -> TrainResult:
+        nonlocal start
+        start = weights = fingerprint(model)
+        result = TrainResult()
         if checkpoint.exists():
-            result = _restore(checkpoint, read_record(checkpoint), setting)
-            load_state(checkpoint, model, optimizer, generator)
+            record, tensors = read_state(checkpoint)
+            result = _restore(checkpoint, record, setting)
+            start = _interrupted.get(model, {}).get(checkpoint.resolve(), weights)
+            restore_state(checkpoint, tensors, model, optimizer, generator, start=(record["start"], start))
+            start = record["start"]
+        _interrupted.setdefault(model, {})[checkpoint.resolve()] = start
+        return result
 
     def write_checkpoint() -> None:
         if checkpoint is not None:
-            record = {"setting": setting, "result": asdict(result)}
+            record = {"setting": setting, "start": start, "versions": _versions(), "result": asdict(result)}
             save_state(checkpoint, model, optimizer, generator, record)
 
     def append_evaluation() -> None:
@@ -170,7 +192,9 @@ def train(
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     optimizer.zero_grad(set_to_none=True)  # drop gradients that the caller left
     progress: TrainingProgress | None = None
-    with run_of_steps() as interrupted:
+    with _alone(checkpoint), run_of_steps() as interrupted:
+        if checkpoint is not None:
+            result = resume(checkpoint)
         try:
             while result.steps < config.steps:
                 began = time.perf_counter()
@@ -215,13 +239,30 @@ def train(
             optimizer.zero_grad(set_to_none=True)
             if progress is not None:
                 progress.__exit__(None, None, None)
+    if checkpoint is not None:
+        del _interrupted[model][checkpoint.resolve()]
     return result
+
+
+def _alone(checkpoint: Path | None) -> AbstractContextManager[Any]:
+    """Be the only run with this checkpoint."""
+    if checkpoint is None:
+        return nullcontext()
+    require_writable(checkpoint.parent)
+    return locked(checkpoint.with_name(f".{checkpoint.name}.mpochain-lock"), checkpoint)
+
+
+def _versions() -> dict[str, str]:
+    versions = {"torch": torch.__version__}
+    with suppress(PackageNotFoundError):
+        versions["mpochain"] = version("mpochain")
+    return versions
 
 
 def _restore(checkpoint: Path, record: dict[str, Any], setting: dict[str, Any]) -> TrainResult:
     """Return the result of earlier sessions from a checkpoint's record, after checking that its settings match."""
     stored = record.get("setting")
-    if not isinstance(stored, dict):
+    if not isinstance(stored, dict) or not isinstance(record.get("start"), str):
         raise CheckpointError(f"{checkpoint}: the record of the run is damaged; remove the file to start again")
     for name in sorted({*stored, *setting}):
         if stored.get(name) != setting.get(name):
@@ -229,6 +270,14 @@ def _restore(checkpoint: Path, record: dict[str, Any], setting: dict[str, Any]) 
                 f"{checkpoint} belongs to a run with {name}={stored.get(name)!r}, not {setting.get(name)!r}; use that "
                 "setting or another file, or remove this one to start again"
             )
+    if record.get("versions") != _versions():
+        logger.warning(
+            "%s was begun with other versions, %s; it goes on with %s, and its last bits may differ from those of an "
+            "uninterrupted run",
+            checkpoint,
+            record.get("versions"),
+            _versions(),
+        )
     try:
         return _RESULT.validate_python(record["result"])
     except (KeyError, ValidationError) as error:

@@ -1,12 +1,13 @@
 """Training state in one safetensors file, to resume bit for bit: parameters, optimiser, generator and record.
 
 The file contains no pickle. It is written under another name and renamed, so a kill at any moment leaves either the old
-file or the new one.
+file or the new one. It states the SHA-256 of its content, so damage is noticed.
 """
 
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +17,12 @@ from safetensors.torch import save
 from torch import Tensor, nn
 
 from mpochain.errors import CheckpointError
+from mpochain.surgery.fingerprint import fingerprint_of_data
 from mpochain.system.files import write_bytes
 
-__all__ = ["load_state", "read_record", "save_state"]
+__all__ = ["checksum", "read_record", "read_state", "restore_state", "save_state"]
 
-_FORMAT = {"format": "mpochain-training", "version": "1"}
+_FORMAT = {"format": "mpochain-training", "version": "2"}
 
 # State that AdamW keeps for each parameter.
 _MOMENTS = ("step", "exp_avg", "exp_avg_sq")
@@ -52,7 +54,13 @@ def save_state(
         for key, value in optimizer.state.get(parameter, {}).items():
             tensors[f"optimizer.{key}.{name}"] = value.contiguous()
     tensors["generator"] = generator.get_state()
-    write_bytes(path, save(tensors, metadata=_FORMAT | {"record": json.dumps(record)}))
+    text = json.dumps(record)
+    write_bytes(path, save(tensors, metadata=_FORMAT | {"record": text, "sha256": checksum(tensors, text)}))
+
+
+def checksum(tensors: Mapping[str, Tensor], record: str) -> str:
+    """SHA-256 of a state file's content: tensors with their names, shapes and dtypes, and the record as JSON."""
+    return fingerprint_of_data([[[name, tensors[name]] for name in sorted(tensors)], record])
 
 
 def read_record(path: Path) -> dict[str, Any]:
@@ -65,28 +73,64 @@ def read_record(path: Path) -> dict[str, Any]:
         with safetensors.safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
         if {key: metadata.get(key) for key in _FORMAT} != _FORMAT:
-            raise CheckpointError(f"{path} is not a training state of version {_FORMAT['version']}: {metadata}")
+            kind, number = metadata.get("format"), metadata.get("version")
+            raise CheckpointError(
+                f"{path} is not a training state of version {_FORMAT['version']}: its format is {kind!r} and its "
+                f"version {number!r}; finish that run with the release that began it, or remove the file to start again"
+            )
         record = json.loads(metadata["record"])
     except (safetensors.SafetensorError, OSError, KeyError, ValueError) as error:
-        raise CheckpointError(
-            f"{path} cannot be read as a training state ({error}); remove it to start again"
-        ) from error
+        raise _unreadable(path, error) from error
     if not isinstance(record, dict):
         raise CheckpointError(f"{path}: the record is not a JSON object; remove the file to start again")
     return record
 
 
-def load_state(
-    path: Path, model: nn.Module, optimizer: torch.optim.Optimizer, generator: torch.Generator
-) -> dict[str, Any]:
-    """Restore a state written by :func:`save_state`, and return its record.
+def read_state(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """Read a state file: its record and its tensors.
+
+    Raises:
+        CheckpointError: the file is damaged, or not a training state.
+    """
+    record = read_record(path)
+    try:
+        with safetensors.safe_open(path, framework="pt") as file:
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  # no dictionary
+            metadata = file.metadata()
+        intact = checksum(tensors, metadata["record"]) == metadata.get("sha256")
+    except (safetensors.SafetensorError, OSError) as error:
+        raise _unreadable(path, error) from error
+    if not intact:
+        raise CheckpointError(
+            f"{path} is damaged: its content does not have the SHA-256 that it states; remove it to start again"
+        )
+    return record, tensors
+
+
+def restore_state(
+    path: Path,
+    tensors: Mapping[str, Tensor],
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    generator: torch.Generator,
+    *,
+    start: tuple[str, str],
+) -> None:
+    """Restore a state written by :func:`save_state`.
 
     Everything is checked before anything is changed, so a bad file leaves model and optimiser as they were.
 
+    Args:
+        path: the file, for messages.
+        tensors: its tensors, see :func:`read_state`.
+        model: the model that the run was started with, or one that has been trained up to this state.
+        optimizer: a new optimiser of the model's parameters.
+        generator: the generator of the batches.
+        start: hash of the weights that the run started from, and that of the weights which the caller gave.
+
     Raises:
-        CheckpointError: the file is damaged, or belongs to another model.
+        CheckpointError: the file belongs to another model.
     """
-    record = read_record(path)
     model_tensors = _model_tensors(model)
     expected = {name: (tuple(value.shape), value.dtype) for name, value in model_tensors.items()}
     moments: dict[str, tuple[nn.Parameter, str]] = {}
@@ -99,15 +143,13 @@ def load_state(
                 expected[f"optimizer.{key}.{name}"] = shape, dtype
     state = generator.get_state()
     expected["generator"] = tuple(state.shape), state.dtype
-    with safetensors.safe_open(path, framework="pt") as file:
-        names = set(file.keys())
-        if names != set(expected):
-            raise CheckpointError(
-                f"{path} belongs to another model: missing {sorted(set(expected) - names)[:3]}, "
-                f"unexpected {sorted(names - set(expected))[:3]}; use the model of that run, or remove the file to "
-                "start again"
-            )
-        tensors = {name: file.get_tensor(name) for name in expected}
+    names = set(tensors)
+    if names != set(expected):
+        raise CheckpointError(
+            f"{path} belongs to another model: missing {sorted(set(expected) - names)[:3]}, "
+            f"unexpected {sorted(names - set(expected))[:3]}; use the model of that run, or remove the file to "
+            "start again"
+        )
     for name, (shape, dtype) in expected.items():
         tensor = tensors[name]
         if (tuple(tensor.shape), tensor.dtype) != (shape, dtype):
@@ -115,6 +157,15 @@ def load_state(
                 f"{path}: {name} is {tuple(tensor.shape)} {tensor.dtype}, expected {shape} {dtype}; use the model "
                 "of that run, or remove the file to start again"
             )
+    # Who goes on with a model that has been trained up to this state does not give another one.
+    if start[0] != start[1] and not all(
+        torch.equal(value.cpu(), tensors[name]) for name, value in model_tensors.items()
+    ):
+        raise CheckpointError(
+            f"{path} belongs to a run that started from other weights: their hash was {start[0]}, and that of the "
+            f"model given now is {start[1]}; use the model of that run, name another file or folder, or remove this "
+            "file to start again"
+        )
     with torch.no_grad():
         for name, value in model_tensors.items():
             value.copy_(tensors[name])
@@ -123,4 +174,7 @@ def load_state(
             moment = tensors[name] if key == "step" else torch.empty_like(parameter).copy_(tensors[name])
             optimizer.state[parameter][key] = moment
     generator.set_state(tensors["generator"])
-    return record
+
+
+def _unreadable(path: Path, error: Exception) -> CheckpointError:
+    return CheckpointError(f"{path} cannot be read as a training state ({error}); remove it to start again")
