@@ -53,6 +53,7 @@ ALLOWED = {
         "checkpoint",
         "language",
     },
+    "jobs": {"workflows"},
     "__main__": {"cli"},
     "cli": _LAYERS | {"system", "train", "report", "compression", "checkpoint", "language", "workflows"},
     "__init__": {

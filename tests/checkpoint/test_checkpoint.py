@@ -247,3 +247,13 @@ def test_nothing_there(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(MPOError, match="cannot write"):
         mpo.save(small(), tmp_path / "file" / "below")
+
+
+@pytest.mark.parametrize(
+    ("name", "message"), [("x" * 256, "File name too long; name a shorter path"), ("a\0", "is no path: embedded null")]
+)
+def test_folders_that_cannot_be_are_refused(tmp_path, name, message):
+    model = torch.nn.Sequential(mpo.MPOLinear(8, 8, max_bond=2))
+    for call in (lambda folder: mpo.save(model, folder), mpo.load, mpo.checkpoint.contents):
+        with pytest.raises(mpo.errors.ArgumentError, match=message):
+            call(tmp_path / name)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 from pathlib import Path
 
 import pytest
 
+from mpochain.workflows import read_recipe
 from mpochain.workflows.comparing import read_runs
 from mpochain.workflows.former_names import current_record, existing_file, existing_folder
 from mpochain.workflows.recipe import Recipe
@@ -67,3 +69,10 @@ def test_stages_begun_by_an_earlier_version_are_resumed(tmp_path):
     del state["begun"][0]["stage"]["groups"][0]["settings"]
     file.write_text(json.dumps(state))
     assert StagedWork(tmp_path / "work", recipe).recall("dense") == 3.0
+
+
+def test_the_package_under_its_former_name():
+    with pytest.warns(DeprecationWarning, match=r"mpochain\.jobs is now mpochain\.workflows"):
+        jobs = importlib.import_module("mpochain.jobs")
+    assert jobs.read_recipe is read_recipe
+    assert importlib.import_module("mpochain.jobs.texts").require_unseen

@@ -18,6 +18,7 @@ from mpochain.surgery.finding import compressed_layers
 from mpochain.system.faults import output_errors
 from mpochain.system.files import require_writable, write_bytes
 from mpochain.system.folders import replaced_together
+from mpochain.system.paths import require_path
 
 __all__ = ["is_outdated", "require_replaceable", "save", "write_checkpoint"]
 
@@ -122,7 +123,7 @@ def require_replaceable(folder: Path) -> Path:
     Raises:
         OutputError: the folder cannot be written, or holds a model that is no checkpoint of this library.
     """
-    if (folder / CONFIG).exists() and not is_checkpoint(folder):
+    if (require_path(folder) / CONFIG).exists() and not is_checkpoint(folder):
         raise OutputError(
             f"{folder} holds another model, whose {CONFIG} would be replaced; name another folder, or remove it"
         )

@@ -8,12 +8,14 @@ import logging
 import os
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Annotated, Any, get_type_hints
 
 import typer
 
 from mpochain.errors import ArgumentError
 from mpochain.system.extensions import import_extensions
+from mpochain.system.paths import require_path
 from mpochain.system.progress import hide_progress
 
 __all__ = ["BROKEN_PIPE", "command"]
@@ -63,6 +65,9 @@ def command(function: Callable[..., None]) -> Callable[..., None]:
             hide_progress()
         elif verbose:
             logging.getLogger("mpochain").setLevel(logging.DEBUG)
+        for value in values.values():
+            if isinstance(value, Path):
+                require_path(value)
         import_extensions(imports or (), installed=True)
         try:
             function(*args, **{name: value for name, value in values.items() if name not in added})

@@ -16,6 +16,7 @@ from mpochain.errors import ArgumentError, CheckpointError, MissingDependencyErr
 from mpochain.surgery import to_dense
 from mpochain.system.files import require_writable
 from mpochain.system.folders import folder_lock, read_unchanged, replaced_together
+from mpochain.system.paths import require_path
 
 __all__ = ["LanguageModel", "load_language_model", "require_no_model", "save_dense", "save_language_model"]
 
@@ -169,7 +170,7 @@ def require_no_model(folder: Path, *, overwrite: bool = False) -> Path:
     Raises:
         OutputError: the folder is not writable, or contains a model.
     """
-    if (folder / _CONFIG).exists():
+    if (require_path(folder) / _CONFIG).exists():
         if is_checkpoint(folder):
             raise OutputError(f"{folder} contains a compressed model; name another folder, or remove it")
         if not overwrite:

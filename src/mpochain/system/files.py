@@ -15,6 +15,7 @@ from pathlib import Path
 from mpochain.errors import OutputError
 from mpochain.system.faults import output_errors
 from mpochain.system.locks import is_locked_elsewhere, lock_descriptor
+from mpochain.system.paths import require_path
 
 __all__ = ["make_durable", "remove_dead_partials", "require_writable", "sync_folder", "write_bytes"]
 
@@ -117,8 +118,9 @@ def require_writable(folder: Path) -> Path:
 
     Raises:
         OutputError: the folder cannot be created or written.
+        ArgumentError: no folder can have this path.
     """
-    if folder.exists() and not folder.is_dir():
+    if require_path(folder).exists() and not folder.is_dir():
         raise OutputError(f"{folder} is a file; name a folder")
     with output_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)

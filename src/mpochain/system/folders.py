@@ -22,6 +22,7 @@ from mpochain.system.commit import COMMITTED, LOCK, STAGING, exchanged, finish, 
 from mpochain.system.faults import output_errors
 from mpochain.system.files import make_durable, remove_dead_partials
 from mpochain.system.locks import locked
+from mpochain.system.paths import require_path
 
 __all__ = ["folder_lock", "read_unchanged", "replaced_together", "settle"]
 
@@ -58,7 +59,7 @@ def folder_lock(folder: Path, *, wait: float = 0.0) -> Iterator[bool]:
         ...     inside, (Path(parent) / "out").exists()
         (True, False)
     """
-    folder = folder.resolve()
+    folder = require_path(folder).resolve()
     if folder.exists() and not folder.is_dir():
         raise OutputError(f"{folder} is a file; name a folder")
     created = [place for place in (folder, *folder.parents) if not place.exists()]
@@ -142,6 +143,7 @@ def read_unchanged(folder: Path, read: Callable[[], Result]) -> Result:
         OutputError: the folder changes all the time, or a change of it that was interrupted cannot be finished.
         MPOError: what ``read`` raises.
     """
+    require_path(folder)
     for _ in range(_MOST_READS):
         settle(folder)
         before = _state(folder)

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import stat
 from pathlib import Path
 
-__all__ = ["exists", "file_problem", "reason"]
+from mpochain.errors import ArgumentError
+
+__all__ = ["exists", "file_problem", "reason", "require_path"]
 
 
 def exists(path: Path | str) -> bool:
@@ -21,6 +24,28 @@ def exists(path: Path | str) -> bool:
     except (OSError, ValueError):
         return False
     return True
+
+
+def require_path(path: Path) -> Path:
+    """Refuse a path that no file can have, such as one with a name that is too long for the system.
+
+    Raises:
+        ArgumentError: the path cannot exist.
+
+    Example:
+        >>> require_path(Path("x" * 5000))
+        Traceback (most recent call last):
+        ...
+        mpochain.errors.ArgumentError: xxx...: File name too long; name a shorter path
+    """
+    try:
+        path.stat()
+    except ValueError as error:
+        raise ArgumentError(f"{str(path)!r} is no path: {error}; name another one") from error
+    except OSError as error:
+        if error.errno == errno.ENAMETOOLONG:
+            raise ArgumentError(f"{path}: {reason(error)}; name a shorter path") from error
+    return path
 
 
 def file_problem(path: Path | str) -> str | None:
