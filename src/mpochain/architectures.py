@@ -210,6 +210,7 @@ FAMILIES: tuple[Family, ...] = (
     # A state of fixed size instead of keys and values, and no positions.
     Family(("mamba", "falcon_mamba"), context_length=(), past="cache_params"),
     Family(("mamba2",), context_length=(), past="cache_params"),
+    Family(("rwkv",), past="state"),
     # Relative positions, although old configurations limit them with n_positions.
     Family(("t5", "mt5", "umt5", "longt5"), context_length=()),
 )

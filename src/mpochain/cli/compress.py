@@ -27,11 +27,14 @@ from mpochain.cli.options import (
     Targets,
     Window,
     command_line,
+    count_or_all,
     print_json,
     quiet_transformers,
     settings_of,
     share_or_size,
 )
+from mpochain.cli.outcome import outcome
+from mpochain.cli.terminal import width
 from mpochain.system.progress import counting
 
 if TYPE_CHECKING:
@@ -64,12 +67,16 @@ def compress(
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Only print the predicted result for each layer; write nothing.")
     ] = False,
+    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Show a row for every layer.")] = False,
     as_json: Json = False,
 ) -> None:
-    """Compress a language model and write it to a folder with report.html and report.json."""
-    from mpochain.language import save_language_model
+    """Compress a language model and write it to a folder with report.html and report.json.
+
+    The model is written as soon as it is compressed; it is evaluated and timed afterwards. After Ctrl-C or a kill, the
+    same command resumes.
+    """
     from mpochain.workflows import compress_by, read_recipe
-    from mpochain.workflows.report_page import write_report
+    from mpochain.workflows.compressing import UNFINISHED
 
     settings = read_recipe(
         recipe,
@@ -90,49 +97,48 @@ def compress(
             },
             "evaluation": {
                 "text": None if evaluate is None else str(evaluate),
-                "windows": evaluate_windows,
+                "windows": count_or_all(evaluate_windows),
             },
         },
         window=window,
     )
     if dry_run:
-        _preview(settings, as_json)
+        _preview(settings, as_json, verbose)
         return
     out = _require_writable(settings, out)
     with quiet_transformers(), counting() as counters:
-        result = compress_by(settings, timed=speed, counters=counters)
-    save_language_model(result.language, out)
-    files = write_report(out, result, command_line(), settings.model_dump(mode="json", exclude_none=True))
+        try:
+            result = compress_by(settings, out, timed=speed, command=command_line(), counters=counters)
+        except KeyboardInterrupt:
+            logger.info(
+                "interrupted; what is finished is kept in %s, and the same command goes on from it", out / UNFINISHED
+            )
+            raise typer.Exit(130) from None
     if as_json:
         print_json({"folder": str(out), **result.as_dict()})
         return
-    print(result.report.table())
-    if result.before is not None and result.after is not None:
-        print(f"perplexity: {result.before.perplexity:.2f} before, {result.after.perplexity:.2f} after")
-    if result.speed is not None:
-        dense, compressed = result.speed["dense"], result.speed["compressed"]
-        print(
-            f"time of the whole model, compressed / dense: {compressed.prefill / dense.prefill:.2f} for a prompt of "
-            f"{dense.prompt} tokens, {compressed.decode / dense.decode:.2f} for one generated token"
-        )
+    print(outcome(result, width()))
+    if verbose:
+        print(f"\n{result.report.table(width())}")
     for text in result.texts:
-        print(f"prompt: {text.prompt}\n  dense: {text.dense}\n  compressed: {text.compressed}")
-    for file in (out, *files):
+        print(f"\nprompt: {text.prompt}\n  dense: {text.dense}\n  compressed: {text.compressed}")
+    print()
+    for file in (out, out / "report.json", out / "report.html"):
         print(file)
     if settings.finetune is not None and recipe is not None:
         logger.info("to finetune it by the recipe: mpochain finetune %s --recipe %s --out FOLDER", out, recipe)
 
 
-def _preview(settings: Recipe, as_json: bool) -> None:
-    """Print the predicted result for each layer."""
+def _preview(settings: Recipe, as_json: bool, verbose: bool) -> None:
+    """Print the predicted result."""
     from mpochain.workflows import compress_by
 
-    with quiet_transformers():
-        report = compress_by(settings, dry_run=True).report
+    with quiet_transformers(), counting() as counters:
+        report = compress_by(settings, dry_run=True, counters=counters).report
     if as_json:
         print_json(report.as_dict())
     else:
-        print(report.table())
+        print(report.table(width()) if verbose else report.summary(width()))
 
 
 def _require_writable(settings: Recipe, out: Path | None) -> Path:

@@ -17,6 +17,7 @@ from mpochain.cli.options import (
     Seed,
     Window,
     command_line,
+    count_or_all,
     print_json,
     quiet_transformers,
 )
@@ -74,7 +75,10 @@ def distill(
             "dtype": dtype,
             "seed": seed,
             "finetune": {"text": None if text is None else str(text), "windows": windows},
-            "evaluation": {"text": None if evaluate is None else str(evaluate), "windows": evaluate_windows},
+            "evaluation": {
+                "text": None if evaluate is None else str(evaluate),
+                "windows": count_or_all(evaluate_windows),
+            },
         },
         window=window,
     )

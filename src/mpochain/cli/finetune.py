@@ -17,6 +17,7 @@ from mpochain.cli.options import (
     Seed,
     Window,
     command_line,
+    count_or_all,
     print_json,
     quiet_transformers,
 )
@@ -101,7 +102,7 @@ def finetune(
             },
             "evaluation": {
                 "text": None if evaluate is None else str(evaluate),
-                "windows": evaluate_windows,
+                "windows": count_or_all(evaluate_windows),
             },
         },
         window=window,

@@ -34,6 +34,7 @@ __all__ = [
     "Targets",
     "Window",
     "command_line",
+    "count_or_all",
     "print_json",
     "quiet_transformers",
     "settings_of",
@@ -79,7 +80,11 @@ EvaluationText = Annotated[
     typer.Option("--evaluate", help="UTF-8 text to measure perplexity on; not used for calibration or training."),
 ]
 EvaluationWindows = Annotated[
-    int | None, typer.Option(help="Number of windows, spread evenly over the evaluation text; by default all.")
+    str | None,
+    typer.Option(
+        metavar="NUMBER|all",
+        help="Number of windows, spread evenly over the evaluation text, or all; by default at most 64.",
+    ),
 ]
 Prompts = Annotated[
     list[str] | None,
@@ -122,6 +127,19 @@ def share_or_size(budget: str | None) -> float | str | None:
         return float(budget)
     except ValueError:
         return budget
+
+
+def count_or_all(windows: str | None) -> int | str | None:
+    """Convert the number of evaluation windows to a recipe's field; what is no number is checked with the recipe.
+
+    Example:
+        >>> count_or_all("12"), count_or_all("all"), count_or_all(None)
+        (12, 'all', None)
+    """
+    try:
+        return windows if windows is None else int(windows)
+    except ValueError:
+        return windows
 
 
 def settings_of(assignments: list[str] | None) -> dict[str, Any] | None:

@@ -20,6 +20,7 @@ from mpochain.compression.methods import (
 from mpochain.compression.pipeline import compress
 from mpochain.compression.records import CompressionReport, LayerRecord
 from mpochain.compression.selection import select
+from mpochain.compression.state import CompressionState, open_state
 from mpochain.compression.statistics.moments import Moments, collect_moments
 from mpochain.compression.statistics.projections import Errors
 from mpochain.compression.target import Target
@@ -31,6 +32,7 @@ __all__ = [
     "Chains",
     "Choices",
     "CompressionReport",
+    "CompressionState",
     "Costs",
     "Curve",
     "Entangled",
@@ -49,5 +51,6 @@ __all__ = [
     "collect_moments",
     "compress",
     "method_named",
+    "open_state",
     "select",
 ]

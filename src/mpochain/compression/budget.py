@@ -5,12 +5,24 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 
+from torch import nn
+
 from mpochain.compression.target import Target
 from mpochain.errors import ArgumentError
 
-__all__ = ["error_budget", "parameter_budget", "require_budget"]
+__all__ = ["bytes_in_memory", "error_budget", "parameter_budget", "require_budget"]
 
 _UNITS = {"B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
+
+
+def bytes_in_memory(model: nn.Module) -> int:
+    """Bytes of the parameters and buffers of a model; tied tensors count once.
+
+    Example:
+        >>> bytes_in_memory(nn.Linear(2, 3))
+        36
+    """
+    return sum(tensor.numel() * tensor.element_size() for tensor in (*model.parameters(), *model.buffers()))
 
 
 def error_budget(budget: float | str) -> float | None:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from mpochain.compression.allocation import Curve, allocate, cheapest_within, frontier, largest_error, uniform
-from mpochain.compression.budget import error_budget, parameter_budget
+from mpochain.compression.budget import bytes_in_memory, error_budget, parameter_budget
 from mpochain.compression.building import Builder
 from mpochain.compression.former_log import logged_to
 from mpochain.compression.methods import Method, method_named
@@ -20,7 +20,7 @@ from mpochain.compression.preparation import Preparation
 from mpochain.compression.records import CompressionReport
 from mpochain.compression.selection import as_patterns, open_targets
 from mpochain.compression.sequential import in_sequence
-from mpochain.compression.state import CompressionState, identity_of
+from mpochain.compression.state import CompressionState, open_state
 from mpochain.compression.statistics.passes import batches_for, gather_moments, memory_for_statistics, parts
 from mpochain.compression.statistics.store import MomentStore
 from mpochain.compression.target import Target
@@ -52,7 +52,7 @@ def compress(
     loss: Callable[[Any], Tensor] | None = None,
     dry_run: bool = False,
     seed: int = 0,
-    checkpoint: Path | str | None = None,
+    checkpoint: Path | str | CompressionState | None = None,
     log: Callable[[str], None] | None = None,
 ) -> CompressionReport:
     """Compress the linear layers of a model in place to fit a budget.
@@ -87,11 +87,13 @@ def compress(
         seed: seed of the sampled labels.
         checkpoint: folder for the state of an unfinished run: moments, choices and built layers, together about as
             large as the model. After an interruption, the same call goes on from it, with the same result to the bit.
-            Remove the folder when the compressed model is saved. Not used by a dry run.
+            Remove the folder when the compressed model is saved. Not used by a dry run. Or the state that
+            :func:`mpochain.compression.open_state` returns for the same arguments.
         log: deprecated, removed in the next release; called with each message. Configure the logger ``"mpochain"``.
 
     Returns:
-        A record of each layer and the totals; ``print(report.table())`` shows them.
+        A record of each layer and the totals; ``print(report)`` shows them by kind of layer,
+        ``print(report.table())`` one by one.
 
     Raises:
         ArgumentError: the budget cannot be met, a pattern matches nothing, the method is unknown, data are missing, or
@@ -119,10 +121,23 @@ def compress(
         allowed = parameter_budget(1.0 if budget is None or error is not None else budget, opened)
         batches = batches_for(calibration, way)
         state = None
-        if checkpoint is not None and not dry_run:
-            settings = _settings(targets, ignore, sequential=sequential, loss=loss, seed=seed)
-            state = CompressionState(Path(checkpoint), identity_of(model, way, budget, calibration, settings))
+        if isinstance(checkpoint, CompressionState):
+            state = checkpoint
+        elif checkpoint is not None and not dry_run:
+            state = open_state(
+                checkpoint,
+                model,
+                budget,
+                calibration=calibration,
+                targets=targets,
+                ignore=ignore,
+                method=way,
+                sequential=sequential,
+                loss=loss,
+                seed=seed,
+            )
         parameters = sum(parameter.numel() for parameter in model.parameters())
+        size = bytes_in_memory(model)
         untouched = _untouched(model, opened, parameters)
         groups = list(parts(model, opened, way))
         folder = None if state is None else state.moments
@@ -157,25 +172,8 @@ def compress(
             seconds=time.perf_counter() - began if state is None else state.seconds,
             provenance=provenance(threads=torch.get_num_threads()),
             largest_error=choice["largest_error"],
+            model_bytes=size,
         )
-
-
-def _settings(
-    targets: list[str] | None,
-    ignore: list[str],
-    *,
-    sequential: bool,
-    loss: Callable[[Any], Tensor] | None,
-    seed: int,
-) -> dict[str, Any]:
-    """Arguments that determine the result, besides the model, the method, its budget and the data."""
-    return {
-        "targets": targets,
-        "ignore": ignore,
-        "sequential": sequential,
-        "loss": None if loss is None else f"{loss.__module__}:{getattr(loss, '__qualname__', type(loss).__qualname__)}",
-        "seed": seed,
-    }
 
 
 def _choices(

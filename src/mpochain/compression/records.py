@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import html
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from mpochain.compression.summary import summary
+from mpochain.errors import MissingDependencyError
 from mpochain.report import Column, text
+from mpochain.report.page import html_table
+from mpochain.report.table import text_within
 
 __all__ = ["COLUMNS", "CompressionReport", "LayerRecord"]
 
@@ -21,6 +26,12 @@ COLUMNS = (
     Column("weight_error", "weight error", ".3f"),
     Column("output_error", "output error", ".3f"),
     Column("loss_increase", "loss +", ".4f"),
+)
+
+# Columns that are left out first where there is no room.
+_LEAST_IMPORTANT = (
+    *("macs_before", "macs_after", "weight_error", "parameters_before", "size", "loss_increase"),
+    "parameters_after",
 )
 
 
@@ -60,7 +71,7 @@ class LayerRecord:
     padding: float | None = None
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class CompressionReport:
     """Result of compressing a model: a record of each layer, the budget and the predicted trade-off.
 
@@ -78,6 +89,7 @@ class CompressionReport:
             replace it by ``mpochain.report.provenance(threads=..., commit=True)``.
         largest_error: largest relative error of any layer, in the measure of the method, if the budget is an error;
             None otherwise.
+        model_bytes: bytes of the parameters and buffers of the uncompressed model.
     """
 
     layers: tuple[LayerRecord, ...]
@@ -90,6 +102,22 @@ class CompressionReport:
     seconds: float
     provenance: dict[str, Any]
     largest_error: float | None = None
+    model_bytes: int = 0
+
+    def __repr__(self) -> str:
+        return (
+            f"{type(self).__name__}({len(self.layers)} layers, {self.parameters_before:,} -> "
+            f"{self.parameters_after:,} parameters, method={self.method!r}, budget={self.budget!r})"
+        )
+
+    def __str__(self) -> str:
+        return self.summary()
+
+    def _repr_html_(self) -> str:
+        """The report in a notebook: the totals, and one row per layer."""
+        totals, _, _ = self.summary().partition("\n\n")
+        lines = "<br>".join(map(html.escape, totals.splitlines()))
+        return f"<p>{lines}</p>{html_table(COLUMNS, self.rows())}"
 
     @property
     def parameters_before(self) -> int:
@@ -100,6 +128,11 @@ class CompressionReport:
     def parameters_after(self) -> int:
         """Parameters of all target layers after compression."""
         return sum(layer.parameters_after for layer in self.layers)
+
+    @property
+    def model_bytes_after(self) -> int:
+        """Bytes of the parameters and buffers of the compressed model."""
+        return self.model_bytes - sum(layer.bytes_before - layer.bytes_after for layer in self.layers)
 
     @property
     def coverage(self) -> float:
@@ -117,15 +150,48 @@ class CompressionReport:
             for layer in self.layers
         ]
 
-    def table(self) -> str:
-        """Report as text: one line per layer, then the totals."""
+    def summary(self, width: int = 100) -> str:
+        """Report as text: sizes and errors of the model, then one line for all layers of a kind; ``print`` shows it.
+
+        Args:
+            width: characters per line; the least important columns are left out if they do not fit.
+        """
+        return summary(self, width)
+
+    def table(self, width: int | None = None) -> str:
+        """Report as text: one line per layer, then the totals.
+
+        Args:
+            width: characters per line; None for as many as the columns take.
+        """
         before, after = self.parameters_before, self.parameters_after
-        lines = [
-            text(COLUMNS, self.rows()),
-            "",
-            f"{len(self.layers)} layers, {self.coverage:.1%} of {self.model_parameters:,} parameters: "
-            f"{before:,} before, {after:,} after ({after / before:.1%}), allowed {self.allowed:,}",
-        ]
+        rows = self.rows()
+        return "\n".join(
+            [
+                text(COLUMNS, rows) if width is None else text_within(COLUMNS, rows, width, _LEAST_IMPORTANT),
+                "",
+                f"{len(self.layers)} layers, {self.coverage:.1%} of {self.model_parameters:,} parameters: "
+                f"{before:,} before, {after:,} after ({after / before:.1%}), allowed {self.allowed:,}",
+                *self.notes(),
+            ]
+        )
+
+    def to_pandas(self) -> Any:
+        """The records of the layers as a ``pandas.DataFrame``, one row per layer.
+
+        Raises:
+            MissingDependencyError: pandas is not installed.
+        """
+        try:
+            import pandas  # type: ignore[import-untyped]
+        except ImportError as error:
+            raise MissingDependencyError("to_pandas() needs pandas; install it with: pip install pandas") from error
+        return pandas.DataFrame(self.rows()).drop(columns="size").set_index("name")
+
+    def notes(self) -> list[str]:
+        """What else a reader should know, one line each, such as padding, slower layers and other large modules."""
+        before, after = self.parameters_before, self.parameters_after
+        lines = []
         bytes_before = sum(layer.bytes_before for layer in self.layers)
         bytes_after = sum(layer.bytes_after for layer in self.layers)
         # Integer codes: their number says little of their size.
@@ -144,8 +210,7 @@ class CompressionReport:
         slower = [layer.name for layer in self.layers if layer.macs_after > layer.macs_before]
         if slower:
             lines.append(f"more multiply-adds than dense: {len(slower)} layers, including {slower[0]}")
-        lines += [f"not considered: {name}, {count:,} parameters" for name, count in self.untouched]
-        return "\n".join(lines)
+        return lines + [f"not considered: {name}, {count:,} parameters" for name, count in self.untouched]
 
     def as_dict(self) -> dict[str, Any]:
         """Report as a dictionary that JSON can store."""
@@ -153,4 +218,5 @@ class CompressionReport:
             "parameters_before": self.parameters_before,
             "parameters_after": self.parameters_after,
             "coverage": self.coverage,
+            "model_bytes_after": self.model_bytes_after,
         }

@@ -7,16 +7,17 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.utils.parametrize import is_parametrized
 
-from mpochain.compression.methods import Method
+from mpochain.compression.methods import Method, method_named
 from mpochain.compression.records import LayerRecord
+from mpochain.compression.selection import as_patterns
 from mpochain.compression.state_files import part_of, read_part, read_sealed, write_part, write_sealed
 from mpochain.compression.target import Target
 from mpochain.errors import CheckpointError, MPOError
@@ -25,7 +26,7 @@ from mpochain.nn.layer import layer_of
 from mpochain.surgery.fingerprint import fingerprint, fingerprint_of_data
 from mpochain.system.files import require_writable
 
-__all__ = ["CompressionState", "identity_of"]
+__all__ = ["CompressionState", "open_state"]
 
 _RUN, _CHOICES, _LAYERS = "run.json", "choices.json", "layers"
 _FORMAT = 1
@@ -34,44 +35,12 @@ _FORMAT = 1
 _WORDS = {"weights": "the hash of the model's weights", "calibration": "the hash of the calibration data"}
 
 
-def identity_of(
-    model: nn.Module,
-    method: Method,
-    budget: float | str | None,
-    calibration: Iterable[Any] | None,
-    settings: Mapping[str, Any],
-) -> dict[str, Any]:
-    """Everything that determines the result of a compression, ready for JSON.
-
-    Args:
-        model: the dense model.
-        method: compression method.
-        budget: budget as the user gave it.
-        calibration: batches; read once.
-        settings: further arguments of :func:`mpochain.compress`, ready for JSON.
-
-    Example:
-        >>> from mpochain.compression.methods import METHODS
-        >>> identity = identity_of(nn.Linear(2, 2), METHODS["svd"], 0.5, None, {"seed": 0})
-        >>> sorted(identity)
-        ['budget', 'calibration', 'method', 'seed', 'settings', 'weights']
-    """
-    return {
-        "weights": fingerprint(model),
-        "calibration": None if calibration is None else fingerprint_of_data(calibration),
-        "method": f"{type(method).__module__}:{type(method).__qualname__}",
-        "settings": {name: _plain(value) for name, value in method.settings},
-        "budget": budget,
-        **settings,
-    }
-
-
 class CompressionState:
     """Finished parts of a compression, from which the next call with the same arguments goes on.
 
     Args:
         folder: created if needed.
-        identity: see :func:`identity_of`.
+        identity: everything that determines the result, ready for JSON.
 
     Raises:
         CheckpointError: the folder holds the state of another run, or a damaged one. The message names the difference.
@@ -161,6 +130,59 @@ class CompressionState:
                     f"{_shown(before.get(name))} and is now {_shown(identity.get(name))}; use the same again, name "
                     "another folder, or remove this one to start again"
                 )
+
+
+def open_state(
+    folder: Path | str,
+    model: nn.Module,
+    budget: float | str | None,
+    *,
+    calibration: Iterable[Any] | None = None,
+    targets: Iterable[str] | None = None,
+    ignore: Iterable[str] = (),
+    method: str | Method = "interpolative",
+    sequential: bool = False,
+    loss: Callable[[Any], Tensor] | None = None,
+    seed: int = 0,
+) -> CompressionState:
+    """Open the state of an unfinished compression, for ``checkpoint`` of :func:`mpochain.compress`.
+
+    Args:
+        folder: created if needed.
+        model: the dense model; its weights identify the run.
+        budget: see :func:`mpochain.compress`, as all other arguments.
+        calibration: read once, because the data identify the run.
+        targets: layers to compress.
+        ignore: layers to leave out.
+        method: compression method.
+        sequential: whether layers are built block by block.
+        loss: its name identifies the run.
+        seed: seed of the sampled labels.
+
+    Raises:
+        CheckpointError: the folder holds the state of another run, or a damaged one. The message names the difference.
+        OutputError: the folder is not writable.
+
+    Example:
+        >>> from tempfile import TemporaryDirectory
+        >>> with TemporaryDirectory() as folder:
+        ...     sorted(file.name for file in open_state(folder, nn.Linear(2, 2), 0.5).folder.iterdir())
+        ['run.json']
+    """
+    way = method if isinstance(method, Method) else method_named(method)
+    identity = {
+        "weights": fingerprint(model),
+        "calibration": None if calibration is None else fingerprint_of_data(calibration),
+        "method": f"{type(way).__module__}:{type(way).__qualname__}",
+        "settings": {name: _plain(value) for name, value in way.settings},
+        "budget": budget,
+        "targets": None if targets is None else as_patterns(targets, "targets"),
+        "ignore": as_patterns(ignore, "ignore"),
+        "sequential": sequential,
+        "loss": None if loss is None else f"{loss.__module__}:{getattr(loss, '__qualname__', type(loss).__qualname__)}",
+        "seed": seed,
+    }
+    return CompressionState(Path(folder), identity)
 
 
 def _shown(value: Any) -> str:

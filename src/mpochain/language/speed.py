@@ -45,17 +45,24 @@ class Speed:
 
 
 def compare_speed(
-    models: Mapping[str, nn.Module], prompt: Tensor, *, rounds: int = 7, written: int = 8
+    models: Mapping[str, nn.Module],
+    prompt: Tensor,
+    *,
+    rounds: int = 7,
+    written: int = 8,
+    progress: Callable[[int, int], None] | None = None,
 ) -> dict[str, Speed]:
     """Time transformers models in turn, so that other load on the machine affects all of them alike.
 
-    An extra first round creates plans and fills caches and is not counted.
+    An extra first round creates plans and fills caches and is not counted. A model without a key-value cache reads the
+    whole text again for every token.
 
     Args:
-        models: causal language models by name, with a key-value cache.
+        models: causal language models by name.
         prompt: token ids ``(1, n)``.
         rounds: number of timed rounds.
         written: tokens generated after the prompt in each round, one per call.
+        progress: called after every round with the number of rounds done and the total number.
 
     Raises:
         ArgumentError: the prompt is empty or has another shape, or there are no rounds or tokens to generate.
@@ -73,6 +80,8 @@ def compare_speed(
             if number:  # round 0 warms up
                 prefill[name].append(seconds[0])
                 decode[name].append(seconds[1])
+        if progress is not None:
+            progress(number + 1, rounds + 1)
     return {
         name: Speed(
             statistics.median(prefill[name]),
@@ -92,13 +101,19 @@ def _round(model: Any, prompt: Tensor, written: int) -> tuple[float, float]:
     # Generation needs only the logits of the last token, but not every model has an argument for that.
     family = family_of(model)
     last_only = {family.last_logits: 1} if family.last_logits in inspect.signature(model.forward).parameters else {}
-    output, prefill = _timed(lambda: model(prompt, **{family.cache: True}, **last_only))
+    keeps_cache = family.cache in inspect.signature(model.forward).parameters
+    cached = {family.cache: True} if keeps_cache else {}
+    output, prefill = _timed(lambda: model(prompt, **cached, **last_only))
+    past = getattr(output, family.past, None)
 
     def generate() -> None:
-        past, token = getattr(output, family.past), logits_of(output)[:, -1:].argmax(-1)
+        state, token = past, logits_of(output)[:, -1:].argmax(-1)
+        text = torch.cat([prompt, token], 1)
         for _ in range(written):
-            step = model(token, **{family.past: past, family.cache: True})
+            step = model(text) if state is None else model(token, **{family.past: state}, **cached)
             token = logits_of(step)[:, -1:].argmax(-1)
+            text = torch.cat([text, token], 1)
+            state = None if state is None else getattr(step, family.past)
 
     _, decode = _timed(generate)
     return prefill, decode / written

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -11,7 +11,10 @@ from torch import Tensor, nn
 from mpochain.architectures import context_length
 from mpochain.errors import ArgumentError, CorpusError
 
-__all__ = ["read_tokens", "require_window", "starts", "windows"]
+__all__ = ["ENOUGH_WINDOWS", "counted", "read_tokens", "require_window", "starts", "windows"]
+
+# Windows of an evaluation text that are used by default, if it has more. docs/decisions/0062 has the measurement.
+ENOUGH_WINDOWS = 64
 
 
 def read_tokens(file: Path | str, tokenizer: Any) -> Tensor:
@@ -62,6 +65,28 @@ def starts(total: int, window: int, count: int | None, stride: int | None = None
     if not 1 <= count <= len(every):
         raise CorpusError(f"a text of {total:,} tokens has {len(every):,} windows of {window:,}, not {count:,}")
     return [every[k * len(every) // count] for k in range(count)]
+
+
+def counted(total: int, window: int, count: int | Literal["all"] | None, stride: int | None = None) -> tuple[int, int]:
+    """Return how many windows of a text an evaluation uses, and how many the text has.
+
+    Args:
+        total: number of tokens in the text.
+        window: tokens per window, at least 2.
+        count: number of windows, ``"all"``, or None for at most :data:`ENOUGH_WINDOWS`.
+        stride: tokens from the start of a window to the start of the next; by default ``window``.
+
+    Raises:
+        CorpusError: the text has fewer than ``count`` windows, or none.
+
+    Example:
+        >>> counted(10_000, 100, None), counted(10_000, 100, "all"), counted(10_000, 100, 7)
+        ((64, 100), (100, 100), (7, 100))
+    """
+    every = len(starts(total, window, None, stride))
+    if count is None:
+        return min(ENOUGH_WINDOWS, every), every
+    return len(starts(total, window, None if count == "all" else count, stride)), every
 
 
 def require_window(model: nn.Module, window: int) -> None:

@@ -13,7 +13,7 @@ from typing import Any
 
 from mpochain.report.table import Column, markdown
 
-__all__ = ["Block", "Figure", "Heading", "Page", "Table", "Text"]
+__all__ = ["Block", "Figure", "Heading", "Page", "Table", "Text", "html_table"]
 
 _STYLE = """
 body { font: 16px/1.5 system-ui, sans-serif; max-width: 78rem; margin: 2rem auto; padding: 0 1rem; color: #111; }
@@ -106,7 +106,7 @@ class Page:
                 case Text(lines):
                     parts.append("<ul>" + "".join(f"<li>{_inline(line)}</li>" for line in lines) + "</ul>")
                 case Table(columns, records):
-                    parts.append(_html_table(columns, records))
+                    parts.append(html_table(columns, records))
                 case Figure(path, caption):
                     data = base64.b64encode(path.read_bytes()).decode()
                     name = html.escape(caption)
@@ -126,7 +126,8 @@ def _inline(text: str) -> str:
     return re.sub(r"`([^`]+)`", r"<code>\1</code>", html.escape(text))
 
 
-def _html_table(columns: Sequence[Column], records: Sequence[Mapping[str, Any]]) -> str:
+def html_table(columns: Sequence[Column], records: Sequence[Mapping[str, Any]]) -> str:
+    """The table as HTML, with all text escaped."""
     titles = "".join(f"<th>{html.escape(column.title)}</th>" for column in columns)
     rows = "".join(
         "<tr>" + "".join(f"<td>{_inline(column.cell(record))}</td>" for column in columns) + "</tr>"

@@ -6,7 +6,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-__all__ = ["Column", "markdown", "text"]
+__all__ = ["Column", "markdown", "text", "text_within"]
+
+
+# Fewest characters that a text is shortened to.
+_SHORTEST = 8
 
 
 @dataclass(frozen=True)
@@ -56,6 +60,47 @@ def text(columns: Sequence[Column], records: Sequence[Mapping[str, Any]]) -> str
         ).rstrip()
         for row in rows
     )
+
+
+def text_within(
+    columns: Sequence[Column], records: Sequence[Mapping[str, Any]], width: int, least_important: Sequence[str] = ()
+) -> str:
+    """The table as plain text with lines of at most ``width`` characters.
+
+    If it is too wide, columns are left out, and then the texts of the first column are shortened.
+
+    Args:
+        columns: columns of the table.
+        records: one per row.
+        width: characters per line.
+        least_important: keys of the columns that may be left out, the least important first.
+
+    Example:
+        >>> columns = [Column("name", "model"), Column("n", "count", ","), Column("error", "error")]
+        >>> print(text_within(columns, [{"name": "model.layers.0", "n": 12, "error": 1}], 16, ["error"]))
+        model      count
+        ---------  -----
+        …layers.0     12
+    """
+    columns = list(columns)
+
+    def spare() -> int:
+        return width - sum(_widths(_cells(columns, records))) - 2 * (len(columns) - 1)
+
+    for key in least_important:
+        if spare() < 0:
+            columns = [column for column in columns if column.key != key]
+    if spare() < 0:
+        first = columns[0]
+        room = max(max(map(len, (first.cell(record) for record in records))) + spare(), _SHORTEST)
+        records = [{**record, first.key: _shortened(first.cell(record), room)} for record in records]
+        columns[0] = Column(first.key, first.title)
+    return text(columns, records)
+
+
+def _shortened(cell: str, width: int) -> str:
+    """The end of a text, which tells most in the name of a layer."""
+    return cell if len(cell) <= width else f"…{cell[len(cell) - width + 1 :]}"
 
 
 def markdown(columns: Sequence[Column], records: Sequence[Mapping[str, Any]]) -> str:

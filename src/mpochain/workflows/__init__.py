@@ -1,7 +1,8 @@
 """Recipe-driven workflows from files to files: compress, finetune, distill and compare language models."""
 
 from mpochain.workflows.comparing import compare
-from mpochain.workflows.compressing import Compressed, compress_by, time_models
+from mpochain.workflows.compressed import Compressed
+from mpochain.workflows.compressing import compress_by, time_models
 from mpochain.workflows.finetuning import Finetuned, finetune_by
 from mpochain.workflows.inputs import evaluate
 from mpochain.workflows.recipe import Recipe, at_once, built_in_recipes

@@ -16,6 +16,7 @@ import torch
 from mpochain.compression import method_named
 from mpochain.errors import ArgumentError, CheckpointError, MPOError, RecipeError
 from mpochain.language import save_language_model
+from mpochain.language.text import ENOUGH_WINDOWS
 from mpochain.report import provenance
 from mpochain.system.files import require_writable
 from mpochain.system.memory import peak_resident
@@ -136,6 +137,8 @@ def _setting(recipe: Recipe, name: str) -> dict[str, Any]:
     """Settings that determine a run's result: the recipe without other runs, with texts identified by content."""
     setting = recipe.model_dump(mode="json", exclude={"comparison", "budget", "method", "settings", "sequential"})
     setting["model"] = Path(recipe.model).name
+    if recipe.evaluation is not None and recipe.evaluation.windows is None:
+        setting["evaluation"]["windows"] = f"at most {ENOUGH_WINDOWS}"
     for section in ("calibration", "evaluation", "finetune"):
         if setting.get(section) is not None:
             text = Path(setting[section]["text"])

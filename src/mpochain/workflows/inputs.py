@@ -20,11 +20,11 @@ from mpochain.language import (
     require_window,
     windows,
 )
-from mpochain.language.text import starts
+from mpochain.language.text import counted
 from mpochain.surgery.finding import compressed_layers
 from mpochain.system.progress import Counter, Counters, uncounted
 from mpochain.workflows.recipe import Evaluation, Recipe
-from mpochain.workflows.texts import require_unseen
+from mpochain.workflows.texts import digest, require_unseen
 
 __all__ = ["Inputs", "Section", "evaluate", "read_inputs", "read_model"]
 
@@ -68,6 +68,20 @@ class Inputs:
         logger.info("perplexity, %s: %.2f", label, result.perplexity)
         return result
 
+    def evaluation_windows(self) -> tuple[int, int] | None:
+        """How many windows an evaluation uses, and how many the text has; None without a text."""
+        evaluation = self.recipe.evaluation
+        if self.evaluation is None or evaluation is None:
+            return None
+        return counted(len(self.evaluation), evaluation.window, evaluation.windows, evaluation.stride)
+
+    def evaluation_setting(self) -> dict[str, Any]:
+        """What identifies an evaluation, besides the model: its text and windows, ready for JSON."""
+        evaluation = self.recipe.evaluation
+        if evaluation is None:
+            return {}
+        return {**evaluation.model_dump(mode="json", exclude={"text"}), "sha256": digest(evaluation.text)}
+
 
 def read_inputs(recipe: Recipe, *sections: Section, model: Path | None = None) -> Inputs:
     """Read the model of a recipe and the texts of some of its sections.
@@ -101,7 +115,12 @@ def read_inputs(recipe: Recipe, *sections: Section, model: Path | None = None) -
             tokens = read_tokens(section.text, language.tokenizer)
             if name == "evaluation":
                 # Check that the text has enough windows, before hours of other work.
-                starts(len(tokens), section.window, section.windows, section.stride)
+                used, every = counted(len(tokens), section.window, section.windows, section.stride)
+                if section.windows is None and used < every:
+                    logger.info(
+                        "evaluation on %d of the %s windows of %s, spread evenly; --evaluate-windows all uses all",
+                        *(used, f"{every:,}", section.text),
+                    )
                 texts["evaluation"] = tokens
             elif name == "calibration":
                 texts["calibration"] = windows(tokens, section.window, section.windows)
@@ -141,11 +160,12 @@ def evaluate(model: nn.Module, tokens: Tensor, evaluation: Evaluation, counter: 
         CorpusError: the text has fewer windows.
         NonFiniteError: the model predicts NaN.
     """
+    used, _ = counted(len(tokens), evaluation.window, evaluation.windows, evaluation.stride)
     return perplexity(
         model,
         tokens,
         window=evaluation.window,
         stride=evaluation.stride,
-        count=evaluation.windows,
+        count=used,
         progress=counter,
     )

@@ -63,13 +63,14 @@ class Evaluation(RecipeSection):
     Attributes:
         text: UTF-8 file.
         window: tokens per window.
-        windows: number of windows, spread evenly over the text; by default as many as fit.
+        windows: number of windows, spread evenly over the text; ``"all"`` for all that fit. By default at most
+            :data:`mpochain.language.text.ENOUGH_WINDOWS`.
         stride: tokens from the start of one window to the start of the next; at most, and by default, ``window``.
     """
 
     text: File
     window: Window = 512
-    windows: Count | None = None
+    windows: Count | Literal["all"] | None = None
     stride: Count | None = None
 
     @model_validator(mode="after")

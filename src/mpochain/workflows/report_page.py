@@ -14,7 +14,7 @@ from mpochain.report.figures import Series, bars, draw, require_matplotlib
 from mpochain.report.origin import origin
 from mpochain.report.page import Block, Figure, Heading, Page, Table, Text
 from mpochain.system.files import write_bytes
-from mpochain.workflows.compressing import Compressed
+from mpochain.workflows.compressed import Compressed
 from mpochain.workflows.json_file import write_json
 
 __all__ = ["write_report"]
