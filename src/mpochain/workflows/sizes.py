@@ -37,8 +37,8 @@ def warn_of_growth(source: str, model: nn.Module) -> None:
         return
     dtypes = {parameter.dtype for parameter in model.parameters() if parameter.is_floating_point()}
     names = " and ".join(sorted(str(dtype).removeprefix("torch.") for dtype in dtypes))
-    wide = any(dtype.itemsize > 2 for dtype in dtypes)
-    advice = f"; --dtype bfloat16 makes that {megabytes(size / 2)}" if wide else ""
+    can_shrink = any(dtype.itemsize > 2 for dtype in dtypes)
+    advice = f"; --dtype bfloat16 makes that {megabytes(size / 2)}" if can_shrink else ""
     logger.warning(
         "%s has %s, but its weights take %s as %s, and the compressed model is saved in this type%s",
         source,
