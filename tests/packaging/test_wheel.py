@@ -1,7 +1,6 @@
-"""The wheel: what is in it, and that it works in an environment with nothing else.
+"""The wheel: what is in it, and that it works in an environment with nothing else than its metadata require.
 
-The environment has the lowest torch that the package index of these tests offers as a CPU build, the one of
-constraints.txt; pyproject.toml allows older ones, which no test has run.
+The versions are those of constraints.txt; pyproject.toml allows older ones, which no test has run.
 """
 
 from __future__ import annotations
@@ -10,13 +9,14 @@ import os
 import re
 import subprocess
 import sys
-import tempfile
 import tomllib
 import zipfile
-from importlib.metadata import version
+from importlib.metadata import distribution, version
 from pathlib import Path
 
 import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 
 import mpochain
 
@@ -85,25 +85,51 @@ def test_its_metadata_say_what_the_project_says(wheel):
     }
 
 
+def requirements():
+    """Names of the distributions that mpochain requires, and those require in turn."""
+    names = {}
+    wanted = [("mpochain", frozenset())]
+    while wanted:
+        name, extras = wanted.pop()
+        if extras <= names.get(name, frozenset()) and name in names:
+            continue
+        names[name] = names.get(name, frozenset()) | extras
+        for line in distribution(name).requires or ():
+            requirement = Requirement(line)
+            contexts = [{"extra": extra} for extra in ("", *extras)]
+            if requirement.marker is None or any(requirement.marker.evaluate(context) for context in contexts):
+                wanted.append((canonicalize_name(requirement.name), frozenset(requirement.extras)))
+    return set(names) - {"mpochain"}
+
+
 @pytest.fixture
-def folder():
-    # Not tmp_path, which would keep a gigabyte of libraries of each of the last three runs.
-    with tempfile.TemporaryDirectory() as name:
-        yield Path(name)
+def environment(tmp_path, wheel):
+    """An environment with the wheel and what its metadata require, taken from this one by links; nothing else."""
+    folder = tmp_path / "environment"
+    run([sys.executable, "-m", "venv", "--without-pip", str(folder)])
+    python = folder / ("Scripts" if os.name == "nt" else "bin") / "python"
+    site = Path(run([str(python), "-c", "import sysconfig; print(sysconfig.get_path('purelib'))"]).strip())
+    pip = [sys.executable, "-m", "pip", "--disable-pip-version-check", "--python", str(python)]
+    run([*pip, "install", "--quiet", "--no-compile", "--no-deps", "--no-index", str(wheel)])
+    for name in requirements():
+        found = distribution(name)
+        for top in {file.parts[0] for file in found.files} - {"..", "__pycache__"}:
+            if not (site / top).exists():
+                (site / top).symlink_to(Path(found.locate_file(top)).resolve())
+    return python
 
 
-def test_it_works_in_an_empty_environment(wheel, folder):
-    environment = folder / "environment"
-    run([sys.executable, "-m", "venv", str(environment)])
-    python = environment / ("Scripts" if os.name == "nt" else "bin") / "python"
+def test_it_works_in_an_environment_of_its_requirements_alone(environment, tmp_path):
     clean = {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "VIRTUAL_ENV")}
-    pip = [str(python), "-m", "pip", "--disable-pip-version-check", "install", "--quiet", "--no-compile"]
-    run([*pip, "--constraint", str(ROOT / "constraints.txt"), str(wheel)], env=clean)
-    where, torch_version = run([str(python), "-c", WORK], cwd=folder, env=clean).split()
-    assert Path(where).resolve().is_relative_to(environment.resolve())
+    where, torch_version = run([str(environment), "-c", WORK], cwd=tmp_path, env=clean).split()
+    assert Path(where).resolve().is_relative_to(tmp_path.resolve())
     assert torch_version.partition("+")[0] == version("torch").partition("+")[0]
-    said = run([str(python), "-m", "mpochain", "--version"], cwd=folder, env=clean)
+    said = run([str(environment), "-m", "mpochain", "--version"], cwd=tmp_path, env=clean)
     assert said == f"mpochain {mpochain.__version__}\n"
+    outcome = subprocess.run(
+        [str(environment), "-c", "import transformers"], env=clean, capture_output=True, check=False
+    )
+    assert outcome.returncode != 0, "the environment has more than the wheel requires"
 
 
 def test_every_version_is_the_same():

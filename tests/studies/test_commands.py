@@ -1,23 +1,27 @@
-"""The command line of the PicoGPT study as its users meet it: real processes, real files."""
+"""The command line of the PicoGPT study as its users meet it: real files, and a process where one is interrupted."""
 
 from __future__ import annotations
 
 import json
+import logging
 import os
 import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 from safetensors.torch import load_file
 from texts import prose
 
+from studies.picogpt.__main__ import main
+
 # Processes run in a folder of their own and still import the studies of this checkout.
 _PATHS = (Path(__file__).parents[2], os.environ.get("PYTHONPATH"))
-_ENVIRONMENT = {**os.environ, "PYTHONPATH": os.pathsep.join(str(path) for path in _PATHS if path)}
+_PYTHONPATH = os.pathsep.join(str(path) for path in _PATHS if path)
 
 
 @pytest.fixture
@@ -27,30 +31,42 @@ def corpus(tmp_path):
     return path
 
 
-def command(*arguments):
-    return [sys.executable, "-m", "studies.picogpt", *map(str, arguments)]
+@pytest.fixture
+def run(tmp_path, monkeypatch, capsys):
+    """Run a command in this process, in the folder of the test: its exit status and what it wrote."""
+    monkeypatch.chdir(tmp_path)
+
+    def run(*arguments):
+        monkeypatch.setattr(sys, "argv", ["studies.picogpt", *map(str, arguments)])
+        loggers = {name: logging.getLogger(name) for name in ("mpochain", "studies")}
+        before = {name: (logger.level, list(logger.handlers)) for name, logger in loggers.items()}
+        status = 0
+        try:
+            main()
+        except SystemExit as stop:
+            status = stop.code or 0
+        finally:
+            for name, logger in loggers.items():
+                logger.level, logger.handlers = before[name]
+        written = capsys.readouterr()
+        return SimpleNamespace(returncode=status, stdout=written.out, stderr=written.err)
+
+    return run
 
 
-def run(*arguments, cwd):
-    return subprocess.run(
-        command(*arguments), cwd=cwd, capture_output=True, text=True, timeout=120, env=_ENVIRONMENT, check=False
+def start(*arguments, cwd):
+    """Start a command in a process of its own, with the cache of the test."""
+    command = [sys.executable, "-m", "studies.picogpt", *map(str, arguments)]
+    environment = {**os.environ, "PYTHONPATH": _PYTHONPATH}
+    return subprocess.Popen(
+        command, cwd=cwd, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment
     )
 
 
-def interrupt_after_first_step(*arguments, cwd):
-    """Start a training, send Ctrl-C after its first step, and return its exit status and the rest of stderr."""
-    process = subprocess.Popen(command(*arguments), cwd=cwd, stderr=subprocess.PIPE, text=True, env=_ENVIRONMENT)
-    assert process.stderr.readline().startswith("corpus:")
-    assert "step 1/" in process.stderr.readline()
-    process.send_signal(signal.SIGINT)
-    _, errors = process.communicate(timeout=60)
-    return process.returncode, errors
-
-
-def test_demo(tmp_path, corpus):
+def test_demo(run, tmp_path, corpus):
     done = run(
         "demo", "--corpus", corpus, "--bond", 4, "--bond", 8, "--batch-size", 2, "--dense-steps", 4,
-        "--tuning-steps", 3, cwd=tmp_path,
+        "--tuning-steps", 3,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     lines = done.stdout.strip().splitlines()
@@ -74,67 +90,66 @@ def test_demo(tmp_path, corpus):
     assert all(f"{row['parameters']:,}" in page for row in result["rows"])
 
 
-def test_demo_refuses_before_it_works(tmp_path, corpus):
+def test_demo_refuses_before_it_works(run, tmp_path, corpus):
     (tmp_path / "taken").write_text("")
     began = time.monotonic()
-    done = run("demo", "--corpus", corpus, "--out", tmp_path / "taken" / "out", cwd=tmp_path)
+    done = run("demo", "--corpus", corpus, "--out", tmp_path / "taken" / "out")
     assert done.returncode == 1
     assert done.stderr.startswith("error: cannot write")
     assert done.stderr.count("\n") == 1
-    done = run("demo", "--corpus", tmp_path / "none.txt", cwd=tmp_path)
+    done = run("demo", "--corpus", tmp_path / "none.txt")
     assert (done.returncode, done.stderr.count("\n")) == (1, 1)
     assert "cannot read the corpus" in done.stderr
     corpus.write_text("too short")
-    done = run("demo", "--corpus", corpus, cwd=tmp_path)
+    done = run("demo", "--corpus", corpus)
     assert done.returncode == 1
     assert "too short" in done.stderr
     assert time.monotonic() - began < 60
 
 
 @pytest.mark.parametrize("arguments", [["demo", "--bond", "0"], ["demo", "--nonsense"], ["nonsense"], ["train"]])
-def test_wrong_usage(tmp_path, arguments):
-    done = run(*arguments, cwd=tmp_path)
+def test_wrong_usage(run, arguments):
+    done = run(*arguments)
     assert done.returncode == 2
     assert done.stdout == ""
 
 
-def test_help_names_every_command(tmp_path):
-    done = run("--help", cwd=tmp_path)
+def test_help_names_every_command(run):
+    done = run("--help")
     assert done.returncode == 0
     for name in ("demo", "study", "train"):
         assert name in done.stdout
 
 
-def test_train_refuses_before_it_works(tmp_path, corpus):
-    done = run("train", "--corpus", corpus, "--out", tmp_path, "--steps", 10_000, cwd=tmp_path)
+def test_train_refuses_before_it_works(run, tmp_path, corpus):
+    done = run("train", "--corpus", corpus, "--out", tmp_path, "--steps", 10_000)
     assert (done.returncode, done.stderr.count("\n")) == (1, 1)
     assert "it is a folder" in done.stderr
 
 
-def test_a_state_of_another_corpus_is_refused(tmp_path, corpus):
-    arguments = ["train", "--out", "m.safetensors", "--max-bond", 4, "--steps", 500, "--batch-size", 2]
-    status, _ = interrupt_after_first_step(*arguments, "--corpus", corpus, cwd=tmp_path)
-    assert status == 130
-    other = tmp_path / "other.txt"
-    other.write_text(prose(6000, seed=1), encoding="utf-8")
-    done = run(*arguments, "--corpus", other, cwd=tmp_path)
-    assert done.returncode == 1
-    assert "a run with corpus=" in done.stderr
+def test_an_interrupted_training_goes_on_to_the_bit(run, tmp_path, corpus):
+    def arguments(out, text=corpus):
+        return ["train", "--corpus", text, "--out", out, "--max-bond", 4, "--steps", 40, "--batch-size", 2]
 
-
-def test_an_interrupted_training_goes_on_to_the_bit(tmp_path, corpus):
-    def arguments(out):
-        return ["train", "--corpus", corpus, "--out", out, "--max-bond", 4, "--steps", 40, "--batch-size", 2]
-
-    uninterrupted = run(*arguments("uninterrupted.safetensors"), cwd=tmp_path)
-    assert uninterrupted.returncode == 0, uninterrupted.stderr
-    status, errors = interrupt_after_first_step(*arguments("resumed.safetensors"), cwd=tmp_path)
-    assert status == 130, errors
+    # All in processes of their own: plans depend on constants that this one may have measured before.
+    uninterrupted, _ = start(*arguments("uninterrupted.safetensors"), cwd=tmp_path).communicate(timeout=120)
+    process = start(*arguments("resumed.safetensors"), cwd=tmp_path)
+    assert process.stderr.readline().startswith("corpus:")
+    assert "step 1/" in process.stderr.readline()
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 130, errors
     assert "interrupted; the state is saved in" in errors
     assert (tmp_path / "resumed.safetensors.state").exists()
-    resumed = run(*arguments("resumed.safetensors"), cwd=tmp_path)
-    assert resumed.returncode == 0, resumed.stderr
-    a, b = json.loads(uninterrupted.stdout), json.loads(resumed.stdout)
+
+    other = tmp_path / "other.txt"
+    other.write_text(prose(6000, seed=1), encoding="utf-8")
+    refused = run(*arguments("resumed.safetensors", other))
+    assert refused.returncode == 1
+    assert "a run with corpus=" in refused.stderr
+
+    resumed, _ = start(*arguments("resumed.safetensors"), cwd=tmp_path).communicate(timeout=120)
+    a, b = json.loads(uninterrupted), json.loads(resumed)
     assert a["validation"] == b["validation"]
     assert a["steps"] == b["steps"] == 40
     one, other = (load_file(tmp_path / f"{name}.safetensors") for name in ("uninterrupted", "resumed"))
