@@ -67,7 +67,9 @@ def compress(
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Only print the predicted result for each layer; write nothing.")
     ] = False,
-    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Show a row for every layer, and details in the log.")] = False,
+    verbose: Annotated[
+        bool, typer.Option("--verbose", "-v", help="Show a row for every layer, and details in the log.")
+    ] = False,
     as_json: Json = False,
 ) -> None:
     """Compress a language model and write it to a folder with report.html and report.json.
