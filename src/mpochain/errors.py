@@ -1,8 +1,30 @@
-"""Exceptions raised by mpochain, all of them subclasses of :class:`MPOError`."""
+"""Exceptions raised by mpochain, all of them subclasses of :class:`MPOError`, and safe display of text from files."""
+
+import re
+
+# Control characters other than tabs and line ends, lone surrogates, separators of lines and paragraphs, and the marks
+# that change the direction of writing, with which a text can look like another one.
+_UNSAFE = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
+
+
+def printable(text: str) -> str:
+    r"""Escape the characters of a text that could control a terminal or change how the text around them looks.
+
+    Names and texts that come from files are shown this way. The escapes are valid in JSON.
+
+    Example:
+        >>> print(printable("\x1b[31mred\nblue"))
+        \u001b[31mred
+        blue
+    """
+    return _UNSAFE.sub(lambda match: f"\\u{ord(match[0]):04x}", text)
 
 
 class MPOError(Exception):
-    """Base class of all errors raised by mpochain."""
+    """Base class of all errors raised by mpochain. Its message is escaped by :func:`printable`."""
+
+    def __str__(self) -> str:
+        return printable(super().__str__())
 
 
 class ArgumentError(MPOError, ValueError):

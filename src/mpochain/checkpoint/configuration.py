@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import re
 from pathlib import Path
@@ -11,8 +10,9 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from mpochain.errors import CheckpointError
+from mpochain.system.reading import file_within, read_bytes, sha256_of
 
-__all__ = ["CONFIG", "TENSORS", "VERSION", "Configuration", "digest", "is_checkpoint", "read_configuration"]
+__all__ = ["CONFIG", "TENSORS", "VERSION", "Configuration", "is_checkpoint", "read_configuration", "tensors_file"]
 
 VERSION = 1
 CONFIG = "config.json"
@@ -26,6 +26,7 @@ class _HuggingFace(BaseModel):
     library: Literal["transformers"]
     name: Annotated[str, Field(pattern=r"^[A-Za-z][A-Za-z0-9_]*$", max_length=200)]
     config: dict[str, Any]
+    generation: dict[str, Any] | None = None
 
 
 class Configuration(BaseModel):
@@ -38,24 +39,27 @@ class Configuration(BaseModel):
         sha256: SHA-256 of that file.
         layers: entry of each compressed layer, by its name in the model.
         tied: maps the name of each tied tensor to the name under which it is stored.
-        model: class and configuration of a Hugging Face model; None for other models.
+        buffers: names of stored buffers that the model's state dict leaves out, so that an architecture on the meta
+            device can be given their values. Hugging Face models compute theirs.
+        model: class, configuration and generation configuration of a Hugging Face model; None for other models.
     """
 
     model_config = ConfigDict(extra="forbid")
 
     format: Literal["mpochain"]
     version: int
-    tensors: Annotated[str, Field(pattern=TENSORS.pattern)]
+    tensors: Annotated[str, Field(pattern=f"^{TENSORS.pattern}$")]
     sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
     layers: dict[str, Any]
     tied: dict[str, str]
+    buffers: list[str] = []
     model: _HuggingFace | None
 
 
 def is_checkpoint(folder: Path) -> bool:
     """True if the folder's ``config.json`` has the format of this library; the tensors are not checked."""
     try:
-        data = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
+        data = _read(folder / CONFIG)
     except (OSError, ValueError, RecursionError):
         return False
     return isinstance(data, dict) and data.get("format") == "mpochain"
@@ -65,20 +69,22 @@ def read_configuration(file: Path) -> Configuration:
     """Read and validate the configuration of a checkpoint.
 
     Raises:
-        CheckpointError: the file is missing, damaged, too large or of another version. The message names the field.
+        CheckpointError: the file is missing, damaged, too large, not a regular file of its folder, or of another
+            version. The message names the field.
     """
     try:
-        if file.stat().st_size > _LONGEST_CONFIG:
-            raise CheckpointError(f"{file} is too large for a configuration, over {_LONGEST_CONFIG >> 20} MiB")
-        data = json.loads(file.read_text(encoding="utf-8"))
+        data = _read(file)
     except (OSError, ValueError, RecursionError) as error:
-        raise CheckpointError(f"{file} cannot be read as the configuration of a checkpoint: {error}") from error
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise CheckpointError(f"{file} cannot be read as the configuration of a checkpoint: {reason}") from error
     if isinstance(data, dict) and data.get("format") != "mpochain":
         raise CheckpointError(
-            f"{file}: format is {data.get('format')!r}, expected 'mpochain' (a compressed model's checkpoint)"
+            f"{file}: format is {repr(data.get('format'))[:80]}, expected 'mpochain' (a compressed model's checkpoint)"
         )
     if isinstance(data, dict) and data.get("version") != VERSION:
-        raise CheckpointError(f"{file}: version {data.get('version')!r} is unknown; this release reads {VERSION}")
+        raise CheckpointError(
+            f"{file}: version {repr(data.get('version'))[:80]} is unknown; this release reads {VERSION}"
+        )
     try:
         return Configuration.model_validate(data)
     except ValidationError as error:
@@ -87,7 +93,18 @@ def read_configuration(file: Path) -> Configuration:
         raise CheckpointError(f"{file}: {where}: {first['msg']}") from error
 
 
-def digest(file: Path) -> str:
-    """SHA-256 of a file, in hexadecimal; the file is read in pieces."""
-    with file.open("rb") as opened:
-        return hashlib.file_digest(opened, "sha256").hexdigest()
+def tensors_file(folder: Path, config: Configuration) -> tuple[Path, bool]:
+    """Return the file of tensors of a checkpoint, and whether its hash is the one that the configuration states.
+
+    Raises:
+        CheckpointError: the file is missing, cannot be read, or is not a regular file of the folder.
+    """
+    try:
+        path = file_within(folder, config.tensors)
+        return path, sha256_of(path) == config.sha256
+    except OSError as error:
+        raise CheckpointError(f"{folder / config.tensors} cannot be read: {error.strerror or error}") from error
+
+
+def _read(file: Path) -> Any:
+    return json.loads(read_bytes(file_within(file.parent, file.name), _LONGEST_CONFIG).decode())

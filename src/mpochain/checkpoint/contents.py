@@ -9,27 +9,14 @@ from pathlib import Path
 import safetensors
 import torch
 
-from mpochain.checkpoint.configuration import CONFIG, digest, read_configuration
+from mpochain.checkpoint.configuration import CONFIG, read_configuration, tensors_file
+from mpochain.checkpoint.elements import DTYPES
 from mpochain.errors import CheckpointError, MPOError
 from mpochain.nn import CompressedLayer
 from mpochain.nn.layer import layer_of
 from mpochain.system.folders import read_unchanged
 
 __all__ = ["Contents", "StoredLayer", "contents"]
-
-# Element types by their safetensors names.
-_DTYPES = {
-    "F64": torch.float64,
-    "F32": torch.float32,
-    "F16": torch.float16,
-    "BF16": torch.bfloat16,
-    "I64": torch.int64,
-    "I32": torch.int32,
-    "I16": torch.int16,
-    "I8": torch.int8,
-    "U8": torch.uint8,
-    "BOOL": torch.bool,
-}
 
 
 @dataclass(frozen=True)
@@ -103,21 +90,20 @@ def contents(folder: Path | str) -> Contents:
 
 def _contents(folder: Path) -> Contents:
     config = read_configuration(folder / CONFIG)
-    file = folder / config.tensors
+    file, intact = tensors_file(folder, config)
     held: dict[str, tuple[str, int]] = {}
     try:
         with safetensors.safe_open(file, framework="pt") as stored:
             for name in sorted(stored.keys()):
                 part = stored.get_slice(name)
                 held[name] = part.get_dtype(), math.prod(part.get_shape())
-        intact = digest(file) == config.sha256
     except (safetensors.SafetensorError, OSError) as error:
         raise CheckpointError(f"{file} cannot be read: {error}") from error
 
     def total(names: list[str]) -> tuple[int, int]:
         tensors = [held[name] for name in names]
         floats = sum(count for dtype, count in tensors if "F" in dtype)
-        return floats, sum(count * _DTYPES.get(dtype, torch.float32).itemsize for dtype, count in tensors)
+        return floats, sum(count * DTYPES.get(dtype, torch.float32).itemsize for dtype, count in tensors)
 
     layers = []
     for name, description in config.layers.items():
@@ -130,7 +116,8 @@ def _contents(folder: Path) -> Contents:
             continue  # a head tied to another layer, and counted there
         numbers = _typed(layer, own).numbers()
         layers.append(StoredLayer(name, layer.shape, layer.form(), numbers.parameters, numbers.bytes))
-    parameters, size = total(list(held))
+    parameters, _ = total([name for name in held if name not in config.buffers])
+    _, size = total(list(held))
     return Contents(
         config.model.name if config.model is not None else None,
         tuple(layers),
@@ -144,7 +131,7 @@ def _contents(folder: Path) -> Contents:
 def _typed(layer: CompressedLayer, dtypes: dict[str, str]) -> CompressedLayer:
     """Give a layer on the meta device the element types of a file, so that ``numbers()`` returns the stored bytes."""
     tensors = {
-        name: torch.empty(tensor.shape, dtype=_DTYPES.get(dtypes.get(name, ""), tensor.dtype), device="meta")
+        name: torch.empty(tensor.shape, dtype=DTYPES.get(dtypes.get(name, ""), tensor.dtype), device="meta")
         for name, tensor in layer.state_dict().items()
     }
     layer.requires_grad_(False)  # integers have no gradients

@@ -2,29 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import safetensors
-import torch
-from torch import nn
+from torch import Tensor, nn
 
-from mpochain.checkpoint.configuration import CONFIG, Configuration, digest, read_configuration
-from mpochain.errors import ArgumentError, CheckpointError, MissingDependencyError, MPOError
+from mpochain.checkpoint.configuration import CONFIG, Configuration, read_configuration, tensors_file
+from mpochain.checkpoint.elements import require_elements, same_kind
+from mpochain.checkpoint.hugging_face import HuggingFaceModel
+from mpochain.errors import ArgumentError, CheckpointError, MPOError
 from mpochain.nn import CompressedLayer, RowEmbedding
 from mpochain.nn.dense import dense_shape
 from mpochain.nn.layer import layer_of
 from mpochain.surgery.finding import require_module
 from mpochain.surgery.replacement import replace_layers
 from mpochain.system.folders import read_unchanged
+from mpochain.system.memory import available_memory
 
 __all__ = ["load"]
-
-# Largest accepted integers in a model's configuration: in general, and for fields that set the length of lists or
-# tables.
-_LARGEST = 1 << 24
-_MOST = {"num_labels": 1 << 16, "position": 1 << 20, "n_ctx": 1 << 20}
 
 
 def load(folder: Path | str, model: nn.Module | None = None) -> nn.Module:
@@ -33,7 +30,8 @@ def load(folder: Path | str, model: nn.Module | None = None) -> nn.Module:
     Args:
         folder: folder of the checkpoint.
         model: the uncompressed architecture, best built under ``torch.device("meta")``; changed in place and returned.
-            Not needed for Hugging Face models.
+            Buffers on the meta device get their values from the checkpoint, also those that the state dict leaves out;
+            such buffers elsewhere keep their values. Not needed for Hugging Face models.
 
     Returns:
         The model, in evaluation mode.
@@ -41,6 +39,7 @@ def load(folder: Path | str, model: nn.Module | None = None) -> nn.Module:
     Raises:
         CheckpointError: a file is missing, damaged, malicious, or of another version or model. The message names the
             field.
+        ArgumentError: the architecture has tensors on the meta device that the checkpoint does not hold.
         MissingDependencyError: the model is a Hugging Face model, and transformers or accelerate is not installed.
 
     Example:
@@ -64,19 +63,24 @@ def load(folder: Path | str, model: nn.Module | None = None) -> nn.Module:
 
 def _load(folder: Path, model: nn.Module | None) -> nn.Module:
     config = read_configuration(folder / CONFIG)
-    file = folder / config.tensors
+    file, intact = tensors_file(folder, config)
+    if not intact:
+        raise CheckpointError(f"{file} is damaged: its sha256 is not the one in {CONFIG}")
     try:
-        if digest(file) != config.sha256:
-            raise CheckpointError(f"{file} is damaged: its sha256 is not the one in {CONFIG}")
         with safetensors.safe_open(file, framework="pt") as stored:
-            names = set(stored.keys())
-            if model is None:
+            names = set(stored.keys()) - set(config.buffers)
+            if model is not None:
+                _require_values(model, config.buffers)
+                _fill_buffers(model, stored, config.buffers, f"{folder / CONFIG}: buffers")
+            else:
                 # First a sketch on the meta device: some models allocate buffers, such as masks of all positions, whose
                 # size a malicious configuration could choose.
-                sketch = _architecture(config, len(names), folder, buffers="meta")
+                built = _hugging_face(config, folder)
+                sketch = built.sketch(len(names))
                 _replace(sketch, config.layers, folder)
                 _compare(sketch, stored, names, config.tied, file)
-                model = _architecture(config, len(names), folder, buffers="cpu")
+                _require_space(sketch, f"{folder / CONFIG}: model.config")
+                model = built.build()
             _replace(model, config.layers, folder)
             _compare(model, stored, names, config.tied, file)
             _fill(model, stored, names, config.tied)
@@ -86,50 +90,68 @@ def _load(folder: Path, model: nn.Module | None) -> nn.Module:
     return model.eval()
 
 
-def _architecture(config: Configuration, tensors: int, folder: Path, *, buffers: Literal["meta", "cpu"]) -> nn.Module:
-    """Build the Hugging Face model that the configuration names, with parameters on the meta device.
-
-    With ``buffers="cpu"`` its buffers have values, for those that the model computes and checkpoints do not store.
-    """
+def _hugging_face(config: Configuration, folder: Path) -> HuggingFaceModel:
     if config.model is None:
         raise CheckpointError(f"{folder} does not state its model class; pass the architecture to load() as model=")
+    where = f"{folder / CONFIG}: model"
     try:
-        import transformers
-        from accelerate import init_empty_weights
-    except ImportError as error:
-        raise MissingDependencyError(
-            "loading a Hugging Face model needs transformers and accelerate; install them with: "
-            "pip install 'mpochain[hf]'"
-        ) from error
-    kind: Any = getattr(transformers, config.model.name, None)
-    if not (isinstance(kind, type) and issubclass(kind, transformers.PreTrainedModel)):
-        raise CheckpointError(f"{folder / CONFIG}: model.name: transformers has no model {config.model.name!r}")
-    _check_sizes(config.model.config, tensors, f"{folder / CONFIG}: model.config")
-    try:
-        with torch.device("meta") if buffers == "meta" else init_empty_weights(include_buffers=False):
-            settings: Any = kind.config_class
-            return kind(settings.from_dict(config.model.config))
-    except Exception as error:  # a malicious configuration may make transformers raise anything
-        raise CheckpointError(f"{folder / CONFIG}: model.config: {error}") from error
+        return HuggingFaceModel(config.model.name, config.model.config, config.model.generation, where)
+    except RecursionError as error:
+        raise CheckpointError(f"{where}.config is nested too deeply") from error
 
 
-def _check_sizes(config: Any, tensors: int, where: str) -> None:
-    """Raise CheckpointError for integers that would make the architecture too large to build."""
-    if isinstance(config, dict):
-        for key, value in config.items():
-            if key.endswith("implementation") and isinstance(value, str) and not value.isidentifier():
-                # transformers would download code from there.
-                raise CheckpointError(f"{where}.{key} is {value!r}, expected the name of an implementation")
-            number = isinstance(value, int) and not isinstance(value, bool)
-            most = next((limit for part, limit in _MOST.items() if part in key), _LARGEST)
-            if "layer" in key:
-                most = tensors  # every layer has at least one tensor
-            if number and value > most:
-                raise CheckpointError(f"{where}.{key} is {value:,}, expected at most {most:,}")
-            _check_sizes(value, tensors, f"{where}.{key}")
-    elif isinstance(config, list):
-        for k, value in enumerate(config):
-            _check_sizes(value, tensors, f"{where}.{k}")
+def _require_values(model: nn.Module, buffers: Sequence[str]) -> None:
+    """Raise ArgumentError for tensors on the meta device that the checkpoint does not hold."""
+    stored = {id(value) for value in model.state_dict(keep_vars=True).values()}
+    for prefix, module in model.named_modules():
+        for attribute, value in _tensors_of(module):
+            name = f"{prefix}.{attribute}" if prefix else attribute
+            if value.device.type == "meta" and id(value) not in stored and name not in buffers:
+                raise ArgumentError(
+                    f"{name} is on the meta device, and the checkpoint does not hold its values; build the "
+                    "architecture on the CPU, or with accelerate.init_empty_weights(include_buffers=False)"
+                )
+
+
+def _fill_buffers(model: nn.Module, stored: Any, names: Sequence[str], where: str) -> None:
+    """Load the buffers that are on the meta device and that the state dict leaves out."""
+    listed, buffers = model.state_dict(), dict(model.named_buffers(remove_duplicate=False))
+    held = set(stored.keys())
+    for name in names:
+        if name in listed or name not in buffers or name not in held:
+            raise CheckpointError(f"{where}: {name!r} is not a buffer of the model that its state dict leaves out")
+        if buffers[name].device.type != "meta":
+            continue
+        shape, element = tuple(stored.get_slice(name).get_shape()), str(stored.get_slice(name).get_dtype())
+        expected = buffers[name]
+        if shape != tuple(expected.shape) or not same_kind(element, expected.dtype):
+            raise CheckpointError(
+                f"{where}: {name} has shape {shape} and type {element}, expected {tuple(expected.shape)} and "
+                f"{expected.dtype}"
+            )
+        owner, _, attribute = name.rpartition(".")
+        setattr(model.get_submodule(owner), attribute, stored.get_tensor(name))
+
+
+def _tensors_of(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    """Parameters, buffers and plain attributes of a module that are tensors."""
+    for attributes in (module._parameters, module._buffers, vars(module)):
+        for name, value in attributes.items():
+            if isinstance(value, Tensor):
+                yield name, value
+            elif isinstance(value, list | tuple):
+                yield from ((f"{name}.{k}", item) for k, item in enumerate(value) if isinstance(item, Tensor))
+
+
+def _require_space(sketch: nn.Module, where: str) -> None:
+    """Raise CheckpointError if the buffers that are computed instead of stored take more memory than there is."""
+    stored = {id(value) for value in sketch.state_dict(keep_vars=True).values()}
+    size = sum(value.numel() * value.element_size() for value in sketch.buffers() if id(value) not in stored)
+    available = available_memory()
+    if available is not None and size > available:
+        raise CheckpointError(
+            f"{where}: the model's tables take {size >> 20:,} MiB, but {available >> 20:,} MiB of memory are available"
+        )
 
 
 def _replace(model: nn.Module, layers: Mapping[str, Any], folder: Path) -> None:
@@ -178,6 +200,11 @@ def _compare(model: nn.Module, stored: Any, names: set[str], tied: Mapping[str, 
         shape = tuple(stored.get_slice(name).get_shape())
         if shape != tuple(wanted[name].shape):
             raise CheckpointError(f"{file}: {name} has shape {shape}, expected {tuple(wanted[name].shape)}")
+    elements = {name: str(stored.get_slice(name).get_dtype()) for name in names}
+    try:
+        require_elements(model, elements | {name: elements[target] for name, target in tied.items()})
+    except ArgumentError as error:
+        raise CheckpointError(f"{file}: {error}") from error
 
 
 def _fill(model: nn.Module, stored: Any, names: set[str], tied: Mapping[str, str]) -> None:

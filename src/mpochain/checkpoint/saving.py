@@ -11,7 +11,8 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn.utils.parametrize import is_parametrized
 
-from mpochain.checkpoint.configuration import CONFIG, TENSORS, VERSION, digest, is_checkpoint
+from mpochain.checkpoint.configuration import CONFIG, TENSORS, VERSION, is_checkpoint
+from mpochain.checkpoint.hugging_face import described
 from mpochain.errors import ArgumentError, OutputError
 from mpochain.nn import LAYERS, CompressedLayer
 from mpochain.surgery.finding import compressed_layers
@@ -19,6 +20,7 @@ from mpochain.system.faults import output_errors
 from mpochain.system.files import require_writable, write_bytes
 from mpochain.system.folders import replaced_together
 from mpochain.system.paths import require_path
+from mpochain.system.reading import sha256_of
 
 __all__ = ["is_outdated", "require_replaceable", "save", "write_checkpoint"]
 
@@ -70,11 +72,13 @@ def is_outdated(name: str) -> bool:
 
 
 def _write(model: nn.Module, layers: dict[str, Any], folder: Path) -> None:
+    hugging_face = described(model)
     tensors, tied = _tensors(model)
+    buffers = _unlisted_buffers(model) if hugging_face is None else {}
     partial = folder / "model.safetensors"
     with output_errors(folder):
-        save_file({name: value.contiguous() for name, value in tensors.items()}, partial)
-        sha256 = digest(partial)
+        save_file({name: value.contiguous() for name, value in (tensors | buffers).items()}, partial)
+        sha256 = sha256_of(partial)
         name = f"model-{sha256[:16]}.safetensors"
         partial.rename(folder / name)
     config = {
@@ -84,7 +88,8 @@ def _write(model: nn.Module, layers: dict[str, Any], folder: Path) -> None:
         "sha256": sha256,
         "layers": layers,
         "tied": tied,
-        "model": _hugging_face(model),
+        **({"buffers": list(buffers)} if buffers else {}),
+        "model": hugging_face,
     }
     write_bytes(folder / CONFIG, (json.dumps(config, indent=1) + "\n").encode())
 
@@ -145,8 +150,8 @@ def _tensors(model: nn.Module) -> tuple[dict[str, Tensor], dict[str, str]]:
     return tensors, tied
 
 
-def _hugging_face(model: nn.Module) -> dict[str, Any] | None:
-    config: Any = getattr(model, "config", None)
-    if not type(model).__module__.startswith("transformers.") or not hasattr(config, "to_json_string"):
-        return None
-    return {"library": "transformers", "name": type(model).__name__, "config": json.loads(config.to_json_string(False))}
+def _unlisted_buffers(model: nn.Module) -> dict[str, Tensor]:
+    """Buffers that the state dict leaves out, each tensor of its own, since a file cannot hold shared memory."""
+    listed = model.state_dict()
+    buffers = model.named_buffers(remove_duplicate=False)
+    return {name: value.clone() for name, value in buffers if name not in listed and value.device.type != "meta"}

@@ -25,9 +25,9 @@ from mpochain.cli.finetune import finetune
 from mpochain.cli.inspect import inspect
 from mpochain.cli.methods import CommandWithMethods, methods
 from mpochain.cli.plan import plan
-from mpochain.errors import ArgumentError, MPOError, RecipeError
+from mpochain.errors import ArgumentError, MPOError, RecipeError, printable
 from mpochain.system.interrupts import interrupts_between_steps
-from mpochain.system.log_lines import log_lines, printable
+from mpochain.system.log_lines import log_lines
 from mpochain.system.progress import hide_progress
 
 __all__ = ["app", "main"]

@@ -14,6 +14,8 @@ from typing import Annotated, Any
 import typer
 import yaml
 
+from mpochain.errors import printable
+
 __all__ = [
     "Budget",
     "CalibrationText",
@@ -171,7 +173,7 @@ def command_line() -> str:
 
 def print_json(data: Any) -> None:
     """Print data as indented JSON on stdout; a number that is not finite is null, as JSON has none."""
-    print(json.dumps(_finite(data), indent=2, ensure_ascii=False, allow_nan=False))
+    print(printable(json.dumps(_finite(data), indent=2, ensure_ascii=False, allow_nan=False)))
 
 
 def _finite(data: Any) -> Any:

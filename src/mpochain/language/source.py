@@ -13,6 +13,7 @@ from torch import nn
 
 from mpochain.checkpoint import is_checkpoint, is_outdated, load, require_replaceable, write_checkpoint
 from mpochain.errors import ArgumentError, CheckpointError, MissingDependencyError, OutputError
+from mpochain.language.pretrained import is_hub_name, read_dense, read_tokenizer, require_readable
 from mpochain.surgery import to_dense
 from mpochain.system.files import require_writable
 from mpochain.system.folders import folder_lock, read_unchanged, replaced_together
@@ -24,8 +25,6 @@ _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torc
 _TOKENIZER = "tokenizer"
 # Folders of transformers and of this library both use this name.
 _CONFIG = "config.json"
-# Strings that do not match are paths and never looked up on the hub, so that a wrong path fails at once.
-_HUB_NAME = re.compile(r"[A-Za-z0-9_][\w.-]*(/[A-Za-z0-9_][\w.-]*)?")
 
 # Files of a transformers folder, from which a model and its tokenizer are read.
 _DENSE_FILES = re.compile(
@@ -73,21 +72,25 @@ def load_language_model(source: str | Path, *, dtype: str = "auto") -> LanguageM
 def _load(source: str | Path, dtype: str) -> LanguageModel:
     transformers = _transformers()
     path = Path(source)
-    if not path.exists() and (path.suffix == ".gguf" or not _HUB_NAME.fullmatch(str(source))):
-        raise CheckpointError(f"cannot read a language model from {source}: no such file or folder")
+    if not path.exists() and (path.suffix == ".gguf" or not is_hub_name(source)):
+        raise CheckpointError(
+            f"cannot read a language model from {source}: no such file or folder; give a folder, a .gguf file, or a "
+            "name on the Hugging Face hub as organisation/name"
+        )
     compressed = is_checkpoint(path)
     stored = path / _TOKENIZER if compressed else path
     try:
         if path.suffix == ".gguf":
             model = _dequantised(transformers, path, dtype)
-            tokenizer = transformers.AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name)
+            tokenizer = read_tokenizer(transformers, path.parent, gguf_file=path.name)
         elif compressed:
+            require_readable(stored, links=False)
             model = load(path)
             model = model if dtype == "auto" else model.to(_DTYPES[dtype])
-            tokenizer = transformers.AutoTokenizer.from_pretrained(stored)
+            tokenizer = read_tokenizer(transformers, stored)
         else:
-            model = transformers.AutoModelForCausalLM.from_pretrained(source, dtype=dtype)
-            tokenizer = transformers.AutoTokenizer.from_pretrained(source)
+            model = read_dense(transformers, source, dtype=dtype)
+            tokenizer = read_tokenizer(transformers, source)
     except (OSError, ValueError, KeyError, TypeError, AttributeError, ImportError) as error:
         lines = str(error).strip().splitlines() or [type(error).__name__]
         raise CheckpointError(
@@ -189,9 +192,7 @@ def _is_of_dense_model(name: str) -> bool:
 
 
 def _dequantised(transformers: Any, path: Path, dtype: str) -> nn.Module:
-    loaded = transformers.AutoModelForCausalLM.from_pretrained(
-        path.parent, gguf_file=path.name, dtype=_DTYPES.get(dtype, torch.float32)
-    )
+    loaded = read_dense(transformers, path.parent, gguf_file=path.name, dtype=_DTYPES.get(dtype, torch.float32))
     config = loaded.config
     # The weights are dequantised, so a saved configuration must not call them quantised.
     if hasattr(config, "quantization_config"):

@@ -6,6 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from mpochain.errors import printable
+
 __all__ = ["Column", "markdown", "text", "text_within"]
 
 
@@ -30,7 +32,7 @@ class Column:
     def cell(self, record: Mapping[str, Any]) -> str:
         """The value of a record in this column, as text."""
         value = record[self.key]
-        return "-" if value is None else format(value, self.format)
+        return "-" if value is None else printable(format(value, self.format))
 
 
 def _cells(columns: Sequence[Column], records: Sequence[Mapping[str, Any]]) -> list[list[str]]:

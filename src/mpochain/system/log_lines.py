@@ -3,29 +3,12 @@
 from __future__ import annotations
 
 import logging
-import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-__all__ = ["log_lines", "printable"]
+from mpochain.errors import printable
 
-
-def printable(text: str) -> str:
-    r"""Escape the characters that would control a terminal, such as those of a hostile file name; lines stay lines.
-
-    Example:
-        >>> printable("a\x1b[31mb\nc")
-        'a\\x1b[31mb\nc'
-    """
-    return "".join(
-        character if character.isprintable() or character == "\n" else character.encode("unicode_escape").decode()
-        for character in text
-    )
-
-
-def _to_stderr(line: str) -> None:
-    # sys.stderr is looked up each time, because a progress bar replaces it while it is shown.
-    print(line, file=sys.stderr, flush=True)
+__all__ = ["log_lines"]
 
 
 class _Lines(logging.Handler):

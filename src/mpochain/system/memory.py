@@ -1,14 +1,16 @@
-"""Resident memory of this process: peak size, and immediate return of freed arrays to the operating system."""
+"""Memory of this process and machine: resident and available size, and immediate return of freed arrays."""
 
 from __future__ import annotations
 
 import ctypes
+import os
 import platform
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
-__all__ = ["freed_memory_returned", "peak_resident"]
+__all__ = ["anonymous_resident", "available_memory", "freed_memory_returned", "peak_resident"]
 
 # M_MMAP_THRESHOLD of glibc's mallopt, from malloc.h: arrays of at least this many bytes get their own mapping.
 _MMAP_THRESHOLD = -3
@@ -29,6 +31,36 @@ def peak_resident() -> int | None:
         return None
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak << 10  # kibibytes, but bytes on macOS
+
+
+def anonymous_resident() -> int:
+    """Resident memory of this process without mapped files, in bytes; the peak where only that is available, or 0.
+
+    Example:
+        >>> anonymous_resident() >= 0
+        True
+    """
+    try:
+        _, resident, shared, *_ = Path("/proc/self/statm").read_text(encoding="ascii").split()
+    except (OSError, ValueError):
+        return peak_resident() or 0
+    return (int(resident) - int(shared)) * os.sysconf("SC_PAGE_SIZE")
+
+
+def available_memory() -> int | None:
+    """Memory that new arrays can take without swapping, in bytes; None if it is not available.
+
+    Example:
+        >>> (available_memory() or 1 << 30) > 1 << 20
+        True
+    """
+    try:
+        for line in Path("/proc/meminfo").read_text(encoding="ascii").splitlines():
+            if line.startswith("MemAvailable:"):
+                return int(line.split()[1]) << 10
+    except (OSError, ValueError, IndexError):
+        pass
+    return None
 
 
 @contextmanager

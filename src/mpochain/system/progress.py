@@ -52,7 +52,7 @@ class TrainingProgress:
         self._bar: Progress | None = None
         if console.is_terminal and not _hidden:
             self._bar = Progress(
-                TextColumn("{task.description}"),
+                TextColumn("{task.description}", markup=False),
                 BarColumn(),
                 MofNCompleteColumn(),
                 TextColumn("loss {task.fields[loss]:.3f}  {task.fields[rate]:,.0f} tokens/s"),
@@ -105,7 +105,11 @@ def counting() -> Iterator[Counters]:
         yield _line_counter
         return
     with Progress(
-        TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), console=console
+        TextColumn("{task.description}", markup=False),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+        console=console,
     ) as progress:
 
         def bar_counter(label: str) -> Counter:

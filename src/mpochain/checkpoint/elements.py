@@ -1,0 +1,95 @@
+"""Element types of stored tensors, compared with those that the model's layers can compute with."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+
+from mpochain.errors import ArgumentError
+from mpochain.nn import CompressedLayer
+from mpochain.nn.dense import dense_shape
+
+__all__ = ["DTYPES", "require_elements", "same_kind"]
+
+# Element types by their safetensors names.
+DTYPES: dict[str, torch.dtype] = {
+    "BOOL": torch.bool,
+    "U8": torch.uint8,
+    "I8": torch.int8,
+    "U16": torch.uint16,
+    "I16": torch.int16,
+    "U32": torch.uint32,
+    "I32": torch.int32,
+    "U64": torch.uint64,
+    "I64": torch.int64,
+    "F8_E4M3": torch.float8_e4m3fn,
+    "F8_E5M2": torch.float8_e5m2,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+    "F32": torch.float32,
+    "F64": torch.float64,
+    "C64": torch.complex64,
+}
+# Types in which torch computes products.
+_FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+# Types of indices, which torch uses interchangeably.
+_INDICES = (torch.int32, torch.int64)
+
+
+def require_elements(model: nn.Module, stored: Mapping[str, str]) -> None:
+    """Check the element types of stored tensors against the model that they are for.
+
+    Floating-point tensors may have any type that torch computes in, and all of a compressed or dense layer must have
+    the same one. Other tensors must have the type of the model's.
+
+    Args:
+        model: the model, whose tensors may be on the meta device.
+        stored: safetensors name of the element type of each tensor in the model's state dict.
+
+    Raises:
+        ArgumentError: another type. The message names the tensor.
+
+    Example:
+        >>> require_elements(nn.Linear(2, 2), {"weight": "F16", "bias": "F16"})
+    """
+    expected = model.state_dict()
+    for name, element in stored.items():
+        wanted = expected[name].dtype
+        if not same_kind(element, wanted):
+            raise ArgumentError(f"{name} has elements of type {element}, expected {_expected(wanted)}")
+    for prefix, layer in model.named_modules():
+        if not isinstance(layer, CompressedLayer | nn.Embedding) and dense_shape(layer) is None:
+            continue
+        types: dict[str, str] = {}
+        for name, value in _floats(layer).items():
+            full = f"{prefix}.{name}" if prefix else name
+            if full in stored and value.dtype in _FLOATS:
+                types.setdefault(stored[full], full)
+        if len(types) > 1:
+            listed = " and ".join(f"{name} of type {element}" for element, name in list(types.items())[:2])
+            raise ArgumentError(f"a layer holds {listed}; expected one type of floating-point numbers per layer")
+
+
+def _floats(layer: nn.Module) -> dict[str, Tensor]:
+    return {name: value for name, value in layer.state_dict().items() if value.is_floating_point()}
+
+
+def same_kind(element: str, wanted: torch.dtype) -> bool:
+    """True if a stored element type, by its safetensors name, can take the place of another.
+
+    Example:
+        >>> same_kind("F16", torch.float32), same_kind("I8", torch.int32)
+        (True, False)
+    """
+    dtype = DTYPES.get(element)
+    if dtype == wanted:
+        return True
+    return (dtype in _FLOATS and wanted in _FLOATS) or (dtype in _INDICES and wanted in _INDICES)
+
+
+def _expected(wanted: torch.dtype) -> str:
+    names = {dtype: name for name, dtype in DTYPES.items()}
+    group = next((group for group in (_FLOATS, _INDICES) if wanted in group), (wanted,))
+    return " or ".join(names.get(dtype, str(dtype)) for dtype in group)

@@ -1,0 +1,110 @@
+"""Reading of models and tokenizers with transformers: no code from files, and no hub for what is a path.
+
+transformers asks on the terminal whether to run code of a model's folder, and looks up on the hub what it does not find
+in a folder. Here code never runs, and the hub is asked only for names ``organisation/name`` that are not paths.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import stat
+from pathlib import Path
+from typing import Any
+
+from mpochain.checkpoint.hugging_face import require_own_implementations
+from mpochain.errors import CheckpointError
+from mpochain.system.reading import file_within, read_bytes
+
+__all__ = ["is_hub_name", "read_dense", "read_tokenizer", "require_readable"]
+
+_HUB_NAME = re.compile(r"[A-Za-z0-9_][\w.-]*/[A-Za-z0-9_][\w.-]*")
+_CONFIG, _LONGEST_CONFIG = "config.json", 64 << 20
+# Files of which transformers needs at least one to build a tokenizer.
+_TOKENIZER_FILES = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "tokenizer.model",
+    "vocab.json",
+    "vocab.txt",
+    "tekken.json",
+)
+
+
+def is_hub_name(source: str | Path) -> bool:
+    """True if a source of a model is a name on the Hugging Face hub and not a path.
+
+    A name whose first part is a folder here is a path, so that a mistyped path is an error at once.
+
+    Example:
+        >>> is_hub_name("HuggingFaceTB/SmolLM2-135M"), is_hub_name("./small/model"), is_hub_name("gpt2")
+        (True, False, False)
+    """
+    name = str(source)
+    return _HUB_NAME.fullmatch(name) is not None and not Path(name).exists() and not Path(name).parent.exists()
+
+
+def require_readable(folder: Path, *, links: bool) -> None:
+    """Check that a folder holds only regular files and folders, so that nothing in it blocks a reader.
+
+    Args:
+        folder: folder of a model.
+        links: whether symbolic links may lead out of the folder.
+
+    Raises:
+        CheckpointError: a pipe, socket or device, or a link out of the folder. The message names it.
+    """
+    for entry in sorted(folder.rglob("*")):
+        try:
+            mode = entry.stat().st_mode
+            if not links:
+                file_within(folder, str(entry.relative_to(folder)))
+        except OSError as error:
+            raise CheckpointError(f"{entry} cannot be read: {error.strerror or error}") from error
+        if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
+            raise CheckpointError(f"{entry} is neither a file nor a folder; remove it from the model's folder")
+
+
+def read_dense(transformers: Any, source: str | Path, **options: Any) -> Any:
+    """Read a causal language model that transformers wrote, from a folder, a GGUF file's folder or the hub.
+
+    Raises:
+        CheckpointError: the folder has no configuration, or it names an implementation to download.
+    """
+    local = not is_hub_name(source)
+    if local and "gguf_file" not in options:
+        _require_configuration(Path(source))
+    name = str(Path(source).resolve()) if local else str(source)
+    return transformers.AutoModelForCausalLM.from_pretrained(
+        name, trust_remote_code=False, local_files_only=local, **options
+    )
+
+
+def read_tokenizer(transformers: Any, source: str | Path, **options: Any) -> Any:
+    """Read a tokenizer that transformers wrote, from a folder, a GGUF file's folder or the hub.
+
+    Raises:
+        CheckpointError: the folder has no tokenizer.
+    """
+    local = not is_hub_name(source)
+    if local and "gguf_file" not in options and not any((Path(source) / name).is_file() for name in _TOKENIZER_FILES):
+        raise CheckpointError(
+            f"{source} holds no tokenizer; write one there with save_pretrained, or save the model with "
+            "mpochain.language.save_language_model"
+        )
+    name = str(Path(source).resolve()) if local else str(source)
+    return transformers.AutoTokenizer.from_pretrained(name, trust_remote_code=False, local_files_only=local, **options)
+
+
+def _require_configuration(folder: Path) -> None:
+    require_readable(folder, links=True)
+    file = folder / _CONFIG
+    try:
+        fields = json.loads(read_bytes(file, _LONGEST_CONFIG).decode())
+        require_own_implementations(fields, f"{file}", CheckpointError)
+    except (OSError, ValueError, RecursionError) as error:
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise CheckpointError(
+            f"cannot read a language model from {folder}: {file.name}: {reason}; expected a folder written by mpochain "
+            "or transformers"
+        ) from error
