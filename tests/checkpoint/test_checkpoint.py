@@ -150,7 +150,7 @@ def _edit(folder, change):
             "layers.4.parts.2: Input tag 'sum'",
         ),
         (lambda c: c["layers"]["4"]["parts"][0].update(bias=True), "layers.4: only one part"),
-        (lambda c: c["layers"]["4"]["parts"][0].update(rank=0), "layers.4.parts.0.interpolative.rank: Input"),
+        (lambda c: c["layers"]["4"]["parts"][0].update(rank=0), "layers.4.parts.0.rank: Input"),
         (lambda c: c["layers"]["4"]["parts"][0].update(out_features=1 << 30), "layers.4 is a 1073741824x4"),
         (lambda c: c["layers"]["4"]["parts"][1]["terms"][0].update(bonds=[99]), "layers.4.*not attainable"),
         (lambda c: c["layers"].pop("2"), "missing or unexpected tensors"),
