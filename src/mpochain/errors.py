@@ -1,10 +1,11 @@
 """Exceptions raised by mpochain, all of them subclasses of :class:`MPOError`, and safe display of text from files."""
 
-import re
+import json
 
-# Control characters other than tabs and line ends, lone surrogates, separators of lines and paragraphs, and the marks
-# that change the direction of writing, with which a text can look like another one.
-_UNSAFE = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
+# Line ends and tabs, and the marks that join letters of scripts such as Persian and the parts of emoji.
+_SHOWN = "\n\t\u200c\u200d"
+# Spaces of a fixed width, which Python does not count as printable.
+_SPACES = frozenset("\u00a0\u1680\u202f\u205f\u3000") | {chr(code) for code in range(0x2000, 0x200B)}
 
 
 def printable(text: str) -> str:
@@ -17,7 +18,11 @@ def printable(text: str) -> str:
         \u001b[31mred
         blue
     """
-    return _UNSAFE.sub(lambda match: f"\\u{ord(match[0]):04x}", text)
+    return "".join(character if _is_shown(character) else json.dumps(character)[1:-1] for character in text)
+
+
+def _is_shown(character: str) -> bool:
+    return character.isprintable() or character in _SHOWN or character in _SPACES
 
 
 class MPOError(Exception):

@@ -103,7 +103,7 @@ def test_how_much_is_printed(call, tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("error", "status", "message"),
     [
-        (ArgumentError("a\x1b[31mb"), 2, "error: a\\x1b[31mb\n"),
+        (ArgumentError("a\x1b[31mb"), 2, "error: a\\u001b[31mb\n"),
         (RecipeError("a"), 2, "error: a\n"),
         (CheckpointError("a"), 1, "error: a\n"),
         (OutputError("a"), 1, "error: a\n"),

@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 import logging
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from mpochain.errors import printable
 
 __all__ = ["log_lines"]
+
+
+def _to_stderr(line: str) -> None:
+    # sys.stderr is looked up each time, because a progress bar replaces it while it is shown.
+    print(line, file=sys.stderr, flush=True)
 
 
 class _Lines(logging.Handler):
