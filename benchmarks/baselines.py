@@ -27,4 +27,4 @@ class PlainChain(nn.Module):
         self.layer = layer
 
     def forward(self, x: Tensor) -> Tensor:
-        return MPOChain(self.layer.cores[0], self.layer.spec) @ x
+        return MPOChain(self.layer.cores[0], self.layer.spec).apply(x)

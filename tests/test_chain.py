@@ -102,7 +102,62 @@ def test_product_with_vectors_equals_the_dense_one(spec, seed, lead):
     chain = chain_of(spec, seed)
     x = np.random.default_rng(seed).normal(size=(*lead, spec.in_features))
     W = chain.to_matrix()
-    close(chain @ x, x @ W.T, np.abs(W).max() * spec.in_features)
+    close(chain.apply(x), x @ W.T, np.abs(W).max() * spec.in_features)
+
+
+@given(specs(), SEEDS, st.lists(st.integers(1, 3), max_size=2), st.integers(0, 3))
+def test_matmul_is_that_of_the_dense_matrix(spec, seed, lead, columns):
+    chain = chain_of(spec, seed)
+    W, rng = chain.to_matrix(), np.random.default_rng(seed)
+    scale = np.abs(W).max() * max(spec.shape)
+    right = rng.normal(size=(*lead, spec.in_features, columns))
+    left = rng.normal(size=(*lead, columns, spec.out_features))
+    close(chain @ right, W @ right, scale)
+    close(left @ chain, left @ W, scale)
+    close(chain @ np.ones(spec.in_features), W @ np.ones(spec.in_features), scale)
+    close(np.ones(spec.out_features) @ chain, np.ones(spec.out_features) @ W, scale)
+
+
+@given(specs(max_sites=3), SEEDS, st.data())
+def test_the_product_of_chains_is_the_chain_of_the_product(spec, seed, data):
+    in_dims = [data.draw(st.integers(1, 3)) for _ in range(spec.sites)]
+    other = ChainSpec(spec.in_dims, in_dims, 2, out_features=spec.in_features)
+    a, b = chain_of(spec, seed), chain_of(other, seed + 1)
+    product = a @ b
+    A, B = a.to_matrix(), b.to_matrix()
+    close(product.to_matrix(), A @ B, np.linalg.norm(A) * np.linalg.norm(B))
+    assert product.shape == (spec.out_features, other.in_features)
+    assert product.spec == product.spec.with_bonds(bonds=product.spec.bonds), "the bonds of a product are attainable"
+    assert product.relative_error == 0.0
+
+
+@pytest.mark.parametrize("operation", ["sum", "difference", "product", "difference of close matrices"])
+def test_errors_of_sums_and_products_of_truncated_chains_are_bounded(operation):
+    rng = np.random.default_rng(0)
+    spec = ChainSpec((4, 4), (4, 4), 12)
+    A, B = rng.normal(size=(2, 16, 16))
+    if operation == "difference of close matrices":
+        B = A + 1e-3 * B
+    a, b = MPOChain.from_matrix(A, spec), MPOChain.from_matrix(B, spec)
+    assert a.relative_error > 0
+    dense = {"sum": A + B, "product": A @ B}.get(operation, A - B)
+    chain = {"sum": lambda: a + b, "product": lambda: a @ b}.get(operation, lambda: a - b)()
+    true = np.linalg.norm(dense - chain.to_matrix()) / np.linalg.norm(dense)
+    assert 0 < true <= chain.relative_error
+    assert chain.error_is_bound
+    assert "relative_error<=" in repr(chain)
+    if operation in ("sum", "difference"):
+        assert chain.relative_error < 10 * true
+    # A truncation compares with the chain that it truncates, exactly.
+    assert not chain.truncate(2).error_is_bound
+
+
+def test_errors_of_multiples_transposes_and_canonical_forms_stay():
+    A = np.random.default_rng(0).normal(size=(16, 16))
+    chain = MPOChain.from_matrix(A, ChainSpec((4, 4), (4, 4), 3))
+    for result in (chain * 3.0, -chain, chain.T, chain.canonicalize(1)):
+        assert (result.relative_error, result.error_is_bound) == (chain.relative_error, False)
+    assert (chain + chain).T.error_is_bound
 
 
 @given(specs(), SEEDS, st.integers(1, 40))
@@ -130,8 +185,19 @@ def test_every_library(library):
     chain = MPOChain(tuple(LIBRARIES[library](core) for core in cores(spec, 0)), spec)
     W = np.asarray(chain.to_matrix())
     x = np.random.default_rng(1).normal(size=(2, 9))
-    close(chain @ LIBRARIES[library](x), x @ W.T)
-    for result in (chain.canonicalize(1), chain.truncate(2), chain + chain, chain.T, 2.0 * chain):
+    close(chain.apply(LIBRARIES[library](x)), x @ W.T)
+    close(chain @ LIBRARIES[library](x.T), W @ x.T)
+    close(LIBRARIES[library](x @ W.T) @ chain, x @ W.T @ W)
+    close((chain.T @ chain).to_matrix(), W.T @ W)
+    for result in (
+        chain.canonicalize(1),
+        chain.truncate(2),
+        chain + chain,
+        chain @ chain.T,
+        chain.T,
+        2.0 * chain,
+        np.float64(2) * chain,
+    ):
         assert type(result.cores[0]) is type(chain.cores[0])
     close((chain + chain).to_matrix(), 2 * W)
     assert chain.truncate(2).relative_error > 0
@@ -197,9 +263,21 @@ class TestBadInput:
 
     def test_input_of_the_wrong_width(self):
         with pytest.raises(MPOError, match=r"must be 4, got shape \(3, 5\)"):
-            self.CHAIN @ np.ones((3, 5))
-        with pytest.raises(MPOError, match="must be 4"):
-            self.CHAIN @ np.array(1.0)
+            self.CHAIN.apply(np.ones((3, 5)))
+        for wrong in (np.ones((5, 4)), np.ones(5), np.array(1.0)):
+            with pytest.raises(MPOError, match=r"vector or matrix M of 4 rows, got shape"):
+                self.CHAIN @ wrong
+        for wrong in (np.ones((6, 5)), np.ones(4), np.array(1.0)):
+            with pytest.raises(MPOError, match=r"vector or matrix M of 6 columns, got shape"):
+                wrong @ self.CHAIN
+        with pytest.raises(TypeError):
+            self.CHAIN @ "text"
+
+    def test_products_of_chains_that_do_not_fit(self):
+        with pytest.raises(MPOError, match="the second needs 4 rows"):
+            self.CHAIN @ self.CHAIN
+        with pytest.raises(MPOError, match=r"equal inner dims, got in_dims \(2, 2\) and out_dims \(4, 1\)"):
+            self.CHAIN @ chain_of(ChainSpec((4, 1), (2, 2), 2), 0)
 
     def test_center(self):
         for center in (-1, 2, 0.5):

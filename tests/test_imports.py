@@ -14,7 +14,7 @@ import mpochain
 
 ROOT = Path(mpochain.__file__).parent
 
-_VALUES = {"errors", "spec", "shapes", "arrays", "decomposition", "chain", "factorization"}
+_VALUES = {"errors", "spec", "shapes", "arrays", "linalg", "decomposition", "algebra", "chain", "factorization"}
 _LAYERS = _VALUES | {"validation", "architectures", "planning", "execution", "nn", "surgery"}
 
 # Layer -> layers it may import. docs/decisions/ says where this differs from the first design.
@@ -26,9 +26,11 @@ ALLOWED = {
     "spec": {"errors"},
     "shapes": {"errors", "spec"},
     "arrays": {"errors"},
-    "decomposition": {"errors", "spec", "shapes", "arrays"},
-    "chain": {"errors", "spec", "arrays", "decomposition"},
-    "factorization": {"errors", "spec", "arrays", "chain"},
+    "linalg": {"errors", "arrays"},
+    "decomposition": {"errors", "spec", "shapes", "arrays", "linalg"},
+    "algebra": {"errors", "spec", "arrays", "decomposition"},
+    "chain": {"errors", "spec", "arrays", "decomposition", "algebra"},
+    "factorization": {"errors", "spec", "arrays", "chain", "decomposition"},
     "planning": {"errors", "system", "spec", "arrays"},
     "execution": {"errors", "system", "spec", "planning"},
     "nn": _VALUES | {"validation", "architectures", "planning", "execution"},

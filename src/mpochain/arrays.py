@@ -1,12 +1,11 @@
-"""Array functions for NumPy, PyTorch and JAX: element types, validation, norms, QR and SVD.
+"""Array functions for NumPy, PyTorch and JAX: element types, validation, range of numbers, norms.
 
-Adds to array-api-compat: promotion of short float types, validation, a norm without overflow, and a singular value
-decomposition with a fallback for matrices on which LAPACK's divide and conquer does not converge.
+Adds to array-api-compat: promotion of short float types, validation, and norms without overflow or underflow.
+:mod:`mpochain.linalg` has the matrix factorisations.
 """
 
 from __future__ import annotations
 
-import contextlib
 import math
 from typing import Any
 
@@ -20,13 +19,16 @@ __all__ = [
     "cast",
     "detached",
     "dtype_name",
+    "in_range",
+    "ldexp",
     "namespace",
     "norm",
+    "peak",
     "promoted",
-    "qr",
+    "relative_distance",
     "require_finite",
     "require_matrix",
-    "svd",
+    "times_power_of_two",
     "to_numpy",
     "zeros",
 ]
@@ -159,62 +161,104 @@ def _sum_of_squares(x: Array) -> float:
         return float(xp.sum(cast(sums, "float64"))) + float(xp.sum(rest * rest))
 
 
+# Arrays whose largest entry is within these powers of two keep their scale: sums of squares, and products of a few such
+# arrays, stay in the range of float32.
+_SAFE_EXPONENT = 30
+
+# Largest power of two in one multiplication, by element type.
+_LARGEST_STEP = {"float16": 14, "bfloat16": 120, "float32": 120, "float64": 1000}
+
+
+def peak(x: Array) -> float:
+    """Largest absolute entry; 0 for an empty array.
+
+    Example:
+        >>> peak(np.array([1.0, -3.0]))
+        3.0
+    """
+    xp = namespace(x)
+    x = detached(x)
+    return max(float(xp.max(x)), -float(xp.min(x))) if 0 not in x.shape else 0.0
+
+
+def times_power_of_two(x: Array, exponent: int) -> Array:
+    """``x * 2**exponent``, exact unless the result leaves the range of its element type.
+
+    Example:
+        >>> times_power_of_two(np.array([1e-300]), 1000) * 2.0**-1000
+        array([1.e-300])
+    """
+    largest = _LARGEST_STEP.get(dtype_name(x), 120)
+    with np.errstate(over="ignore", under="ignore"):
+        while exponent:
+            step = max(-largest, min(exponent, largest))
+            x = x * 2.0**step
+            exponent -= step
+    return x
+
+
+def in_range(x: Array) -> tuple[Array, int]:
+    """``(y, exponent)`` with ``x = y * 2**exponent``, such that squares and products of entries of ``y`` are safe.
+
+    The exponent is 0 for a zero array and unless the largest entry is above 2^30 or below 2^-30; otherwise the largest
+    entry of ``y`` is between 1/2 and 1. Entries that are NaN or infinite leave the array unchanged.
+
+    Example:
+        >>> in_range(np.array([3.0])), in_range(np.array([3.0 * 2.0**900]))
+        ((array([3.]), 0), (array([0.75]), 902))
+    """
+    largest = peak(x)
+    if not math.isfinite(largest) or largest == 0.0:
+        return x, 0
+    exponent = math.frexp(largest)[1]
+    return (x, 0) if abs(exponent) <= _SAFE_EXPONENT else (times_power_of_two(x, -exponent), exponent)
+
+
+def ldexp(value: float, exponent: int) -> float:
+    """``value * 2**exponent``; infinite if it exceeds float64.
+
+    Example:
+        >>> ldexp(0.75, 2), ldexp(1.0, 5000)
+        (3.0, inf)
+    """
+    try:
+        return math.ldexp(value, exponent)
+    except OverflowError:
+        return math.copysign(math.inf, value)
+
+
 def norm(x: Array) -> float:
-    """Frobenius norm, without overflow or underflow of the squares."""
+    """Frobenius norm, without overflow or underflow of the squares; infinite only if it exceeds float64."""
     x = detached(x)
     least, most = _SAFE_SQUARES
     squares = _sum_of_squares(x)
     if least < squares < most:
         return math.sqrt(squares)
+    largest = peak(x)
+    if largest == 0.0 or not math.isfinite(largest):
+        return abs(largest)
     xp = namespace(x)
-    peak = float(xp.max(xp.abs(x))) if 0 not in x.shape else 0.0
-    if peak == 0.0 or not np.isfinite(peak):
-        return peak
-    scaled = xp.reshape(x, (-1,)) / peak
-    return peak * float(np.sqrt(float(xp.sum(scaled * scaled))))
+    exponent = math.frexp(largest)[1]
+    scaled = xp.reshape(times_power_of_two(x, -exponent), (-1,))
+    return ldexp(math.sqrt(float(xp.sum(scaled * scaled))), exponent)
 
 
-def qr(x: Array) -> tuple[Array, Array]:
-    """Reduced QR: ``x (m, n) = Q (m, k) @ R (k, n)`` with ``k = min(m, n)`` and orthonormal columns of ``Q``."""
-    return tuple(namespace(x).linalg.qr(x, mode="reduced"))
+def relative_distance(reference: Array, other: Array) -> float:
+    """``||reference - other|| / ||reference||``, without overflow or underflow of the norms.
 
+    Infinite if ``other`` has infinite entries, or if only the reference is zero; 0 if both are zero.
 
-def svd(x: Array) -> tuple[Array, Array, Array]:
-    """Reduced SVD ``x (m, n) = U (m, k) @ diag(s) @ Vh (k, n)``, singular values descending.
+    Args:
+        reference: float32 or float64.
+        other: an array of the same library and shape, of any float type.
 
-    On rare finite matrices LAPACK's divide and conquer does not converge. For these the factors come from the
-    eigenvectors of the smaller Gram matrix in float64, and one QR restores the orthogonality lost by squaring.
+    Example:
+        >>> relative_distance(np.full(2, 1e200), np.full(2, 1.5e200)), relative_distance(np.zeros(2), np.zeros(2))
+        (0.5, 0.0)
     """
-    xp = namespace(x)
-    # NumPy and PyTorch raise different errors; JAX returns NaN instead.
-    with contextlib.suppress(np.linalg.LinAlgError, RuntimeError):
-        u, s, vh = xp.linalg.svd(x, full_matrices=False)
-        if bool(xp.all(xp.isfinite(s))):
-            return u, s, vh
-    return _svd_by_gram(x)
-
-
-def _svd_by_gram(x: Array) -> tuple[Array, Array, Array]:
-    xp = namespace(x)
-    if x.shape[0] < x.shape[1]:
-        u, s, vh = _svd_by_gram(xp.matrix_transpose(x))
-        return xp.matrix_transpose(vh), s, xp.matrix_transpose(u)
-    x64 = cast(x, "float64")
-    _, v = xp.linalg.eigh(xp.matrix_transpose(x64) @ x64)
-    v = xp.flip(v, axis=-1)
-    # x v = u s up to rounding errors of the squares, which remain in R; the SVD of R removes them.
-    u, r = qr(x64 @ v)
-    with contextlib.suppress(np.linalg.LinAlgError, RuntimeError):
-        rotation, s, wh = xp.linalg.svd(r, full_matrices=False)
-        if bool(xp.all(xp.isfinite(s))):
-            return cast(u @ rotation, x), cast(s, x), cast(wh @ xp.matrix_transpose(v), x)
-    s = xp.linalg.diagonal(r)
-    signs = xp.where(s < 0, -xp.ones_like(s), xp.ones_like(s))
-    s, u = s * signs, u * signs
-    order = xp.argsort(s, descending=True)
-    s, u, vh = (
-        xp.take(s, order, axis=0),
-        xp.take(u, order, axis=1),
-        xp.take(xp.matrix_transpose(v), order, axis=0),
-    )
-    return cast(u, x), cast(s, x), cast(vh, x)
+    unit, exponent = in_range(reference)
+    difference = norm(unit - times_power_of_two(cast(other, unit), -exponent))
+    if math.isnan(difference):
+        return math.inf
+    scale = norm(unit)
+    return difference / scale if scale else (0.0 if difference == 0.0 else math.inf)

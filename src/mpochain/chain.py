@@ -2,30 +2,43 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
-from mpochain.arrays import Array, cast, dtype_name, namespace, norm, promoted, require_finite
+from mpochain.algebra import ChainAlgebra
+from mpochain.arrays import (
+    Array,
+    cast,
+    dtype_name,
+    in_range,
+    ldexp,
+    namespace,
+    norm,
+    promoted,
+    relative_distance,
+    require_finite,
+    times_power_of_two,
+)
 from mpochain.decomposition import (
     Algorithm,
     check_cutoff,
     contracted,
     decomposed_by,
-    direct_sum,
     orthogonalize,
+    orthogonalized,
+    reduced,
     round_cores,
     swept,
 )
-from mpochain.errors import ArgumentError, DTypeError, ShapeError, SpecError
+from mpochain.errors import ArgumentError, DTypeError, ShapeError
 from mpochain.spec import ChainSpec
 
 __all__ = ["Algorithm", "MPOChain"]
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class MPOChain:
+class MPOChain(ChainAlgebra):
     """A matrix stored as a chain of cores; an immutable value whose operations agree with dense matrix algebra.
 
     ``W[o_1..o_n, i_1..i_n] = sum over bonds of prod_k cores[k][r_{k-1}, o_k, i_k, r_k]``, both multi-indices
@@ -36,7 +49,9 @@ class MPOChain:
         cores: arrays of shape ``(r_left, out, in, r_right)``, neighbours sharing a bond, end bonds 1.
         spec: spec of the cores; needed only if the matrix is padded. Derived from the cores if ``None``.
         relative_error: ``||before - chain|| / ||before||`` of the decomposition or truncation that produced the chain:
-            exact, from the discarded singular values or measured; 0 if nothing was discarded.
+            exact, from the discarded singular values or measured; 0 if nothing was discarded. For a sum or product of
+            chains it compares with the sum or product of the matrices before.
+        error_is_bound: whether ``relative_error`` is an upper bound, as for sums and products, instead of exact.
 
     Raises:
         ShapeError: cores that do not fit each other or the spec, or a bond above the attainable maximum (use
@@ -49,14 +64,15 @@ class MPOChain:
         >>> chain = MPOChain.from_matrix(W, ChainSpec((4, 4, 4), (4, 4, 4), max_bond=8))
         >>> chain
         MPOChain(64x64 (4,4,4)|(4,4,4) bonds (8,8), 1,280 parameters, float64, relative_error=0.782)
-        >>> x = np.ones((10, 64))
-        >>> np.allclose(chain @ x, x @ chain.to_matrix().T)
+        >>> M = np.ones((64, 10))
+        >>> np.allclose(chain @ M, chain.to_matrix() @ M)
         True
     """
 
     cores: tuple[Array, ...]
     spec: ChainSpec = field(default=None)  # type: ignore[assignment]  # filled in below, never None afterwards
     relative_error: float = 0.0
+    error_is_bound: bool = False
 
     def __post_init__(self) -> None:
         cores = tuple(self.cores)
@@ -96,8 +112,7 @@ class MPOChain:
         cores = tuple(cores)
         features = spec.shape if spec is not None else (None, None)
         if ChainSpec.from_core_shapes(_shapes(cores)).clipped:
-            precise = [promoted(core, f"core {k}") for k, core in enumerate(cores)]
-            precise = orthogonalize(orthogonalize(precise, len(cores) - 1), 0)
+            precise = reduced([promoted(core, f"core {k}") for k, core in enumerate(cores)])
             cores = tuple(cast(core, cores[0]) for core in precise)
         return cls(cores, ChainSpec.from_core_shapes(_shapes(cores), *features))
 
@@ -155,7 +170,7 @@ class MPOChain:
         """The chain of the transposed matrix: the same bonds, with in and out axes exchanged."""
         xp = namespace(*self.cores)
         cores = tuple(xp.permute_dims(core, (0, 2, 1, 3)) for core in self.cores)
-        return MPOChain(cores, self.spec.transposed(), self.relative_error)
+        return MPOChain(cores, self.spec.transposed(), self.relative_error, self.error_is_bound)
 
     def to_matrix(self) -> Array:
         """The dense matrix ``(out_features, in_features)``, in the cores' element type."""
@@ -176,10 +191,6 @@ class MPOChain:
             )
         return swept(self.cores, spec, x)
 
-    def __matmul__(self, x: Array) -> Array:
-        """``chain @ x`` is :meth:`apply`: ``x (..., in) -> (..., out)``; a vector gives ``W x``."""
-        return self.apply(x)
-
     def canonicalize(self, center: int = 0) -> MPOChain:
         """The same matrix with orthonormal cores on both sides of ``center`` (0-based).
 
@@ -191,7 +202,8 @@ class MPOChain:
         """
         if not isinstance(center, int) or not 0 <= center < self.spec.sites:
             raise ArgumentError(f"center must be a site from 0 to {self.spec.sites - 1}, got {center!r}")
-        return self._rebuilt(orthogonalize(self._promoted_cores(), center), 0.0)
+        canonical = self._rebuilt(orthogonalize(self._promoted_cores(), center), self.relative_error)
+        return canonical._changed(error_is_bound=self.error_is_bound)
 
     def truncate(self, max_bond: int | None = None, *, cutoff: float | None = None) -> MPOChain:
         """Truncate the chain to smaller bonds, optimally at each bond in turn.
@@ -217,16 +229,23 @@ class MPOChain:
         cores = self._promoted_cores()
         if allowed and self._is_padded:
             # The cutoff is relative to the norm of the true matrix, without the padding.
-            allowed *= min(self.norm() / (norm(orthogonalize(cores, 0)[0]) or 1.0), 1.0)
+            whole, exponent = orthogonalized(cores, 0)
+            part, own = self._unit_matrix()
+            allowed *= min(ldexp(norm(part) / (norm(whole[0]) or 1.0), own - exponent), 1.0)
         rounded = round_cores(cores, target.bonds, allowed)
         result = self._rebuilt(rounded.cores, rounded.relative_error)
         return result._with_exact_error(self.to_matrix) if self._is_padded or self._is_short else result
 
     def norm(self) -> float:
-        """Frobenius norm of the matrix, from the cores; only a padded chain is made dense, to exclude the padding."""
+        """Frobenius norm of the matrix, from the cores; infinite if it exceeds float64.
+
+        Only a padded chain is made dense, to exclude the padding.
+        """
         if self._is_padded:
-            return norm(promoted(self.to_matrix(), "matrix"))
-        return norm(orthogonalize(self._promoted_cores(), 0)[0])
+            matrix, exponent = self._unit_matrix()
+            return ldexp(norm(matrix), exponent)
+        cores, exponent = orthogonalized(self._promoted_cores(), 0)
+        return ldexp(norm(cores[0]), exponent)
 
     def relative_error_to(self, matrix: Array) -> float:
         """``||matrix - chain|| / ||matrix||``, by dense subtraction.
@@ -236,42 +255,13 @@ class MPOChain:
         """
         if tuple(matrix.shape) != self.shape:
             raise ShapeError(f"the chain is {self.shape}, got a matrix of shape {tuple(matrix.shape)}")
-        reference = promoted(matrix, "matrix")
-        difference = norm(reference - cast(self.to_matrix(), reference))
-        scale = norm(reference)
-        return difference / scale if scale else (0.0 if difference == 0.0 else math.inf)
-
-    def __add__(self, other: MPOChain) -> MPOChain:
-        """The chain of the sum of both matrices; bonds add up, and are reduced to the attainable maximum.
-
-        Raises:
-            SpecError: the chains have different dims; keep such a sum as a tuple of chains.
-        """
-        if not isinstance(other, MPOChain):
-            return NotImplemented
-        a, b = self.spec, other.spec
-        if (a.out_dims, a.in_dims, a.shape) != (b.out_dims, b.in_dims, b.shape):
-            raise SpecError(
-                f"only chains with equal dims add up to one chain, got {a} and {b}; keep others as a tuple of terms"
-            )
-        return MPOChain.from_cores(direct_sum(self.cores, other.cores), a)
-
-    def __mul__(self, factor: Any) -> MPOChain:
-        """The chain of the matrix times a number, which scales the first core."""
-        if not isinstance(factor, (int, float)) and getattr(factor, "ndim", None) != 0:
-            return NotImplemented
-        return MPOChain((cast(self.cores[0] * factor, self.cores[0]), *self.cores[1:]), self.spec)
-
-    __rmul__ = __mul__
-
-    def __neg__(self) -> MPOChain:
-        return self * -1.0
-
-    def __sub__(self, other: MPOChain) -> MPOChain:
-        return self + (-other)
+        reference, exponent = in_range(promoted(matrix, "matrix"))
+        unit, own = self._unit_matrix()
+        return relative_distance(reference, times_power_of_two(unit, own - exponent))
 
     def __repr__(self) -> str:
-        return f"MPOChain({self.spec}, {dtype_name(self.cores[0])}, relative_error={self.relative_error:.3g})"
+        relation = "<=" if self.error_is_bound else "="
+        return f"MPOChain({self.spec}, {dtype_name(self.cores[0])}, relative_error{relation}{self.relative_error:.3g})"
 
     @property
     def _is_padded(self) -> bool:
@@ -284,6 +274,14 @@ class MPOChain:
     def _with_exact_error(self, matrix: Callable[[], Array]) -> MPOChain:
         """The chain with its error measured on the true matrix, without padding and with rounding."""
         return MPOChain(self.cores, self.spec, self.relative_error_to(matrix()))
+
+    def _changed(self, **changes: Any) -> MPOChain:
+        return replace(self, **changes)
+
+    def _unit_matrix(self) -> tuple[Array, int]:
+        """The dense matrix in compute precision and the range of safe products, and the power of two that scales it."""
+        cores, exponents = zip(*(in_range(core) for core in self._promoted_cores()), strict=True)
+        return contracted(cores, self.spec), sum(exponents)
 
     def _promoted_cores(self) -> list[Array]:
         cores = [promoted(core, f"core {k}") for k, core in enumerate(self.cores)]

@@ -52,6 +52,10 @@ class NonFiniteError(MPOError, ValueError):
     """NaN or infinite entries where finite numbers are required."""
 
 
+class FactorizationError(MPOError, ArithmeticError):
+    """A matrix factorisation (SVD, QR, eigenvalues) that failed with every routine."""
+
+
 class CheckpointError(MPOError):
     """A checkpoint that is damaged, malicious, or for another model."""
 

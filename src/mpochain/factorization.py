@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-from mpochain.arrays import Array, cast, detached, namespace, norm, promoted
+from mpochain.arrays import Array, cast, detached, in_range, namespace, norm, promoted
 from mpochain.chain import Algorithm, MPOChain
+from mpochain.decomposition import equalised
 from mpochain.errors import ArgumentError
 from mpochain.spec import ChainSpec
 
@@ -130,7 +131,7 @@ def decompose_terms(
         raise ArgumentError(f"rounds must be a positive integer, got {rounds!r}")
     terms: list[MPOChain | None] = [None] * len(specs)
     best: tuple[float, tuple[MPOChain, ...]] | None = None
-    residual = promoted(detached(matrix), name)
+    residual, exponent = in_range(promoted(detached(matrix), name))
     for _ in range(rounds if len(specs) > 1 else 1):
         for k, spec in enumerate(specs):
             old = terms[k]
@@ -143,5 +144,8 @@ def decompose_terms(
             best = error, tuple(term for term in terms if term is not None)
     assert best is not None
     return tuple(
-        MPOChain(tuple(cast(core, matrix) for core in term.cores), term.spec, term.relative_error) for term in best[1]
+        MPOChain(
+            tuple(cast(core, matrix) for core in equalised(term.cores, 1.0, exponent)), term.spec, term.relative_error
+        )
+        for term in best[1]
     )

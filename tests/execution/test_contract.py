@@ -109,7 +109,7 @@ def _threads(count):
 
 
 WAYS = {
-    "value": Way(lambda x, cores, spec: MPOChain(cores, spec) @ x),
+    "value": Way(lambda x, cores, spec: MPOChain(cores, spec).apply(x)),
     "layer": Way(_layer),
     "compiled layer": Way(_compiled),
     "exported runner": Way(_exported),

@@ -18,7 +18,7 @@ from strategies import SEEDS, specs
 from torch import nn
 
 from mpochain import ChainSpec, MPOChain, MPOError, MPOLinear, shapes
-from mpochain.nn.initialization import core_std
+from mpochain.decomposition import core_std
 
 TERMS = (shapes.low_rank(12, 10, 2), ChainSpec((3, 4), (2, 5), 3))
 LAYERS = {
@@ -62,7 +62,7 @@ class TestInitialisation:
 
     @given(specs(padding=False), st.floats(0.01, 2))
     def test_core_std_inverts_the_variance_of_the_product(self, spec, std):
-        assert core_std(spec, std) ** (2 * spec.sites) * math.prod(spec.bonds) == pytest.approx(std**2)
+        assert core_std(spec.bonds, std) ** (2 * spec.sites) * math.prod(spec.bonds) == pytest.approx(std**2)
 
     def test_the_seed_decides(self):
         torch.manual_seed(3)

@@ -209,7 +209,7 @@ def test_long_chains_are_planned_too():
     assert plan(ChainSpec((2,) * 24, (2,) * 24, 4), 16).macs > 0
     chain = MPOChain(tuple(cores(spec, 0)), spec)
     x = np.random.default_rng(0).normal(size=(2, spec.in_features))
-    np.testing.assert_allclose(chosen_plan(x, *chain.cores), chain @ x, rtol=1e-8, atol=1e-4)
+    np.testing.assert_allclose(chosen_plan(x, *chain.cores), chain.apply(x), rtol=1e-8, atol=1e-4)
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ bond, whose sum is the exact squared error of the chain.
 
 from mpochain.decomposition.algorithms import SPLITS, Algorithm, automatic, decomposed_by
 from mpochain.decomposition.calibrated import Calibration, calibrated
-from mpochain.decomposition.contraction import contracted, direct_sum, swept
+from mpochain.decomposition.contraction import contracted, direct_product, direct_sum, swept
 from mpochain.decomposition.gram import gram
 from mpochain.decomposition.grouping import correlated_groups
 from mpochain.decomposition.interleave import deinterleave, interleave
@@ -19,8 +19,15 @@ from mpochain.decomposition.interpolative import (
 )
 from mpochain.decomposition.permutation import PermutedKronecker, permuted_kronecker
 from mpochain.decomposition.randomized import randomized
-from mpochain.decomposition.rounding import left_unfolding, orthogonalize, right_unfolding, round_cores
-from mpochain.decomposition.scaling import equalised, equalised_rows, scaled_to_first
+from mpochain.decomposition.rounding import (
+    left_unfolding,
+    orthogonalize,
+    orthogonalized,
+    reduced,
+    right_unfolding,
+    round_cores,
+)
+from mpochain.decomposition.scaling import core_std, equalised, equalised_rows, multiplied, scaled_to_first
 from mpochain.decomposition.splitting import KroneckerFactors, split_off, split_spec
 from mpochain.decomposition.sweep import Decomposition, check_cutoff, retained_rank
 from mpochain.decomposition.tt_svd import tt_svd
@@ -39,9 +46,11 @@ __all__ = [
     "calibrated",
     "check_cutoff",
     "contracted",
+    "core_std",
     "correlated_groups",
     "decomposed_by",
     "deinterleave",
+    "direct_product",
     "direct_sum",
     "equalised",
     "equalised_rows",
@@ -51,10 +60,13 @@ __all__ = [
     "interpolative_parameters",
     "interpolative_rank",
     "left_unfolding",
+    "multiplied",
     "orthogonalize",
+    "orthogonalized",
     "permuted_kronecker",
     "projected_low_rank",
     "randomized",
+    "reduced",
     "retained_rank",
     "right_unfolding",
     "round_cores",

@@ -15,13 +15,14 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from mpochain.arrays import Array, cast, detached, norm, promoted, require_finite, require_matrix
+from mpochain.arrays import Array, cast, detached, in_range, ldexp, norm, promoted, require_finite, require_matrix
 from mpochain.decomposition.lbfgs import minimize
 from mpochain.decomposition.metric import Metric, dot
 from mpochain.decomposition.scaling import equalised
 from mpochain.decomposition.weighted import symmetric_moments
 from mpochain.decomposition.weighted_chain import WeightedChain
 from mpochain.errors import ArgumentError
+from mpochain.linalg import named
 from mpochain.spec import ChainSpec
 
 __all__ = ["Calibration", "calibrated"]
@@ -35,16 +36,13 @@ class Calibration:
         terms: cores ``(r_left, out, in, r_right)`` of each term.
         errors: squared weighted error at the start, then after each iteration; it never increases.
         scale: squared weighted norm of the matrix.
+        relative_error: relative error in the weighted norm; 0 for a zero matrix.
     """
 
     terms: tuple[tuple[Array, ...], ...]
     errors: tuple[float, ...]
     scale: float
-
-    @property
-    def relative_error(self) -> float:
-        """Relative error in the weighted norm; 0 for a zero matrix."""
-        return math.sqrt(self.errors[-1] / self.scale) if self.scale else 0.0
+    relative_error: float
 
 
 def calibrated(
@@ -109,22 +107,28 @@ def calibrated(
     weight64 = cast(promoted(detached(matrix), name), "float64")
     require_finite(weight64, name)
     out, in_ = weight64.shape
-    metric = Metric(
-        symmetric_moments(output_gram, out, ridge, weight64, f"the weights of the outputs of {name}"),
-        symmetric_moments(gram, in_, ridge, weight64, f"the moments of the inputs of {name}"),
-        precision,
-    )
+    G, power_G = symmetric_moments(output_gram, out, ridge, weight64, f"the weights of the outputs of {name}")
+    H, power_H = symmetric_moments(gram, in_, ridge, weight64, f"the moments of the inputs of {name}")
+    metric = Metric(G, H, precision)
     # Scaled to unit norm, so that no square overflows or underflows in a short type.
-    size = norm(weight64) or 1.0
-    target = cast(weight64 / size, precision)
-    sum_ = _Sum(target, metric)
-    for spec in specs:
-        sum_.start(WeightedChain(spec, metric, target))
-    sum_.refit()
-    errors = minimize(sum_, iterations)
-    unit = metric.unit * size**2
-    fitted = tuple(tuple(cast(core, matrix) for core in equalised(term.cores, size)) for term in sum_.terms)
-    return Calibration(fitted, tuple(error * unit for error in errors), metric.square(target) * unit)
+    ranged, exponent = in_range(weight64)
+    size = norm(ranged) or 1.0
+    target = cast(ranged / size, precision)
+    with named(name):
+        sum_ = _Sum(target, metric)
+        for spec in specs:
+            sum_.start(WeightedChain(spec, metric, target))
+        sum_.refit()
+        errors = minimize(sum_, iterations)
+    unit, power = metric.unit * size**2, 2 * exponent + power_G + power_H
+    fitted = tuple(tuple(cast(core, matrix) for core in equalised(term.cores, size, exponent)) for term in sum_.terms)
+    scale = metric.square(target)
+    return Calibration(
+        fitted,
+        tuple(ldexp(error * unit, power) for error in errors),
+        ldexp(scale * unit, power),
+        math.sqrt(errors[-1] / scale) if scale else 0.0,
+    )
 
 
 class _Sum:

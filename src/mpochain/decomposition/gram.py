@@ -8,9 +8,10 @@ instead.
 
 from __future__ import annotations
 
-from mpochain.arrays import Array, dtype_name, namespace, norm, qr
+from mpochain.arrays import Array, dtype_name, namespace, norm
 from mpochain.decomposition.sweep import Decomposition, retained_rank, sweep
 from mpochain.decomposition.tt_svd import split as exact_split
+from mpochain.linalg import eigh, qr
 from mpochain.spec import ChainSpec
 
 __all__ = ["gram", "split"]
@@ -26,7 +27,7 @@ def split(matrix: Array, max_rank: int, tolerance: float | None) -> tuple[Array,
     if tolerance is None and max_rank >= min(rows, columns):
         return exact_split(matrix, max_rank, tolerance)
     transposed = xp.matrix_transpose(matrix)
-    values, vectors = xp.linalg.eigh(matrix @ transposed if rows <= columns else transposed @ matrix)
+    values, vectors = eigh(matrix @ transposed if rows <= columns else transposed @ matrix)
     values = xp.flip(xp.where(values > 0, values, xp.zeros_like(values)), axis=0)
     rank, _ = retained_rank(xp.sqrt(values), max_rank, tolerance)
     leading = xp.flip(vectors, axis=1)[:, :rank]

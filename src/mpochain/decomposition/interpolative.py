@@ -28,6 +28,7 @@ from mpochain.arrays import (
     to_numpy,
 )
 from mpochain.errors import ShapeError
+from mpochain.linalg import pivoted_qr
 
 __all__ = ["Interpolation", "interpolative", "interpolative_parameters", "interpolative_rank"]
 
@@ -126,7 +127,7 @@ def interpolative(left: Array, right: Array) -> Interpolation:
     # Imported here, since it would take a third of the import time of the package.
     import scipy.linalg
 
-    triangle, order = scipy.linalg.qr(to_numpy(left64).T, mode="r", pivoting=True)
+    triangle, order = pivoted_qr(to_numpy(left64).T)
     sizes = np.abs(np.diagonal(triangle))
     rank = max(int(np.count_nonzero(sizes > sizes[0] * np.finfo(np.float64).eps * len(order))), 1)
     if sizes[0] > 0:

@@ -10,6 +10,10 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
+from mpochain.arrays import in_range, norm
+from mpochain.decomposition.scaling import equalised
+from mpochain.decomposition.zero import random_like
+from mpochain.linalg import eigh, inverse, solve, svd
 from mpochain.spec import ChainSpec
 
 __all__ = ["KroneckerBlocks"]
@@ -19,6 +23,9 @@ _Order = NDArray[np.int64]
 
 # Least share of the squared norm that counts as noise when entries of a block are predicted from the others.
 _LEAST_NOISE = 1e-9
+
+# A singular value below this share of the largest is rounding error.
+_ZERO = 1e-13
 
 
 class KroneckerBlocks:
@@ -38,11 +45,17 @@ class KroneckerBlocks:
     """
 
     def __init__(self, matrix: _Floats, spec: ChainSpec) -> None:
-        self.scale = float(np.linalg.norm(matrix))
+        ranged, self._exponent = in_range(matrix)
         # Scaled to unit norm, so that no square overflows or underflows.
-        self.matrix = matrix / self.scale if self.scale else matrix
+        self._norm = norm(ranged)
+        self.matrix = ranged / self._norm if self._norm else ranged
         (self.m1, self.m2), (self.n1, self.n2) = spec.out_dims, spec.in_dims
         self.terms, self._spec = spec.max_bond, spec
+
+    @property
+    def is_zero(self) -> bool:
+        """Whether the matrix is zero."""
+        return not self._norm
 
     def blocks(self, rows: _Order, columns: _Order) -> _Floats:
         """The blocks ``(m_1, n_1, m_2, n_2)`` of the matrix in the given order of rows and columns."""
@@ -54,8 +67,8 @@ class KroneckerBlocks:
         """Orthonormal ``B_r (m_2 n_2, R)`` of the best sum."""
         flat = blocks.reshape(self.m1 * self.n1, self.m2 * self.n2)
         if flat.shape[0] >= flat.shape[1]:
-            return np.linalg.eigh(flat.T @ flat)[1][:, ::-1][:, : self.terms]
-        return np.linalg.svd(flat, full_matrices=False)[2][: self.terms].T
+            return eigh(flat.T @ flat)[1][:, ::-1][:, : self.terms]
+        return svd(flat)[2][: self.terms].T
 
     def error(self, blocks: _Floats, span: _Floats) -> float:
         """Relative error of the sum with these ``B_r``."""
@@ -73,12 +86,20 @@ class KroneckerBlocks:
         return blocks.transpose(0, 2, 1, 3).reshape(self.m1 * self.m2, self.n1 * self.n2)
 
     def factors(self, rows: _Order, columns: _Order) -> tuple[_Floats, _Floats]:
-        """Both cores of the best sum for the given order, with equal norms."""
+        """Both cores of the best sum for the given order, with equal norms.
+
+        A term beyond the rank of the blocks has a zero ``A_r`` and a random ``B_r``, so that training can use it.
+        """
         blocks = self.blocks(rows, columns)
-        left, values, right = np.linalg.svd(blocks.reshape(self.m1 * self.n1, -1), full_matrices=False)
-        roots = np.sqrt(values[: self.terms] * self.scale)
-        A = (left[:, : self.terms] * roots).reshape(1, self.m1, self.n1, self.terms)
-        B = (roots[:, None] * right[: self.terms]).reshape(self.terms, self.m2, self.n2, 1)
+        left, values, right = svd(blocks.reshape(self.m1 * self.n1, -1))
+        left, values, right = left[:, : self.terms], values[: self.terms], right[: self.terms]
+        unused = values <= _ZERO * (values[0] or 1.0)
+        roots = np.sqrt(np.where(unused, values[0] or 1.0, values))
+        A = (left * np.where(unused, 0.0, roots)).reshape(1, self.m1, self.n1, self.terms)
+        B = (roots[:, None] * np.where(unused[:, None], _random_directions(right), right)).reshape(
+            self.terms, self.m2, self.n2, 1
+        )
+        A, B = equalised([A, B], self._norm or 1.0, self._exponent)
         return A, B
 
     def moments(self, blocks: _Floats) -> _Floats:
@@ -100,11 +121,17 @@ class KroneckerBlocks:
         """
         entries = np.arange(self.m2 * self.n2).reshape(self.m2, self.n2)
         own, others = entries[:, slots].ravel(), np.delete(entries, slots, axis=1).ravel()
-        regression = np.linalg.solve(moments[np.ix_(others, others)], moments[np.ix_(others, own)])
+        regression = solve(moments[np.ix_(others, others)], moments[np.ix_(others, own)])
         covariance = moments[np.ix_(own, own)] - moments[np.ix_(own, others)] @ regression
         flat = blocks.reshape(self.m1, self.n1, -1)
-        return flat[..., others] @ regression, np.linalg.inv((covariance + covariance.T) / 2).astype(np.float64)
+        return flat[..., others] @ regression, inverse((covariance + covariance.T) / 2)
 
     def transposed(self) -> KroneckerBlocks:
         """The same problem for the transposed matrix, with rows and columns exchanged."""
         return KroneckerBlocks(self.matrix.T, self._spec.transposed())
+
+
+def _random_directions(like: _Floats) -> _Floats:
+    """Random rows of norm 1."""
+    rows: _Floats = random_like(like, 1.0)
+    return rows / np.linalg.norm(rows, axis=1, keepdims=True)

@@ -9,6 +9,7 @@ import numpy as np
 
 from mpochain.arrays import Array, asarray, cast, namespace, zeros
 from mpochain.decomposition.weighted import Projector
+from mpochain.linalg import eigh
 
 __all__ = ["Metric", "Root", "dot", "partial_traces"]
 
@@ -67,7 +68,7 @@ class Root:
 
     def __init__(self, symmetric: Array) -> None:
         xp = namespace(symmetric)
-        values, self._vectors = xp.linalg.eigh((symmetric + xp.matrix_transpose(symmetric)) / 2)
+        values, self._vectors = eigh((symmetric + xp.matrix_transpose(symmetric)) / 2)
         largest = float(xp.max(values))
         least = xp.full_like(values, largest * _FLOOR if largest > 0 else 1.0)
         self._values = xp.where(values > least, values, least)

@@ -30,6 +30,7 @@ from mpochain.decomposition.grouping import correlated_groups
 from mpochain.decomposition.kronecker import KroneckerBlocks
 from mpochain.decomposition.reordering import Noise, assigned, halved, mixed, ordered_within, predicted
 from mpochain.errors import ArgumentError, SpecError
+from mpochain.linalg import named
 from mpochain.spec import ChainSpec
 
 __all__ = ["PermutedKronecker", "permuted_kronecker"]
@@ -126,9 +127,17 @@ def permuted_kronecker(
     problem = KroneckerBlocks(np.ascontiguousarray(to_numpy(weight64)), spec)
     deadline = math.inf if seconds is None else time.monotonic() + seconds
     search = _Search(problem, np.random.default_rng(seed), steps, temperature, deadline, progress)
+    with named(name):
+        return _searched(search, problem, spec, weight64, restarts)
+
+
+def _searched(
+    search: _Search, problem: KroneckerBlocks, spec: ChainSpec, weight64: Array, restarts: int
+) -> PermutedKronecker:
+    """The best order from all starts, and its factors."""
     identity = np.arange(spec.shape[0]), np.arange(spec.shape[1])
     search.evaluate(*identity)
-    if problem.scale:
+    if not problem.is_zero:
         # First, since this start is usually closest to the optimum.
         search.run(*correlated_groups(problem.matrix, spec))
     search.run(*identity)

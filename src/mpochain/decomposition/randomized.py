@@ -10,10 +10,11 @@ from functools import partial
 
 import numpy as np
 
-from mpochain.arrays import Array, asarray, dtype_name, namespace, norm, qr, svd
+from mpochain.arrays import Array, asarray, dtype_name, namespace, norm
 from mpochain.decomposition.sweep import Decomposition, retained_rank, sweep
 from mpochain.decomposition.tt_svd import split as exact_split
 from mpochain.errors import ArgumentError
+from mpochain.linalg import qr, svd
 from mpochain.spec import ChainSpec
 
 __all__ = ["DEFAULT_OVERSAMPLING", "DEFAULT_POWER_ITERATIONS", "randomized", "split"]

@@ -7,10 +7,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from mpochain.arrays import Array, namespace, norm, qr, svd
+from mpochain.arrays import Array, in_range, ldexp, namespace, norm, times_power_of_two
+from mpochain.decomposition.scaling import equalised
 from mpochain.decomposition.sweep import Decomposition, retained_rank
+from mpochain.errors import NonFiniteError
+from mpochain.linalg import qr, svd
 
-__all__ = ["left_unfolding", "orthogonalize", "right_unfolding", "round_cores"]
+__all__ = ["left_unfolding", "orthogonalize", "orthogonalized", "reduced", "right_unfolding", "round_cores"]
 
 
 def left_unfolding(core: Array) -> Array:
@@ -37,18 +40,53 @@ def orthogonalize(cores: Sequence[Array], center: int) -> list[Array]:
     """Canonical form of the same chain: cores are orthonormal on both sides of ``center`` (0-based), by QR.
 
     Bonds above the attainable ones are reduced without loss.
+
+    Raises:
+        NonFiniteError: the core at the center, which has the norm of the matrix, exceeds its element type.
     """
+    cores, exponent = orthogonalized(cores, center)
+    if exponent:
+        cores[center] = times_power_of_two(cores[center], exponent)
+        xp = namespace(cores[center])
+        if not bool(xp.all(xp.isfinite(cores[center]))):
+            raise NonFiniteError(
+                f"the core at site {center} would have the norm of the whole matrix, which exceeds its element type; "
+                "use float64, or scale the matrix down first"
+            )
+    return cores
+
+
+def orthogonalized(cores: Sequence[Array], center: int) -> tuple[list[Array], int]:
+    """Canonical cores in the range of safe products, and the power of two that multiplies the matrix."""
+    exponents = [0] * len(cores)
     cores = list(cores)
     xp = namespace(*cores)
+
+    def keep_in_range(site: int) -> None:
+        cores[site], exponent = in_range(cores[site])
+        exponents[site] += exponent
+
+    for site in range(len(cores)):
+        keep_in_range(site)
     for k in range(center):
         q, r = qr(left_unfolding(cores[k]))
         cores[k] = xp.reshape(q, (*cores[k].shape[:3], -1))
         cores[k + 1] = _absorb_left(r, cores[k + 1])
+        keep_in_range(k + 1)
     for k in range(len(cores) - 1, center, -1):
         q, r = qr(xp.matrix_transpose(right_unfolding(cores[k])))
         cores[k] = xp.reshape(xp.matrix_transpose(q), (-1, *cores[k].shape[1:]))
         cores[k - 1] = _absorb_right(cores[k - 1], xp.matrix_transpose(r))
-    return cores
+        keep_in_range(k - 1)
+    return cores, sum(exponents)
+
+
+def reduced(cores: Sequence[Array]) -> list[Array]:
+    """The same chain with bonds at most the attainable ones, by QR in both directions."""
+    cores, first = orthogonalized(cores, len(cores) - 1)
+    cores, second = orthogonalized(cores, 0)
+    # A norm near the limits of the element type would not fit into one core.
+    return equalised(cores, 1.0, first + second) if first + second else cores
 
 
 def round_cores(cores: Sequence[Array], bonds: Sequence[int], cutoff: float | None) -> Decomposition:
@@ -59,7 +97,7 @@ def round_cores(cores: Sequence[Array], bonds: Sequence[int], cutoff: float | No
         bonds: largest inner bonds.
         cutoff: allowed relative Frobenius error of the whole chain, or ``None`` for no further truncation.
     """
-    cores = orthogonalize(cores, 0)
+    cores, exponent = orthogonalized(cores, 0)
     total = norm(cores[0])
     cores[0] = cores[0] / total if total else cores[0]
     share = None if cutoff is None else cutoff**2 / max(len(cores) - 1, 1)
@@ -71,4 +109,6 @@ def round_cores(cores: Sequence[Array], bonds: Sequence[int], cutoff: float | No
         discarded.append(dropped)
         cores[k] = xp.reshape(u[:, :rank], (*cores[k].shape[:3], rank))
         cores[k + 1] = _absorb_left(s[:rank, None] * vh[:rank, :], cores[k + 1])
-    return Decomposition((cores[0] * total, *cores[1:]), tuple(discarded), total)
+    # A norm near the limits of the element type would not fit into one core.
+    scaled = equalised(cores, total, exponent) if exponent else [cores[0] * total, *cores[1:]]
+    return Decomposition(tuple(scaled), tuple(discarded), ldexp(total, exponent))

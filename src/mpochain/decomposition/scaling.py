@@ -4,21 +4,42 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
-from mpochain.arrays import Array, namespace, norm
+import numpy as np
 
-__all__ = ["equalised", "equalised_rows", "scaled_to_first"]
+from mpochain.arrays import Array, in_range, namespace, norm, peak, times_power_of_two
+
+__all__ = ["core_std", "equalised", "equalised_rows", "multiplied", "scaled_to_first"]
 
 
-def equalised(cores: Sequence[Array], scale: float = 1.0) -> list[Array]:
-    """Cores of ``scale`` times the matrix, all with the same Frobenius norm.
+def core_std(bonds: Sequence[int], weight_std: float) -> float:
+    """Standard deviation of independent core entries for which the matrix entries have ``weight_std``.
+
+    An entry of the matrix is a sum of ``prod(bonds)`` products of ``n`` independent zero-mean numbers, so
+    ``var(W) = s^(2n) prod(bonds)``, and ``s = (weight_std / sqrt(prod(bonds)))^(1/n)``.
+
+    Args:
+        bonds: the ``n - 1`` inner bonds.
+        weight_std: standard deviation of the entries of the matrix.
+
+    Example:
+        >>> core_std([16], weight_std=0.04)
+        0.1
+    """
+    return (weight_std / math.sqrt(math.prod(bonds))) ** (1 / (len(bonds) + 1))
+
+
+def equalised(cores: Sequence[Array], scale: float = 1.0, exponent: int = 0) -> list[Array]:
+    """Cores of ``scale * 2**exponent`` times the matrix, all with the same Frobenius norm.
 
     Equal norms keep every core in the range of a short float type, and let an optimiser train all cores at the same
-    rate. If a core is zero or the scale is 0, each core is only multiplied by ``scale``.
+    rate. If a core is zero, the cores stay as they are, since their product is zero anyway; a scale of 0 gives zeros.
 
     Args:
         cores: non-empty arrays of any shape.
         scale: non-negative factor of the matrix.
+        exponent: power of two that multiplies the scale, for a factor beyond the range of a float.
 
     Example:
         >>> import numpy as np
@@ -26,11 +47,22 @@ def equalised(cores: Sequence[Array], scale: float = 1.0) -> list[Array]:
         >>> [round(norm(core), 9) for core in equalised(cores)], [round(norm(core), 9) for core in equalised(cores, 4)]
         ([4.0, 4.0], [8.0, 8.0])
     """
-    norms = [norm(core) for core in cores]
-    if not scale or not all(norms):
-        return [core * scale for core in cores]
-    logarithm = (math.log(scale) + math.fsum(map(math.log, norms))) / len(cores)
-    return [core * math.exp(logarithm - math.log(size)) for core, size in zip(cores, norms, strict=True)]
+    ranged = [in_range(core) for core in cores]
+    norms = [norm(core) for core, _ in ranged]
+    if not scale:
+        return [core * 0.0 for core in cores]
+    if not all(norms):
+        return list(cores)
+    # Powers of two are counted apart from the mantissas, since logarithms of large numbers would lose digits.
+    parts = [math.frexp(size) for size in (scale, *norms)]
+    power = exponent + sum(part for _, part in parts) + sum(part for _, part in ranged)
+    quotient, remainder = divmod(power, len(cores))
+    logarithm = math.fsum(math.log(mantissa) for mantissa, _ in parts) + remainder * math.log(2)
+    common = math.exp(logarithm / len(cores))
+    return [
+        times_power_of_two(core * (common / mantissa), quotient - part)
+        for (core, _), (mantissa, part) in zip(ranged, parts[1:], strict=True)
+    ]
 
 
 def equalised_rows(cores: Sequence[Array]) -> list[Array]:
@@ -57,6 +89,43 @@ def equalised_rows(cores: Sequence[Array]) -> list[Array]:
     ]
 
 
+def multiplied(cores: Sequence[Array], factor: Any) -> tuple[Array, ...]:
+    """Cores of the matrix times a number: the first core is scaled, or all if it would leave its element type's range.
+
+    Args:
+        cores: ``(r_left, out, in, r_right)``.
+        factor: a number, or an array of no axes.
+
+    Example:
+        >>> import numpy as np
+        >>> first, second = multiplied([np.full((1, 1, 1, 1), 1e200), np.full((1, 1, 1, 1), 1e-200)], 1e200)
+        >>> round(float(first[0, 0, 0, 0] * second[0, 0, 0, 0]) / 1e200, 9)
+        1.0
+    """
+    first, *others = cores
+    with np.errstate(over="ignore", under="ignore"):
+        scaled = first * factor
+    if not isinstance(factor, int | float) or not others or not _is_readable(first):
+        return scaled, *others
+    before, after = peak(first), peak(scaled)
+    smallest = float(namespace(first).finfo(first.dtype).smallest_normal)
+    if (
+        not math.isfinite(before)
+        or not math.isfinite(factor)
+        or smallest <= after < math.inf
+        or after == before * factor
+    ):
+        return scaled, *others
+    mantissa, exponent = math.frexp(factor)
+    positive = equalised(cores, abs(mantissa), exponent)
+    return positive[0] * math.copysign(1.0, mantissa), *positive[1:]
+
+
+def _is_readable(array: Array) -> bool:
+    """Whether entries can be read: not on the meta device, nor in a function that JAX traces."""
+    return "Tracer" not in type(array).__name__ and str(getattr(array, "device", "")) != "meta"
+
+
 def scaled_to_first(cores: Sequence[Array]) -> tuple[Array, ...]:
     """Cores of the same matrix, in which all but the first have entries of mean square 1.
 
@@ -71,6 +140,5 @@ def scaled_to_first(cores: Sequence[Array]) -> tuple[Array, ...]:
         [[3.0, 3.0], [-1.0, -1.0]]
     """
     first, *others = cores
-    xp = namespace(*cores)
-    sizes = [float(xp.sqrt(xp.mean(core**2))) or 1.0 for core in others]
+    sizes = [norm(core) / math.sqrt(math.prod(core.shape)) or 1.0 for core in others]
     return first * math.prod(sizes), *(core / size for core, size in zip(others, sizes, strict=True))

@@ -15,11 +15,23 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from mpochain.arrays import Array, asarray, cast, detached, promoted, require_finite, require_matrix, to_numpy
+from mpochain.arrays import (
+    Array,
+    asarray,
+    cast,
+    detached,
+    in_range,
+    promoted,
+    require_finite,
+    require_matrix,
+    times_power_of_two,
+    to_numpy,
+)
 from mpochain.decomposition.kronecker import KroneckerBlocks
 from mpochain.decomposition.permutation import permuted_kronecker
 from mpochain.decomposition.scaling import scaled_to_first
 from mpochain.errors import SpecError
+from mpochain.linalg import named
 from mpochain.spec import ChainSpec
 
 __all__ = ["KroneckerFactors", "split_off", "split_spec"]
@@ -118,7 +130,7 @@ def split_off(
     spec = split_spec((int(matrix.shape[0]), int(matrix.shape[1])), factors, terms)
     weight64 = cast(promoted(detached(matrix), name), "float64")
     require_finite(weight64, name)
-    left = np.ascontiguousarray(to_numpy(weight64))
+    left, exponent = in_range(np.ascontiguousarray(to_numpy(weight64)))
     rows, columns = (np.arange(size) for size in left.shape)
     deadline = None if seconds is None else time.monotonic() + seconds
     small: list[NDArray[np.float64]] = []
@@ -138,9 +150,10 @@ def split_off(
         else:
             problem = KroneckerBlocks(left, step)
             step_rows, step_columns = np.arange(out), np.arange(in_)
-            A, B = problem.factors(step_rows, step_columns)
-            blocks = problem.blocks(step_rows, step_columns)
-            error = problem.error(blocks, problem.span(blocks))
+            with named(name):
+                A, B = problem.factors(step_rows, step_columns)
+                blocks = problem.blocks(step_rows, step_columns)
+                error = problem.error(blocks, problem.span(blocks))
         A, B = scaled_to_first([A, B])
         # The residual of a split is orthogonal to all later approximations of its factors, so squared errors add up.
         lost += unit * error**2 * float(np.linalg.norm(left)) ** 2
@@ -149,5 +162,5 @@ def split_off(
         columns = columns.reshape(in_, -1)[step_columns].ravel() if small else step_columns
         small.insert(0, B)
         left = A[0, :, :, 0]
-    cores = tuple(asarray(core, weight64) for core in (A, *small))
+    cores = tuple(asarray(core, weight64) for core in (times_power_of_two(A, exponent), *small))
     return KroneckerFactors(rows, columns, cores, spec, math.sqrt(lost / total) if total else 0.0)

@@ -11,10 +11,23 @@ from dataclasses import dataclass
 from numbers import Real
 from typing import Any
 
-from mpochain.arrays import Array, cast, detached, namespace, norm, promoted, require_finite, require_matrix
+from mpochain.arrays import (
+    Array,
+    cast,
+    detached,
+    in_range,
+    ldexp,
+    namespace,
+    norm,
+    promoted,
+    require_finite,
+    require_matrix,
+)
 from mpochain.decomposition.interleave import interleave
 from mpochain.decomposition.scaling import equalised
+from mpochain.decomposition.zero import zero_cores
 from mpochain.errors import SpecError
+from mpochain.linalg import named
 from mpochain.spec import ChainSpec
 
 __all__ = ["Decomposition", "Split", "check_cutoff", "retained_rank", "sweep"]
@@ -35,7 +48,7 @@ class Decomposition:
     Attributes:
         cores: arrays of shape ``(r_left, out, in, r_right)``.
         discarded: squared Frobenius norm discarded at each inner bond, relative to the squared norm of the matrix.
-        norm: Frobenius norm of the decomposed matrix.
+        norm: Frobenius norm of the decomposed matrix; infinite if it exceeds float64.
     """
 
     cores: tuple[Array, ...]
@@ -85,7 +98,7 @@ def retained_rank(singular_values: Array, max_rank: int, tolerance: float | None
         >>> retained_rank(np.array([3.0, 2.0, 1.0]), max_rank=3, tolerance=1.5)
         (2, 1.0)
     """
-    squares = [float(s) ** 2 for s in singular_values]
+    squares = [float(s) * float(s) for s in singular_values]
     rank = min(max_rank, len(squares))
     discarded = math.fsum(squares[rank:])
     while tolerance is not None and rank > 1 and discarded + squares[rank - 1] <= tolerance:
@@ -98,7 +111,8 @@ def sweep(matrix: Array, spec: ChainSpec, split: Split, *, cutoff: float | None,
     """Decompose a matrix by splitting off one site after the other, starting with the first.
 
     Each of the ``n - 1`` splits may discard ``(cutoff ||W||)^2 / (n - 1)``, so that the error of the whole chain stays
-    within ``cutoff ||W||``. The cores have equal Frobenius norms and carry no gradient history.
+    within ``cutoff ||W||``. The cores have equal Frobenius norms and carry no gradient history. For a zero matrix, see
+    :func:`mpochain.decomposition.zero.zero_cores`.
 
     Args:
         matrix: ``(out_features, in_features)``, any float type.
@@ -112,24 +126,32 @@ def sweep(matrix: Array, spec: ChainSpec, split: Split, *, cutoff: float | None,
         ShapeError: not a matrix.
         DTypeError: the matrix is not of a float type.
         NonFiniteError: it holds NaN or infinity.
+        FactorizationError: a factorisation failed with every routine; the message starts with ``name``.
     """
     require_matrix(matrix, name)
     cutoff = check_cutoff(cutoff)
-    weight = promoted(detached(matrix), name)
+    weight, exponent = in_range(promoted(detached(matrix), name))
     total = norm(weight)
     if not math.isfinite(total):
         require_finite(weight, name)
     xp = namespace(weight)
     rest = interleave(weight, spec)
+    if spec.sites == 1:
+        # One site holds the matrix itself, whatever its range.
+        core = xp.asarray(interleave(detached(matrix), spec), copy=True)
+        core = xp.reshape(core, (1, spec.out_dims[0], spec.in_dims[0], 1))
+        return Decomposition((core,), (), ldexp(total, exponent))
     # Scaled to unit norm, so that no square overflows or underflows.
     rest = rest / total if total else rest
     share = None if cutoff is None else cutoff**2 / max(spec.sites - 1, 1)
     left, cores, discarded = 1, [], []
     for k, bond in enumerate(spec.bonds):
         size = spec.out_dims[k] * spec.in_dims[k]
-        q, rest, dropped = split(xp.reshape(rest, (left * size, -1)), bond, share)
+        with named(name):
+            q, rest, dropped = split(xp.reshape(rest, (left * size, -1)), bond, share)
         cores.append(xp.reshape(q, (left, spec.out_dims[k], spec.in_dims[k], -1)))
         discarded.append(dropped)
         left = q.shape[1]
     cores.append(xp.reshape(rest, (left, spec.out_dims[-1], spec.in_dims[-1], 1)))
-    return Decomposition(tuple(cast(core, matrix) for core in equalised(cores, total)), tuple(discarded), total)
+    scaled = equalised(cores, total, exponent) if total else zero_cores(cores, spec)
+    return Decomposition(tuple(cast(core, matrix) for core in scaled), tuple(discarded), ldexp(total, exponent))

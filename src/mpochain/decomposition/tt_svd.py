@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from mpochain.arrays import Array, svd
+from mpochain.arrays import Array
 from mpochain.decomposition.sweep import Decomposition, retained_rank, sweep
+from mpochain.linalg import svd
 from mpochain.spec import ChainSpec
 
 __all__ = ["split", "tt_svd"]

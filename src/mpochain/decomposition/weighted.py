@@ -21,6 +21,7 @@ from mpochain.arrays import (
     asarray,
     cast,
     detached,
+    in_range,
     namespace,
     promoted,
     require_finite,
@@ -28,6 +29,7 @@ from mpochain.arrays import (
     to_numpy,
 )
 from mpochain.errors import ArgumentError, NonFiniteError, ShapeError
+from mpochain.linalg import eigh, named
 
 __all__ = ["WeightedLowRank", "projected_low_rank", "weighted_low_rank"]
 
@@ -40,6 +42,8 @@ class WeightedLowRank:
         left: ``(out, k)``; the best matrix of rank ``r`` is ``left[:, :r] @ right[:r]``.
         right: ``(k, in)``.
         squares: ``(k,)``, reduction of the squared weighted error by each further rank, descending.
+        relative_errors: ``(k + 1,)``, relative error of each rank from 0 to ``k`` in the weighted norm; 0 for a zero
+            matrix.
         basis: ``(s, k)`` and ``(k, s)``, with ``s`` the smaller side of ``W``; the product of their leading parts
             projects ``W`` to the best matrix of a rank, see :meth:`projection`.
     """
@@ -47,17 +51,17 @@ class WeightedLowRank:
     left: Array
     right: Array
     squares: NDArray[np.float64]
+    relative_errors: NDArray[np.float64]
     basis: tuple[Array, Array]
 
     @property
     def errors(self) -> NDArray[np.float64]:
         """``(k + 1,)``, the squared weighted error of each rank from 0 to ``k``; the last is 0."""
-        return np.append(np.cumsum(self.squares[::-1])[::-1], 0.0)
+        return _lost(self.squares)
 
     def relative_error(self, rank: int) -> float:
         """Relative error, in the weighted norm, of the best matrix of rank ``rank``."""
-        errors = self.errors
-        return float(np.sqrt(errors[min(rank, len(errors) - 1)] / errors[0])) if errors[0] else 0.0
+        return float(self.relative_errors[min(rank, len(self.relative_errors) - 1)])
 
     def projection(self, rank: int) -> Array:
         """Projection ``B (s, s)`` of rank ``r``; the best matrix is ``B W`` if ``out <= in``, otherwise ``W B^T``."""
@@ -107,12 +111,15 @@ def weighted_low_rank(
     if not ridge >= 0.0:
         raise ArgumentError(f"ridge must be a number of at least 0, got {ridge!r}")
     out, in_ = weight64.shape
-    H = symmetric_moments(gram, in_, ridge, weight64, f"the moments of the inputs of {name}")
-    G = symmetric_moments(output_gram, out, ridge, weight64, f"the weights of the outputs of {name}")
-    transposed = namespace(weight64).matrix_transpose(weight64)
-    if out <= in_:
-        return Projector(G)(weight64, weight64 @ (transposed if H is None else H @ transposed))
-    return Projector(H)(weight64, transposed @ (weight64 if G is None else G @ weight64))
+    H, power_H = symmetric_moments(gram, in_, ridge, weight64, f"the moments of the inputs of {name}")
+    G, power_G = symmetric_moments(output_gram, out, ridge, weight64, f"the weights of the outputs of {name}")
+    unit, power = in_range(weight64)
+    transposed = namespace(unit).matrix_transpose(unit)
+    power = 2 * power + power_H + power_G
+    with named(name):
+        if out <= in_:
+            return Projector(G)(weight64, unit @ (transposed if H is None else H @ transposed), power)
+        return Projector(H)(weight64, transposed @ (unit if G is None else G @ unit), power)
 
 
 def projected_low_rank(matrix: Array, metric: Array | None, moments: Array, *, name: str = "matrix") -> WeightedLowRank:
@@ -141,9 +148,10 @@ def projected_low_rank(matrix: Array, metric: Array | None, moments: Array, *, n
     """
     weight64 = _checked64(matrix, name)
     side = min(weight64.shape)
-    M = symmetric_moments(metric, side, 0.0, weight64, f"the metric of {name}")
-    N = symmetric_moments(moments, side, 0.0, weight64, f"the moments of {name}")
-    return Projector(M)(weight64, N)
+    M, power_M = symmetric_moments(metric, side, 0.0, weight64, f"the metric of {name}")
+    N, power_N = symmetric_moments(moments, side, 0.0, weight64, f"the moments of {name}")
+    with named(name):
+        return Projector(M)(weight64, N, power_M + power_N)
 
 
 def _checked64(matrix: Array, name: str) -> Array:
@@ -169,20 +177,41 @@ class Projector:
         if metric is not None:
             self._root, self._inverse = _roots(metric)
 
-    def __call__(self, weight64: Array, moments: Array) -> WeightedLowRank:
-        """Approximations of all ranks of a float64 matrix with the moments ``N``."""
+    def __call__(self, weight64: Array, moments: Array, exponent: int = 0) -> WeightedLowRank:
+        """Approximations of all ranks of a float64 matrix with the moments ``N``.
+
+        Args:
+            weight64: the matrix.
+            moments: ``N``, up to a factor.
+            exponent: power of two that multiplies the squared errors.
+        """
         xp = namespace(weight64)
         root, inverse = self._root, self._inverse
         squares, U = _eigenvectors(moments if root is None else root @ moments @ root)
         left = U if inverse is None else inverse @ U
         right = xp.matrix_transpose(U if root is None else root @ U)
+        lost = _lost(squares)
+        relative = np.sqrt(lost / (lost[0] or 1.0))
+        with np.errstate(over="ignore", under="ignore"):
+            squares = np.ldexp(squares, exponent)
         if weight64.shape[0] <= weight64.shape[1]:
-            return WeightedLowRank(left, right @ weight64, squares, (left, right))
-        return WeightedLowRank(weight64 @ xp.matrix_transpose(right), xp.matrix_transpose(left), squares, (left, right))
+            return WeightedLowRank(left, right @ weight64, squares, relative, (left, right))
+        factors = weight64 @ xp.matrix_transpose(right), xp.matrix_transpose(left)
+        return WeightedLowRank(*factors, squares, relative, (left, right))
 
 
-def symmetric_moments(moments: Array | None, size: int, ridge: float, like: Array, name: str) -> Array | None:
+def _lost(squares: NDArray[np.float64]) -> NDArray[np.float64]:
+    """``(k + 1,)``, sum of the squares from each position on; the last is 0."""
+    return np.append(np.cumsum(squares[::-1])[::-1], 0.0)
+
+
+def symmetric_moments(
+    moments: Array | None, size: int, ridge: float, like: Array, name: str
+) -> tuple[Array | None, int]:
     """Validate second moments, symmetrise them in float64, and add ``ridge`` times their mean diagonal to the diagonal.
+
+    Returns:
+        The moments in the range of safe products, and the power of two that multiplies them.
 
     Args:
         moments: ``(size, size)``, or None, which is returned.
@@ -197,22 +226,24 @@ def symmetric_moments(moments: Array | None, size: int, ridge: float, like: Arra
         NonFiniteError: NaN or infinite entries, or a negative trace.
     """
     if moments is None:
-        return None
+        return None, 0
     if tuple(moments.shape) != (size, size):
         raise ShapeError(f"{name} must be of shape ({size}, {size}), got {tuple(moments.shape)}")
     moments64 = cast(promoted(detached(moments), name), "float64")
     require_finite(moments64, name)
+    moments64, exponent = in_range(moments64)
     xp = namespace(moments64, like)
     mean = float(xp.sum(xp.linalg.diagonal(moments64))) / size
     if mean < 0:
         raise NonFiniteError(f"{name} have a negative trace, which is impossible for second moments; check their sum")
-    return (moments64 + xp.matrix_transpose(moments64)) / 2 + ridge * mean * asarray(np.eye(size), moments64)
+    symmetric = (moments64 + xp.matrix_transpose(moments64)) / 2
+    return symmetric + ridge * mean * asarray(np.eye(size), moments64), exponent
 
 
 def _eigenvectors(symmetric: Array) -> tuple[NDArray[np.float64], Array]:
     """Eigenvalues in descending order, with negative ones set to 0, and eigenvectors as columns."""
     xp = namespace(symmetric)
-    values, vectors = xp.linalg.eigh((symmetric + xp.matrix_transpose(symmetric)) / 2)
+    values, vectors = eigh((symmetric + xp.matrix_transpose(symmetric)) / 2)
     descending = to_numpy(xp.flip(values, axis=0))
     return np.maximum(descending, 0.0), xp.flip(vectors, axis=1)
 
@@ -220,7 +251,7 @@ def _eigenvectors(symmetric: Array) -> tuple[NDArray[np.float64], Array]:
 def _roots(symmetric: Array) -> tuple[Array, Array]:
     """Square root of a positive semidefinite matrix, and the pseudo-inverse of that root."""
     xp = namespace(symmetric)
-    values, vectors = xp.linalg.eigh(symmetric)
+    values, vectors = eigh(symmetric)
     values = xp.where(values > 0, values, xp.zeros_like(values))
     sizes = xp.sqrt(values)
     nonzero = values > float(xp.max(values)) * 1e-14

@@ -11,16 +11,20 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 
-from mpochain.arrays import Array, cast, namespace
+from mpochain.arrays import Array, cast, dtype_name, namespace, norm, zeros
 from mpochain.decomposition.contraction import contracted
 from mpochain.decomposition.gram import gram
 from mpochain.decomposition.interleave import deinterleave, interleave
 from mpochain.decomposition.metric import Metric, Root, dot, partial_traces
 from mpochain.decomposition.rounding import left_unfolding, right_unfolding
 from mpochain.decomposition.scaling import equalised
+from mpochain.decomposition.zero import zero_cores
 from mpochain.spec import ChainSpec
 
 __all__ = ["WeightedChain"]
+
+# A matrix below this norm, in a fit to a matrix of norm 1, is rounding error.
+_ZERO = {"float32": 1e-6, "float64": 1e-14}
 
 
 class WeightedChain:
@@ -57,13 +61,17 @@ class WeightedChain:
 
         Low rank has a closed form. Other chains start from the better of two TT-SVDs: of the target weighted by the
         Kronecker product of the partial traces, or of the gradient divided by that product, which uses the true weights
-        and is better for the residual of a low-rank term.
+        and is better for the residual of a low-rank term. If nothing is left to approximate, the term is zero, with
+        cores from which training can start.
 
         Args:
             target: the matrix to approximate.
             weighted: ``G target H``, computed if not given.
         """
         xp = namespace(target)
+        if norm(target) <= _ZERO[dtype_name(target)]:
+            self.cores = zero_cores([zeros(shape, target) for shape in self.spec.core_shapes], self.spec)
+            return
         if self.is_low_rank:
             factors = self._metric.low_rank(target, self.spec.bonds[0])
             self.cores = equalised(
