@@ -98,9 +98,7 @@ def test_an_error_names_the_layer_and_what_to_do(monkeypatch):
         linalg.eigh(np.eye(3))
     W, spec = np.random.default_rng(0).normal(size=(8, 8)), mpochain.ChainSpec((2, 4), (2, 4), 2)
     with pytest.raises(MPOError, match=r"^blocks.3: "):
-        mpochain.decompose(
-            np.random.default_rng(0).normal(size=(8, 8)), out_dims=(2, 4), in_dims=(2, 4), max_bond=2, name="blocks.3"
-        )
+        mpochain.decompose(W, spec, name="blocks.3")
 
 
 def test_overflow_before_a_factorisation_is_told_from_a_failure_to_converge():

@@ -68,7 +68,7 @@ class ChainAlgebra:
             >>> import numpy as np
             >>> from mpochain import ChainSpec, MPOChain
             >>> chain = MPOChain.from_matrix(np.diag(np.arange(4.0)), ChainSpec((2, 2), (2, 2)))
-            >>> chain @ np.ones(4)
+            >>> np.round(chain @ np.ones(4), 9) + 0.0
             array([0., 1., 2., 3.])
             >>> np.round((chain @ chain).to_matrix().diagonal(), 9) + 0.0
             array([0., 1., 4., 9.])

@@ -229,9 +229,9 @@ class MPOChain(ChainAlgebra):
         cores = self._promoted_cores()
         if allowed and self._is_padded:
             # The cutoff is relative to the norm of the true matrix, without the padding.
-            whole, exponent = orthogonalized(cores, 0)
+            canonical, exponent = orthogonalized(cores, 0)
             part, own = self._unit_matrix()
-            allowed *= min(ldexp(norm(part) / (norm(whole[0]) or 1.0), own - exponent), 1.0)
+            allowed *= min(ldexp(norm(part) / (norm(canonical[0]) or 1.0), own - exponent), 1.0)
         rounded = round_cores(cores, target.bonds, allowed)
         result = self._rebuilt(rounded.cores, rounded.relative_error)
         return result._with_exact_error(self.to_matrix) if self._is_padded or self._is_short else result

@@ -86,7 +86,8 @@ def test_several_terms():
 def test_zero_matrix():
     result = split_off(np.zeros((4, 6)), [(2, 2)])
     assert result.relative_error == 0
-    assert not any(core.any() for core in result.cores)
+    assert not result.cores[0].any()
+    assert result.cores[1].all(), "with both factors zero, neither could be trained"
 
 
 @pytest.mark.parametrize(

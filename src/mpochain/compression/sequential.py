@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from mpochain.compression.statistics.moments import Moments, frozen, run_batch
 from mpochain.compression.target import Target
 from mpochain.errors import ArgumentError, MPOError
+from mpochain.linalg import solve
 from mpochain.surgery.calls import without_cache
 from mpochain.surgery.replacement import replace_layers
 
@@ -88,7 +89,8 @@ def corrected(weight: Tensor, moments: Moments, pair: Pair) -> Corrected:
     out, in_ = weight.shape
     identity = torch.eye(len(H), dtype=torch.float64, device=H.device)
     ridge = _DAMPING * float(H.trace()) / len(H)
-    T = torch.linalg.solve(H + ridge * identity, (C + ridge * identity).T).T
+    # Without any power in the inputs there is nothing to correct.
+    T = solve(H + ridge * identity, (C + ridge * identity).T).T if ridge > 0 else identity
     weight_T = weight64 @ T
     weight_T_H = weight_T @ H
     dense = moments.activations.double()

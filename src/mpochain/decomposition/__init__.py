@@ -32,6 +32,7 @@ from mpochain.decomposition.splitting import KroneckerFactors, split_off, split_
 from mpochain.decomposition.sweep import Decomposition, check_cutoff, retained_rank
 from mpochain.decomposition.tt_svd import tt_svd
 from mpochain.decomposition.weighted import WeightedLowRank, projected_low_rank, weighted_low_rank
+from mpochain.decomposition.zero import random_like, zero_cores
 
 __all__ = [
     "SPLITS",
@@ -65,6 +66,7 @@ __all__ = [
     "orthogonalized",
     "permuted_kronecker",
     "projected_low_rank",
+    "random_like",
     "randomized",
     "reduced",
     "retained_rank",
@@ -76,4 +78,5 @@ __all__ = [
     "swept",
     "tt_svd",
     "weighted_low_rank",
+    "zero_cores",
 ]

@@ -66,7 +66,7 @@ def equalised(cores: Sequence[Array], scale: float = 1.0, exponent: int = 0) -> 
 
 
 def equalised_rows(cores: Sequence[Array]) -> list[Array]:
-    """:func:`equalised` for many small chains at once, one per row; a zero chain gets zero cores.
+    """:func:`equalised` for many small chains at once, one per row; a chain with a zero core gets zero cores.
 
     Args:
         cores: float64 arrays ``(n, ...)``; row ``k`` of every array belongs to chain ``k``.

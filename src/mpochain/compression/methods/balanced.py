@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -15,6 +14,7 @@ from mpochain.compression.statistics.moments import Moments
 from mpochain.compression.target import Target
 from mpochain.decomposition import interleave
 from mpochain.factorization import decompose
+from mpochain.linalg import svdvals
 from mpochain.nn import MPOLinear
 from mpochain.spec import ChainSpec
 
@@ -49,7 +49,7 @@ class Balanced(Method):
         def errors() -> tuple[NDArray[np.float64], float]:
             unfolding = interleave(target.weight.double(), largest)
             unfolding = unfolding.reshape(largest.out_dims[0] * largest.in_dims[0], -1)
-            squares = np.asarray(torch.linalg.svdvals(unfolding).cpu()) ** 2
+            squares = np.asarray(svdvals(unfolding).cpu()) ** 2
             lost = np.append(np.cumsum(squares[::-1])[::-1], 0.0)
             return lost[bonds], float(lost[0])
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
@@ -10,6 +11,7 @@ import torch
 from pydantic import BeforeValidator, Field
 from torch import Tensor
 
+from mpochain.arrays import norm
 from mpochain.compression.allocation import cheapest_within, uniform
 from mpochain.compression.budget import error_budget, parameter_budget
 from mpochain.compression.choices import Built, Choices
@@ -125,7 +127,7 @@ class Entangled(Method):
             with torch.random.fork_rng(devices=[]):
                 torch.manual_seed(self.settings.seed)
                 embedding = self._embedding(target, ranks, "cpu", table.dtype)
-                embedding.reset_parameters(float(table.square().mean().sqrt()) or 1.0)
+                embedding.reset_parameters(norm(table) / math.sqrt(table.numel()) or 1.0)
             embedding.to(weight.device)
             frequencies = self.settings.frequencies
             fit_rows(

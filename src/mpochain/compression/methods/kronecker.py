@@ -28,6 +28,7 @@ from mpochain.decomposition import (
     split_spec,
 )
 from mpochain.errors import SpecError
+from mpochain.linalg import eigh
 from mpochain.nn import MPOLinear, PermutedLinear
 
 __all__ = ["Kronecker"]
@@ -145,7 +146,7 @@ class Kronecker(Method):
                 return np.empty(0), float(target.weight.double().square().sum())
             spec = split_spec(target.shape, factors, len(costs) + 1)
             blocks = interleave(target.weight.double(), spec).reshape(spec.out_dims[0] * spec.in_dims[0], -1)
-            squares = np.maximum(np.linalg.eigvalsh(np.asarray((blocks.T @ blocks).cpu()))[::-1], 0.0)
+            squares = np.maximum(np.asarray(eigh(blocks.T @ blocks)[0].cpu())[::-1], 0.0)
             lost = np.append(np.cumsum(squares[::-1])[::-1], 0.0)
             return lost[1 : len(costs) + 1], float(lost[0])
 

@@ -13,6 +13,7 @@ from mpochain.compression.methods.method import Method, MethodSettings
 from mpochain.compression.statistics.moments import Moments
 from mpochain.compression.statistics.projections import fit
 from mpochain.compression.target import Target
+from mpochain.decomposition import equalised
 from mpochain.nn import MPOLinear
 
 __all__ = ["LowRank"]
@@ -63,7 +64,8 @@ class LowRank(Method):
         def build(choice: int) -> Built:
             rank = choice + 1
             spec = shapes.low_rank(out, in_, rank)
-            factors = projections.factors(target.weight, rank)
+            # Of equal norms, so that neither factor leaves the range of a short type.
+            factors = equalised(projections.factors(target.weight, rank))
             cores = tuple(
                 factor.to(target.weight.dtype).reshape(shape)
                 for factor, shape in zip(factors, spec.core_shapes, strict=True)

@@ -8,8 +8,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from mpochain.arrays import in_range, times_power_of_two
 from mpochain.errors import ArgumentError, NonFiniteError, ShapeError
 from mpochain.factorization import decompose
+from mpochain.linalg import svd
 from mpochain.nn.embeddings.entangled import EntangledEmbedding
 from mpochain.nn.embeddings.rows import RowEmbedding
 from mpochain.spec import ChainSpec
@@ -69,7 +71,9 @@ def fit_rows(
     """
     weights = _weights(embedding, table, frequencies)
     target = table.detach().to(next(embedding.parameters()).dtype)
-    power = float((weights[:, None] * target.square()).sum()) or 1.0
+    # Squares are taken in a scale in which they neither overflow nor underflow.
+    unit, exponent = in_range(target)
+    power = float((weights[:, None] * unit.square()).sum()) or 1.0
     parameters = [parameter for parameter in embedding.parameters() if parameter.requires_grad]
     if not parameters:
         raise ArgumentError("all parameters of the embedding are frozen; call requires_grad_() on those to fit")
@@ -84,7 +88,7 @@ def fit_rows(
             parameter.grad = None
         total = torch.zeros((), dtype=target.dtype, device=target.device)
         for rows in torch.arange(len(target), device=target.device).split(_AT_ONCE):
-            rest = (embedding.rows(rows) - target[rows]).square().sum(1)
+            rest = (times_power_of_two(embedding.rows(rows), -exponent) - unit[rows]).square().sum(1)
             part = (rest * weights[rows]).sum() / power
             part.backward()
             total += part.detach()
@@ -106,8 +110,8 @@ def fit_rows(
         for parameter, gradient in zip(parameters, before, strict=True):
             parameter.grad = gradient
     with torch.no_grad():
-        rest = (embedding.weight - target).square().sum(1)
-        sizes = target.square().sum(1)
+        rest = (times_power_of_two(embedding.weight, -exponent) - unit).square().sum(1)
+        sizes = unit.square().sum(1)
         errors = torch.where(rest > 0, (rest / sizes).sqrt(), 0.0)
     return Fit(errors, math.sqrt(float((rest * weights).sum()) / power), evaluations)
 
@@ -138,15 +142,19 @@ def _start(embedding: RowEmbedding, table: Tensor) -> None:
     first, second = embedding.tables
     if not (first.requires_grad and second.requires_grad):
         return
-    first.zero_()
+    # The first table keeps its random numbers where the second is zero, so that terms beyond the rank can be trained.
     second.zero_()
     if embedding.source == "own":
         padded = torch.nn.functional.pad(table, (0, left * right - table.shape[1]))
         for rows in torch.arange(len(table), device=table.device).split(_AT_ONCE):
-            U, S, Vh = torch.linalg.svd(padded[rows].view(-1, left, right).double(), full_matrices=False)
+            U, S, Vh = svd(padded[rows].view(-1, left, right).double())
             kept = min(ranks, S.shape[1])
             sizes = S[:, :kept, None].sqrt()
-            first.view(-1, ranks, left)[rows, :kept] = (U.transpose(1, 2)[:, :kept] * sizes).to(table)
+            # Where the second table is zero, the first keeps its random numbers, so that training can start.
+            used = sizes[..., 0] > 0
+            units = (U.transpose(1, 2)[:, :kept] * sizes).to(table)
+            drawn = first.view(-1, ranks, left)[rows, :kept]
+            first.view(-1, ranks, left)[rows, :kept] = torch.where(used[..., None], units, drawn)
             second.view(-1, ranks, right)[rows, :kept] = (Vh[:, :kept] * sizes).to(table)
         return
     count = embedding.unit_count

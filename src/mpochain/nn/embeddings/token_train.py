@@ -12,9 +12,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from mpochain import shapes
-from mpochain.decomposition import equalised_rows
+from mpochain.decomposition import core_std, equalised_rows, random_like
 from mpochain.errors import NonFiniteError, SpecError
 from mpochain.execution.autocast import without_autocast
+from mpochain.linalg import svd
 from mpochain.nn.dense import dense_table
 from mpochain.nn.embeddings.rows import Maker, RowEmbedding
 from mpochain.nn.entry import MOST_SITES, MatrixEntry, Padding, Size
@@ -203,9 +204,9 @@ class TokenTrainEmbedding(RowEmbedding):
     def reset_parameters(self, weight_std: float = 1.0) -> None:
         """Draw normal cores such that entries of the table have the standard deviation ``weight_std``.
 
-        The formula is that of ``core_std`` in ``mpochain/nn/initialization.py``.
+        See :func:`mpochain.decomposition.core_std`.
         """
-        std = (weight_std / math.sqrt(math.prod(self.bonds))) ** (1 / len(self.dims))
+        std = core_std(self.bonds, weight_std)
         with torch.no_grad():
             for core in self.cores:
                 core.normal_(0.0, std)
@@ -231,14 +232,24 @@ def _bonds_of(dims: tuple[int, ...], most: int) -> tuple[int, ...]:
 
 
 def _trains(rows: Tensor, core_shapes: list[tuple[int, int, int]]) -> list[Tensor]:
-    """The cores ``(n, r_j-1 q_j r_j)`` of rows ``(n, d)`` by TT-SVD; the cores of a row have equal norms."""
+    """The cores ``(n, r_j-1 q_j r_j)`` of rows ``(n, d)`` by TT-SVD; the cores of a row have equal norms.
+
+    A row of zeros gets random cores except for the last, which is zero, so that it can be trained.
+    """
     length, count = math.prod(dim for _, dim, _ in core_shapes), len(rows)
     rest = F.pad(rows.double(), (0, length - rows.shape[1]))
     cores = []
     for left, dim, right in core_shapes[:-1]:
-        U, S, Vh = torch.linalg.svd(rest.reshape(count, left * dim, -1), full_matrices=False)
+        U, S, Vh = svd(rest.reshape(count, left * dim, -1))
         cores.append(U[..., :right].reshape(count, -1))
         rest = S[:, :right, None] * Vh[:, :right]
     cores.append(rest.reshape(count, -1))
-    # Cores of equal norm train at the same rate. A row of zeros gets cores of zeros, whose gradients vanish.
-    return equalised_rows(cores)
+    # Cores of equal norm train at the same rate.
+    cores = equalised_rows(cores)
+    zero = (rows == 0).all(1)
+    if zero.any():
+        # The size of cores of a row with entries of 1 / sqrt(d), as in a table with rows of norm 1.
+        std = core_std([right for _, _, right in core_shapes[:-1]], 1 / math.sqrt(rows.shape[1]))
+        for site, core in enumerate(cores[:-1]):
+            core[zero] = random_like(core, std, site)[zero]
+    return cores
