@@ -7,6 +7,7 @@ import math
 
 import pytest
 import torch
+import transformers
 from hypothesis import given
 from hypothesis import strategies as st
 from texts import prose
@@ -94,9 +95,9 @@ def test_perplexity_follows_its_definition():
     def mean(pairs):
         return -sum(float(logs[tokens[k - 1], tokens[k]]) for k in pairs) / len(pairs)
 
-    # Five windows of ten: the first token of each does not count.
+    # Five windows of ten: the first token of each does not count. Two calls check that the model is causal.
     apart = perplexity(model, tokens, window=10)
-    assert (apart.tokens, apart.windows, apart.stride, model.calls) == (45, 5, 10, 5)
+    assert (apart.tokens, apart.windows, apart.stride, model.calls) == (45, 5, 10, 5 + 2)
     assert apart.loss == pytest.approx(mean([k for k in range(50) if k % 10]), rel=1e-6)
     assert apart.perplexity == pytest.approx(math.exp(apart.loss))
     # With overlap every token but the first counts once.
@@ -132,6 +133,50 @@ def test_perplexity_refuses(folder):
     model.table.data[0, 0] = math.nan
     with pytest.raises(MPOError, match="NaN"):
         perplexity(model, tokens, window=5)
+
+
+BERT = {"vocab_size": 30, "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 24}
+BART = {"vocab_size": 30, "d_model": 16, "encoder_layers": 1, "decoder_layers": 1, "encoder_ffn_dim": 24}
+
+
+class TestPerplexityIsThatOfCausalModels:
+    def measure(self, kind, config, dtype=torch.float32):
+        torch.manual_seed(0)
+        tokens = torch.randint(3, 30, (80,), generator=torch.Generator().manual_seed(0))
+        return perplexity(kind(config).to(dtype), tokens, window=20)
+
+    @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+    def test_a_class_that_is_used_either_way_is_decided_by_what_it_does(self, dtype):
+        kind = transformers.BertLMHeadModel
+        config = transformers.BertConfig(**BERT, initializer_range=0.3)
+        with pytest.raises(MPOError, match="BertLMHeadModel is no causal language model"):
+            self.measure(kind, config, dtype)
+        config.is_decoder = True
+        assert self.measure(kind, config, dtype).perplexity > 1
+
+    @pytest.mark.parametrize(
+        ("kind", "config", "message"),
+        [
+            ("BertForMaskedLM", "Bert", "no causal language model"),
+            ("BertForSequenceClassification", "Bert", r"logits \(1, 2\) for 20 tokens, as a classifier does"),
+            ("BertForTokenClassification", "Bert", "predicts 2 classes, but the text has the token"),
+            ("BertModel", "Bert", "predicts no tokens"),
+            ("BartForConditionalGeneration", "Bart", "translates a source to a target"),
+        ],
+    )
+    def test_others_have_none(self, kind, config, message):
+        settings = BERT if config == "Bert" else {**BART, "decoder_ffn_dim": 24}
+        config = getattr(transformers, f"{config}Config")(**settings)
+        with pytest.raises(MPOError, match=message):
+            self.measure(getattr(transformers, kind), config)
+
+    def test_modules_that_read_something_else(self):
+        class Sees(nn.Module):
+            def forward(self, pixels, sizes):
+                return pixels
+
+        with pytest.raises(MPOError, match="Sees cannot be called with tokens alone"):
+            perplexity(Sees(), torch.arange(30), window=10)
 
 
 def test_compressed_and_dense_folders(folder, tmp_path, text):

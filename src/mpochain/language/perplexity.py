@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from mpochain.errors import ArgumentError, CorpusError, NonFiniteError
+from mpochain.language.causality import require_causal
 from mpochain.language.text import require_window, starts
 from mpochain.surgery.calls import logits_of
 
@@ -76,7 +77,8 @@ def perplexity(
 
     Raises:
         CorpusError: the text is too short.
-        ArgumentError: the stride is out of range, or the window is longer than the model's context.
+        ArgumentError: the stride is out of range, the window is longer than the model's context, or the model is no
+            causal language model, see :func:`mpochain.language.causality.require_causal`.
         NonFiniteError: the model predicts NaN.
 
     Example:
@@ -101,6 +103,7 @@ def perplexity(
     model.eval()
     try:
         with torch.inference_mode():
+            require_causal(model, tokens[positions[0] : positions[0] + window].to(device))
             for number, start in enumerate(positions, 1):
                 text = tokens[start : start + window].to(device)
                 new = window - 1 if start == 0 else min(stride, window - 1)
