@@ -13,9 +13,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from mpochain.errors import ArgumentError, CorpusError, NonFiniteError
-from mpochain.language.causality import require_causal
 from mpochain.language.text import require_window, starts
 from mpochain.surgery.calls import logits_of
+from mpochain.surgery.causality import require_causal
 
 __all__ = ["Perplexity", "perplexity"]
 
@@ -78,7 +78,7 @@ def perplexity(
     Raises:
         CorpusError: the text is too short.
         ArgumentError: the stride is out of range, the window is longer than the model's context, or the model is no
-            causal language model, see :func:`mpochain.language.causality.require_causal`.
+            causal language model, see :func:`mpochain.surgery.causality.require_causal`.
         NonFiniteError: the model predicts NaN.
 
     Example:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from mpochain.architectures import all_configs, cache_names, logits_names
 from mpochain.errors import DTypeError
 
-__all__ = ["logits_of", "without_cache"]
+__all__ = ["logits_of", "predictions_of", "without_cache"]
 
 
 @contextmanager
@@ -66,3 +66,32 @@ def logits_of(output: Any) -> Tensor:
     if not isinstance(logits, Tensor) or not logits.is_floating_point() or logits.ndim < 2:
         raise DTypeError(f"expected logits (..., classes), or an output with .logits, got {type(output).__name__}")
     return logits
+
+
+def predictions_of(output: Any) -> dict[str, Tensor]:
+    """Return what a model of any kind predicts, by name: logits, boxes and the like, or else its first numbers.
+
+    Raises:
+        DTypeError: the output has no floating-point tensor.
+
+    Example:
+        >>> import torch
+        >>> list(predictions_of({"loss": torch.ones(()), "logits": torch.zeros(2, 5), "hidden_states": ()}))
+        ['logits']
+        >>> list(predictions_of({"last_hidden_state": torch.zeros(2, 3, 5), "pooler_output": torch.zeros(2, 5)}))
+        ['last_hidden_state']
+    """
+    if isinstance(output, Tensor):
+        output = {"logits": output}
+    elif not isinstance(output, Mapping):
+        output = dict(enumerate(output)) if isinstance(output, tuple | list) else vars(output)
+    values = {
+        str(name): value
+        for name, value in output.items()
+        if isinstance(value, Tensor) and value.is_floating_point() and value.ndim > 0
+    }
+    named = {name: value for name, value in values.items() if "logits" in name or name.startswith("pred")}
+    if not values:
+        raise DTypeError(f"expected an output with floating-point tensors, got {type(output).__name__}")
+    first = next(iter(values))
+    return named or {first: values[first]}

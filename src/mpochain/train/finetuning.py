@@ -1,7 +1,8 @@
-"""Finetuning of a compressed language model on text, with distillation from its dense original."""
+"""Finetuning of a compressed model, with distillation from its dense original."""
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,12 +13,15 @@ from torch import Tensor, nn
 from mpochain.architectures import context_length
 from mpochain.errors import ArgumentError, ShapeError
 from mpochain.surgery import learning_rate_scales
+from mpochain.surgery.causality import require_causal
 from mpochain.surgery.finding import require_module
 from mpochain.surgery.fingerprint import fingerprint
-from mpochain.train.attention import attention_loss
 from mpochain.train.config import FinetuneConfig
+from mpochain.train.data import TrainingData
+from mpochain.train.examples import Examples, predicts_next_tokens
 from mpochain.train.loop import TrainResult, train
-from mpochain.train.losses import distillation_loss, hidden_loss
+from mpochain.train.objective import finetuning_loss
+from mpochain.train.prediction_loss import require_equal_predictions, require_labels
 from mpochain.train.preparation import prepared
 from mpochain.train.teacher import Teacher, TeacherCache, autocast, outputs_of
 from mpochain.train.trainable import require_trainable
@@ -37,20 +41,27 @@ def finetune(
     teacher_cache: Path | str | None = None,
     label: str = "finetune",
 ) -> TrainResult:
-    """Finetune a compressed language model in place, on text, on the predictions of its dense teacher, or both.
+    """Finetune a compressed model in place, on data, on the predictions of its dense teacher, or both.
 
-    Every position predicts the next token, so the targets are the tokens shifted by one. Optional ``labels``, aligned
+    A language model predicts the next token: the targets are the tokens shifted by one. Optional ``labels``, aligned
     with ``input_ids``, are shifted too, as in transformers models. Positions with the label -100 do not count, nor does
     padding (``attention_mask`` 0) if there are no labels. Each epoch uses every window once, in an order drawn from
     ``config.seed``. Dropout is active during training.
 
+    Other models of transformers (encoder-decoders, masked language models, classifiers, images, speech) learn by the
+    loss that they compute of ``labels``, and from a teacher by the divergence of their classes or the relative squared
+    error of other predictions, so that a teacher alone needs no labels. Padding does not count.
+
     Training modes, ``requires_grad``, ``use_cache`` and gradient checkpointing of both models are restored afterwards.
 
     Args:
-        model: any module from tokens ``(n, length)`` to logits ``(n, length, V)``, or to an output with ``.logits``;
-            its trainable parameters must be float32 or float64. Trained on its present device.
+        model: any module from tokens ``(n, length)`` to logits ``(n, length, V)``, or to an output with ``.logits``; or
+            any model of transformers. Its trainable parameters must be float32 or float64. Trained on its present
+            device.
         batches: windows of equal length: integers ``(n, length)``; a list of such tensors or of single windows
-            ``(length,)``; a mapping of keyword arguments that include ``input_ids``; or a list of such mappings.
+            ``(length,)``; a mapping of keyword arguments that include ``input_ids``; or a list of such mappings. For a
+            model that does not predict the next token, tensors of its main input or mappings of its arguments, such as
+            ``pixel_values`` and ``labels``; the first axis of each counts the examples.
         config: see :class:`mpochain.train.FinetuneConfig`.
         teacher: the dense original, copied before ``model`` was compressed, on the same device. Its parameters do not
             change.
@@ -98,26 +109,15 @@ def finetune(
     _check_models(model, teacher, config)
     if teacher_cache is not None:
         _check_cache(teacher is not None, config)
-    windows = _windows(batches, config)
+    data = _data(batches, model, config)
     device = next(model.parameters()).device
 
     source = Teacher(teacher, config)
 
-    def loss(model: nn.Module, part: Windows) -> Tensor:
+    def loss(model: nn.Module, part: TrainingData) -> Tensor:
         with autocast(device, config):
             target, outputs = source.outputs(part), outputs_of(model, part, config)
-        assert outputs.logits is not None
-        value = outputs.logits.new_zeros(())
-        if config.outputs:
-            value = config.outputs * distillation_loss(
-                outputs.logits, part.labels, target.logits, weight=weight, temperature=config.temperature
-            )
-        if target.hidden:
-            errors = [hidden_loss(outputs.hidden[name], state, part.labels) for name, state in target.hidden.items()]
-            value = value + config.hidden * torch.stack(errors).mean()
-        if target.attentions:
-            value = value + config.attention * attention_loss(outputs.attentions, target.attentions, part.labels)
-        return value
+        return finetuning_loss(outputs, target, part, config)
 
     def evaluation() -> dict[str, float]:
         model.eval()
@@ -125,18 +125,22 @@ def finetune(
 
     identity: dict[str, Any] = {}
     if checkpoint is not None:
-        identity = {"data": windows.sha256(), "teacher": fingerprint(teacher) if teacher is not None else None}
+        identity = {"data": data.sha256(), "teacher": fingerprint(teacher) if teacher is not None else None}
     with prepared(model, teacher, config):
-        vocabulary = _check_forward(model, teacher, windows, config, device)
+        vocabulary = _check_forward(model, teacher, data, config, device)
         if teacher_cache is not None:
             assert teacher is not None
+            if not isinstance(data, Windows):
+                raise ArgumentError(
+                    "teacher_cache= stores logits of tokens, which this model has none of; leave it out"
+                )
             source_identity = {"teacher": fingerprint(teacher), "autocast": config.autocast}
             identity["teacher_cache"] = True  # the cache rounds logits to float16
-            cache = TeacherCache(Path(teacher_cache), windows, vocabulary, source_identity)
+            cache = TeacherCache(Path(teacher_cache), data, vocabulary, source_identity)
             source = Teacher(teacher, config, cache)
         return train(
             model,
-            lambda _generator, step: windows.batch(step, config.batch_size, config.seed).to(device),
+            lambda _generator, step: data.batch(step, config.batch_size, config.seed).to(device),
             loss,
             config,
             parts=lambda batch: batch.split(config.accumulate),
@@ -173,18 +177,24 @@ def rehearse(model: nn.Module, batches: Any, *, config: FinetuneConfig, cached: 
     if cached:
         _check_cache(config.asks_teacher, config)
     require_trainable(model, config)
-    windows = _windows(batches, config)
+    data = _data(batches, model, config)
     with prepared(model, model, config):
-        _check_forward(model, model, windows, config, next(model.parameters()).device)
+        _check_forward(model, model, data, config, next(model.parameters()).device)
 
 
-def _windows(batches: Any, config: FinetuneConfig) -> Windows:
-    windows = Windows.of(batches)
-    if config.batch_size > len(windows):
+def _data(batches: Any, model: nn.Module, config: FinetuneConfig) -> TrainingData:
+    data: TrainingData = Windows.of(batches) if predicts_next_tokens(model) else Examples.of(batches, model)
+    kind = "windows" if isinstance(data, Windows) else "examples"
+    if config.batch_size > len(data):
         raise ArgumentError(
-            f"batch_size={config.batch_size} exceeds the {len(windows)} windows; give more windows, or a smaller batch"
+            f"batch_size={config.batch_size} exceeds the {len(data)} {kind}; give more {kind}, or a smaller batch"
         )
-    return windows
+    if config.accumulate > 1 and "return_loss" in inspect.signature(model.forward).parameters:
+        raise ArgumentError(
+            f"accumulate={config.accumulate} would split batches whose examples {type(model).__name__} contrasts with "
+            "one another; use accumulate=1"
+        )
+    return data
 
 
 def _check_cache(has_teacher: bool, config: FinetuneConfig) -> None:
@@ -216,41 +226,52 @@ def _check_models(model: nn.Module, teacher: nn.Module | None, config: FinetuneC
 
 
 def _check_forward(
-    model: nn.Module, teacher: nn.Module | None, windows: Windows, config: FinetuneConfig, device: torch.device
+    model: nn.Module, teacher: nn.Module | None, data: TrainingData, config: FinetuneConfig, device: torch.device
 ) -> int:
-    """Run both models on one window, so that incompatible data or models fail before the first step.
+    """Run both models on one window or example, so that incompatible data or models fail before the first step.
 
     Returns:
-        The vocabulary size.
+        The vocabulary size; 0 for a model that does not predict the next token.
     """
+    text = data.inputs.get("input_ids")
     for network in (model, teacher):
         limit = None if network is None else context_length(network)
-        if limit is not None and windows.length > limit:
+        if limit is not None and text is not None and text.ndim > 1 and text.shape[1] > limit:
             raise ShapeError(
-                f"windows of {windows.length} tokens exceed the context of {type(network).__name__}, {limit} tokens; "
+                f"windows of {text.shape[1]} tokens exceed the context of {type(network).__name__}, {limit} tokens; "
                 "give shorter windows"
             )
-    first = windows.select(torch.tensor([0], device="cpu")).to(device)
-    # Token 0 is in every vocabulary; the vocabulary size is read from the logits.
-    first.inputs["input_ids"] = torch.zeros_like(first.inputs["input_ids"])
+    first = data.select(torch.tensor([0], device="cpu")).to(device)
+    if isinstance(first, Windows):
+        # Token 0 is in every vocabulary; the vocabulary size is read from the logits.
+        first.inputs["input_ids"] = torch.zeros_like(first.inputs["input_ids"])
     model.eval()
     with torch.no_grad(), autocast(device, config):
         outputs, target = outputs_of(model, first, config), Teacher(teacher, config).outputs(first)
+    name = type(model).__name__
+    if isinstance(data, Examples):
+        if teacher is not None:
+            require_equal_predictions(outputs.predictions, target.predictions)
+        if config.outputs and config.distillation != 1.0:
+            require_labels(name, outputs.loss, data, outputs.predictions)
+        finetuning_loss(outputs, target, first, config)
+        return 0
+    assert isinstance(data, Windows)
     assert outputs.logits is not None
-    if outputs.logits.shape[:-1] != first.labels.shape:
+    if outputs.logits.shape[:-1] != (1, data.length):
         raise ShapeError(
-            f"{type(model).__name__} computes logits {tuple(outputs.logits.shape)} for {tuple(first.labels.shape)} "
-            "tokens; finetune needs logits at every position"
+            f"{name} computes logits {tuple(outputs.logits.shape)} for {(1, data.length)} tokens; finetune needs "
+            "logits at every position"
         )
     if target.logits is not None and target.logits.shape != outputs.logits.shape:
         raise ShapeError(
             f"the teacher has a vocabulary of {target.logits.shape[-1]} and the model one of "
             f"{outputs.logits.shape[-1]}; use the uncompressed model as the teacher"
         )
-    for name, state in target.hidden.items():
-        hidden_loss(outputs.hidden[name], state, first.labels)
-    if target.attentions:
-        attention_loss(outputs.attentions, target.attentions, first.labels)
     vocabulary = int(outputs.logits.shape[-1])
-    windows.require_vocabulary(vocabulary)
+    data.require_vocabulary(vocabulary)
+    finetuning_loss(outputs, target, first, config)
+    if hasattr(model, "main_input_name") and data.inputs.keys() <= {"input_ids", "attention_mask"}:
+        with autocast(device, config):
+            require_causal(model, data.inputs["input_ids"][0].to(device))
     return vocabulary

@@ -15,10 +15,11 @@ import torch
 from torch import Tensor, nn
 
 from mpochain.errors import CheckpointError, OutputError
-from mpochain.surgery.calls import logits_of
+from mpochain.surgery.calls import logits_of, predictions_of
 from mpochain.system.files import require_writable, write_bytes
 from mpochain.train.attention import attentions_of
 from mpochain.train.config import FinetuneConfig
+from mpochain.train.data import TrainingData
 from mpochain.train.losses import captured
 from mpochain.train.windows import Windows
 
@@ -33,21 +34,29 @@ class Outputs:
     """Outputs of a model that the losses compare.
 
     Attributes:
-        logits: ``(n, length, V)``; None without a teacher.
+        logits: ``(n, length, V)``, of a model that predicts the next token; None for others and without a teacher.
+        predictions: predictions of another model by name, see :func:`mpochain.surgery.calls.predictions_of`.
+        loss: the loss that such a model computes of its labels; None if it computes none.
         hidden: outputs of the compared modules by name, ``(n, length, features)``.
         attentions: attention maps ``(n, heads, length, length)``, one per layer.
     """
 
     logits: Tensor | None = None
+    predictions: Mapping[str, Tensor] = field(default_factory=dict)
+    loss: Tensor | None = None
     hidden: Mapping[str, Tensor] = field(default_factory=dict)
     attentions: tuple[Tensor, ...] = ()
 
 
-def outputs_of(model: nn.Module, part: Windows, config: FinetuneConfig) -> Outputs:
+def outputs_of(model: nn.Module, part: TrainingData, config: FinetuneConfig) -> Outputs:
     """Call the model once and return all outputs that the configured losses compare."""
     with captured(model, config.hidden_layers) as hidden:
         output = part.run(model, **({"output_attentions": True} if config.attention else {}))
-    return Outputs(logits_of(output), hidden, attentions_of(output) if config.attention else ())
+    attentions = attentions_of(output) if config.attention else ()
+    if isinstance(part, Windows):
+        return Outputs(logits_of(output), hidden=hidden, attentions=attentions)
+    loss = getattr(output, "loss", None)
+    return Outputs(None, predictions_of(output), loss, hidden, attentions)
 
 
 def autocast(device: torch.device, config: FinetuneConfig) -> Any:
@@ -70,7 +79,7 @@ class Teacher:
         self._model, self._config, self._cache = model, config, cache
 
     @torch.no_grad()
-    def outputs(self, part: Windows) -> Outputs:
+    def outputs(self, part: TrainingData) -> Outputs:
         """Return the teacher's outputs for some windows."""
         if self._model is None:
             return Outputs()

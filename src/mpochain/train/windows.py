@@ -1,36 +1,37 @@
-"""Token windows for finetuning: input formats, labels, and the order of batches."""
+"""Token windows for finetuning: input formats and labels."""
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from mpochain.errors import ArgumentError, DTypeError, ShapeError
+from mpochain.train.data import TrainingData, batch_list, tensors_of
 from mpochain.train.losses import IGNORED, next_tokens
 
 __all__ = ["Windows"]
 
 
 @dataclass(frozen=True, eq=False)
-class Windows:
-    """Token windows of equal length, ``n`` of them.
+class Windows(TrainingData):
+    """Token windows of equal length, ``n`` of them; the target of each position is the next token.
 
     Attributes:
         inputs: arguments of the model, each ``(n, ...)``, including ``input_ids (n, length)``.
         labels: ``(n, length)``, int64, the target of each position; -100 for positions without a target.
-        named: whether the model is called with keyword arguments instead of ``input_ids`` alone.
-        indices: ``(n,)``, indices of these windows among all windows of the run.
+
+    Example:
+        >>> windows = Windows.of(torch.arange(12).view(4, 3))
+        >>> seen = torch.cat([windows.batch(step, 2, seed=0).inputs["input_ids"][:, 0] for step in (0, 1)])
+        >>> seen.sort().values
+        tensor([0, 3, 6, 9])
     """
 
-    inputs: dict[str, Tensor]
     labels: Tensor
-    named: bool
-    indices: Tensor
 
     @classmethod
     def of(cls, batches: Any) -> Windows:
@@ -46,14 +47,7 @@ class Windows:
             >>> len(windows), windows.labels[0]
             (3, tensor([   4,    5, -100]))
         """
-        items: Sequence[Any] = [batches] if isinstance(batches, Tensor | Mapping) else batches
-        if not isinstance(items, Sequence) or isinstance(items, str | bytes):
-            raise DTypeError(
-                "expected batches as a tensor of windows, a mapping of named tensors, or a list of these, got "
-                f"{type(batches).__name__}; windows are drawn from all batches, so put them into a list"
-            )
-        if not len(items):
-            raise ArgumentError("batches is empty; give windows of tokens, (n, length)")
+        items = batch_list(batches)
         parts = [_arguments(item, position) for position, item in enumerate(items)]
         named = isinstance(items[0], Mapping)
         length = parts[0]["input_ids"].shape[1]
@@ -90,9 +84,6 @@ class Windows:
             )
         return cls(inputs, labels, named, torch.arange(len(labels), device="cpu"))
 
-    def __len__(self) -> int:
-        return len(self.labels)
-
     @property
     def length(self) -> int:
         """Number of tokens of a window."""
@@ -119,50 +110,6 @@ class Windows:
                     f"model's vocabulary is 0 to {size - 1}. Use the tokenizer of this model"
                 )
 
-    def sha256(self) -> str:
-        """Return the SHA-256 of all inputs and labels, in hexadecimal."""
-        digest = hashlib.sha256(str(self.named).encode())
-        for name, value in [*sorted(self.inputs.items()), ("labels", self.labels)]:
-            digest.update(f"{name} {tuple(value.shape)} {value.dtype}".encode())
-            digest.update(value.contiguous().cpu().view(torch.uint8).numpy().data)
-        return digest.hexdigest()
-
-    def select(self, positions: Tensor) -> Windows:
-        """Return the windows at the given positions ``(k,)``."""
-        inputs = {name: value[positions] for name, value in self.inputs.items()}
-        return replace(self, inputs=inputs, labels=self.labels[positions], indices=self.indices[positions])
-
-    def to(self, device: torch.device) -> Windows:
-        """Return the windows on a device; ``indices`` stay on the CPU."""
-        inputs = {name: value.to(device) for name, value in self.inputs.items()}
-        return replace(self, inputs=inputs, labels=self.labels.to(device))
-
-    def batch(self, step: int, size: int, seed: int) -> Windows:
-        """Return the batch of a step. Each epoch uses every window once, in an order drawn from seed and epoch.
-
-        The batch depends only on step, size and seed, so a resumed run sees the same batches.
-
-        Example:
-            >>> windows = Windows.of(torch.arange(12).view(4, 3))
-            >>> seen = torch.cat([windows.batch(step, 2, seed=0).inputs["input_ids"][:, 0] for step in (0, 1)])
-            >>> seen.sort().values
-            tensor([0, 3, 6, 9])
-        """
-        positions: list[Tensor] = []
-        for k in range(step * size, (step + 1) * size):
-            epoch, position = divmod(k, len(self))
-            if not positions or not position:
-                generator = torch.Generator("cpu").manual_seed((seed * 1_000_003 + epoch) % (1 << 63))
-                order = torch.randperm(len(self), generator=generator, device="cpu")
-            positions.append(order[position])
-        return self.select(torch.stack(positions))
-
-    def split(self, count: int) -> Iterator[tuple[Windows, float]]:
-        """Yield ``count`` equal parts, each with its share of the labels."""
-        for positions in torch.arange(len(self), device="cpu").chunk(count):
-            part = self.select(positions)
-            yield part, part.targets / self.targets
-
     def run(self, model: nn.Module, **options: bool) -> Any:
         """Call a model on these windows and return its output."""
         return model(**self.inputs, **options) if self.named else model(self.inputs["input_ids"], **options)
@@ -173,14 +120,7 @@ def _arguments(item: Any, position: int) -> dict[str, Tensor]:
     values = dict(item) if isinstance(item, Mapping) else {"input_ids": item}
     if "input_ids" not in values:
         raise ArgumentError(f"batch {position} has no input_ids, only {sorted(values)}; name its tokens input_ids")
-    tensors = {}
-    for name, value in values.items():
-        try:
-            tensors[name] = value if isinstance(value, Tensor) else torch.as_tensor(value, device="cpu")
-        except (TypeError, ValueError, RuntimeError) as error:
-            raise DTypeError(
-                f"batch {position}: {name} is {type(value).__name__}, which cannot be converted to a tensor: {error}"
-            ) from error
+    tensors = tensors_of(values, position)
     ids = tensors["input_ids"]
     if ids.is_floating_point() or ids.is_complex() or ids.dtype == torch.bool:
         raise DTypeError(f"batch {position}: tokens must be integers, got {ids.dtype}")

@@ -15,7 +15,7 @@ __all__ = ["require_causal"]
 _LENGTH = 64
 
 
-@torch.inference_mode()
+@torch.no_grad()
 def require_causal(model: nn.Module, tokens: Tensor) -> None:
     """Check that a model is a causal language model, whose perplexity has a meaning.
 
@@ -72,7 +72,7 @@ def require_causal(model: nn.Module, tokens: Tensor) -> None:
     if change > tolerance:
         raise ArgumentError(
             f"{name} is no causal language model: its predictions change by up to {change:.2g} with tokens that follow "
-            "them, as those of masked language models do, so it has no perplexity; give a causal language model"
+            "them, as those of masked language models do; give a causal language model"
         )
 
 
