@@ -67,7 +67,10 @@ def _shrunk(settings: dict[str, Any]) -> dict[str, Any]:
     lengths = {
         value
         for name, value in settings.items()
-        if isinstance(value, int) and not isinstance(value, bool) and _size(name, LAYERS + 1) == LAYERS and value > LAYERS
+        if isinstance(value, int)
+        and not isinstance(value, bool)
+        and _size(name, LAYERS + 1) == LAYERS
+        and value > LAYERS
     }
     for name, value in settings.items():
         if name in ("transformers_version", "architectures", "dtype", "torch_dtype", "model_type"):
