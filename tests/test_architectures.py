@@ -29,7 +29,7 @@ from mpochain.architectures import (
     mlps,
     text_configs,
 )
-from mpochain.compression.statistics.moments import collect_moments
+from mpochain.compression import collect_moments
 from mpochain.compression.statistics.recompute import Recomputation
 from mpochain.compression.statistics.sampled_loss import SampledLoss
 from mpochain.language import compare_speed, perplexity

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import safetensors
+import torch
 from torch import Tensor, nn
 
 from mpochain.checkpoint.configuration import CONFIG, Configuration, read_configuration, tensors_file
@@ -24,6 +25,7 @@ from mpochain.system.memory import available_memory
 __all__ = ["load"]
 
 
+@torch.inference_mode(False)  # parameters made in inference mode could never be trained
 def load(folder: Path | str, model: nn.Module | None = None) -> nn.Module:
     """Load a model written by :func:`save`. The dense weights of compressed layers are never allocated.
 

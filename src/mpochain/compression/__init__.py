@@ -17,11 +17,12 @@ from mpochain.compression.methods import (
     TokenTrain,
     method_named,
 )
+from mpochain.compression.moments import collect_moments
 from mpochain.compression.pipeline import compress
 from mpochain.compression.records import CompressionReport, LayerRecord
 from mpochain.compression.selection import select
 from mpochain.compression.state import CompressionState, open_state
-from mpochain.compression.statistics.moments import Moments, collect_moments
+from mpochain.compression.statistics.moments import Moments
 from mpochain.compression.statistics.projections import Errors
 from mpochain.compression.target import Target
 

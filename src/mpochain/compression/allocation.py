@@ -118,6 +118,8 @@ def allocate(curves: Mapping[str, Curve], budget: float) -> dict[str, int]:
 def uniform(curves: Mapping[str, Curve], budget: float) -> dict[str, int]:
     """Select the largest choice of each layer that fits the same share of the layer's dense cost.
 
+    Layers whose only choice is the dense layer keep their cost; the others share the rest of the budget.
+
     Args:
         curves: choices of each layer, costs ascending; the last choice is the dense layer.
         budget: limit of the total cost, in the unit of the costs.
@@ -129,14 +131,23 @@ def uniform(curves: Mapping[str, Curve], budget: float) -> dict[str, int]:
         >>> curve = Curve(np.array([10, 40, 50, 100]), np.array([3.0, 2.0, 1.0, 0.0]))
         >>> uniform({"up": curve, "down": curve}, 100)
         {'up': 2, 'down': 2}
+        >>> uniform({"up": curve, "down": Curve(np.array([60]), np.array([0.0]))}, 100)
+        {'up': 1, 'down': 0}
     """
-    total = sum(curve.costs[-1].item() for curve in curves.values())
+    fixed = sum(curve.costs[-1].item() for curve in curves.values() if len(curve.costs) == 1)
+    total = sum(curve.costs[-1].item() for curve in curves.values()) - fixed
+    if fixed > budget:
+        raise ArgumentError(
+            f"the layers that stay dense cost {fixed:,}, more than the budget {budget:,}; allow more, or leave them "
+            "out with ignore="
+        )
+    room = budget - fixed
     chosen = {}
     for name, curve in curves.items():
-        fitting = np.flatnonzero(curve.costs <= curve.costs[-1].item() * budget / total)
-        if not fitting.size:
-            raise ArgumentError(f"{name} cannot be made as small as {budget / total:.1%} of its parameters; allow more")
-        chosen[name] = int(fitting[-1])
+        fitting = np.flatnonzero(curve.costs <= curve.costs[-1].item() * room / max(total, 1))
+        if len(curve.costs) > 1 and not fitting.size:
+            raise ArgumentError(f"{name} cannot be made as small as {room / total:.1%} of its parameters; allow more")
+        chosen[name] = int(fitting[-1]) if fitting.size else 0
     return chosen
 
 

@@ -71,7 +71,11 @@ class Builder:
             layer, self.records[name] = stored
             return self._put(target, layer)
         moments = self._moments.get(name)
-        if pair is None or moments is None:
+        reason = self._moments.unreached.get(name)
+        result: Any
+        if reason is not None:
+            result = None
+        elif pair is None or moments is None:
             result = self._preparation.take(name).build(self._chosen[name])
         else:
             correction = corrected(target.weight, moments, pair)
@@ -87,7 +91,7 @@ class Builder:
             rows = table if isinstance(table, RowEmbedding) else MPOEmbedding.of(table)
             rows.padding_idx = target.module.padding_idx
             result = Built(rows, result.errors)
-        self.records[name] = _record(target, result, moments)
+        self.records[name] = _record(target, result, moments, reason)
         layer = None if result is None else result.layer
         if self._state is not None:
             self._state.keep_layer(name, layer, self.records[name])
@@ -149,7 +153,7 @@ class Builder:
         self.verified = True
 
 
-def _record(target: Target, result: Built | None, moments: Moments | None) -> LayerRecord:
+def _record(target: Target, result: Built | None, moments: Moments | None, reason: str | None) -> LayerRecord:
     dense = LayerRecord(
         name=target.name,
         shape=target.shape,
@@ -163,6 +167,8 @@ def _record(target: Target, result: Built | None, moments: Moments | None) -> La
         weight_error=0.0,
         output_error=0.0 if moments is not None else None,
         loss_increase=0.0 if moments is not None and moments.gradients is not None else None,
+        rows=None if moments is None else moments.rows,
+        reason=reason,
     )
     if result is None:
         return dense

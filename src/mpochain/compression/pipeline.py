@@ -17,10 +17,12 @@ from mpochain.compression.building import Builder
 from mpochain.compression.former_log import logged_to
 from mpochain.compression.methods import Method, method_named
 from mpochain.compression.preparation import Preparation
+from mpochain.compression.reached import require_reached
 from mpochain.compression.records import CompressionReport
 from mpochain.compression.selection import as_patterns, open_targets
 from mpochain.compression.sequential import in_sequence
 from mpochain.compression.state import CompressionState, open_state
+from mpochain.compression.statistics.default_loss import DefaultLoss
 from mpochain.compression.statistics.passes import batches_for, gather_moments, memory_for_statistics, parts
 from mpochain.compression.statistics.store import MomentStore
 from mpochain.compression.target import Target
@@ -28,6 +30,7 @@ from mpochain.errors import ArgumentError
 from mpochain.report import provenance
 from mpochain.surgery.finding import require_module
 from mpochain.surgery.replacement import replace_layers
+from mpochain.system.progress import TimeLeft
 
 __all__ = ["compress"]
 
@@ -59,7 +62,8 @@ def compress(
 
     By default, layers become low rank in interpolative form, and the budget goes to the layers where parameters matter
     most: errors are measured on the inputs of each layer and weighted by the gradient of the loss with respect to its
-    outputs. A layer that compression would not make smaller stays dense. Progress is logged to
+    outputs. A layer that compression would not make smaller stays dense, and so does one that no batch and no gradient
+    reaches; the report gives the reason. Progress is logged to
     ``logging.getLogger("mpochain")``.
 
     Args:
@@ -70,10 +74,12 @@ def compress(
             weighted by their gradients if the method needs gradients. None for a method whose settings leave no
             choice.
         calibration: batches to call the model with: tensors, tuples of arguments or mappings of keyword arguments. They
-            are read several times, so give a list or a data loader, not a generator.
-        targets: layers to compress, see :func:`mpochain.compression.select`; by default all linear layers whose weight
-            is not shared with another module, or all embeddings for methods that compress only embeddings. A head that
-            is tied to an embedding stays tied.
+            are read several times, so give a list or a data loader, not a generator. Positions that an
+            ``attention_mask`` or ``key_padding_mask`` among the arguments masks do not count; without a mask, nor do
+            those with the label -100.
+        targets: layers to compress, see :func:`mpochain.compression.select`; by default all linear layers, or all
+            embeddings for methods that compress only embeddings. Layers that share a parameter with another module
+            stay dense, but a head tied to an embedding is replaced with it and stays tied.
         ignore: layers to leave out; overrides ``targets``.
         method: a name of :data:`mpochain.compression.METHODS`, ``"package.module:ClassName"`` of a method defined
             elsewhere, or an instance of :class:`mpochain.compression.Method`, which holds its settings.
@@ -81,8 +87,9 @@ def compress(
             model's outputs, so that later layers correct the errors of earlier ones. Requires blocks that run one
             after the other. It helps small stacks of layers, but made a language model worse (docs/decisions/0029), so
             measure before you use it.
-        loss: function from the model's output to a scalar summed over tokens, whose gradients weight the outputs; by
-            default cross-entropy to labels sampled from the model's own predictions.
+        loss: function from the model's output to a scalar summed over tokens, whose gradients weight the outputs. The
+            default is chosen by the outputs and named in the report: cross-entropy to labels sampled from the model's
+            own predictions for classes and tokens, squared error for numbers (one output, embeddings, hidden states).
         dry_run: report the result without changing the model.
         seed: seed of the sampled labels.
         checkpoint: folder for the state of an unfinished run: moments, choices and built layers, together about as
@@ -96,8 +103,9 @@ def compress(
         ``print(report.table())`` one by one.
 
     Raises:
-        ArgumentError: the budget cannot be met, a pattern matches nothing, the method is unknown, data are missing, or
-            a layer has hooks, which would be lost.
+        ArgumentError: the budget cannot be met, a pattern matches nothing, the method is unknown, data are missing, a
+            layer named in ``targets`` is not reached by data or shares a parameter, no gradient reaches any layer, or a
+            layer has hooks, which would be lost.
         NonFiniteError: activations or weights are NaN or infinite; the message names the layer.
         CheckpointError: the checkpoint is damaged, or belongs to a run with other weights, data or arguments.
         OutputError: the checkpoint cannot be written.
@@ -108,13 +116,15 @@ def compress(
         >>> report.parameters_after <= 0.5 * report.parameters_before, model[0]
         (True, InterpolativeLinear(32 -> 64, rank ..., bias=True))
     """
-    with logged_to(log):
+    # Layers built in inference mode could never be trained.
+    with logged_to(log), torch.inference_mode(False):
         began = time.perf_counter()
         require_module(model)
         way = method if isinstance(method, Method) else method_named(method)
         targets = None if targets is None else as_patterns(targets, "targets")
         ignore = as_patterns(ignore, "ignore")
-        opened, heads = open_targets(model, way, targets, ignore)
+        selected = open_targets(model, way, targets, ignore)
+        opened = selected.targets
         _require_consistent(way, budget, sequential)
         way.check(opened, budget)
         error = None if budget is None else error_budget(budget)
@@ -141,26 +151,32 @@ def compress(
         untouched = _untouched(model, opened, parameters)
         groups = list(parts(model, opened, way))
         folder = None if state is None else state.moments
+        weighting = DefaultLoss(model, seed) if loss is None else loss
         with MomentStore(on_disk=len(groups) > 1, folder=folder) as moments:
             if state is None or not state.has_layers(opened):
-                for group in groups:
+                for number, group in enumerate(groups, 1):
                     if not moments.resume(group):
-                        gather_moments(model, group, batches, way, moments, loss=loss, seed=seed)
+                        pass_number = number, len(groups)
+                        gather_moments(model, group, batches, way, moments, loss=weighting, part=pass_number)
                         moments.finish(group)
+                require_reached(model, opened, moments.unreached, targets)
             # Sequential compression fits layers again to their corrected weights, so no fit is worth keeping.
             room = 0 if sequential else memory_for_statistics(model)
             preparation = Preparation(way, opened, moments, room)
             choice = state.choices() if state is not None else None
             if choice is None:
-                choice = _choices(way, opened, preparation, allowed, error)
+                choice = {**_choices(way, opened, preparation, allowed, error), "loss": moments.loss}
                 if state is not None:
                     state.keep_choices(choice)
             builder = Builder(way, opened, choice["chosen"], moments, preparation, state)
             _logger.info("building %d layers, from %s on", len(opened), next(iter(opened)))
             if sequential:
-                _build_in_sequence(model, opened, batches, builder, allowed, dry_run=dry_run)
+                for name in moments.unreached:
+                    builder(name)
+                reached = {name: target for name, target in opened.items() if name not in moments.unreached}
+                _build_in_sequence(model, reached, batches, builder, allowed, dry_run=dry_run)
             else:
-                _build(model, opened, heads, builder, allowed, dry_run=dry_run)
+                _build(model, opened, selected.heads, builder, allowed, dry_run=dry_run)
         return CompressionReport(
             layers=tuple(builder.records[name] for name in opened),
             method=way.name,
@@ -173,6 +189,8 @@ def compress(
             provenance=provenance(threads=torch.get_num_threads()),
             largest_error=choice["largest_error"],
             model_bytes=size,
+            loss=choice["loss"] or None,
+            shared=tuple(selected.left_out.items()),
         )
 
 
@@ -221,12 +239,12 @@ def _build(
     dry_run: bool,
 ) -> None:
     """Build every layer, then insert all of them into the model."""
-    last = time.monotonic()
+    last, left = time.monotonic(), TimeLeft(len(targets))
     for number, name in enumerate(targets, 1):
         builder(name)
         if time.monotonic() - last > _INTERVAL:
             last = time.monotonic()
-            _logger.info("%d of %d layers are built", number, len(targets))
+            _logger.info("layers built: %s", left.after(number))
     builder.verify(allowed)
     if not dry_run:
         builder.tie(heads)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import fields
 
+import numpy as np
 from torch import Tensor
 
 from mpochain.compression.allocation import Curve
@@ -60,6 +61,9 @@ class Preparation:
         """Costs and errors of the choices of every layer."""
         curves = {}
         for name, target in self._targets.items():
+            if name in self._moments.unreached:  # stays dense, and its parameters count
+                curves[name] = Curve(np.array([target.parameters]), np.array([0.0]), 0.0)
+                continue
             moments = self._moments.get(name)
             choices = choices_of(self._method, target, moments)
             curves[name] = choices.curve()

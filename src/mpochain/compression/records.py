@@ -6,6 +6,7 @@ import html
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from mpochain.compression.sufficiency import HeldOut, too_few_rows
 from mpochain.compression.summary import summary
 from mpochain.errors import MissingDependencyError
 from mpochain.report import Column, text
@@ -33,6 +34,8 @@ _LEAST_IMPORTANT = (
     *("macs_before", "macs_after", "weight_error", "parameters_before", "size", "loss_increase"),
     "parameters_after",
 )
+# Layers with one reason to stay dense that the report names; the records have them all.
+_NAMED = 4
 
 
 @dataclass(frozen=True)
@@ -54,6 +57,9 @@ class LayerRecord:
         loss_increase: predicted increase of the loss if only this layer is replaced, in nats per token, to second
             order; None without gradients.
         padding: norm of an embedding's padding row if the row was zero and no longer is; None otherwise.
+        rows: number of input rows (tokens) of the calibration data that reached the layer, without masked ones; None
+            without data.
+        reason: why the layer stayed dense, if not because of the budget; None otherwise.
     """
 
     name: str
@@ -69,6 +75,13 @@ class LayerRecord:
     output_error: float | None
     loss_increase: float | None
     padding: float | None = None
+    rows: int | None = None
+    reason: str | None = None
+
+    @property
+    def rows_per_input(self) -> float | None:
+        """Calibration rows per input feature; None without data."""
+        return None if self.rows is None else self.rows / self.shape[1]
 
 
 @dataclass(frozen=True, repr=False)
@@ -90,6 +103,10 @@ class CompressionReport:
         largest_error: largest relative error of any layer, in the measure of the method, if the budget is an error;
             None otherwise.
         model_bytes: bytes of the parameters and buffers of the uncompressed model.
+        loss: the loss whose gradients weighted the outputs, as text; None if the method takes no gradients.
+        shared: names of selected layers that stay dense because they share a parameter with another module, with the
+            reason; they are not among ``layers``.
+        held_out: how well the result holds on data that were set aside; None without such data.
     """
 
     layers: tuple[LayerRecord, ...]
@@ -103,6 +120,9 @@ class CompressionReport:
     provenance: dict[str, Any]
     largest_error: float | None = None
     model_bytes: int = 0
+    loss: str | None = None
+    shared: tuple[tuple[str, str], ...] = ()
+    held_out: HeldOut | None = None
 
     def __repr__(self) -> str:
         return (
@@ -207,10 +227,27 @@ class CompressionReport:
             for layer in self.layers
             if layer.padding is not None
         ]
+        lines += self._calibration()
         slower = [layer.name for layer in self.layers if layer.macs_after > layer.macs_before]
         if slower:
             lines.append(f"more multiply-adds than dense: {len(slower)} layers, including {slower[0]}")
         return lines + [f"not considered: {name}, {count:,} parameters" for name, count in self.untouched]
+
+    def _calibration(self) -> list[str]:
+        """Lines on the data: the loss, layers that stay dense and why, whether the data were enough."""
+        lines = [] if self.loss is None else [f"loss that weights the outputs: {self.loss}"]
+        dense: dict[str, list[str]] = {}
+        for name, reason in [*((layer.name, layer.reason) for layer in self.layers if layer.reason), *self.shared]:
+            dense.setdefault(reason, []).append(name)
+        for reason, names in dense.items():
+            more = f" and {len(names) - _NAMED:,} more" if len(names) > _NAMED else ""
+            lines.append(f"stays dense: {', '.join(names[:_NAMED])}{more}: {reason}")
+        shortage = too_few_rows(self.layers)
+        if shortage is not None:
+            lines.append(f"warning: {shortage}")
+        if self.held_out is not None:
+            lines.append(str(self.held_out))
+        return lines
 
     def as_dict(self) -> dict[str, Any]:
         """Report as a dictionary that JSON can store."""

@@ -5,17 +5,19 @@ from __future__ import annotations
 import difflib
 import re
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from typing import Protocol
 
 from torch import nn
 
+from mpochain.compression.sharing import no_head_of, shared_modules
 from mpochain.compression.target import Target
 from mpochain.errors import ArgumentError, DTypeError
 from mpochain.nn.dense import weight_and_bias
 from mpochain.surgery.finding import compressed_layers
 from mpochain.surgery.tying import tied_linears
 
-__all__ = ["as_patterns", "dense_layers", "open_targets", "select", "why_none"]
+__all__ = ["Opened", "as_patterns", "dense_layers", "names_of", "open_targets", "select", "why_none"]
 
 _NEAREST = 5
 
@@ -27,45 +29,92 @@ class _Able(Protocol):
     embeddings: bool
 
 
+@dataclass(frozen=True, eq=False)
+class Opened:
+    """Layers to compress.
+
+    Attributes:
+        targets: dense layers by name, in the order of the model.
+        heads: the embedding of each linear head that shares its table. These heads are replaced together with their
+            embedding, so they are not among the targets.
+        left_out: names of layers that were selected but stay dense because they share a parameter, with the reason.
+    """
+
+    targets: dict[str, Target]
+    heads: dict[nn.Linear, nn.Embedding]
+    left_out: dict[str, str]
+
+
 def open_targets(
     model: nn.Module, method: _Able, targets: Iterable[str] | None = None, ignore: Iterable[str] = ()
-) -> tuple[dict[str, Target], dict[nn.Linear, nn.Embedding]]:
+) -> Opened:
     """Select and open the layers to compress, and find the heads that are tied to them.
+
+    A layer that shares a parameter with another module stays dense: replaced alone, it would no longer share it. Heads
+    tied to an embedding that is compressed are replaced with it.
 
     Args:
         model: not changed.
         method: determines whether linear layers and embeddings can be compressed.
-        targets: patterns, see :func:`select`; by default all linear layers whose weight is not shared, or all
-            embeddings for a method that compresses only embeddings.
+        targets: patterns, see :func:`select`; by default all linear layers, or all embeddings for a method that
+            compresses only embeddings.
         ignore: patterns of layers to leave out.
 
-    Returns:
-        The layers by name, in the order of the model; and the embedding of each linear head that shares its table.
-        These heads are replaced together with their embedding, so they are not among the layers.
-
     Raises:
-        ArgumentError: no layer is left to compress, a pattern is invalid (see :func:`select`), or a layer has hooks.
+        ArgumentError: no layer is left to compress, a pattern is invalid (see :func:`select`), a layer has hooks, or
+            ``targets`` names a layer that shares a parameter.
         NonFiniteError: a weight is NaN or infinite; the message names the layer.
 
     Example:
         >>> from mpochain.compression.methods import METHODS
         >>> model = nn.Sequential(nn.Embedding(9, 4), nn.Linear(4, 4))
-        >>> list(open_targets(model, METHODS["svd"])[0]), list(open_targets(model, METHODS["word2ket"])[0])
-        (['1'], ['0'])
+        >>> [list(open_targets(model, METHODS[name]).targets) for name in ("svd", "word2ket")]
+        [['1'], ['0']]
     """
-    if targets is not None:
-        modules = select(model, targets, ignore, embeddings=method.embeddings, linear=method.linear)
-    elif method.linear:
-        modules = dense_layers(model, ignore)
-    else:
-        modules = select(model, ["Embedding"], ignore, embeddings=True, linear=False)
+    named = set() if targets is None else set(as_patterns(targets, "targets"))
+    patterns = _every(model, method) if targets is None else as_patterns(targets, "targets")
+    modules = select(model, patterns, ignore, embeddings=method.embeddings, linear=method.linear) if patterns else {}
+    shared = shared_modules(model)
+    tables = []
+    for module in modules.values():
+        if isinstance(module, nn.Embedding) and module in shared:
+            other = no_head_of(model, module)
+            if other is None:
+                tables.append(module)
+            else:
+                shared[module] = other
+    heads = tied_linears(model, tables)
+    left_out: dict[str, str] = {}
+    for name, module in list(modules.items()):
+        if module in shared and module not in tables and module not in heads:
+            reason = f"it shares a parameter with {shared[module] or 'the model itself'}"
+            if named & names_of(model, module):
+                raise ArgumentError(
+                    f"{name} is named in targets=, but {reason}, and replaced alone would no longer share it; name "
+                    "the embedding that a head is tied to, or give the layer a parameter of its own first"
+                )
+            left_out[name] = reason
+            del modules[name]
     if not modules:
         raise ArgumentError(f"there is no layer left to compress{why_none(model)}; see targets= and ignore=")
-    heads = tied_linears(model, modules.values())
     opened = {name: Target.open(name, module) for name, module in modules.items() if module not in heads}
     for target in opened.values():
         target.require_replaceable()
-    return opened, heads
+    return Opened(opened, heads, left_out)
+
+
+def names_of(model: nn.Module, module: nn.Module) -> set[str]:
+    """All names by which a model holds a module."""
+    return {name for name, other in model.named_modules(remove_duplicate=False) if other is module}
+
+
+def _every(model: nn.Module, method: _Able) -> list[str]:
+    """Names of the layers that a method compresses by default."""
+    return [
+        name
+        for name, module in model.named_modules()
+        if name and _is_dense(module, embeddings=not method.linear, linear=method.linear)
+    ]
 
 
 def select(
@@ -98,28 +147,23 @@ def select(
         >>> list(select(model, ["Linear"], ignore=["2"]))
         ['0']
     """
-    modules = {name: module for name, module in model.named_modules() if name}
-    chosen: set[str] = set()
+    modules = {name: module for name, module in model.named_modules(remove_duplicate=False) if name}
+    chosen: set[nn.Module] = set()
     for pattern in as_patterns(targets, "targets"):
         names, by_class = _matches(pattern, modules, "targets")
         for name in names:
             if _is_dense(modules[name], embeddings=embeddings, linear=linear):
-                chosen.add(name)
+                chosen.add(modules[name])
             elif not by_class and not pattern.startswith("re:"):
                 kinds = ["torch.nn.Embedding"] * embeddings + ["torch.nn.Linear", "Hugging Face Conv1D"] * linear
                 raise ArgumentError(
                     f"targets: {name!r} is a {type(modules[name]).__name__}, which cannot be compressed this way; name "
                     f"a {' or '.join(kinds)}"
                 )
-    left_out: set[str] = set()
-    for pattern in as_patterns(ignore, "ignore"):
-        left_out.update(_matches(pattern, modules, "ignore")[0])
-    return {
-        name: module
-        for name, module in modules.items()
-        # Ignoring a module also ignores the modules inside it.
-        if name in chosen and not any(name == out or name.startswith(f"{out}.") for out in left_out)
-    }
+    ignored = [name for pattern in as_patterns(ignore, "ignore") for name in _matches(pattern, modules, "ignore")[0]]
+    # Ignoring a module also ignores the modules inside it.
+    left_out = {part for name in ignored for part in modules[name].modules()}
+    return {name: module for name, module in model.named_modules() if name and module in chosen - left_out}
 
 
 def dense_layers(model: nn.Module, ignore: Iterable[str] = ()) -> dict[str, nn.Module]:
@@ -138,17 +182,8 @@ def dense_layers(model: nn.Module, ignore: Iterable[str] = ()) -> dict[str, nn.M
         >>> list(dense_layers(model))
         ['up']
     """
-    holders: dict[int, int] = {}
-    for module in model.modules():
-        for parameter in module.parameters(recurse=False):
-            holders[id(parameter)] = holders.get(id(parameter), 0) + 1
-    own = [
-        name
-        for name, module in model.named_modules()
-        if name
-        and _is_dense(module)
-        and all(holders[id(parameter)] == 1 for parameter in module.parameters(recurse=False))
-    ]
+    shared = shared_modules(model)
+    own = [name for name, module in model.named_modules() if name and _is_dense(module) and module not in shared]
     return select(model, own, ignore) if own else {}
 
 

@@ -148,7 +148,7 @@ class CompressedLayer(nn.Module, ABC):
     def to_linear(self) -> nn.Linear:
         """The dense linear layer with the same function, sharing no memory."""
         # In the layer's own dtype even under autocast.
-        with torch.no_grad(), without_autocast(self._stored()):
+        with torch.inference_mode(False), torch.no_grad(), without_autocast(self._stored()):
             return linear_of(self.weight, self.bias, self.training)
 
     def learning_rate_scales(self) -> dict[str, float]:
@@ -169,19 +169,19 @@ class CompressedLayer(nn.Module, ABC):
         self._set_execution(requested_cache(cache, memory), autotune)
         return self
 
-    def forward(self, x: Tensor) -> Tensor:
-        """``(..., in_features)`` to ``(..., out_features)``.
+    def forward(self, input: Tensor) -> Tensor:  # noqa: A002  # the name in nn.Linear, which callers may use
+        """``(..., in_features)`` to ``(..., out_features)``; called as ``layer(x)`` or ``layer(input=x)``.
 
         Raises:
-            ShapeError: the last axis of ``x`` is not ``in_features``.
+            ShapeError: the last axis of ``input`` is not ``in_features``.
         """
-        self._require_input(x)
+        self._require_input(input)
         # The first question is asked here too, as a call of its own takes a part of a small product's time.
-        if self._kept is not None and not (torch.is_grad_enabled() and self._records_gradients(x)):
-            kept = self._kept.get(x, self._kept_from(), self._to_keep, self._kept_buffers())
+        if self._kept is not None and not (torch.is_grad_enabled() and self._records_gradients(input)):
+            kept = self._kept.get(input, self._kept_from(), self._to_keep, self._kept_buffers())
             if kept is not None:
-                return self._run_kept(x, kept)
-        return self.compact(x)
+                return self._run_kept(input, kept)
+        return self.compact(input)
 
     def extra_repr(self) -> str:
         """Features and bias, for ``print(layer)``."""

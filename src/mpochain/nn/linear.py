@@ -328,15 +328,15 @@ class MPOLinear(CompressedLayer):
         assert y is not None
         return y if x.ndim == 2 else y.reshape(*x.shape[:-1], self.out_features)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """``(..., in_features)`` to ``(..., out_features)``.
+    def forward(self, input: Tensor) -> Tensor:  # noqa: A002  # the name in nn.Linear, which callers may use
+        """``(..., in_features)`` to ``(..., out_features)``; called as ``layer(x)`` or ``layer(input=x)``.
 
         Overrides the base class for speed: a call with an input shape seen before runs a bound plan without any checks.
 
         Raises:
-            ShapeError: the last axis of ``x`` is not ``in_features``.
+            ShapeError: the last axis of ``input`` is not ``in_features``.
         """
-        shape = x.shape
+        shape = input.shape
         bindable = not (
             torch.compiler.is_compiling() or torch.is_grad_enabled() or torch._C._are_functorch_transforms_active()
         )
@@ -344,14 +344,14 @@ class MPOLinear(CompressedLayer):
             bound = self._runners[0].bound.get(shape)
             if bound is not None:
                 # Avoids Module.__getattr__ too, which costs more than a small product.
-                y = bound(x, self._parameters)
+                y = bound(input, self._parameters)
                 if y is not None:
                     return y
         if not shape or shape[-1] != self.in_features:
-            raise ShapeError(f"{self} got x of shape {tuple(x.shape)}; expected (..., {self.in_features})")
-        y = self.compact(x)
+            raise ShapeError(f"{self} got x of shape {tuple(input.shape)}; expected (..., {self.in_features})")
+        y = self.compact(input)
         if bindable and len(self._runners) == 1:
-            rows = x if len(shape) == 2 else x.reshape(-1, self.in_features)
+            rows = input if len(shape) == 2 else input.reshape(-1, self.in_features)
             self._runners[0].bind(rows, shape, self.core_names[0], self._parameters)
         return y
 

@@ -12,7 +12,7 @@ from types import TracebackType
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-__all__ = ["Counter", "Counters", "TrainingProgress", "counting", "hide_progress", "uncounted"]
+__all__ = ["Counter", "Counters", "TimeLeft", "TrainingProgress", "counting", "hide_progress", "uncounted"]
 
 # Called with the number of items done and the total number.
 Counter = Callable[[int, int], None]
@@ -135,3 +135,29 @@ def _line_counter(label: str) -> Counter:
             print(f"{label}: {done}/{total}", file=sys.stderr, flush=True)
 
     return count
+
+
+class TimeLeft:
+    """Items done of a long step as text, with the time that the rest will take at the same pace.
+
+    Args:
+        total: number of items; None if it is unknown.
+        clock: seconds, monotonic.
+
+    Example:
+        >>> now = iter([0.0, 30.0])
+        >>> TimeLeft(24, clock=lambda: next(now)).after(9)
+        '9 of 24, about 50 s left'
+    """
+
+    def __init__(self, total: int | None, clock: Callable[[], float] = time.monotonic) -> None:
+        self._total, self._clock = total, clock
+        self._began = clock()
+
+    def after(self, done: int) -> str:
+        """Text after so many items."""
+        if self._total is None:
+            return str(done)
+        left = (self._clock() - self._began) * (self._total - done) / max(done, 1)
+        time_left = f"{left:.0f} s" if left < 120 else f"{left / 60:.0f} min"
+        return f"{done} of {self._total}, about {time_left} left"

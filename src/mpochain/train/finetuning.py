@@ -30,6 +30,8 @@ from mpochain.train.windows import Windows
 __all__ = ["finetune", "rehearse"]
 
 
+@torch.inference_mode(False)
+@torch.enable_grad()
 def finetune(
     model: nn.Module,
     batches: Tensor | Mapping[str, Any] | Sequence[Any],

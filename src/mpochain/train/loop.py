@@ -101,6 +101,8 @@ def _target_count(batch: Any) -> int:
     return int(batch[1].numel())
 
 
+@torch.inference_mode(False)
+@torch.enable_grad()
 def train(
     model: nn.Module,
     sample: Callable[[torch.Generator, int], Batch],
@@ -253,7 +255,7 @@ def _alone(checkpoint: Path | None) -> AbstractContextManager[Any]:
 
 
 def _versions() -> dict[str, str]:
-    versions = {"torch": torch.__version__}
+    versions: dict[str, str] = {"torch": torch.__version__}
     with suppress(PackageNotFoundError):
         versions["mpochain"] = version("mpochain")
     return versions

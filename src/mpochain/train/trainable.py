@@ -77,6 +77,11 @@ def require_trainable(model: nn.Module, config: FinetuneConfig) -> dict[str, nn.
             f"trainable={config.trainable!r} leaves no parameter to train; set requires_grad, or name other parameters"
         )
     for name, parameter in trainable.items():
+        if parameter.is_inference():
+            raise ArgumentError(
+                f"{name} was created under torch.inference_mode() and can never be trained; build, load or compress "
+                "the model outside"
+            )
         if parameter.dtype not in (torch.float32, torch.float64):
             raise DTypeError(
                 f"{name} is {parameter.dtype}, in which small updates round to zero; train model.float(), with "

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sized
 from typing import Any, Protocol
 
 from torch import Tensor, nn
 
-from mpochain.compression.statistics.moments import collect_moments, moment_bytes
-from mpochain.compression.statistics.sampled_loss import SampledLoss
+from mpochain.compression.statistics.collection import collect
+from mpochain.compression.statistics.default_loss import DefaultLoss
+from mpochain.compression.statistics.moments import moment_bytes
 from mpochain.compression.statistics.store import MomentStore
 from mpochain.compression.target import Target
 from mpochain.errors import ArgumentError
+from mpochain.system.progress import TimeLeft
 
 __all__ = ["batches_for", "gather_moments", "memory_for_statistics", "parts"]
 
@@ -66,18 +68,21 @@ def batches_for(calibration: Iterable[Any] | None, method: _Needing) -> Iterable
 
 
 class _Logged:
-    """Batches that log progress every ``_INTERVAL`` seconds."""
+    """Batches that log how many of them were read, with the time left, every ``_INTERVAL`` seconds."""
 
     def __init__(self, batches: Iterable[Any]) -> None:
         self._batches = batches
+        self._count = len(batches) if isinstance(batches, Sized) else None
 
     def __iter__(self) -> Iterator[Any]:
-        last = time.monotonic()
+        left = TimeLeft(self._count)
+        last, number = time.monotonic(), 0
         for number, batch in enumerate(self._batches, 1):
             yield batch
             if time.monotonic() - last > _INTERVAL:
                 last = time.monotonic()
-                _logger.info("calibration batch %d", number)
+                _logger.info("calibration batch %s", left.after(number))
+        self._count = number  # known from the second pass on, also of data without a length
 
 
 def memory_for_statistics(model: nn.Module) -> int:
@@ -111,8 +116,8 @@ def gather_moments(
     method: _Needing,
     store: MomentStore,
     *,
-    loss: Callable[[Any], Tensor] | None,
-    seed: int,
+    loss: Callable[[Any], Tensor] | DefaultLoss,
+    part: tuple[int, int] = (1, 1),
 ) -> None:
     """Read the data once and store the moments that a method needs, if any.
 
@@ -121,19 +126,24 @@ def gather_moments(
         targets: dense layers of the model, by name.
         batches: see :func:`mpochain.compression.statistics.moments.run_batch`.
         method: method that needs the moments.
-        store: receives the moments.
+        store: receives the moments, the reasons why layers have none, and the description of the loss.
         loss: see :func:`mpochain.compression.compress`.
-        seed: seed of the labels sampled from the model if ``loss`` is None.
+        part: number of this pass over the data and of all passes, for the log.
     """
     if method.needs == "nothing":
         return
-    _logger.info("%s of %d layers, from %s on", method.needs, len(targets), next(iter(targets)))
-    if method.needs == "inputs":
-        loss = None
-    elif loss is None:
-        loss = SampledLoss(seed)
+    which = f", pass {part[0]} of {part[1]} over the data" if part[1] > 1 else ""
+    _logger.info("%s of %d layers, from %s on%s", method.needs, len(targets), next(iter(targets)), which)
+    if isinstance(loss, DefaultLoss):
+        loss.restart()
     modules = {name: target.module for name, target in targets.items()}
-    store.keep(collect_moments(model, modules, batches, loss=loss, inputs=_needing_inputs(targets, method)))
+    inputs = _needing_inputs(targets, method)
+    weighted = method.needs == "gradients"
+    collected = collect(model, modules, batches, loss=loss if weighted else None, inputs=inputs)
+    store.keep(collected.moments)
+    store.unreached |= collected.unreached
+    if weighted:
+        store.loss = loss.description if isinstance(loss, DefaultLoss) else "the given one"
 
 
 def _needing_inputs(targets: Mapping[str, Target], method: _Needing) -> set[str]:

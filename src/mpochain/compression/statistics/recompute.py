@@ -7,12 +7,17 @@ from contextlib import AbstractContextManager, ExitStack, contextmanager, nullco
 from functools import partial
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
+from torch.utils import _pytree as tree
 from torch.utils.checkpoint import checkpoint
 
 from mpochain.architectures import families_of, is_block
 
-__all__ = ["Recomputation"]
+__all__ = ["InputsChangedError", "Recomputation"]
+
+
+class InputsChangedError(Exception):
+    """A block changed its inputs in place, so that it cannot be recomputed from them."""
 
 
 class Recomputation:
@@ -42,7 +47,11 @@ class Recomputation:
         # A second run would add its keys to the cache again.
         if any(_is_cache(argument) for argument in (*arguments, *named.values())):
             return forward(*arguments, **named)
-        return checkpoint(forward, *arguments, use_reentrant=False, context_fn=self._contexts, **named)
+        before = _versions(arguments, named)
+        output = checkpoint(forward, *arguments, use_reentrant=False, context_fn=self._contexts, **named)
+        if _versions(arguments, named) != before:
+            raise InputsChangedError
+        return output
 
     @contextmanager
     def of(self, model: nn.Module) -> Iterator[None]:
@@ -50,6 +59,9 @@ class Recomputation:
 
         Args:
             model: a transformers model, or a module that contains some.
+
+        Raises:
+            InputsChangedError: in a call of the model, if a block changes its inputs in place.
         """
         families = families_of(model)
         with ExitStack() as restored:
@@ -68,3 +80,9 @@ class Recomputation:
 def _is_cache(argument: Any) -> bool:
     """Whether an argument of a block is an object of transformers that collects keys, values or states."""
     return any(base.__name__.endswith("Cache") for base in type(argument).__mro__)
+
+
+def _versions(*arguments: Any) -> list[int]:
+    """How often each tensor was changed in place; inference tensors do not know."""
+    tensors = [value for value in tree.tree_leaves(arguments) if isinstance(value, Tensor)]
+    return [tensor._version for tensor in tensors if not tensor.is_inference()]

@@ -27,6 +27,10 @@ class MomentStore:
         folder: keep the moments here, so that a later call can go on from them. None for the folder for temporary
             files (``TMPDIR``), and only if ``on_disk``.
 
+    Attributes:
+        unreached: names of the layers without moments, with the reason.
+        loss: the loss whose gradients were collected, as text; "" without gradients.
+
     Example:
         >>> import torch
         >>> with MomentStore(on_disk=True) as store:
@@ -42,6 +46,8 @@ class MomentStore:
         self.on_disk = on_disk
         self._held: dict[str, Moments] = {}
         self._names: set[str] = set()  # of the layers whose moments are in files
+        self.unreached: dict[str, str] = {}
+        self.loss = ""
 
     def __enter__(self) -> MomentStore:
         return self
@@ -100,6 +106,8 @@ class MomentStore:
                 shared.clear()
         self._held.update(held)
         self._names.update(index["stored"])
+        self.unreached |= index["unreached"]
+        self.loss = index["loss"]
         return True
 
     def finish(self, names: Iterable[str]) -> None:
@@ -107,7 +115,9 @@ class MomentStore:
         if self._folder is not None and self._kept:
             names = list(names)
             stored = [name for name in names if name in self._names]
-            write_sealed(self._index(names), {"layers": names, "stored": stored})
+            unreached = {name: self.unreached[name] for name in names if name in self.unreached}
+            index = {"layers": names, "stored": stored, "unreached": unreached, "loss": self.loss}
+            write_sealed(self._index(names), index)
 
     def get(self, name: str) -> Moments | None:
         """Return the moments of a layer, or None if none are stored.

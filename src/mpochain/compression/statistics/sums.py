@@ -2,32 +2,61 @@
 
 from __future__ import annotations
 
+import functools
+import inspect
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from mpochain.compression.statistics.recompute import Recomputation
-from mpochain.errors import MPOError, NonFiniteError
+from mpochain.errors import NonFiniteError
 from mpochain.nn.dense import dense_parameters
+from mpochain.surgery.masks import Masks
 
-__all__ = ["LastInput", "Slabs", "Sums"]
+__all__ = ["InputMoments", "Slabs", "Sums", "input_argument", "observed"]
 
 _SLAB = 1 << 24  # float32 numbers; the allocator returns freed blocks of this size to the system
 
 
-class LastInput:
-    """The latest input of any layer, and the name of that layer."""
+class InputMoments:
+    """Second moments of the latest input, kept for further layers that read the same input.
+
+    Inputs are the same if they lie at the same place in memory and hold the same numbers. The object alone would not
+    tell: models add to their hidden states in place, and code outside of torch can write to any tensor. The numbers
+    are compared by their products with a random vector, one per row.
+    """
 
     def __init__(self) -> None:
-        self.x: Tensor | None = None
-        self.name = ""
+        self._place: tuple[Any, ...] = ()
+        self._products: Tensor | None = None
+        self._kept: Tensor | None = None
+        self._moments: Tensor | None = None
+        self._number = 0
+
+    def of(self, rows: Tensor, kept: Tensor | None) -> tuple[Tensor, int]:
+        """The sum ``(in, in)`` over the rows ``(n, in)`` that are kept, and a number that names this input."""
+        place = (rows.data_ptr(), rows.shape, rows.stride(), rows.dtype, rows.device)
+        products = rows.float() @ _direction(rows.shape[1]).to(rows.device)
+        known = self._products is not None and place == self._place and torch.equal(products, self._products)
+        if self._moments is None or not known or kept is not self._kept:
+            chosen = (rows if kept is None else rows[kept]).float()
+            self._moments = chosen.T @ chosen
+            self._place, self._products, self._kept = place, products, kept
+            self._number += 1
+        return self._moments, self._number
 
     def clear(self) -> None:
-        """Drop the input before the next batch."""
-        self.x = None
+        """Free the moments of the latest input."""
+        self._moments = self._products = self._kept = None
+
+
+@functools.cache
+def _direction(size: int) -> Tensor:
+    return torch.randn(size, generator=torch.Generator("cpu").manual_seed(size), dtype=torch.float32, device="cpu")
 
 
 class Slabs:
@@ -40,79 +69,75 @@ class Slabs:
     def __init__(self) -> None:
         self._free: dict[torch.device, Tensor] = {}
 
-    def square(self, rows: Tensor) -> Tensor:
-        """Allocate zeros ``(n, n)`` for rows of length ``n``."""
-        size = rows.shape[1] ** 2
-        free = self._free.get(rows.device)
-        if free is None or len(free) < size:
-            free = torch.zeros(max(_SLAB, size), dtype=torch.float32, device=rows.device)
-        self._free[rows.device] = free[size:]
-        return free[:size].view(rows.shape[1], -1)
+    def square(self, size: int, device: torch.device) -> Tensor:
+        """Allocate zeros ``(size, size)``."""
+        count = size**2
+        free = self._free.get(device)
+        if free is None or len(free) < count:
+            free = torch.zeros(max(_SLAB, count), dtype=torch.float32, device=device)
+        self._free[device] = free[count:]
+        return free[:count].view(size, size)
 
 
 class Sums:
-    """Running sums of one layer."""
+    """Running sums of one layer.
+
+    Args:
+        name: name of the layer in the model.
+        layer: the dense layer.
+        inputs: whether the moments of the inputs are summed even if the inputs are the larger side.
+        slabs: memory of the sums.
+
+    Attributes:
+        rows: number of rows summed.
+        history: identifies the inputs summed; layers that read the same inputs in the same order have the same.
+    """
 
     def __init__(self, name: str, layer: nn.Module, inputs: bool, slabs: Slabs) -> None:
-        self.name, self.owner = name, name
+        self.name = name
         self._slabs = slabs
         self.weight = dense_parameters(layer, name)[0].detach()
         self.is_wide = self.weight.shape[0] <= self.weight.shape[1]
         self.keeps_inputs = inputs or not self.is_wide
         self.rows = 0
+        self.history = 0
         self.inputs: Tensor | None = None
         self.outputs: Tensor | None = None
         self.gradients: Tensor | None = None
         self.input_power = self.gradient_power = 0.0
 
-    def before(
-        self, last: LastInput, again: Recomputation, gradients: bool
-    ) -> Callable[[nn.Module, tuple[Any, ...]], Any]:
-        """Return a forward pre-hook that adds the inputs."""
+    def add_input(self, x: Tensor, kept: Tensor | None, latest: InputMoments) -> None:
+        """Add the inputs ``(..., in)`` of one call.
 
-        def hook(_: nn.Module, arguments: tuple[Any, ...]) -> tuple[Any, ...] | None:
-            x = arguments[0]
-            if not again.active:
-                self._add_input(x, last)
-            if gradients and not x.requires_grad:
-                # Parameters are frozen, so the graph must start at the inputs of the first target layers.
-                return (x.detach().requires_grad_(), *arguments[1:])
-            return None
-
-        return hook
-
-    def _add_input(self, x: Tensor, last: LastInput) -> None:
-        rows = x.detach().reshape(-1, x.shape[-1])
-        if not self.keeps_inputs:
-            self.outputs = self._added(self.outputs, rows @ self.weight.T)
+        Args:
+            x: the inputs.
+            kept: which rows count, bool, one entry per row; None for all.
+            latest: moments of the latest input of any layer.
+        """
+        every = x.detach().reshape(-1, x.shape[-1])
+        rows = every if kept is None else every[kept]
+        if self.keeps_inputs:
+            moments, number = latest.of(every, kept)
+            self.inputs = self._total(self.inputs, moments.shape[0], moments.device).add_(moments)
+            self.history = hash((self.history, number))
         else:
-            owner = last.name if last.x is x else self.name
-            if self.rows and self.owner != owner:
-                raise MPOError(
-                    f"{self.name} shares its input with another layer in some calibration batches but not in others; "
-                    "give batches of one kind only"
-                )
-            self.owner = owner
-            if owner == self.name:
-                self.inputs = self._added(self.inputs, rows)
-                last.x, last.name = x, self.name
+            self.outputs = self._added(self.outputs, rows @ self.weight.T)
         self.rows += rows.shape[0]
         self.input_power += float(rows.float().square().mean(1).sum())
 
-    def after(self, _: nn.Module, __: tuple[Any, ...], output: Tensor) -> None:
-        """Forward hook that adds the gradients with respect to the outputs."""
-        if output.requires_grad:
-            output.register_hook(self._add_gradient)
-
-    def _add_gradient(self, gradient: Tensor) -> None:
+    def add_gradient(self, kept: Tensor | None, gradient: Tensor) -> None:
+        """Add the gradients ``(..., out)`` with respect to the outputs of one call."""
         rows = gradient.detach().reshape(-1, gradient.shape[-1])
+        rows = rows if kept is None else rows[kept]
         self.gradients = self._added(self.gradients, rows if self.is_wide else rows @ self.weight)
         self.gradient_power += float(rows.float().square().mean(1).sum())
 
     def _added(self, total: Tensor | None, rows: Tensor) -> Tensor:
         rows = rows.float()
-        total = self._slabs.square(rows) if total is None else total
-        return total.addmm_(rows.T, rows)
+        return self._total(total, rows.shape[1], rows.device).addmm_(rows.T, rows)
+
+    def _total(self, total: Tensor | None, size: int, device: torch.device) -> Tensor:
+        return self._slabs.square(size, device) if total is None else total
 
     def require_finite(self, batch: int) -> None:
         """Raise if the inputs or gradients held NaN or infinite entries, which show in the sums of squares."""
@@ -128,3 +153,62 @@ class Sums:
         for total in (self.inputs, self.outputs, self.gradients):
             if total is not None:
                 total /= self.rows
+
+
+def input_argument(layer: nn.Module, arguments: tuple[Any, ...], named: dict[str, Any]) -> tuple[str | None, Any]:
+    """The input of a call of a dense layer, and the keyword by which it was given; None for a positional input."""
+    if arguments:
+        return None, arguments[0]
+    _, keyword, *_ = inspect.signature(type(layer).forward).parameters  # after self
+    return keyword, named.get(keyword)
+
+
+@contextmanager
+def observed(
+    layer: nn.Module,
+    sums: Sums,
+    latest: InputMoments,
+    again: Recomputation,
+    masks: Callable[[], Masks],
+    gradients: bool,
+) -> Iterator[None]:
+    """Add all inputs and gradients of a layer to its sums within this context.
+
+    The forward of the instance is wrapped, so that also calls of ``layer.forward`` and inputs given by keyword count,
+    which hooks do not see.
+
+    Args:
+        layer: dense layer.
+        sums: sums of the layer.
+        latest: moments of the latest input of any layer.
+        again: says whether a block is being recomputed, whose inputs were counted before.
+        masks: returns the masks of the present batch.
+        gradients: whether gradients with respect to the outputs are added.
+    """
+    inner: Any = layer.forward
+    own = vars(layer).get("forward")
+
+    def forward(*arguments: Any, **named: Any) -> Any:
+        keyword, x = input_argument(layer, arguments, named)
+        if not isinstance(x, Tensor):
+            return inner(*arguments, **named)  # which says what is wrong
+        kept = masks().rows(sums.name, x.shape)
+        kept = kept if kept is None else kept.to(x.device)
+        if not again.active:
+            sums.add_input(x, kept, latest)
+        if gradients and not x.requires_grad:
+            # Parameters are frozen, so the graph must start at the inputs of the first target layers.
+            x = x.detach().requires_grad_()
+        output = inner(x, *arguments[1:], **named) if keyword is None else inner(**{**named, keyword: x})
+        if gradients and output.requires_grad:
+            output.register_hook(functools.partial(sums.add_gradient, kept))
+        return output
+
+    object.__setattr__(layer, "forward", forward)
+    try:
+        yield
+    finally:
+        if own is None:
+            object.__delattr__(layer, "forward")
+        else:
+            object.__setattr__(layer, "forward", own)

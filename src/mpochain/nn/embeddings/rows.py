@@ -98,22 +98,23 @@ class RowEmbedding(CompressedLayer, ABC):
     def to_embedding(self) -> nn.Embedding:
         """The dense embedding with the same function, sharing no memory."""
         # In the table's own dtype even under autocast.
-        with torch.no_grad(), without_autocast(self._stored()):
+        with torch.inference_mode(False), torch.no_grad(), without_autocast(self._stored()):
             table = self.weight.clone()
-        return nn.Embedding.from_pretrained(table, freeze=False, padding_idx=self.padding_idx).train(self.training)
+            embedding = nn.Embedding.from_pretrained(table, freeze=False, padding_idx=self.padding_idx)
+        return embedding.train(self.training)
 
     def to_dense(self) -> nn.Embedding:
         """The dense embedding with the same function, sharing no memory."""
         return self.to_embedding()
 
-    def forward(self, ids: Tensor) -> Tensor:
-        """``(...)`` integers to ``(..., embedding_dim)``.
+    def forward(self, input: Tensor) -> Tensor:  # noqa: A002  # the name in nn.Embedding, which callers may use
+        """``(...)`` integers to ``(..., embedding_dim)``; called as ``layer(ids)`` or ``layer(input=ids)``.
 
         Raises:
             DTypeError: indices that are not integers.
             IndexError: an index that is not a row of the table.
         """
-        return super().forward(ids)
+        return super().forward(input)
 
     def compact(self, ids: Tensor) -> Tensor:
         """Rows ``(..., embedding_dim)`` of tokens ``(...)``; each distinct row is computed once if that is faster."""

@@ -1,0 +1,194 @@
+"""One pass of a model over calibration batches, which sums the moments of its layers."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Collection, Iterable, Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from mpochain.compression.statistics.default_loss import DefaultLoss
+from mpochain.compression.statistics.moments import Moments, frozen, run_batch
+from mpochain.compression.statistics.recompute import InputsChangedError, Recomputation
+from mpochain.compression.statistics.sums import InputMoments, Slabs, Sums, observed
+from mpochain.errors import ArgumentError, NonFiniteError
+from mpochain.surgery.calls import without_cache
+from mpochain.surgery.masks import Masks, arguments_of
+
+__all__ = ["Collected", "collect"]
+
+_logger = logging.getLogger(__name__)
+
+_Loss = Callable[[Any], Tensor]
+
+
+@dataclass(frozen=True, eq=False)
+class Collected:
+    """Moments of the layers that data and gradients reached, and the reasons why others have none.
+
+    Attributes:
+        moments: moments by layer name.
+        unreached: reason by layer name, as text that completes "the layer has no statistics, because ...".
+    """
+
+    moments: dict[str, Moments] = field(default_factory=dict)
+    unreached: dict[str, str] = field(default_factory=dict)
+
+
+def collect(
+    model: nn.Module,
+    layers: Mapping[str, nn.Module],
+    batches: Iterable[Any],
+    *,
+    loss: _Loss | DefaultLoss | None = None,
+    inputs: Collection[str] = (),
+) -> Collected:
+    """Run a model over calibration batches and collect the second moments of its layers.
+
+    Args:
+        model: see :func:`mpochain.compression.collect_moments`.
+        layers: dense layers of the model, by name.
+        batches: see :func:`mpochain.compression.statistics.moments.run_batch`.
+        loss: function from the model's output to a scalar summed over tokens, or a
+            :class:`mpochain.compression.statistics.default_loss.DefaultLoss`; None to collect no gradients.
+        inputs: names of the layers whose moments of the inputs are collected even if the inputs are the larger side.
+
+    Raises:
+        ArgumentError: there are no batches, a batch has another type, all positions are masked, or the loss is no
+            scalar.
+        NonFiniteError: the loss, activations or gradients are NaN or infinite.
+    """
+    if loss is not None and any(tensor.is_inference() for tensor in (*model.parameters(), *model.buffers())):
+        raise ArgumentError(
+            "the model was built or loaded under torch.inference_mode(), so gradients cannot pass through it; build or "
+            "load it outside, or choose a method without gradients, such as svd_llm"
+        )
+    with torch.inference_mode(False):
+        try:
+            sums = _pass(model, layers, batches, loss, inputs, recomputing=loss is not None)
+        except InputsChangedError:
+            if isinstance(loss, DefaultLoss):
+                loss.restart()
+            sums = _pass(model, layers, batches, loss, inputs, recomputing=False)
+        return _collected(sums, gradients=loss is not None)
+
+
+def _pass(
+    model: nn.Module,
+    layers: Mapping[str, nn.Module],
+    batches: Iterable[Any],
+    loss: _Loss | DefaultLoss | None,
+    inputs: Collection[str],
+    *,
+    recomputing: bool,
+) -> dict[str, Sums]:
+    slabs, latest, again = Slabs(), InputMoments(), Recomputation()
+    sums = {name: Sums(name, layer, name in inputs, slabs) for name, layer in layers.items()}
+    count = masked = 0
+    masks = Masks(model, {})
+    with ExitStack() as stack:
+        stack.enter_context(frozen(model))
+        stack.enter_context(without_cache(model))
+        if recomputing:
+            # Without recomputation, activations kept for the backward pass would take twice the memory of a small
+            # model.
+            stack.enter_context(again.of(model))
+        for name, layer in layers.items():
+            stack.enter_context(observed(layer, sums[name], latest, again, lambda: masks, loss is not None))
+        for count, batch in enumerate(batches, 1):
+            arguments = arguments_of(model, batch)
+            masks = Masks(model, arguments)
+            if masks.empty:
+                masked += 1
+                continue
+            with torch.set_grad_enabled(loss is not None):
+                if loss is None:
+                    run_batch(model, batch)
+                else:
+                    try:
+                        _backward(loss, model, batch, arguments, masks, count)
+                    except NonFiniteError:
+                        # Name the first layer with NaN in its input rather than report the output.
+                        for layer_sums in sums.values():
+                            layer_sums.require_finite(count)
+                        raise
+            latest.clear()
+            for layer_sums in sums.values():
+                layer_sums.require_finite(count)
+    if not count:
+        raise ArgumentError("calibration needs at least one batch")
+    if masked == count:
+        raise ArgumentError(f"the masks of all {count} calibration batches leave no position; give batches with data")
+    if masked:
+        _logger.warning("%d of %d calibration batches are masked entirely and were left out", masked, count)
+    return sums
+
+
+def _backward(
+    loss: _Loss | DefaultLoss, model: nn.Module, batch: Any, arguments: Mapping[str, Any], masks: Masks, number: int
+) -> None:
+    """Run a batch and take the gradients of its loss."""
+    if isinstance(loss, DefaultLoss):
+        loss.expect(arguments, masks)
+    # The output is not bound to a name, so its logits are freed before the backward pass.
+    value: object = loss(run_batch(model, batch))
+    if not isinstance(value, Tensor) or value.numel() != 1:
+        shape = f"a tensor of shape {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
+        raise ArgumentError(f"loss= must return a scalar tensor, summed over tokens, got {shape}")
+    if not value.isfinite():
+        raise NonFiniteError(
+            f"calibration batch {number}: the loss is {value.item()}; check loss= and the batch, or run the model in "
+            "float32"
+        )
+    if value.requires_grad:
+        value.backward()
+
+
+def _collected(sums: Mapping[str, Sums], *, gradients: bool) -> Collected:
+    result = Collected()
+    owners: dict[int, Sums] = {}
+    for name, layer_sums in sums.items():
+        reason = _unreached(layer_sums, gradients=gradients)
+        if reason is not None:
+            result.unreached[name] = reason
+            continue
+        layer_sums.divide()
+        if layer_sums.keeps_inputs:
+            # Layers that read the same inputs share the moments of one of them.
+            layer_sums.inputs = owners.setdefault(layer_sums.history, layer_sums).inputs
+        result.moments[name] = _moments(layer_sums)
+    return result
+
+
+def _unreached(layer_sums: Sums, *, gradients: bool) -> str | None:
+    """Why a layer has no statistics; None if it has."""
+    if not layer_sums.rows:
+        return "no calibration batch reached it"
+    if gradients and layer_sums.gradients is None:
+        return "no gradient of the loss reached it"
+    if gradients and not layer_sums.gradient_power:
+        return "the gradient of the loss is zero there"
+    return None
+
+
+def _moments(layer_sums: Sums) -> Moments:
+    if not layer_sums.is_wide:
+        activations = layer_sums.inputs
+    elif layer_sums.inputs is not None:
+        weight = layer_sums.weight.float()
+        activations = weight @ layer_sums.inputs @ weight.T
+    else:
+        activations = layer_sums.outputs
+    assert activations is not None
+    return Moments(
+        activations,
+        layer_sums.gradients,
+        layer_sums.input_power / layer_sums.rows,
+        layer_sums.gradient_power / layer_sums.rows if layer_sums.gradients is not None else None,
+        layer_sums.rows,
+        layer_sums.inputs if layer_sums.keeps_inputs else None,
+    )

@@ -1,0 +1,101 @@
+"""Loss of a model without a given one, chosen by the kind of its outputs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from mpochain.compression.statistics.outputs import Meaning, ModelOutput, model_outputs
+from mpochain.compression.statistics.sampled_loss import sampled_classes, sampled_labels, sampled_values
+from mpochain.surgery.masks import Masks
+
+__all__ = ["DefaultLoss"]
+
+
+class DefaultLoss:
+    """Loss to targets sampled from the model's own predictions, one term per output.
+
+    Classes and tokens get cross-entropy, several labels per input binary cross-entropy, and numbers (regression, a
+    single logit, embeddings, hidden states) half the squared error relative to their root mean square in the first
+    batch. Cross-entropy over a single class would have no gradient. What an output means is decided with the first
+    batch, see :func:`mpochain.compression.statistics.outputs.model_outputs`.
+
+    Args:
+        model: the model.
+        seed: seed of the sampling.
+
+    Attributes:
+        description: the loss as text, known after the first call; "" before.
+
+    Example:
+        >>> loss = DefaultLoss(nn.ReLU())
+        >>> loss(torch.randn(4, 1, requires_grad=True)).requires_grad, loss.description
+        (True, 'squared error of the output (1 feature)')
+    """
+
+    def __init__(self, model: nn.Module, seed: int = 0) -> None:
+        self._model, self._seed = model, seed
+        self.description = ""
+        self.restart()
+
+    def restart(self) -> None:
+        """Sample the same targets again, for another pass over the data."""
+        self._generator = torch.Generator("cpu").manual_seed(self._seed)
+        self._meanings: dict[str, Meaning] = {}
+        self._scales: dict[str, float] = {}
+        self.expect({}, Masks(self._model, {}))
+
+    def expect(self, arguments: Mapping[str, Any], masks: Masks) -> None:
+        """Note the arguments and masks of the batch whose output comes next."""
+        self._arguments, self._masks = arguments, masks
+
+    def __call__(self, output: Any) -> Tensor:
+        """Compute the loss, summed over all rows that are not masked.
+
+        Raises:
+            DTypeError: the output has no tensor of floating point numbers.
+            NonFiniteError: a prediction is NaN or infinite.
+        """
+        parts = model_outputs(self._model, output, self._arguments)
+        terms = [self._term(part) for part in parts]
+        if not self.description:
+            self.description = "; ".join(self._described(part) for part in parts)
+        return torch.stack([term.float() for term in terms]).sum()
+
+    def _term(self, part: ModelOutput) -> Tensor:
+        meaning = self._meanings.setdefault(part.name, part.meaning)
+        if meaning == "loss":
+            return part.values
+        values = part.values
+        kept = self._masks.predictions(values.shape, next_token=meaning == "classes" and _predicts_next(self._model))
+        if meaning == "classes":
+            return sampled_classes(values, kept, self._generator)
+        if meaning == "probabilities":
+            return sampled_classes(values.clamp_min(torch.finfo(values.dtype).tiny).log(), kept, self._generator)
+        if meaning == "labels":
+            return sampled_labels(values, kept, self._generator)
+        if part.name not in self._scales:
+            rows = values.detach().double().reshape(-1, values.shape[-1])
+            rows = rows if kept is None else rows[kept.to(rows.device)]
+            self._scales[part.name] = float(rows.square().mean().sqrt()) or 1.0 if len(rows) else 1.0
+        return sampled_values(values, kept, self._scales[part.name], self._generator)
+
+    def _described(self, part: ModelOutput) -> str:
+        size = part.values.shape[-1] if part.values.ndim else 1
+        return {
+            "classes": f"cross-entropy of {part} ({size:,} classes)",
+            "probabilities": f"cross-entropy of {part} ({size:,} classes, read as probabilities)",
+            "labels": f"binary cross-entropy of {part} ({size:,} labels)",
+            "values": f"squared error of {part} ({size:,} feature{'s' * (size > 1)})",
+            "loss": f"{part} itself, a scalar",
+        }[self._meanings[part.name]]
+
+
+def _predicts_next(model: nn.Module) -> bool:
+    """Whether a position of a transformers model predicts the next label instead of its own."""
+    if getattr(getattr(model, "config", None), "is_encoder_decoder", False):
+        return False
+    return any(base.__name__.endswith(("ForCausalLM", "LMHeadModel")) for base in type(model).__mro__)
