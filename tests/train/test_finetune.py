@@ -221,9 +221,41 @@ class TestWhatIsTrained:
         with pytest.raises(MPOError, match="the model has no compressed layer"):
             finetune(dense, windows(), config=CONFIG.model_copy(update={"trainable": "compressed"}))
 
-    def test_narrow_parameters(self, small):
-        with pytest.raises(MPOError, match=r"transformer.wte.weight is torch.bfloat16.*model.float\(\)"):
-            finetune(copy.deepcopy(small).bfloat16(), windows(), config=CONFIG)
+    @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+    def test_half_precision_trains_in_float32(self, dense, small, dtype):
+        model, master = copy.deepcopy(small).to(dtype), copy.deepcopy(small).to(dtype).float()
+        config = CONFIG.model_copy(update={"learning_rate": 1e-4})
+        # The run of the same model in float32, whose products are those of the half-precision run.
+        products = config.model_copy(update={"autocast": "bfloat16" if dtype == torch.bfloat16 else None})
+        expected = finetune(master, windows(), config=products, teacher=dense)
+        tied = model.lm_head.weight is model.transformer.wte.weight
+        result = finetune(model, windows(), config=config, teacher=dense)
+        assert result.losses == expected.losses, "no update is rounded to half precision"
+        assert {parameter.dtype for parameter in model.parameters()} == {dtype}
+        assert same(model, master.to(dtype)), "rounded once, at the end"
+        assert (model.lm_head.weight is model.transformer.wte.weight) is tied
+
+    def test_half_precision_resumes_to_the_bit(self, small, tmp_path):
+        start = copy.deepcopy(small).bfloat16()
+        model, stopped, resumed = (copy.deepcopy(start) for _ in range(3))
+        expected = finetune(model, windows(), config=CONFIG)
+
+        def stop():
+            raise KeyboardInterrupt
+
+        config = CONFIG.model_copy(update={"evaluate_every": 3})
+        with pytest.raises(KeyboardInterrupt):
+            finetune(stopped, windows(), config=config, evaluate=stop, checkpoint=tmp_path / "a.state")
+        assert {parameter.dtype for parameter in stopped.parameters()} == {torch.bfloat16}
+        result = finetune(resumed, windows(), config=config, checkpoint=tmp_path / "a.state")
+        assert result.losses == expected.losses
+        assert same(resumed, model)
+
+    def test_parameters_that_cannot_be_trained(self, small):
+        model = copy.deepcopy(small)
+        model.transformer.wpe.weight.data = model.transformer.wpe.weight.data.to(torch.float8_e4m3fn)
+        with pytest.raises(MPOError, match="transformer.wpe.weight is torch.float8_e4m3fn, which cannot be trained"):
+            finetune(model, windows(), config=CONFIG)
 
 
 class TestTheTeacher:

@@ -56,7 +56,8 @@ def finetune(
         float | None, typer.Option(help="Softmax temperature of model and teacher; by default 1.")
     ] = None,
     autocast: Annotated[
-        str | None, typer.Option(help="Dtype of matrix products: bfloat16; by default the model's.")
+        str | None,
+        typer.Option(help="Dtype of matrix products: bfloat16; by default bfloat16 for a model in it, else float32."),
     ] = None,
     gradient_checkpointing: Annotated[
         bool | None, typer.Option(help="Recompute activations in the backward pass, to save memory.")

@@ -71,7 +71,8 @@ class FinetuneConfig(TrainConfig):
         hidden_layers: names of the modules whose outputs are compared, the same in model and teacher.
         attention: weight of the divergence from the teacher's attention; 0 for none. Needs transformers models and
             switches them to "eager" attention, which is slower and takes more memory.
-        autocast: dtype of the matrix products; parameters and losses stay float32. None for the dtype of the model.
+        autocast: dtype of the matrix products; parameters and losses stay float32. None for float32, or bfloat16 if the
+            model is in bfloat16.
         gradient_checkpointing: recompute the activations of each block in the backward pass instead of storing them;
             for models with ``gradient_checkpointing_enable()``, such as transformers models.
         core_rates: scale the learning rates of cores by their fan-in, see

@@ -21,6 +21,7 @@ from mpochain.train.data import TrainingData
 from mpochain.train.examples import Examples, predicts_next_tokens
 from mpochain.train.loop import TrainResult, train
 from mpochain.train.objective import finetuning_loss
+from mpochain.train.precision import in_float32, with_products_of
 from mpochain.train.prediction_loss import require_equal_predictions, require_labels
 from mpochain.train.preparation import prepared
 from mpochain.train.teacher import Teacher, TeacherCache, autocast, outputs_of
@@ -58,8 +59,8 @@ def finetune(
 
     Args:
         model: any module from tokens ``(n, length)`` to logits ``(n, length, V)``, or to an output with ``.logits``; or
-            any model of transformers. Its trainable parameters must be float32 or float64. Trained on its present
-            device.
+            any model of transformers. Trained on its present device. A model in bfloat16 or float16 is held as float32
+            during the run and rounded to its type afterwards; products of a bfloat16 model are then bfloat16.
         batches: windows of equal length: integers ``(n, length)``; a list of such tensors or of single windows
             ``(length,)``; a mapping of keyword arguments that include ``input_ids``; or a list of such mappings. For a
             model that does not predict the next token, tensors of its main input or mappings of its arguments, such as
@@ -83,7 +84,7 @@ def finetune(
             than the data, the teacher shares parameters with the model, a loss needs a teacher and none is given, or
             no loss uses the teacher.
         ShapeError: windows differ in length or are too long for the model, or the teacher has another vocabulary.
-        DTypeError: tokens are not integers, or parameters have too few bits to be trained.
+        DTypeError: tokens are not integers, or parameters are neither float32, float64, bfloat16 nor float16.
         NonFiniteError: a loss or gradient is NaN or infinite; the message names the step, which is not taken.
         CheckpointError: the checkpoint is damaged, or belongs to another model, other weights at the start, another
             teacher, configuration or data.
@@ -109,6 +110,7 @@ def finetune(
     weight = config.distillation if config.distillation is not None else float(teacher is not None)
     config = config.model_copy(update={"distillation": weight})
     _check_models(model, teacher, config)
+    config = with_products_of(model, config)
     if teacher_cache is not None:
         _check_cache(teacher is not None, config)
     data = _data(batches, model, config)
@@ -128,7 +130,7 @@ def finetune(
     identity: dict[str, Any] = {}
     if checkpoint is not None:
         identity = {"data": data.sha256(), "teacher": fingerprint(teacher) if teacher is not None else None}
-    with prepared(model, teacher, config):
+    with in_float32(model), prepared(model, teacher, config):
         vocabulary = _check_forward(model, teacher, data, config, device)
         if teacher_cache is not None:
             assert teacher is not None

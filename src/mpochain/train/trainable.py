@@ -11,6 +11,7 @@ from torch import nn
 from mpochain.errors import ArgumentError, DTypeError
 from mpochain.surgery.finding import compressed_layers
 from mpochain.train.config import FinetuneConfig
+from mpochain.train.precision import HALF_DTYPES
 
 __all__ = ["require_trainable", "trainable_parameters"]
 
@@ -65,7 +66,7 @@ def require_trainable(model: nn.Module, config: FinetuneConfig) -> dict[str, nn.
 
     Raises:
         ArgumentError: there is no parameter to train; or see :func:`trainable_parameters`.
-        DTypeError: parameters are not float32 or float64.
+        DTypeError: parameters are not float32, float64, bfloat16 or float16.
 
     Example:
         >>> len(require_trainable(nn.Linear(3, 2), FinetuneConfig(trainable=["weight"])))
@@ -82,9 +83,8 @@ def require_trainable(model: nn.Module, config: FinetuneConfig) -> dict[str, nn.
                 f"{name} was created under torch.inference_mode() and can never be trained; build, load or compress "
                 "the model outside"
             )
-        if parameter.dtype not in (torch.float32, torch.float64):
+        if parameter.dtype not in (torch.float32, torch.float64, *HALF_DTYPES):
             raise DTypeError(
-                f"{name} is {parameter.dtype}, in which small updates round to zero; train model.float(), with "
-                'autocast="bfloat16" for speed'
+                f"{name} is {parameter.dtype}, which cannot be trained; expected float32, float64, bfloat16 or float16"
             )
     return trainable

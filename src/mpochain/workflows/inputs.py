@@ -100,7 +100,7 @@ def read_inputs(recipe: Recipe, *sections: Section, model: Path | None = None) -
     if "evaluation" in sections:
         require_unseen(recipe)
     if model is not None:
-        language = read_model(model)
+        language = read_model(model, dtype=recipe.dtype)
     else:
         language = read_model(recipe.model, dtype=recipe.dtype)
         if compressed_layers(language.model):
