@@ -10,11 +10,11 @@ from typing import Any
 
 import torch
 import transformers
-from architectures.inputs import batch_for
-from architectures.shrinking import tiny_config
 from torch import Tensor, nn
 
 import mpochain as mpo
+from architectures.inputs import batch_for
+from architectures.shrinking import tiny_config
 from mpochain import MPOError
 
 __all__ = ["METHODS", "build", "check"]

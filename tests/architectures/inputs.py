@@ -6,8 +6,9 @@ import inspect
 from typing import Any
 
 import torch
-from architectures.shrinking import VOCABULARY
 from torch import Tensor, nn
+
+from architectures.shrinking import VOCABULARY
 
 __all__ = ["batch_for"]
 

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import transformers
+
 from architectures.exceptions import EXCEPTIONS
 
 __all__ = ["VOCABULARY", "tiny_config"]

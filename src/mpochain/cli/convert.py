@@ -24,8 +24,10 @@ def convert(
     """Write a model as a transformers folder, with dense layers in place of compressed ones."""
     from mpochain.language import require_no_model, save_dense
     from mpochain.system.folders import folder_lock
+    from mpochain.workflows.checks import require_found
     from mpochain.workflows.inputs import read_model
 
+    require_found({"model": model})
     require_no_model(out, overwrite=overwrite)
     with quiet_transformers(), folder_lock(out):
         language = read_model(model, dtype=dtype or "auto")

@@ -31,8 +31,10 @@ def evaluate(
     """Print the perplexity of a model on a text, and the number of tokens it was measured on."""
     from mpochain.language import perplexity, read_tokens
     from mpochain.language.text import counted
+    from mpochain.workflows.checks import require_found
     from mpochain.workflows.inputs import read_model
 
+    require_found({"model": model}, {"--text": text})
     with quiet_transformers(), counting() as counters:
         language = read_model(model, dtype=dtype or "auto")
         tokens = read_tokens(text, language.tokenizer)

@@ -20,13 +20,14 @@ from mpochain.language.text import ENOUGH_WINDOWS
 from mpochain.report import provenance
 from mpochain.system.files import require_writable
 from mpochain.system.memory import peak_resident
+from mpochain.workflows.checks import require_inputs
 from mpochain.workflows.compressing import compress_by
 from mpochain.workflows.finetuning import finetune_by
 from mpochain.workflows.former_names import current_record, existing_file, existing_folder
 from mpochain.workflows.inputs import read_inputs
 from mpochain.workflows.json_file import write_json
 from mpochain.workflows.recipe import SEQUENTIAL, Recipe
-from mpochain.workflows.texts import digest, require_unseen
+from mpochain.workflows.texts import digest
 
 __all__ = ["FINETUNED", "FORMAT", "compare", "read_run", "read_runs", "run_names"]
 
@@ -86,7 +87,8 @@ def compare(recipe: Recipe, out: Path, *, only: Callable[[str], bool] = lambda _
         MPOError: a step fails.
     """
     names = run_names(recipe)
-    require_unseen(recipe)
+    teacher = recipe.finetune.teacher if recipe.finetune is not None else None
+    require_inputs(recipe, ("calibration", "evaluation", "finetune"), teacher=teacher)
     require_writable(out)
     for number, name in enumerate(names, 1):
         setting = _setting(recipe, name)

@@ -95,7 +95,7 @@ def finetune_by(
         raise RecipeError(f"{out} is the folder of the compressed model; name another folder")
     teacher_source = _teacher_source(recipe, folder)
     require_replaceable(out)
-    inputs = read_inputs(recipe, "finetune", "evaluation", model=folder)
+    inputs = read_inputs(recipe, "finetune", "evaluation", model=folder, teacher=teacher_source)
     model, windows = inputs.language.model, inputs.training
     assert windows is not None  # because the recipe has a section finetune
     teacher = None

@@ -23,8 +23,9 @@ from mpochain.language import (
 from mpochain.language.text import counted
 from mpochain.surgery.finding import compressed_layers
 from mpochain.system.progress import Counter, Counters, uncounted
+from mpochain.workflows.checks import require_inputs
 from mpochain.workflows.recipe import Evaluation, Recipe
-from mpochain.workflows.texts import digest, require_unseen
+from mpochain.workflows.texts import digest
 
 __all__ = ["Inputs", "Section", "evaluate", "read_inputs", "read_model"]
 
@@ -83,22 +84,23 @@ class Inputs:
         return {**evaluation.model_dump(mode="json", exclude={"text"}), "sha256": digest(evaluation.text)}
 
 
-def read_inputs(recipe: Recipe, *sections: Section, model: Path | None = None) -> Inputs:
+def read_inputs(recipe: Recipe, *sections: Section, model: Path | None = None, teacher: str | None = None) -> Inputs:
     """Read the model of a recipe and the texts of some of its sections.
 
     Args:
         recipe: recipe that names the model and the texts.
         sections: sections whose texts are read; sections that the recipe lacks are skipped.
         model: folder of a model to read instead of the recipe's, which must be dense.
+        teacher: source of another model that the caller reads, which is looked up too.
 
     Raises:
-        RecipeError: the evaluation text is also used for calibration or finetuning, the recipe's model is already
-            compressed, or a text or window does not suit the model; the message names the section.
+        RecipeError: a model, text or layer does not exist, the evaluation text is also used for calibration or
+            finetuning, the recipe's model is already compressed, or a text or window does not suit the model; the
+            message names the section, and every problem that shows before the model is read.
         CheckpointError: the model cannot be read.
         MissingDependencyError: transformers is not installed.
     """
-    if "evaluation" in sections:
-        require_unseen(recipe)
+    require_inputs(recipe, sections, model=model, teacher=teacher)
     if model is not None:
         language = read_model(model, dtype=recipe.dtype)
     else:

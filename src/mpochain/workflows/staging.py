@@ -100,7 +100,8 @@ def distill_by(
     _require_stages(recipe, out)
     require_replaceable(out)
     work = StagedWork(out / _WORK, recipe)
-    inputs = read_inputs(recipe, "calibration", "evaluation", "finetune")
+    teacher = None if recipe.finetune is None else recipe.finetune.teacher
+    inputs = read_inputs(recipe, "calibration", "evaluation", "finetune", teacher=teacher)
     dense = inputs.language.model
     _require_possible(inputs, cached=teacher_cache is not None)
     distillation = _Distillation(inputs, _teacher(recipe, dense), teacher_cache, work, counters)
