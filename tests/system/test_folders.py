@@ -189,6 +189,10 @@ def test_a_listing_cannot_name_files_outside(tmp_path):
     fill(tmp_path / "out" / ".mpochain.committed", {".mpochain.outdated": '["../precious", "..", "a"]', "b": "2"})
     settle(tmp_path / "out")
     assert everything(tmp_path) == {"precious": "1", "out": "a folder", "out/b": "2"}
+    for listing in ("[1, null]", "{", "7"):
+        fill(tmp_path / "out" / ".mpochain.committed", {".mpochain.outdated": listing, "c": "3"})
+        settle(tmp_path / "out")
+        assert everything(tmp_path) == {"precious": "1", "out": "a folder", "out/b": "2", "out/c": "3"}
 
 
 def test_a_folder_that_changes_while_it_is_read_is_read_again(tmp_path):

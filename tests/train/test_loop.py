@@ -310,9 +310,7 @@ class TestBadState:
         content = bytearray(path.read_bytes())
         content[int(place * len(content))] ^= 1
         path.write_bytes(content)
-        with pytest.raises(
-            MPOError, match=r"state\.safetensors.*(is damaged|cannot be read).*remove it to start again"
-        ):
+        with pytest.raises(MPOError, match=r"(is damaged|cannot be read).*remove it to start again"):
             train(model(), sample, loss, CONFIG, checkpoint=path)
 
     def test_another_kind_of_file(self, path):

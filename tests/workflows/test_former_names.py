@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib
-import json
 from pathlib import Path
 
 import pytest
@@ -11,6 +10,7 @@ import pytest
 from mpochain.workflows import read_recipe
 from mpochain.workflows.comparing import read_runs
 from mpochain.workflows.former_names import current_record, existing_file, existing_folder
+from mpochain.workflows.json_file import read_sealed_json, write_sealed_json
 from mpochain.workflows.recipe import Recipe
 from mpochain.workflows.staged_work import StagedWork
 
@@ -64,10 +64,10 @@ def test_stages_begun_by_an_earlier_version_are_resumed(tmp_path):
     work.begin(recipe.stages[0])
     work.remember("dense", lambda: 3.0)
     file = tmp_path / "work" / "found.json"
-    state = json.loads(file.read_text())
+    state = read_sealed_json(file)
     state["of"]["healing"] = state["of"].pop("finetune")
     del state["begun"][0]["stage"]["groups"][0]["settings"]
-    file.write_text(json.dumps(state))
+    write_sealed_json(file, state)
     assert StagedWork(tmp_path / "work", recipe).recall("dense") == 3.0
 
 

@@ -181,8 +181,12 @@ def test_the_work_of_another_recipe_is_not_resumed(folder, monkeypatch):
     changed = recipe_of(folder, STAGES.replace("factors: [[1, 2], [1, 2]]", "factors: [[1, 2]]"))
     with pytest.raises(MPOError, match="its stage words was started with other settings"):
         distill_by(changed, folder / "small")
-    # A stage that was not begun may change, and so may the evaluation.
-    later = recipe_of(folder, STAGES.replace("steps: 3,", "steps: 5,").replace("windows: 4}", "windows: 3}"))
+    # The stages' perplexities would be those of different texts.
+    evaluated = recipe_of(folder, STAGES.replace("windows: 4}", "windows: 3}"))
+    with pytest.raises(MPOError, match="belongs to another recipe: evaluation was"):
+        distill_by(evaluated, folder / "small")
+    # A stage that was not begun may change.
+    later = recipe_of(folder, STAGES.replace("steps: 3,", "steps: 5,"))
     with pytest.raises(KeyboardInterrupt):
         distill_by(later, folder / "small")
     valid = (folder / "valid.txt").read_text()

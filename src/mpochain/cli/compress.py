@@ -18,6 +18,7 @@ from mpochain.cli.options import (
     Ignore,
     Json,
     Method,
+    Overwrite,
     Prompts,
     RecipeFile,
     Seed,
@@ -70,6 +71,7 @@ def compress(
     verbose: Annotated[
         bool, typer.Option("--verbose", "-v", help="Show a row for every layer, and details in the log.")
     ] = False,
+    overwrite: Overwrite = False,
     as_json: Json = False,
 ) -> None:
     """Compress a language model and write it to a folder with report.html and report.json.
@@ -107,10 +109,12 @@ def compress(
     if dry_run:
         _preview(settings, as_json, verbose)
         return
-    out = _require_writable(settings, out)
+    out = _require_output(settings, out)
     with quiet_transformers(), counting() as counters:
         try:
-            result = compress_by(settings, out, timed=speed, command=command_line(), counters=counters)
+            result = compress_by(
+                settings, out, timed=speed, command=command_line(), overwrite=overwrite, counters=counters
+            )
         except KeyboardInterrupt:
             logger.info(
                 "interrupted; what is finished is kept in %s, and the same command goes on from it", out / UNFINISHED
@@ -143,9 +147,8 @@ def _preview(settings: Recipe, as_json: bool, verbose: bool) -> None:
         print(report.table(width()) if verbose else report.summary(width()))
 
 
-def _require_writable(settings: Recipe, out: Path | None) -> Path:
-    """Return the output folder after checking, before any work, that the result can be written to it."""
-    from mpochain.checkpoint import require_replaceable
+def _require_output(settings: Recipe, out: Path | None) -> Path:
+    """Return the output folder after checking, before any work, that it is named and a report can be drawn."""
     from mpochain.errors import OutputError, RecipeError
     from mpochain.report.figures import require_matplotlib
 
@@ -153,6 +156,5 @@ def _require_writable(settings: Recipe, out: Path | None) -> Path:
         raise RecipeError("the folder for the compressed model is missing; give --out FOLDER")
     if Path(settings.model).exists() and out.exists() and out.resolve() == Path(settings.model).resolve():
         raise OutputError(f"--out {out} is the folder of the dense model; name another folder")
-    require_replaceable(out)
     require_matplotlib()
     return out

@@ -14,6 +14,7 @@ from mpochain.cli.options import (
     EvaluationText,
     EvaluationWindows,
     Json,
+    Overwrite,
     Seed,
     Window,
     command_line,
@@ -55,6 +56,7 @@ def distill(
     ] = False,
     dtype: Dtype = None,
     seed: Seed = None,
+    overwrite: Overwrite = False,
     as_json: Json = False,
 ) -> None:
     """Compress a model in stages, finetune it after each, and write it to a folder with distillation.json.
@@ -85,7 +87,14 @@ def distill(
     settings = at_once(settings) if all_at_once else settings
     with quiet_transformers(), counting() as counters:
         try:
-            result = distill_by(settings, out, teacher_cache=teacher_cache, command=command_line(), counters=counters)
+            result = distill_by(
+                settings,
+                out,
+                teacher_cache=teacher_cache,
+                command=command_line(),
+                overwrite=overwrite,
+                counters=counters,
+            )
         except KeyboardInterrupt:
             logger.info("interrupted; the state is saved in %s, and the same command resumes from it", out)
             raise typer.Exit(130) from None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 from pathlib import Path
 from typing import Annotated
@@ -13,6 +14,7 @@ from mpochain.cli.options import (
     EvaluationText,
     EvaluationWindows,
     Json,
+    Overwrite,
     RecipeFile,
     Seed,
     Window,
@@ -66,6 +68,7 @@ def finetune(
     evaluate: EvaluationText = None,
     evaluate_windows: EvaluationWindows = None,
     dtype: Dtype = None,
+    overwrite: Overwrite = False,
     as_json: Json = False,
 ) -> None:
     """Finetune a compressed model and write it to a folder with finetune.json.
@@ -74,7 +77,6 @@ def finetune(
     """
     from mpochain.workflows import finetune_by, read_recipe
     from mpochain.workflows.finetuning import RECORD
-    from mpochain.workflows.json_file import write_json
 
     # With only a text there is no teacher, so distillation is 0. With --distillation, a missing teacher is an error.
     text_alone = recipe is None and teacher is None and text is not None and distillation is None
@@ -110,19 +112,14 @@ def finetune(
     )
     with quiet_transformers(), counting() as counters:
         try:
-            finetuned = finetune_by(settings, model, out, counters=counters)
+            finetuned = finetune_by(
+                settings, model, out, counters=counters, command=command_line(), overwrite=overwrite
+            )
         except KeyboardInterrupt:
             logger.info("interrupted; the state is saved in %s, and the same command resumes from it", out)
             raise typer.Exit(130) from None
-    record = {
-        "format": 1,
-        "command": command_line(),
-        "recipe": settings.model_dump(mode="json", exclude_none=True),
-        **finetuned.as_dict(),
-    }
-    write_json(out / RECORD, record)
     if as_json:
-        print_json(record)
+        print_json(json.loads((out / RECORD).read_text(encoding="utf-8")))
         return
     result = finetuned.result
     print(

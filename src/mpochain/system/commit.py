@@ -33,7 +33,7 @@ STAGING = ".mpochain.tmp-"
 COMMITTED = ".mpochain.committed"
 _OUTDATED = ".mpochain.outdated"
 # With more files than this beside those that change, they are not linked into another folder.
-_MOST_KEPT = 100
+_MOST_KEPT = 10_000
 
 
 def is_internal(name: str) -> bool:
@@ -56,16 +56,16 @@ def exchanged(staging: Path, folder: Path, outdated: Callable[[str], bool], *, r
         real: whether the folder is locked.
         active: names of staging folders that are in use, which stay.
     """
-    kept = _kept_files(staging, folder, outdated)
-    if kept is None or _is_in_use(folder):
+    if _is_in_use(folder):
         return False
+    new = _names_in(staging)
+    kept = [name for name in _names_in(folder) - new if not (is_internal(name) or outdated(name))]
     outside = folder.with_name(f".{folder.name}{staging.name}")
-    linked: list[Path] = []
     lock = None
     try:
+        left = _MOST_KEPT
         for name in kept:
-            os.link(folder / name, staging / name, follow_symlinks=False)
-            linked.append(staging / name)
+            left = _link(folder / name, staging / name, left)
         shutil.copystat(folder, staging)
         before, after = folder.stat(), staging.stat()
         if (before.st_uid, before.st_gid) != (after.st_uid, after.st_gid):
@@ -73,47 +73,65 @@ def exchanged(staging: Path, folder: Path, outdated: Callable[[str], bool], *, r
         if real:
             # The lock file of the new folder is locked before anyone can see it.
             lock = os.open(staging / LOCK, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o666)
-            linked.append(staging / LOCK)
             lock_descriptor(lock)
         sync_folder(staging)
         staging.rename(outside)
+        if not exchange(outside, folder):
+            outside.rename(staging)
+            raise OSError("folders cannot be exchanged here")
     except OSError:
         if lock is not None:
             os.close(lock)
-        for link in linked:
-            link.unlink(missing_ok=True)
-        return False
-    if not exchange(outside, folder):
-        if lock is not None:
-            os.close(lock)
-        outside.rename(staging)
-        for link in linked:
-            link.unlink(missing_ok=True)
+        for name in _names_in(staging) - new:
+            remove(staging / name)
         return False
     if lock is not None:
         take_over(folder / LOCK, lock)
     sync_folder(folder)
     sync_folder(folder.parent)
-    for entry in outside.iterdir():
-        # What appeared meanwhile, and the staging folder of a save that this one is a part of.
-        late = not is_internal(entry.name) and not outdated(entry.name) and not (folder / entry.name).exists()
-        if late or (entry.name in active and entry.name != staging.name):
-            entry.rename(folder / entry.name)
+    for name in _names_in(outside):
+        if name in active and name != staging.name:  # of a save that this one is a part of
+            (outside / name).rename(folder / name)
+        elif not is_internal(name) and not outdated(name) and name not in new:
+            _keep_late(outside / name, folder / name)
     shutil.rmtree(outside, ignore_errors=True)  # what stays is removed by the next save
     return True
 
 
-def _kept_files(staging: Path, folder: Path, outdated: Callable[[str], bool]) -> list[str] | None:
-    """Names of the files that stay, or None if they should not be linked into another folder."""
-    new = _names_in(staging)
-    kept: list[str] = []
-    for entry in folder.iterdir():
-        if entry.name in new or is_internal(entry.name) or outdated(entry.name):
-            continue
-        if not (entry.is_file() or entry.is_symlink()) or len(kept) == _MOST_KEPT:
-            return None
-        kept.append(entry.name)
-    return kept
+def _link(old: Path, new: Path, left: int) -> int:
+    """Give files a second name, in a second tree of folders.
+
+    Args:
+        old: a file, a symbolic link, or a folder.
+        new: its second name.
+        left: largest number of files and folders.
+
+    Returns:
+        How many more there may be.
+
+    Raises:
+        OSError: there are more, or some have no second name.
+    """
+    if left <= 0:
+        raise OSError("too many files")
+    left -= 1
+    if not is_folder(old):
+        os.link(old, new, follow_symlinks=False)
+        return left
+    new.mkdir()
+    for entry in old.iterdir():
+        left = _link(entry, new / entry.name, left)
+    shutil.copystat(old, new)
+    return left
+
+
+def _keep_late(old: Path, new: Path) -> None:
+    """Move what another process wrote while the folders were exchanged."""
+    if is_folder(old) and is_folder(new):
+        for entry in old.iterdir():
+            _keep_late(entry, new / entry.name)
+    elif not new.exists() and not new.is_symlink():
+        old.rename(new)
 
 
 def _is_in_use(folder: Path) -> bool:
@@ -144,7 +162,10 @@ def finish(folder: Path) -> None:
     if not is_folder(committed):
         return
     listing = committed / _OUTDATED
-    gone = json.loads(listing.read_text(encoding="utf-8")) if listing.exists() else []
+    try:
+        gone = list(json.loads(listing.read_text(encoding="utf-8")))
+    except (FileNotFoundError, ValueError, TypeError):  # a folder that came from elsewhere
+        gone = []
     aside = []
     for name in sorted(_names_in(committed)):
         if name != _OUTDATED:
@@ -157,7 +178,7 @@ def finish(folder: Path) -> None:
             (committed / name).replace(place)
     sync_folder(folder)
     for name in gone:
-        if name not in ("", ".", "..") and Path(name).name == name:
+        if isinstance(name, str) and name not in ("", ".", "..") and Path(name).name == name:
             remove(folder / name)
     listing.unlink(missing_ok=True)
     committed.rmdir()

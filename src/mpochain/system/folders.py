@@ -2,7 +2,7 @@
 
 The new files are written to a staging folder within the folder. Then, where the system can exchange two folders in one
 step (Linux, on most file systems), the folder is exchanged with one that has the new files and those that stay. Where
-it cannot (other systems, the root of a disk, a folder that has subfolders of its own, a parent that may not be
+it cannot (other systems, the root of a disk, a folder with thousands of other files, a parent that may not be
 written), the staging folder is renamed to a fixed name, which makes it valid, and its files are moved to their places
 one by one; if the process is killed meanwhile, the next one that reads or writes the folder moves the rest.
 """

@@ -255,7 +255,7 @@ def _alone(checkpoint: Path | None) -> AbstractContextManager[Any]:
 
 
 def _versions() -> dict[str, str]:
-    versions: dict[str, str] = {"torch": torch.__version__}
+    versions = {"torch": str(torch.__version__)}
     with suppress(PackageNotFoundError):
         versions["mpochain"] = version("mpochain")
     return versions

@@ -180,7 +180,9 @@ def _dense(recipe: Recipe) -> dict[str, Any]:
 
 def _finetuned(recipe: Recipe, name: str, out: Path) -> dict[str, Any]:
     # An interrupted run may be in a folder with its former name.
-    finetuned = finetune_by(recipe, out / name.removesuffix(FINETUNED), existing_folder(out, name), evaluated="after")
+    finetuned = finetune_by(
+        recipe, out / name.removesuffix(FINETUNED), existing_folder(out, name), evaluated="after", overwrite=True
+    )
     record = finetuned.as_dict()
     return {
         "perplexity": record["perplexity"]["after"],

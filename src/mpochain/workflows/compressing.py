@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -13,14 +12,14 @@ import torch
 from torch import Tensor, nn
 
 from mpochain.architectures import context_length
-from mpochain.checkpoint import require_replaceable
 from mpochain.compression import compress, open_state
 from mpochain.compression.budget import bytes_in_memory
 from mpochain.errors import MPOError, RecipeError
-from mpochain.language import LanguageModel, Perplexity, Speed, compare_speed, generate, save_language_model
+from mpochain.language import LanguageModel, Perplexity, Speed, compare_speed, generate
 from mpochain.report import provenance
 from mpochain.surgery import set_execution
 from mpochain.surgery.finding import compressed_layers
+from mpochain.system.folders import replaced_together
 from mpochain.system.memory import freed_memory_returned, peak_resident
 from mpochain.system.progress import Counters, uncounted
 from mpochain.workflows.compressed import Compressed, GeneratedText
@@ -28,6 +27,7 @@ from mpochain.workflows.inputs import Inputs, Section, read_inputs, read_model
 from mpochain.workflows.measurements import Measurements
 from mpochain.workflows.recipe import Recipe
 from mpochain.workflows.report_page import write_report
+from mpochain.workflows.result_folder import result_folder, save_result
 from mpochain.workflows.sizes import bytes_of_weights, warn_of_growth
 
 __all__ = ["UNFINISHED", "compress_by", "time_models"]
@@ -54,6 +54,7 @@ def compress_by(
     evaluated: Literal["both", "after"] = "both",
     timed: bool = False,
     command: str = "",
+    overwrite: bool = False,
     counters: Counters = uncounted,
 ) -> Compressed:
     """Compress the model of a recipe and measure it, before and after.
@@ -69,6 +70,7 @@ def compress_by(
         evaluated: ``"both"`` to evaluate the dense model too.
         timed: time the dense and the compressed model, in turn. If a model cannot be timed, the result says why.
         command: command that reproduces the result, for the report.
+        overwrite: whether a finished model in ``out`` is replaced.
         counters: returns the progress counter for a label: an evaluation, a pass over the calibration data, or the
             texts of a model.
 
@@ -76,7 +78,7 @@ def compress_by(
         RecipeError: the budget is missing, a required calibration text is missing, the evaluation text is also used
             for calibration or finetuning, or ``out`` is the folder of the dense model.
         CheckpointError: the model cannot be read, or ``out`` holds the state of another run.
-        OutputError: ``out`` cannot be written.
+        OutputError: ``out`` holds a finished model or cannot be written, or another process writes to it.
         MPOError: a step fails. If the compressed model cannot be evaluated, it is saved nevertheless.
     """
     method = recipe.chosen_method()
@@ -87,9 +89,26 @@ def compress_by(
             f"method {method.name} needs calibration data; name a text typical of the model's use in the section "
             "calibration (on the command line --calibration)"
         )
-    out = None if dry_run else out
-    if out is not None:
-        _require_output(recipe, out)
+    if dry_run or out is None:
+        return _compress(recipe, None, dry_run=dry_run, evaluated=evaluated, timed=timed, command="", counters=counters)
+    _require_other_folder(recipe, out)
+    with result_folder(out, overwrite=overwrite, unfinished=(UNFINISHED,)):
+        return _compress(
+            recipe, out, dry_run=False, evaluated=evaluated, timed=timed, command=command, counters=counters
+        )
+
+
+def _compress(
+    recipe: Recipe,
+    out: Path | None,
+    *,
+    dry_run: bool,
+    evaluated: Literal["both", "after"],
+    timed: bool,
+    command: str,
+    counters: Counters,
+) -> Compressed:
+    method = recipe.chosen_method()
     sections: list[Section] = ["calibration"] if dry_run else ["calibration", "evaluation"]
     inputs = read_inputs(recipe, *sections)
     model = inputs.language.model
@@ -137,9 +156,14 @@ def compress_by(
         return result
     settings = recipe.model_dump(mode="json", exclude_none=True)
     if out is not None:
-        save_language_model(inputs.language, out)
-        result = replace(result, file_bytes=(bytes_of_weights(recipe.model), bytes_of_weights(out)))
-        write_report(out, result, command, settings)
+        before_bytes, compressed_result = bytes_of_weights(recipe.model), result
+
+        def first_report(new: Path) -> None:
+            sizes = before_bytes, bytes_of_weights(new)
+            write_report(new, replace(compressed_result, file_bytes=sizes), command, settings)
+
+        save_result(inputs.language, out, first_report, keep=(UNFINISHED,))
+        result = replace(result, file_bytes=(before_bytes, bytes_of_weights(out)))
         logger.info("the compressed model is saved in %s; what follows adds figures to its report", out)
     failures: dict[str, Exception] = {}
 
@@ -162,9 +186,9 @@ def compress_by(
         speed=speed,
         problems={what: _reason(error) for what, error in failures.items()},
     )
-    if out is not None and unfinished is not None:
-        write_report(out, result, command, settings)
-        shutil.rmtree(unfinished)
+    if out is not None:
+        with replaced_together(out, outdated=lambda name: name == UNFINISHED) as new:
+            write_report(new, result, command, settings)
     if "perplexity" in failures:
         place = "" if out is None else f"the compressed model is saved in {out}, but "
         raise MPOError(f"{place}its evaluation failed: {_reason(failures['perplexity'])}") from failures["perplexity"]
@@ -194,10 +218,9 @@ def time_models(
             set_execution(model)
 
 
-def _require_output(recipe: Recipe, out: Path) -> None:
+def _require_other_folder(recipe: Recipe, out: Path) -> None:
     if Path(recipe.model).exists() and out.exists() and out.resolve() == Path(recipe.model).resolve():
         raise RecipeError(f"{out} is the folder of the dense model; name another folder")
-    require_replaceable(out)
 
 
 def _speed(recipe: Recipe, model: nn.Module, counters: Counters) -> dict[str, Speed]:

@@ -2,28 +2,32 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 
-from mpochain.checkpoint import require_replaceable
 from mpochain.errors import RecipeError
-from mpochain.language import LanguageModel, Perplexity, save_language_model
+from mpochain.language import LanguageModel, Perplexity
 from mpochain.report import provenance
+from mpochain.surgery.fingerprint import fingerprint, fingerprint_of_data
 from mpochain.system.memory import peak_resident
 from mpochain.system.progress import Counters, uncounted
 from mpochain.train import TrainResult, finetune
+from mpochain.workflows.begun import Begun
 from mpochain.workflows.former_names import existing_file
-from mpochain.workflows.inputs import read_inputs, read_model
+from mpochain.workflows.inputs import Inputs, read_inputs, read_model
+from mpochain.workflows.json_file import write_json
 from mpochain.workflows.recipe import Recipe
+from mpochain.workflows.result_folder import result_folder, save_result
 
 __all__ = ["RECORD", "Finetuned", "finetune_by"]
 
-# Record of the finished run in the model's folder, and the state of an unfinished one.
+# Record of the finished run in the model's folder, the state of an unfinished one, and what it measured so far.
 RECORD = "finetune.json"
 _STATE = "finetune.state"
+_BEGUN = "finetune.begun.json"
 
 
 @dataclass(frozen=True)
@@ -33,7 +37,7 @@ class Finetuned:
     Attributes:
         language: finetuned model.
         result: result of the training.
-        before: perplexity of the compressed model; None without an evaluation, or after an interruption.
+        before: perplexity of the compressed model; None without an evaluation.
         after: perplexity of the finetuned model; None without an evaluation.
         peak_bytes: peak memory of the process, libraries included.
         provenance: versions, machine, threads, commit.
@@ -72,8 +76,12 @@ def finetune_by(
     *,
     counters: Counters = uncounted,
     evaluated: Literal["both", "after"] = "both",
+    command: str = "",
+    overwrite: bool = False,
 ) -> Finetuned:
     """Finetune a compressed model and write it; after an interruption, the same call resumes from the last checkpoint.
+
+    The model, its tokenizer and ``finetune.json`` are written in one step, which also removes the state of the run.
 
     Args:
         recipe: recipe with the section ``finetune``.
@@ -81,11 +89,14 @@ def finetune_by(
         out: another folder for the finetuned model; also holds the state of the unfinished run.
         counters: returns the progress counter of an evaluation for its label.
         evaluated: ``"both"`` to evaluate the compressed model too.
+        command: command that reproduces the result, for the record.
+        overwrite: whether a finished model in ``out`` is replaced.
 
     Raises:
         RecipeError: the section ``finetune`` is missing, the evaluation text is also used for calibration or
             finetuning, or both models have the same folder.
         CheckpointError: a model cannot be read, or the state belongs to another run.
+        OutputError: ``out`` holds a finished model or cannot be written, or another process writes to it.
         KeyboardInterrupt: after Ctrl-C; the state is saved.
         MPOError: a step fails.
     """
@@ -94,7 +105,21 @@ def finetune_by(
     if folder.resolve() == out.resolve():
         raise RecipeError(f"{out} is the folder of the compressed model; name another folder")
     teacher_source = _teacher_source(recipe, folder)
-    require_replaceable(out)
+    with result_folder(out, overwrite=overwrite, unfinished=(existing_file(out, _STATE).name, _BEGUN)):
+        return _finetune(recipe, folder, out, teacher_source, evaluated=evaluated, command=command, counters=counters)
+
+
+def _finetune(
+    recipe: Recipe,
+    folder: Path,
+    out: Path,
+    teacher_source: str | None,
+    *,
+    evaluated: Literal["both", "after"],
+    command: str,
+    counters: Counters,
+) -> Finetuned:
+    assert recipe.finetune is not None
     inputs = read_inputs(recipe, "finetune", "evaluation", model=folder, teacher=teacher_source)
     model, windows = inputs.language.model, inputs.training
     assert windows is not None  # because the recipe has a section finetune
@@ -104,18 +129,36 @@ def finetune_by(
         dtype = recipe.finetune.training.autocast or recipe.dtype
         teacher = read_model(teacher_source, dtype=dtype, role="the teacher").model
     state = existing_file(out, _STATE)
-    before = None
+    begun = Begun(out / _BEGUN, _identity(inputs))
     if evaluated == "both" and not state.exists():
-        before = inputs.perplexity(model, "compressed", counters)
+        perplexity = inputs.perplexity(model, "compressed", counters)
+        begun.keep({"before": None if perplexity is None else asdict(perplexity)})
     result = finetune(model, windows, config=recipe.finetune.training, teacher=teacher, checkpoint=state)
     del teacher  # free its memory before evaluation and saving
     peak = peak_resident()
     after = inputs.perplexity(model, "finetuned", counters)
-    save_language_model(inputs.language, out)
-    state.unlink()
-    return Finetuned(
-        inputs.language, result, before, after, peak, provenance(threads=torch.get_num_threads(), commit=True)
+    before = begun.kept.get("before")
+    finetuned = Finetuned(
+        inputs.language,
+        result,
+        None if before is None else Perplexity(**before),
+        after,
+        peak,
+        provenance(threads=torch.get_num_threads(), commit=True),
     )
+    settings = recipe.model_dump(mode="json", exclude_none=True)
+    record = {"format": 1, "command": command, "recipe": settings, **finetuned.as_dict()}
+    save_result(inputs.language, out, lambda new: write_json(new / RECORD, record))
+    return finetuned
+
+
+def _identity(inputs: Inputs) -> dict[str, Any]:
+    """What identifies a run, beyond what its training state records."""
+    identity: dict[str, Any] = {"weights": fingerprint(inputs.language.model), "evaluation": None}
+    if inputs.evaluation is not None and inputs.recipe.evaluation is not None:
+        settings = inputs.recipe.evaluation.model_dump(mode="json", exclude={"text"})
+        identity["evaluation"] = {**settings, "tokens": fingerprint_of_data([inputs.evaluation])}
+    return identity
 
 
 def _teacher_source(recipe: Recipe, student: Path) -> str | None:

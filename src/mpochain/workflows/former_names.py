@@ -13,7 +13,7 @@ from typing import Any
 
 from mpochain.errors import RecipeError
 
-__all__ = ["current_recipe", "current_record", "existing_file", "existing_folder"]
+__all__ = ["FILES", "current_recipe", "current_record", "existing_file", "existing_folder"]
 
 logger = logging.getLogger(__name__)
 
@@ -22,7 +22,7 @@ _FIELDS = ((None, "healing", "finetune"), ("comparison", "heal", "finetune"))
 
 # Former and current suffix of run names; and the former file name of each current one.
 _RUN = ("-healed", "-finetuned")
-_FILES = {"finetune.json": "healing.json", "finetune.state": "healing.state"}
+FILES = {"finetune.json": "healing.json", "finetune.state": "healing.state"}
 
 
 def current_recipe(data: dict[str, Any], label: str) -> dict[str, Any]:
@@ -80,7 +80,7 @@ def existing_file(folder: Path, name: str) -> Path:
         name: current name, such as ``finetune.state`` or ``svd-0.6-finetuned.json``.
     """
     stem, dot, suffix = name.rpartition(".")
-    former = folder / _FILES.get(name, f"{_former_run(stem)}{dot}{suffix}")
+    former = folder / FILES.get(name, f"{_former_run(stem)}{dot}{suffix}")
     return former if former.exists() and not (folder / name).exists() else folder / name
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections.abc import Callable, Mapping
 from hashlib import sha256
@@ -13,9 +12,10 @@ from pydantic import BaseModel
 
 from mpochain.errors import CheckpointError
 from mpochain.language import LanguageModel, save_language_model
-from mpochain.system.files import require_writable, write_bytes
+from mpochain.system.files import require_writable
 from mpochain.train import FinetuneConfig
 from mpochain.workflows.former_names import current_record
+from mpochain.workflows.json_file import read_sealed_json, write_sealed_json
 from mpochain.workflows.recipe import Recipe
 from mpochain.workflows.stage import Group, Stage
 
@@ -46,22 +46,31 @@ class StagedWork:
         if not self._file.exists():
             return
         try:
-            self._state = json.loads(self._file.read_text())
-            begun, source = self._state["begun"], current_record(self._state["of"])
-        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-            raise CheckpointError(f"{self._file} is damaged: {error}; remove {folder}") from error
-        for key, value in _source(recipe).items():
-            if source.get(key) != value:
-                raise CheckpointError(
-                    f"{folder} belongs to another recipe: {key} was {source.get(key)!r} and is now {value!r}; remove "
-                    "it, or name another folder"
-                )
+            self._state = read_sealed_json(self._file)
+            begun, self._state["of"] = self._state["begun"], current_record(self._state["of"])
+        except (CheckpointError, KeyError, TypeError, AttributeError) as error:
+            raise CheckpointError(f"{self._file} is damaged: {error}; remove {folder} to start again") from error
+        self.require(_source(recipe))
         stages = [_essential(_stage_record(stage, recipe.training_of(stage))) for stage in recipe.stages]
         for position, record in enumerate(begun):
             if position >= len(stages) or stages[position] != _essential(record):
                 raise CheckpointError(
                     f"{folder} belongs to another recipe: its stage {record['stage']['name']} was started with other "
                     "settings; remove it, or name another folder"
+                )
+
+    def require(self, source: Mapping[str, Any]) -> None:
+        """Check that inputs of all stages are those that the work was begun with, and record new ones.
+
+        Raises:
+            CheckpointError: one of them differs; the message names it.
+        """
+        for key, value in source.items():
+            before = self._state["of"].setdefault(key, value)
+            if before != value:
+                raise CheckpointError(
+                    f"{self.folder} belongs to another recipe: {key} was {before!r} and is now {value!r}; remove "
+                    "it, or name another folder"
                 )
 
     def begin(self, stage: Stage) -> None:
@@ -108,20 +117,15 @@ class StagedWork:
         """Folder of the model after the last finished step; None before the first."""
         return None if self._state["at"] is None else self.folder / self._state["at"]
 
-    def remove(self) -> None:
-        """Delete the folder, starting with the state file, so that an interruption cannot leave a broken state."""
-        self._file.unlink()
-        shutil.rmtree(self.folder)
-
     def _write(self) -> None:
-        write_bytes(self._file, (json.dumps(self._state) + "\n").encode())
+        write_sealed_json(self._file, self._state)
 
 
 def _source(recipe: Recipe) -> dict[str, Any]:
     """Inputs that all stages depend on."""
-    source = recipe.model_dump(mode="json", include={"model", "dtype", "seed", "calibration", "finetune"})
+    source = recipe.model_dump(mode="json", include={"model", "dtype", "seed", "calibration", "evaluation", "finetune"})
     source["finetune"].pop("training")
-    for section in (recipe.finetune, recipe.calibration):
+    for section in (recipe.finetune, recipe.calibration, recipe.evaluation):
         if section is not None and section.text.exists():
             source[f"sha256 of {section.text.name}"] = sha256(section.text.read_bytes()).hexdigest()
     return source

@@ -11,12 +11,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mpochain.checkpoint import require_replaceable
 from mpochain.errors import MPOError, RecipeError
-from mpochain.language import LanguageModel, load_language_model, save_language_model
+from mpochain.language import LanguageModel, load_language_model
 from mpochain.report import provenance
 from mpochain.surgery import absorb_orders
 from mpochain.surgery.calls import logits_of
+from mpochain.surgery.fingerprint import fingerprint
 from mpochain.system.progress import Counters, uncounted
 from mpochain.train import TrainResult, finetune
 from mpochain.train.finetuning import rehearse
@@ -24,6 +24,7 @@ from mpochain.workflows.groups import compress_stage, require_groups
 from mpochain.workflows.inputs import Inputs, read_inputs, read_model
 from mpochain.workflows.json_file import write_json
 from mpochain.workflows.recipe import Recipe, Stage
+from mpochain.workflows.result_folder import result_folder, save_result
 from mpochain.workflows.staged_work import StagedWork
 
 __all__ = ["RECORD", "Distilled", "distill_by"]
@@ -75,9 +76,12 @@ def distill_by(
     *,
     teacher_cache: Path | None = None,
     command: str = "",
+    overwrite: bool = False,
     counters: Counters = uncounted,
 ) -> Distilled:
     """Run the stages of a recipe and write the result; after an interruption, the same call resumes.
+
+    The model, its tokenizer and the record are written in one step, which also removes the state of the run.
 
     All stages are checked before the first one starts. The teacher is the dense model, or the one named in the section
     ``finetune``; it never changes and is not written.
@@ -87,6 +91,7 @@ def distill_by(
         out: folder for the compressed model and ``distillation.json``; also holds the state of the unfinished run.
         teacher_cache: folder for the teacher's logits, see :func:`mpochain.finetune`.
         command: command that reproduces the result, for the record.
+        overwrite: whether a finished model in ``out`` is replaced.
         counters: returns the progress counter of an evaluation for its label.
 
     Raises:
@@ -94,17 +99,24 @@ def distill_by(
             do not suit a layer, a training is impossible, a field is not used with stages, the evaluation text is also
             used for calibration or finetuning, the teacher has another vocabulary, or ``out`` is the dense model.
         CheckpointError: a model cannot be read, or the folder contains the work of another recipe.
+        OutputError: ``out`` holds a finished model or cannot be written, or another process writes to it.
         KeyboardInterrupt: after Ctrl-C; the state is saved.
         MPOError: a step fails.
     """
     _require_stages(recipe, out)
-    require_replaceable(out)
+    with result_folder(out, overwrite=overwrite, unfinished=(_WORK,)):
+        return _distill(recipe, out, teacher_cache=teacher_cache, command=command, counters=counters)
+
+
+def _distill(recipe: Recipe, out: Path, *, teacher_cache: Path | None, command: str, counters: Counters) -> Distilled:
     work = StagedWork(out / _WORK, recipe)
     teacher = None if recipe.finetune is None else recipe.finetune.teacher
     inputs = read_inputs(recipe, "calibration", "evaluation", "finetune", teacher=teacher)
     dense = inputs.language.model
     _require_possible(inputs, cached=teacher_cache is not None)
-    distillation = _Distillation(inputs, _teacher(recipe, dense), teacher_cache, work, counters)
+    teacher_model = _teacher(recipe, dense)
+    work.require({"weights of the model": fingerprint(dense), "weights of the teacher": fingerprint(teacher_model)})
+    distillation = _Distillation(inputs, teacher_model, teacher_cache, work, counters)
     work.remember("dense", partial(distillation.perplexity, dense, "dense"))
     # The student is loaded separately, because the teacher must not change.
     language = load_language_model(work.latest() or recipe.model, dtype=recipe.dtype)
@@ -115,7 +127,6 @@ def distill_by(
     absorbed = absorb_orders(language.model)
     if absorbed:
         logger.info("neighbouring layers absorbed %d orders of features", absorbed)
-    save_language_model(language, out)
     result = Distilled(
         language,
         (_parameters(dense), _parameters(language.model)),
@@ -127,9 +138,8 @@ def distill_by(
         provenance(threads=torch.get_num_threads(), commit=True),
     )
     settings = recipe.model_dump(mode="json", exclude_none=True)
-    # The record is written before the state that could reproduce it is removed.
-    write_json(out / RECORD, {"format": 1, "command": command, "recipe": settings, **result.as_dict()})
-    work.remove()
+    record = {"format": 1, "command": command, "recipe": settings, **result.as_dict()}
+    save_result(language, out, lambda new: write_json(new / RECORD, record))
     return result
 
 

@@ -89,13 +89,9 @@ class Entangled(Method):
         """Refuse error budgets, and budgets smaller than a table can become.
 
         Raises:
-            ArgumentError: no table can become smaller, the budget cannot be met, or it is an error budget.
+            ArgumentError: the budget cannot be met, or it is an error budget.
         """
-        choices = {name: self.prepare(target, None) for name, target in targets.items()}
-        reasons = [offered.reason for offered in choices.values()]
-        if None not in reasons:
-            raise ArgumentError(f"{next(iter(choices))} cannot become smaller: {reasons[0]}")
-        curves = {name: offered.curve() for name, offered in choices.items()}
+        curves = {name: self.prepare(target, None).curve() for name, target in targets.items()}
         if budget is None:
             return
         error = error_budget(budget)
@@ -114,15 +110,14 @@ class Entangled(Method):
         ranks = np.arange(1, target.parameters // per_rank + 1) if chosen is None else np.array([chosen])
         costs = Costs.of(target, ranks * per_rank, ranks * one.macs(), index_bytes=index_bytes)
         costs = costs[: int(np.searchsorted(costs.elements, target.parameters))]
-        reason = None
         if not len(costs):
             rows, columns = target.shape
-            reason = (
+            raise ArgumentError(
                 f"products of {one.unit_count:,} units are no smaller than the {rows}x{columns} table "
                 f"({per_rank:,} parameters per rank, plus an index); let more words share a unit, or give a higher "
                 "order"
             )
-        return Choices.of(target, costs, None, lambda choice: self._built(target, chosen or choice + 1), reason=reason)
+        return Choices.of(target, costs, None, lambda choice: self._built(target, chosen or choice + 1))
 
     def _built(self, target: Target, ranks: int) -> Built:
         weight = target.weight
