@@ -14,6 +14,7 @@ from mpochain.execution.peak_memory import peak_bytes
 from mpochain.surgery.calls import logits_of
 from mpochain.train import losses
 from mpochain.train.losses import captured, distillation_loss, hidden_loss, next_tokens
+from mpochain.train.windows import Windows
 
 
 def draw(rows, vocabulary, dtype=torch.float64, seed=0):
@@ -183,3 +184,19 @@ def test_outputs_are_captured_by_name():
     with pytest.raises(MPOError, match="Sequential has no module '1.1'; similar names: 1.0"), captured(model, ["1.1"]):
         pass
     assert not model[0]._forward_hooks
+
+
+@pytest.mark.parametrize("form", ["integers", "booleans", "floats", "added", "queries and keys"])
+def test_padding_on_either_side_has_no_target_whatever_the_mask(form):
+    kept = torch.tensor([[0, 1, 1, 1, 0], [1, 1, 1, 0, 0]])
+    mask = {
+        "integers": kept,
+        "booleans": kept.bool(),
+        "floats": kept.float(),
+        "added": (1.0 - kept) * -1e9,
+        "queries and keys": kept[:, None, None].bool().expand(-1, 1, 5, -1),
+    }[form]
+    tokens = torch.arange(10).view(2, 5)
+    expected = torch.tensor([[-100, 2, 3, -100, -100], [6, 7, -100, -100, -100]])
+    assert torch.equal(Windows.of({"input_ids": tokens, "attention_mask": mask}).labels, expected)
+    assert torch.equal(Windows.of({"input_ids": tokens, "attention_mask": mask, "labels": tokens}).labels, expected)

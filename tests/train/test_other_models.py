@@ -89,7 +89,8 @@ def test_masked_positions_do_not_count():
     target = torch.randn(4, 12, 64, generator=torch.Generator().manual_seed(0))
     changed = target.clone()
     changed[:, 8:] += torch.randn(4, 4, 64)
-    assert float(prediction_loss({"logits": changed}, {"logits": target}, data)) == 0
+    for name in ("logits", "last_hidden_state"):
+        assert float(prediction_loss({name: changed}, {name: target}, data)) == 0
     changed[:, :8] += torch.randn(4, 8, 64)
     assert float(prediction_loss({"logits": changed}, {"logits": target}, data)) > 0
     labels = torch.full_like(tokens, -100)

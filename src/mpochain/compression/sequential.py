@@ -11,19 +11,21 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from mpochain.compression.statistics.moments import Moments, frozen, run_batch
+from mpochain.compression.block_calls import BlockSums, Pair, block_calls
+from mpochain.compression.statistics.moments import Moments, frozen
 from mpochain.compression.target import Target
-from mpochain.errors import ArgumentError, MPOError
+from mpochain.errors import ArgumentError
 from mpochain.linalg import solve
 from mpochain.surgery.calls import without_cache
 from mpochain.surgery.replacement import replace_layers
+from mpochain.system.progress import TimeLeft
 
 __all__ = ["Corrected", "Pair", "corrected", "in_sequence"]
 
@@ -31,19 +33,6 @@ _logger = logging.getLogger(__name__)
 
 # This share of the inputs' mean power is added to the diagonals of both moments.
 _DAMPING = 0.02
-
-
-@dataclass(frozen=True, eq=False)
-class Pair:
-    """Second moments of a layer's inputs, ``x`` in the dense model and ``x'`` in the compressed model.
-
-    Attributes:
-        across: ``E[x x'^T]``, ``(in, in)``, float32.
-        own: ``E[x' x'^T]``, ``(in, in)``, float32.
-    """
-
-    across: Tensor
-    own: Tensor
 
 
 @dataclass(frozen=True, eq=False)
@@ -148,20 +137,22 @@ def in_sequence(
 
     try:
         with frozen(model), without_cache(model), torch.no_grad():
-            calls = [_calls(model, container, first, last, batch) for batch in batches]
+            blocks = list(container)[first:last]
+            calls = [batch_calls for batch in batches if (batch_calls := block_calls(model, blocks, batch))]
             dense_states = [batch_calls[0].hidden for batch_calls in calls]
             states = list(dense_states)
             for module in names:
                 if module not in inside:
                     put(module, None)
+            left = TimeLeft(last - first)
             for number in range(last - first):
-                _logger.info("block %d of %d", number + 1, last - first)
+                _logger.info("block %s", left.after(number) if number else f"1 of {last - first}")
                 block = container[first + number]
-                sums = _Sums([module for module in block.modules() if module in names])
+                sums = BlockSums({module: names[module] for module in block.modules() if module in names})
                 for k, batch_calls in enumerate(calls):
                     before, dense_states[k] = sums.read(block, batch_calls[number], dense_states[k])
                     after, _ = sums.read(block, batch_calls[number], states[k])
-                    sums.add(before, after)
+                    sums.add(before, after, batch_calls[number].masks)
                 for module, pair in sums.means():
                     put(module, pair)
                 block = container[first + number]  # the block itself may have been replaced
@@ -171,101 +162,6 @@ def in_sequence(
     except BaseException:
         replace_layers(model, replaced)
         raise
-
-
-@dataclass(frozen=True, eq=False)
-class _Call:
-    """Arguments of one call of a block; hidden states are kept for the first block only."""
-
-    hidden: Tensor
-    arguments: tuple[Any, ...]
-    named: dict[str, Any]
-
-    def run(self, block: nn.Module, hidden: Tensor) -> Tensor:
-        output: Any = block(hidden, *self.arguments, **self.named)
-        states: Tensor = output[0] if isinstance(output, tuple) else output
-        return states
-
-
-class _Sums:
-    """Running sums of input moments for the layers of one block; layers with the same input share their sums."""
-
-    def __init__(self, layers: list[nn.Module]) -> None:
-        self._layers = layers
-        self._owners: dict[nn.Module, nn.Module] = {}
-        self._pairs: dict[nn.Module, tuple[Tensor, Tensor]] = {}
-        self._rows: dict[nn.Module, int] = {}
-
-    def read(self, block: nn.Module, call: _Call, hidden: Tensor) -> tuple[dict[nn.Module, Tensor], Tensor]:
-        """Run the block and return the input of each layer and the block's output."""
-        inputs: dict[nn.Module, Tensor] = {}
-
-        def record(layer: nn.Module, arguments: tuple[Any, ...]) -> None:
-            if layer in inputs:
-                raise ArgumentError("sequential=True needs layers that are called once in each block; leave it out")
-            inputs[layer] = arguments[0]
-
-        hooks = [layer.register_forward_pre_hook(record) for layer in self._layers]
-        try:
-            return inputs, call.run(block, hidden)
-        finally:
-            for hook in hooks:
-                hook.remove()
-
-    def add(self, dense: Mapping[nn.Module, Tensor], compressed: Mapping[nn.Module, Tensor]) -> None:
-        owners: dict[int, nn.Module] = {}
-        for layer in self._layers:
-            if layer not in dense:
-                raise MPOError("a block did not call one of its layers; leave that layer out with ignore=")
-            owner = owners.setdefault(id(dense[layer]), layer)
-            self._owners[layer] = owner
-            if owner is layer:
-                x, own = (inputs[layer].reshape(-1, inputs[layer].shape[-1]).float() for inputs in (dense, compressed))
-                if layer in self._pairs:
-                    across, square = self._pairs[layer]
-                    across.addmm_(x.T, own)
-                    square.addmm_(own.T, own)
-                else:
-                    self._pairs[layer] = x.T @ own, own.T @ own
-                self._rows[layer] = self._rows.get(layer, 0) + len(x)
-
-    def means(self) -> Iterator[tuple[nn.Module, Pair]]:
-        for layer in self._layers:
-            owner = self._owners[layer]
-            yield layer, Pair(*(total / self._rows[owner] for total in self._pairs[owner]))
-
-
-def _calls(model: nn.Module, container: Any, first: int, last: int, batch: Any) -> list[_Call]:
-    """Run the dense model on a batch and return the arguments of the call of each block."""
-    calls: list[_Call] = []
-    outputs: list[Any] = []
-
-    def before(block: nn.Module, arguments: tuple[Any, ...], named: dict[str, Any]) -> None:
-        number = len(calls)
-        if number >= last - first or block is not container[first + number]:
-            raise ArgumentError("sequential=True needs blocks that are called once each, in order; leave it out")
-        if not arguments or not isinstance(arguments[0], Tensor):
-            raise ArgumentError("sequential=True needs blocks whose first argument is the hidden states; leave it out")
-        if outputs and outputs[-1] is not arguments[0]:
-            raise ArgumentError(
-                "sequential=True needs blocks whose input is the output of the block before; leave it out"
-            )
-        calls.append(_Call(arguments[0], arguments[1:], named))
-
-    def after(_: nn.Module, __: Any, output: Any) -> None:
-        outputs[:] = [output[0] if isinstance(output, tuple) else output]
-
-    hooks = []
-    for block in list(container)[first:last]:
-        hooks += [block.register_forward_pre_hook(before, with_kwargs=True), block.register_forward_hook(after)]
-    try:
-        run_batch(model, batch)
-    finally:
-        for hook in hooks:
-            hook.remove()
-    if len(calls) < last - first:
-        raise ArgumentError("sequential=True needs blocks that are called once each, in order; leave it out")
-    return [calls[0], *(replace(call, hidden=calls[0].hidden[:0]) for call in calls[1:])]
 
 
 def _blocks(model: nn.Module, layers: Collection[nn.Module]) -> tuple[Any, int, int]:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from mpochain.errors import ArgumentError, ShapeError
+from mpochain.surgery.masks import unmasked_positions
 from mpochain.train.data import TrainingData, batch_list, tensors_of
 from mpochain.train.losses import IGNORED
 
@@ -118,9 +119,10 @@ class Examples(TrainingData):
 
         Positions without a label or behind a mask do not count.
         """
-        masks = (self.inputs.get("decoder_attention_mask"), self.inputs.get("attention_mask"))
-        for mask in (None if self.labels is None else self.labels != IGNORED, *masks):
-            if mask is not None and mask.shape == shape:
-                return torch.zeros_like(mask, dtype=torch.long).masked_fill(mask == 0, IGNORED)
+        masks = [self.inputs[name] for name in ("decoder_attention_mask", "attention_mask") if name in self.inputs]
+        kept = [] if self.labels is None else [self.labels != IGNORED]
+        for mask in (*kept, *map(unmasked_positions, masks)):
+            if mask.shape == shape:
+                return torch.zeros_like(mask, dtype=torch.long).masked_fill(~mask, IGNORED)
         device = next(iter(self.inputs.values())).device
         return torch.zeros(shape, dtype=torch.long, device=device)

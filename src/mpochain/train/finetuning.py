@@ -48,8 +48,8 @@ def finetune(
 
     A language model predicts the next token: the targets are the tokens shifted by one. Optional ``labels``, aligned
     with ``input_ids``, are shifted too, as in transformers models. Positions with the label -100 do not count, nor does
-    padding (``attention_mask`` 0) if there are no labels. Each epoch uses every window once, in an order drawn from
-    ``config.seed``. Dropout is active during training.
+    padding (``attention_mask`` 0, or a large negative number in a mask that is added to the scores). Each epoch uses
+    every window once, in an order drawn from ``config.seed``. Dropout is active during training.
 
     Other models of transformers (encoder-decoders, masked language models, classifiers, images, speech) learn by the
     loss that they compute of ``labels``, and from a teacher by the divergence of their classes or the relative squared

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from mpochain.errors import ArgumentError, ShapeError
 from mpochain.train.examples import Examples
-from mpochain.train.losses import distillation_loss, hidden_loss
+from mpochain.train.losses import IGNORED, distillation_loss, hidden_loss
 
 __all__ = ["prediction_loss", "require_equal_predictions", "require_labels"]
 
@@ -41,6 +41,9 @@ def prediction_loss(
             counted = examples.counted(values.shape[:-1])
             losses.append(distillation_loss(values, counted, target, weight=1.0, temperature=temperature))
         else:
+            if values.ndim > 2:
+                kept = examples.counted(values.shape[:-1]) != IGNORED
+                values, target = values[kept], target[kept]
             one = torch.zeros(1, dtype=torch.long, device=values.device)
             losses.append(hidden_loss(values.reshape(1, -1), target.reshape(1, -1), one))
     return torch.stack(losses).mean()

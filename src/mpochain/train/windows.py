@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from mpochain.errors import ArgumentError, DTypeError, ShapeError
+from mpochain.surgery.masks import unmasked_positions
 from mpochain.train.data import TrainingData, batch_list, tensors_of
 from mpochain.train.losses import IGNORED, next_tokens
 
@@ -72,11 +73,14 @@ class Windows(TrainingData):
                 f"windows of shape {tuple(ids.shape)} have no next token to predict; give windows of 2 tokens or more"
             )
         labels = inputs.pop("labels", None)
-        if labels is None:
-            labels = ids
-            if "attention_mask" in inputs:
-                labels = ids.masked_fill(inputs["attention_mask"] == 0, IGNORED)
-        labels = next_tokens(labels.long())
+        padding = ~unmasked_positions(inputs["attention_mask"]) if "attention_mask" in inputs else None
+        labels = (ids if labels is None else labels).long()
+        if padding is not None:
+            labels = labels.masked_fill(padding, IGNORED)
+        labels = next_tokens(labels)
+        if padding is not None:
+            # Padding on the left predicts nothing either.
+            labels = labels.masked_fill(padding, IGNORED)
         empty = (labels == IGNORED).all(1).nonzero()
         if len(empty):
             raise ArgumentError(
@@ -130,7 +134,8 @@ def _arguments(item: Any, position: int) -> dict[str, Tensor]:
     if ids.ndim != 2:
         raise ShapeError(f"batch {position} has tokens of shape {tuple(ids.shape)}; expected (length,) or (n, length)")
     for name, value in tensors.items():
-        expected = ids.shape if name in ("labels", "attention_mask") else ids.shape[:1]
+        by_position = name == "labels" or (name == "attention_mask" and value.ndim <= ids.ndim)
+        expected = ids.shape if by_position else ids.shape[:1]
         if value.shape[: len(expected)] != expected:
             raise ShapeError(
                 f"batch {position}: {name} {tuple(value.shape)} does not match tokens {tuple(ids.shape)}; its first "

@@ -17,13 +17,13 @@ from mpochain.errors import NonFiniteError
 from mpochain.nn.dense import dense_parameters
 from mpochain.surgery.masks import Masks
 
-__all__ = ["InputMoments", "Slabs", "Sums", "input_argument", "observed"]
+__all__ = ["InputMoments", "LatestInput", "Slabs", "Sums", "input_argument", "observed"]
 
 _SLAB = 1 << 24  # float32 numbers; the allocator returns freed blocks of this size to the system
 
 
-class InputMoments:
-    """Second moments of the latest input, kept for further layers that read the same input.
+class LatestInput:
+    """Tells whether a layer reads the same input as the layer before.
 
     Inputs are the same if they lie at the same place in memory and hold the same numbers. The object alone would not
     tell: models add to their hidden states in place, and code outside of torch can write to any tensor. The numbers
@@ -33,25 +33,37 @@ class InputMoments:
     def __init__(self) -> None:
         self._place: tuple[Any, ...] = ()
         self._products: Tensor | None = None
+
+    def is_same(self, rows: Tensor) -> bool:
+        """Whether the rows ``(n, in)`` are those of the latest call; they become the latest input."""
+        place = (rows.data_ptr(), rows.shape, rows.stride(), rows.dtype, rows.device)
+        products = rows.float() @ _direction(rows.shape[1]).to(rows.device)
+        same = self._products is not None and place == self._place and torch.equal(products, self._products)
+        self._place, self._products = place, products
+        return same
+
+
+class InputMoments:
+    """Second moments of the latest input, kept for further layers that read the same input."""
+
+    def __init__(self) -> None:
+        self._latest = LatestInput()
         self._kept: Tensor | None = None
         self._moments: Tensor | None = None
         self._number = 0
 
     def of(self, rows: Tensor, kept: Tensor | None) -> tuple[Tensor, int]:
         """The sum ``(in, in)`` over the rows ``(n, in)`` that are kept, and a number that names this input."""
-        place = (rows.data_ptr(), rows.shape, rows.stride(), rows.dtype, rows.device)
-        products = rows.float() @ _direction(rows.shape[1]).to(rows.device)
-        known = self._products is not None and place == self._place and torch.equal(products, self._products)
-        if self._moments is None or not known or kept is not self._kept:
+        same = self._latest.is_same(rows)
+        if self._moments is None or not same or kept is not self._kept:
             chosen = (rows if kept is None else rows[kept]).float()
-            self._moments = chosen.T @ chosen
-            self._place, self._products, self._kept = place, products, kept
+            self._moments, self._kept = chosen.T @ chosen, kept
             self._number += 1
         return self._moments, self._number
 
     def clear(self) -> None:
         """Free the moments of the latest input."""
-        self._moments = self._products = self._kept = None
+        self._moments = self._kept = None
 
 
 @functools.cache
