@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: demo demo-picogpt test docs bench bench-full study lint format clean
+.PHONY: demo demo-picogpt test fuzz docs bench bench-full study lint format clean
 
 demo: $(VENV)/demo.installed  ## compress a language model from the package index, and compare it with the dense one
 	$(BIN)/python -m demo
@@ -15,6 +15,13 @@ demo-picogpt: $(VENV)/demo.installed  ## compare a trained character transformer
 
 test: lint  ## run all checks: style, types, tests
 	$(BIN)/python -m pytest --numprocesses logical --maxprocesses 4 --dist loadscope
+
+fuzz: $(VENV)/dev.installed  ## read 100,000 damaged and hostile files (12 minutes); COUNT and SEED choose others, and it resumes
+	PYTHONPATH=tests $(BIN)/python -m fuzz --count $(COUNT) --seed $(SEED) --out $(FUZZ_RESULT)
+
+COUNT := 100000
+SEED := 0
+FUZZ_RESULT := docs/results/fuzz.json
 
 docs: $(VENV)/docs.installed  ## build the documentation site into docs/_build; every warning is an error
 	$(BIN)/python -m sphinx --nitpicky --fail-on-warning --keep-going --quiet --builder html docs docs/_build

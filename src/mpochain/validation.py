@@ -18,6 +18,8 @@ _Model = TypeVar("_Model", bound=BaseModel)
 
 # Longest value that a message repeats, in characters.
 _LONGEST = 80
+# Most problems that a message lists.
+_MOST = 20
 
 
 class Validated(BaseModel):
@@ -119,7 +121,8 @@ def listed(label: str, lines: Iterable[str]) -> str:
     lines = list(lines)
     if len(lines) == 1:
         return f"{label}: {lines[0]}"
-    return "\n  ".join([f"{label}: {len(lines)} problems", *lines])
+    more = [f"and {len(lines) - _MOST} more"] if len(lines) > _MOST else []
+    return "\n  ".join([f"{label}: {len(lines)} problems", *lines[:_MOST], *more])
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:

@@ -72,7 +72,7 @@ def _load(folder: Path, model: nn.Module | None) -> nn.Module:
         with safetensors.safe_open(file, framework="pt") as stored:
             names = set(stored.keys()) - set(config.buffers)
             if model is not None:
-                _require_values(model, config.buffers)
+                _require_values(model, config.buffers, folder)
                 _fill_buffers(model, stored, config.buffers, f"{folder / CONFIG}: buffers")
             else:
                 # First a sketch on the meta device: some models allocate buffers, such as masks of all positions, whose
@@ -102,7 +102,7 @@ def _hugging_face(config: Configuration, folder: Path) -> HuggingFaceModel:
         raise CheckpointError(f"{where}.config is nested too deeply") from error
 
 
-def _require_values(model: nn.Module, buffers: Sequence[str]) -> None:
+def _require_values(model: nn.Module, buffers: Sequence[str], folder: Path) -> None:
     """Raise ArgumentError for tensors on the meta device that the checkpoint does not hold."""
     stored = {id(value) for value in model.state_dict(keep_vars=True).values()}
     for prefix, module in model.named_modules():
@@ -110,7 +110,7 @@ def _require_values(model: nn.Module, buffers: Sequence[str]) -> None:
             name = f"{prefix}.{attribute}" if prefix else attribute
             if value.device.type == "meta" and id(value) not in stored and name not in buffers:
                 raise ArgumentError(
-                    f"{name} is on the meta device, and the checkpoint does not hold its values; build the "
+                    f"{name} is on the meta device, and {folder} does not hold its values; build the "
                     "architecture on the CPU, or with accelerate.init_empty_weights(include_buffers=False)"
                 )
 

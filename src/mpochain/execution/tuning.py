@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import lru_cache
@@ -108,12 +109,12 @@ def _recalled(predicted: ContractionPlan, record: object, kernels: tuple[Kernel,
             options = tuple((name, int(size)) for name, size in entry["options"].items())
             names = [[name for name, _ in variant.options] for variant in kernel.variants(candidate, conditions)]
             sizes = [tile, *(size for _, size in options)]
-            if [name for name, _ in options] not in names or min(sizes) < 1 or not seconds > 0:
+            if [name for name, _ in options] not in names or min(sizes) < 1 or not 0 < seconds < math.inf:
                 return None
             variant = Variant(candidate, predicted.batch, kernel.name, tile, options)
             considered.append(Considered(variant, kernel.seconds(variant, conditions), seconds))
         dense = float(record["dense"])
-        return predicted.timed(tuple(considered), dense) if considered and dense > 0 else None
+        return predicted.timed(tuple(considered), dense) if considered and 0 < dense < math.inf else None
     except (AttributeError, KeyError, TypeError, ValueError, OverflowError):
         return None
 

@@ -21,10 +21,12 @@ from mpochain.errors import OutputError
 from mpochain.planning.machine import Machine, Setting, default_machine
 from mpochain.system.files import write_bytes
 from mpochain.system.processor import processor
+from mpochain.system.reading import read_bytes
 
 __all__ = ["STORE", "Store", "measured_machine"]
 
 _FORMAT = 1
+_LONGEST = 64 << 20
 
 
 def _environment() -> dict[str, Any]:
@@ -93,7 +95,7 @@ class Store:
         if self._path != self.path:
             self._machines, self._plans, self._path = {}, {}, self.path
         try:
-            content = json.loads(self._path.read_text(encoding="utf-8"))
+            content = json.loads(read_bytes(self._path, _LONGEST).decode())
             if content["environment"] != self._environment:
                 return
             machines, plans = dict(content["machines"]), dict(content["plans"])

@@ -281,8 +281,13 @@ def _restore(checkpoint: Path, record: dict[str, Any], setting: dict[str, Any]) 
             _versions(),
         )
     try:
-        return _RESULT.validate_python(record["result"])
-    except (KeyError, ValidationError) as error:
+        result = _RESULT.validate_python(record["result"])
+        if not (0 <= result.steps == len(result.losses) and result.tokens >= 0 and result.seconds >= 0):
+            raise ValueError(f"{result.steps} steps with {len(result.losses)} losses, {result.tokens} tokens")
+        return result
+    except (KeyError, ValueError) as error:
+        first = error.errors()[0] if isinstance(error, ValidationError) else None
+        reason = f"result.{'.'.join(map(str, first['loc']))}: {first['msg']}" if first else f"result: {error}"
         raise CheckpointError(
-            f"{checkpoint}: the record of the run is damaged ({error}); remove the file to start again"
+            f"{checkpoint}: the record of the run is damaged ({reason}); remove the file to start again"
         ) from error

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from mpochain.errors import CheckpointError
 from mpochain.surgery.fingerprint import fingerprint_of_data
 from mpochain.system.files import write_bytes
+from mpochain.system.reading import open_regular
 
 __all__ = ["checksum", "read_record", "read_state", "restore_state", "save_state"]
 
@@ -70,6 +71,7 @@ def read_record(path: Path) -> dict[str, Any]:
         CheckpointError: the file is not a readable training state.
     """
     try:
+        open_regular(path).close()  # safetensors would wait for a pipe
         with safetensors.safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
         if {key: metadata.get(key) for key in _FORMAT} != _FORMAT:

@@ -5,8 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 
 from mpochain.errors import CorpusError
+from mpochain.system.reading import read_bytes
 
 __all__ = ["Listing"]
+
+_LONGEST = 1 << 30  # WordNet's largest file has 16 MB
 
 
 class Listing:
@@ -58,7 +61,7 @@ def lines_of(file: Path) -> list[tuple[int, str]]:
         CorpusError: the file cannot be read, or has another encoding.
     """
     try:
-        data = file.read_bytes()
+        data = read_bytes(file, _LONGEST)
     except OSError as error:
         raise CorpusError(f"{file} cannot be read: {error.strerror or error}") from error
     try:
