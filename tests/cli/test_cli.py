@@ -67,7 +67,7 @@ def call(monkeypatch, capsys):
     return call
 
 
-COMMANDS = ["compress", "methods", "finetune", "distill", "eval", "compare", "inspect", "convert"]
+COMMANDS = ["compress", "methods", "finetune", "distill", "eval", "compare", "inspect", "convert", "recipe"]
 
 
 @pytest.mark.parametrize("name", COMMANDS)

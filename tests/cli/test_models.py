@@ -11,14 +11,18 @@ import sys
 import time
 from typing import get_type_hints
 
+import jsonschema
 import pytest
+import yaml
 from texts import prose
 from tiny import write_model
 
 from mpochain.cli import main
 from mpochain.cli.finetune import finetune
+from mpochain.errors import MPOError, RecipeError
 from mpochain.train import FinetuneConfig
 from mpochain.train.state import read_record
+from mpochain.workflows import Recipe, example_recipes
 
 
 @pytest.fixture(scope="module")
@@ -36,11 +40,13 @@ def folder(tmp_path_factory):
     begun = "model: dense\ncalibration: {text: valid.txt, window: 32, windows: 6}\n"
     for name, rest in {
         "yes": "budget: yes",
+        "bare": "budget: 0.5",
         "word": "budget: 0.5\ntargets: model",
         "much": "evaluation: {text: test.txt, window: 32}\ncomparison: {budgets: [1.7]}",
         "seen": "evaluation: {text: copy.txt, window: 32}\ncomparison: {budgets: [0.7]}",
     }.items():
         (folder / f"{name}.yaml").write_text(f"{begun}{rest}\n", encoding="utf-8")
+    (folder / "data.yaml").write_text("model: dense\nevaluation: {text: test.txt, window: 32}\n", encoding="utf-8")
     shutil.copy(folder / "valid.txt", folder / "copy.txt")
     return folder
 
@@ -59,7 +65,7 @@ def run(folder, monkeypatch, capsys):
     """Run the command in this process, which has imported everything already."""
 
     def call(*arguments, code=0):
-        monkeypatch.chdir(folder)
+        monkeypatch.chdir(call.folder)
         monkeypatch.setattr(sys, "argv", ["mpochain", *map(str, arguments)])
         with pytest.raises(SystemExit) as exit_:
             main()
@@ -68,6 +74,7 @@ def run(folder, monkeypatch, capsys):
         assert done.returncode in (code if isinstance(code, tuple) else (code,)), done.stderr
         return done
 
+    call.folder = folder
     return call
 
 
@@ -311,7 +318,9 @@ def test_ctrl_c_while_finetuning_writes_the_state_of_the_finished_step(folder, s
             "targets: Input should be a list, as in [a, b]",
         ),
         (["compare", "seen.yaml"], "is the text that the model is calibrated on"),
-        (["compare", "recipe.yaml"], "needs the sections comparison and evaluation"),
+        (["compare", "word.yaml"], "targets: Input should be a list"),
+        (["compare", "bare.yaml"], "needs the section evaluation"),
+        (["compare", "data.yaml"], "method interpolative needs calibration data; name a text in the section"),
         (["compare", "recipe.yaml", "--page-only"], "contains no finished run"),
         (["compress", "dense", "--budget", "0.5", "--method", "svd", "--sequential", "--out", "o"], "does not use"),
     ],
@@ -322,26 +331,38 @@ def test_wrong_usage_of_finetuning_and_comparison(run, small, arguments, message
     assert message in last
 
 
-def test_a_comparison(folder, run):
-    recipe = (folder / "recipe.yaml").read_text()
-    (folder / "comparison.yaml").write_text(
-        recipe
-        + "finetune: {text: valid.txt, window: 32, training: {steps: 5}}\n"
-        + "comparison: {methods: [interpolative+sequential, svd_llm], budgets: [0.5], finetune: [svd_llm]}\n"
-    )
-    names = ["dense", "interpolative+sequential-0.5", "svd_llm-0.5", "svd_llm-0.5-finetuned"]
-    done = run_process(folder, "compare", "comparison.yaml", "--out", "runs", "--page", "page/comparison.md")
+@pytest.fixture(scope="module")
+def examples(tmp_path_factory):
+    """Files that the example recipes name: a model of a longer context, and longer texts."""
+    folder = tmp_path_factory.mktemp("examples")
+    write_model(folder / "model")
+    config = json.loads((folder / "model" / "config.json").read_text())
+    (folder / "model" / "config.json").write_text(json.dumps(config | {"max_position_embeddings": 512}))
+    (folder / "valid.txt").write_text(prose(80_000, seed=1), encoding="utf-8")
+    (folder / "test.txt").write_text(prose(10_000, seed=2), encoding="utf-8")
+    return folder
+
+
+def test_a_comparison(examples, run, monkeypatch):
+    folder = examples
+    (folder / "comparison.yaml").write_text(run("recipe", "--example", "compare").stdout)
+    names = ["dense", "interpolative-0.8", "svd_llm-0.8", "svd_llm-0.8-finetuned"]
+    done = run_process(folder, "compare", "comparison.yaml", "--out", "runs", "--page", "page/comparison.md", "--json")
     assert [line for line in done.stderr.splitlines() if line.startswith(("1/", "4/"))] == [
         "1/4: dense",
-        "4/4: svd_llm-0.5-finetuned",
+        "4/4: svd_llm-0.8-finetuned",
     ]
+    printed = json.loads(done.stdout)
+    assert list(printed) == ["folder", "files", "runs"]
+    assert set(printed["runs"]) == set(names)
+    monkeypatch.setattr(run, "folder", folder)
     records = {name: json.loads((folder / "runs" / f"{name}.json").read_text()) for name in names}
     page = (folder / "page" / "comparison.md").read_text()
     for name in names:
         assert f"{records[name]['perplexity']['perplexity']:#.4g}" in page
     for name in names[1:3]:
         layers = records[name]["layers"]
-        assert layers["parameters_after"] <= 0.5 * layers["parameters_before"]
+        assert layers["parameters_after"] <= 0.8 * layers["parameters_before"]
     assert str(folder) not in json.dumps(records), "texts are known by name and hash"
     assert (folder / "page" / "comparison.html").read_text().count("data:image/png") == 1
     # What finished is never run again, and never mixed with another recipe.
@@ -416,3 +437,57 @@ def test_stages_that_are_killed_resume_to_the_same_model(folder, run):
 )
 def test_wrong_usage_of_stages(run, arguments, message):
     assert re.search(f"(?s)error: .*{message}", run("distill", *arguments, "--out", "none", code=2).stderr)
+
+
+def test_example_recipes_work_as_they_stand(examples, run, monkeypatch):
+    """The example of compare is run by the test of comparisons."""
+    monkeypatch.setattr(run, "folder", examples)
+    for name in ("compress", "finetune", "distill"):
+        (examples / f"{name}.yaml").write_text(run("recipe", "--example", name).stdout)
+    compressed = json.loads(
+        run("compress", "--recipe", "compress.yaml", "--out", "small", "--no-speed", "--json").stdout
+    )
+    assert compressed["compression"]["parameters_after"] <= 0.8 * compressed["compression"]["parameters_before"]
+    assert run("inspect", "small", "-q").stderr == ""
+    finetuned = json.loads(run("finetune", "small", "--recipe", "finetune.yaml", "--out", "tuned", "--json").stdout)
+    assert finetuned["training"]["steps"] == 20
+    distilled = json.loads(run("distill", "distill.yaml", "--out", "staged", "--json").stdout)
+    assert [stage["training"]["steps"] for stage in distilled["stages"]] == [10, 20]
+
+
+def test_the_schema_of_recipes(run):
+    schema = json.loads(run("recipe", "--schema").stdout)
+    validator = jsonschema.Draft202012Validator(schema)
+    for file in example_recipes().values():
+        validator.validate(yaml.safe_load(file.read_text()))
+    assert not validator.is_valid({"model": "m", "budgt": 0.5})
+    assert not validator.is_valid({"model": "m", "evaluation": {"text": "a", "windows": 0}})
+    assert "either --schema or --example" in run("recipe", code=2).stderr
+    assert "did you mean 'compare'?" in run("recipe", "--example", "comprae", code=2).stderr
+
+
+def test_a_recipe_without_a_comparison_compares_the_default_methods(caplog, tmp_path):
+    from mpochain.workflows import comparing
+
+    text = {"text": tmp_path / "a.txt"}
+    recipe = Recipe(model="m", budget=0.7, method="svd", evaluation=text, calibration=text)
+    assert comparing.run_names(recipe)[:2] == ["dense", "interpolative-0.7"]
+    with pytest.raises(RecipeError), caplog.at_level("INFO", logger="mpochain"):
+        comparing.compare(recipe, tmp_path / "out")
+    assert caplog.messages == ["a comparison does not use method of the recipe; see its section comparison"]
+
+
+def test_a_run_of_a_comparison_may_be_sequential(monkeypatch, tmp_path):
+    from mpochain.workflows import comparing
+
+    recipe = Recipe(model="m", comparison={"methods": ["svd_llm+sequential"], "budgets": [0.5]})
+    runs = []
+
+    def compress_by(single, **_):
+        runs.append((single.method, single.sequential, single.budget))
+        raise MPOError("enough")
+
+    monkeypatch.setattr(comparing, "compress_by", compress_by)
+    with pytest.raises(MPOError, match="enough"):
+        comparing._compressed(recipe, "svd_llm+sequential-0.5", tmp_path)
+    assert runs == [("svd_llm", True, 0.5)]

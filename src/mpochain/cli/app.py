@@ -25,6 +25,7 @@ from mpochain.cli.finetune import finetune
 from mpochain.cli.inspect import inspect
 from mpochain.cli.methods import CommandWithMethods, methods
 from mpochain.cli.plan import plan
+from mpochain.cli.recipe import recipe
 from mpochain.errors import ArgumentError, MPOError, RecipeError, printable
 from mpochain.system.interrupts import interrupts_between_steps
 from mpochain.system.log_lines import log_lines
@@ -64,6 +65,7 @@ app.command("eval")(command(evaluate))
 app.command()(command(compare))
 app.command()(command(inspect))
 app.command()(command(convert))
+app.command()(command(recipe))
 # All arguments, including --help, are passed to compress.
 app.command(
     hidden=True,

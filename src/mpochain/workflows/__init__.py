@@ -5,7 +5,7 @@ from mpochain.workflows.compressed import Compressed
 from mpochain.workflows.compressing import compress_by, time_models
 from mpochain.workflows.finetuning import Finetuned, finetune_by
 from mpochain.workflows.inputs import evaluate
-from mpochain.workflows.recipe import Recipe, at_once, built_in_recipes
+from mpochain.workflows.recipe import Recipe, at_once, built_in_recipes, example_recipes
 from mpochain.workflows.recipe_file import read_recipe
 from mpochain.workflows.staging import Distilled, distill_by
 
@@ -20,6 +20,7 @@ __all__ = [
     "compress_by",
     "distill_by",
     "evaluate",
+    "example_recipes",
     "finetune_by",
     "read_recipe",
     "time_models",

@@ -14,10 +14,11 @@ from typing import Any
 import torch
 
 from mpochain.compression import method_named
-from mpochain.errors import ArgumentError, CheckpointError, MPOError, RecipeError
+from mpochain.errors import CheckpointError, MPOError, RecipeError
 from mpochain.language import save_language_model
 from mpochain.language.text import ENOUGH_WINDOWS
 from mpochain.report import provenance
+from mpochain.system.extensions import import_extensions, imported_extensions
 from mpochain.system.files import require_writable
 from mpochain.system.memory import peak_resident
 from mpochain.workflows.checks import require_inputs
@@ -26,10 +27,10 @@ from mpochain.workflows.finetuning import finetune_by
 from mpochain.workflows.former_names import current_record, existing_file, existing_folder
 from mpochain.workflows.inputs import read_inputs
 from mpochain.workflows.json_file import write_json
-from mpochain.workflows.recipe import SEQUENTIAL, Recipe
+from mpochain.workflows.recipe import SEQUENTIAL, Comparison, Recipe
 from mpochain.workflows.texts import digest
 
-__all__ = ["FINETUNED", "FORMAT", "compare", "read_run", "read_runs", "run_names"]
+__all__ = ["FINETUNED", "FORMAT", "compare", "comparison_of", "read_run", "read_runs", "run_names"]
 
 logger = logging.getLogger(__name__)
 
@@ -40,11 +41,23 @@ FINETUNED = "-finetuned"
 _FIELDS = {"name", "setting", "perplexity", "provenance", "peak_bytes", "seconds"}
 
 
+def comparison_of(recipe: Recipe) -> Comparison:
+    """Return the comparison of a recipe; one without this section compares the default methods at its budget.
+
+    Example:
+        >>> comparison_of(Recipe(model="gpt2", budget=0.7)).budgets
+        (0.7,)
+    """
+    if recipe.comparison is not None:
+        return recipe.comparison
+    return Comparison() if recipe.budget is None else Comparison(budgets=(recipe.budget,))
+
+
 def run_names(recipe: Recipe) -> list[str]:
     """Return the names of all runs of a comparison, in order of execution.
 
     Raises:
-        RecipeError: the recipe lacks a comparison or an evaluation, or a method is unknown.
+        RecipeError: the recipe lacks a text for evaluation, for calibration or for runs that are finetuned.
 
     Example:
         >>> from mpochain.workflows.recipe import Comparison, Evaluation
@@ -52,17 +65,12 @@ def run_names(recipe: Recipe) -> list[str]:
         >>> run_names(Recipe(model="gpt2", evaluation=Evaluation(text=Path("a.txt")), comparison=comparison))
         ['dense', 'svd-0.5', 'tt_svd-0.5']
     """
-    comparison = recipe.comparison
-    if comparison is None or recipe.evaluation is None:
-        raise RecipeError("a comparison needs the sections comparison and evaluation in its recipe")
-    for method in (*comparison.methods, *comparison.finetune):
-        try:
-            method_named(method.removesuffix(SEQUENTIAL))
-        except ArgumentError as error:
-            raise RecipeError(f"comparison: {error}") from error
-    unknown = set(comparison.finetune) - set(comparison.methods)
-    if unknown:
-        raise RecipeError(f"comparison.finetune: {min(unknown)!r} is not among comparison.methods")
+    comparison = comparison_of(recipe)
+    if recipe.evaluation is None:
+        raise RecipeError("a comparison needs the section evaluation in its recipe, with a text to measure on")
+    for method in comparison.methods:
+        if method_named(method.removesuffix(SEQUENTIAL)).needs != "nothing" and recipe.calibration is None:
+            raise RecipeError(f"method {method} needs calibration data; name a text in the section calibration")
     if comparison.finetune and recipe.finetune is None:
         raise RecipeError("comparison.finetune needs the section finetune with a training text")
     names = ["dense"]
@@ -87,6 +95,7 @@ def compare(recipe: Recipe, out: Path, *, only: Callable[[str], bool] = lambda _
         MPOError: a step fails.
     """
     names = run_names(recipe)
+    _log_unused(recipe)
     teacher = recipe.finetune.teacher if recipe.finetune is not None else None
     require_inputs(recipe, ("calibration", "evaluation", "finetune"), teacher=teacher)
     require_writable(out)
@@ -102,12 +111,21 @@ def compare(recipe: Recipe, out: Path, *, only: Callable[[str], bool] = lambda _
         logger.info("%d/%d: %s", number, len(names), name)
         # Each run has its own process, so that its peak memory is measured separately.
         context = multiprocessing.get_context("spawn")
-        with ProcessPoolExecutor(1, mp_context=context) as pool:
+        with ProcessPoolExecutor(
+            1, mp_context=context, initializer=import_extensions, initargs=(imported_extensions(),)
+        ) as pool:
             try:
                 result = pool.submit(_run, recipe, name, out).result()
             except BrokenProcessPool as error:
                 raise MPOError(f"the run {name} was killed, perhaps because memory ran out") from error
         write_json(file, {"format": FORMAT, "name": name, "setting": setting, **result})
+
+
+def _log_unused(recipe: Recipe) -> None:
+    """Name the fields that a comparison does not use, so that nobody waits for their effect."""
+    unused = {"method", "settings", "sequential", "stages"} | ({"budget"} if recipe.comparison is not None else set())
+    for name in sorted(recipe.model_fields_set & unused):
+        logger.info("a comparison does not use %s of the recipe; see its section comparison", name)
 
 
 def read_runs(folder: Path) -> dict[str, dict[str, Any]]:
@@ -193,13 +211,12 @@ def _finetuned(recipe: Recipe, name: str, out: Path) -> dict[str, Any]:
 
 
 def _compressed(recipe: Recipe, name: str, out: Path) -> dict[str, Any]:
-    assert recipe.comparison is not None
     method, _, label = name.rpartition("-")
     single = recipe.model_copy(
         update={
             "method": method.removesuffix(SEQUENTIAL),
             "settings": {},
-            "budget": next(budget for budget in recipe.comparison.budgets if str(budget) == label),
+            "budget": next(budget for budget in comparison_of(recipe).budgets if str(budget) == label),
             "sequential": method.endswith(SEQUENTIAL),
         }
     )

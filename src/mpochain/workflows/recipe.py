@@ -36,6 +36,7 @@ __all__ = [
     "UnitsOfTokens",
     "at_once",
     "built_in_recipes",
+    "example_recipes",
 ]
 
 
@@ -218,7 +219,23 @@ def built_in_recipes() -> dict[str, Path]:
         >>> sorted(built_in_recipes())
         ['kngpt2', 'tqcompressor-gpt2-small']
     """
-    return {file.stem: file for file in sorted((Path(__file__).parent / "recipes").glob("*.yaml"))}
+    return _recipes_in("recipes")
+
+
+def example_recipes() -> dict[str, Path]:
+    """Return the files of the example recipes, by the command that they are for.
+
+    They name a model ``model`` and texts ``valid.txt`` and ``test.txt`` beside the recipe.
+
+    Example:
+        >>> sorted(example_recipes())
+        ['compare', 'compress', 'distill', 'finetune']
+    """
+    return _recipes_in("examples")
+
+
+def _recipes_in(folder: str) -> dict[str, Path]:
+    return {file.stem: file for file in sorted((Path(__file__).parent / folder).glob("*.yaml"))}
 
 
 def at_once(recipe: Recipe) -> Recipe:
