@@ -91,7 +91,8 @@ def allocate(curves: Mapping[str, Curve], budget: float) -> dict[str, int]:
     least = sum(curve.costs.min().item() for curve in curves.values())
     if least > budget:
         raise ArgumentError(
-            f"the smallest choices of all layers cost {least:,} together, more than the budget {budget:,}"
+            f"the smallest choices of all layers cost {least:,} together, in the unit of the curves, more than the "
+            f"budget {budget:,}; give a budget of at least {least:,}, or fewer layers"
         )
 
     def choices(price: float) -> dict[str, int]:

@@ -1,18 +1,34 @@
-"""Budgets as users write them: shares, sizes in bytes, and errors."""
+"""Budgets as users write them: shares, sizes in bytes of the saved model or of its layers, and errors."""
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping
+from dataclasses import dataclass
 
 from torch import nn
 
 from mpochain.compression.target import Target
 from mpochain.errors import ArgumentError
 
-__all__ = ["bytes_in_memory", "error_budget", "parameter_budget", "require_budget"]
+__all__ = ["Size", "bytes_in_memory", "error_budget", "parameter_budget", "require_budget", "size_budget"]
 
 _UNITS = {"B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
+_SIZE = re.compile(r"\s*([0-9]*\.?[0-9]+)\s*([kKmMgG]?i?B)(\s+of\s+layers)?\s*")
+
+
+@dataclass(frozen=True)
+class Size:
+    """A budget in bytes.
+
+    Attributes:
+        bytes: the limit.
+        of_layers: whether it is that of the compressed layers alone, instead of the whole saved model.
+    """
+
+    bytes: int
+    of_layers: bool
 
 
 def bytes_in_memory(model: nn.Module) -> int:
@@ -44,12 +60,30 @@ def error_budget(budget: float | str) -> float | None:
     return error
 
 
-def parameter_budget(budget: float | str, targets: Mapping[str, Target]) -> int:
+def size_budget(budget: float | str) -> Size | None:
+    """Parse a budget in bytes; None for other kinds of budget.
+
+    Example:
+        >>> size_budget("170MB"), size_budget("100MiB of layers"), size_budget("60%")
+        (Size(bytes=170000000, of_layers=False), Size(bytes=104857600, of_layers=True), None)
+    """
+    match = _SIZE.fullmatch(budget) if isinstance(budget, str) else None
+    if match is None:
+        return None
+    return Size(int(float(match[1]) * _UNITS[match[2].upper()]), match[3] is not None)
+
+
+def parameter_budget(budget: float | str, targets: Mapping[str, Target], *, outside: int = 0) -> int:
     """Storage limit of all layers together, in elements of their weights; indices count by their bytes.
 
     Args:
-        budget: share of the present storage, in ``(0, 1]`` or as ``"60%"``; or bytes, as ``"200MB"``, ``"190MiB"``.
+        budget: share of the present storage, in ``(0, 1]`` or as ``"60%"``; bytes of the saved model, as ``"200MB"``
+            or ``"190MiB"``; or bytes of the layers, as ``"100MB of layers"``.
         targets: dense layers by name; a budget in bytes requires one element size for all.
+        outside: bytes of the saved model outside of these layers.
+
+    Returns:
+        The limit; negative if the rest of the model exceeds a budget in bytes.
 
     Raises:
         ArgumentError: the share is out of range, the unit is unknown, or the layers have several element sizes.
@@ -57,18 +91,20 @@ def parameter_budget(budget: float | str, targets: Mapping[str, Target]) -> int:
     Example:
         >>> from torch import nn
         >>> targets = {name: Target.open(name, nn.Linear(100, size)) for name, size in (("a", 100), ("b", 50))}
-        >>> parameter_budget(0.5, targets), parameter_budget("50%", targets), parameter_budget("20kB", targets)
-        (7500, 7500, 5000)
+        >>> parameter_budget(0.5, targets), parameter_budget("50%", targets)
+        (7500, 7500)
+        >>> parameter_budget("20kB of layers", targets), parameter_budget("20kB", targets, outside=4000)
+        (5000, 4000)
     """
-    share, size = _share_or_bytes(budget)
+    size = size_budget(budget)
     if size is None:
-        return int(share * sum(target.parameters for target in targets.values()))
+        return int(_share(budget) * sum(target.parameters for target in targets.values()))
     sizes = {target.element_size for target in targets.values()}
     if len(sizes) != 1:
         raise ArgumentError(
             f"a budget in bytes needs layers of one element size, got sizes {sorted(sizes)}; give a share instead"
         )
-    return size // sizes.pop()
+    return math.floor((size.bytes - (0 if size.of_layers else outside)) / sizes.pop())
 
 
 def require_budget(budget: float | str) -> None:
@@ -77,21 +113,22 @@ def require_budget(budget: float | str) -> None:
     Raises:
         ArgumentError: the budget cannot be parsed or is out of range.
     """
-    if error_budget(budget) is None:
-        _share_or_bytes(budget)
+    if error_budget(budget) is None and size_budget(budget) is None:
+        _share(budget)
 
 
-def _share_or_bytes(budget: float | str) -> tuple[float, int | None]:
-    """``(share, None)`` for a share, ``(1.0, bytes)`` for a size."""
-    advice = "give a share in (0, 1] such as 0.6 or '60%', bytes such as '200MB', or '5% error'"
+def _share(budget: float | str) -> float:
+    advice = (
+        "give a share in (0, 1] such as 0.6 or '60%', the size of the saved model such as '200MB', that of its layers "
+        "such as '100MB of layers', or '5% error'"
+    )
     if isinstance(budget, str):
-        match = re.fullmatch(r"\s*([0-9]*\.?[0-9]+)\s*(%|[kKmMgG]?i?B)\s*", budget)
+        match = re.fullmatch(r"\s*([0-9]*\.?[0-9]+)\s*%\s*", budget)
         if match is None:
             raise ArgumentError(f"budget {budget!r} is neither a share, a size nor an error; {advice}")
-        number, unit = float(match[1]), match[2].upper()
-        if unit != "%":
-            return 1.0, int(number * _UNITS[unit])
-        budget = number / 100
-    if isinstance(budget, bool) or not isinstance(budget, float | int) or not 0.0 < budget <= 1.0:
+        share: object = float(match[1]) / 100
+    else:
+        share = budget
+    if isinstance(share, bool) or not isinstance(share, float | int) or not 0.0 < share <= 1.0:
         raise ArgumentError(f"budget {budget!r} is out of range; {advice}")
-    return float(budget), None
+    return float(share)

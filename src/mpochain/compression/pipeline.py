@@ -12,9 +12,10 @@ import torch
 from torch import Tensor, nn
 
 from mpochain.compression.allocation import Curve, allocate, cheapest_within, frontier, largest_error, uniform
-from mpochain.compression.budget import bytes_in_memory, error_budget, parameter_budget
+from mpochain.compression.budget import bytes_in_memory, error_budget
 from mpochain.compression.building import Builder
 from mpochain.compression.former_log import logged_to
+from mpochain.compression.limit import Limit
 from mpochain.compression.methods import Method, method_named
 from mpochain.compression.preparation import Preparation
 from mpochain.compression.reached import require_reached
@@ -68,11 +69,11 @@ def compress(
 
     Args:
         model: changed in place. Norms, biases and, unless ``targets`` names them, embeddings stay unchanged.
-        budget: share of the layers' parameters to keep, such as ``0.6`` or ``"60%"``; a size in bytes, such as
-            ``"200MB"``; or a limit of each layer's relative error, such as ``"5% error"``. Methods without data and
-            Kronecker products measure the error of the weight; other methods measure the error of the outputs,
-            weighted by their gradients if the method needs gradients. None for a method whose settings leave no
-            choice.
+        budget: share of the layers' parameters to keep, such as ``0.6`` or ``"60%"``; size of the whole saved model,
+            such as ``"200MB"``, or of these layers, such as ``"100MB of layers"``; or a limit of each layer's relative
+            error, such as ``"5% error"``. Methods without data and Kronecker products measure the error of the weight;
+            other methods measure the error of the outputs, weighted by their gradients if the method needs gradients.
+            None for a method whose settings leave no choice.
         calibration: batches to call the model with: tensors, tuples of arguments or mappings of keyword arguments. They
             are read several times, so give a list or a data loader, not a generator. Positions that an
             ``attention_mask`` or ``key_padding_mask`` among the arguments masks do not count; without a mask, nor do
@@ -126,9 +127,10 @@ def compress(
         selected = open_targets(model, way, targets, ignore)
         opened = selected.targets
         _require_consistent(way, budget, sequential)
-        way.check(opened, budget)
-        error = None if budget is None else error_budget(budget)
-        allowed = parameter_budget(1.0 if budget is None or error is not None else budget, opened)
+        limit = Limit.of(budget, model, way, opened)
+        way.check(opened, limit.of_layers)
+        limit.check()
+        error, allowed = None if budget is None else error_budget(budget), limit.allowed
         batches = batches_for(calibration, way)
         state = None
         if isinstance(checkpoint, CompressionState):
@@ -165,15 +167,19 @@ def compress(
             preparation = Preparation(way, opened, moments, room)
             choice = state.choices() if state is not None else None
             if choice is None:
-                choice = {**_choices(way, opened, preparation, allowed, error), "loss": moments.loss}
+                choice = {
+                    **_choices(way, opened, preparation, limit, error),
+                    "loss": moments.loss,
+                    "unreached": list(moments.unreached),
+                }
                 if state is not None:
                     state.keep_choices(choice)
             builder = Builder(way, opened, choice["chosen"], moments, preparation, state)
             _logger.info("building %d layers, from %s on", len(opened), next(iter(opened)))
             if sequential:
-                for name in moments.unreached:
+                for name in choice["unreached"]:
                     builder(name)
-                reached = {name: target for name, target in opened.items() if name not in moments.unreached}
+                reached = {name: target for name, target in opened.items() if name not in choice["unreached"]}
                 _build_in_sequence(model, reached, batches, builder, allowed, dry_run=dry_run)
             else:
                 _build(model, opened, selected.heads, builder, allowed, dry_run=dry_run)
@@ -195,13 +201,14 @@ def compress(
 
 
 def _choices(
-    method: Method, targets: Mapping[str, Target], preparation: Preparation, allowed: int, error: float | None
+    method: Method, targets: Mapping[str, Target], preparation: Preparation, limit: Limit, error: float | None
 ) -> dict[str, Any]:
     """Choice of each layer, predicted results at other budgets, and the largest relative error, ready for JSON."""
     if method.settled:
         return {"chosen": dict.fromkeys(targets, 0), "frontier": [], "largest_error": None}
     curves = preparation.curves()
-    chosen = _chosen(curves, allowed, error, method.uniform)
+    limit.require_reached(curves)
+    chosen = _chosen(curves, limit.allowed, error, method.uniform)
     return {
         "chosen": chosen,
         "frontier": [] if method.uniform else frontier(curves),
@@ -216,7 +223,7 @@ def _require_consistent(method: Method, budget: float | str | None, sequential: 
     if method.settled and budget is not None:
         raise ArgumentError(
             f"the settings of method {method.name!r} leave no choice, so it takes no budget, got budget {budget!r}; "
-            "give None"
+            "leave budget= out (give None), or the setting that decides, such as terms or ranks"
         )
     if not method.settled and budget is None:
         raise ArgumentError(f"method {method.name!r} needs a budget, got none; give a share such as 0.6")

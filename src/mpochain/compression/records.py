@@ -212,6 +212,8 @@ class CompressionReport:
         """What else a reader should know, one line each, such as padding, slower layers and other large modules."""
         before, after = self.parameters_before, self.parameters_after
         lines = []
+        if self.budget is not None and self.largest_error is None and self.allowed >= before:
+            lines.append(f"budget {self.budget} does not bind: it allows all layers as they are; give less")
         bytes_before = sum(layer.bytes_before for layer in self.layers)
         bytes_after = sum(layer.bytes_after for layer in self.layers)
         # Integer codes: their number says little of their size.

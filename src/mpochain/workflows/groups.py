@@ -8,6 +8,7 @@ from typing import Any
 from torch import nn
 
 from mpochain.compression import Entangled, Method, Target, compress, select
+from mpochain.compression.limit import Limit
 from mpochain.errors import MPOError, RecipeError
 from mpochain.language import LanguageModel
 from mpochain.nn.dense import weight_and_bias
@@ -91,7 +92,10 @@ def _require_group(group: Group, recipe: Recipe, language: LanguageModel) -> dic
     layers = select(language.model, group.targets, embeddings=method.embeddings, linear=method.linear)
     if not layers:
         raise RecipeError(f"{', '.join(group.targets)}: no layer here can be compressed by method {method.name}")
-    method.check({name: Target.open(name, layer) for name, layer in layers.items()}, group.budget)
+    targets = {name: Target.open(name, layer) for name, layer in layers.items()}
+    limit = Limit.of(group.budget, language.model, method, targets)
+    method.check(targets, limit.of_layers)
+    limit.check()
     return layers
 
 

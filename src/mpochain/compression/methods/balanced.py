@@ -39,6 +39,10 @@ class Balanced(Method):
     uniform = True
     embeddings = True
 
+    def smallest(self, target: Target) -> int:
+        """See :class:`~mpochain.compression.methods.method.Method`."""
+        return min(_spec(target.weight, 1).parameters, target.parameters)
+
     def prepare(self, target: Target, moments: Moments | None) -> Choices:  # noqa: ARG002  # of the protocol
         """See :class:`~mpochain.compression.methods.method.Method`; errors are squared norms of the weight."""
         largest = _spec(target.weight)

@@ -100,6 +100,10 @@ class Entangled(Method):
         else:
             uniform(curves, parameter_budget(budget, targets))
 
+    def smallest(self, target: Target) -> int:
+        """See :class:`~mpochain.compression.methods.method.Method`."""
+        return int(self.prepare(target, None).costs.elements.min())
+
     def prepare(self, target: Target, moments: Moments | None) -> Choices:  # noqa: ARG002  # of the protocol
         """See :class:`~mpochain.compression.methods.method.Method`; errors are unknown before rows are fitted."""
         one = self._embedding(target, 1, "meta", torch.float32)

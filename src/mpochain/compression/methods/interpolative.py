@@ -13,7 +13,7 @@ from mpochain.compression.target import Target
 from mpochain.decomposition import Interpolation, interpolative
 from mpochain.nn import InterpolativeLinear
 
-__all__ = ["DAMPING", "Interpolative", "index_bytes"]
+__all__ = ["DAMPING", "Interpolative", "index_bytes", "smallest_low_rank"]
 
 # The gradients' moments are damped: this share of their mean diagonal is added to the diagonal. With few tokens, a zero
 # gradient does not prove that an output is unimportant.
@@ -36,6 +36,10 @@ class Interpolative(Method):
     """
 
     needs = "gradients"
+
+    def smallest(self, target: Target) -> int:
+        """See :class:`~mpochain.compression.methods.method.Method`."""
+        return smallest_low_rank(target)
 
     def prepare(self, target: Target, moments: Moments | None) -> Choices:
         """See :class:`~mpochain.compression.methods.method.Method`."""
@@ -71,3 +75,10 @@ class Interpolative(Method):
 def index_bytes(target: Target) -> int:
     """Bytes of the output permutation that the interpolative form stores, four per output."""
     return 4 * target.shape[0]
+
+
+def smallest_low_rank(target: Target) -> int:
+    """Storage of the interpolative form of rank 1, or of the dense layer if that is smaller, in elements."""
+    out, in_ = target.shape
+    one = Costs.of(target, [out + in_ - 1], [0], index_bytes=index_bytes(target))
+    return min(int(one.elements[0]), target.parameters)

@@ -136,6 +136,11 @@ class Kronecker(Method):
         """See :class:`~mpochain.compression.methods.method.Method`."""
         return self.settings.calibrated
 
+    def smallest(self, target: Target) -> int:
+        """See :class:`~mpochain.compression.methods.method.Method`."""
+        costs = self._costs(target, self._factors(target))
+        return int(costs.elements[0]) if len(costs) else target.parameters
+
     def prepare(self, target: Target, moments: Moments | None) -> Choices:
         """See :class:`~mpochain.compression.methods.method.Method`; errors are those of the unpermuted weight."""
         factors = self._factors(target)

@@ -53,6 +53,10 @@ class LowRank(Method):
         self.needs = "inputs" if weighted else "nothing"
         self.embeddings = not weighted
 
+    def smallest(self, target: Target) -> int:
+        """See :class:`~mpochain.compression.methods.method.Method`."""
+        return min(sum(target.shape), target.parameters)
+
     def prepare(self, target: Target, moments: Moments | None) -> Choices:
         """See :class:`~mpochain.compression.methods.method.Method`; errors are squared norms."""
         out, in_ = target.shape

@@ -141,6 +141,19 @@ class Method(ABC):
                 accepts everything.
         """
 
+    def smallest(self, target: Target) -> int | None:  # noqa: ARG002  # for methods that do
+        """Storage of a layer's smallest form, in elements of its weight, if it is known without data.
+
+        With it a budget that is out of reach is refused before the data are read.
+
+        Args:
+            target: the dense layer.
+
+        Returns:
+            The number of elements; None if it is unknown, as in the base class.
+        """
+        return None
+
     @abstractmethod
     def prepare(self, target: Target, moments: Moments | None) -> Choices:
         """Fit one layer and return its choices.

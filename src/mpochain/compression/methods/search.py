@@ -9,7 +9,7 @@ from mpochain import shapes
 from mpochain.chain import MPOChain
 from mpochain.compression.choices import Built, Choices
 from mpochain.compression.costs import Costs
-from mpochain.compression.methods.interpolative import DAMPING, Interpolative, index_bytes
+from mpochain.compression.methods.interpolative import DAMPING, Interpolative, index_bytes, smallest_low_rank
 from mpochain.compression.methods.method import Method
 from mpochain.compression.statistics.moments import Moments
 from mpochain.compression.statistics.projections import errors_between, weights_of
@@ -63,6 +63,10 @@ class Search(Method):
     def needs_inputs(self, shape: tuple[int, int]) -> bool:
         """See :class:`~mpochain.compression.methods.method.Method`."""
         return _skew(shape) > 1
+
+    def smallest(self, target: Target) -> int:
+        """See :class:`~mpochain.compression.methods.method.Method`."""
+        return smallest_low_rank(target)
 
     def prepare(self, target: Target, moments: Moments | None) -> Choices:
         """See :class:`~mpochain.compression.methods.method.Method`."""

@@ -43,6 +43,10 @@ class TokenTrain(Method):
     linear = False
     embeddings = True
 
+    def smallest(self, target: Target) -> int:
+        """See :class:`~mpochain.compression.methods.method.Method`."""
+        return int(self.prepare(target, None).costs.elements.min())
+
     def prepare(self, target: Target, moments: Moments | None) -> Choices:  # noqa: ARG002  # of the protocol
         """See :class:`~mpochain.compression.methods.method.Method`; errors are unknown before rows are decomposed."""
         rows, columns = target.shape

@@ -1,0 +1,139 @@
+"""Storage limit that a budget sets to the layers of a model, and whether a method can meet it."""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from mpochain.compression.allocation import Curve
+from mpochain.compression.budget import error_budget, parameter_budget, size_budget
+from mpochain.compression.methods import Method
+from mpochain.compression.target import Target
+from mpochain.errors import ArgumentError
+from mpochain.system.sizes import megabytes
+
+__all__ = ["Limit"]
+
+_logger = logging.getLogger(__name__)
+
+# Tensors that a compressed layer may have, and bytes that the header of a file takes for a tensor besides its name.
+_TENSORS, _HEADER = 4, 100
+
+
+@dataclass(frozen=True, eq=False)
+class Limit:
+    """Storage limit of the layers to compress.
+
+    Attributes:
+        budget: budget as the user gave it; None for a method that takes none.
+        method: the compression method.
+        targets: dense layers by name.
+        outside: bytes of the saved model outside of these layers.
+        allowed: limit in elements of the layers' weights; negative if the rest of the model exceeds the budget.
+    """
+
+    budget: float | str | None
+    method: Method
+    targets: Mapping[str, Target]
+    outside: int
+    allowed: int
+
+    @classmethod
+    def of(cls, budget: float | str | None, model: nn.Module, method: Method, targets: Mapping[str, Target]) -> Limit:
+        """The limit of a budget.
+
+        Raises:
+            ArgumentError: the budget cannot be parsed, or these layers have several element sizes and it is a size.
+        """
+        outside = _bytes_outside(model, targets)
+        unlimited = budget is None or error_budget(budget) is not None
+        allowed = parameter_budget(1.0 if unlimited or budget is None else budget, targets, outside=outside)
+        return cls(budget, method, targets, outside, allowed)
+
+    @property
+    def of_layers(self) -> float | str | None:
+        """The budget without the rest of the model, for :meth:`mpochain.compression.Method.check`."""
+        size = None if self.budget is None else size_budget(self.budget)
+        return self.budget if size is None else f"{max(self._bytes(self.allowed), 0)}B of layers"
+
+    def check(self) -> None:
+        """Refuse a budget that cannot be met, as far as that is known without data, and warn if it does not bind.
+
+        Raises:
+            ArgumentError: the budget is out of reach; the message says how small the method can make the model.
+        """
+        if self.budget is None or error_budget(self.budget) is not None:
+            return
+        smallest = {name: self.method.smallest(target) for name, target in self.targets.items()}
+        known = {name: size for name, size in smallest.items() if size is not None}
+        self._require({name: known.get(name, 0) for name in self.targets}, exact=len(known) == len(smallest))
+        total = sum(target.parameters for target in self.targets.values())
+        if self.allowed >= total:
+            _logger.warning(
+                "budget %s does not bind: it allows %s, and the model has %s as it is; give less to compress it",
+                *(self.budget, self._shown(self.allowed), self._shown(total)),
+            )
+
+    def require_reached(self, curves: Mapping[str, Curve]) -> None:
+        """Refuse a budget that is below the cheapest choices of all layers.
+
+        Raises:
+            ArgumentError: see :meth:`check`.
+        """
+        if self.budget is not None and error_budget(self.budget) is None:
+            self._require({name: int(curve.costs.min()) for name, curve in curves.items()}, exact=True)
+
+    def _require(self, smallest: Mapping[str, int], *, exact: bool) -> None:
+        total = sum(target.parameters for target in self.targets.values())
+        least = sum(smallest.values())
+        if self.method.uniform:
+            # Every layer keeps the same share, so the layer that shrinks least decides.
+            shares = (smallest[name] / target.parameters for name, target in self.targets.items())
+            least = max(least, math.ceil(max(shares) * total))
+        if self.allowed >= least:
+            return
+        size = size_budget(self.budget) if self.budget is not None else None
+        rest = ""
+        if size is not None and not size.of_layers:
+            rest = f", of which {megabytes(self.outside)} are outside of the layers to compress"
+        reached = "the smallest reachable is" if exact else "the smallest reachable is more than"
+        raise ArgumentError(
+            f"budget {self.budget!r} is out of reach: these {len(self.targets)} layers cannot be made as small as that "
+            f"by method {self.method.name!r}; {reached} {self._shown(least, up=True)}{rest}. Give at least that"
+            f"{', or compress further layers, such as embeddings, or use bfloat16' if rest else ', or other layers'}"
+        )
+
+    def _bytes(self, elements: int) -> int:
+        return elements * next(iter(self.targets.values())).element_size
+
+    def _shown(self, elements: int, *, up: bool = False) -> str:
+        """A number of elements in the unit of the budget, rounded up if wanted."""
+        size = None if self.budget is None else size_budget(self.budget)
+        if size is None:
+            share = elements / sum(target.parameters for target in self.targets.values())
+            return f"{math.ceil(share * 1000) / 10 if up else share * 100:.1f}%"
+        total = self._bytes(elements) + (0 if size.of_layers else self.outside)
+        kilobytes = math.ceil(total / 1000) if up else total / 1000
+        text = f"{kilobytes:,.0f}kB" if kilobytes < 10_000 else f"{math.ceil(kilobytes / 100) / 10:,.1f}MB"
+        return f"{text} of layers" if size.of_layers else text
+
+
+def _bytes_outside(model: nn.Module, targets: Mapping[str, Target]) -> int:
+    """Bytes of the file of a saved model without the weights of these layers: other tensors and the header."""
+    weights = {target.weight.data_ptr() for target in targets.values()}
+    seen: set[tuple[int, torch.Size]] = set()
+    size = 0
+    for name, tensor in model.state_dict().items():
+        place = tensor.data_ptr(), tensor.shape
+        if tensor.numel() and place in seen:
+            continue  # tied, and stored once
+        seen.add(place)
+        size += _HEADER + len(name)
+        if tensor.data_ptr() not in weights:
+            size += tensor.numel() * tensor.element_size()
+    return size + sum(_TENSORS * (_HEADER + len(name)) for name in targets)

@@ -1,0 +1,87 @@
+"""Budgets as a user writes them: sizes of the saved model, refused early if out of reach, named if they do not bind."""
+
+from __future__ import annotations
+
+import copy
+import logging
+import re
+
+import pytest
+import torch
+from torch import nn
+
+import mpochain as mpo
+from mpochain.compression import METHODS, Target
+from mpochain.errors import ArgumentError
+
+
+@pytest.fixture
+def model():
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Embedding(300, 32), nn.Linear(32, 96), nn.ReLU(), nn.Linear(96, 48))
+
+
+def saved(model, folder):
+    return sum(file.stat().st_size for file in mpo.save(model, folder).glob("*.safetensors"))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("method", ["svd", "tt_svd", "kronecker"])
+def test_a_size_is_that_of_the_file(model, tmp_path, dtype, method):
+    model = model.to(dtype)
+    dense = saved(model, tmp_path / "dense")
+    budget = dense - 6000 * dtype.itemsize
+    mpo.compress(model, f"{budget}B", method=method)
+    size = saved(model, tmp_path / "small")
+    assert size <= budget
+    assert size > budget - 1500 * dtype.itemsize - 1200, "nor much smaller than allowed"
+
+
+def test_a_size_of_layers(model):
+    report = mpo.compress(model, "20kB of layers", method="svd")
+    assert sum(layer.bytes_after for layer in report.layers) <= 20_000
+    assert report.parameters_after > 4000
+
+
+@pytest.mark.parametrize("method", [name for name, method in METHODS.items() if method.linear])
+@pytest.mark.parametrize("budget", [0.0001, "39kB", "100B of layers"])
+def test_out_of_reach_is_refused_before_the_data_with_what_is_reachable(model, method, budget):
+    def unread():
+        pytest.fail("the data were read")
+        yield
+
+    class Unread:
+        def __iter__(self):
+            return unread()
+
+    before = copy.deepcopy(model.state_dict())
+    with pytest.raises(ArgumentError, match="is out of reach") as error:
+        mpo.compress(model, budget, method=method, calibration=Unread())
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    least = re.search(r"the smallest reachable is ([\d.,]+\w*%?(?: of layers)?)", str(error.value))[1].replace(",", "")
+    reachable = float(least[:-1]) / 100 if least.endswith("%") else least
+    data = [torch.randint(300, (4, 8))]
+    mpo.compress(model, reachable, method=method, calibration=data)
+
+
+def test_the_rest_of_the_model_is_named(model):
+    with pytest.raises(ArgumentError, match=r"of which 0\.04 MB are outside of the layers to compress"):
+        mpo.compress(model, "39kB", method="svd")
+
+
+@pytest.mark.parametrize("budget", [1.0, "1MB", "50kB of layers"])
+def test_a_budget_that_does_not_bind_says_so(model, budget, caplog):
+    with caplog.at_level(logging.WARNING, logger="mpochain"):
+        report = mpo.compress(model, budget, method="svd")
+    assert f"budget {budget} does not bind: it allows" in caplog.text
+    assert f"budget {budget} does not bind" in str(report)
+    assert {layer.form for layer in report.layers} == {"dense"}
+
+
+@pytest.mark.parametrize("method", ["interpolative", "search", "svd", "tt_svd", "kronecker", "permuted_kronecker"])
+def test_the_smallest_form_is_the_cheapest_choice(method):
+    way = METHODS[method]
+    for shape in ((8, 8), (16, 4), (4, 16), (1, 5), (7, 3)):
+        target = Target.open("layer", nn.Linear(*shape))
+        choices = way.prepare(target, None)
+        assert way.smallest(target) == choices.costs.elements.min()
