@@ -329,7 +329,7 @@ class TestBadInput:
             MPOLinear.from_linear(spoiled, name="blocks.2.w")
         quantised = nn.Linear(4, 4)
         quantised.weight = nn.Parameter(torch.zeros(4, 4, dtype=torch.int8), requires_grad=False)
-        with pytest.raises(MPOError, match="elements of type int8"):
+        with pytest.raises(MPOError, match="element type torch.int8, expected one of float32"):
             MPOLinear.from_linear(quantised)
 
     def test_a_layer_with_a_forward_of_its_own_is_not_converted(self):

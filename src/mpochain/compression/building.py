@@ -101,9 +101,11 @@ class Builder:
         """Remember the replacement of a layer; None if the layer stays dense."""
         if layer is None:
             return None
+        bias = layer.bias
         for parameter in layer.parameters():
-            parameter.requires_grad_(target.trainable)
-        self.built[target.module] = layer.train(target.module.training)
+            if parameter.is_floating_point():  # a layer from outside may hold integer codes
+                parameter.requires_grad_(target.bias_trainable if parameter is bias else target.trainable)
+        self.built[target.module] = layer.train(target.training)
         return layer
 
     def _require_fitting(self, result: object, target: Target) -> None:

@@ -31,6 +31,7 @@ from mpochain.errors import ArgumentError
 from mpochain.report import provenance
 from mpochain.surgery.finding import require_module
 from mpochain.surgery.replacement import replace_layers
+from mpochain.surgery.wrappers import unwrapped
 from mpochain.system.progress import TimeLeft
 
 __all__ = ["compress"]
@@ -121,6 +122,7 @@ def compress(
     with logged_to(log), torch.inference_mode(False):
         began = time.perf_counter()
         require_module(model)
+        model = unwrapped(model)
         way = method if isinstance(method, Method) else method_named(method)
         targets = None if targets is None else as_patterns(targets, "targets")
         ignore = as_patterns(ignore, "ignore")

@@ -13,9 +13,11 @@ from torch import nn
 from mpochain.compression.sharing import no_head_of, shared_modules
 from mpochain.compression.target import Target
 from mpochain.errors import ArgumentError, DTypeError
-from mpochain.nn.dense import weight_and_bias
+from mpochain.nn.attachments import require_nothing_attached
+from mpochain.nn.dense import dense_shape, require_plain
 from mpochain.surgery.finding import compressed_layers
 from mpochain.surgery.tying import tied_linears
+from mpochain.surgery.wrappers import adapter_parts, require_replaceable_in
 
 __all__ = ["Opened", "as_patterns", "dense_layers", "names_of", "open_targets", "select", "why_none"]
 
@@ -37,7 +39,8 @@ class Opened:
         targets: dense layers by name, in the order of the model.
         heads: the embedding of each linear head that shares its table. These heads are replaced together with their
             embedding, so they are not among the targets.
-        left_out: names of layers that were selected but stay dense because they share a parameter, with the reason.
+        left_out: names of layers that stay dense because they share a parameter, or because their forward, weight or
+            state was altered, with the reason.
     """
 
     targets: dict[str, Target]
@@ -97,9 +100,14 @@ def open_targets(
             del modules[name]
     if not modules:
         raise ArgumentError(f"there is no layer left to compress{why_none(model)}; see targets= and ignore=")
+    require_replaceable_in(model, set(modules.values()))
     opened = {name: Target.open(name, module) for name, module in modules.items() if module not in heads}
     for target in opened.values():
         target.require_replaceable()
+    for head in heads:
+        require_nothing_attached(head, min(names_of(model, head)))
+    if targets is None:
+        left_out |= _altered(model, method, ignore)
     return Opened(opened, heads, left_out)
 
 
@@ -110,11 +118,23 @@ def names_of(model: nn.Module, module: nn.Module) -> set[str]:
 
 def _every(model: nn.Module, method: _Able) -> list[str]:
     """Names of the layers that a method compresses by default."""
+    adapters = adapter_parts(model)
     return [
         name
         for name, module in model.named_modules()
-        if name and _is_dense(module, embeddings=not method.linear, linear=method.linear)
+        if name and module not in adapters and _is_dense(module, embeddings=not method.linear, linear=method.linear)
     ]
+
+
+def _altered(model: nn.Module, method: _Able, ignore: Iterable[str]) -> dict[str, str]:
+    """Layers that would be compressed by default if their forward, weight or state were not altered, with the reason."""
+    left_out = {}
+    ignored = _ignored(model, ignore)
+    for name, module in model.named_modules():
+        kind = dense_shape(module) is not None if method.linear else isinstance(module, nn.Embedding)
+        if name and kind and module not in ignored and (reason := _reason(module)):
+            left_out[name] = reason
+    return left_out
 
 
 def select(
@@ -157,13 +177,18 @@ def select(
             elif not by_class and not pattern.startswith("re:"):
                 kinds = ["torch.nn.Embedding"] * embeddings + ["torch.nn.Linear", "Hugging Face Conv1D"] * linear
                 raise ArgumentError(
-                    f"targets: {name!r} is a {type(modules[name]).__name__}, which cannot be compressed this way; name "
-                    f"a {' or '.join(kinds)}"
+                    f"targets: {name!r} is a {type(modules[name]).__name__}, which cannot be compressed this way"
+                    f"{_in_brackets(modules[name], name)}; name a {' or '.join(kinds)}"
                 )
-    ignored = [name for pattern in as_patterns(ignore, "ignore") for name in _matches(pattern, modules, "ignore")[0]]
-    # Ignoring a module also ignores the modules inside it.
-    left_out = {part for name in ignored for part in modules[name].modules()}
-    return {name: module for name, module in model.named_modules() if name and module in chosen - left_out}
+    chosen -= _ignored(model, ignore)
+    return {name: module for name, module in model.named_modules() if name and module in chosen}
+
+
+def _ignored(model: nn.Module, ignore: Iterable[str]) -> set[nn.Module]:
+    """The modules that patterns match, with the modules inside them."""
+    modules = {name: module for name, module in model.named_modules(remove_duplicate=False) if name}
+    names = [name for pattern in as_patterns(ignore, "ignore") for name in _matches(pattern, modules, "ignore")[0]]
+    return {part for name in names for part in modules[name].modules()}
 
 
 def dense_layers(model: nn.Module, ignore: Iterable[str] = ()) -> dict[str, nn.Module]:
@@ -182,8 +207,12 @@ def dense_layers(model: nn.Module, ignore: Iterable[str] = ()) -> dict[str, nn.M
         >>> list(dense_layers(model))
         ['up']
     """
-    shared = shared_modules(model)
-    own = [name for name, module in model.named_modules() if name and _is_dense(module) and module not in shared]
+    shared, adapters = shared_modules(model), adapter_parts(model)
+    own = [
+        name
+        for name, module in model.named_modules()
+        if name and _is_dense(module) and module not in shared and module not in adapters
+    ]
     return select(model, own, ignore) if own else {}
 
 
@@ -194,11 +223,8 @@ def why_none(model: nn.Module) -> str:
     if compressed_layers(model):
         return ": its layers are already compressed"
     for name, module in model.named_modules():
-        if isinstance(module, nn.Embedding | nn.Linear) and not _is_dense(module, embeddings=True):
-            try:
-                weight_and_bias(module, name)
-            except DTypeError as error:
-                return f" ({error})"
+        if reason := _in_brackets(module, name):
+            return reason
     if any(_is_dense(module) for module in model.modules()):
         return ": layers that are ignored or share their weight with another module are left unchanged"
     return ""
@@ -254,11 +280,26 @@ def _matches(pattern: str, modules: Mapping[str, nn.Module], field: str) -> tupl
     return names, by_class
 
 
+def _reason(module: nn.Module, name: str | None = None) -> str:
+    """Why a linear layer or embedding cannot be compressed; empty if it can, and for other modules."""
+    if dense_shape(module) is not None or isinstance(module, nn.Linear | nn.Embedding):
+        try:
+            require_plain(module, name)
+        except DTypeError as error:
+            return str(error)
+    return ""
+
+
+def _in_brackets(module: nn.Module, name: str) -> str:
+    reason = _reason(module, name)
+    return f" ({reason})" if reason else ""
+
+
 def _is_dense(module: nn.Module, *, embeddings: bool = False, linear: bool = True) -> bool:
     if not (embeddings if isinstance(module, nn.Embedding) else linear):
         return False
     try:
-        weight_and_bias(module)
+        require_plain(module)
     except DTypeError:
         return False
     return True

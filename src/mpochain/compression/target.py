@@ -6,7 +6,8 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
-from mpochain.errors import ArgumentError, NonFiniteError
+from mpochain.errors import NonFiniteError
+from mpochain.nn.attachments import require_nothing_attached
 from mpochain.nn.dense import weight_and_bias
 from mpochain.nn.embeddings import MPOEmbedding
 from mpochain.spec import ChainSpec
@@ -25,6 +26,8 @@ class Target:
             detached and not copied; a view for a Hugging Face ``Conv1D``.
         bias: ``(out,)``, detached and not copied; None for a layer without bias.
         trainable: whether the weight required gradients when the layer was opened.
+        bias_trainable: whether the bias did.
+        training: whether the module was in training mode then.
     """
 
     name: str
@@ -32,6 +35,8 @@ class Target:
     weight: Tensor
     bias: Tensor | None
     trainable: bool = True
+    bias_trainable: bool = True
+    training: bool = True
 
     @classmethod
     def open(cls, name: str, module: nn.Module) -> Target:
@@ -50,8 +55,15 @@ class Target:
             ('up', (2, 3), False)
         """
         weight, bias = weight_and_bias(module, name)
-        trainable = any(parameter.requires_grad for parameter in module.parameters(recurse=False))
-        return cls(name, module, weight.detach(), None if bias is None else bias.detach(), trainable)
+        return cls(
+            name,
+            module,
+            weight.detach(),
+            None if bias is None else bias.detach(),
+            weight.requires_grad,
+            bias is not None and bias.requires_grad,
+            module.training,
+        )
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -100,22 +112,12 @@ class Target:
         return MPOEmbedding(out, in_, spec=spec, device="meta").macs()
 
     def require_replaceable(self) -> None:
-        """Refuse a module whose hooks a replacement would lose, or whose weight is not finite.
+        """Refuse a module whose hooks or extra state a replacement would lose, or whose weight is not finite.
 
         Raises:
-            ArgumentError: the module has forward or backward hooks.
+            ArgumentError: the module has hooks or the like.
             NonFiniteError: the weight has NaN or infinite entries.
         """
-        hooks = (
-            self.module._forward_hooks,
-            self.module._forward_pre_hooks,
-            self.module._backward_hooks,
-            self.module._backward_pre_hooks,
-        )
-        if any(hooks):
-            raise ArgumentError(
-                f"{self.name} has hooks, which its replacement would lose; remove them and register them again "
-                "afterwards, or leave the layer out with ignore="
-            )
+        require_nothing_attached(self.module, self.name)
         if not self.weight.isfinite().all():
             raise NonFiniteError(f"{self.name}: the weight has NaN or infinite entries; nothing can be fitted to it")

@@ -4,8 +4,9 @@ from mpochain.nn.embeddings import EntangledEmbedding, MPOEmbedding, RowEmbeddin
 from mpochain.nn.entry import LayerEntry, MatrixEntry
 from mpochain.nn.index import Index
 from mpochain.nn.interpolative import InterpolativeLinear
-from mpochain.nn.layer import LAYERS, CompressedLayer, Numbers
+from mpochain.nn.layer import LAYERS, CompressedLayer
 from mpochain.nn.linear import MPOLinear
+from mpochain.nn.numbers import Numbers
 from mpochain.nn.permuted import PermutedLinear
 from mpochain.nn.sum import SumLinear
 

@@ -5,8 +5,7 @@ from __future__ import annotations
 import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any, ClassVar, Literal, Self
+from typing import Any, ClassVar, Self, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -15,29 +14,16 @@ from torch.nn import functional as F
 from mpochain.errors import ArgumentError, MPOError, ShapeError
 from mpochain.execution.autocast import without_autocast
 from mpochain.execution.kept import Kept
+from mpochain.nn.cache_argument import Memory, requested_cache
 from mpochain.nn.dense import linear_of
+from mpochain.nn.dense_form import DenseForm
 from mpochain.nn.entry import LayerEntry
 from mpochain.nn.index import Index
+from mpochain.nn.numbers import Numbers
 
-__all__ = ["LAYERS", "CompressedLayer", "Memory", "Numbers", "layer_of", "requested_cache"]
+__all__ = ["LAYERS", "CompressedLayer", "layer_of"]
 
-# Spellings of ``cache=False`` and ``cache=True`` before release 0.2.
-Memory = Literal["compact", "fast"]
-
-
-@dataclass(frozen=True)
-class Numbers:
-    """Stored size of a layer's weight, and its work per input row. The bias is not counted.
-
-    Attributes:
-        parameters: number of elements stored for the weight, without index buffers.
-        bytes: size of all tensors stored for the weight, with index buffers and other integers.
-        macs: multiply-adds per input row.
-    """
-
-    parameters: int
-    bytes: int
-    macs: int
+DenseLayer = TypeVar("DenseLayer", bound=nn.Module)
 
 
 class CompressedLayer(nn.Module, ABC):
@@ -51,6 +37,7 @@ class CompressedLayer(nn.Module, ABC):
     Attributes:
         kind: name of the layer in checkpoints.
         Entry: class of the plain data that describes the layer in checkpoints.
+        looks_up: whether rows of the weight are looked up instead of multiplied, as in an embedding.
         in_features: size of each input row.
         out_features: size of each output row.
         bias: ``(out_features,)``, or None.
@@ -58,9 +45,12 @@ class CompressedLayer(nn.Module, ABC):
 
     kind: ClassVar[str]
     Entry: ClassVar[type[LayerEntry]]
+    looks_up: ClassVar[bool] = False
     in_features: int
     out_features: int
     bias: Tensor | None
+    # The dense layer that this one replaced; None for a layer that replaced none.
+    _dense_form: DenseForm | None = None
 
     def __init__(self) -> None:
         super().__init__()
@@ -141,15 +131,52 @@ class CompressedLayer(nn.Module, ABC):
         """A short description of the layer, for tables."""
         return self.kind
 
-    def to_dense(self) -> nn.Module:
-        """The dense layer with the same function, sharing no memory."""
-        return self.to_linear()
+    def replacing(self, layer: nn.Module) -> Self:
+        """Remember which layer this one replaces, so that :meth:`to_dense` returns the same type, and return self.
 
-    def to_linear(self) -> nn.Linear:
-        """The dense linear layer with the same function, sharing no memory."""
+        Args:
+            layer: a dense layer, or a compressed one, which passes on what it remembers; not kept.
+
+        Example:
+            >>> from mpochain.nn import MPOLinear
+            >>> from transformers.pytorch_utils import Conv1D
+            >>> dense = Conv1D(6, 4)
+            >>> MPOLinear(4, 6, max_bond=2).replacing(dense).to_dense()
+            Conv1D(nf=6, nx=4)
+        """
+        form = layer._dense_form if isinstance(layer, CompressedLayer) else DenseForm.of(layer)
+        if form is not None and form.shape == self.shape and form.is_embedding is self.looks_up:
+            self._dense_form = form
+        return self
+
+    def to_dense(self) -> nn.Module:
+        """The dense layer with the same function, of the type that this layer replaced; it shares no memory.
+
+        It requires gradients if any parameter of the compressed weight does, and its bias if the layer's bias does.
+        """
+        form = self._dense_form
+        if form is None:
+            return self._default_dense()
         # In the layer's own dtype even under autocast.
         with torch.inference_mode(False), torch.no_grad(), without_autocast(self._stored()):
-            return linear_of(self.weight, self.bias, self.training)
+            return self._like_this(form.filled(self.weight, self.bias))
+
+    def to_linear(self) -> nn.Linear:
+        """The ``torch.nn.Linear`` with the same function, sharing no memory."""
+        with torch.inference_mode(False), torch.no_grad(), without_autocast(self._stored()):
+            return self._like_this(linear_of(self.weight, self.bias))
+
+    def _default_dense(self) -> nn.Module:
+        """The dense layer, if this one replaced none."""
+        return self.to_linear()
+
+    def _like_this(self, dense: DenseLayer) -> DenseLayer:
+        """Set the training mode of a dense form of this layer, and which of its parameters require gradients."""
+        bias = self.bias
+        trains = any(parameter.requires_grad for parameter in self.parameters() if parameter is not bias)
+        for name, parameter in dense.named_parameters():
+            parameter.requires_grad_(trains if name != "bias" or bias is None else bias.requires_grad)
+        return dense.train(self.training)
 
     def learning_rate_scales(self) -> dict[str, float]:
         """Learning rate factors by parameter name; see :func:`mpochain.surgery.learning_rate_scales`."""
@@ -267,25 +294,3 @@ def layer_of(data: Any, shape: tuple[int, int] | None, name: str) -> CompressedL
         raise ArgumentError(f"{name}: {error}") from error
     except RuntimeError as error:  # torch refuses tensors larger than any memory, on the meta device too
         raise ArgumentError(f"{name}: {error}") from error
-
-
-def requested_cache(cache: bool, memory: Memory | None) -> bool:
-    """The value of ``cache=``, or the equivalent of the deprecated ``memory=``.
-
-    Raises:
-        ArgumentError: an unknown ``memory``, or one that contradicts ``cache``.
-
-    Example:
-        >>> requested_cache(True, None)
-        True
-    """
-    if memory is None:
-        return bool(cache)
-    if memory not in ("compact", "fast"):
-        raise ArgumentError(f"memory must be 'compact' or 'fast', got {memory!r}; use cache=False or cache=True")
-    if cache and memory == "compact":
-        raise ArgumentError("cache=True and memory='compact' contradict each other; give cache= alone")
-    new = "cache=True" if memory == "fast" else "cache=False"
-    # Attribute the warning to the user's line: skip this function and the method that calls it.
-    warnings.warn(f"memory={memory!r} is deprecated; use {new}", DeprecationWarning, stacklevel=3)
-    return memory == "fast"

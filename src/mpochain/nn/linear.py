@@ -184,7 +184,7 @@ class MPOLinear(CompressedLayer):
                 core.requires_grad_(weight.requires_grad)
         if layer.bias is not None and bias is not None:
             layer.bias.requires_grad_(bias.requires_grad)
-        return layer.train(linear.training)
+        return layer.replacing(linear).train(linear.training)
 
     @classmethod
     def from_chains(cls, chains: MPOChain | Sequence[MPOChain], bias: Tensor | None = None) -> MPOLinear:

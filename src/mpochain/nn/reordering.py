@@ -11,9 +11,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.utils.parametrize import is_parametrized
 
 from mpochain.errors import DTypeError
+from mpochain.nn.attachments import alterations, hooks
 from mpochain.nn.dense import dense_parameters
 from mpochain.nn.interpolative import InterpolativeLinear
 from mpochain.nn.linear import MPOLinear
@@ -34,7 +34,7 @@ __all__ = [
 
 def can_reorder(layer: nn.Module) -> bool:
     """True if the layer computes only its linear map, so that its rows or columns can be permuted safely."""
-    if is_parametrized(layer):
+    if any((*hooks(layer), *alterations(layer))):
         return False
     if isinstance(layer, InterpolativeLinear | MPOLinear | PermutedLinear):
         return True
@@ -139,7 +139,7 @@ def _permuted(
     trainable = {name.rpartition(".")[2]: parameter.requires_grad for name, parameter in old.named_parameters()}
     for name, parameter in layer.named_parameters():
         parameter.requires_grad_(trainable[name.rpartition(".")[2]])
-    return layer.set_execution(cache=old.cache).train(old.training)
+    return layer.set_execution(cache=old.cache).replacing(old).train(old.training)
 
 
 def _is_identity(order: Tensor) -> bool:

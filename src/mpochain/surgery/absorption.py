@@ -23,7 +23,9 @@ from mpochain.nn.reordering import (
     with_inputs,
     with_outputs,
 )
+from mpochain.surgery.finding import compressed_layers
 from mpochain.surgery.replacement import replace_layers
+from mpochain.surgery.wrappers import require_replaceable_in
 
 __all__ = ["absorb_orders"]
 
@@ -45,6 +47,10 @@ def absorb_orders(model: nn.Module) -> int:
     Returns:
         Number of look-ups, of rows or columns of a layer, saved at each call.
 
+    Raises:
+        ArgumentError: compressed layers are inside a wrapper that would not notice their replacement, such as
+            ``DistributedDataParallel``.
+
     Example:
         >>> from mpochain.nn import MPOLinear, PermutedLinear
         >>> class MLP(nn.Module):
@@ -61,6 +67,7 @@ def absorb_orders(model: nn.Module) -> int:
         >>> absorb_orders(model), torch.allclose(model(x), before, atol=1e-6), type(model.fc1).__name__
         (1, True, 'MPOLinear')
     """
+    require_replaceable_in(model, set(compressed_layers(model).values()))
     saved = 0
     shared = _shared(model)
     known = [mlp for mlp in mlps(model) if not mlp.gated]

@@ -6,15 +6,25 @@ from collections.abc import Mapping
 
 from torch import nn
 
+from mpochain.nn import CompressedLayer
+from mpochain.nn.attachments import has_movable_hook, require_nothing_attached
+from mpochain.surgery.wrappers import notice_replacement, require_replaceable_in
+
 __all__ = ["replace_layers"]
 
 
 def replace_layers(model: nn.Module, layers: Mapping[nn.Module, nn.Module]) -> None:
     """Replace layers of a model, under every name by which it holds them.
 
+    A compressed layer remembers which layer it replaced, so that ``to_dense`` returns the same type.
+
     Args:
-        model: changed in place.
+        model: changed in place, or not at all if a layer is refused.
         layers: maps each old layer to its replacement.
+
+    Raises:
+        ArgumentError: a layer has hooks or the like, which would be lost, or a wrapper around it would go on with the
+            old layer.
 
     Example:
         >>> shared = nn.Linear(2, 2)
@@ -23,8 +33,26 @@ def replace_layers(model: nn.Module, layers: Mapping[nn.Module, nn.Module]) -> N
         >>> model[0] is model[1], model[1]
         (True, ReLU())
     """
-    for parent in list(model.modules()):
+    places = [
+        (parent, key, child, f"{name}.{key}" if name else key)
+        for name, parent in model.named_modules()
         # named_children() would skip the second name of a module.
-        for name, child in list(parent._modules.items()):
-            if child is not None and child in layers:
-                setattr(parent, name, layers[child])
+        for key, child in parent._modules.items()
+        if child is not None and child in layers
+    ]
+    require_replaceable_in(model, layers)
+    for _, _, old, name in places:
+        require_nothing_attached(old, name)
+    for parent, key, old, _ in places:
+        new = layers[old]
+        setattr(parent, key, new.replacing(old) if isinstance(new, CompressedLayer) else new)
+        notice_replacement(parent)
+        if new is not old and has_movable_hook(old) and not has_movable_hook(new):
+            _move_hook(old, new)
+
+
+def _move_hook(old: nn.Module, new: nn.Module) -> None:
+    """Move a hook of accelerate, which places the inputs on the layer's device, from one layer to another."""
+    from accelerate.hooks import add_hook_to_module
+
+    add_hook_to_module(new, old._hf_hook)

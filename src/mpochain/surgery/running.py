@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import nn
 
 from mpochain.errors import ArgumentError
-from mpochain.nn.layer import Memory, requested_cache
+from mpochain.nn.cache_argument import Memory, requested_cache
 from mpochain.surgery.finding import compressed_layers
 
 __all__ = ["set_execution"]

@@ -18,6 +18,7 @@ from torch.utils import _pytree as tree
 
 from mpochain.errors import ArgumentError
 from mpochain.nn.dense import dense_parameters
+from mpochain.surgery.wrappers import uncompiled
 
 __all__ = ["Moments", "frozen", "moment_bytes", "run_batch"]
 
@@ -87,14 +88,18 @@ def _copied(arguments: Any) -> Any:
 
 @contextmanager
 def frozen(model: nn.Module) -> Iterator[None]:
-    """Set evaluation mode and disable gradients of parameters, which would cost a third of the work."""
+    """Set evaluation mode and disable gradients of parameters, which would cost a third of the work.
+
+    Compiled parts of the model run without compilation, since compiled code does not call the hooks on its modules.
+    """
     training = {module: module.training for module in model.modules()}
     required = [parameter for parameter in model.parameters() if parameter.requires_grad]
     model.eval()
     for parameter in required:
         parameter.requires_grad_(False)
     try:
-        yield
+        with uncompiled(model):
+            yield
     finally:
         for parameter in required:
             parameter.requires_grad_(True)

@@ -158,7 +158,8 @@ class MPOEmbedding(RowEmbedding):
         """
         table = dense_table(embedding)
         chain = MPOLinear.from_chains(decompose(table.detach(), spec, cutoff=cutoff, name=name))
-        return cls.of(chain.requires_grad_(table.requires_grad), embedding.padding_idx).train(embedding.training)
+        layer = cls.of(chain.requires_grad_(table.requires_grad), embedding.padding_idx)
+        return layer.replacing(embedding).train(embedding.training)
 
     def reset_parameters(self, weight_std: float = 1.0) -> None:
         """See :meth:`mpochain.nn.RowEmbedding.reset_parameters`."""

@@ -48,6 +48,8 @@ class RowEmbedding(CompressedLayer, ABC):
         ArgumentError: a size below 1, or a ``padding_idx`` outside of the table.
     """
 
+    looks_up = True
+
     def __init__(self, num_embeddings: int, embedding_dim: int, padding_idx: int | None = None) -> None:
         super().__init__()
         if num_embeddings < 1 or embedding_dim < 1:
@@ -96,15 +98,14 @@ class RowEmbedding(CompressedLayer, ABC):
         return
 
     def to_embedding(self) -> nn.Embedding:
-        """The dense embedding with the same function, sharing no memory."""
+        """The ``torch.nn.Embedding`` with the same function, sharing no memory."""
         # In the table's own dtype even under autocast.
         with torch.inference_mode(False), torch.no_grad(), without_autocast(self._stored()):
             table = self.weight.clone()
             embedding = nn.Embedding.from_pretrained(table, freeze=False, padding_idx=self.padding_idx)
-        return embedding.train(self.training)
+            return self._like_this(embedding)
 
-    def to_dense(self) -> nn.Embedding:
-        """The dense embedding with the same function, sharing no memory."""
+    def _default_dense(self) -> nn.Embedding:
         return self.to_embedding()
 
     def forward(self, input: Tensor) -> Tensor:  # noqa: A002  # the name in nn.Embedding, which callers may use

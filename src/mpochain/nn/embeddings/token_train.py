@@ -135,7 +135,7 @@ class TokenTrainEmbedding(RowEmbedding):
                 rows = slice(start, start + _AT_ONCE)
                 for core, values in zip(trains.cores, _trains(table[rows], trains.core_shapes), strict=True):
                     core[rows] = values
-        return trains.requires_grad_(table.requires_grad).train(embedding.training)
+        return trains.requires_grad_(table.requires_grad).replacing(embedding).train(embedding.training)
 
     def entry(self) -> TokenTrainEntry:
         """The sizes of the table, the dims and the largest bond."""
