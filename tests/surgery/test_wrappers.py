@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import re
 
 import pytest
 import torch
@@ -116,8 +117,9 @@ def test_altered_layers_stay_dense_and_are_refused_by_name(alter, words):
     y = model[0](x)
     with pytest.raises(ArgumentError, match=f"targets: '0' is a .*cannot be compressed this way.*{words}"):
         mpo.compress(model, 0.5, method="svd", targets=["0"])
-    mpo.compress(model, 0.5, method="svd")
+    report = mpo.compress(model, 0.5, method="svd")
     assert list(compressed_layers(model)) == ["2"]
+    assert re.search(f"stays dense: 0.*: .*{words}", report.table())
     torch.testing.assert_close(model[0](x), y)
 
 

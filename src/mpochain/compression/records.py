@@ -104,8 +104,8 @@ class CompressionReport:
             None otherwise.
         model_bytes: bytes of the parameters and buffers of the uncompressed model.
         loss: the loss whose gradients weighted the outputs, as text; None if the method takes no gradients.
-        shared: names of selected layers that stay dense because they share a parameter with another module, with the
-            reason; they are not among ``layers``.
+        shared: names of further layers that stay dense because they share a parameter with another module, or because
+            their forward, weight or state was altered, with the reason; they are not among ``layers``.
         held_out: how well the result holds on data that were set aside; None without such data.
     """
 

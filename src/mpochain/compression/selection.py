@@ -10,6 +10,7 @@ from typing import Protocol
 
 from torch import nn
 
+from mpochain.compression.obstacles import reason_against, why_not
 from mpochain.compression.sharing import no_head_of, shared_modules
 from mpochain.compression.target import Target
 from mpochain.errors import ArgumentError, DTypeError
@@ -127,12 +128,12 @@ def _every(model: nn.Module, method: _Able) -> list[str]:
 
 
 def _altered(model: nn.Module, method: _Able, ignore: Iterable[str]) -> dict[str, str]:
-    """Layers that would be compressed by default if their forward, weight or state were not altered, with the reason."""
+    """Layers that stay dense because their forward, weight or state was altered, with the reason."""
     left_out = {}
     ignored = _ignored(model, ignore)
     for name, module in model.named_modules():
         kind = dense_shape(module) is not None if method.linear else isinstance(module, nn.Embedding)
-        if name and kind and module not in ignored and (reason := _reason(module)):
+        if name and kind and module not in ignored and (reason := reason_against(module)):
             left_out[name] = reason
     return left_out
 
@@ -178,7 +179,7 @@ def select(
                 kinds = ["torch.nn.Embedding"] * embeddings + ["torch.nn.Linear", "Hugging Face Conv1D"] * linear
                 raise ArgumentError(
                     f"targets: {name!r} is a {type(modules[name]).__name__}, which cannot be compressed this way"
-                    f"{_in_brackets(modules[name], name)}; name a {' or '.join(kinds)}"
+                    f"{why_not(modules[name], name)}; name a {' or '.join(kinds)}"
                 )
     chosen -= _ignored(model, ignore)
     return {name: module for name, module in model.named_modules() if name and module in chosen}
@@ -223,7 +224,7 @@ def why_none(model: nn.Module) -> str:
     if compressed_layers(model):
         return ": its layers are already compressed"
     for name, module in model.named_modules():
-        if reason := _in_brackets(module, name):
+        if reason := why_not(module, name):
             return reason
     if any(_is_dense(module) for module in model.modules()):
         return ": layers that are ignored or share their weight with another module are left unchanged"
@@ -278,21 +279,6 @@ def _matches(pattern: str, modules: Mapping[str, nn.Module], field: str) -> tupl
         nearest = difflib.get_close_matches(pattern.removeprefix("re:"), known, n=_NEAREST, cutoff=0.0)
         raise ArgumentError(f"{field}: {pattern!r} matches no layer; the nearest names are {', '.join(nearest)}")
     return names, by_class
-
-
-def _reason(module: nn.Module, name: str | None = None) -> str:
-    """Why a linear layer or embedding cannot be compressed; empty if it can, and for other modules."""
-    if dense_shape(module) is not None or isinstance(module, nn.Linear | nn.Embedding):
-        try:
-            require_plain(module, name)
-        except DTypeError as error:
-            return str(error)
-    return ""
-
-
-def _in_brackets(module: nn.Module, name: str) -> str:
-    reason = _reason(module, name)
-    return f" ({reason})" if reason else ""
 
 
 def _is_dense(module: nn.Module, *, embeddings: bool = False, linear: bool = True) -> bool:
