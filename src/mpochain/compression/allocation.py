@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -92,7 +93,7 @@ def allocate(curves: Mapping[str, Curve], budget: float) -> dict[str, int]:
     if least > budget:
         raise ArgumentError(
             f"the smallest choices of all layers cost {least:,} together, in the unit of the curves, more than the "
-            f"budget {budget:,}; give a budget of at least {least:,}, or fewer layers"
+            f"budget {budget:,}; give a budget of at least {least:,}, or fewer layers{_without_choice(curves)}"
         )
 
     def choices(price: float) -> dict[str, int]:
@@ -119,37 +120,46 @@ def allocate(curves: Mapping[str, Curve], budget: float) -> dict[str, int]:
 def uniform(curves: Mapping[str, Curve], budget: float) -> dict[str, int]:
     """Select the largest choice of each layer that fits the same share of the layer's dense cost.
 
-    Layers whose only choice is the dense layer keep their cost; the others share the rest of the budget.
+    A layer that cannot become so small, such as one with a single row, gets its smallest choice, and the others share
+    the rest of the budget.
 
     Args:
         curves: choices of each layer, costs ascending; the last choice is the dense layer.
         budget: limit of the total cost, in the unit of the costs.
 
     Raises:
-        ArgumentError: even the smallest choice of a layer exceeds its share.
+        ArgumentError: even the smallest choices of all layers exceed the budget.
 
     Example:
         >>> curve = Curve(np.array([10, 40, 50, 100]), np.array([3.0, 2.0, 1.0, 0.0]))
         >>> uniform({"up": curve, "down": curve}, 100)
         {'up': 2, 'down': 2}
-        >>> uniform({"up": curve, "down": Curve(np.array([60]), np.array([0.0]))}, 100)
-        {'up': 1, 'down': 0}
+        >>> uniform({"up": curve, "down": curve, "gate": Curve(np.array([10]), np.array([0.0]))}, 110)
+        {'up': 2, 'down': 2, 'gate': 0}
     """
-    fixed = sum(curve.costs[-1].item() for curve in curves.values() if len(curve.costs) == 1)
-    total = sum(curve.costs[-1].item() for curve in curves.values()) - fixed
-    if fixed > budget:
-        raise ArgumentError(
-            f"the layers that stay dense cost {fixed:,}, more than the budget {budget:,}; allow more, or leave them "
-            "out with ignore="
-        )
-    room = budget - fixed
-    chosen = {}
-    for name, curve in curves.items():
-        fitting = np.flatnonzero(curve.costs <= curve.costs[-1].item() * room / max(total, 1))
-        if len(curve.costs) > 1 and not fitting.size:
-            raise ArgumentError(f"{name} cannot be made as small as {room / total:.1%} of its parameters; allow more")
-        chosen[name] = int(fitting[-1]) if fitting.size else 0
-    return chosen
+    total = sum(curve.costs[-1].item() for curve in curves.values())
+    least = sum(curve.costs.min().item() for curve in curves.values())
+    chosen: dict[str, int] = {}
+    left, shared = budget, total
+    free = list(curves)
+    while True:
+        too_large = [name for name in free if curves[name].costs.min() > curves[name].costs[-1].item() * left / shared]
+        for name in too_large:
+            chosen[name] = int(np.argmin(curves[name].costs))
+            left -= curves[name].costs[chosen[name]].item()
+            shared -= curves[name].costs[-1].item()
+        free = [name for name in free if name not in chosen]
+        if left < 0:
+            raise ArgumentError(
+                f"{too_large[0]} cannot be made as small as {budget / total:.1%} of its parameters; the smallest share "
+                f"that these layers reach is {math.ceil(least / total * 1000) / 10:.1f}%{_without_choice(curves)}"
+            )
+        if not too_large or not free:
+            break
+    for name in free:
+        costs = curves[name].costs
+        chosen[name] = int(np.flatnonzero(costs <= costs[-1].item() * left / shared)[-1])
+    return {name: chosen[name] for name in curves}
 
 
 def frontier(curves: Mapping[str, Curve]) -> tuple[tuple[float, float], ...]:
@@ -211,6 +221,15 @@ def largest_error(curves: Mapping[str, Curve], chosen: Mapping[str, int]) -> flo
         curves[name].errors[choice] / zero for name, choice in chosen.items() if (zero := curves[name].zero_error)
     ]
     return float(np.sqrt(max(squares, default=0.0)))
+
+
+def _without_choice(curves: Mapping[str, Curve]) -> str:
+    """Layers with no choice but the dense one, to end an error message; empty if there are none."""
+    names = [name for name, curve in curves.items() if len(curve.costs) == 1]
+    if not names:
+        return ""
+    named = f"{', '.join(names[:3])}{' and others' if len(names) > 3 else ''}"
+    return f" ({len(names)} of {len(curves)} layers cannot become smaller: {named}; leave them out with ignore=)"
 
 
 def _filled(curves: Mapping[str, Curve], chosen: dict[str, int], left: float) -> dict[str, int]:

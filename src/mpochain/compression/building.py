@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
@@ -9,9 +10,10 @@ from typing import Any
 import torch
 from torch import nn
 
-from mpochain.compression.choices import Built
+from mpochain.arrays import relative_distance
+from mpochain.compression.choices import Built, Choices
 from mpochain.compression.methods import Method
-from mpochain.compression.preparation import Preparation, choices_of
+from mpochain.compression.preparation import Preparation, choices_of, reason_to_stay_dense
 from mpochain.compression.records import LayerRecord
 from mpochain.compression.sequential import Pair, corrected
 from mpochain.compression.state import CompressionState
@@ -19,7 +21,8 @@ from mpochain.compression.statistics.moments import Moments
 from mpochain.compression.statistics.projections import Errors
 from mpochain.compression.statistics.store import MomentStore
 from mpochain.compression.target import Target
-from mpochain.errors import ArgumentError, MPOError
+from mpochain.errors import ArgumentError, MPOError, NonFiniteError
+from mpochain.linalg import named
 from mpochain.nn import CompressedLayer, MPOEmbedding, RowEmbedding
 from mpochain.surgery.tying import tied_head
 
@@ -72,18 +75,12 @@ class Builder:
             return self._put(target, layer)
         moments = self._moments.get(name)
         reason = self._moments.unreached.get(name)
-        result: Any
-        if reason is not None:
-            result = None
-        elif pair is None or moments is None:
-            result = self._preparation.take(name).build(self._chosen[name])
-        else:
-            correction = corrected(target.weight, moments, pair)
-            choices = choices_of(self._method, replace(target, weight=correction.weight), correction.moments)
-            result = choices.build(self._chosen[name])
-            if isinstance(result, Built) and result.errors is not None:
-                errors = Errors(correction.output_error(result.errors.output), result.errors.loss)
-                result = Built(result.layer, errors)
+        result: Any = None
+        if reason is None:
+            with named(name):
+                choices, result = self._fitted(name, moments, pair)
+            if result is None:
+                reason = reason_to_stay_dense(choices, target, self._method)
         if result is not None:
             self._require_fitting(result, target)
         if result is not None and isinstance(target.module, nn.Embedding):
@@ -96,6 +93,20 @@ class Builder:
         if self._state is not None:
             self._state.keep_layer(name, layer, self.records[name])
         return self._put(target, layer)
+
+    def _fitted(self, name: str, moments: Moments | None, pair: Pair | None) -> tuple[Choices, Built | None]:
+        """The choices of a layer, and the chosen one built; None if that is the dense layer."""
+        target = self._targets[name]
+        if pair is None or moments is None:
+            choices = self._preparation.take(name)
+            return choices, choices.build(self._chosen[name])
+        correction = corrected(target.weight, moments, pair)
+        choices = choices_of(self._method, replace(target, weight=correction.weight), correction.moments)
+        result = choices.build(self._chosen[name])
+        if isinstance(result, Built) and result.errors is not None:
+            errors = Errors(correction.output_error(result.errors.output), result.errors.loss)
+            result = Built(result.layer, errors)
+        return choices, result
 
     def _put(self, target: Target, layer: CompressedLayer | None) -> nn.Module | None:
         """Remember the replacement of a layer; None if the layer stays dense."""
@@ -123,6 +134,11 @@ class Builder:
             raise ArgumentError(
                 f"{built} {type(layer).__name__} with a weight of shape {layer.shape} for {target.name}; expected "
                 f"{target.shape}, (out, in) of the dense layer"
+            )
+        if any(not parameter.isfinite().all() for parameter in layer.parameters()):
+            raise NonFiniteError(
+                f"{target.name}: the compressed form of its weight exceeds the range of {target.weight.dtype}; convert "
+                "the model to a wider type, or leave the layer out with ignore="
             )
 
     def tie(self, heads: Mapping[nn.Linear, nn.Embedding]) -> None:
@@ -176,15 +192,17 @@ def _record(target: Target, result: Built | None, moments: Moments | None, reaso
         return dense
     layer = result.layer
     numbers = layer.numbers()
-    weight64 = target.weight.double()
-    difference = weight64 - layer.weight.detach().double()
+    weight64, weight = target.weight.double(), layer.weight.detach()
+    if not weight.isfinite().all():
+        # The cores are finite, so only their product in this type overflows.
+        weight = copy.deepcopy(layer).double().weight.detach()
     return replace(
         dense,
         form=layer.form(),
         parameters_after=numbers.parameters,
         bytes_after=numbers.bytes,
         macs_after=numbers.macs,
-        weight_error=float(difference.norm() / weight64.norm()) if weight64.any() else 0.0,
+        weight_error=relative_distance(weight64, weight),
         output_error=result.errors.output if result.errors is not None else None,
         loss_increase=result.errors.loss if result.errors is not None else None,
         padding=_padding(target, layer),

@@ -51,6 +51,8 @@ class Choices:
         unit: unit of the errors; only errors in the same unit are compared.
         zero_error: error of the zero matrix in the same unit; None if unknown. Error budgets need it.
         held_bytes: memory that ``build`` holds beyond the dense weight and the moments, such as a fit.
+        reason: why there is no smaller choice than the dense layer, for the report; None for the general reason that
+            no choice of the method is smaller than the weight.
 
     Raises:
         ArgumentError: there are no choices, the numbers of errors and costs differ, or an error is negative or not
@@ -74,10 +76,11 @@ class Choices:
         unit: str = "nats per token",
         zero_error: float | None = None,
         held_bytes: int = 0,
+        reason: str | None = None,
     ) -> None:
         if not len(costs):
             raise ArgumentError("a layer has at least one choice, the dense layer; got no costs")
-        self.costs, self.unit, self.held_bytes = costs, unit, held_bytes
+        self.costs, self.unit, self.held_bytes, self.reason = costs, unit, held_bytes, reason
         self._source = errors if callable(errors) else None
         self._build = build
         self._errors: _Values | None = None
@@ -98,6 +101,7 @@ class Choices:
         unit: str = "nats per token",
         zero_error: float | None = None,
         held_bytes: int = 0,
+        reason: str | None = None,
     ) -> Choices:
         """Choices from the costs, errors and builder of the smaller ones; the dense layer is added as the last.
 
@@ -109,6 +113,7 @@ class Choices:
             unit: see :class:`Choices`.
             zero_error: see :class:`Choices`.
             held_bytes: see :class:`Choices`.
+            reason: see :class:`Choices`.
         """
         dense = Costs(
             np.array([target.parameters]), np.array([target.bytes]), np.array([target.macs]), target.element_size
@@ -132,6 +137,7 @@ class Choices:
             unit=unit,
             zero_error=zero_error,
             held_bytes=held_bytes,
+            reason=reason,
         )
 
     def __len__(self) -> int:
@@ -179,7 +185,8 @@ class Choices:
             return parts[part].build(choice - int(starts[part]))
 
         held_bytes = sum(part.held_bytes for part in parts)
-        return Choices(costs, errors, build, unit=parts[0].unit, held_bytes=held_bytes)
+        reason = next((part.reason for part in parts if part.reason is not None), None)
+        return Choices(costs, errors, build, unit=parts[0].unit, held_bytes=held_bytes, reason=reason)
 
     @property
     def errors(self) -> NDArray[np.float64]:

@@ -23,6 +23,8 @@ _logger = logging.getLogger(__name__)
 
 # Tensors that a compressed layer may have, and bytes that the header of a file takes for a tensor besides its name.
 _TENSORS, _HEADER = 4, 100
+# Layers that an error names.
+_NAMED = 3
 
 
 @dataclass(frozen=True, eq=False)
@@ -89,23 +91,31 @@ class Limit:
             self._require({name: int(curve.costs.min()) for name, curve in curves.items()}, exact=True)
 
     def _require(self, smallest: Mapping[str, int], *, exact: bool) -> None:
-        total = sum(target.parameters for target in self.targets.values())
         least = sum(smallest.values())
-        if self.method.uniform:
-            # Every layer keeps the same share, so the layer that shrinks least decides.
-            shares = (smallest[name] / target.parameters for name, target in self.targets.items())
-            least = max(least, math.ceil(max(shares) * total))
         if self.allowed >= least:
             return
+        stuck = [name for name, target in self.targets.items() if smallest[name] >= target.parameters]
+        if len(stuck) == len(self.targets):
+            out, in_ = self.targets[stuck[0]].shape
+            raise ArgumentError(
+                f"method {self.method.name!r} cannot make any of the {len(stuck)} layers smaller ({stuck[0]}: no form "
+                f"of it is smaller than the {out}x{in_} weight); choose another method or other layers"
+            )
         size = size_budget(self.budget) if self.budget is not None else None
         rest = ""
         if size is not None and not size.of_layers:
             rest = f", of which {megabytes(self.outside)} are outside of the layers to compress"
         reached = "the smallest reachable is" if exact else "the smallest reachable is more than"
+        advice = ", or compress further layers, such as embeddings, or use bfloat16" if rest else ""
+        if stuck:
+            more = " and others" if len(stuck) > _NAMED else ""
+            advice += (
+                f"; {len(stuck)} of {len(self.targets)} layers cannot become smaller: {', '.join(stuck[:_NAMED])}{more}; "
+                "leave them out"
+            )
         raise ArgumentError(
             f"budget {self.budget!r} is out of reach: these {len(self.targets)} layers cannot be made as small as that "
-            f"by method {self.method.name!r}; {reached} {self._shown(least, up=True)}{rest}. Give at least that"
-            f"{', or compress further layers, such as embeddings, or use bfloat16' if rest else ', or other layers'}"
+            f"by method {self.method.name!r}; {reached} {self._shown(least, up=True)}{rest}. Give at least that{advice}"
         )
 
     def _bytes(self, elements: int) -> int:

@@ -64,9 +64,8 @@ def compress(
 
     By default, layers become low rank in interpolative form, and the budget goes to the layers where parameters matter
     most: errors are measured on the inputs of each layer and weighted by the gradient of the loss with respect to its
-    outputs. A layer that compression would not make smaller stays dense, and so does one that no batch and no gradient
-    reaches; the report gives the reason. Progress is logged to
-    ``logging.getLogger("mpochain")``.
+    outputs. A layer that cannot become smaller stays dense, and so does one that no batch and no gradient reaches; the
+    report gives the reason. Progress is logged to ``logging.getLogger("mpochain")``.
 
     Args:
         model: changed in place. Norms, biases and, unless ``targets`` names them, embeddings stay unchanged.
@@ -109,6 +108,7 @@ def compress(
             layer named in ``targets`` is not reached by data or shares a parameter, no gradient reaches any layer, or a
             layer has hooks, which would be lost.
         NonFiniteError: activations or weights are NaN or infinite; the message names the layer.
+        FactorizationError: a matrix could not be factorised; the message names the layer.
         CheckpointError: the checkpoint is damaged, or belongs to a run with other weights, data or arguments.
         OutputError: the checkpoint cannot be written.
 
@@ -209,6 +209,17 @@ def _choices(
     if method.settled:
         return {"chosen": dict.fromkeys(targets, 0), "frontier": [], "largest_error": None}
     curves = preparation.curves()
+    reasons = preparation.without_choice
+    if (
+        error is None
+        and len(reasons) == len(targets)
+        and limit.allowed < sum(target.parameters for target in targets.values())
+    ):
+        name = next(iter(targets))
+        raise ArgumentError(
+            f"method {method.name!r} cannot make any of the {len(targets)} layers smaller ({name}: {reasons[name]}); "
+            "choose another method or other layers"
+        )
     limit.require_reached(curves)
     chosen = _chosen(curves, limit.allowed, error, method.uniform)
     return {

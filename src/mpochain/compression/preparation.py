@@ -15,8 +15,9 @@ from mpochain.compression.statistics.moments import Moments
 from mpochain.compression.statistics.store import MomentStore
 from mpochain.compression.target import Target
 from mpochain.errors import ArgumentError
+from mpochain.linalg import named
 
-__all__ = ["Preparation", "choices_of"]
+__all__ = ["Preparation", "choices_of", "reason_to_stay_dense"]
 
 
 def choices_of(method: Method, target: Target, moments: Moments | None) -> Choices:
@@ -24,14 +25,25 @@ def choices_of(method: Method, target: Target, moments: Moments | None) -> Choic
 
     Raises:
         ArgumentError: the method gave something else.
+        FactorizationError: a factorisation failed with every routine; the message names the layer.
     """
-    choices: object = method.prepare(target, moments)
+    with named(target.name):
+        choices: object = method.prepare(target, moments)
     if not isinstance(choices, Choices):
         raise ArgumentError(
             f"prepare of method {method.name!r} returned a {type(choices).__name__} for {target.name}; expected "
             "mpochain.compression.Choices, such as Choices.of(target, costs, errors, build)"
         )
     return choices
+
+
+def reason_to_stay_dense(choices: Choices, target: Target, method: Method) -> str | None:
+    """Why a layer can only stay dense; None if it has smaller choices, so that the budget decided."""
+    if len(choices) > 1:
+        return None
+    if choices.reason is not None:
+        return choices.reason
+    return f"no choice of {method.name} is smaller than the {target.shape[0]}x{target.shape[1]} weight"
 
 
 class Preparation:
@@ -50,23 +62,36 @@ class Preparation:
         moments: statistics of all layers.
         room: bytes for fits and moments in memory, see
             :func:`mpochain.compression.statistics.passes.memory_for_statistics`.
+
+    Attributes:
+        without_choice: layers that cannot become smaller, with the reason; filled by :meth:`curves`.
     """
 
     def __init__(self, method: Method, targets: Mapping[str, Target], moments: MomentStore, room: int) -> None:
         self._method, self._targets, self._moments = method, targets, moments
         self._room = room - moments.bytes_in_memory
         self._held: dict[str, Choices] = {}
+        self.without_choice: dict[str, str] = {}
 
     def curves(self) -> dict[str, Curve]:
-        """Costs and errors of the choices of every layer."""
+        """Costs and errors of the choices of every layer.
+
+        Raises:
+            FactorizationError: a fit failed; the message names the layer.
+        """
         curves = {}
         for name, target in self._targets.items():
             if name in self._moments.unreached:  # stays dense, and its parameters count
                 curves[name] = Curve(np.array([target.parameters]), np.array([0.0]), 0.0)
+                self.without_choice[name] = self._moments.unreached[name]
                 continue
             moments = self._moments.get(name)
             choices = choices_of(self._method, target, moments)
-            curves[name] = choices.curve()
+            with named(name):
+                curves[name] = choices.curve()
+            reason = reason_to_stay_dense(choices, target, self._method)
+            if reason is not None:
+                self.without_choice[name] = reason
             size = choices.held_bytes + (_bytes(moments) if self._moments.on_disk else 0)
             if size <= self._room:
                 self._held[name] = choices

@@ -116,9 +116,11 @@ class Chains(Method):
         assert pattern is not None, "check() was called"
         spec = self.settings.specs[pattern]
         costs = Costs.of(target, [spec.parameters], [target.chain_macs(spec)])
+        reason = None
         if spec.parameters >= target.parameters:
             costs = costs[:0]
-        return Choices.of(target, costs, None, lambda _: self._built(target, moments, spec))
+            reason = f"its chain would have {spec.parameters:,} parameters, the weight has {target.parameters:,}"
+        return Choices.of(target, costs, None, lambda _: self._built(target, moments, spec), reason=reason)
 
     def _built(self, target: Target, moments: Moments | None, spec: ChainSpec) -> Built:
         if moments is None or not self.settings.calibrated:

@@ -89,9 +89,13 @@ class Entangled(Method):
         """Refuse error budgets, and budgets smaller than a table can become.
 
         Raises:
-            ArgumentError: the budget cannot be met, or it is an error budget.
+            ArgumentError: no table can become smaller, the budget cannot be met, or it is an error budget.
         """
-        curves = {name: self.prepare(target, None).curve() for name, target in targets.items()}
+        choices = {name: self.prepare(target, None) for name, target in targets.items()}
+        reasons = [offered.reason for offered in choices.values()]
+        if None not in reasons:
+            raise ArgumentError(f"{next(iter(choices))} cannot become smaller: {reasons[0]}")
+        curves = {name: offered.curve() for name, offered in choices.items()}
         if budget is None:
             return
         error = error_budget(budget)
@@ -114,14 +118,15 @@ class Entangled(Method):
         ranks = np.arange(1, target.parameters // per_rank + 1) if chosen is None else np.array([chosen])
         costs = Costs.of(target, ranks * per_rank, ranks * one.macs(), index_bytes=index_bytes)
         costs = costs[: int(np.searchsorted(costs.elements, target.parameters))]
+        reason = None
         if not len(costs):
             rows, columns = target.shape
-            raise ArgumentError(
+            reason = (
                 f"products of {one.unit_count:,} units are no smaller than the {rows}x{columns} table "
                 f"({per_rank:,} parameters per rank, plus an index); let more words share a unit, or give a higher "
                 "order"
             )
-        return Choices.of(target, costs, None, lambda choice: self._built(target, chosen or choice + 1))
+        return Choices.of(target, costs, None, lambda choice: self._built(target, chosen or choice + 1), reason=reason)
 
     def _built(self, target: Target, ranks: int) -> Built:
         weight = target.weight

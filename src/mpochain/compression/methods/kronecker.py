@@ -160,7 +160,10 @@ class Kronecker(Method):
 
         # Settled choices are never compared, and with several factors no single spectrum gives the errors.
         source = None if self.settled else errors
-        return Choices.of(target, costs, source, build, unit="squared norm of the weight")
+        (out, in_), (m, n) = target.shape, factors[0]
+        divides = not (out % m or in_ % n)
+        reason = None if divides else f"the factor {m}x{n} does not divide the {out}x{in_} weight; give other factors"
+        return Choices.of(target, costs, source, build, unit="squared norm of the weight", reason=reason)
 
     def _built(self, target: Target, moments: Moments | None, factors: _Factors, terms: int) -> Built:
         weight = target.weight
