@@ -109,9 +109,9 @@ class Limit:
         advice = ", or compress further layers, such as embeddings, or use bfloat16" if rest else ""
         if stuck:
             more = " and others" if len(stuck) > _NAMED else ""
+            names = ", ".join(stuck[:_NAMED])
             advice += (
-                f"; {len(stuck)} of {len(self.targets)} layers cannot become smaller: {', '.join(stuck[:_NAMED])}{more}; "
-                "leave them out"
+                f"; {len(stuck)} of {len(self.targets)} layers cannot become smaller: {names}{more}; leave them out"
             )
         raise ArgumentError(
             f"budget {self.budget!r} is out of reach: these {len(self.targets)} layers cannot be made as small as that "
