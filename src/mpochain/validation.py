@@ -168,7 +168,8 @@ def problems(
     consequences = [
         place
         for place, details in places.items()
-        if details[0]["type"] == "too_short" and any(other[:-1] == place for other in places)
+        if details[0]["type"] == "too_short"
+        and any(len(other) > len(place) and other[: len(place)] == place for other in places)
     ]
     # A field with a misspelt name is not missing.
     for place, details in places.items():

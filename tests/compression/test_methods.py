@@ -49,7 +49,7 @@ def test_every_setting_is_described_and_has_a_default(name):
         (lambda: Kronecker(seconds=0), "Kronecker: seconds"),
         (lambda: Entangled(units="letters"), "give 'digits', 'own' or an index"),
         (lambda: Entangled(ranks=0), "Entangled: ranks"),
-        (lambda: LowRank(rank=3), "LowRank: there is no setting 'rank'; there are weighted"),
+        (lambda: LowRank(rank=3), "LowRank: rank: there is no such setting; there is only weighted"),
     ],
 )
 def test_settings_that_cannot_be(wrong, message):

@@ -13,7 +13,7 @@ from torch import nn
 import mpochain as mpo
 from mpochain import MPOError
 from mpochain.compression import METHODS, Built, Choices, Costs, Method, MethodSettings, method_named
-from mpochain.errors import ArgumentError
+from mpochain.errors import ArgumentError, ExtensionError
 
 PATH = f"{__name__}:LeadingRows"
 
@@ -123,7 +123,7 @@ def test_what_it_builds_is_checked():
     layers = list(model.modules())
     with pytest.raises(MPOError, match=r"built a Linear for 0; expected a subclass of mpochain.nn.CompressedLayer"):
         mpo.compress(model, 0.6, method=Wrong(rule="first"))
-    with pytest.raises(MPOError, match="method 'wrong' announced wrong costs"):
+    with pytest.raises(MPOError, match="method 'wrong', layer 0: it announced wrong costs"):
         mpo.compress(model, 0.6, method=Wrong())
     assert all(one is other for one, other in zip(model.modules(), layers, strict=True))
 
@@ -259,3 +259,70 @@ def test_a_misspelt_setting_is_named_before_the_missing_one():
 def test_arguments_of_another_kind_are_named(call, message):
     with pytest.raises(ArgumentError, match=message):
         call()
+
+
+class Failing(FixedRank):
+    """Raises where its setting says."""
+
+    settled = False
+
+    class Settings(MethodSettings):
+        rank: int = 1
+        place: str
+
+    def fail(self, place):
+        if self.settings.place == place:
+            return [][0]
+        return None
+
+    def check(self, targets, budget):
+        self.fail("check")
+
+    def needs_inputs(self, shape):
+        return bool(self.fail("needs"))
+
+    def prepare(self, target, moments):
+        self.fail("prepare")
+        choices = super().prepare(target, moments)
+        return Choices.of(target, choices.costs[:-1], self.errors, choices.build, unit="none")
+
+    def errors(self):
+        self.fail("errors")
+        return np.array([0.5]), 1.0
+
+    def result(self, target, spec):
+        self.fail("build")
+        return super().result(target, spec)
+
+
+@pytest.mark.parametrize("place", ["check", "prepare", "errors", "build"])
+def test_what_it_raises_names_it_and_the_layer(place):
+    model = model_of()
+    layer = "check of the layers" if place == "check" else "layer 0"
+    with pytest.raises(ExtensionError, match=f"method 'failing', {layer}: IndexError: list index out of") as raised:
+        mpo.compress(model, 0.6, method=Failing(place=place))
+    assert isinstance(raised.value.__cause__, IndexError)
+    assert isinstance(model[0], nn.Linear)
+
+
+def test_statistics_that_it_asks_for_name_it():
+    class Asking(Failing):
+        needs = "inputs"
+
+    with pytest.raises(ExtensionError, match="method 'asking', layer 0: IndexError"):
+        mpo.compress(model_of(), 0.6, method=Asking(place="needs"), calibration=[torch.randn(4, 24)])
+
+
+class Understating(FixedRank):
+    """Announces half of what the second layer stores, which the first layer makes up for."""
+
+    def prepare(self, target, moments):
+        honest = super().prepare(target, moments)
+        share = 2 if target.name == "2" else 1
+        costs = Costs.of(target, honest.costs.parameters[:-1] // share, honest.costs.macs[:-1])
+        return Choices.of(target, costs, None, honest.build)
+
+
+def test_costs_are_checked_layer_by_layer():
+    with pytest.raises(ExtensionError, match=r"'understating', layer 2: it announced wrong costs, 48 parameters where"):
+        mpo.compress(model_of(), None, method=Understating(rank=2))

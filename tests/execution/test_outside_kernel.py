@@ -9,8 +9,9 @@ from torch import nn
 
 import mpochain as mpo
 from mpochain import ChainSpec, MPOLinear
-from mpochain.errors import ArgumentError
+from mpochain.errors import ArgumentError, ExtensionError
 from mpochain.execution import KERNELS, Kernel, tuning
+from mpochain.execution.foreign import checked
 from mpochain.planning import MODELS, Variant
 from mpochain.planning.store import STORE
 
@@ -149,3 +150,40 @@ def test_a_kernel_that_breaks_the_protocol_is_named(kernel, message, monkeypatch
     monkeypatch.setitem(KERNELS, "einsum", kernel)
     with pytest.raises(ArgumentError, match=message):
         MPOLinear(128, 128, spec=SPEC)(torch.randn(5, 128))
+
+
+@pytest.mark.parametrize("place", ["supports", "variants", "seconds"])
+def test_what_it_raises_in_a_plan_names_it_and_the_chain(place, monkeypatch):
+    def fail(*_):
+        raise ZeroDivisionError("nothing to divide")
+
+    kernel = Einsum()
+    monkeypatch.setattr(kernel, place, fail)
+    with pytest.raises(ExtensionError, match="kernel 'einsum', plan of the chain .*: ZeroDivisionError: nothing"):
+        mpo.plan(SPEC, 8, kernels=[kernel])
+
+
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize(
+    ("result", "message"),
+    [
+        (KeyError("a"), "KeyError: 'a'"),
+        (torch.zeros(5, 7), r"it returned a tensor of shape \(5, 7\); expected a tensor of shape \(5, 128\)"),
+        (None, "it returned NoneType"),
+    ],
+)
+def test_what_it_raises_or_returns_in_a_call_names_it_and_the_chain(kernel, monkeypatch, training, result, message):
+    def run(*_):
+        if isinstance(result, Exception):
+            raise result
+        return result
+
+    monkeypatch.setattr(kernel, "run", run)
+    layer = MPOLinear(128, 128, spec=SPEC)
+    with torch.set_grad_enabled(training), pytest.raises(ExtensionError, match=f"'einsum', layer of the .*: {message}"):
+        layer(torch.randn(5, 128))
+
+
+def test_errors_of_the_librarys_own_kernels_are_not_changed():
+    layer = MPOLinear(128, 128, spec=SPEC)
+    assert checked(KERNELS["tiled"], layer.spec) is KERNELS["tiled"]

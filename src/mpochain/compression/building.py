@@ -12,8 +12,9 @@ from torch import nn
 
 from mpochain.arrays import relative_distance
 from mpochain.compression.choices import Built, Choices
+from mpochain.compression.costs import Costs
 from mpochain.compression.methods import Method
-from mpochain.compression.preparation import Preparation, choices_of, reason_to_stay_dense
+from mpochain.compression.preparation import Preparation, choices_of, method_errors, reason_to_stay_dense
 from mpochain.compression.records import LayerRecord
 from mpochain.compression.sequential import Pair, corrected
 from mpochain.compression.state import CompressionState
@@ -21,8 +22,7 @@ from mpochain.compression.statistics.moments import Moments
 from mpochain.compression.statistics.projections import Errors
 from mpochain.compression.statistics.store import MomentStore
 from mpochain.compression.target import Target
-from mpochain.errors import ArgumentError, MPOError, NonFiniteError
-from mpochain.linalg import named
+from mpochain.errors import ArgumentError, ExtensionError, MPOError, NonFiniteError
 from mpochain.nn import CompressedLayer, MPOEmbedding, RowEmbedding
 from mpochain.surgery.tying import tied_head
 
@@ -77,7 +77,7 @@ class Builder:
         reason = self._moments.unreached.get(name)
         result: Any = None
         if reason is None:
-            with named(name):
+            with method_errors(self._method, name):
                 choices, result = self._fitted(name, moments, pair)
             if result is None:
                 reason = reason_to_stay_dense(choices, target, self._method)
@@ -88,7 +88,10 @@ class Builder:
             rows = table if isinstance(table, RowEmbedding) else MPOEmbedding.of(table)
             rows.padding_idx = target.module.padding_idx
             result = Built(rows, result.errors)
-        self.records[name] = _record(target, result, moments, reason)
+        with method_errors(self._method, name):
+            self.records[name] = _record(target, result, moments, reason)
+        if result is not None:
+            self._require_announced(choices.costs[self._chosen[name] :], self.records[name])
         layer = None if result is None else result.layer
         if self._state is not None:
             self._state.keep_layer(name, layer, self.records[name])
@@ -107,6 +110,18 @@ class Builder:
             errors = Errors(correction.output_error(result.errors.output), result.errors.loss)
             result = Built(result.layer, errors)
         return choices, result
+
+    def _require_announced(self, costs: Costs, record: LayerRecord) -> None:
+        """Refuse a layer that stores more than the method announced for it, the first of ``costs``."""
+        for unit, announced, actual in (
+            ("parameters", int(costs.parameters[0]), record.parameters_after),
+            ("bytes", int(costs.bytes[0]), record.bytes_after),
+        ):
+            if actual > announced:
+                raise ExtensionError(
+                    f"method {self._method.name!r}, layer {record.name}: it announced wrong costs, {announced:,} "
+                    f"{unit} where the layer that it built stores {actual:,}; report it to its authors"
+                )
 
     def _put(self, target: Target, layer: CompressedLayer | None) -> nn.Module | None:
         """Remember the replacement of a layer; None if the layer stays dense."""

@@ -32,6 +32,7 @@ from mpochain.report import provenance
 from mpochain.surgery.finding import require_module
 from mpochain.surgery.replacement import replace_layers
 from mpochain.surgery.wrappers import unwrapped
+from mpochain.system.extensions import errors_named
 from mpochain.system.progress import TimeLeft
 
 __all__ = ["compress"]
@@ -130,7 +131,8 @@ def compress(
         opened = selected.targets
         _require_consistent(way, budget, sequential)
         limit = Limit.of(budget, model, way, opened)
-        way.check(opened, limit.of_layers)
+        with errors_named(f"method {way.name!r}, check of the layers"):
+            way.check(opened, limit.of_layers)
         limit.check()
         error, allowed = None if budget is None else error_budget(budget), limit.allowed
         batches = batches_for(calibration, way)

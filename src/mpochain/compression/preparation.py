@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import fields
 
 import numpy as np
@@ -16,8 +17,16 @@ from mpochain.compression.statistics.store import MomentStore
 from mpochain.compression.target import Target
 from mpochain.errors import ArgumentError
 from mpochain.linalg import named
+from mpochain.system.extensions import errors_named
 
-__all__ = ["Preparation", "choices_of", "reason_to_stay_dense"]
+__all__ = ["Preparation", "choices_of", "method_errors", "reason_to_stay_dense"]
+
+
+@contextmanager
+def method_errors(method: Method, name: str) -> Iterator[None]:
+    """Context whose errors name the method and the layer that it works on."""
+    with errors_named(f"method {method.name!r}, layer {name}"), named(name):
+        yield
 
 
 def choices_of(method: Method, target: Target, moments: Moments | None) -> Choices:
@@ -27,7 +36,7 @@ def choices_of(method: Method, target: Target, moments: Moments | None) -> Choic
         ArgumentError: the method gave something else.
         FactorizationError: a factorisation failed with every routine; the message names the layer.
     """
-    with named(target.name):
+    with method_errors(method, target.name):
         choices: object = method.prepare(target, moments)
     if not isinstance(choices, Choices):
         raise ArgumentError(
@@ -87,8 +96,8 @@ class Preparation:
                 continue
             moments = self._moments.get(name)
             choices = choices_of(self._method, target, moments)
-            with named(name):
-                curves[name] = choices.curve()
+            with method_errors(self._method, name):
+                curves[name] = choices.curve()  # computes errors that the method has put off
             reason = reason_to_stay_dense(choices, target, self._method)
             if reason is not None:
                 self.without_choice[name] = reason

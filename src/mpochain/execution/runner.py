@@ -9,6 +9,7 @@ from torch import Tensor
 
 from mpochain.execution.autocast import autocast_dtype
 from mpochain.execution.bound import Bound, bind
+from mpochain.execution.foreign import checked
 from mpochain.execution.kept import STEPS, ParameterState, keepable, same, same_memory, state_of
 from mpochain.execution.kernels import KERNELS, Kernel
 from mpochain.execution.measurement import setting_of
@@ -43,7 +44,7 @@ def _kernel(name: str) -> Kernel:
 
 
 def _program_of(chosen: ContractionPlan) -> Program:
-    return Program.of(chosen.chosen, _kernel(chosen.kernel), chosen.machine)
+    return Program.of(chosen.chosen, checked(_kernel(chosen.kernel), chosen.spec), chosen.machine)
 
 
 class ChainRunner:

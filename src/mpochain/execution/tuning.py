@@ -12,11 +12,12 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from mpochain.execution.bound import bind
+from mpochain.execution.foreign import checked
 from mpochain.execution.kernels import KERNELS, Kernel
 from mpochain.execution.measurement import dtype_of, interleaved, measure_machine
 from mpochain.execution.program import Program
 from mpochain.planning import Conditions, Considered, ContractionPlan, Memory, Mode, Setting, Variant, plan
-from mpochain.planning.kernel_models import runs
+from mpochain.planning.kernel_models import kernel_errors, runs
 from mpochain.planning.store import STORE
 from mpochain.spec import ChainSpec
 
@@ -129,9 +130,10 @@ def _timed(predicted: ContractionPlan, kernels: tuple[Kernel, ...]) -> Contracti
         if rank < _MOST_PROMISING or variant.rebuilds:
             variants[variant] = seconds
             for kernel in kernels:
-                if runs(kernel, variant.schedule, conditions):
-                    for rival in kernel.variants(variant.candidate, conditions):
-                        variants[rival] = kernel.seconds(rival, conditions)
+                with kernel_errors(kernel, predicted.spec):
+                    if runs(kernel, variant.schedule, conditions):
+                        for rival in kernel.variants(variant.candidate, conditions):
+                            variants[rival] = kernel.seconds(rival, conditions)
     by_name = {kernel.name: kernel for kernel in kernels}
     bench = _Bench(predicted, by_name)
     # Independent of the caller's modes and hooks.
@@ -144,10 +146,10 @@ def _timed(predicted: ContractionPlan, kernels: tuple[Kernel, ...]) -> Contracti
         times, dense = bench.seconds(list(variants))
         best = min(times, key=times.__getitem__)
         kernel = by_name[best.kernel]
-        near = [other for other in dict.fromkeys(kernel.neighbours(best, conditions)) if other not in times]
+        with kernel_errors(kernel, predicted.spec):
+            near = [other for other in dict.fromkeys(kernel.neighbours(best, conditions)) if other not in times]
+            variants |= {other: kernel.seconds(other, conditions) for other in near}
         if near:
-            for other in near:
-                variants[other] = kernel.seconds(other, conditions)
             # Timed later than the others, so only times relative to the best variant are comparable.
             again, _ = bench.seconds([best, *near])
             times |= {other: again[other] / again[best] * times[best] for other in near}
@@ -182,7 +184,7 @@ class _Bench:
         return dict(zip(variants, rest, strict=True)), first
 
     def _call(self, variant: Variant) -> Callable[[], object]:
-        kernel = self.kernels[variant.kernel]
+        kernel = checked(self.kernels[variant.kernel], self.predicted.spec)
         program = Program.of(variant, kernel, self.predicted.machine)
         keeps = program.only_views or (self.predicted.memory == "fast" and not kernel.takes_cores)
         if not self.training and keeps:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from typing import ClassVar
 
@@ -21,6 +22,8 @@ from mpochain.planning.cost import schedule_time
 from mpochain.planning.machine import Machine
 from mpochain.planning.schedule import Schedule
 from mpochain.planning.variants import Variant
+from mpochain.spec import ChainSpec
+from mpochain.system.extensions import errors_named
 
 __all__ = [
     "MODELS",
@@ -29,6 +32,7 @@ __all__ = [
     "KernelModel",
     "PanelsModel",
     "TiledModel",
+    "kernel_errors",
     "predicted_seconds",
     "require_kernels",
     "runs",
@@ -65,6 +69,11 @@ class KernelModel(ABC):
     @abstractmethod
     def seconds(self, variant: Variant, conditions: Conditions) -> float:
         """Predicted seconds of one call; in training, forward and backward."""
+
+
+def kernel_errors(kernel: KernelModel, spec: ChainSpec) -> AbstractContextManager[None]:
+    """Context whose errors of a kernel name it and the chain that is planned."""
+    return errors_named(f"kernel {kernel.name!r}, plan of the chain {spec}")
 
 
 def runs(kernel: KernelModel, schedule: Schedule, conditions: Conditions) -> bool:

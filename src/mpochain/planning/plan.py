@@ -13,7 +13,7 @@ from mpochain.planning.batches import check_batch
 from mpochain.planning.candidates import Candidate, candidates
 from mpochain.planning.conditions import Conditions, Graph, Memory, Mode
 from mpochain.planning.cost import dense_time, low_rank_time
-from mpochain.planning.kernel_models import MODELS, KernelModel, predicted_seconds, require_kernels, runs
+from mpochain.planning.kernel_models import MODELS, KernelModel, kernel_errors, predicted_seconds, require_kernels, runs
 from mpochain.planning.machine import DEFAULT_SETTING, Machine, Setting, default_machine
 from mpochain.planning.schedule import Schedule
 from mpochain.planning.variants import Variant
@@ -264,12 +264,14 @@ def _plan(spec: ChainSpec, conditions: Conditions, kernels: tuple[KernelModel, .
     considered = []
     for candidate in _candidates(spec, conditions.batch):
         schedule = candidate.schedule
-        predictions = [
-            Considered(variant, predicted_seconds(kernel, variant, conditions))
-            for kernel in kernels
-            if runs(kernel, schedule, conditions) and kernel.advised(schedule, conditions)
-            for variant in kernel.variants(candidate, conditions)
-        ]
+        predictions = []
+        for kernel in kernels:
+            with kernel_errors(kernel, spec):
+                if runs(kernel, schedule, conditions) and kernel.advised(schedule, conditions):
+                    predictions += [
+                        Considered(variant, predicted_seconds(kernel, variant, conditions))
+                        for variant in kernel.variants(candidate, conditions)
+                    ]
         if predictions:
             # min() returns the first of equal times, so the order of the kernels is their order of preference.
             considered.append(min(predictions, key=lambda entry: entry.predicted))

@@ -15,6 +15,7 @@ from mpochain.compression.statistics.moments import moment_bytes
 from mpochain.compression.statistics.store import MomentStore
 from mpochain.compression.target import Target
 from mpochain.errors import ArgumentError
+from mpochain.system.extensions import errors_named
 from mpochain.system.progress import TimeLeft
 
 __all__ = ["batches_for", "gather_moments", "memory_for_statistics", "parts"]
@@ -147,4 +148,9 @@ def gather_moments(
 
 
 def _needing_inputs(targets: Mapping[str, Target], method: _Needing) -> set[str]:
-    return {name for name, target in targets.items() if method.needs_inputs(target.shape)}
+    needing = set()
+    for name, target in targets.items():
+        with errors_named(f"method {method.name!r}, layer {name}"):
+            if method.needs_inputs(target.shape):
+                needing.add(name)
+    return needing
