@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from mpochain.arrays import Array, asarray, cast, in_range, namespace, peak, times_power_of_two, to_numpy
-from mpochain.errors import FactorizationError
+from mpochain.errors import FactorizationError, NonFiniteError
 
 __all__ = ["eigh", "inverse", "named", "pivoted_qr", "qr", "solve", "svd", "svdvals"]
 
@@ -23,7 +23,7 @@ _Result = tuple[Array, ...]
 
 @contextlib.contextmanager
 def named(name: str) -> Iterator[None]:
-    """Put the name of a matrix or layer in front of the message of a :class:`mpochain.FactorizationError`.
+    """Put the name of a matrix or layer in front of the message of a failed factorisation or an overflow.
 
     Example:
         >>> with named("up"):
@@ -33,9 +33,9 @@ def named(name: str) -> Iterator[None]:
     """
     try:
         yield
-    except FactorizationError as error:
+    except (FactorizationError, NonFiniteError) as error:
         message = str(error)
-        raise (error if message.startswith(name) else FactorizationError(f"{name}: {message}")) from error.__cause__
+        raise (error if name in message else type(error)(f"{name}: {message}")) from error.__cause__
 
 
 def qr(x: Array) -> tuple[Array, Array]:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.utils import _pytree as tree
 
 from mpochain.compression.statistics.moments import run_batch
+from mpochain.compression.statistics.square_sum import SquareSum, unit_rows
 from mpochain.compression.statistics.sums import LatestInput, input_argument
 from mpochain.errors import ArgumentError, MPOError
 from mpochain.surgery.masks import Masks, arguments_of
@@ -26,8 +27,8 @@ class Pair:
     """Second moments of a layer's inputs, ``x`` in the dense model and ``x'`` in the compressed model.
 
     Attributes:
-        across: ``E[x x'^T]``, ``(in, in)``, float32.
-        own: ``E[x' x'^T]``, ``(in, in)``, float32.
+        across: ``E[x x'^T]``, ``(in, in)``, float32, or float64 where float32 cannot hold the numbers.
+        own: ``E[x' x'^T]``, ``(in, in)``, likewise.
     """
 
     across: Tensor
@@ -133,7 +134,7 @@ class BlockSums:
     def __init__(self, layers: Mapping[nn.Module, str]) -> None:
         self._layers = layers
         self._owners: dict[nn.Module, nn.Module] = {}
-        self._pairs: dict[nn.Module, tuple[Tensor, Tensor]] = {}
+        self._pairs: dict[nn.Module, tuple[SquareSum, SquareSum]] = {}
         self._rows: dict[nn.Module, int] = {}
 
     def read(self, block: nn.Module, call: BlockCall, hidden: Tensor) -> tuple[_Inputs, Tensor]:
@@ -171,19 +172,20 @@ class BlockSums:
                 )
             if owner is layer:
                 kept = masks.rows(name, dense[layer].shape)
-                x, own = (inputs[layer].reshape(-1, inputs[layer].shape[-1]).float() for inputs in (dense, compressed))
+                x, own = (inputs[layer].reshape(-1, inputs[layer].shape[-1]) for inputs in (dense, compressed))
                 if kept is not None:
                     x, own = x[kept.to(x.device)], own[kept.to(own.device)]
-                if layer in self._pairs:
-                    across, square = self._pairs[layer]
-                    across.addmm_(x.T, own)
-                    square.addmm_(own.T, own)
-                else:
-                    self._pairs[layer] = x.T @ own, own.T @ own
+                (x, power), (own, own_power) = unit_rows(x), unit_rows(own)
+                across, square = self._pairs.setdefault(layer, (SquareSum(), SquareSum()))
+                across.add_product(x, own, power + own_power)
+                square.add_rows(own, own_power)
                 self._rows[layer] = self._rows.get(layer, 0) + len(x)
 
     def means(self) -> Iterator[tuple[nn.Module, Pair]]:
         """The layers with the moments of their inputs in both models."""
+        means = {
+            owner: Pair(*(total.mean(max(self._rows[owner], 1)) for total in totals))
+            for owner, totals in self._pairs.items()
+        }
         for layer in self._layers:
-            owner = self._owners[layer]
-            yield layer, Pair(*(total / max(self._rows[owner], 1) for total in self._pairs[owner]))
+            yield layer, means[self._owners[layer]]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
@@ -150,11 +149,6 @@ class Builder:
                 f"{built} {type(layer).__name__} with a weight of shape {layer.shape} for {target.name}; expected "
                 f"{target.shape}, (out, in) of the dense layer"
             )
-        if any(not parameter.isfinite().all() for parameter in layer.parameters()):
-            raise NonFiniteError(
-                f"{target.name}: the compressed form of its weight exceeds the range of {target.weight.dtype}; convert "
-                "the model to a wider type, or leave the layer out with ignore="
-            )
 
     def tie(self, heads: Mapping[nn.Linear, nn.Embedding]) -> None:
         """Build a head for each linear head whose embedding was compressed, sharing the embedding's parameters."""
@@ -209,8 +203,10 @@ def _record(target: Target, result: Built | None, moments: Moments | None, reaso
     numbers = layer.numbers()
     weight64, weight = target.weight.double(), layer.weight.detach()
     if not weight.isfinite().all():
-        # The cores are finite, so only their product in this type overflows.
-        weight = copy.deepcopy(layer).double().weight.detach()
+        raise NonFiniteError(
+            f"{target.name}: the compressed form of its weight exceeds the range of {target.weight.dtype}; convert the "
+            "model to a wider type, or leave the layer out with ignore="
+        )
     return replace(
         dense,
         form=layer.form(),

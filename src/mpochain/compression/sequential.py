@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from mpochain.compression.block_calls import BlockSums, Pair, block_calls
 from mpochain.compression.statistics.moments import Moments, frozen
+from mpochain.compression.statistics.square_sum import compact
 from mpochain.compression.target import Target
 from mpochain.errors import ArgumentError
 from mpochain.linalg import solve
@@ -91,10 +92,10 @@ def corrected(weight: Tensor, moments: Moments, pair: Pair) -> Corrected:
         activations, gradients = weight_T_H @ weight_T.T, moments.gradients
     else:
         activations = H
-        gradients = None if moments.gradients is None else (T.T @ moments.gradients.double() @ T).float()
+        gradients = None if moments.gradients is None else compact(T.T @ moments.gradients.double() @ T, 0)
     own = replace(
         moments,
-        activations=activations.float(),
+        activations=compact(activations, 0),
         gradients=gradients,
         input_power=float(H.trace()) / len(H),
         inputs=pair.own if moments.inputs is not None else None,

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
+from mpochain.arrays import norm, promoted
 from mpochain.errors import NonFiniteError
 from mpochain.nn.attachments import require_nothing_attached
 from mpochain.nn.dense import weight_and_bias
@@ -13,6 +14,9 @@ from mpochain.nn.embeddings import MPOEmbedding
 from mpochain.spec import ChainSpec
 
 __all__ = ["Target"]
+
+# Smallest norm of a weight whose square, and products of it with other squares, float64 holds.
+_LEAST_NORM = 1e-100
 
 
 @dataclass(frozen=True, eq=False)
@@ -116,8 +120,14 @@ class Target:
 
         Raises:
             ArgumentError: the module has hooks or the like.
-            NonFiniteError: the weight has NaN or infinite entries.
+            NonFiniteError: the weight has NaN or infinite entries, or a norm whose square exceeds float64.
         """
         require_nothing_attached(self.module, self.name)
         if not self.weight.isfinite().all():
             raise NonFiniteError(f"{self.name}: the weight has NaN or infinite entries; nothing can be fitted to it")
+        size = norm(promoted(self.weight, self.name))
+        if size and not _LEAST_NORM < size < 1 / _LEAST_NORM:
+            raise NonFiniteError(
+                f"{self.name}: the weight has norm {size:.0e}, whose square exceeds float64, so its errors cannot be "
+                "compared with those of other layers; scale the weight, or leave the layer out with ignore="
+            )

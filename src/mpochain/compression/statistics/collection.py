@@ -14,7 +14,8 @@ from torch import Tensor, nn
 from mpochain.compression.statistics.default_loss import DefaultLoss
 from mpochain.compression.statistics.moments import Moments, frozen, run_batch
 from mpochain.compression.statistics.recompute import InputsChangedError, Recomputation
-from mpochain.compression.statistics.sums import InputMoments, Slabs, Sums, observed
+from mpochain.compression.statistics.square_sum import Slabs, compact, unit_rows
+from mpochain.compression.statistics.sums import InputMoments, Sums, observed
 from mpochain.errors import ArgumentError, NonFiniteError
 from mpochain.surgery.calls import without_cache
 from mpochain.surgery.masks import Masks, arguments_of
@@ -150,17 +151,19 @@ def _backward(
 
 def _collected(sums: Mapping[str, Sums], *, gradients: bool) -> Collected:
     result = Collected()
-    owners: dict[int, Sums] = {}
+    owners: dict[int, Tensor] = {}
     for name, layer_sums in sums.items():
         reason = _unreached(layer_sums, gradients=gradients)
         if reason is not None:
             result.unreached[name] = reason
             continue
-        layer_sums.divide()
+        inputs = None
         if layer_sums.keeps_inputs:
             # Layers that read the same inputs share the moments of one of them.
-            layer_sums.inputs = owners.setdefault(layer_sums.history, layer_sums).inputs
-        result.moments[name] = _moments(layer_sums)
+            inputs = owners.get(layer_sums.history)
+            if inputs is None:
+                inputs = owners[layer_sums.history] = layer_sums.input_sum.mean(layer_sums.rows)
+        result.moments[name] = _moments(layer_sums, inputs)
     return result
 
 
@@ -168,27 +171,31 @@ def _unreached(layer_sums: Sums, *, gradients: bool) -> str | None:
     """Why a layer has no statistics; None if it has."""
     if not layer_sums.rows:
         return "no calibration batch reached it"
-    if gradients and layer_sums.gradients is None:
+    if gradients and layer_sums.gradient_sum.is_empty:
         return "no gradient of the loss reached it"
     if gradients and not layer_sums.gradient_power:
         return "the gradient of the loss is zero there"
     return None
 
 
-def _moments(layer_sums: Sums) -> Moments:
+def _moments(layer_sums: Sums, inputs: Tensor | None) -> Moments:
+    rows, gradients = layer_sums.rows, None
     if not layer_sums.is_wide:
-        activations = layer_sums.inputs
-    elif layer_sums.inputs is not None:
-        weight = layer_sums.weight.float()
-        activations = weight @ layer_sums.inputs @ weight.T
+        assert inputs is not None
+        activations = inputs
+    elif inputs is not None:
+        weight, exponent = unit_rows(layer_sums.weight)
+        unit, more = unit_rows(inputs)
+        activations = compact(weight @ unit @ weight.T, 2 * exponent + more)
     else:
-        activations = layer_sums.outputs
-    assert activations is not None
+        activations = layer_sums.output_sum.mean(rows)
+    if not layer_sums.gradient_sum.is_empty:
+        gradients = layer_sums.gradient_sum.mean(rows)
     return Moments(
         activations,
-        layer_sums.gradients,
-        layer_sums.input_power / layer_sums.rows,
-        layer_sums.gradient_power / layer_sums.rows if layer_sums.gradients is not None else None,
-        layer_sums.rows,
-        layer_sums.inputs if layer_sums.keeps_inputs else None,
+        gradients,
+        layer_sums.input_power / rows,
+        layer_sums.gradient_power / rows if gradients is not None else None,
+        rows,
+        inputs,
     )

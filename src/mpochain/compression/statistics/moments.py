@@ -27,7 +27,9 @@ _ELEMENT = 4  # bytes of a float32
 
 @dataclass(frozen=True, eq=False)
 class Moments:
-    """Second moments of one layer ``W (out, in)`` on its smaller side ``s``: means over input rows, float32.
+    """Second moments of one layer ``W (out, in)`` on its smaller side ``s``: means over input rows.
+
+    Tensors are float32, or float64 where float32 cannot hold the squares.
 
     Attributes:
         activations: ``(s, s)``: ``E[y y^T]`` with ``y = W x`` if ``out <= in``, else ``E[x x^T]``, which layers with

@@ -12,14 +12,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from mpochain.arrays import in_range, ldexp
 from mpochain.compression.statistics.recompute import Recomputation
+from mpochain.compression.statistics.square_sum import Slabs, SquareSum, unit_rows
 from mpochain.errors import NonFiniteError
 from mpochain.nn.dense import dense_parameters
 from mpochain.surgery.masks import Masks
 
-__all__ = ["InputMoments", "LatestInput", "Slabs", "Sums", "input_argument", "observed"]
-
-_SLAB = 1 << 24  # float32 numbers; the allocator returns freed blocks of this size to the system
+__all__ = ["InputMoments", "LatestInput", "Sums", "input_argument", "observed"]
 
 
 class LatestInput:
@@ -37,7 +37,7 @@ class LatestInput:
     def is_same(self, rows: Tensor) -> bool:
         """Whether the rows ``(n, in)`` are those of the latest call; they become the latest input."""
         place = (rows.data_ptr(), rows.shape, rows.stride(), rows.dtype, rows.device)
-        products = rows.float() @ _direction(rows.shape[1]).to(rows.device)
+        products = unit_rows(rows)[0] @ _direction(rows.shape[1]).to(rows.device)
         same = self._products is not None and place == self._place and torch.equal(products, self._products)
         self._place, self._products = place, products
         return same
@@ -50,16 +50,17 @@ class InputMoments:
         self._latest = LatestInput()
         self._kept: Tensor | None = None
         self._moments: Tensor | None = None
+        self._exponent = 0
         self._number = 0
 
-    def of(self, rows: Tensor, kept: Tensor | None) -> tuple[Tensor, int]:
-        """The sum ``(in, in)`` over the rows ``(n, in)`` that are kept, and a number that names this input."""
+    def of(self, rows: Tensor, kept: Tensor | None) -> tuple[Tensor, int, int]:
+        """The sum ``(in, in)`` over the rows ``(n, in)`` that are kept, its power of two, and the input's number."""
         same = self._latest.is_same(rows)
         if self._moments is None or not same or kept is not self._kept:
-            chosen = (rows if kept is None else rows[kept]).float()
-            self._moments, self._kept = chosen.T @ chosen, kept
+            unit, exponent = unit_rows(rows if kept is None else rows[kept])
+            self._moments, self._exponent, self._kept = unit.T @ unit, 2 * exponent, kept
             self._number += 1
-        return self._moments, self._number
+        return self._moments, self._exponent, self._number
 
     def clear(self) -> None:
         """Free the moments of the latest input."""
@@ -69,26 +70,6 @@ class InputMoments:
 @functools.cache
 def _direction(size: int) -> Tensor:
     return torch.randn(size, generator=torch.Generator("cpu").manual_seed(size), dtype=torch.float32, device="cpu")
-
-
-class Slabs:
-    """Memory for the sums in large blocks, separate from the short-lived arrays of each batch.
-
-    Sums of a megabyte each, allocated one by one between activations, fragmented the heap by as much as their total
-    size.
-    """
-
-    def __init__(self) -> None:
-        self._free: dict[torch.device, Tensor] = {}
-
-    def square(self, size: int, device: torch.device) -> Tensor:
-        """Allocate zeros ``(size, size)``."""
-        count = size**2
-        free = self._free.get(device)
-        if free is None or len(free) < count:
-            free = torch.zeros(max(_SLAB, count), dtype=torch.float32, device=device)
-        self._free[device] = free[count:]
-        return free[:count].view(size, size)
 
 
 class Sums:
@@ -107,16 +88,14 @@ class Sums:
 
     def __init__(self, name: str, layer: nn.Module, inputs: bool, slabs: Slabs) -> None:
         self.name = name
-        self._slabs = slabs
         self.weight = dense_parameters(layer, name)[0].detach()
         self.is_wide = self.weight.shape[0] <= self.weight.shape[1]
         self.keeps_inputs = inputs or not self.is_wide
         self.rows = 0
         self.history = 0
-        self.inputs: Tensor | None = None
-        self.outputs: Tensor | None = None
-        self.gradients: Tensor | None = None
+        self.input_sum, self.output_sum, self.gradient_sum = SquareSum(slabs), SquareSum(slabs), SquareSum(slabs)
         self.input_power = self.gradient_power = 0.0
+        self._finite = {"inputs": True, "gradients": True}
 
     def add_input(self, x: Tensor, kept: Tensor | None, latest: InputMoments) -> None:
         """Add the inputs ``(..., in)`` of one call.
@@ -129,42 +108,50 @@ class Sums:
         every = x.detach().reshape(-1, x.shape[-1])
         rows = every if kept is None else every[kept]
         if self.keeps_inputs:
-            moments, number = latest.of(every, kept)
-            self.inputs = self._total(self.inputs, moments.shape[0], moments.device).add_(moments)
+            moments, exponent, number = latest.of(every, kept)
+            self.input_sum.add(moments, exponent)
             self.history = hash((self.history, number))
         else:
-            self.outputs = self._added(self.outputs, rows @ self.weight.T)
+            _add_products(self.output_sum, rows, self.weight.T)
         self.rows += rows.shape[0]
-        self.input_power += float(rows.float().square().mean(1).sum())
+        self.input_power += self._power(rows, "inputs")
 
     def add_gradient(self, kept: Tensor | None, gradient: Tensor) -> None:
         """Add the gradients ``(..., out)`` with respect to the outputs of one call."""
         rows = gradient.detach().reshape(-1, gradient.shape[-1])
         rows = rows if kept is None else rows[kept]
-        self.gradients = self._added(self.gradients, rows if self.is_wide else rows @ self.weight)
-        self.gradient_power += float(rows.float().square().mean(1).sum())
+        _add_products(self.gradient_sum, rows, None if self.is_wide else self.weight)
+        self.gradient_power += self._power(rows, "gradients")
 
-    def _added(self, total: Tensor | None, rows: Tensor) -> Tensor:
-        rows = rows.float()
-        return self._total(total, rows.shape[1], rows.device).addmm_(rows.T, rows)
-
-    def _total(self, total: Tensor | None, size: int, device: torch.device) -> Tensor:
-        return self._slabs.square(size, device) if total is None else total
+    def _power(self, rows: Tensor, label: str) -> float:
+        """Sum of the mean squares of all rows."""
+        unit, exponent = unit_rows(rows)
+        power = float(unit.square().mean(1).sum())
+        self._finite[label] &= math.isfinite(power)
+        return ldexp(power, 2 * exponent)
 
     def require_finite(self, batch: int) -> None:
         """Raise if the inputs or gradients held NaN or infinite entries, which show in the sums of squares."""
         for label, power in (("inputs", self.input_power), ("gradients", self.gradient_power)):
-            if not math.isfinite(power):
+            if not self._finite[label]:
                 raise NonFiniteError(
                     f"calibration batch {batch}: the {label} of {self.name} contain NaN or infinite numbers; check "
                     "the batch, or run the model in float32"
                 )
+            if not math.isfinite(power):
+                raise NonFiniteError(
+                    f"calibration batch {batch}: the squares of the {label} of {self.name} exceed float64; scale the "
+                    "data or the loss down"
+                )
 
-    def divide(self) -> None:
-        """Turn sums into means."""
-        for total in (self.inputs, self.outputs, self.gradients):
-            if total is not None:
-                total /= self.rows
+
+def _add_products(total: SquareSum, rows: Tensor, factor: Tensor | None) -> None:
+    """Add the squares of ``rows``, or of ``rows @ factor``."""
+    unit, exponent = in_range(rows)
+    if factor is not None:
+        unit = unit @ factor
+    unit, more = unit_rows(unit)
+    total.add_rows(unit, exponent + more)
 
 
 def input_argument(layer: nn.Module, arguments: tuple[Any, ...], named: dict[str, Any]) -> tuple[str | None, Any]:
