@@ -11,21 +11,28 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mpochain.compression.allocation import Curve, allocate, cheapest_within, frontier, largest_error, uniform
 from mpochain.compression.budget import bytes_in_memory, error_budget
 from mpochain.compression.building import Builder
 from mpochain.compression.former_log import logged_to
+from mpochain.compression.held_out import compared
 from mpochain.compression.limit import Limit
 from mpochain.compression.methods import Method, method_named
-from mpochain.compression.preparation import Preparation
+from mpochain.compression.preparation import Preparation, allocated
 from mpochain.compression.reached import require_reached
 from mpochain.compression.records import CompressionReport
 from mpochain.compression.selection import as_patterns, open_targets
 from mpochain.compression.sequential import in_sequence
 from mpochain.compression.state import CompressionState, open_state
 from mpochain.compression.statistics.default_loss import DefaultLoss
-from mpochain.compression.statistics.passes import batches_for, gather_moments, memory_for_statistics, parts
+from mpochain.compression.statistics.passes import (
+    batches_for,
+    gather_moments,
+    memory_for_statistics,
+    parts,
+    require_batches,
+)
 from mpochain.compression.statistics.store import MomentStore
+from mpochain.compression.sufficiency import too_few_rows
 from mpochain.compression.target import Target
 from mpochain.errors import ArgumentError
 from mpochain.report import provenance
@@ -51,6 +58,7 @@ def compress(
     budget: float | str | None,
     *,
     calibration: Iterable[Any] | None = None,
+    held_out: Iterable[Any] | None = None,
     targets: Iterable[str] | None = None,
     ignore: Iterable[str] = (),
     method: str | Method = "interpolative",
@@ -79,6 +87,8 @@ def compress(
             are read several times, so give a list or a data loader, not a generator. Positions that an
             ``attention_mask`` or ``key_padding_mask`` among the arguments masks do not count; without a mask, nor do
             those with the label -100.
+        held_out: batches that were set aside, of the same kind. The report compares the compressed model with the dense
+            one on them and on as many calibration batches; a much larger difference means too little calibration.
         targets: layers to compress, see :func:`mpochain.compression.select`; by default all linear layers, or all
             embeddings for methods that compress only embeddings. Layers that share a parameter with another module
             stay dense, but a head tied to an embedding is replaced with it and stays tied.
@@ -136,6 +146,7 @@ def compress(
         limit.check()
         error, allowed = None if budget is None else error_budget(budget), limit.allowed
         batches = batches_for(calibration, way)
+        aside = None if held_out is None or way.needs == "nothing" else require_batches(held_out, "held_out")
         state = None
         if isinstance(checkpoint, CompressionState):
             state = checkpoint
@@ -172,7 +183,7 @@ def compress(
             choice = state.choices() if state is not None else None
             if choice is None:
                 choice = {
-                    **_choices(way, opened, preparation, limit, error),
+                    **allocated(way, opened, preparation, limit, error),
                     "loss": moments.loss,
                     "unreached": list(moments.unreached),
                 }
@@ -187,6 +198,9 @@ def compress(
                 _build_in_sequence(model, reached, batches, builder, allowed, dry_run=dry_run)
             else:
                 _build(model, opened, selected.heads, builder, allowed, dry_run=dry_run)
+        shortage = too_few_rows(builder.records.values())
+        if shortage is not None:
+            _logger.warning("%s", shortage)
         return CompressionReport(
             layers=tuple(builder.records[name] for name in opened),
             method=way.name,
@@ -201,34 +215,8 @@ def compress(
             model_bytes=size,
             loss=choice["loss"] or None,
             shared=tuple(selected.left_out.items()),
+            held_out=None if aside is None or dry_run else compared(model, builder.built, calibration or (), aside),
         )
-
-
-def _choices(
-    method: Method, targets: Mapping[str, Target], preparation: Preparation, limit: Limit, error: float | None
-) -> dict[str, Any]:
-    """Choice of each layer, predicted results at other budgets, and the largest relative error, ready for JSON."""
-    if method.settled:
-        return {"chosen": dict.fromkeys(targets, 0), "frontier": [], "largest_error": None}
-    curves = preparation.curves()
-    reasons = preparation.without_choice
-    if (
-        error is None
-        and len(reasons) == len(targets)
-        and limit.allowed < sum(target.parameters for target in targets.values())
-    ):
-        name = next(iter(targets))
-        raise ArgumentError(
-            f"method {method.name!r} cannot make any of the {len(targets)} layers smaller ({name}: {reasons[name]}); "
-            "choose another method or other layers"
-        )
-    limit.require_reached(curves)
-    chosen = _chosen(curves, limit.allowed, error, method.uniform)
-    return {
-        "chosen": chosen,
-        "frontier": [] if method.uniform else frontier(curves),
-        "largest_error": None if error is None else largest_error(curves, chosen),
-    }
 
 
 def _require_consistent(method: Method, budget: float | str | None, sequential: bool) -> None:
@@ -242,13 +230,6 @@ def _require_consistent(method: Method, budget: float | str | None, sequential: 
         )
     if not method.settled and budget is None:
         raise ArgumentError(f"method {method.name!r} needs a budget, got none; give a share such as 0.6")
-
-
-def _chosen(curves: Mapping[str, Curve], allowed: int, error: float | None, same_share: bool) -> dict[str, int]:
-    """Choice of each layer: the cheapest within an error, or the best that fits the budget."""
-    if error is not None:
-        return cheapest_within(curves, error)
-    return uniform(curves, allowed) if same_share else allocate(curves, allowed)
 
 
 def _build(

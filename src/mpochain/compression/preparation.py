@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import fields
+from typing import Any
 
 import numpy as np
 from torch import Tensor
 
-from mpochain.compression.allocation import Curve
+from mpochain.compression.allocation import Curve, allocate, cheapest_within, frontier, largest_error, uniform
 from mpochain.compression.choices import Choices
+from mpochain.compression.limit import Limit
 from mpochain.compression.methods import Method
 from mpochain.compression.statistics.moments import Moments
 from mpochain.compression.statistics.store import MomentStore
@@ -116,3 +118,37 @@ class Preparation:
 def _bytes(moments: Moments | None) -> int:
     values = [] if moments is None else [getattr(moments, field.name) for field in fields(moments)]
     return sum(value.numel() * value.element_size() for value in values if isinstance(value, Tensor))
+
+
+def allocated(
+    method: Method, targets: Mapping[str, Target], preparation: Preparation, limit: Limit, error: float | None
+) -> dict[str, Any]:
+    """Choice of each layer, predicted results at other budgets, and the largest relative error, ready for JSON."""
+    if method.settled:
+        return {"chosen": dict.fromkeys(targets, 0), "frontier": [], "largest_error": None}
+    curves = preparation.curves()
+    reasons = preparation.without_choice
+    if (
+        error is None
+        and len(reasons) == len(targets)
+        and limit.allowed < sum(target.parameters for target in targets.values())
+    ):
+        name = next(iter(targets))
+        raise ArgumentError(
+            f"method {method.name!r} cannot make any of the {len(targets)} layers smaller ({name}: {reasons[name]}); "
+            "choose another method or other layers"
+        )
+    limit.require_reached(curves)
+    chosen = _chosen(curves, limit.allowed, error, method.uniform)
+    return {
+        "chosen": chosen,
+        "frontier": [] if method.uniform else frontier(curves),
+        "largest_error": None if error is None else largest_error(curves, chosen),
+    }
+
+
+def _chosen(curves: Mapping[str, Curve], allowed: int, error: float | None, same_share: bool) -> dict[str, int]:
+    """Choice of each layer: the cheapest within an error, or the best that fits the budget."""
+    if error is not None:
+        return cheapest_within(curves, error)
+    return uniform(curves, allowed) if same_share else allocate(curves, allowed)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Protocol
@@ -9,7 +10,7 @@ from typing import Protocol
 __all__ = ["WANTED_ROWS_PER_INPUT", "HeldOut", "too_few_rows"]
 
 # Rows per input feature below which a fit follows the sample; docs/decisions/0057 has the measurement.
-WANTED_ROWS_PER_INPUT = 10
+WANTED_ROWS_PER_INPUT = 5
 
 
 class _Counted(Protocol):
@@ -53,8 +54,8 @@ def too_few_rows(layers: Iterable[_Counted]) -> str | None:
 
     Example:
         >>> from types import SimpleNamespace as Record
-        >>> too_few_rows([Record(name="up", shape=(8, 16), rows=400), Record(name="down", shape=(16, 8), rows=40)])
-        'down has 40 calibration rows for 8 inputs (5.0 per input); give 80 or more (10 per input)...'
+        >>> too_few_rows([Record(name="up", shape=(8, 16), rows=400), Record(name="down", shape=(16, 8), rows=20)])
+        'down has 20 calibration rows for 8 inputs (2.5 per input); give 40 or more (5 per input)...'
         >>> too_few_rows([Record(name="up", shape=(8, 16), rows=400)])
     """
     counted = [(layer.rows / layer.shape[1], layer.rows, layer) for layer in layers if layer.rows]
@@ -65,7 +66,7 @@ def too_few_rows(layers: Iterable[_Counted]) -> str | None:
     inputs = layer.shape[1]
     others = f"; {len(few) - 1:,} other layers have too few as well" if len(few) > 1 else ""
     return (
-        f"{layer.name} has {rows:,} calibration rows for {inputs:,} inputs ({ratio:.1f} per input); give "
-        f"{inputs * WANTED_ROWS_PER_INPUT:,} or more ({WANTED_ROWS_PER_INPUT} per input){others}. With fewer, errors "
-        "on other data are larger than reported"
+        f"{layer.name} has {rows:,} calibration rows for {inputs:,} inputs ({math.floor(10 * ratio) / 10} per input); "
+        f"give {inputs * WANTED_ROWS_PER_INPUT:,} or more ({WANTED_ROWS_PER_INPUT} per input){others}. With fewer, "
+        "errors on other data are larger than reported"
     )

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from mpochain.architectures import context_length
 from mpochain.errors import ArgumentError, CorpusError
 
-__all__ = ["ENOUGH_WINDOWS", "counted", "read_tokens", "require_window", "starts", "windows"]
+__all__ = ["ENOUGH_WINDOWS", "counted", "read_tokens", "require_window", "spare_windows", "starts", "windows"]
 
 # Windows of an evaluation text that are used by default, if it has more. docs/decisions/0062 has the measurement.
 ENOUGH_WINDOWS = 64
@@ -65,6 +65,28 @@ def starts(total: int, window: int, count: int | None, stride: int | None = None
     if not 1 <= count <= len(every):
         raise CorpusError(f"a text of {total:,} tokens has {len(every):,} windows of {window:,}, not {count:,}")
     return [every[k * len(every) // count] for k in range(count)]
+
+
+def spare_windows(tokens: Tensor, window: int, count: int | None, most: int) -> list[Tensor]:
+    """Windows of a text that :func:`windows` leaves out, at most ``most`` of them, spread evenly over the text.
+
+    Args:
+        tokens: tokens of the text, ``(n,)``.
+        window: tokens per window.
+        count: number of windows that are used; None for all, which leaves none.
+        most: largest number of windows returned.
+
+    Returns:
+        Windows ``(1, window)``.
+
+    Example:
+        >>> [part[0, 0].item() for part in spare_windows(torch.arange(60), 10, 3, 2)]
+        [10, 30]
+    """
+    used = set(starts(len(tokens), window, count))
+    spare = [start for start in starts(len(tokens), window, None) if start not in used]
+    most = min(most, len(spare))
+    return [tokens[start : start + window][None] for k in range(most) for start in [spare[k * len(spare) // most]]]
 
 
 def counted(total: int, window: int, count: int | Literal["all"] | None, stride: int | None = None) -> tuple[int, int]:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from mpochain.architectures import context_length
 from mpochain.compression import compress, open_state
@@ -23,6 +23,7 @@ from mpochain.system.folders import replaced_together
 from mpochain.system.memory import freed_memory_returned, peak_resident
 from mpochain.system.progress import Counters, uncounted
 from mpochain.workflows.compressed import Compressed, GeneratedText
+from mpochain.workflows.counted_windows import CountedWindows
 from mpochain.workflows.inputs import Inputs, Section, read_inputs, read_model
 from mpochain.workflows.measurements import Measurements
 from mpochain.workflows.recipe import Recipe
@@ -135,7 +136,8 @@ def _compress(
         report = compress(
             model,
             recipe.budget,
-            calibration=None if inputs.calibration is None else _Counted(inputs.calibration, counters),
+            calibration=None if inputs.calibration is None else CountedWindows(inputs.calibration, counters),
+            held_out=inputs.held_out or None,
             dry_run=dry_run,
             checkpoint=state,
             **arguments,
@@ -277,18 +279,3 @@ class _Measured:
 
         kept: list[str] = self._measurements.remember(f"texts, {self._label}", {"prompts": list(prompts)}, measure)
         return kept
-
-
-class _Counted:
-    """Calibration windows that report the progress of each pass over them."""
-
-    def __init__(self, windows: list[Tensor], counters: Counters) -> None:
-        self._windows, self._counters = windows, counters
-        self._passes = 0
-
-    def __iter__(self) -> Iterator[Tensor]:
-        self._passes += 1
-        count = self._counters(f"calibration, pass {self._passes}")
-        for number, window in enumerate(self._windows, 1):
-            yield window
-            count(number, len(self._windows))

@@ -20,7 +20,7 @@ from mpochain.language import (
     require_window,
     windows,
 )
-from mpochain.language.text import counted
+from mpochain.language.text import counted, spare_windows
 from mpochain.surgery.finding import compressed_layers
 from mpochain.system.progress import Counter, Counters, uncounted
 from mpochain.workflows.checks import require_inputs
@@ -30,6 +30,9 @@ from mpochain.workflows.texts import digest
 __all__ = ["Inputs", "Section", "evaluate", "read_inputs", "read_model"]
 
 logger = logging.getLogger(__name__)
+
+# Windows of the calibration text that are set aside, if it has more than are used.
+_HELD_OUT = 4
 
 Section = Literal["calibration", "evaluation", "finetune"]
 
@@ -42,6 +45,7 @@ class Inputs:
         recipe: the recipe.
         language: the model with its tokenizer.
         calibration: windows, each ``(1, window)``, int64.
+        held_out: some windows of the calibration text that are not used for calibration.
         evaluation: all tokens of the evaluation text, ``(n,)``, int64.
         training: windows of the finetuning text, ``(windows, window)``, int64.
     """
@@ -49,6 +53,7 @@ class Inputs:
     recipe: Recipe
     language: LanguageModel
     calibration: list[Tensor] | None = None
+    held_out: list[Tensor] | None = None
     evaluation: Tensor | None = None
     training: Tensor | None = None
 
@@ -126,6 +131,7 @@ def read_inputs(recipe: Recipe, *sections: Section, model: Path | None = None, t
                 texts["evaluation"] = tokens
             elif name == "calibration":
                 texts["calibration"] = windows(tokens, section.window, section.windows)
+                texts["held_out"] = spare_windows(tokens, section.window, section.windows, _HELD_OUT)
             else:
                 texts["training"] = torch.cat(windows(tokens, section.window, section.windows))
         except MPOError as error:

@@ -18,7 +18,7 @@ from mpochain.errors import ArgumentError
 from mpochain.system.extensions import errors_named
 from mpochain.system.progress import TimeLeft
 
-__all__ = ["batches_for", "gather_moments", "memory_for_statistics", "parts"]
+__all__ = ["batches_for", "gather_moments", "memory_for_statistics", "parts", "require_batches"]
 
 _logger = logging.getLogger(__name__)
 
@@ -57,15 +57,26 @@ def batches_for(calibration: Iterable[Any] | None, method: _Needing) -> Iterable
                 'model\'s use, or choose method="svd", which needs none'
             )
         return ()
-    if isinstance(calibration, Iterator):
-        raise ArgumentError("calibration is read several times, but got an iterator; give a list of batches")
-    if isinstance(calibration, Tensor | Mapping | str):
+    require_batches(calibration, "calibration")
+    # Data that show how far they were read need no log beside it.
+    return calibration if getattr(calibration, "shows_progress", False) else _Logged(calibration)
+
+
+def require_batches(batches: Iterable[Any], argument: str) -> Iterable[Any]:
+    """Return batches that can be read several times.
+
+    Raises:
+        ArgumentError: they can be read only once, or are a single batch; the message names the argument.
+    """
+    if isinstance(batches, Iterator):
+        raise ArgumentError(f"{argument} is read several times, but got an iterator; give a list of batches")
+    if isinstance(batches, Tensor | Mapping | str):
         raise ArgumentError(
-            f"calibration must be a list of batches, got one {type(calibration).__name__}; put it into a list"
+            f"{argument} must be a list of batches, got one {type(batches).__name__}; put it into a list"
         )
-    if not hasattr(calibration, "__iter__") and not hasattr(calibration, "__getitem__"):
-        raise ArgumentError(f"calibration is a list of batches, got one {type(calibration).__name__}")
-    return _Logged(calibration)
+    if not hasattr(batches, "__iter__") and not hasattr(batches, "__getitem__"):
+        raise ArgumentError(f"{argument} is a list of batches, got one {type(batches).__name__}")
+    return batches
 
 
 class _Logged:
