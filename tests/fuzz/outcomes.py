@@ -28,6 +28,7 @@ _WHOLE = (
     "belongs to another model",
     "not a JSON object",
     "no model is named",
+    "there is no such field",
     "expected",
 )
 

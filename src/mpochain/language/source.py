@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ from torch import nn
 
 from mpochain.checkpoint import is_checkpoint, is_outdated, load, require_replaceable, write_checkpoint
 from mpochain.errors import ArgumentError, CheckpointError, MissingDependencyError, OutputError
+from mpochain.language.companions import read_companions, write_companions
 from mpochain.language.pretrained import is_hub_name, read_dense, read_tokenizer, require_readable
 from mpochain.surgery import to_dense
 from mpochain.system.files import require_writable
@@ -22,7 +23,7 @@ from mpochain.system.paths import require_path
 __all__ = ["LanguageModel", "load_language_model", "require_no_model", "save_dense", "save_language_model"]
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-_TOKENIZER = "tokenizer"
+_TOKENIZER, _COMPANIONS = "tokenizer", "files"
 # Folders of transformers and of this library both use this name.
 _CONFIG = "config.json"
 
@@ -42,11 +43,14 @@ class LanguageModel:
         model: model in evaluation mode.
         tokenizer: transformers tokenizer.
         source: folder, file or name that the model was loaded from.
+        companions: other files of the model's folder by name, such as the settings of an image processor or the
+            licence; they are saved with the model.
     """
 
     model: nn.Module
     tokenizer: Any
     source: str
+    companions: Mapping[str, bytes] = field(default_factory=dict, repr=False)
 
 
 def load_language_model(source: str | Path, *, dtype: str = "auto") -> LanguageModel:
@@ -84,7 +88,8 @@ def _load(source: str | Path, dtype: str) -> LanguageModel:
             model = _dequantised(transformers, path, dtype)
             tokenizer = read_tokenizer(transformers, path.parent, gguf_file=path.name)
         elif compressed:
-            require_readable(stored, links=False)
+            for part in (stored, path / _COMPANIONS):
+                require_readable(part, links=False)
             model = load(path)
             model = model if dtype == "auto" else model.to(_DTYPES[dtype])
             tokenizer = read_tokenizer(transformers, stored)
@@ -97,7 +102,10 @@ def _load(source: str | Path, dtype: str) -> LanguageModel:
             f"cannot read a language model and its tokenizer from {source}: {lines[0]}; expected a folder written by "
             "mpochain or transformers, a .gguf file, or a name on the Hugging Face hub"
         ) from error
-    return LanguageModel(model.eval(), tokenizer, str(source))
+    # The folder of a GGUF file is not that of a model, and files of a model on the hub are not downloaded.
+    local = path.is_dir()
+    companions = read_companions(path / _COMPANIONS if compressed else path) if local else {}
+    return LanguageModel(model.eval(), tokenizer, str(source), companions)
 
 
 def save_language_model(
@@ -124,8 +132,12 @@ def save_language_model(
         OutputError: the folder is not writable, or another process writes to it.
     """
     require_replaceable(folder)
-    with replaced_together(folder, outdated=lambda name: is_outdated(name) or outdated(name)) as new:
+    replaced = (lambda name: name == _COMPANIONS, is_outdated, outdated)
+    with replaced_together(folder, outdated=lambda name: any(test(name) for test in replaced)) as new:
         language.tokenizer.save_pretrained(new / _TOKENIZER)
+        if language.companions:
+            (new / _COMPANIONS).mkdir()
+            write_companions(language.companions, new / _COMPANIONS)
         write_checkpoint(language.model, new)
         records(new)
     return folder
@@ -157,6 +169,7 @@ def save_dense(language: LanguageModel, folder: Path, *, overwrite: bool = False
     with replaced_together(folder, outdated=_is_of_dense_model) as new:
         model.save_pretrained(new)
         language.tokenizer.save_pretrained(new)
+        write_companions(language.companions, new)
     return folder
 
 
@@ -200,6 +213,7 @@ def _dequantised(transformers: Any, path: Path, dtype: str) -> nn.Module:
     with torch.device("meta"):
         model = type(loaded)(config)
     buffers = dict(loaded.named_buffers())
+    model.generation_config = loaded.generation_config  # with the stop tokens of the file
     model.load_state_dict(loaded.state_dict(), assign=True)
     for name, _ in list(model.named_buffers()):
         owner, _, attribute = name.rpartition(".")
