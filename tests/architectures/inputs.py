@@ -12,7 +12,22 @@ from architectures.shrinking import VOCABULARY
 
 __all__ = ["batch_for"]
 
-COUNT, LENGTH, SAMPLES = 2, 12, 2000
+COUNT, LENGTH, SAMPLES, FRAMES = 2, 12, 2000, 128
+
+# Models that read sound as (n, time, features), and the setting with the number of features; others read (n, features,
+# time).
+_TIME_FIRST = {
+    "audio-spectrogram-transformer": "num_mel_bins",
+    "canary": "num_mel_bins",
+    "cohere_asr": "num_mel_bins",
+    "granite_speech5": "num_mel_bins",
+    "lasr_ctc": "num_mel_bins",
+    "parakeet_ctc": "num_mel_bins",
+    "seamless_m4t": "feature_projection_input_dim",
+    "seamless_m4t_v2": "feature_projection_input_dim",
+    "speech_to_text": "input_feat_per_channel",
+    "wav2vec2-bert": "feature_projection_input_dim",
+}
 
 
 def batch_for(model: nn.Module, seed: int = 0) -> dict[str, Any]:
@@ -39,21 +54,30 @@ def batch_for(model: nn.Module, seed: int = 0) -> dict[str, Any]:
 
 def _tokens(model: Any, draw: torch.Generator) -> Tensor:
     # The first and the last ids are special tokens.
-    return torch.randint(5, VOCABULARY - 14, (COUNT, LENGTH), generator=draw)
+    tokens = torch.randint(5, VOCABULARY - 14, (COUNT, LENGTH), generator=draw)
+    end = _setting(model.config, "eos_token_id", None)
+    if isinstance(end, int):  # classifiers of BART read the state of the last token
+        tokens[:, -1] = end
+    return tokens
 
 
 def _values(name: str, model: Any, draw: torch.Generator) -> Tensor:
     config = model.config
-    if name in ("input_ids", "decoder_input_ids"):
+    if name in ("input_ids", "decoder_input_ids") or (name == "inputs" and config.model_type == "perceiver"):
         return _tokens(model, draw)
-    if name == "pixel_values":
+    if name.startswith("pixel_values"):
         size = _setting(config, "image_size", 32)
         size = tuple(size) if isinstance(size, list | tuple) else (size, size)
-        return torch.randn(COUNT, _setting(config, "num_channels", 3), *size, generator=draw)
-    if name == "input_values":
+        frames = _setting(config, "num_frames", None) or _setting(config, "frames_per_clip", None)
+        clip = [frames] if frames else []
+        return torch.randn(COUNT, *clip, _setting(config, "num_channels", 3), *size, generator=draw)
+    if name in ("input_values", "input_features") and config.model_type in _TIME_FIRST:
+        features = _setting(config, _TIME_FIRST[config.model_type], 16)
+        return torch.randn(COUNT, _setting(config, "max_length", FRAMES), features, generator=draw)
+    if name == "input_values" or (name == "inputs" and config.model_type == "speech-encoder-decoder"):
         return torch.randn(COUNT, SAMPLES, generator=draw)
     if name == "input_features":
-        return torch.randn(COUNT, _setting(config, "num_mel_bins", 16), 2 * 64, generator=draw)
+        return torch.randn(COUNT, _setting(config, "num_mel_bins", 16), FRAMES, generator=draw)
     if name == "bbox":
         return torch.zeros(COUNT, LENGTH, 4, dtype=torch.long)
     raise NotImplementedError(f"no rule for inputs called {name}")

@@ -18,13 +18,15 @@ VOCABULARY, LAYERS = 64, 2
 # The first rule whose expression matches the whole name of a setting gives its value. Smaller values stay.
 _RULES: tuple[tuple[str, int], ...] = (
     (r".*vocab_size.*|.*(codebook|quantizer)_size", VOCABULARY),
+    (r"n_group|topk_group|num_expert_group|num_group", 1),
     (r"num_channels|.*_channels_in|in_chans|num_labels|.*stride.*|.*kernel.*|.*groups?|.*_factor", 1 << 30),
     (r".*(key_value|kv)_heads|n_head_kv|multi_query_group_num|num_query_groups|.*linear_num_key_heads", 2),
     (r"(.*_)?(heads?|nhead|n_heads?|num_head)|.*heads_per_layer", 4),
     (r"(.*_)?(layers?|n_layers?|depth|num_.*blocks?|num_.*per_block|num_stages|.*hidden_layers|.*layers_.*)", LAYERS),
     (r".*(per_tok(en)?|top_?k.*|num_selects|moe_k)", 2),
     (r".*(experts?)", 4),
-    (r".*(rope_head_dim|rotary_dim|rope_dim)", 4),
+    (r".*rope_head_dim", 8),
+    (r".*(rotary_dim|rope_dim)", 4),
     (r".*(head_?dim|d_kv|head_size|kv_channels|dim_head|d_head|headdim|dim_key|attention_head_.*)", 8),
     (r".*(rank|d_rel)", 8),
     (r".*(position.*|n_ctx|seq_len.*|sequence_length|context_.*|model_max_length|max_pos_emb|rel_extent)", 64),
@@ -38,6 +40,13 @@ _RULES: tuple[tuple[str, int], ...] = (
     (r".*(hidden_sizes?|width|size|d_model|n_embd|dims?|channels|n_filters?|num_filters|_dim_?.*|d_latents)", 32),
 )
 _COMPILED = tuple((re.compile(expression), value) for expression, value in _RULES)
+# Names of parts, which change with their number, and what says where a configuration comes from.
+_DROPPED = frozenset(
+    {
+        *("transformers_version", "architectures", "dtype", "torch_dtype", "stage_names", "out_features"),
+        *("out_indices", "_out_features", "_out_indices", "feature_layers"),
+    }
+)
 # Numbers that say something else than a size.
 _KEPT = re.compile(
     r".*(token_id|token_index|_idx|_index|_rate|_ratio|_theta|_scale|_seed|epsilon|dropout|decay|version|offset)s?"
@@ -64,7 +73,15 @@ def _merged(settings: dict[str, Any], changes: Mapping[str, Any]) -> dict[str, A
 
 
 def _shrunk(settings: dict[str, Any]) -> dict[str, Any]:
+    settings = {str(name): value for name, value in settings.items()}
     small: dict[str, Any] = {}
+    fixed: dict[str, Any] = {}
+    if "kv_lora_rank" in settings:  # latent attention, whose rotary part is a head of its own in some families
+        fixed = {"head_dim": 8, "qk_head_dim": 16, "num_key_value_heads": 4}
+    elif "head_dim" in settings and settings.get("num_attention_heads") is not None:
+        fixed = {"head_dim": 8}
+    if "vocab_size" in settings:
+        fixed |= {"vocab_size": VOCABULARY, "pad_token_id": 1}
     lengths = {
         value
         for name, value in settings.items()
@@ -74,11 +91,16 @@ def _shrunk(settings: dict[str, Any]) -> dict[str, Any]:
         and value > LAYERS
     }
     for name, value in settings.items():
-        if name in ("transformers_version", "architectures", "dtype", "torch_dtype", "model_type"):
-            if name == "model_type":
-                small[name] = value
+        if name in _DROPPED:
+            continue
+        if name in fixed:
+            small[name] = fixed[name]
+        elif name == "mrope_section":
+            small[name] = [2, 1, 1]
         elif isinstance(value, dict):
             small[name] = value if name in ("id2label", "label2id") else _shrunk(value)
+            if value and all(str(key).isdigit() for key in value) and "layer" in name:
+                small[name] = {key: part for key, part in small[name].items() if int(key) < LAYERS}
         elif isinstance(value, list):
             small[name] = _shrunk_list(name, value, lengths)
         elif name.endswith(("token_id", "token_index")) or (name.endswith("_id") and isinstance(value, int)):
@@ -124,5 +146,6 @@ def _size(name: str, value: int) -> int:
         return value
     for expression, limit in _COMPILED:
         if expression.fullmatch(name):
-            return min(value, limit)
+            # Three heads would divide no width.
+            return 2 if value == 3 and "heads" in name else min(value, limit)
     return value
