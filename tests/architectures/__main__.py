@@ -8,8 +8,10 @@ from architectures.page import write_page
 from architectures.run import run
 
 parser = argparse.ArgumentParser(prog="architectures", description=__doc__)
-parser.add_argument("names", nargs="*", help="classes of transformers to check again; by default all without a result")
-parser.add_argument("--keep", action="store_true", help="continue results of another commit or version")
+parser.add_argument(
+    "names", nargs="*", help="classes of transformers to check again; by default all without an outcome of this commit"
+)
+parser.add_argument("--keep", action="store_true", help="keep the outcomes of other commits")
 parser.add_argument("--page", action="store_true", help="only write the page")
 arguments = parser.parse_args()
 if not arguments.page:

@@ -16,7 +16,7 @@ PAGE = Path(__file__).parents[2] / "docs" / "results" / "architectures.md"
 
 _PREFACE = """# Architectures of transformers
 
-Generated from `tests/architectures/results.json` by `make architectures`; not edited by hand.
+Generated from `docs/results/architectures.json` by `make architectures`; not edited by hand.
 
 Every class of transformers in the tables below is built offline with random weights and few, narrow layers; then it is
 compressed by {methods} to {budget:.0%} of its linear parameters, saved, loaded, turned into dense layers, written by
@@ -24,7 +24,7 @@ compressed by {methods} to {budget:.0%} of its linear parameters, saved, loaded,
 loading, to {dense:g} in dense form, where products round in another order (both relative to the largest output). There
 is an outcome for each method: *equal*; *refused*, with an error of this library that says why; or *fault*.
 
-mpochain {version} (commit `{commit}`), torch {torch}, transformers {transformers}, seed {seed}.
+mpochain {version} (commit {commits}), torch {torch}, transformers {transformers}, seed {seed}.
 """
 
 
@@ -42,7 +42,7 @@ def write_page() -> None:
             loaded=LOADED,
             dense=DENSE,
             version=setting["mpochain"],
-            commit=str(setting["commit"])[:12],
+            commits=_commits(outcomes),
             torch=setting["versions"]["torch"],
             transformers=setting["versions"]["transformers"],
             seed=setting["seed"],
@@ -87,6 +87,14 @@ def write_page() -> None:
         if equal:
             lines += [f"**{kind}** ({len(equal)}): " + ", ".join(f"`{name}`" for name in equal) + ".", ""]
     PAGE.write_text("\n".join(lines).rstrip() + "\n", encoding="utf-8")
+
+
+def _commits(outcomes: dict[str, Any]) -> str:
+    """The commit of all outcomes, or the number of classes of each commit."""
+    counts = Counter(str(outcome["commit"])[:12] for outcome in outcomes.values())
+    if len(counts) == 1:
+        return f"`{next(iter(counts))}`"
+    return _listed(f"`{commit}` for {count} classes" for commit, count in counts.items())
 
 
 def _rows(kind: str, names: list[str], built: dict[str, Any], methods: list[str]) -> list[str]:

@@ -25,7 +25,7 @@ from mpochain.system.files import write_bytes
 
 __all__ = ["RESULTS", "read_results", "run"]
 
-RESULTS = Path(__file__).parent / "results.json"
+RESULTS = Path(__file__).parents[2] / "docs" / "results" / "architectures.json"
 
 # Limits of one class: seconds of the processor, seconds of the clock, bytes of address space.
 _PROCESSOR, _CLOCK, _MEMORY = 60, 300, 12 << 30
@@ -34,7 +34,6 @@ _PROCESSOR, _CLOCK, _MEMORY = 60, 300, 12 << 30
 def setting() -> dict[str, Any]:
     """What the outcomes depend on."""
     return {
-        "commit": provenance(threads=1, commit=True).get("commit"),
         "versions": {"torch": torch.__version__, "transformers": transformers.__version__},
         "mpochain": mpochain.__version__,
         "seed": SEED,
@@ -54,22 +53,23 @@ def run(only: Iterable[str] = (), *, keep: bool = False) -> None:
 
     Args:
         only: names of classes to check, again if need be; by default all that have none.
-        keep: continue results of another commit or version.
+        keep: keep the outcomes of other commits.
     """
     chosen = list(only)
     now = setting()
     results = read_results() if RESULTS.exists() else {"setting": now, "classes": {}}
-    if results["setting"] != now and not keep and not chosen:
+    if results["setting"] != now:
         results = {"setting": now, "classes": {}}
-    results["setting"] = now
+    commit = provenance(threads=1, commit=True).get("commit")
     kinds = classes()
-    names = chosen or [name for name in kinds if name not in results["classes"]]
+    done = {name for name, outcome in results["classes"].items() if keep or outcome["commit"] == commit}
+    names = chosen or [name for name in kinds if name not in done]
     transformers.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
     warnings.simplefilter("ignore")
     check(build("LlamaForCausalLM"), "interpolative")  # imports what every child needs
     for number, name in enumerate(names, 1):
-        outcome = {"kind": kinds[name], **_in_a_process(name)}
+        outcome = {"kind": kinds[name], "commit": commit, **_in_a_process(name)}
         results["classes"][name] = outcome
         results["classes"] = {key: results["classes"][key] for key in kinds if key in results["classes"]}
         write_bytes(RESULTS, (json.dumps(results, indent=1, ensure_ascii=False) + "\n").encode())
