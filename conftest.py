@@ -1,17 +1,24 @@
 """Pytest configuration: one thread per worker, and the snippets of README.md, CONTRIBUTING.md and docs/ as tests.
 
-Python snippets are executed. For shell commands, the test checks that the command and its options exist.
+Python snippets are executed, and so are benchmarks. For other shell commands, the test checks that the command and its
+options exist.
 """
 
 from __future__ import annotations
 
+import functools
 import os
 import shlex
 import subprocess
 import sys
+import tempfile
+from pathlib import Path
 
 from sybil import Sybil
 from sybil.parsers.markdown import CodeBlockParser, PythonCodeBlockParser
+
+_ROOT = str(Path(__file__).parent)
+_BENCHMARK = f"{_ROOT}/benchmarks/bench_planning.py"
 
 # Processes that a test starts must not inherit this variable, or pytest would take them for workers.
 if os.environ.pop("PYTEST_XDIST_WORKER", None):
@@ -21,30 +28,51 @@ if os.environ.pop("PYTEST_XDIST_WORKER", None):
 
 
 def _check_command(example) -> None:
-    """Check that a command exists without running it, since it may run the tests themselves or take minutes."""
+    """Check that a command exists without running it, since it may run the tests themselves or take minutes.
+
+    tests/cli/test_readme.py runs the commands of README.md, and the benchmarks here are run as they stand.
+    """
     for line in example.parsed.splitlines():
         words = shlex.split(line, comments=True)
-        environment = dict(os.environ)
+        environment = {}
         while words and "=" in words[0]:
             name, _, value = words.pop(0).partition("=")
             environment[name] = value
         if not words:
             continue
         if words[0] == "make":
-            command = ["make", "--dry-run", *words[1:]]
+            _output("make", "--dry-run", *words[1:])
         elif words[0] == "pytest":
-            kept = [word for word in words[1:] if not word.startswith(("--benchmark-json", "--benchmark-compare"))]
-            command = [sys.executable, "-m", "pytest", "--collect-only", "--quiet", *kept]
-        elif words[0] == "mpochain":
-            command = [sys.executable, "-m", "mpochain", words[1], "--help"]
-        elif words[:2] == ["python", "-m"]:
-            command = [sys.executable, "-m", words[2], words[3], "--help"]
+            options = words[1:]
+            if any(word.startswith(("--benchmark-json", "--benchmark-compare")) for word in words):
+                # Runs that are kept and compared: one benchmark of the smallest grid, in a folder for its files.
+                environment |= {"MPOCHAIN_BENCH_GRID": "tiny"}
+                options = [_BENCHMARK if word == "benchmarks" else word for word in options]
+            else:
+                options.append("--collect-only")
+            _output(sys.executable, "-m", "pytest", "--quiet", "-c", f"{_ROOT}/pyproject.toml", *options, **environment)
         else:
-            raise AssertionError(f"no rule to check {line!r}")
-        run = subprocess.run(command, check=True, capture_output=True, env=environment, text=True)
-        if command[-1] == "--help":
-            missing = [word for word in words if word.startswith("--") and word not in run.stdout]
+            command = words[:2] if words[0] == "mpochain" else words[1:4]
+            if words[0] != "mpochain" and words[:2] != ["python", "-m"]:
+                raise AssertionError(f"no rule to check {line!r}")
+            shown = _output(sys.executable, "-m", *[word for word in command if word != "-m"], "--help")
+            missing = [word for word in words if word.startswith("--") and word not in shown]
             assert not missing, f"{line!r}: no option {missing}"
+
+
+@functools.cache
+def _folder() -> str:
+    return tempfile.mkdtemp(prefix="mpochain-commands-")
+
+
+# Pages name the same commands again and again.
+@functools.cache
+def _output(*command: str, **environment: str) -> str:
+    folder = _folder() if _BENCHMARK in command else _ROOT
+    options = {"capture_output": True, "env": {**os.environ, **environment}, "text": True, "cwd": folder}
+    run = subprocess.run(command, check=False, **options)
+    assert run.returncode == 0, f"{command}: {run.stdout}{run.stderr}"
+    return run.stdout
 
 
 # The settings of the documentation site import Sphinx, which only `make docs` installs; a former name warns.
