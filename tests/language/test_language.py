@@ -179,6 +179,22 @@ class TestPerplexityIsThatOfCausalModels:
             perplexity(Sees(), torch.arange(30), window=10)
 
 
+@pytest.mark.parametrize(
+    ("kind", "tied", "message"),
+    [
+        ("LlamaForSequenceClassification", True, "holds a LlamaForSequenceClassification, which is no language model"),
+        ("LlamaModel", False, r"no weights of lm_head.weight \(1 such tensors\)"),
+    ],
+)
+def test_a_model_without_the_head_of_a_language_model_is_not_given_a_random_one(kind, tied, message, folder, tmp_path):
+    config = transformers.AutoConfig.from_pretrained(folder)
+    config.tie_word_embeddings = tied
+    getattr(transformers, kind)(config).save_pretrained(tmp_path / "other")
+    load_language_model(folder).tokenizer.save_pretrained(tmp_path / "other")
+    with pytest.raises(MPOError, match=message):
+        load_language_model(tmp_path / "other")
+
+
 def test_compressed_and_dense_folders(folder, tmp_path, text):
     language = load_language_model(folder)
     tokens = read_tokens(text, language.tokenizer)

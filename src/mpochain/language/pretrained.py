@@ -69,15 +69,38 @@ def read_dense(transformers: Any, source: str | Path, **options: Any) -> Any:
     """Read a causal language model that transformers wrote, from a folder, a GGUF file's folder or the hub.
 
     Raises:
-        CheckpointError: the folder has no configuration, or it names an implementation to download.
+        CheckpointError: the folder has no configuration, it names an implementation to download, or the model has no
+            head of a language model, so that its predictions would be random.
     """
     local = not is_hub_name(source)
     if local and "gguf_file" not in options:
         _require_configuration(Path(source))
     name = str(Path(source).resolve()) if local else str(source)
-    return transformers.AutoModelForCausalLM.from_pretrained(
-        name, trust_remote_code=False, local_files_only=local, **options
+    model, loading = transformers.AutoModelForCausalLM.from_pretrained(
+        name, trust_remote_code=False, local_files_only=local, output_loading_info=True, **options
     )
+    _require_language_model(source, model, sorted(loading["missing_keys"]))
+    return model
+
+
+def _require_language_model(source: str | Path, model: Any, missing: list[str]) -> None:
+    """Refuse a model that was made for another task; a head that is tied to the embedding would hide it."""
+    from transformers.models.auto import modeling_auto
+
+    tables = ("SEQUENCE_CLASSIFICATION", "TOKEN_CLASSIFICATION", "QUESTION_ANSWERING", "MULTIPLE_CHOICE")
+    others: set[str] = set()
+    for table in tables:
+        others.update(getattr(modeling_auto, f"MODEL_FOR_{table}_MAPPING_NAMES").values())
+    stated = [name for name in getattr(model.config, "architectures", None) or () if name in others]
+    if stated:
+        raise CheckpointError(
+            f"{source} holds a {stated[0]}, which is no language model; mpochain.compress takes it in Python"
+        )
+    if missing:
+        raise CheckpointError(
+            f"{source} has no weights of {missing[0]} ({len(missing)} such tensors), so the predictions of a "
+            f"{type(model).__name__} would be random; give a causal language model"
+        )
 
 
 def read_tokenizer(transformers: Any, source: str | Path, **options: Any) -> Any:

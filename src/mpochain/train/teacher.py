@@ -90,7 +90,7 @@ class Teacher:
             logits = outputs_of(self._model, part.select(missing), self._config).logits
             assert logits is not None
             self._cache.put(part.indices[missing], logits)
-        return Outputs(self._cache.get(part.indices).to(part.labels.device))
+        return Outputs(self._cache.get(part.indices).to(next(iter(part.inputs.values())).device))
 
 
 class TeacherCache:
