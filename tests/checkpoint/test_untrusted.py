@@ -83,7 +83,8 @@ def test_configurations_come_back_as_transformers_reads_them(tmp_path):
             config = kind()
         except (ValueError, ImportError, RuntimeError, OSError):  # cannot be built without arguments
             continue
-        model = type("Model", (nn.Module,), {"__module__": "transformers.own"})()
+        model = transformers.LlamaForCausalLM.__new__(transformers.LlamaForCausalLM)
+        nn.Module.__init__(model)
         model.config = config
         written = json.loads(json.dumps(described(model)))["config"]
         config.to_json_file(tmp_path / "config.json", use_diff=False)
@@ -300,6 +301,86 @@ def test_a_tensor_that_no_file_holds_is_named(tmp_path):
         empty = Net()
     with pytest.raises(MPOError, match=r"table is on the meta device.*build the architecture on the CPU"):
         mpo.load(tmp_path, empty)
+
+
+# Whatever a state dict holds is written, or refused by name.
+
+
+class Holding(nn.Module):
+    """A layer, and a buffer of any kind."""
+
+    def __init__(self, **buffers):
+        super().__init__()
+        self.up = nn.Linear(4, 4)
+        for name, value in buffers.items():
+            self.register_buffer(name, value)
+
+
+BIG = torch.arange(12.0).view(4, 3)
+
+
+@pytest.mark.parametrize(
+    "buffers",
+    [
+        {"big": BIG, "part": BIG[:2], "turned": BIG.t()},
+        {"expanded": torch.ones(1, 3).expand(5, 3)},
+        {"empty": torch.zeros(0, 3), "none": None, "number": torch.tensor(3)},
+        {"small": torch.ones(3).to(torch.float8_e4m3fn), "unsigned": torch.ones(3).to(torch.uint16)},
+        {"complex": torch.ones(3, dtype=torch.complex64), "true": torch.tensor([True])},
+        {"images": torch.ones(1, 2, 3, 3).to(memory_format=torch.channels_last)},
+    ],
+)
+def test_every_plain_tensor_is_written_and_read(tmp_path, buffers):
+    model = Holding(**buffers)
+    with torch.device("meta"):
+        empty = Holding(**{name: None if v is None else torch.empty_like(v) for name, v in buffers.items()})
+    loaded = mpo.load(mpo.save(model, tmp_path), empty).state_dict()
+    assert list(loaded) == list(model.state_dict())
+    for name, value in model.state_dict().items():
+        assert value.dtype == loaded[name].dtype
+        assert value.tolist() == loaded[name].tolist()
+
+
+class Told(nn.Linear):
+    def get_extra_state(self):
+        return {"calls": 3}
+
+
+@pytest.mark.parametrize(
+    ("model", "message"),
+    [
+        (Holding(wide=torch.ones(2, dtype=torch.complex128)), "wide has elements of type torch.complex128"),
+        (Holding(sparse=torch.eye(2).to_sparse()), "sparse has the layout torch.sparse_coo"),
+        (Holding(empty=torch.ones(2, device="meta")), "empty is on the meta device"),
+        (nn.Sequential(Told(2, 2)), "0._extra_state is a dict instead of a tensor"),
+        (MPOLinear(4, 4, max_bond=2).bfloat16(), None),
+    ],
+)
+def test_values_that_no_file_holds_are_named(tmp_path, model, message):
+    if message is None:  # one tensor of a layer has another type than the rest
+        model.bias.data, message = model.bias.data.float(), "of type BF16 and bias of type F32"
+    with pytest.raises(MPOError, match=message):
+        mpo.save(model, tmp_path / "new")
+    assert not (tmp_path / "new").exists()
+
+
+def test_models_that_are_built_with_arguments_or_parts_of_models(tmp_path):
+    config = transformers.BertConfig(**TINY, intermediate_size=16)
+    whole = transformers.BertModel(config, add_pooling_layer=False)
+    mpo.compress(whole, 0.7, method="svd")
+    loaded = mpo.load(mpo.save(whole, tmp_path / "whole"))
+    assert loaded.pooler is None
+    edit(tmp_path / "whole", lambda c: c["model"].update(arguments={"add_pooling_layer": True}))
+    with pytest.raises(CheckpointError, match=r"missing or unexpected tensors pooler"):
+        mpo.load(tmp_path / "whole")
+    edit(tmp_path / "whole", lambda c: c["model"].update(arguments={"use_mask_token": True}))
+    with pytest.raises(CheckpointError, match=r"BertModel takes no argument 'use_mask_token'"):
+        mpo.load(tmp_path / "whole")
+    mpo.save(whole.encoder, tmp_path / "part")
+    with torch.device("meta"):
+        empty = transformers.BertModel(config).encoder
+    x = torch.ones(1, 3, 12)
+    assert torch.equal(mpo.load(tmp_path / "part", empty)(x)[0], whole.encoder.eval()(x)[0])
 
 
 # Files: regular ones, within the folder.

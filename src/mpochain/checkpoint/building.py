@@ -23,7 +23,7 @@ __all__ = ["bounded_building"]
 
 # Modules, parameters and buffers: layers without tensors, such as dropout and activations, are several times as many
 # as tensors.
-_REGISTERED, _REGISTERED_PER_TENSOR = 5_000, 200
+_REGISTERED, _REGISTERED_PER_TENSOR = 2_000, 50
 # Seconds of processor time, with the import of the model's modules.
 _SECONDS, _SECONDS_PER_TENSOR = 5.0, 0.02
 # Bytes of memory.

@@ -27,6 +27,7 @@ class _HuggingFace(BaseModel):
     name: Annotated[str, Field(pattern=r"^[A-Za-z][A-Za-z0-9_]*$", max_length=200)]
     config: dict[str, Any]
     generation: dict[str, Any] | None = None
+    arguments: dict[str, bool] = {}
 
 
 class Configuration(BaseModel):

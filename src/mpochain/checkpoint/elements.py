@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
+from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from mpochain.errors import ArgumentError
 from mpochain.nn import CompressedLayer
 from mpochain.nn.dense import dense_shape
 
-__all__ = ["DTYPES", "require_elements", "same_kind"]
+__all__ = ["DTYPES", "require_elements", "require_storable", "same_kind"]
 
 # Element types by their safetensors names.
 DTYPES: dict[str, torch.dtype] = {
@@ -74,6 +76,38 @@ def require_elements(model: nn.Module, stored: Mapping[str, str]) -> None:
 
 def _floats(layer: nn.Module) -> dict[str, Tensor]:
     return {name: value for name, value in layer.state_dict().items() if value.is_floating_point()}
+
+
+def require_storable(model: nn.Module) -> None:
+    """Check that a checkpoint can hold every value of a model's state dict.
+
+    Raises:
+        ArgumentError: a value that is no plain tensor with elements, of a type that files do not have, or layers whose
+            tensors have several floating-point types. The message names the tensor.
+
+    Example:
+        >>> require_storable(nn.Linear(2, 2))
+    """
+    names = {dtype: element for element, dtype in DTYPES.items()}
+    stored = {}
+    for name, value in model.state_dict().items():
+        problem = _problem(value)
+        if problem is not None:
+            raise ArgumentError(f"{name} {problem}, which a checkpoint cannot hold")
+        stored[name] = names[value.dtype]
+    require_elements(model, stored)
+
+
+def _problem(value: object) -> str | None:
+    if not isinstance(value, Tensor):
+        return f"is a {type(value).__name__} instead of a tensor"
+    if is_traceable_wrapper_subclass(tensor := cast("Any", value)):
+        return f"is a {type(tensor).__name__}"
+    if value.device.type == "meta":
+        return "is on the meta device, without values"
+    if value.layout != torch.strided:
+        return f"has the layout {value.layout}"
+    return None if value.dtype in DTYPES.values() else f"has elements of type {value.dtype}"
 
 
 def same_kind(element: str, wanted: torch.dtype) -> bool:

@@ -7,6 +7,7 @@ while the model is built; such values are refused.
 
 from __future__ import annotations
 
+import inspect
 import json
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager
@@ -24,6 +25,8 @@ __all__ = ["HuggingFaceModel", "described", "require_no_code", "require_own_impl
 _IMPLEMENTATIONS = (None, "eager", "sdpa", "flex_attention", "grouped_mm", "batched_mm")
 # Fields that name code, kernels or a quantiser to import or download.
 _CODE = ("auto_map", "custom_pipelines", "kernel_config", "quantization_config", "trust_remote_code", "use_kernels")
+# Arguments of constructors that leave out or add a part.
+_ARGUMENTS = ("add_pooling_layer", "use_mask_token")
 # Fields of timm's models that name an architecture, and prefixes of names that timm looks up on the hub or the disk.
 _NAMES = ("backbone", "architecture")
 _LOOKED_UP = ("hf-hub:", "hf_hub:", "local-dir:", "http:", "https:", "file:")
@@ -32,6 +35,8 @@ _LOOKED_UP = ("hf-hub:", "hf_hub:", "local-dir:", "http:", "https:", "file:")
 def described(model: nn.Module) -> dict[str, Any] | None:
     """Describe a Hugging Face model for the configuration of a checkpoint; None for other models.
 
+    Parts of models, which transformers cannot build by name, are other models.
+
     Raises:
         ArgumentError: the model's configuration has a value that JSON cannot represent, or that :func:`mpochain.load`
             would refuse.
@@ -39,7 +44,11 @@ def described(model: nn.Module) -> dict[str, Any] | None:
     config: Any = getattr(model, "config", None)
     if not type(model).__module__.startswith("transformers.") or not hasattr(config, "to_json_string"):
         return None
+    import transformers  # imported already, as the model's class is one of its
+
     name = type(model).__name__
+    if getattr(transformers, name, None) is not type(model):
+        return None
     try:
         fields = json.loads(config.to_json_string(False))
         generation: Any = getattr(model, "generation_config", None)
@@ -51,7 +60,20 @@ def described(model: nn.Module) -> dict[str, Any] | None:
     # The classes of transformers are used, so the repository's own code, which no checkpoint holds, is not needed.
     _without_auto_map(fields)
     require_no_code(fields, f"the configuration of {name}: config")
-    return {"library": "transformers", "name": name, "config": fields, "generation": stops}
+    described = {"library": "transformers", "name": name, "config": fields, "generation": stops}
+    arguments = _arguments(model)
+    return described | {"arguments": arguments} if arguments else described
+
+
+def _arguments(model: nn.Module) -> dict[str, bool]:
+    """The arguments of a model's constructor that its configuration does not state, where they are not the default."""
+    allowed = inspect.signature(type(model).__init__).parameters
+    embeddings = getattr(model, "embeddings", None)
+    present = {
+        "add_pooling_layer": getattr(model, "pooler", None) is not None,
+        "use_mask_token": getattr(embeddings, "mask_token", None) is not None,
+    }
+    return {name: present[name] for name in _ARGUMENTS if name in allowed and allowed[name].default != present[name]}
 
 
 def _without_auto_map(fields: Any) -> None:
@@ -145,14 +167,22 @@ class HuggingFaceModel:
         name: name of the class in ``transformers``.
         config: fields of its configuration.
         generation: fields of its generation configuration; None for the default.
+        arguments: further arguments of the class, by name.
         where: name of the model's description in errors.
 
     Raises:
-        CheckpointError: transformers has no such model, or a field would load code.
+        CheckpointError: transformers has no such model, it takes no such argument, or a field would load code.
         MissingDependencyError: transformers or accelerate is not installed.
     """
 
-    def __init__(self, name: str, config: Mapping[str, Any], generation: Mapping[str, Any] | None, where: str) -> None:
+    def __init__(
+        self,
+        name: str,
+        config: Mapping[str, Any],
+        generation: Mapping[str, Any] | None,
+        where: str,
+        arguments: Mapping[str, bool] | None = None,
+    ) -> None:
         try:
             import transformers
             from accelerate import init_empty_weights
@@ -169,7 +199,11 @@ class HuggingFaceModel:
             raise CheckpointError(f"{where}.name: transformers cannot import {name!r}: {error}") from error
         if not (isinstance(self._class, type) and issubclass(self._class, transformers.PreTrainedModel)):
             raise CheckpointError(f"{where}.name: transformers has no model {name!r}")
-        self._where = where
+        self._where, self._arguments = where, dict(arguments or {})
+        allowed = inspect.signature(self._class.__init__).parameters
+        for argument in self._arguments:
+            if argument not in allowed or argument not in _ARGUMENTS:
+                raise CheckpointError(f"{where}.arguments: {name} takes no argument {argument!r}")
         require_no_code(config, f"{where}.config", CheckpointError)
         require_no_code(generation, f"{where}.generation", CheckpointError)
         self._config, self._generation = config, generation
@@ -209,6 +243,6 @@ class HuggingFaceModel:
             with context:
                 # Decoded anew for every model, as transformers changes nested dictionaries.
                 fields = settings._decode_special_floats(json.loads(json.dumps(self._config)))
-                return self._class(settings.from_dict(fields))
+                return self._class(settings.from_dict(fields), **self._arguments)
         except Exception as error:  # a malicious configuration may make transformers raise anything
             raise CheckpointError(f"{self._where}.config: {type(error).__name__}: {error}") from error

@@ -97,7 +97,8 @@ def _hugging_face(config: Configuration, folder: Path) -> HuggingFaceModel:
         raise CheckpointError(f"{folder} does not state its model class; pass the architecture to load() as model=")
     where = f"{folder / CONFIG}: model"
     try:
-        return HuggingFaceModel(config.model.name, config.model.config, config.model.generation, where)
+        model = config.model
+        return HuggingFaceModel(model.name, model.config, model.generation, where, model.arguments)
     except RecursionError as error:
         raise CheckpointError(f"{where}.config is nested too deeply") from error
 

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn.utils.parametrize import is_parametrized
 
 from mpochain.checkpoint.configuration import CONFIG, TENSORS, VERSION, is_checkpoint
+from mpochain.checkpoint.elements import require_storable
 from mpochain.checkpoint.hugging_face import described
 from mpochain.errors import ArgumentError, OutputError
 from mpochain.nn import LAYERS, CompressedLayer
@@ -48,7 +49,7 @@ def save(model: nn.Module, folder: Path | str) -> Path:
         ...     sorted(file.suffix for file in save(model, folder).iterdir())
         ['.json', '.safetensors']
     """
-    layers = {name: _entry(layer, name) for name, layer in compressed_layers(model).items()}
+    layers = _entries(model)
     folder = Path(folder)
     require_replaceable(folder)
     with replaced_together(folder, outdated=is_outdated) as new:
@@ -63,7 +64,7 @@ def write_checkpoint(model: nn.Module, folder: Path) -> None:
         ArgumentError: a compressed layer that :func:`mpochain.load` could not load.
         OutputError: the files cannot be written.
     """
-    _write(model, {name: _entry(layer, name) for name, layer in compressed_layers(model).items()}, folder)
+    _write(model, _entries(model), folder)
 
 
 def is_outdated(name: str) -> bool:
@@ -77,7 +78,7 @@ def _write(model: nn.Module, layers: dict[str, Any], folder: Path) -> None:
     buffers = _unlisted_buffers(model) if hugging_face is None else {}
     partial = folder / "model.safetensors"
     with output_errors(folder):
-        save_file({name: value.contiguous() for name, value in (tensors | buffers).items()}, partial)
+        save_file(_apart(tensors | buffers), partial)
         sha256 = sha256_of(partial)
         name = f"model-{sha256[:16]}.safetensors"
         partial.rename(folder / name)
@@ -92,6 +93,12 @@ def _write(model: nn.Module, layers: dict[str, Any], folder: Path) -> None:
         "model": hugging_face,
     }
     write_bytes(folder / CONFIG, (json.dumps(config, indent=1) + "\n").encode())
+
+
+def _entries(model: nn.Module) -> dict[str, Any]:
+    """The entries of all compressed layers, after a check that a checkpoint can hold the model."""
+    require_storable(model)
+    return {name: _entry(layer, name) for name, layer in compressed_layers(model).items()}
 
 
 def _entry(layer: CompressedLayer, name: str) -> dict[str, Any]:
@@ -150,8 +157,20 @@ def _tensors(model: nn.Module) -> tuple[dict[str, Tensor], dict[str, str]]:
     return tensors, tied
 
 
+def _apart(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The same tensors without shared memory, which a file cannot hold: parts of a larger tensor are copied."""
+    seen: set[int] = set()
+    apart = {}
+    for name, value in tensors.items():
+        value = value.contiguous()
+        place = value.untyped_storage().data_ptr()
+        apart[name] = value.clone() if place in seen else value
+        seen.add(place)
+    return apart
+
+
 def _unlisted_buffers(model: nn.Module) -> dict[str, Tensor]:
-    """Buffers that the state dict leaves out, each tensor of its own, since a file cannot hold shared memory."""
+    """Buffers that the state dict leaves out."""
     listed = model.state_dict()
     buffers = model.named_buffers(remove_duplicate=False)
-    return {name: value.clone() for name, value in buffers if name not in listed and value.device.type != "meta"}
+    return {name: value for name, value in buffers if name not in listed and value.device.type != "meta"}
