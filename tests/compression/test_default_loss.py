@@ -35,6 +35,22 @@ def test_one_output_keeps_its_value(last):
     assert float((model(x).detach() - expected).norm() / expected.norm()) < 0.2
 
 
+@pytest.mark.parametrize("outputs", [2, 3, 8])
+@pytest.mark.parametrize("scale", [0.01, 1.0, 100.0])
+def test_a_regression_keeps_its_values(outputs, scale):
+    x, noise = rows(), torch.randn(300, outputs, generator=torch.Generator().manual_seed(2))
+    errors = []
+    for loss in (None, lambda y: (y * noise).sum() / scale):  # the second is a squared error
+        model = net(outputs)
+        with torch.no_grad():
+            model[2].weight.mul_(scale)
+            model[2].bias.mul_(scale)
+            expected = model(x)
+        mpo.compress(model, 0.8, calibration=[x], loss=loss)
+        errors.append(float((model(x).detach() - expected).norm() / expected.norm()))
+    assert 0 < errors[0] < 1.2 * errors[1]
+
+
 class Named(nn.Module):
     """Wraps a net so that its output has a name."""
 
@@ -49,7 +65,7 @@ class Named(nn.Module):
 @pytest.mark.parametrize(
     ("model", "loss"),
     [
-        (lambda: net(7), "cross-entropy of the output (7 classes)"),
+        (lambda: net(7), "cross-entropy and squared error of the output (7 classes or features)"),
         (lambda: net(7, nn.Softmax(-1)), "cross-entropy of the output (7 classes, read as probabilities)"),
         (lambda: net(16), "squared error of the output (16 features)"),  # the shape of the input
         (lambda: Named(net(7), nn.functional.normalize), "squared error of the output (7 features)"),
@@ -63,7 +79,10 @@ class Named(nn.Module):
             lambda: Named(net(7), lambda y: {"logits": y}, problem_type="multi_label_classification"),
             "binary cross-entropy of logits (7 labels)",
         ),
-        (lambda: Named(net(7), lambda y: (y.sum(), y)), "cross-entropy of the output (7 classes)"),
+        (
+            lambda: Named(net(7), lambda y: (y.sum(), y)),
+            "cross-entropy and squared error of the output (7 classes or features)",
+        ),
         (lambda: Named(net(7), lambda y: y.square().sum()), "the output itself, a scalar"),
         (lambda: Named(net(8), lambda y: y.view(-1, 2, 2, 2)), "squared error of the output (2 features)"),
     ],

@@ -20,8 +20,9 @@ class DefaultLoss:
 
     Classes and tokens get cross-entropy, several labels per input binary cross-entropy, and numbers (regression, a
     single logit, embeddings, hidden states) half the squared error relative to their root mean square in the first
-    batch. Cross-entropy over a single class would have no gradient. What an output means is decided with the first
-    batch, see :func:`mpochain.compression.statistics.outputs.model_outputs`.
+    batch. What may be either gets the sum of both: cross-entropy does not see a common shift of all outputs, so a
+    regression would lose a direction, and with a single output everything. What an output means is decided with the
+    first batch, see :func:`mpochain.compression.statistics.outputs.model_outputs`.
 
     Args:
         model: the model.
@@ -81,7 +82,8 @@ class DefaultLoss:
             rows = values.detach().double().reshape(-1, values.shape[-1])
             rows = rows if kept is None else rows[kept.to(rows.device)]
             self._scales[part.name] = float(rows.square().mean().sqrt()) or 1.0 if len(rows) else 1.0
-        return sampled_values(values, kept, self._scales[part.name], self._generator)
+        squared = sampled_values(values, kept, self._scales[part.name], self._generator)
+        return squared + sampled_classes(values, kept, self._generator) if meaning == "either" else squared
 
     def _described(self, part: ModelOutput) -> str:
         size = part.values.shape[-1] if part.values.ndim else 1
@@ -90,6 +92,7 @@ class DefaultLoss:
             "probabilities": f"cross-entropy of {part} ({size:,} classes, read as probabilities)",
             "labels": f"binary cross-entropy of {part} ({size:,} labels)",
             "values": f"squared error of {part} ({size:,} feature{'s' * (size > 1)})",
+            "either": f"cross-entropy and squared error of {part} ({size:,} classes or features)",
             "loss": f"{part} itself, a scalar",
         }[self._meanings[part.name]]
 

@@ -13,7 +13,7 @@ from mpochain.errors import DTypeError
 
 __all__ = ["Meaning", "ModelOutput", "model_outputs"]
 
-Meaning = Literal["classes", "probabilities", "labels", "values", "loss"]
+Meaning = Literal["classes", "probabilities", "labels", "values", "either", "loss"]
 
 # Outputs that hold no prediction: states for the next call, and what is computed on the way.
 _NO_PREDICTIONS = ("loss", "past_key_values", "cache_params", "hidden_states", "attentions", "mems")
@@ -44,8 +44,9 @@ def model_outputs(model: nn.Module, output: Any, arguments: Mapping[str, Any]) -
     """Predictions among the outputs of a model, each ``(..., features)``.
 
     Outputs named ``logits``, or whose names contain it, are classes; all other named outputs are values. An output
-    without a name is classes, unless it has a single feature, more than three axes, the shape of the model's input
-    or rows of norm 1: then it is values. Rows that are not negative and sum to 1 are probabilities of classes.
+    without a name is values if it has a single feature, more than three axes, the shape of the model's input or rows of
+    norm 1. It is classes if they are as many as the tokens of an embedding, and probabilities of classes if its rows
+    are not negative and sum to 1. Otherwise it may be either.
 
     Args:
         model: the model, whose configuration may name the kind of problem; not called.
@@ -73,13 +74,15 @@ def model_outputs(model: nn.Module, output: Any, arguments: Mapping[str, Any]) -
         values = tensor[:, None] if tensor.ndim == 1 else tensor
         if is_logits and values.ndim == 4:  # classes of pixels, (n, classes, height, width)
             values = values.movedim(1, -1)
-        parts.append(ModelOutput(name, values, _meaning(name, values, is_logits, problem, arguments)))
+        parts.append(ModelOutput(name, values, _meaning(model, name, values, is_logits, problem, arguments)))
     if not parts:
         raise DTypeError(f"{type(output).__name__} holds no tensor of floating point numbers; give loss=")
     return parts
 
 
-def _meaning(name: str, values: Tensor, is_logits: bool, problem: str | None, arguments: Mapping[str, Any]) -> Meaning:
+def _meaning(
+    model: nn.Module, name: str, values: Tensor, is_logits: bool, problem: str | None, arguments: Mapping[str, Any]
+) -> Meaning:
     if values.shape[-1] == 1 or problem == "regression":
         return "values"
     if is_logits:
@@ -94,7 +97,8 @@ def _meaning(name: str, values: Tensor, is_logits: bool, problem: str | None, ar
         return "values"
     if bool((rows >= 0).all() and ((rows.sum(-1) - 1).abs() < _TOLERANCE).all()):
         return "probabilities"
-    return "classes"
+    vocabularies = {getattr(module, "num_embeddings", None) for module in model.modules()}
+    return "classes" if values.shape[-1] in vocabularies else "either"
 
 
 def _predictions(output: Any) -> Iterator[tuple[str, Tensor]]:
