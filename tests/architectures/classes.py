@@ -11,8 +11,6 @@ KINDS = {
     "causal language models": "CAUSAL_LM",
     "sequence to sequence": "SEQ_TO_SEQ_CAUSAL_LM",
     "masked language models": "MASKED_LM",
-    "sequence classification": "SEQUENCE_CLASSIFICATION",
-    "token classification": "TOKEN_CLASSIFICATION",
     "image classification": "IMAGE_CLASSIFICATION",
     "images by texts": "ZERO_SHOT_IMAGE_CLASSIFICATION",
     "segmentation": "SEMANTIC_SEGMENTATION",
@@ -23,6 +21,8 @@ KINDS = {
     "speech to text": "SPEECH_SEQ_2_SEQ",
     "speech, CTC": "CTC",
     "sound classification": "AUDIO_CLASSIFICATION",
+    "sequence classification": "SEQUENCE_CLASSIFICATION",
+    "token classification": "TOKEN_CLASSIFICATION",
 }
 
 
