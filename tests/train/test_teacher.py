@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import copy
+import errno
 import json
 import math
+import os
 
 import pytest
 import torch
@@ -181,8 +183,28 @@ class TestCache:
         with pytest.raises(MPOError, match="is damaged: its files"):
             TeacherCache(tmp_path, data, V, {})
         (tmp_path / "teacher.json").write_text("{")
-        with pytest.raises(MPOError, match="cannot cache the teacher's logits"):
+        with pytest.raises(MPOError, match="is damaged: teacher.json"):
             TeacherCache(tmp_path, data, V, {})
+
+    def test_damaged_logits_are_missing(self, tmp_path):
+        data, indices = Windows.of(windows(4)), torch.tensor([0, 1, 2])
+        TeacherCache(tmp_path, data, V, {}).put(indices, torch.randn(3, 12, V))
+        content = bytearray((tmp_path / "logits.f16").read_bytes())
+        content[2 * 12 * V] ^= 1  # the first byte of the second window
+        (tmp_path / "logits.f16").write_bytes(content)
+        assert TeacherCache(tmp_path, data, V, {}).missing(indices).tolist() == [1]
+        assert [file.name for file in tmp_path.iterdir() if file.name[0] == "."] == []
+
+    def test_a_disk_that_fills_up(self, tmp_path, monkeypatch):
+        cache = TeacherCache(tmp_path, Windows.of(windows(4)), V, {})
+
+        def full(descriptor, content, offset):
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+        monkeypatch.setattr(os, "pwrite", full)
+        with pytest.raises(MPOError, match="No space left on device; free some space"):
+            cache.put(torch.tensor([0]), torch.zeros(1, 12, V))
+        assert cache.missing(torch.tensor([0])).tolist() == [0]
 
     def test_a_full_disk(self, tmp_path):
         with pytest.raises(MPOError, match="more than the free space on the disk of"):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +41,7 @@ from mpochain.surgery.finding import require_module
 from mpochain.surgery.replacement import replace_layers
 from mpochain.surgery.wrappers import unwrapped
 from mpochain.system.extensions import errors_named
+from mpochain.system.folders import folder_lock
 from mpochain.system.progress import TimeLeft
 
 __all__ = ["compress"]
@@ -121,7 +123,7 @@ def compress(
         NonFiniteError: activations or weights are NaN or infinite; the message names the layer.
         FactorizationError: a matrix could not be factorised; the message names the layer.
         CheckpointError: the checkpoint is damaged, or belongs to a run with other weights, data or arguments.
-        OutputError: the checkpoint cannot be written.
+        OutputError: the checkpoint cannot be written, or another process uses it.
 
     Example:
         >>> model = nn.Sequential(nn.Linear(32, 64), nn.ReLU(), nn.Linear(64, 8))
@@ -130,7 +132,7 @@ def compress(
         (True, InterpolativeLinear(32 -> 64, rank ..., bias=True))
     """
     # Layers built in inference mode could never be trained.
-    with logged_to(log), torch.inference_mode(False):
+    with logged_to(log), torch.inference_mode(False), _alone(None if dry_run else checkpoint):
         began = time.perf_counter()
         require_module(model)
         model = unwrapped(model)
@@ -217,6 +219,13 @@ def compress(
             shared=tuple(selected.left_out.items()),
             held_out=None if aside is None or dry_run else compared(model, builder.built, calibration or (), aside),
         )
+
+
+def _alone(checkpoint: Path | str | CompressionState | None) -> AbstractContextManager[Any]:
+    """Be the only process that writes to a checkpoint; who opened the state already sees to that."""
+    if checkpoint is None or isinstance(checkpoint, CompressionState):
+        return nullcontext()
+    return folder_lock(Path(checkpoint))
 
 
 def _require_consistent(method: Method, budget: float | str | None, sequential: bool) -> None:

@@ -9,6 +9,7 @@ import json
 import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -181,8 +182,17 @@ def open_state(
         "sequential": sequential,
         "loss": None if loss is None else f"{loss.__module__}:{getattr(loss, '__qualname__', type(loss).__qualname__)}",
         "seed": seed,
+        # Layers of another version may be chosen or built differently.
+        "version of mpochain": _version(),
     }
     return CompressionState(Path(folder), identity)
+
+
+def _version() -> str | None:
+    try:
+        return version("mpochain")
+    except PackageNotFoundError:
+        return None
 
 
 def _shown(value: Any) -> str:

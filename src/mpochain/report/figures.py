@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -9,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from mpochain.errors import MissingDependencyError
+from mpochain.system.files import write_bytes
 
 __all__ = ["Series", "bars", "draw", "require_matplotlib"]
 
@@ -195,4 +197,6 @@ def _finish(figure: Any, plot: Any, path: Path, note: str, *, beside: bool) -> N
     plot.legend(frameon=False, **({"loc": "upper left", "bbox_to_anchor": (1.0, 1.0)} if beside else {}))
     if note:
         figure.supxlabel(note, fontsize=6, color="#555555")
-    figure.savefig(path, dpi=150)
+    content = io.BytesIO()
+    figure.savefig(content, dpi=150)
+    write_bytes(path, content.getvalue())

@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import json
+import math
+import os
 import shutil
+import weakref
+import zlib
 from collections.abc import Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass, field
@@ -16,7 +20,9 @@ from torch import Tensor, nn
 
 from mpochain.errors import CheckpointError, OutputError
 from mpochain.surgery.calls import logits_of, predictions_of
+from mpochain.system.faults import output_errors
 from mpochain.system.files import require_writable, write_bytes
+from mpochain.system.locks import locked
 from mpochain.train.attention import attentions_of
 from mpochain.train.config import FinetuneConfig
 from mpochain.train.data import TrainingData
@@ -25,8 +31,10 @@ from mpochain.train.windows import Windows
 
 __all__ = ["Outputs", "Teacher", "TeacherCache", "autocast", "outputs_of"]
 
-# Files of a cache: its identity, the log-probabilities, and flags of the windows that are filled.
-_IDENTITY, _VALUES, _FILLED = "teacher.json", "logits.f16", "held.u1"
+# Files of a cache: its identity, the log-probabilities, and the checksums of the windows that are filled.
+_IDENTITY, _VALUES, _CHECKSUMS = "teacher.json", "logits.f16", "checksums.u4"
+# Seconds to wait for another process that begins the same cache.
+_LONGEST_WAIT = 60.0
 
 
 @dataclass(frozen=True)
@@ -122,17 +130,18 @@ class TeacherCache:
     def __init__(self, folder: Path, windows: Windows, vocabulary: int, identity: Mapping[str, Any]) -> None:
         shape = len(windows), windows.length, vocabulary
         size = 2 * len(windows) * windows.length * vocabulary
-        record = {"format": 1, "shape": list(shape), "windows": windows.sha256(), **identity}
+        record = {"format": 2, "shape": list(shape), "windows": windows.sha256(), **identity}
         require_writable(folder)
         file = folder / _IDENTITY
-        try:
+        with locked(folder / ".mpochain-lock", folder, wait=_LONGEST_WAIT), output_errors(folder):
             if file.exists():
-                if json.loads(file.read_text()) != record:
+                if _read_record(file) != record:
                     raise CheckpointError(
                         f"{folder} caches the logits of another teacher or of other windows; name another folder, or "
                         "remove it"
                     )
-                if (folder / _VALUES).stat().st_size != size or (folder / _FILLED).stat().st_size != len(windows):
+                stored = [(folder / name).stat().st_size for name in (_VALUES, _CHECKSUMS) if (folder / name).exists()]
+                if stored != [size, 4 * len(windows)]:
                     raise CheckpointError(f"{folder} is damaged: its files do not match the shape {shape}; remove it")
             else:
                 if shutil.disk_usage(folder).free < size:
@@ -140,28 +149,78 @@ class TeacherCache:
                         f"the teacher's logits of {len(windows)} windows take {size / 2**30:.1f} GiB, more than the "
                         f"free space on the disk of {folder}; use fewer windows, or no cache"
                     )
-                for name, length in ((_VALUES, size), (_FILLED, len(windows))):
+                for name, length in ((_VALUES, size), (_CHECKSUMS, 4 * len(windows))):
                     with (folder / name).open("wb") as empty:
                         empty.truncate(length)
                 write_bytes(file, (json.dumps(record) + "\n").encode())
-            self._values = np.memmap(folder / _VALUES, np.float16, "r+", shape=shape)
-            self._filled = np.memmap(folder / _FILLED, np.uint8, "r+", shape=shape[:1])
-        except (OSError, ValueError) as error:
-            raise CheckpointError(f"cannot cache the teacher's logits in {folder}: {error}") from error
+            self._values, self._checksums = (os.open(folder / name, os.O_RDWR) for name in (_VALUES, _CHECKSUMS))
+        for descriptor in (self._values, self._checksums):
+            weakref.finalize(self, os.close, descriptor)
+        self._folder, self._shape = folder, shape[1:]
+        # Windows whose values have been compared with their checksum.
+        self._verified: set[int] = set()
 
     def missing(self, indices: Tensor) -> Tensor:
-        """Return the positions within ``indices (n,)`` of the windows that have no logits yet."""
-        return torch.from_numpy(np.flatnonzero(self._filled[indices.cpu().numpy()] == 0))
+        """Return the positions within ``indices (n,)`` of the windows that have no logits yet, or damaged ones."""
+        return torch.tensor(
+            [place for place, row in enumerate(indices.tolist()) if not self._holds(row)], dtype=torch.long
+        )
 
     def get(self, indices: Tensor) -> Tensor:
         """Return log-probabilities ``(n, length, V)``, float16, of windows ``(n,)``; none of them may be missing."""
-        return torch.from_numpy(np.ascontiguousarray(self._values[indices.cpu().numpy()]))
+        rows = [np.frombuffer(self._read(row), np.float16).reshape(self._shape) for row in indices.tolist()]
+        return torch.from_numpy(np.stack(rows))
 
     def put(self, indices: Tensor, logits: Tensor) -> None:
-        """Store the logits ``(n, length, V)`` of windows ``(n,)`` as log-probabilities."""
-        rows = indices.cpu().numpy()
+        """Store the logits ``(n, length, V)`` of windows ``(n,)`` as log-probabilities.
+
+        Raises:
+            OutputError: the disk is full.
+        """
         # A log-probability below the range of float16 means a probability of zero.
         lowest = torch.finfo(torch.float16).min
-        self._values[rows] = logits.detach().float().log_softmax(-1).clamp_min(lowest).half().cpu().numpy()
-        # The flag is set last, so that a kill in between leaves the window missing.
-        self._filled[rows] = 1
+        values = logits.detach().float().log_softmax(-1).clamp_min(lowest).half().cpu().numpy()
+        with output_errors(self._folder):
+            for row, window in zip(indices.tolist(), values, strict=True):
+                content = window.tobytes()
+                # Written to the files themselves: a mapped file on a full disk would kill the process.
+                _write_at(self._values, content, row * len(content))
+                # The checksum is set last, so that a kill in between leaves the window missing.
+                _write_at(self._checksums, _checksum(content), 4 * row)
+                self._verified.add(row)
+
+    def _holds(self, row: int) -> bool:
+        if row not in self._verified:
+            checksum = os.pread(self._checksums, 4, 4 * row)
+            if checksum != bytes(4) and checksum == _checksum(self._read(row)):
+                self._verified.add(row)
+        return row in self._verified
+
+    def _read(self, row: int) -> bytes:
+        size = 2 * math.prod(self._shape)
+        content = b""
+        while len(content) < size:
+            part = os.pread(self._values, size - len(content), row * size + len(content))
+            if not part:
+                raise CheckpointError(f"{self._folder} is damaged: its files became shorter; remove it")
+            content = content + part if content else part
+        return content
+
+
+def _read_record(file: Path) -> Any:
+    try:
+        return json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise CheckpointError(f"{file.parent} is damaged: {file.name}: {error}; remove it") from error
+
+
+def _checksum(content: bytes) -> bytes:
+    """CRC-32 in 4 bytes; never zero, which marks a window that is missing."""
+    return (zlib.crc32(content) or 1).to_bytes(4, "little")
+
+
+def _write_at(descriptor: int, content: bytes, offset: int) -> None:
+    view = memoryview(content)
+    while view:
+        written = os.pwrite(descriptor, view, offset)
+        view, offset = view[written:], offset + written

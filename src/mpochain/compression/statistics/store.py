@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Iterable, Mapping
 from dataclasses import fields
 from pathlib import Path
@@ -14,6 +13,7 @@ from torch import Tensor
 from mpochain.compression.state_files import part_name, part_of, read_part, read_sealed, write_part, write_sealed
 from mpochain.compression.statistics.moments import Moments
 from mpochain.errors import CheckpointError, OutputError
+from mpochain.system.temporary import TemporaryFolder
 
 __all__ = ["MomentStore"]
 
@@ -40,9 +40,9 @@ class MomentStore:
     """
 
     def __init__(self, *, on_disk: bool, folder: Path | None = None) -> None:
-        self._temporary = tempfile.TemporaryDirectory(prefix="mpochain-") if on_disk and folder is None else None
+        self._temporary = TemporaryFolder() if on_disk and folder is None else None
         self._kept = folder is not None
-        self._folder = folder if self._temporary is None else Path(self._temporary.name)
+        self._folder = folder if self._temporary is None else self._temporary.path
         self.on_disk = on_disk
         self._held: dict[str, Moments] = {}
         self._names: set[str] = set()  # of the layers whose moments are in files
@@ -57,7 +57,7 @@ class MomentStore:
     ) -> None:
         self._held, self._names = {}, set()
         if self._temporary is not None:
-            self._temporary.cleanup()
+            self._temporary.remove()
 
     @property
     def bytes_in_memory(self) -> int:
