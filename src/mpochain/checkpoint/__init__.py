@@ -7,7 +7,7 @@ are replaced in one step, so a process killed at any moment leaves either the ol
 from mpochain.checkpoint.configuration import is_checkpoint
 from mpochain.checkpoint.contents import Contents, StoredLayer, contents
 from mpochain.checkpoint.loading import load
-from mpochain.checkpoint.saving import is_outdated, require_replaceable, save, write_checkpoint
+from mpochain.checkpoint.saving import is_outdated, require_no_other_model, require_replaceable, save, write_checkpoint
 
 __all__ = [
     "Contents",
@@ -16,6 +16,7 @@ __all__ = [
     "is_checkpoint",
     "is_outdated",
     "load",
+    "require_no_other_model",
     "require_replaceable",
     "save",
     "write_checkpoint",

@@ -23,7 +23,7 @@ from mpochain.system.folders import replaced_together
 from mpochain.system.paths import require_path
 from mpochain.system.reading import sha256_of
 
-__all__ = ["is_outdated", "require_replaceable", "save", "write_checkpoint"]
+__all__ = ["is_outdated", "require_no_other_model", "require_replaceable", "save", "write_checkpoint"]
 
 
 def save(model: nn.Module, folder: Path | str) -> Path:
@@ -51,7 +51,7 @@ def save(model: nn.Module, folder: Path | str) -> Path:
     """
     layers = _entries(model)
     folder = Path(folder)
-    require_replaceable(folder)
+    require_no_other_model(folder)
     with replaced_together(folder, outdated=is_outdated) as new:
         _write(model, layers, new)
     return folder
@@ -135,11 +135,20 @@ def require_replaceable(folder: Path) -> Path:
     Raises:
         OutputError: the folder cannot be written, or holds a model that is no checkpoint of this library.
     """
+    require_no_other_model(folder)
+    return require_writable(folder)
+
+
+def require_no_other_model(folder: Path) -> None:
+    """Check that a folder, if it exists, holds no model but a checkpoint of this library.
+
+    Raises:
+        OutputError: it holds another model.
+    """
     if (require_path(folder) / CONFIG).exists() and not is_checkpoint(folder):
         raise OutputError(
             f"{folder} holds another model, whose {CONFIG} would be replaced; name another folder, or remove it"
         )
-    return require_writable(folder)
 
 
 def _tensors(model: nn.Module) -> tuple[dict[str, Tensor], dict[str, str]]:

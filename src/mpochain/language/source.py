@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from mpochain.checkpoint import is_checkpoint, is_outdated, load, require_replaceable, write_checkpoint
+from mpochain.checkpoint import is_checkpoint, is_outdated, load, require_no_other_model, write_checkpoint
 from mpochain.errors import ArgumentError, CheckpointError, MissingDependencyError, OutputError
 from mpochain.language.companions import read_companions, write_companions
 from mpochain.language.pretrained import is_hub_name, read_dense, read_tokenizer, require_readable
@@ -131,7 +131,7 @@ def save_language_model(
     Raises:
         OutputError: the folder is not writable, or another process writes to it.
     """
-    require_replaceable(folder)
+    require_no_other_model(folder)
     replaced = (lambda name: name == _COMPANIONS, is_outdated, outdated)
     with replaced_together(folder, outdated=lambda name: any(test(name) for test in replaced)) as new:
         language.tokenizer.save_pretrained(new / _TOKENIZER)
