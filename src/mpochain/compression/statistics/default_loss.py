@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -14,15 +15,18 @@ from mpochain.surgery.masks import Masks
 
 __all__ = ["DefaultLoss"]
 
+# Predictions whose cross-entropy has gradients of less power are certain, or no classes.
+_LEAST_POWER = 1e-6
+
 
 class DefaultLoss:
     """Loss to targets sampled from the model's own predictions, one term per output.
 
     Classes and tokens get cross-entropy, several labels per input binary cross-entropy, and numbers (regression, a
     single logit, embeddings, hidden states) half the squared error relative to their root mean square in the first
-    batch. What may be either gets the sum of both: cross-entropy does not see a common shift of all outputs, so a
-    regression would lose a direction, and with a single output everything. What an output means is decided with the
-    first batch, see :func:`mpochain.compression.statistics.outputs.model_outputs`.
+    batch. What may be either gets the sum of both, with gradients of equal power: cross-entropy does not see a common
+    shift of all outputs, so a regression would lose a direction, and with a single output everything. What an output
+    means is decided with the first batch, see :func:`mpochain.compression.statistics.outputs.model_outputs`.
 
     Args:
         model: the model.
@@ -80,8 +84,7 @@ class DefaultLoss:
             return sampled_labels(values, kept, self._generator)
         if part.name not in self._scales:
             rows = values.detach().double().reshape(-1, values.shape[-1])
-            rows = rows if kept is None else rows[kept.to(rows.device)]
-            self._scales[part.name] = float(rows.square().mean().sqrt()) or 1.0 if len(rows) else 1.0
+            self._scales[part.name] = _scale(rows if kept is None else rows[kept.to(rows.device)], meaning)
         squared = sampled_values(values, kept, self._scales[part.name], self._generator)
         return squared + sampled_classes(values, kept, self._generator) if meaning == "either" else squared
 
@@ -95,6 +98,21 @@ class DefaultLoss:
             "either": f"cross-entropy and squared error of {part} ({size:,} classes or features)",
             "loss": f"{part} itself, a scalar",
         }[self._meanings[part.name]]
+
+
+def _scale(rows: Tensor, meaning: Meaning) -> float:
+    """Standard deviation of sampled values around rows ``(n, features)``: their root mean square.
+
+    For rows that may be classes, so that the gradients of both losses have the same power: that of cross-entropy to
+    sampled labels is ``1 - sum_k p_k^2``.
+    """
+    if not len(rows):
+        return 1.0
+    if meaning == "either":
+        power = float((1 - rows.softmax(-1).square().sum(-1)).mean())
+        if power > _LEAST_POWER:
+            return math.sqrt(rows.shape[1] / power)
+    return float(rows.square().mean().sqrt()) or 1.0
 
 
 def _predicts_next(model: nn.Module) -> bool:
