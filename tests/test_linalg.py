@@ -118,6 +118,27 @@ def test_singular_systems_have_the_solution_of_least_norm():
     close(linalg.solve(np.zeros((2, 2)), np.ones((2, 1))), np.zeros((2, 1)))
 
 
+@pytest.mark.parametrize("fails", [False, True])
+def test_pivoted_qr_and_triangular_systems_have_other_routines(monkeypatch, fails):
+    import scipy.linalg
+
+    def fail(*args, **kwargs):
+        raise np.linalg.LinAlgError("failed")
+
+    if fails:
+        monkeypatch.setattr(scipy.linalg, "qr", fail)
+        monkeypatch.setattr(scipy.linalg, "solve_triangular", fail)
+    random = np.random.default_rng(0)
+    for x in (random.normal(size=(4, 7)), random.normal(size=(7, 4)), random.normal(size=(5, 2)) @ np.ones((2, 6))):
+        triangle, order = linalg.pivoted_qr(x)
+        np.testing.assert_allclose(triangle.T @ triangle, x[:, order].T @ x[:, order], atol=1e-10)
+        sizes = np.abs(np.diagonal(triangle))
+        assert (sizes[:-1] >= sizes[1:] - 1e-12).all()
+        assert np.allclose(np.tril(triangle, -1), 0)
+    triangle = np.triu(random.normal(size=(4, 4))) + 4 * np.eye(4)
+    np.testing.assert_allclose(triangle @ linalg.solve_triangular(triangle, x[:4, :2]), x[:4, :2], atol=1e-12)
+
+
 def test_running_out_of_memory_is_not_taken_for_a_failure(monkeypatch):
     def fail(*args, **kwargs):
         raise RuntimeError("not enough memory: you tried to allocate 1 TB")

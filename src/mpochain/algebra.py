@@ -7,8 +7,8 @@ from abc import abstractmethod
 from collections.abc import Iterable
 from typing import Any, Self
 
-from mpochain.arrays import Array, cast, namespace, promoted
-from mpochain.decomposition import direct_product, direct_sum, multiplied
+from mpochain.arrays import Array, ldexp, namespace, promoted
+from mpochain.decomposition import direct_product, direct_sum, held, multiplied
 from mpochain.errors import ShapeError, SpecError
 from mpochain.spec import ChainSpec
 
@@ -52,8 +52,8 @@ class ChainAlgebra:
         """A copy with some attributes changed."""
 
     @abstractmethod
-    def norm(self) -> float:
-        """Frobenius norm of the matrix."""
+    def _unit_norm(self) -> tuple[float, int]:
+        """Frobenius norm of the matrix as a number and a power of two."""
 
     def __matmul__(self, other: Any) -> Any:
         """``W @ other``: a vector ``(in,)``, a matrix ``(in, n)``, a stack of matrices ``(..., in, n)``, or a chain.
@@ -120,12 +120,12 @@ class ChainAlgebra:
         first, second = ([promoted(core, "core") for core in chain.cores] for chain in (self, other))
         cores = direct_product(first, second, a.in_features)
         spec = ChainSpec(a.out_dims, b.in_dims, out_features=a.out_features, in_features=b.in_features)
-        cores = [cast(core, self.cores[0]) for core in cores]
-        product = self.from_cores(cores, spec)
-        if not self.relative_error and not other.relative_error:
+        product = self.from_cores(held(cores, self.cores[0]), spec)
+        a_lost, b_lost = self._lost_share(), other._lost_share()
+        if not a_lost and not b_lost:
             return product
-        own, others = self.norm(), other.norm()
-        return product._bounded((own + self._lost()) * (others + other._lost()) - own * others)
+        (a_norm, a_power), (b_norm, b_power) = self._unit_norm(), other._unit_norm()
+        return product._bounded((a_lost + b_lost + a_lost * b_lost) * a_norm * b_norm, a_power + b_power)
 
     def __add__(self, other: Self) -> Self:
         """The chain of the sum of both matrices; bonds add up, and are reduced to the attainable maximum.
@@ -141,7 +141,13 @@ class ChainAlgebra:
                 f"only chains with equal dims add up to one chain, got {a} and {b}; keep others as a tuple of terms"
             )
         total = self.from_cores(direct_sum(self.cores, other.cores), a)
-        return total._bounded(self._lost() + other._lost())
+        shares = self._lost_share(), other._lost_share()
+        if not any(shares):
+            return total
+        (a_norm, a_power), (b_norm, b_power) = self._unit_norm(), other._unit_norm()
+        power = max(a_power, b_power)
+        lost = ldexp(shares[0] * a_norm, a_power - power) + ldexp(shares[1] * b_norm, b_power - power)
+        return total._bounded(lost, power)
 
     def __mul__(self, factor: Any) -> Self:
         """The chain of the matrix times a number, which scales the first core.
@@ -150,8 +156,7 @@ class ChainAlgebra:
         """
         if not isinstance(factor, (int, float)) and getattr(factor, "ndim", None) != 0:
             return NotImplemented
-        cores = tuple(cast(core, self.cores[0]) for core in multiplied(self.cores, factor))
-        return self._changed(cores=cores)
+        return self._changed(cores=tuple(held(multiplied(self.cores, factor), self.cores[0])))
 
     __rmul__ = __mul__
 
@@ -161,18 +166,14 @@ class ChainAlgebra:
     def __sub__(self, other: Self) -> Self:
         return self + (-other)
 
-    def _lost(self) -> float:
-        """Upper bound of ``||before - chain||``, from the relative error: ``||before||`` is unknown, but bounded."""
-        if not self.relative_error:
-            return 0.0
-        remaining = 1.0 - self.relative_error
-        return self.relative_error / remaining * self.norm() if remaining > 0 else math.inf
+    def _lost_share(self) -> float:
+        """Upper bound of ``||before - chain|| / ||chain||``, from the error relative to ``||before||``."""
+        return self.relative_error / (1.0 - self.relative_error) if self.relative_error < 1.0 else math.inf
 
-    def _bounded(self, lost: float) -> Self:
-        """The chain with an upper bound of its relative error, from one of ``||before - chain||``."""
-        if not lost:
-            return self
+    def _bounded(self, lost: float, exponent: int) -> Self:
+        """The chain with a bound of its relative error, if ``||before - chain||`` is at most ``lost * 2**exponent``."""
+        size, power = self._unit_norm()
         # ``||before||`` is at least the norm of this chain less what was lost.
-        before = self.norm() - lost
+        before = ldexp(size, power - exponent) - lost
         bound = lost / before if before > 0 and math.isfinite(lost) else math.inf
         return self._changed(relative_error=bound, error_is_bound=True)

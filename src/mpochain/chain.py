@@ -9,7 +9,6 @@ from typing import Any
 from mpochain.algebra import ChainAlgebra
 from mpochain.arrays import (
     Array,
-    cast,
     dtype_name,
     in_range,
     ldexp,
@@ -25,6 +24,7 @@ from mpochain.decomposition import (
     check_cutoff,
     contracted,
     decomposed_by,
+    held,
     orthogonalize,
     orthogonalized,
     reduced,
@@ -113,7 +113,7 @@ class MPOChain(ChainAlgebra):
         features = spec.shape if spec is not None else (None, None)
         if ChainSpec.from_core_shapes(_shapes(cores)).clipped:
             precise = reduced([promoted(core, f"core {k}") for k, core in enumerate(cores)])
-            cores = tuple(cast(core, cores[0]) for core in precise)
+            cores = tuple(held(precise, cores[0]))
         return cls(cores, ChainSpec.from_core_shapes(_shapes(cores), *features))
 
     @classmethod
@@ -150,8 +150,7 @@ class MPOChain(ChainAlgebra):
         """
         result = decomposed_by(method, matrix, spec, cutoff=cutoff, tolerance=tolerance, seed=seed, name=name)
         # A cutoff may leave a bond larger than its smaller neighbour allows; from_cores reduces it.
-        chain = cls.from_cores(result.cores, spec)
-        chain = cls(chain.cores, chain.spec, result.relative_error)
+        chain = replace(cls.from_cores(result.cores, spec), relative_error=result.relative_error)
         # The discarded singular values include neither padding nor the rounding of a short type.
         return chain._with_exact_error(lambda: matrix) if chain._is_padded or chain._is_short else chain
 
@@ -202,7 +201,8 @@ class MPOChain(ChainAlgebra):
         """
         if not isinstance(center, int) or not 0 <= center < self.spec.sites:
             raise ArgumentError(f"center must be a site from 0 to {self.spec.sites - 1}, got {center!r}")
-        canonical = self._rebuilt(orthogonalize(self._promoted_cores(), center), self.relative_error)
+        cores = orthogonalize(self._promoted_cores(), center, like=self.cores[0])
+        canonical = self._rebuilt(cores, self.relative_error)
         return canonical._changed(error_is_bound=self.error_is_bound)
 
     def truncate(self, max_bond: int | None = None, *, cutoff: float | None = None) -> MPOChain:
@@ -241,11 +241,7 @@ class MPOChain(ChainAlgebra):
 
         Only a padded chain is made dense, to exclude the padding.
         """
-        if self._is_padded:
-            matrix, exponent = self._unit_matrix()
-            return ldexp(norm(matrix), exponent)
-        cores, exponent = orthogonalized(self._promoted_cores(), 0)
-        return ldexp(norm(cores[0]), exponent)
+        return ldexp(*self._unit_norm())
 
     def relative_error_to(self, matrix: Array) -> float:
         """``||matrix - chain|| / ||matrix||``, by dense subtraction.
@@ -275,6 +271,13 @@ class MPOChain(ChainAlgebra):
         """The chain with its error measured on the true matrix, without padding and with rounding."""
         return MPOChain(self.cores, self.spec, self.relative_error_to(matrix()))
 
+    def _unit_norm(self) -> tuple[float, int]:
+        if self._is_padded:
+            matrix, exponent = self._unit_matrix()
+            return norm(matrix), exponent
+        cores, exponent = orthogonalized(self._promoted_cores(), 0)
+        return norm(cores[0]), exponent
+
     def _changed(self, **changes: Any) -> MPOChain:
         return replace(self, **changes)
 
@@ -290,8 +293,7 @@ class MPOChain(ChainAlgebra):
         return cores
 
     def _rebuilt(self, cores: Sequence[Array], relative_error: float) -> MPOChain:
-        chain = MPOChain.from_cores(tuple(cast(core, self.cores[0]) for core in cores), self.spec)
-        return MPOChain(chain.cores, chain.spec, relative_error)
+        return replace(MPOChain.from_cores(held(cores, self.cores[0]), self.spec), relative_error=relative_error)
 
 
 def _shapes(cores: Iterable[Array]) -> tuple[tuple[int, ...], ...]:

@@ -16,7 +16,7 @@ import numpy as np
 from mpochain.arrays import Array, asarray, cast, in_range, namespace, peak, times_power_of_two, to_numpy
 from mpochain.errors import FactorizationError, NonFiniteError
 
-__all__ = ["eigh", "inverse", "named", "pivoted_qr", "qr", "solve", "svd", "svdvals"]
+__all__ = ["eigh", "inverse", "named", "pivoted_qr", "qr", "solve", "solve_triangular", "svd", "svdvals"]
 
 _Result = tuple[Array, ...]
 
@@ -125,24 +125,56 @@ def inverse(a: Array) -> Array:
 
 
 def pivoted_qr(x: np.ndarray[Any, Any]) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
-    """Triangle ``R (k, n)`` and column order ``(n,)`` of the QR decomposition with column pivoting.
-
-    Raises:
-        FactorizationError: the routine failed.
-    """
+    """Triangle ``R (k, n)`` and column order ``(n,)`` of ``x[:, order] = Q R``, the QR decomposition with pivoting."""
     # Imported here, since it would take a third of the import time of the package.
     import scipy.linalg
 
+    with contextlib.suppress(np.linalg.LinAlgError, ValueError, RuntimeError):
+        triangle, order = scipy.linalg.qr(x, mode="r", pivoting=True)
+        return triangle, order
+    return _pivoted_by_projections(x)
+
+
+def _pivoted_by_projections(x: np.ndarray[Any, Any]) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
+    """:func:`pivoted_qr` by Gram-Schmidt, each projection done twice for its rounding errors."""
     unit, exponent = in_range(x)
+    rest, order = unit.copy(), np.arange(unit.shape[1])
+    count = min(unit.shape)
+    triangle = np.zeros((count, unit.shape[1]))
+    for k in range(count):
+        sizes = np.linalg.norm(rest[:, k:], axis=0)
+        pivot = k + int(np.argmax(sizes))
+        for matrix in (rest, triangle):
+            matrix[:, [k, pivot]] = matrix[:, [pivot, k]]
+        order[[k, pivot]] = order[[pivot, k]]
+        size = np.linalg.norm(rest[:, k])
+        direction = rest[:, k] / (size or 1.0)
+        triangle[k, k] = size
+        for _ in range(2):
+            part = direction @ rest[:, k + 1 :]
+            triangle[k, k + 1 :] += part
+            rest[:, k + 1 :] -= np.outer(direction, part)
+    return times_power_of_two(triangle, exponent), order
+
+
+def solve_triangular(triangle: np.ndarray[Any, Any], b: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+    """Solution ``(n, k)`` of ``triangle x = b`` for an upper triangle ``(n, n)`` without zeros on its diagonal.
+
+    Raises:
+        FactorizationError: every routine failed.
+    """
+    import scipy.linalg
+
     failure: Exception | None = None
-    for matrix, power in ((x, 0), (unit, exponent)):
+    for routine in (scipy.linalg.solve_triangular, np.linalg.solve):
         try:
-            triangle, order = scipy.linalg.qr(matrix, mode="r", pivoting=True)
-        except (np.linalg.LinAlgError, ValueError) as error:
+            x: np.ndarray[Any, Any] = routine(triangle, b)
+        except (np.linalg.LinAlgError, ValueError, RuntimeError) as error:
             failure = error
         else:
-            return times_power_of_two(triangle, power), order
-    raise _failure("QR decomposition with pivoting", x, failure) from failure
+            if _finite(x):
+                return x
+    raise _failure("solution of a triangular system", triangle, failure) from failure
 
 
 def _first(

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
 
 import mpochain as mpo
+from mpochain.arrays import relative_distance
+from mpochain.nn.embeddings.fitting import fit_rows
 
 
 def _net(scale, dtype=torch.float32):
@@ -81,3 +84,28 @@ def test_a_form_that_its_type_cannot_hold_is_refused():
     x = torch.randn(64, 16).half() * 1e-5
     with pytest.raises(mpo.MPOError, match=r"0: the compressed form of its weight exceeds the range of torch.float16"):
         mpo.compress(net, 0.5, calibration=[x], loss=lambda y: y.square().sum(), method="interpolative")
+
+
+@pytest.mark.parametrize(("dtype", "scale"), [(torch.float32, 1e37), (torch.float32, 1e-38), (torch.float64, 1e150)])
+def test_tables_of_any_size_are_fitted_alike(dtype, scale):
+    torch.manual_seed(0)
+    table = torch.randn(12, 8, dtype=torch.float64).clamp(-2, 2)
+    errors = []
+    for factor, kind in ((1.0, torch.float64), (scale, dtype)):
+        embedding = nn.Embedding(12, 8, dtype=kind)
+        embedding.weight = nn.Parameter((table * factor).to(kind))
+        trains = mpo.TokenTrainEmbedding.from_embedding(embedding, 1)
+        torch.manual_seed(1)
+        units = mpo.EntangledEmbedding(12, 8, order=3, ranks=2, dtype=kind)
+        units.reset_parameters(factor)
+        chain = mpo.MPOEmbedding(12, 8, max_bond=2, dtype=kind)
+        chain.reset_parameters(factor)
+        assert fit_rows(chain, embedding.weight, iterations=4).error < 1
+        fit = fit_rows(units, embedding.weight, iterations=8)
+        assert fit.error == pytest.approx(_distance(units.weight, table * factor), rel=1e-4)
+        errors.append([fit.error, _distance(trains.weight, table * factor)])
+    np.testing.assert_allclose(errors[1], errors[0], rtol=2e-2)
+
+
+def _distance(weight, table):
+    return relative_distance(table.double(), weight.detach().double())

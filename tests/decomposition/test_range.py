@@ -143,3 +143,23 @@ def test_every_other_decomposition_scales_with_its_matrix(exponent):
     left, right = weighted_low_rank(scaled).factors(3)
     short = interpolative(left, right)
     np.testing.assert_allclose(np.ldexp(short.to_matrix(), -exponent), np.ldexp(left @ right, -exponent), atol=1e-9)
+
+
+def test_float16_chains_whose_norm_exceeds_float16():
+    matrix = torch.tensor(W * 6e4).half()
+    chain = decompose(matrix, SPEC)
+    assert chain.norm() > 65504
+    for result in (chain.truncate(2), chain.truncate(cutoff=0.5), chain * 0.5 + chain * 0.5):
+        assert all(core.isfinite().all() for core in result.cores)
+    assert chain.truncate(2).relative_error_to(chain.to_matrix()) < 1
+    with pytest.raises(MPOError, match="exceeds its element type"):
+        (chain * 2.0**5).canonicalize()
+    with pytest.raises(MPOError, match="exceed the range of float16"):
+        (chain @ chain.T) @ (chain @ chain.T)
+
+
+def test_an_underflow_makes_no_product_exact():
+    chain = decompose(np.ldexp(W, -1000), SPEC)
+    product = chain.T @ chain
+    assert product.error_is_bound
+    assert product.relative_error > 0

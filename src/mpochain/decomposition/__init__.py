@@ -27,7 +27,7 @@ from mpochain.decomposition.rounding import (
     right_unfolding,
     round_cores,
 )
-from mpochain.decomposition.scaling import core_std, equalised, equalised_rows, multiplied, scaled_to_first
+from mpochain.decomposition.scaling import core_std, equalised, equalised_rows, held, multiplied, scaled_to_first
 from mpochain.decomposition.splitting import KroneckerFactors, split_off, split_spec
 from mpochain.decomposition.sweep import Decomposition, check_cutoff, retained_rank
 from mpochain.decomposition.tt_svd import tt_svd
@@ -56,6 +56,7 @@ __all__ = [
     "equalised",
     "equalised_rows",
     "gram",
+    "held",
     "interleave",
     "interpolative",
     "interpolative_parameters",

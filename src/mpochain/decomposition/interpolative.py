@@ -28,7 +28,7 @@ from mpochain.arrays import (
     to_numpy,
 )
 from mpochain.errors import ShapeError
-from mpochain.linalg import pivoted_qr
+from mpochain.linalg import pivoted_qr, solve_triangular
 
 __all__ = ["Interpolation", "interpolative", "interpolative_parameters", "interpolative_rank"]
 
@@ -124,14 +124,11 @@ def interpolative(left: Array, right: Array) -> Interpolation:
     )
     require_finite(left64, "left")
     require_finite(right64, "right")
-    # Imported here, since it would take a third of the import time of the package.
-    import scipy.linalg
-
     triangle, order = pivoted_qr(to_numpy(left64).T)
     sizes = np.abs(np.diagonal(triangle))
     rank = max(int(np.count_nonzero(sizes > sizes[0] * np.finfo(np.float64).eps * len(order))), 1)
     if sizes[0] > 0:
-        coefficients = scipy.linalg.solve_triangular(triangle[:rank, :rank], triangle[:rank, rank:]).T
+        coefficients = solve_triangular(triangle[:rank, :rank], triangle[:rank, rank:]).T
     else:
         coefficients = np.zeros((len(order) - rank, rank))
     pivots = asarray(order[:rank].astype(np.int64), left64)

@@ -7,7 +7,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from mpochain.arrays import Array, in_range, ldexp, namespace, norm, times_power_of_two
+import numpy as np
+
+from mpochain.arrays import Array, cast, dtype_name, in_range, ldexp, namespace, norm, times_power_of_two
 from mpochain.decomposition.scaling import equalised
 from mpochain.decomposition.sweep import Decomposition, retained_rank
 from mpochain.errors import NonFiniteError
@@ -36,19 +38,27 @@ def _absorb_right(core: Array, matrix: Array) -> Array:
     return namespace(core).reshape(left_unfolding(core) @ matrix, (*core.shape[:3], -1))
 
 
-def orthogonalize(cores: Sequence[Array], center: int) -> list[Array]:
+def orthogonalize(cores: Sequence[Array], center: int, *, like: Array | None = None) -> list[Array]:
     """Canonical form of the same chain: cores are orthonormal on both sides of ``center`` (0-based), by QR.
 
     Bonds above the attainable ones are reduced without loss.
 
+    Args:
+        cores: arrays ``(r_left, out, in, r_right)``.
+        center: the site.
+        like: an array of the element type that has to hold the cores; by default that of the cores.
+
     Raises:
         NonFiniteError: the core at the center, which has the norm of the matrix, exceeds its element type.
     """
+    like = cores[center] if like is None else like
     cores, exponent = orthogonalized(cores, center)
-    if exponent:
-        cores[center] = times_power_of_two(cores[center], exponent)
-        xp = namespace(cores[center])
-        if not bool(xp.all(xp.isfinite(cores[center]))):
+    cores[center] = times_power_of_two(cores[center], exponent)
+    if exponent or dtype_name(like) == "float16":
+        xp = namespace(like)
+        with np.errstate(over="ignore"):
+            fits = bool(xp.all(xp.isfinite(cast(cores[center], like))))
+        if not fits:
             raise NonFiniteError(
                 f"the core at site {center} would have the norm of the whole matrix, which exceeds its element type; "
                 "use float64, or scale the matrix down first"

@@ -8,9 +8,10 @@ from typing import Any
 
 import numpy as np
 
-from mpochain.arrays import Array, in_range, namespace, norm, peak, times_power_of_two
+from mpochain.arrays import Array, cast, dtype_name, in_range, namespace, norm, peak, times_power_of_two
+from mpochain.errors import NonFiniteError
 
-__all__ = ["core_std", "equalised", "equalised_rows", "multiplied", "scaled_to_first"]
+__all__ = ["core_std", "equalised", "equalised_rows", "held", "multiplied", "scaled_to_first"]
 
 
 def core_std(bonds: Sequence[int], weight_std: float) -> float:
@@ -87,6 +88,33 @@ def equalised_rows(cores: Sequence[Array]) -> list[Array]:
         core * xp.reshape(common / size, (-1, *(1,) * (core.ndim - 1)))
         for core, size in zip(cores, nonzero, strict=True)
     ]
+
+
+def held(cores: Sequence[Array], like: Array) -> list[Array]:
+    """Cores in the element type of ``like``, with equal norms if it cannot hold them otherwise.
+
+    Raises:
+        NonFiniteError: it cannot hold cores of equal norms either.
+
+    Example:
+        >>> import numpy as np
+        >>> cores = [np.full((1, 1, 1, 1), 1e6), np.full((1, 1, 1, 1), 1e-2)]
+        >>> [core.item() for core in held(cores, np.ones(1, dtype=np.float16))]
+        [100.0, 100.0]
+    """
+    with np.errstate(over="ignore"):
+        short = [cast(core, like) for core in cores]
+    if dtype_name(like) != "float16" or _all_finite(short) or not _all_finite(cores):
+        return short
+    with np.errstate(over="ignore"):
+        short = [cast(core, like) for core in equalised(cores)]
+    if not _all_finite(short):
+        raise NonFiniteError("the cores exceed the range of float16; use bfloat16 or float32, or scale the matrix down")
+    return short
+
+
+def _all_finite(cores: Sequence[Array]) -> bool:
+    return not all(map(_is_readable, cores)) or all(math.isfinite(peak(core)) for core in cores)
 
 
 def multiplied(cores: Sequence[Array], factor: Any) -> tuple[Array, ...]:

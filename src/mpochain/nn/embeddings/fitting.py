@@ -13,7 +13,9 @@ from mpochain.errors import ArgumentError, NonFiniteError, ShapeError
 from mpochain.factorization import decompose
 from mpochain.linalg import svd
 from mpochain.nn.embeddings.entangled import EntangledEmbedding
+from mpochain.nn.embeddings.mpo import MPOEmbedding
 from mpochain.nn.embeddings.rows import RowEmbedding
+from mpochain.nn.embeddings.token_train import TokenTrainEmbedding
 from mpochain.spec import ChainSpec
 
 __all__ = ["Fit", "fit_rows"]
@@ -71,9 +73,13 @@ def fit_rows(
     """
     weights = _weights(embedding, table, frequencies)
     target = table.detach().to(next(embedding.parameters()).dtype)
-    # Squares are taken in a scale in which they neither overflow nor underflow.
     unit, exponent = in_range(target)
-    power = float((weights[:, None] * unit.square()).sum()) or 1.0
+    if exponent and _multiply(embedding, -exponent):
+        # In a scale in which no square leaves its element type, and steps are not too small to count.
+        fit = fit_rows(embedding, unit, frequencies=frequencies, iterations=iterations)
+        _multiply(embedding, exponent)
+        return fit
+    power = float((weights[:, None] * target.square()).sum()) or 1.0
     parameters = [parameter for parameter in embedding.parameters() if parameter.requires_grad]
     if not parameters:
         raise ArgumentError("all parameters of the embedding are frozen; call requires_grad_() on those to fit")
@@ -88,7 +94,7 @@ def fit_rows(
             parameter.grad = None
         total = torch.zeros((), dtype=target.dtype, device=target.device)
         for rows in torch.arange(len(target), device=target.device).split(_AT_ONCE):
-            rest = (times_power_of_two(embedding.rows(rows), -exponent) - unit[rows]).square().sum(1)
+            rest = (embedding.rows(rows) - target[rows]).square().sum(1)
             part = (rest * weights[rows]).sum() / power
             part.backward()
             total += part.detach()
@@ -110,8 +116,8 @@ def fit_rows(
         for parameter, gradient in zip(parameters, before, strict=True):
             parameter.grad = gradient
     with torch.no_grad():
-        rest = (times_power_of_two(embedding.weight, -exponent) - unit).square().sum(1)
-        sizes = unit.square().sum(1)
+        rest = (embedding.weight - target).square().sum(1)
+        sizes = target.square().sum(1)
         errors = torch.where(rest > 0, (rest / sizes).sqrt(), 0.0)
     return Fit(errors, math.sqrt(float((rest * weights).sum()) / power), evaluations)
 
@@ -130,6 +136,29 @@ def _weights(embedding: RowEmbedding, table: Tensor, frequencies: Tensor | None)
     if not frequencies.isfinite().all() or bool((frequencies < 0).any()) or not frequencies.any():
         raise ArgumentError("frequencies must be finite, non-negative and not all 0")
     return (frequencies.double() / frequencies.double().mean()).to(like)
+
+
+@torch.no_grad()
+def _multiply(embedding: RowEmbedding, exponent: int) -> bool:
+    """Multiply the rows of an embedding by a power of two, shared by its parameters; False if that is impossible."""
+    terms: list[list[Tensor]] = []
+    if isinstance(embedding, EntangledEmbedding):
+        if embedding.scale is not None and embedding.shift is not None:
+            for parameter in (embedding.scale, embedding.shift):
+                parameter.copy_(times_power_of_two(parameter, exponent))
+            return True
+        if embedding.shared:
+            embedding.tables[0].mul_(2.0 ** (exponent / embedding.order))
+            return True
+        terms = [embedding.tables]
+    elif isinstance(embedding, TokenTrainEmbedding):
+        terms = [embedding.cores]
+    elif isinstance(embedding, MPOEmbedding):
+        terms = [list(cores) for cores in embedding.cores]
+    for factors in terms:
+        for site, parameter in enumerate(factors):
+            parameter.copy_(times_power_of_two(parameter, (exponent + site) // len(factors)))
+    return bool(terms)
 
 
 def _start(embedding: RowEmbedding, table: Tensor) -> None:

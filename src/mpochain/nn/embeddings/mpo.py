@@ -170,6 +170,11 @@ class MPOEmbedding(RowEmbedding):
         """The dense ``W (num_embeddings, embedding_dim)``, differentiable; built at every access."""
         return self.table.weight
 
+    @property
+    def cores(self) -> tuple[tuple[Tensor, ...], ...]:
+        """The core parameters of each term, shapes ``(r_left, rows, columns, r_right)``."""
+        return self._chains().cores
+
     def indices(self) -> dict[str, Index]:
         """See :meth:`mpochain.nn.CompressedLayer.indices`."""
         return {f"table.{name}": index for name, index in self.table.indices().items()}

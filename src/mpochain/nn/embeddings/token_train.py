@@ -25,6 +25,9 @@ __all__ = ["TokenTrainEmbedding", "TokenTrainEntry"]
 # Number of rows that are decomposed at once, in float64.
 _AT_ONCE = 4096
 
+# Rows whose largest entry is within these powers of two keep their scale while they are decomposed.
+_SAFE_EXPONENT = 30
+
 
 class TokenTrainEntry(MatrixEntry):
     """Entry of a :class:`TokenTrainEmbedding`."""
@@ -237,7 +240,11 @@ def _trains(rows: Tensor, core_shapes: list[tuple[int, int, int]]) -> list[Tenso
     A row of zeros gets random cores except for the last, which is zero, so that it can be trained.
     """
     length, count = math.prod(dim for _, dim, _ in core_shapes), len(rows)
-    rest = F.pad(rows.double(), (0, length - rows.shape[1]))
+    # Every row in a scale in which squares neither overflow nor underflow, by a power of two that its cores share.
+    rows64 = rows.double()
+    exponents = torch.frexp(rows64.abs().amax(1)).exponent
+    exponents = torch.where(exponents.abs() <= _SAFE_EXPONENT, 0, exponents)
+    rest = F.pad(_times_powers_of_two(rows64, -exponents), (0, length - rows.shape[1]))
     cores = []
     for left, dim, right in core_shapes[:-1]:
         U, S, Vh = svd(rest.reshape(count, left * dim, -1))
@@ -245,7 +252,11 @@ def _trains(rows: Tensor, core_shapes: list[tuple[int, int, int]]) -> list[Tenso
         rest = S[:, :right, None] * Vh[:, :right]
     cores.append(rest.reshape(count, -1))
     # Cores of equal norm train at the same rate.
-    cores = equalised_rows(cores)
+    parts = len(core_shapes)
+    cores = [
+        _times_powers_of_two(core, torch.div(exponents + site, parts, rounding_mode="floor"))
+        for site, core in enumerate(equalised_rows(cores))
+    ]
     zero = (rows == 0).all(1)
     if zero.any():
         # The size of cores of a row with entries of 1 / sqrt(d), as in a table with rows of norm 1.
@@ -253,3 +264,9 @@ def _trains(rows: Tensor, core_shapes: list[tuple[int, int, int]]) -> list[Tenso
         for site, core in enumerate(cores[:-1]):
             core[zero] = random_like(core, std, site)[zero]
     return cores
+
+
+def _times_powers_of_two(rows: Tensor, exponents: Tensor) -> Tensor:
+    """Each row times a power of two of its own, in two steps, so that no factor leaves float64."""
+    half = torch.div(exponents, 2, rounding_mode="floor")
+    return torch.ldexp(torch.ldexp(rows, half[:, None]), (exponents - half)[:, None])
