@@ -15,6 +15,7 @@ from typing import Annotated
 import typer
 
 import mpochain
+from mpochain.cli.advice import as_options, option_names
 from mpochain.cli.command import command
 from mpochain.cli.compare import compare
 from mpochain.cli.compress import compress
@@ -98,7 +99,7 @@ def main() -> None:
             with interrupts_between_steps():
                 app(prog_name="mpochain")
         except MPOError as error:
-            _fail(str(error), 2 if isinstance(error, ArgumentError | RecipeError) else 1)
+            _fail(_in_options(str(error)), 2 if isinstance(error, ArgumentError | RecipeError) else 1)
         except MemoryError:
             _fail("memory ran out; use a smaller model, a shorter window or fewer windows", 1)
         except OSError as error:
@@ -113,6 +114,19 @@ def main() -> None:
             )
         finally:
             hide_progress(False)
+
+
+def _in_options(message: str) -> str:
+    """An error message with the options of the running command in place of keyword arguments."""
+    commands = typer.main.get_command(app).commands  # type: ignore[attr-defined]
+    running = next((commands[word] for word in sys.argv[1:] if word in commands), None)
+    if running is None:
+        return message
+    from mpochain.compression import METHODS
+    from mpochain.train import FinetuneConfig
+
+    settings = {name for method in METHODS.values() for name in type(method.settings).model_fields}
+    return as_options(message, option_names(running.params), settings, FinetuneConfig.model_fields)
 
 
 def _fail(message: str, status: int) -> None:

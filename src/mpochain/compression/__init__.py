@@ -1,6 +1,7 @@
 """Compression of models: methods, targets, calibration statistics, budgets and reports."""
 
 from mpochain.compression.allocation import Curve, allocate
+from mpochain.compression.checks import require_possible
 from mpochain.compression.choices import Built, Choices
 from mpochain.compression.costs import Costs
 from mpochain.compression.methods import (
@@ -53,5 +54,6 @@ __all__ = [
     "compress",
     "method_named",
     "open_state",
+    "require_possible",
     "select",
 ]

@@ -64,7 +64,7 @@ class Limit:
         return self.budget if size is None else f"{max(self._bytes(self.allowed), 0)}B of layers"
 
     def check(self) -> None:
-        """Refuse a budget that cannot be met, as far as that is known without data, and warn if it does not bind.
+        """Refuse a budget that cannot be met, as far as that is known without data.
 
         Raises:
             ArgumentError: the budget is out of reach; the message says how small the method can make the model.
@@ -74,8 +74,11 @@ class Limit:
         smallest = {name: self.method.smallest(target) for name, target in self.targets.items()}
         known = {name: size for name, size in smallest.items() if size is not None}
         self._require({name: known.get(name, 0) for name in self.targets}, exact=len(known) == len(smallest))
+
+    def warn_if_loose(self) -> None:
+        """Warn about a budget that allows all layers as they are."""
         total = sum(target.parameters for target in self.targets.values())
-        if self.allowed >= total:
+        if self.budget is not None and error_budget(self.budget) is None and self.allowed >= total:
             _logger.warning(
                 "budget %s does not bind: it allows %s, and the model has %s as it is; give less to compress it",
                 *(self.budget, self._shown(self.allowed), self._shown(total)),

@@ -14,14 +14,14 @@ from torch import Tensor, nn
 
 from mpochain.compression.budget import bytes_in_memory, error_budget
 from mpochain.compression.building import Builder
+from mpochain.compression.checks import checked, untouched_modules
 from mpochain.compression.former_log import logged_to
 from mpochain.compression.held_out import compared
-from mpochain.compression.limit import Limit
 from mpochain.compression.methods import Method, method_named
 from mpochain.compression.preparation import Preparation, allocated
 from mpochain.compression.reached import require_reached
 from mpochain.compression.records import CompressionReport
-from mpochain.compression.selection import as_patterns, open_targets
+from mpochain.compression.selection import as_patterns
 from mpochain.compression.sequential import in_sequence
 from mpochain.compression.state import CompressionState, open_state
 from mpochain.compression.statistics.default_loss import DefaultLoss
@@ -35,12 +35,10 @@ from mpochain.compression.statistics.passes import (
 from mpochain.compression.statistics.store import MomentStore
 from mpochain.compression.sufficiency import too_few_rows
 from mpochain.compression.target import Target
-from mpochain.errors import ArgumentError
 from mpochain.report import provenance
 from mpochain.surgery.finding import require_module
 from mpochain.surgery.replacement import replace_layers
 from mpochain.surgery.wrappers import unwrapped
-from mpochain.system.extensions import errors_named
 from mpochain.system.folders import folder_lock
 from mpochain.system.progress import TimeLeft
 
@@ -50,9 +48,6 @@ _logger = logging.getLogger(__name__)
 
 # Seconds between two progress messages while layers are built.
 _INTERVAL = 20.0
-
-# A module that is no target is listed in the report if it holds at least this share of the model's parameters.
-_LARGE = 0.01
 
 
 def compress(
@@ -139,13 +134,9 @@ def compress(
         way = method if isinstance(method, Method) else method_named(method)
         targets = None if targets is None else as_patterns(targets, "targets")
         ignore = as_patterns(ignore, "ignore")
-        selected = open_targets(model, way, targets, ignore)
+        selected, limit = checked(model, budget, way, targets, ignore, sequential=sequential)
         opened = selected.targets
-        _require_consistent(way, budget, sequential)
-        limit = Limit.of(budget, model, way, opened)
-        with errors_named(f"method {way.name!r}, check of the layers"):
-            way.check(opened, limit.of_layers)
-        limit.check()
+        limit.warn_if_loose()
         error, allowed = None if budget is None else error_budget(budget), limit.allowed
         batches = batches_for(calibration, way)
         aside = None if held_out is None or way.needs == "nothing" else require_batches(held_out, "held_out")
@@ -167,7 +158,7 @@ def compress(
             )
         parameters = sum(parameter.numel() for parameter in model.parameters())
         size = bytes_in_memory(model)
-        untouched = _untouched(model, opened, parameters)
+        untouched = untouched_modules(model, opened, parameters)
         groups = list(parts(model, opened, way))
         folder = None if state is None else state.moments
         weighting = DefaultLoss(model, seed) if loss is None else loss
@@ -228,19 +219,6 @@ def _alone(checkpoint: Path | str | CompressionState | None) -> AbstractContextM
     return folder_lock(Path(checkpoint))
 
 
-def _require_consistent(method: Method, budget: float | str | None, sequential: bool) -> None:
-    """Refuse arguments that contradict the method."""
-    if sequential and method.needs == "nothing":
-        raise ArgumentError(f"sequential=True needs calibration data, which method {method.name!r} does not use")
-    if method.settled and budget is not None:
-        raise ArgumentError(
-            f"the settings of method {method.name!r} leave no choice, so it takes no budget, got budget {budget!r}; "
-            "leave budget= out (give None), or the setting that decides, such as terms or ranks"
-        )
-    if not method.settled and budget is None:
-        raise ArgumentError(f"method {method.name!r} needs a budget, got none; give a share such as 0.6")
-
-
 def _build(
     model: nn.Module,
     targets: Mapping[str, Target],
@@ -279,16 +257,3 @@ def _build_in_sequence(
     finally:
         if dry_run or not builder.verified:
             replace_layers(model, {layer: dense for dense, layer in builder.built.items()})
-
-
-def _untouched(model: nn.Module, targets: Mapping[str, Target], parameters: int) -> tuple[tuple[str, int], ...]:
-    """Names and sizes of large modules that are not targets, largest first; tied parameters count once."""
-    counted = {id(parameter) for target in targets.values() for parameter in target.module.parameters(recurse=False)}
-    large = []
-    for name, module in model.named_modules():
-        own = [parameter for parameter in module.parameters(recurse=False) if id(parameter) not in counted]
-        counted.update(map(id, own))
-        size = sum(parameter.numel() for parameter in own)
-        if size >= _LARGE * parameters:
-            large.append((name, size))
-    return tuple(sorted(large, key=lambda item: -item[1]))

@@ -6,6 +6,7 @@ Every part is one file, written atomically with its hash. A part that is missing
 from __future__ import annotations
 
 import json
+import shutil
 import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict
@@ -42,25 +43,44 @@ class CompressionState:
     Args:
         folder: created if needed.
         identity: everything that determines the result, ready for JSON.
+        replace_other: remove the state of another run, or a damaged one, instead of refusing it. A state without any
+            finished part is always replaced.
 
     Raises:
         CheckpointError: the folder holds the state of another run, or a damaged one. The message names the difference.
         OutputError: the folder is not writable.
     """
 
-    def __init__(self, folder: Path, identity: Mapping[str, Any]) -> None:
+    def __init__(self, folder: Path, identity: Mapping[str, Any], *, replace_other: bool = False) -> None:
         self.folder = require_writable(folder)
         self._began, self._earlier = time.monotonic(), 0.0
         file = folder / _RUN
         identity = json.loads(json.dumps(identity))
         stored = read_sealed(file)
-        if stored is None and file.exists():
+        if stored is None and file.exists() and not replace_other:
             raise CheckpointError(f"{file} is damaged; remove {folder} to start again")
-        if stored is None:
+        difference = "" if stored is None else self._difference(stored, identity)
+        if difference and not replace_other and self._has_parts():
+            raise CheckpointError(difference)
+        if stored is None or difference:
+            self._remove_parts()
             write_sealed(file, {"format": _FORMAT, "identity": identity})
-            return
-        self._require_same(stored, identity)
         self._earlier = max([0.0, *(float(part.get("seconds", 0.0)) for part in self._parts())])
+
+    def remove_if_empty(self) -> None:
+        """Remove the folder if no part of the run is finished."""
+        if not self._has_parts():
+            shutil.rmtree(self.folder)
+
+    def _has_parts(self) -> bool:
+        return any(place.name != _RUN for place in self.folder.rglob("*") if place.is_file())
+
+    def _remove_parts(self) -> None:
+        for place in self.folder.iterdir():
+            if place.is_dir():
+                shutil.rmtree(place)
+            else:
+                place.unlink()
 
     @property
     def moments(self) -> Path:
@@ -120,17 +140,19 @@ class CompressionState:
             part = read_part(file)
             yield {} if part is None else part[1]
 
-    def _require_same(self, stored: Mapping[str, Any], identity: Mapping[str, Any]) -> None:
+    def _difference(self, stored: Mapping[str, Any], identity: Mapping[str, Any]) -> str:
+        """Why a stored state is not that of this run; empty if it is."""
         if stored.get("format") != _FORMAT:
-            raise CheckpointError(f"{self.folder} was written by another version; remove it to start again")
+            return f"{self.folder} was written by another version; remove it to start again"
         before = stored["identity"]
         for name in sorted({*before, *identity}):
             if before.get(name) != identity.get(name):
-                raise CheckpointError(
+                return (
                     f"{self.folder} is the unfinished state of another compression: {_WORDS.get(name, name)} was "
                     f"{_shown(before.get(name))} and is now {_shown(identity.get(name))}; use the same again, name "
                     "another folder, or remove this one to start again"
                 )
+        return ""
 
 
 def open_state(
@@ -145,6 +167,7 @@ def open_state(
     sequential: bool = False,
     loss: Callable[[Any], Tensor] | None = None,
     seed: int = 0,
+    replace_other: bool = False,
 ) -> CompressionState:
     """Open the state of an unfinished compression, for ``checkpoint`` of :func:`mpochain.compress`.
 
@@ -159,6 +182,7 @@ def open_state(
         sequential: whether layers are built block by block.
         loss: its name identifies the run.
         seed: seed of the sampled labels.
+        replace_other: see :class:`CompressionState`.
 
     Raises:
         CheckpointError: the folder holds the state of another run, or a damaged one. The message names the difference.
@@ -185,7 +209,7 @@ def open_state(
         # Layers of another version may be chosen or built differently.
         "version of mpochain": _version(),
     }
-    return CompressionState(Path(folder), identity)
+    return CompressionState(Path(folder), identity, replace_other=replace_other)
 
 
 def _version() -> str | None:

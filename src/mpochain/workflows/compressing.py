@@ -4,45 +4,38 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 import torch
 from torch import nn
 
-from mpochain.architectures import context_length
-from mpochain.compression import compress, open_state
+from mpochain.compression import compress, open_state, require_possible
 from mpochain.compression.budget import bytes_in_memory
 from mpochain.errors import MPOError, RecipeError
-from mpochain.language import LanguageModel, Perplexity, Speed, compare_speed, generate
+from mpochain.language import Speed
 from mpochain.report import provenance
-from mpochain.surgery import set_execution
-from mpochain.surgery.finding import compressed_layers
 from mpochain.system.folders import replaced_together
 from mpochain.system.memory import freed_memory_returned, peak_resident
 from mpochain.system.progress import Counters, uncounted
 from mpochain.workflows.compressed import Compressed, GeneratedText
 from mpochain.workflows.counted_windows import CountedWindows
-from mpochain.workflows.inputs import Inputs, Section, read_inputs, read_model
+from mpochain.workflows.inputs import Section, read_inputs, read_model
+from mpochain.workflows.measured import Measured
 from mpochain.workflows.measurements import Measurements
 from mpochain.workflows.recipe import Recipe
 from mpochain.workflows.report_page import write_report
 from mpochain.workflows.result_folder import result_folder, save_result
 from mpochain.workflows.sizes import bytes_of_weights, warn_of_growth
+from mpochain.workflows.timing import time_models
 
-__all__ = ["UNFINISHED", "compress_by", "time_models"]
+__all__ = ["UNFINISHED", "compress_by"]
 
 logger = logging.getLogger(__name__)
 
 # Subfolder of the output with the state of an unfinished run.
 UNFINISHED = "unfinished"
-
-# Length of the prompt for timing, in tokens; at most half of the model's context is used.
-_PROMPT = 512
-# Maximum number of tokens generated per prompt.
-_GENERATED = 48
-_SENTENCE = "The quick brown fox jumps over the lazy dog. "
 
 Value = TypeVar("Value")
 
@@ -71,7 +64,7 @@ def compress_by(
         evaluated: ``"both"`` to evaluate the dense model too.
         timed: time the dense and the compressed model, in turn. If a model cannot be timed, the result says why.
         command: command that reproduces the result, for the report.
-        overwrite: whether a finished model in ``out`` is replaced.
+        overwrite: whether a finished model in ``out``, or the unfinished state of another run, is replaced.
         counters: returns the progress counter for a label: an evaluation, a pass over the calibration data, or the
             texts of a model.
 
@@ -84,7 +77,10 @@ def compress_by(
     """
     method = recipe.chosen_method()
     if recipe.budget is None and not method.settled:
-        raise RecipeError("the budget is missing; give the share or size to keep, such as 0.6, '60%' or '200MB'")
+        raise RecipeError(
+            "the budget is missing; give the share or size to keep, such as 0.6, '60%' or '200MB' (on the command line "
+            "--budget)"
+        )
     if method.needs != "nothing" and recipe.calibration is None:
         raise RecipeError(
             f"method {method.name} needs calibration data; name a text typical of the model's use in the section "
@@ -95,7 +91,14 @@ def compress_by(
     _require_other_folder(recipe, out)
     with result_folder(out, overwrite=overwrite, unfinished=(UNFINISHED,)):
         return _compress(
-            recipe, out, dry_run=False, evaluated=evaluated, timed=timed, command=command, counters=counters
+            recipe,
+            out,
+            dry_run=False,
+            evaluated=evaluated,
+            timed=timed,
+            command=command,
+            overwrite=overwrite,
+            counters=counters,
         )
 
 
@@ -108,6 +111,7 @@ def _compress(
     timed: bool,
     command: str,
     counters: Counters,
+    overwrite: bool = False,
 ) -> Compressed:
     method = recipe.chosen_method()
     sections: list[Section] = ["calibration"] if dry_run else ["calibration", "evaluation"]
@@ -121,27 +125,41 @@ def _compress(
         "sequential": recipe.sequential,
         "seed": recipe.seed,
     }
+    possible = {name: value for name, value in arguments.items() if name != "seed"}
+    require_possible(model, recipe.budget, **possible)  # before the evaluation of the dense model
     unfinished = None if out is None else out / UNFINISHED
     state = None
     if unfinished is not None:
         # Another run is refused here, before the evaluation of the dense model.
-        state = open_state(unfinished, model, recipe.budget, calibration=inputs.calibration, **arguments)
-    measurements = Measurements(unfinished)
-    dense = _Measured(inputs, measurements, "dense", counters)
-    before = dense.perplexity(model) if evaluated == "both" else None
-    asked = () if dry_run or evaluated == "after" else recipe.prompts
-    dense_texts = dense.texts(model, asked)
-    parameters, size = _parameters(model), bytes_in_memory(model)
-    with freed_memory_returned():
-        report = compress(
+        state = open_state(
+            unfinished,
             model,
             recipe.budget,
-            calibration=None if inputs.calibration is None else CountedWindows(inputs.calibration, counters),
-            held_out=inputs.held_out or None,
-            dry_run=dry_run,
-            checkpoint=state,
+            calibration=inputs.calibration,
+            replace_other=overwrite,
             **arguments,
         )
+    try:
+        measurements = Measurements(unfinished)
+        dense = Measured(inputs, measurements, "dense", counters)
+        before = dense.perplexity(model) if evaluated == "both" else None
+        asked = () if dry_run or evaluated == "after" else recipe.prompts
+        dense_texts = dense.texts(model, asked)
+        parameters, size = _parameters(model), bytes_in_memory(model)
+        with freed_memory_returned():
+            report = compress(
+                model,
+                recipe.budget,
+                calibration=None if inputs.calibration is None else CountedWindows(inputs.calibration, counters),
+                held_out=inputs.held_out or None,
+                dry_run=dry_run,
+                checkpoint=state,
+                **arguments,
+            )
+    except BaseException:
+        if state is not None:
+            state.remove_if_empty()
+        raise
     result = Compressed(
         language=inputs.language,
         # Published results name the commit; compress does not, because that would start git.
@@ -177,7 +195,7 @@ def _compress(
             logger.warning("no %s: %s", what, _reason(error))
             return None
 
-    compressed = _Measured(inputs, measurements, "compressed", counters)
+    compressed = Measured(inputs, measurements, "compressed", counters)
     after = attempt("perplexity", lambda: compressed.perplexity(model))
     texts = attempt("generated text", lambda: compressed.texts(model, asked)) or []
     speed = attempt("speed", lambda: _speed(recipe, model, counters)) if timed else None
@@ -195,29 +213,6 @@ def _compress(
         place = "" if out is None else f"the compressed model is saved in {out}, but "
         raise MPOError(f"{place}its evaluation failed: {_reason(failures['perplexity'])}") from failures["perplexity"]
     return result
-
-
-def time_models(
-    models: dict[str, nn.Module], language: LanguageModel, *, counters: Counters = uncounted
-) -> dict[str, Speed]:
-    """Time prefill and decoding of several models in turn, with compressed layers switched to fast execution.
-
-    Args:
-        models: models by name, all with one tokenizer and context length.
-        language: source of this tokenizer and context length.
-        counters: returns the progress counter for a label.
-    """
-    longest = context_length(language.model) or _PROMPT
-    prompt = language.tokenizer(_SENTENCE * _PROMPT, add_special_tokens=False, verbose=False, return_tensors="pt")
-    tokens = prompt["input_ids"][:, : min(_PROMPT, longest // 2)]
-    compressed = [model for model in models.values() if compressed_layers(model)]
-    for model in compressed:
-        set_execution(model, cache=True, autotune=True)
-    try:
-        return compare_speed(models, tokens, progress=counters("timing"))
-    finally:
-        for model in compressed:
-            set_execution(model)
 
 
 def _require_other_folder(recipe: Recipe, out: Path) -> None:
@@ -238,44 +233,3 @@ def _reason(error: Exception) -> str:
 
 def _parameters(model: nn.Module) -> int:
     return sum(parameter.numel() for parameter in model.parameters())
-
-
-class _Measured:
-    """Measurements of one model, each made once and kept in the state of the run.
-
-    Args:
-        inputs: texts and tokenizer.
-        measurements: keeps the results.
-        label: name of the model in progress messages.
-        counters: returns the progress counter for a label.
-    """
-
-    def __init__(self, inputs: Inputs, measurements: Measurements, label: str, counters: Counters) -> None:
-        self._inputs, self._measurements, self._label, self._counters = inputs, measurements, label, counters
-
-    def perplexity(self, model: nn.Module) -> Perplexity | None:
-        """Perplexity on the evaluation text; None without one."""
-        inputs = self._inputs
-        if inputs.evaluation is None:
-            return None
-
-        def measure() -> dict[str, Any]:
-            perplexity = inputs.perplexity(model, self._label, self._counters)
-            assert perplexity is not None
-            return asdict(perplexity)
-
-        kept = self._measurements.remember(f"perplexity, {self._label}", inputs.evaluation_setting(), measure)
-        return Perplexity(**kept)
-
-    def texts(self, model: nn.Module, prompts: tuple[str, ...]) -> list[str]:
-        """Texts generated from the prompts; empty without prompts."""
-        if not prompts:
-            return []
-
-        def measure() -> list[str]:
-            logger.info("generating text, %s", self._label)
-            progress = self._counters(f"text, {self._label}")
-            return generate(model, self._inputs.language.tokenizer, prompts, tokens=_GENERATED, progress=progress)
-
-        kept: list[str] = self._measurements.remember(f"texts, {self._label}", {"prompts": list(prompts)}, measure)
-        return kept

@@ -14,6 +14,7 @@ from mpochain.report.figures import Series, bars, draw, require_matplotlib
 from mpochain.report.origin import origin
 from mpochain.report.page import Block, Figure, Heading, Page, Table, Text
 from mpochain.system.files import write_bytes
+from mpochain.system.sizes import megabytes
 from mpochain.workflows.compressed import Compressed
 from mpochain.workflows.json_file import write_json
 
@@ -58,25 +59,35 @@ def _summary(result: Compressed, figures: Path) -> list[Block]:  # noqa: ARG001 
     report = result.report
     rows: list[dict[str, Any]] = []
 
+    def size_row(what: str, dense: int | None, compressed: int | None) -> None:
+        ratio = compressed / dense if dense and compressed is not None else None
+        cells = ["-" if number is None else megabytes(number) for number in (dense, compressed)]
+        rows.append({"what": what, "dense": cells[0], "compressed": cells[1], "ratio": ratio})
+
     def row(what: str, dense: float, compressed: float, style: str) -> None:
         ratio = compressed / dense if dense else None
         rows.append(
             {"what": what, "dense": format(dense, style), "compressed": format(compressed, style), "ratio": ratio}
         )
 
+    size_row("file with the weights", *result.file_bytes)
+    size_row("model in memory", *result.model_bytes)
     row("parameters of the model", *result.parameters, ",")
-    row("bytes of the model in memory", *result.model_bytes, ",")
     row("parameters of these layers", report.parameters_before, report.parameters_after, ",")
-    row("bytes of these layers", _total(report, "bytes_before"), _total(report, "bytes_after"), ",")
+    size_row("these layers", _total(report, "bytes_before"), _total(report, "bytes_after"))
     row("multiply-adds per token", _total(report, "macs_before"), _total(report, "macs_after"), ",")
     if result.before is not None and result.after is not None:
         row("perplexity", result.before.perplexity, result.after.perplexity, ".2f")
-    notes = []
+    notes = [f"No {what}: {reason}." for what, reason in result.problems.items()]
     if result.after is not None:
         after = result.after
+        of = "" if result.windows is None else f" of {result.windows[1]:,}"
         notes.append(
-            f"Perplexity of {after.tokens:,} tokens, {after.windows} windows of {after.window}, stride {after.stride}."
+            f"Perplexity of {after.tokens:,} tokens, {after.windows}{of} windows of {after.window}, "
+            f"stride {after.stride}."
         )
+    if result.peak_bytes is not None:
+        notes.append(f"Peak memory of the compression, with libraries: {megabytes(result.peak_bytes)}.")
     if result.speed is not None:
         dense, compressed = result.speed["dense"], result.speed["compressed"]
         row(f"prefill of {dense.prompt} tokens, ms", dense.prefill * 1e3, compressed.prefill * 1e3, ".0f")

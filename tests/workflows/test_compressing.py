@@ -1,0 +1,177 @@
+"""A compression is saved before it is measured, and an interrupted one goes on to the same result."""
+
+from __future__ import annotations
+
+import json
+import sys
+from hashlib import sha256
+
+import pytest
+from texts import prose
+from tiny import write_model
+
+from mpochain.cli import main
+from mpochain.errors import MPOError
+from mpochain.workflows import Recipe, compress_by, compressing, measured, report_page, timing
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("compressing")
+    write_model(folder / "dense")
+    for name, seed in (("valid.txt", 1), ("test.txt", 2)):
+        (folder / name).write_text(prose(3000, seed=seed), encoding="utf-8")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def recipe(folder):
+    return Recipe(
+        model=str(folder / "dense"),
+        budget=0.7,
+        calibration={"text": folder / "valid.txt", "window": 16, "windows": 3},
+        evaluation={"text": folder / "test.txt", "window": 16, "windows": 3},
+        prompts=("the king",),
+    )
+
+
+@pytest.fixture(scope="module", autouse=True)
+def plain_figures():
+    """Figures without content, as drawing them takes longer than all the rest."""
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("bars", "draw"):
+            patch.setattr(report_page, name, lambda file, *_, **__: file.write_bytes(b""))
+        yield
+
+
+@pytest.fixture(scope="module")
+def whole(recipe, folder):
+    return compress_by(recipe, folder / "whole")
+
+
+def weights(out):
+    (file,) = out.glob("model-*.safetensors")
+    return sha256(file.read_bytes()).hexdigest()
+
+
+def raising(error):
+    def stop(*_, **__):
+        raise error
+
+    return stop
+
+
+def test_a_model_that_cannot_be_timed_is_saved_with_the_reason(monkeypatch, recipe, tmp_path):
+    monkeypatch.setattr(timing, "compare_speed", raising(AttributeError("no cache")))
+    result = compress_by(recipe, tmp_path / "out", timed=True)
+    assert result.speed is None
+    assert result.problems == {"speed": "AttributeError: no cache"}
+    record = json.loads((tmp_path / "out" / "report.json").read_text())
+    assert record["problems"] == {"speed": "AttributeError: no cache"}
+    assert record["perplexity"]["after"]["windows"] == 3
+    assert record["file_bytes"]["after"] == sum(
+        file.stat().st_size for file in (tmp_path / "out").glob("*.safetensors")
+    )
+    assert "AttributeError: no cache" in (tmp_path / "out" / "report.html").read_text()
+
+
+@pytest.mark.parametrize("error", [MPOError("NaN"), RuntimeError("NaN")])
+def test_a_model_that_cannot_be_evaluated_is_saved_and_the_command_fails(monkeypatch, recipe, tmp_path, error):
+    measure = measured.Measured.perplexity
+
+    def perplexity(self, model):
+        return measure(self, model) if self._label == "dense" else raising(error)()
+
+    monkeypatch.setattr(measured.Measured, "perplexity", perplexity)
+    with pytest.raises(MPOError, match=r"the compressed model is saved in .*out, but its evaluation failed: .*NaN"):
+        compress_by(recipe, tmp_path / "out")
+    record = json.loads((tmp_path / "out" / "report.json").read_text())
+    assert "NaN" in record["problems"]["perplexity"]
+    assert record["texts"], "the rest is measured nevertheless"
+    weights(tmp_path / "out")
+
+
+@pytest.mark.parametrize(
+    ("module", "place", "label"),
+    [
+        *[(measured, "generate", "dense"), (compressing, "save_result", None)],
+        *[(measured, "generate", "compressed"), (timing, "compare_speed", None)],
+    ],
+)
+def test_an_interrupted_run_goes_on_to_the_same_result(
+    monkeypatch, recipe, whole, folder, tmp_path, module, place, label
+):
+    original, calls = getattr(module, place), []
+
+    def interrupted(*arguments, **named):
+        calls.append(place)
+        if len(calls) == (2 if label == "compressed" else 1):
+            raise KeyboardInterrupt
+        return original(*arguments, **named)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(module, place, interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            compress_by(recipe, tmp_path / "out", timed=place == "compare_speed")
+    saved = place == "compare_speed" or label == "compressed"
+    assert (tmp_path / "out" / "config.json").exists() is saved
+    evaluated, evaluate = [], measured.Inputs.perplexity
+
+    def perplexity(self, model, label, counters):
+        evaluated.append(label)
+        return evaluate(self, model, label, counters)
+
+    monkeypatch.setattr(measured.Inputs, "perplexity", perplexity)
+    again = compress_by(recipe, tmp_path / "out")
+    assert "dense" not in evaluated, "the evaluation of the dense model was kept"
+    assert saved is ("compressed" not in evaluated)
+    assert weights(tmp_path / "out") == weights(folder / "whole")
+    assert (again.before.loss, again.after.loss, again.texts) == (
+        *(whole.before.loss, whole.after.loss),
+        whole.texts,
+    )
+    assert sorted(file.suffix or file.name for file in (tmp_path / "out").iterdir() if file.name[0] != ".") == [
+        *(".html", ".json", ".json", ".safetensors"),
+        "tokenizer",
+    ]
+
+
+def test_another_run_is_refused_unless_it_may_be_replaced(monkeypatch, recipe, tmp_path):
+    with monkeypatch.context() as patch:
+        patch.setattr(compressing, "save_result", raising(KeyboardInterrupt()))
+        with pytest.raises(KeyboardInterrupt):
+            compress_by(recipe, tmp_path / "out")
+        patch.setattr(compressing, "compress", raising(MPOError("no")))
+        with pytest.raises(MPOError):
+            compress_by(recipe.model_copy(update={"evaluation": None, "prompts": ()}), tmp_path / "failed")
+        assert not (tmp_path / "failed").exists(), "nothing is left of a run that finished nothing"
+    other = recipe.model_copy(update={"budget": 0.6, "evaluation": None, "prompts": ()})
+    with pytest.raises(MPOError, match=r"unfinished state of another compression: budget was 0\.7 and is now 0\.6"):
+        compress_by(other, tmp_path / "out")
+    expected = compress_by(other, tmp_path / "whole")
+    assert expected.report.budget == compress_by(other, tmp_path / "out", overwrite=True).report.budget == 0.6
+    assert weights(tmp_path / "out") == weights(tmp_path / "whole")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ("--target re:.*none", "--target"),
+        ("--budget 0.0001", "budget 0.0001 is out of reach"),
+        ("--method kronecker --set terms=1 --budget 0.5", "give no --budget, or leave out the setting that decides"),
+        ("--method svd --sequential", "--sequential needs calibration data"),
+        ("--ignore re:.*", "see --target and --ignore"),
+    ],
+)
+def test_what_is_impossible_is_refused_before_anything_is_evaluated(
+    monkeypatch, folder, tmp_path, capsys, arguments, message
+):
+    monkeypatch.setattr(measured.Inputs, "perplexity", lambda *_: pytest.fail("evaluated"))
+    texts = ["--calibration", folder / "valid.txt", "--evaluate", folder / "test.txt", "--window", 16]
+    budget = [] if "--budget" in arguments else ["--budget", 0.5]
+    command = ["mpochain", "compress", folder / "dense", *budget, *texts, "--out", tmp_path / "out", *arguments.split()]
+    monkeypatch.setattr(sys, "argv", list(map(str, command)))
+    with pytest.raises(SystemExit):
+        main()
+    assert message in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
