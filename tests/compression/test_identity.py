@@ -88,6 +88,18 @@ def test_writes_that_torch_does_not_track():
         torch.testing.assert_close(moments[name].inputs, layer.inputs)
 
 
+@pytest.mark.parametrize("size", [1.0, 1e-30, 1e30])
+def test_an_input_that_only_changes_its_size(size):
+    class Doubled(Sharing):
+        def forward(self, x):
+            y = self.one(x)
+            return y + self.other(x.mul_(2))
+
+    model, x = Doubled(), size * torch.randn(10, SIZE)
+    moments = collect_moments(model, {"one": model.one, "other": model.other}, [x])
+    torch.testing.assert_close(moments["other"].activations, 4 * moments["one"].activations)
+
+
 @pytest.mark.parametrize("way", ["in place", "through a view", "keyword", "plain"])
 def test_in_sequence_too(way):
     expected, model = net("plain"), net(way)

@@ -125,14 +125,15 @@ def uncounted(label: str) -> Counter:  # noqa: ARG001  # has the type Counters
 
 
 def _line_counter(label: str) -> Counter:
-    """Create a counter that prints a line every half minute, and one at the end."""
-    printed = time.monotonic()
+    """Create a counter that prints a line every half minute, with the time left, and one at the end."""
+    began = printed = time.monotonic()
 
     def count(done: int, total: int) -> None:
         nonlocal printed
         if time.monotonic() - printed > _LINE_SECONDS or done == total:
             printed = time.monotonic()
-            print(f"{label}: {done}/{total}", file=sys.stderr, flush=True)
+            left = f", about {_left(printed - began, done, total)} left" if done < total else ""
+            print(f"{label}: {done}/{total}{left}", file=sys.stderr, flush=True)
 
     return count
 
@@ -158,6 +159,10 @@ class TimeLeft:
         """Text after so many items."""
         if self._total is None:
             return str(done)
-        left = (self._clock() - self._began) * (self._total - done) / max(done, 1)
-        time_left = f"{left:.0f} s" if left < 120 else f"{left / 60:.0f} min"
-        return f"{done} of {self._total}, about {time_left} left"
+        return f"{done} of {self._total}, about {_left(self._clock() - self._began, done, self._total)} left"
+
+
+def _left(elapsed: float, done: int, total: int) -> str:
+    """Time that the rest will take at the same pace, in words."""
+    seconds = elapsed * (total - done) / max(done, 1)
+    return f"{seconds:.0f} s" if seconds < 120 else f"{seconds / 60:.0f} min"

@@ -36,8 +36,9 @@ class LatestInput:
 
     def is_same(self, rows: Tensor) -> bool:
         """Whether the rows ``(n, in)`` are those of the latest call; they become the latest input."""
-        place = (rows.data_ptr(), rows.shape, rows.stride(), rows.dtype, rows.device)
-        products = unit_rows(rows)[0] @ _direction(rows.shape[1]).to(rows.device)
+        unit, exponent = unit_rows(rows)
+        place = (rows.data_ptr(), rows.shape, rows.stride(), rows.dtype, rows.device, exponent)
+        products = unit @ _direction(rows.shape[1]).to(rows.device)
         same = self._products is not None and place == self._place and torch.equal(products, self._products)
         self._place, self._products = place, products
         return same
