@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 
 import torch
 import transformers
@@ -123,6 +124,8 @@ class Checkpoints:
                 file = config["tensors"].replace("/", "").replace("\x00", "")[:200]
         (folder / file).write_bytes(data)
         (folder / "config.json").write_bytes(text if text is not None else json.dumps(config).encode())
+        if text is not None:
+            names += re.findall(r"\w{3,}", text.decode("utf-8", "replace"))
         names += list(tensors) + [str(key) for path in paths_of(config) for key in path]
         return lambda: self._read(folder, build), (folder,), names
 

@@ -29,6 +29,8 @@ _WHOLE = (
     "not a JSON object",
     "no model is named",
     "there is no such field",
+    "Extra inputs are not permitted",
+    "Field required",
     "expected",
 )
 
