@@ -15,11 +15,12 @@ import mpochain
 ROOT = Path(mpochain.__file__).parent
 
 _VALUES = {"errors", "spec", "shapes", "arrays", "linalg", "decomposition", "algebra", "chain", "factorization"}
-_LAYERS = _VALUES | {"validation", "architectures", "planning", "execution", "nn", "surgery"}
+_LAYERS = _VALUES | {"validation", "wording", "architectures", "planning", "execution", "nn", "surgery"}
 
 # Layer -> layers it may import. docs/decisions/ says where this differs from the first design.
 ALLOWED = {
     "errors": set(),
+    "wording": set(),
     "validation": {"errors"},
     "architectures": set(),
     "system": {"errors"},
@@ -31,17 +32,18 @@ ALLOWED = {
     "algebra": {"errors", "spec", "arrays", "decomposition"},
     "chain": {"errors", "spec", "arrays", "decomposition", "algebra"},
     "factorization": {"errors", "spec", "arrays", "chain", "decomposition"},
-    "planning": {"errors", "system", "spec", "arrays"},
+    "planning": {"wording", "errors", "system", "spec", "arrays"},
     "execution": {"errors", "system", "spec", "planning"},
-    "nn": _VALUES | {"validation", "architectures", "planning", "execution"},
-    "surgery": {"architectures", "errors", "planning", "nn", "spec"},
-    "train": {"architectures", "errors", "validation", "system", "execution", "nn", "surgery"},
-    "units": {"errors", "system"},
+    "nn": _VALUES | {"wording", "validation", "architectures", "planning", "execution"},
+    "surgery": {"wording", "architectures", "errors", "planning", "nn", "spec"},
+    "train": {"wording", "architectures", "errors", "validation", "system", "execution", "nn", "surgery"},
+    "units": {"wording", "errors", "system"},
     "report": {"errors", "system", "spec"},
-    "checkpoint": {"architectures", "errors", "system", "spec", "nn", "surgery"},
+    "checkpoint": {"wording", "architectures", "errors", "system", "spec", "nn", "surgery"},
     "compression": _LAYERS | {"system", "report"},
-    "language": {"architectures", "errors", "system", "nn", "surgery", "checkpoint"},
+    "language": {"wording", "architectures", "errors", "system", "nn", "surgery", "checkpoint"},
     "workflows": {
+        "wording",
         "architectures",
         "errors",
         "validation",

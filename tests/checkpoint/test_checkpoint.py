@@ -259,3 +259,43 @@ def test_folders_that_cannot_be_are_refused(tmp_path, name, message):
     for call in (lambda folder: mpo.save(model, folder), mpo.load, mpo.checkpoint.contents):
         with pytest.raises(mpo.errors.ArgumentError, match=message):
             call(tmp_path / name)
+
+
+class _Pair(nn.Module):
+    def __init__(self, shared, layer):
+        super().__init__()
+        self.a = layer()
+        self.b = self.a if shared else layer()
+
+
+@pytest.mark.parametrize(
+    ("shared", "message"),
+    [
+        (True, "a and b are one layer in the checkpoint, but two in the model given"),
+        (False, "a and b are two layers in the checkpoint, but one in the model given"),
+    ],
+)
+def test_layers_that_are_shared_on_one_side_only_are_named(tmp_path, shared, message):
+    mpo.save(_Pair(shared, lambda: mpo.MPOLinear(8, 8, max_bond=2)), tmp_path)
+    with torch.device("meta"):
+        wrong, right = (_Pair(how, lambda: nn.Linear(8, 8)) for how in (not shared, shared))
+    with pytest.raises(MPOError, match=message):
+        mpo.load(tmp_path, wrong)
+    loaded = mpo.load(tmp_path, right)
+    assert (loaded.a is loaded.b) is shared
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        mpo.load,
+        mpo.checkpoint.contents,
+        lambda value: mpo.save(nn.Sequential(mpo.MPOLinear(8, 8, max_bond=2)), value),
+        mpo.language.load_language_model,
+        lambda value: mpo.language.read_tokens(value, None),
+        lambda value: mpo.workflows.read_recipe(value),
+    ],
+)
+def test_what_is_no_path_is_named(call):
+    with pytest.raises(mpo.errors.ArgumentError, match="must be a path, as str or pathlib.Path, got int"):
+        call(5)

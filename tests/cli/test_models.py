@@ -397,7 +397,7 @@ def test_stages_that_are_killed_resume_to_the_same_model(folder, run):
     (folder / "stages.yaml").write_text(STAGES, encoding="utf-8")
     arguments = ["distill", "stages.yaml", "--evaluate", "test.txt", "--window", "16", "--evaluate-windows", "4"]
     uninterrupted = run(*arguments, "--out", "whole").stdout
-    assert re.search(r"words: 1 layers, 6 steps; perplexity [0-9.]+, then [0-9.]+\n", uninterrupted)
+    assert re.search(r"words: 1 layer, 6 steps; perplexity [0-9.]+, then [0-9.]+\n", uninterrupted)
     assert uninterrupted.splitlines()[-2:] == ["whole", "whole/distillation.json"]
     process = subprocess.Popen(
         [sys.executable, "-m", "mpochain", *arguments, "--out", "killed"],

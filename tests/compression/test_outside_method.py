@@ -223,7 +223,7 @@ class NeedsData(FixedRank):
     ("method", "message"),
     [
         (NothingPrepared, "prepare of method 'nothing_prepared' returned a NoneType for 0; expected .*Choices"),
-        (BareLayer, r"built a MPOLinear for 0; expected Built\(layer\)"),
+        (BareLayer, r"built an MPOLinear for 0; expected Built\(layer\)"),
         (OtherShape, r"of shape \(32, 7\) for 0; expected \(32, 24\)"),
         (NeedsData, "NeedsData.needs is 'data'; expected one of nothing, inputs, gradients"),
     ],

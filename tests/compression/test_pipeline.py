@@ -115,7 +115,7 @@ def test_layers_that_become_slower_are_flagged():
     model = nn.Sequential(nn.Linear(64, 64))
     report = mpo.compress(model, 0.99, method="tt_svd")
     assert report.layers[0].macs_after > report.layers[0].macs_before
-    assert "more multiply-adds than dense: 1 layers, including 0" in report.table()
+    assert "more multiply-adds than dense: 1 layer, including 0" in report.table()
 
 
 def test_the_whole_budget_leaves_all_dense(net, batches):

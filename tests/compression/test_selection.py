@@ -29,7 +29,7 @@ def test_tied_heads_are_left_out_unless_named(net):
         (["lefft"], "'lefft' matches no layer; the nearest names are left"),
         (["re:("], "is not a regular expression"),
         (["re:nothing.*"], "matches no layer"),
-        (["embedding"], "'embedding' is a Embedding, which cannot be compressed"),
+        (["embedding"], "'embedding' is an Embedding, which cannot be compressed"),
         ([3], "must hold names"),
     ],
 )

@@ -10,7 +10,8 @@ from torch import nn
 from mpochain import MPOError
 from mpochain.compression import collect_moments
 from mpochain.compression.selection import dense_layers
-from mpochain.compression.statistics.moments import moment_bytes
+from mpochain.compression.statistics.moments import Moments, moment_bytes
+from mpochain.compression.statistics.projections import errors_between
 from mpochain.compression.statistics.sampled_loss import SampledLoss
 
 
@@ -130,3 +131,25 @@ def test_layers_that_no_batch_reaches(net, batches):
         collect_moments(net, dense_layers(net), [])
     with pytest.raises(MPOError, match="a calibration batch must be a tensor"):
         collect_moments(net, dense_layers(net), ["text"])
+
+
+@pytest.mark.parametrize(("out", "in_"), [(6, 4), (4, 6), (5, 5)])
+def test_errors_between_have_a_loss_where_the_gradients_are_of_the_outputs(out, in_):
+    generator = torch.Generator().manual_seed(0)
+    weight, other = torch.randn(2, out, in_, generator=generator)
+    x, g = torch.randn(50, in_, generator=generator), torch.randn(50, out, generator=generator)
+    inputs = x.T @ x / 50
+    if out <= in_:
+        activations, gradients = weight @ inputs @ weight.T, g.T @ g / 50
+    else:
+        activations, gradients = inputs, weight.T @ (g.T @ g / 50) @ weight
+    moments = Moments(activations, gradients, 1.0, 1.0, 50, inputs)
+    errors = errors_between(weight, moments, other)
+    wrong, right = x @ (weight - other).T, x @ weight.T
+    assert errors.output == pytest.approx(float(wrong.norm() / right.norm()), rel=1e-4)
+    if out > in_:
+        assert errors.loss is None
+    else:
+        difference = weight - other
+        expected = float(torch.trace((g.T @ g / 50) @ difference @ inputs @ difference.T)) / 2
+        assert errors.loss == pytest.approx(expected, rel=1e-4)

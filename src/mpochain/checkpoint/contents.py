@@ -15,6 +15,7 @@ from mpochain.errors import CheckpointError, MPOError
 from mpochain.nn import CompressedLayer
 from mpochain.nn.layer import layer_of
 from mpochain.system.folders import read_unchanged
+from mpochain.system.paths import as_path
 
 __all__ = ["Contents", "StoredLayer", "contents"]
 
@@ -84,7 +85,7 @@ def contents(folder: Path | str) -> Contents:
         >>> layer.name, layer.shape, checkpoint.parameters == layer.parameters
         ('0', (6, 8), True)
     """
-    folder = Path(folder)
+    folder = as_path(folder, "folder")
     return read_unchanged(folder, lambda: _contents(folder))
 
 

@@ -21,6 +21,8 @@ from mpochain.surgery.finding import require_module
 from mpochain.surgery.replacement import replace_layers
 from mpochain.system.folders import read_unchanged
 from mpochain.system.memory import available_memory
+from mpochain.system.paths import as_path
+from mpochain.wording import kind_of
 
 __all__ = ["load"]
 
@@ -59,7 +61,7 @@ def load(folder: Path | str, model: nn.Module | None = None) -> nn.Module:
     """
     if model is not None:
         require_module(model)
-    folder = Path(folder)
+    folder = as_path(folder, "folder")
     return read_unchanged(folder, lambda: _load(folder, model))
 
 
@@ -159,15 +161,22 @@ def _require_space(sketch: nn.Module, where: str) -> None:
 
 def _replace(model: nn.Module, layers: Mapping[str, Any], folder: Path) -> None:
     where = folder / CONFIG
-    modules = dict(model.named_modules())
+    modules, every = dict(model.named_modules()), dict(model.named_modules(remove_duplicate=False))
     for name, description in layers.items():
         old = modules.get(name) if name else None
         if old is None:
+            shared = every.get(name)
+            first = next((first for first, module in modules.items() if module is shared), None)
+            if shared is not None and first is not None:
+                raise CheckpointError(
+                    f"{where}: layers: {first} and {name} are two layers in the checkpoint, but one in the model "
+                    "given; give a model in which they are not shared"
+                )
             raise CheckpointError(f"{where}: layers: the model has no layer {name!r}")
         try:
             layer = layer_of(description, _shape(old), f"layers.{name}")
             if isinstance(layer, RowEmbedding) is not isinstance(old, RowEmbedding | nn.Embedding):
-                raise ArgumentError(f"layers.{name} is a {type(layer).__name__} in place of a {type(old).__name__}")
+                raise ArgumentError(f"layers.{name} is {kind_of(layer)} in place of {kind_of(old)}")
         except MPOError as error:
             raise CheckpointError(f"{where}: {error}") from error
         replace_layers(model, {old: layer})
@@ -180,12 +189,20 @@ def _shape(layer: nn.Module) -> tuple[int, int]:
         return layer.num_embeddings, layer.embedding_dim
     shape = dense_shape(layer)
     if shape is None:
-        raise ArgumentError(f"a {type(layer).__name__} cannot be a compressed layer")
+        raise ArgumentError(f"{kind_of(layer)} cannot be a compressed layer")
     return shape
 
 
 def _compare(model: nn.Module, stored: Any, names: set[str], tied: Mapping[str, str], file: Path) -> None:
     """Raise CheckpointError if names or shapes in the file differ from the model's, before tensors are read."""
+    for name, target in tied.items():
+        copy, layer = (_module_of(model, key) for key in (name, target))
+        if isinstance(layer, CompressedLayer) and copy is not None and not isinstance(copy, CompressedLayer):
+            one, other = (key.rpartition(".")[0] for key in (target, name))
+            raise CheckpointError(
+                f"{file.parent / CONFIG}: tied: {one} and {other} are one layer in the checkpoint, but two in the "
+                "model given; give a model in which they are the same module"
+            )
     wanted = model.state_dict()
     expected = set(wanted) - set(tied)
     if names != expected:
@@ -208,6 +225,14 @@ def _compare(model: nn.Module, stored: Any, names: set[str], tied: Mapping[str, 
         require_elements(model, elements | {name: elements[target] for name, target in tied.items()})
     except ArgumentError as error:
         raise CheckpointError(f"{file}: {error}") from error
+
+
+def _module_of(model: nn.Module, tensor: str) -> nn.Module | None:
+    """The module that holds a tensor of this name; None if there is none."""
+    try:
+        return model.get_submodule(tensor.rpartition(".")[0])
+    except AttributeError:
+        return None
 
 
 def _fill(model: nn.Module, stored: Any, names: set[str], tied: Mapping[str, str]) -> None:

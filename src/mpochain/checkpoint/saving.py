@@ -20,8 +20,9 @@ from mpochain.surgery.finding import compressed_layers
 from mpochain.system.faults import output_errors
 from mpochain.system.files import require_writable, write_bytes
 from mpochain.system.folders import replaced_together
-from mpochain.system.paths import require_path
+from mpochain.system.paths import as_path, require_path
 from mpochain.system.reading import sha256_of
+from mpochain.wording import kind_of
 
 __all__ = ["is_outdated", "require_no_other_model", "require_replaceable", "save", "write_checkpoint"]
 
@@ -50,7 +51,7 @@ def save(model: nn.Module, folder: Path | str) -> Path:
         ['.json', '.safetensors']
     """
     layers = _entries(model)
-    folder = Path(folder)
+    folder = as_path(folder, "folder")
     require_no_other_model(folder)
     with replaced_together(folder, outdated=is_outdated) as new:
         _write(model, layers, new)
@@ -106,7 +107,7 @@ def _entry(layer: CompressedLayer, name: str) -> dict[str, Any]:
     known = LAYERS.get(layer.kind)
     if known is None or not isinstance(layer, known):
         raise ArgumentError(
-            f"{name} is a {type(layer).__name__} of kind {layer.kind!r}, which mpochain.load does not know; register "
+            f"{name} is {kind_of(layer)} of kind {layer.kind!r}, which mpochain.load does not know; register "
             f"it first: mpochain.nn.LAYERS[{layer.kind!r}] = {type(layer).__name__}"
         )
     if is_parametrized(layer):
@@ -116,13 +117,13 @@ def _entry(layer: CompressedLayer, name: str) -> dict[str, Any]:
         )
     if type(layer) is not known:
         raise ArgumentError(
-            f"{name} is a {type(layer).__name__}, which would be loaded as {known.__name__} without what it changes; "
+            f"{name} is {kind_of(layer)}, which would be loaded as {known.__name__} without what it changes; "
             f"give it a kind of its own and register that: mpochain.nn.LAYERS['...'] = {type(layer).__name__}"
         )
     entry = layer.entry()
     if entry.kind != layer.kind:
         raise ArgumentError(
-            f"{name} is a {type(layer).__name__} of kind {layer.kind!r}, but its entry is of kind {entry.kind!r} and "
+            f"{name} is {kind_of(layer)} of kind {layer.kind!r}, but its entry is of kind {entry.kind!r} and "
             f"would be loaded as another layer; give {type(layer).__name__} an Entry of its own, and entry() and "
             "from_entry() for it"
         )

@@ -23,6 +23,7 @@ from mpochain.cli.options import (
     quiet_transformers,
 )
 from mpochain.system.progress import counting
+from mpochain.wording import counted
 
 __all__ = ["distill"]
 
@@ -106,7 +107,9 @@ def distill(
     if result.dense is not None:
         print(f"perplexity of the dense model: {result.dense['perplexity']:.2f}")
     for stage in result.stages:
-        line = f"{stage['name']}: {len(stage['layers'])} layers, {stage['training']['steps']} steps"
+        line = (
+            f"{stage['name']}: {counted(len(stage['layers']), 'layer')}, {counted(stage['training']['steps'], 'step')}"
+        )
         if stage["after"] is not None:
             line += f"; perplexity {stage['before']['perplexity']:.2f}, then {stage['after']['perplexity']:.2f}"
         print(line)

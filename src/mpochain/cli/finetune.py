@@ -24,6 +24,7 @@ from mpochain.cli.options import (
     quiet_transformers,
 )
 from mpochain.system.progress import counting
+from mpochain.wording import counted
 
 __all__ = ["finetune"]
 
@@ -123,7 +124,7 @@ def finetune(
         return
     result = finetuned.result
     print(
-        f"{result.steps} steps, {result.tokens:,} tokens in {result.seconds:,.0f} s; "
+        f"{counted(result.steps, 'step')}, {result.tokens:,} tokens in {result.seconds:,.0f} s; "
         f"loss {result.losses[0]:.4f} at the first step, {result.losses[-1]:.4f} at the last"
     )
     if finetuned.before is not None and finetuned.after is not None:

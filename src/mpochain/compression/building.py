@@ -24,6 +24,7 @@ from mpochain.compression.target import Target
 from mpochain.errors import ArgumentError, ExtensionError, MPOError, NonFiniteError
 from mpochain.nn import CompressedLayer, MPOEmbedding, RowEmbedding
 from mpochain.surgery.tying import tied_head
+from mpochain.wording import kind_of
 
 __all__ = ["Builder"]
 
@@ -135,18 +136,18 @@ class Builder:
 
     def _require_fitting(self, result: object, target: Target) -> None:
         """Refuse what a method built if it cannot stand for the layer."""
-        built = f"method {self._method.name!r} built a"
+        built = f"method {self._method.name!r} built"
         if not isinstance(result, Built):
-            raise ArgumentError(f"{built} {type(result).__name__} for {target.name}; expected Built(layer)")
+            raise ArgumentError(f"{built} {kind_of(result)} for {target.name}; expected Built(layer)")
         layer: object = result.layer
         if not isinstance(layer, CompressedLayer):
             raise ArgumentError(
-                f"{built} {type(layer).__name__} for {target.name}; expected a subclass of "
+                f"{built} {kind_of(layer)} for {target.name}; expected a subclass of "
                 "mpochain.nn.CompressedLayer, such as MPOLinear"
             )
         if layer.shape != target.shape:
             raise ArgumentError(
-                f"{built} {type(layer).__name__} with a weight of shape {layer.shape} for {target.name}; expected "
+                f"{built} {kind_of(layer)} with a weight of shape {layer.shape} for {target.name}; expected "
                 f"{target.shape}, (out, in) of the dense layer"
             )
 

@@ -15,6 +15,7 @@ from mpochain.compression.statistics.projections import Errors
 from mpochain.compression.target import Target
 from mpochain.errors import ArgumentError
 from mpochain.nn import CompressedLayer
+from mpochain.wording import counted
 
 __all__ = ["Built", "Choices"]
 
@@ -213,7 +214,7 @@ class Choices:
             ArgumentError: there is no choice of this index.
         """
         if not 0 <= choice < len(self):
-            raise ArgumentError(f"there are {len(self)} choices, got number {choice}")
+            raise ArgumentError(f"expected the index of one of {counted(len(self), 'choice')}, got {choice}")
         return self._build(choice)
 
     def _known(self) -> tuple[NDArray[np.float64], float | None]:
@@ -227,7 +228,9 @@ class Choices:
     def _keep(self, errors: _Values, zero_error: float | None) -> None:
         values = np.asarray(errors, dtype=np.float64)
         if values.shape != (len(self.costs),):
-            raise ArgumentError(f"{len(self.costs)} choices need as many errors, got shape {values.shape}")
+            raise ArgumentError(
+                f"{counted(len(self.costs), 'choice')} must have as many errors, got shape {values.shape}"
+            )
         if not np.isfinite(values).all() or (values < 0).any():
             raise ArgumentError("errors must be finite and not negative")
         self._errors, self._zero_error = values, zero_error

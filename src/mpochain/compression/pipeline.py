@@ -41,6 +41,7 @@ from mpochain.surgery.replacement import replace_layers
 from mpochain.surgery.wrappers import unwrapped
 from mpochain.system.folders import folder_lock
 from mpochain.system.progress import TimeLeft
+from mpochain.wording import counted
 
 __all__ = ["compress"]
 
@@ -183,7 +184,7 @@ def compress(
                 if state is not None:
                     state.keep_choices(choice)
             builder = Builder(way, opened, choice["chosen"], moments, preparation, state)
-            _logger.info("building %d layers, from %s on", len(opened), next(iter(opened)))
+            _logger.info("building %s, from %s on", counted(len(opened), "layer"), next(iter(opened)))
             if sequential:
                 for name in choice["unreached"]:
                     builder(name)

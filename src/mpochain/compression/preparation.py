@@ -20,6 +20,7 @@ from mpochain.compression.target import Target
 from mpochain.errors import ArgumentError
 from mpochain.linalg import named
 from mpochain.system.extensions import errors_named
+from mpochain.wording import counted, kind_of
 
 __all__ = ["Preparation", "choices_of", "method_errors", "reason_to_stay_dense"]
 
@@ -42,7 +43,7 @@ def choices_of(method: Method, target: Target, moments: Moments | None) -> Choic
         choices: object = method.prepare(target, moments)
     if not isinstance(choices, Choices):
         raise ArgumentError(
-            f"prepare of method {method.name!r} returned a {type(choices).__name__} for {target.name}; expected "
+            f"prepare of method {method.name!r} returned {kind_of(choices)} for {target.name}; expected "
             "mpochain.compression.Choices, such as Choices.of(target, costs, errors, build)"
         )
     return choices
@@ -135,8 +136,8 @@ def allocated(
     ):
         name = next(iter(targets))
         raise ArgumentError(
-            f"method {method.name!r} cannot make any of the {len(targets)} layers smaller ({name}: {reasons[name]}); "
-            "choose another method or other layers"
+            f"method {method.name!r} cannot make any of the {counted(len(targets), 'layer')} smaller "
+            f"({name}: {reasons[name]}); choose another method or other layers"
         )
     limit.require_reached(curves)
     chosen = _chosen(curves, limit.allowed, error, method.uniform)

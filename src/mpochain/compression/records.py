@@ -12,6 +12,7 @@ from mpochain.errors import MissingDependencyError
 from mpochain.report import Column, text
 from mpochain.report.page import html_table
 from mpochain.report.table import text_within
+from mpochain.wording import counted
 
 __all__ = ["COLUMNS", "CompressionReport", "LayerRecord"]
 
@@ -126,7 +127,7 @@ class CompressionReport:
 
     def __repr__(self) -> str:
         return (
-            f"{type(self).__name__}({len(self.layers)} layers, {self.parameters_before:,} -> "
+            f"{type(self).__name__}({counted(len(self.layers), 'layer')}, {self.parameters_before:,} -> "
             f"{self.parameters_after:,} parameters, method={self.method!r}, budget={self.budget!r})"
         )
 
@@ -190,7 +191,7 @@ class CompressionReport:
             [
                 text(COLUMNS, rows) if width is None else text_within(COLUMNS, rows, width, _LEAST_IMPORTANT),
                 "",
-                f"{len(self.layers)} layers, {self.coverage:.1%} of {self.model_parameters:,} parameters: "
+                f"{counted(len(self.layers), 'layer')}, {self.coverage:.1%} of {self.model_parameters:,} parameters: "
                 f"{before:,} before, {after:,} after ({after / before:.1%}), allowed {self.allowed:,}",
                 *self.notes(),
             ]
@@ -232,7 +233,7 @@ class CompressionReport:
         lines += self._calibration()
         slower = [layer.name for layer in self.layers if layer.macs_after > layer.macs_before]
         if slower:
-            lines.append(f"more multiply-adds than dense: {len(slower)} layers, including {slower[0]}")
+            lines.append(f"more multiply-adds than dense: {counted(len(slower), 'layer')}, including {slower[0]}")
         return lines + [f"not considered: {name}, {count:,} parameters" for name, count in self.untouched]
 
     def _calibration(self) -> list[str]:

@@ -19,6 +19,7 @@ from mpochain.nn.dense import dense_shape, require_plain
 from mpochain.surgery.finding import compressed_layers
 from mpochain.surgery.tying import tied_linears
 from mpochain.surgery.wrappers import adapter_parts, require_replaceable_in
+from mpochain.wording import article, kind_of
 
 __all__ = ["Opened", "as_patterns", "dense_layers", "names_of", "open_targets", "select", "why_none"]
 
@@ -178,8 +179,8 @@ def select(
             elif not by_class and not pattern.startswith("re:"):
                 kinds = ["torch.nn.Embedding"] * embeddings + ["torch.nn.Linear", "Hugging Face Conv1D"] * linear
                 raise ArgumentError(
-                    f"targets: {name!r} is a {type(modules[name]).__name__}, which cannot be compressed this way"
-                    f"{why_not(modules[name], name)}; name a {' or '.join(kinds)}"
+                    f"targets: {name!r} is {kind_of(modules[name])}, which cannot be compressed this way"
+                    f"{why_not(modules[name], name)}; name {article(' or '.join(kinds))}"
                 )
     chosen -= _ignored(model, ignore)
     return {name: module for name, module in model.named_modules() if name and module in chosen}
@@ -220,7 +221,7 @@ def dense_layers(model: nn.Module, ignore: Iterable[str] = ()) -> dict[str, nn.M
 def why_none(model: nn.Module) -> str:
     """Likely reason why nothing in a model can be compressed, to end an error message; empty if unknown."""
     if _is_dense(model, embeddings=True):
-        return f": the model is itself a {type(model).__name__}, so it cannot be replaced; wrap it in nn.Sequential"
+        return f": the model is itself {kind_of(model)}, so it cannot be replaced; wrap it in nn.Sequential"
     if compressed_layers(model):
         return ": its layers are already compressed"
     for name, module in model.named_modules():

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from mpochain.report.table import Column, text_within
 from mpochain.system.sizes import megabytes, millions
+from mpochain.wording import counted
 
 if TYPE_CHECKING:
     from mpochain.compression.records import CompressionReport, LayerRecord
@@ -73,7 +74,8 @@ def _totals(report: CompressionReport) -> list[str]:
     model = report.model_parameters
     budget = "" if report.budget is None else f", budget {report.budget}"
     lines = [
-        f"method {report.method}{budget}; {len(report.layers)} layers with {report.coverage:.1%} of the parameters",
+        f"method {report.method}{budget}; {counted(len(report.layers), 'layer')} with "
+        f"{report.coverage:.1%} of the parameters",
         f"whole model: {_change(report.model_bytes, report.model_bytes_after, megabytes)}",
         f"parameters: {_change(model, model - before + after, millions)}",
         f"these layers: {_change(_total(report, 'bytes_before'), _total(report, 'bytes_after'), megabytes)}",

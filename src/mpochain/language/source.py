@@ -18,7 +18,8 @@ from mpochain.language.pretrained import is_hub_name, read_dense, read_tokenizer
 from mpochain.surgery import to_dense
 from mpochain.system.files import require_writable
 from mpochain.system.folders import folder_lock, read_unchanged, replaced_together
-from mpochain.system.paths import require_path
+from mpochain.system.paths import as_path, require_path
+from mpochain.wording import kind_of
 
 __all__ = ["LanguageModel", "load_language_model", "require_no_model", "save_dense", "save_language_model"]
 
@@ -69,7 +70,7 @@ def load_language_model(source: str | Path, *, dtype: str = "auto") -> LanguageM
     """
     if dtype != "auto" and dtype not in _DTYPES:
         raise ArgumentError(f"dtype must be auto or one of {', '.join(_DTYPES)}, got {dtype!r}")
-    path = Path(source)
+    path = as_path(source, "source")
     return read_unchanged(path, lambda: _load(source, dtype)) if path.is_dir() else _load(source, dtype)
 
 
@@ -165,7 +166,7 @@ def save_dense(language: LanguageModel, folder: Path, *, overwrite: bool = False
         raise OutputError(f"{folder} is the folder of the model to convert; name another folder")
     model: Any = to_dense(language.model)
     if not hasattr(model, "save_pretrained"):
-        raise CheckpointError(f"a {type(model).__name__} is not a transformers model; write it with mpochain.save")
+        raise CheckpointError(f"{kind_of(model)} is not a transformers model; write it with mpochain.save")
     with replaced_together(folder, outdated=_is_of_dense_model) as new:
         model.save_pretrained(new)
         language.tokenizer.save_pretrained(new)

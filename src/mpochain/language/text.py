@@ -10,6 +10,8 @@ from torch import Tensor, nn
 
 from mpochain.architectures import context_length
 from mpochain.errors import ArgumentError, CorpusError
+from mpochain.system.paths import as_path
+from mpochain.wording import counted as _counted
 
 __all__ = ["ENOUGH_WINDOWS", "counted", "read_tokens", "require_window", "spare_windows", "starts", "windows"]
 
@@ -31,7 +33,7 @@ def read_tokens(file: Path | str, tokenizer: Any) -> Tensor:
         CorpusError: the file cannot be read, is not UTF-8, or has no tokens.
     """
     try:
-        text = Path(file).read_text(encoding="utf-8")
+        text = as_path(file, "file").read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise CorpusError(f"cannot read the text {file}: {error}; give a file of UTF-8 text") from error
     # verbose=False, because the tokenizer would warn that the text is longer than the model's context.
@@ -59,11 +61,13 @@ def starts(total: int, window: int, count: int | None, stride: int | None = None
     """
     every = range(0, total - window + 1, stride or window)
     if window < 2 or not every:
-        raise CorpusError(f"a text of {total:,} tokens has no window of {window:,}; use a longer text")
+        raise CorpusError(f"a text of {_counted(total, 'token')} has no window of {window:,}; use a longer text")
     if count is None:
         return list(every)
     if not 1 <= count <= len(every):
-        raise CorpusError(f"a text of {total:,} tokens has {len(every):,} windows of {window:,}, not {count:,}")
+        raise CorpusError(
+            f"a text of {_counted(total, 'token')} has {_counted(len(every), 'window')} of {window:,}, not {count:,}"
+        )
     return [every[k * len(every) // count] for k in range(count)]
 
 
@@ -120,7 +124,8 @@ def require_window(model: nn.Module, window: int) -> None:
     longest = context_length(model)
     if longest is not None and window > longest:
         raise ArgumentError(
-            f"a window of {window:,} tokens is longer than the model's context of {longest:,}; give a shorter window"
+            f"a window of {_counted(window, 'token')} is longer than the model's context of {longest:,}; "
+            "give a shorter window"
         )
 
 

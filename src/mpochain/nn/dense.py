@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from mpochain.architectures import DENSE_KINDS
 from mpochain.errors import DTypeError
 from mpochain.nn.attachments import alterations, extra_tensors
+from mpochain.wording import kind_of
 
 __all__ = [
     "dense_parameters",
@@ -164,8 +165,8 @@ def _require_numbers(weight: object, label: str) -> None:
         )
     if type(weight) not in (Tensor, nn.Parameter):
         raise DTypeError(
-            f"{label}the weight is a {type(weight).__name__}, a subclass of torch.Tensor; dequantise or gather it into "
-            "an ordinary tensor first"
+            f"{label}the weight is {kind_of(weight)}, a subclass of torch.Tensor; dequantise or gather it "
+            "into an ordinary tensor first"
         )
     if weight.layout != torch.strided:
         raise DTypeError(f"{label}the weight is sparse ({weight.layout}); make it dense with .to_dense() first")

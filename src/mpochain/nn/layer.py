@@ -20,6 +20,7 @@ from mpochain.nn.dense_form import DenseForm
 from mpochain.nn.entry import LayerEntry
 from mpochain.nn.index import Index
 from mpochain.nn.numbers import Numbers
+from mpochain.wording import article
 
 __all__ = ["LAYERS", "CompressedLayer", "layer_of"]
 
@@ -285,7 +286,7 @@ def layer_of(data: Any, shape: tuple[int, int] | None, name: str) -> CompressedL
     entry = layer.Entry.read(data, name)
     if shape is not None and entry.shape != shape:
         raise ArgumentError(
-            f"{name} is a {entry.shape[0]}x{entry.shape[1]} matrix, but the layer that it replaces is "
+            f"{name} is {article(f'{entry.shape[0]}x{entry.shape[1]} matrix')}, but the layer that it replaces is "
             f"{shape[0]}x{shape[1]}"
         )
     try:

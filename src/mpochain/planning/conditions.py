@@ -7,6 +7,7 @@ from typing import Literal
 
 from mpochain.errors import ArgumentError
 from mpochain.planning.machine import Machine, Setting
+from mpochain.wording import article
 
 __all__ = ["Conditions", "Graph", "Memory", "Mode"]
 
@@ -48,7 +49,7 @@ class Conditions:
             raise ArgumentError(f"graph must be 'eager', 'compiled' or 'portable', got {self.graph!r}")
         for name, value, kind in (("setting", self.setting, Setting), ("machine", self.machine, Machine)):
             if not isinstance(value, kind):
-                raise ArgumentError(f"{name} must be a {kind.__name__}, got {type(value).__name__}")
+                raise ArgumentError(f"{name} must be {article(kind.__name__)}, got {type(value).__name__}")
 
     @property
     def training(self) -> bool:

@@ -13,6 +13,7 @@ from torch import nn
 from mpochain.errors import ArgumentError
 from mpochain.nn import CompressedLayer
 from mpochain.nn.dense import is_transposed
+from mpochain.wording import kind_of
 
 __all__ = [
     "adapter_parts",
@@ -140,7 +141,7 @@ def _require_adaptable(adapter: Any, name: str, words: str) -> None:
     )
     if isinstance(layer, nn.Embedding) or (is_transposed(layer) and not plain):
         raise ArgumentError(
-            f"{name} is inside {words}, which reads the weight of a {type(layer).__name__}; merge the adapters first "
+            f"{name} is inside {words}, which reads the weight of {kind_of(layer)}; merge the adapters first "
             "(merge_and_unload()), or leave the layer out with ignore="
         )
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from mpochain.errors import ArgumentError
 
-__all__ = ["exists", "file_problem", "reason", "require_path"]
+__all__ = ["as_path", "exists", "file_problem", "reason", "require_path"]
 
 
 def exists(path: Path | str) -> bool:
@@ -24,6 +24,28 @@ def exists(path: Path | str) -> bool:
     except (OSError, ValueError):
         return False
     return True
+
+
+def as_path(path: Path | str, name: str) -> Path:
+    """A path given as text or as a path.
+
+    Args:
+        path: the value of an argument.
+        name: the argument, for errors.
+
+    Raises:
+        ArgumentError: the value is of another kind.
+
+    Example:
+        >>> as_path(5, "folder")
+        Traceback (most recent call last):
+        ...
+        mpochain.errors.ArgumentError: folder must be a path, as str or pathlib.Path, got int
+    """
+    value: object = path
+    if not isinstance(value, str | Path):
+        raise ArgumentError(f"{name} must be a path, as str or pathlib.Path, got {type(value).__name__}")
+    return Path(value)
 
 
 def require_path(path: Path) -> Path:

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from mpochain.errors import ArgumentError
 from mpochain.system.files import write_bytes
+from mpochain.wording import counted
 
 __all__ = ["Segmenter", "Units"]
 
@@ -130,7 +131,7 @@ class Units:
             ArgumentError: the word is not in the vocabulary.
         """
         if word not in self.words:
-            raise ArgumentError(f"{word!r} is not among the {len(self.words)} words of the vocabulary")
+            raise ArgumentError(f"{word!r} is not among the {counted(len(self.words), 'word')} of the vocabulary")
         return tuple(self.names[unit] for unit in self.index[self.words.index(word)])
 
     def write(self, file: Path | str) -> Path:
@@ -158,7 +159,9 @@ def _require_words(words: tuple[str, ...]) -> None:
         raise ArgumentError("the vocabulary is empty; give at least one word")
     repeated = [word for word, count in Counter(words).items() if count > 1]
     if repeated:
-        raise ArgumentError(f"{len(repeated)} words are repeated, such as {repeated[0]!r}; give every word once")
+        raise ArgumentError(
+            f"words are given more than once ({len(repeated):,} of them), such as {repeated[0]!r}; give every word once"
+        )
     if "" in words:
         raise ArgumentError(f"word {words.index('')} is empty")
 

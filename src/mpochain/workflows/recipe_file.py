@@ -11,7 +11,7 @@ import yaml
 from pydantic import ValidationError
 
 from mpochain.errors import RecipeError
-from mpochain.system.paths import exists, file_problem
+from mpochain.system.paths import as_path, exists, file_problem
 from mpochain.validation import listed, parsed, problems
 from mpochain.workflows.former_names import current_recipe
 from mpochain.workflows.recipe import Recipe
@@ -69,7 +69,9 @@ class _Loader(yaml.SafeLoader):  # type: ignore[misc]  # yaml has no types
         return super().construct_mapping(node, deep)
 
 
-def read_recipe(file: Path | None, flags: Mapping[str, Any] | None = None, *, window: int | None = None) -> Recipe:
+def read_recipe(
+    file: Path | str | None, flags: Mapping[str, Any] | None = None, *, window: int | None = None
+) -> Recipe:
     """Read a recipe from a YAML file; command-line values override those of the file.
 
     Args:
@@ -86,6 +88,7 @@ def read_recipe(file: Path | None, flags: Mapping[str, Any] | None = None, *, wi
         >>> recipe.budget, recipe.calibration.window
         ('60%', 512)
     """
+    file = None if file is None else as_path(file, "file")
     label = str(file) if file is not None else "command line"
     data: dict[str, Any] = {}
     if file is not None:

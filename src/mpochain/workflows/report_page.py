@@ -15,6 +15,7 @@ from mpochain.report.origin import origin
 from mpochain.report.page import Block, Figure, Heading, Page, Table, Text
 from mpochain.system.files import write_bytes
 from mpochain.system.sizes import megabytes
+from mpochain.wording import counted
 from mpochain.workflows.compressed import Compressed
 from mpochain.workflows.json_file import write_json
 
@@ -191,8 +192,8 @@ def _other_budgets(result: Compressed, figures: Path) -> list[Block]:
 def _layers(result: Compressed, figures: Path) -> list[Block]:  # noqa: ARG001  # one of the sections
     report = result.report
     lines = [
-        f"{len(report.layers)} layers with {report.coverage:.1%} of the model's parameters; method {report.method}, "
-        f"budget {report.budget}.",
+        f"{counted(len(report.layers), 'layer')} with {report.coverage:.1%} of the model's parameters; "
+        f"method {report.method}, budget {report.budget}.",
         *(f"Not compressed: {name}, {count:,} parameters." for name, count in report.untouched),
     ]
     return [Heading("Layers"), Text(tuple(lines)), Table(COLUMNS, report.rows())]

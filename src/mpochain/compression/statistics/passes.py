@@ -17,6 +17,7 @@ from mpochain.compression.target import Target
 from mpochain.errors import ArgumentError
 from mpochain.system.extensions import errors_named
 from mpochain.system.progress import TimeLeft
+from mpochain.wording import counted
 
 __all__ = ["batches_for", "gather_moments", "memory_for_statistics", "parts", "require_batches"]
 
@@ -145,7 +146,7 @@ def gather_moments(
     if method.needs == "nothing":
         return
     which = f", pass {part[0]} of {part[1]} over the data" if part[1] > 1 else ""
-    _logger.info("%s of %d layers, from %s on%s", method.needs, len(targets), next(iter(targets)), which)
+    _logger.info("%s of %s, from %s on%s", method.needs, counted(len(targets), "layer"), next(iter(targets)), which)
     if isinstance(loss, DefaultLoss):
         loss.restart()
     modules = {name: target.module for name, target in targets.items()}

@@ -135,7 +135,7 @@ def weights_of(moments: Moments, *, damping: float) -> tuple[Tensor, Tensor | No
 def errors_between(weight: Tensor, moments: Moments, other: Tensor) -> Errors:
     """Errors of another matrix in place of a layer's weight on the calibration data, without damping.
 
-    The loss is valid only if ``out <= in``, because only then do ``moments.gradients`` belong to the outputs.
+    The loss is None if ``out > in``: then ``moments.gradients`` are those of the inputs, of no use for another matrix.
 
     Args:
         weight: ``(out, in)``.
@@ -151,7 +151,7 @@ def errors_between(weight: Tensor, moments: Moments, other: Tensor) -> Errors:
     weighted = difference @ inputs
     output = float((weighted * difference).sum()) / max(float(((weight64 @ inputs) * weight64).sum()), 1e-300)
     loss = None
-    if moments.gradients is not None:
+    if moments.gradients is not None and _is_wide(weight):
         loss = max(float(((moments.gradients.double() @ weighted) * difference).sum()), 0.0) / 2
     return Errors(math.sqrt(max(output, 0.0)), loss)
 
