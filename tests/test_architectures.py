@@ -33,7 +33,7 @@ from mpochain.architectures import (
 from mpochain.compression import collect_moments
 from mpochain.compression.statistics.recompute import Recomputation
 from mpochain.compression.statistics.sampled_loss import SampledLoss
-from mpochain.language import compare_speed, perplexity
+from mpochain.language import compare_speed, generation, perplexity
 from mpochain.surgery import absorb_orders
 from mpochain.surgery.calls import logits_of, without_cache
 from mpochain.train import FinetuneConfig, finetune
@@ -98,6 +98,17 @@ MODELS = {
     "falcon": ({**_SIZES, "max_position_embeddings": LENGTH}, LENGTH),
     "mpt": ({"vocab_size": 50, "d_model": 16, "n_layers": 2, "n_heads": 4, "max_seq_len": LENGTH}, LENGTH),
     "mamba": ({"vocab_size": 50, "hidden_size": 16, "num_hidden_layers": 2, "state_size": 4}, None),
+    "rwkv": (
+        {
+            "vocab_size": 50,
+            "hidden_size": 16,
+            "num_hidden_layers": 2,
+            "attention_hidden_size": 16,
+            "intermediate_size": 24,
+            "context_length": LENGTH,
+        },
+        None,
+    ),
 }
 # Variants that lay the same projections out in other ways.
 VARIANTS = {
@@ -105,7 +116,7 @@ VARIANTS = {
     "falcon heads": ("falcon", {"multi_query": False}),
     "gpt_bigcode heads": ("gpt_bigcode", {"multi_query": False}),
 }
-WITH_ATTENTION = [*(name for name in MODELS if name != "mamba"), *VARIANTS]
+WITH_ATTENTION = [*(name for name in MODELS if name not in ("mamba", "rwkv")), *VARIANTS]
 
 
 @functools.cache
@@ -534,6 +545,12 @@ def test_without_its_row_the_new_family_is_an_unknown_model():
         logits_of(model(tokens(8) % 9))
 
 
-def test_state_space_models_are_timed_with_their_own_cache():
-    speed = compare_speed({"mamba": tiny("mamba")}, tokens(8), rounds=1, written=2)
-    assert speed["mamba"].decode > 0
+@pytest.mark.parametrize("name", ["mamba", "rwkv", "openai-gpt", "llama"])
+def test_models_are_timed_and_generate_with_their_own_cache_or_without(name):
+    model = tiny(name)
+    speed = compare_speed({name: model}, tokens(8), rounds=1, written=2)
+    assert speed[name].decode > 0
+    text = tokens(5)
+    for _ in range(4):
+        text = torch.cat([text, logits_of(model(text))[:, -1:].argmax(-1)], 1)
+    assert generation._continue(model, tokens(5), 4, set()) == text[0, 5:].tolist()

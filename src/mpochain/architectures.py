@@ -209,7 +209,9 @@ FAMILIES: tuple[Family, ...] = (
     Family(("mpt",), (_UNGATED,), Attention(output="out_proj", fused="Wqkv", layout="parts")),
     # A state of fixed size instead of keys and values, and no positions.
     Family(("mamba", "falcon_mamba"), context_length=(), past="cache_params"),
-    Family(("mamba2",), context_length=(), past="cache_params"),
+    Family(("mamba2", "xlstm"), context_length=(), past="cache_params"),
+    # Trained up to context_length, but its state has one size for texts of any length.
+    Family(("rwkv",), context_length=(), past="state"),
     Family(("rwkv",), past="state"),
     # Relative positions, although old configurations limit them with n_positions.
     Family(("t5", "mt5", "umt5", "longt5"), context_length=()),
