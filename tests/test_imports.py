@@ -170,7 +170,9 @@ def test_importing_the_package_does_not_import_torch():
 
 
 # With the module of model families, which users name as they name a subpackage.
-SUBPACKAGES = sorted(["architectures", *(folder.parent.name for folder in ROOT.glob("*/__init__.py"))])
+# Former names are found by their own import alone, which warns.
+FORMER = {"jobs"}
+SUBPACKAGES = sorted({"architectures", *(folder.parent.name for folder in ROOT.glob("*/__init__.py"))} - FORMER)
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="fresh processes by fork, as importing torch takes seconds")

@@ -19,6 +19,7 @@ from mpochain.errors import FactorizationError, NonFiniteError
 __all__ = ["eigh", "inverse", "named", "pivoted_qr", "qr", "solve", "solve_triangular", "svd", "svdvals"]
 
 _Result = tuple[Array, ...]
+_Factorisation = Callable[[np.ndarray[Any, Any]], _Result]
 
 
 @contextlib.contextmanager
@@ -68,13 +69,8 @@ def svdvals(x: Array) -> Array:
     Raises:
         FactorizationError: every routine failed.
     """
-    (s,) = _first(
-        "singular value decomposition",
-        x,
-        lambda xp, a: (xp.linalg.svdvals(a),),
-        lambda a: (_svd_by_scipy(a)[1],),
-        (1,),
-    )
+    kind = "singular value decomposition"
+    (s,) = _first(kind, x, lambda xp, a: (xp.linalg.svdvals(a),), lambda a: (_svd_by_scipy(a)[1],), (1,))
     return s
 
 
@@ -181,7 +177,7 @@ def _first(
     kind: str,
     x: Array,
     routine: Callable[[Any, Array], _Result],
-    other: Callable[[np.ndarray[Any, Any]], _Result],
+    other: _Factorisation,
     scaled: tuple[int, ...],
 ) -> _Result:
     """Result of the first routine that succeeds.
@@ -247,9 +243,7 @@ def _failure(kind: str, x: Array, cause: Exception | None) -> FactorizationError
     )
 
 
-def _batched(
-    function: Callable[[np.ndarray[Any, Any]], _Result],
-) -> Callable[[np.ndarray[Any, Any]], _Result]:
+def _batched(function: _Factorisation) -> _Factorisation:
     """The function of one matrix applied to every matrix of a stack."""
 
     def apply(x: np.ndarray[Any, Any]) -> _Result:

@@ -6,6 +6,7 @@ import contextlib
 
 import pytest
 import torch
+import transformers
 from torch import nn
 
 import mpochain as mpo
@@ -83,6 +84,21 @@ def test_layers_of_trained_weights_are_the_same_under_any_default(dtype):
             layers.append([chain(x), low(x), trains.weight, table.weight, chain.to_linear().weight, units])
     for before, after in zip(*layers, strict=True):
         torch.testing.assert_close(after, before)
+
+
+def test_a_saved_model_is_read_to_the_cpu_under_any_default(tmp_path):
+    torch.manual_seed(0)
+    config = transformers.LlamaConfig(
+        vocab_size=32, hidden_size=16, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2
+    )
+    model, ids = transformers.LlamaForCausalLM(config).eval(), torch.randint(32, (2, 8))
+    mpo.compress(model, 0.8, method="svd")
+    mpo.save(model, tmp_path / "model")
+    with defaults(dtype=torch.float64, device="meta"), torch.no_grad():
+        loaded = mpo.load(tmp_path / "model")
+        assert not any(tensor.is_meta for tensor in (*loaded.parameters(), *loaded.buffers()))
+    with torch.no_grad():
+        torch.testing.assert_close(loaded(ids).logits, model(ids).logits)
 
 
 def test_windows_stay_on_the_cpu_under_another_default_device():

@@ -222,14 +222,16 @@ class HuggingFaceModel:
             return self._built(torch.device("meta"))
 
     def build(self) -> nn.Module:
-        """Build the model with parameters on the meta device and the values of its buffers.
+        """Build the model with parameters on the meta device and the values of its buffers, on the CPU.
 
         Checkpoints do not store all buffers.
 
         Raises:
             CheckpointError: the configuration is invalid.
         """
-        model: Any = self._built(self._without_weights(include_buffers=False))
+        # The CPU, whatever the default device is: the tensors of the file are read there, too.
+        with torch.device("cpu"):
+            model: Any = self._built(self._without_weights(include_buffers=False))
         if self._generation is not None:
             try:
                 model.generation_config = self._generation_class.from_dict(dict(self._generation))

@@ -163,7 +163,9 @@ class TeacherCache:
     def missing(self, indices: Tensor) -> Tensor:
         """Return the positions within ``indices (n,)`` of the windows that have no logits yet, or damaged ones."""
         return torch.tensor(
-            [place for place, row in enumerate(indices.tolist()) if not self._holds(row)], dtype=torch.long
+            [place for place, row in enumerate(indices.tolist()) if not self._holds(row)],
+            dtype=torch.long,
+            device="cpu",
         )
 
     def get(self, indices: Tensor) -> Tensor:

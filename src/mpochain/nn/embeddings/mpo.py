@@ -172,7 +172,7 @@ class MPOEmbedding(RowEmbedding):
 
     @property
     def cores(self) -> tuple[tuple[Tensor, ...], ...]:
-        """The core parameters of each term, shapes ``(r_left, rows, columns, r_right)``."""
+        """The cores of each term, ``(r_left, rows, columns, r_right)``."""
         return self._chains().cores
 
     def indices(self) -> dict[str, Index]:
@@ -203,8 +203,7 @@ class MPOEmbedding(RowEmbedding):
         total = 0
         for spec in self._chains().specs:
             columns = 1
-            for site, (_, _, in_dim, right) in enumerate(spec.core_shapes):
-                left = spec.core_shapes[site][0]
+            for site, (left, _, in_dim, right) in enumerate(spec.core_shapes):
                 columns *= in_dim
                 total += columns * left * right if site else 0
         return total
