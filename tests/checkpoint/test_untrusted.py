@@ -20,6 +20,7 @@ from mpochain import InterpolativeLinear, MPOError, MPOLinear
 from mpochain.checkpoint import contents, is_checkpoint
 from mpochain.checkpoint.building import bounded_building
 from mpochain.checkpoint.hugging_face import HuggingFaceModel, described, require_no_code
+from mpochain.cli.inspect import inspect
 from mpochain.errors import CheckpointError
 from mpochain.nn import RowEmbedding
 from mpochain.system.reading import file_within, read_bytes
@@ -470,6 +471,24 @@ def test_names_of_a_file_are_escaped_in_errors(tmp_path):
     with pytest.raises(MPOError, match="unexpected tensors") as caught:
         mpo.load(tmp_path, architecture())
     assert str(caught.value).isprintable()
+
+
+def test_names_of_a_file_are_escaped_in_tables_and_json(tmp_path, capsys):
+    mpo.save(small(), tmp_path)
+    name = "\x1b[2J\x9b\u202e[red]\n<b>"
+
+    def rename(tensors):
+        for key in list(tensors):
+            tensors[f"{name}{key.removeprefix('0')}"] = tensors.pop(key)
+
+    replace_tensors(tmp_path, rename)
+    edit(tmp_path, lambda c: c["layers"].update({name: c["layers"].pop("0")}))
+    for as_json in (False, True):
+        inspect(tmp_path, as_json)
+        printed = capsys.readouterr().out
+        assert "[red]" in printed
+        assert all(line.isprintable() for line in printed.split("\n"))
+        assert not [line for line in printed.split("\n") if line.startswith("<b>")]
 
 
 def test_a_layer_that_is_refused_is_refused_in_time(tmp_path):

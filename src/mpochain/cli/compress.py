@@ -36,6 +36,7 @@ from mpochain.cli.options import (
 )
 from mpochain.cli.outcome import outcome
 from mpochain.cli.terminal import width
+from mpochain.errors import printable
 from mpochain.system.progress import counting
 
 if TYPE_CHECKING:
@@ -123,11 +124,11 @@ def compress(
     if as_json:
         print_json({"folder": str(out), **result.as_dict()})
         return
-    print(outcome(result, width()))
+    print(printable(outcome(result, width())))
     if verbose:
         print(f"\n{result.report.table(width())}")
     for text in result.texts:
-        print(f"\nprompt: {text.prompt}\n  dense: {text.dense}\n  compressed: {text.compressed}")
+        print(printable(f"\nprompt: {text.prompt}\n  dense: {text.dense}\n  compressed: {text.compressed}"))
     print()
     for file in (out, out / "report.json", out / "report.html"):
         print(file)

@@ -22,6 +22,7 @@ from mpochain.cli.options import (
     print_json,
     quiet_transformers,
 )
+from mpochain.errors import printable
 from mpochain.system.progress import counting
 from mpochain.wording import counted
 
@@ -112,6 +113,6 @@ def distill(
         )
         if stage["after"] is not None:
             line += f"; perplexity {stage['before']['perplexity']:.2f}, then {stage['after']['perplexity']:.2f}"
-        print(line)
+        print(printable(line))
     print(out)
     print(out / RECORD)

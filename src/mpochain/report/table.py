@@ -30,9 +30,9 @@ class Column:
     format: str = ""
 
     def cell(self, record: Mapping[str, Any]) -> str:
-        """The value of a record in this column, as text."""
+        """The value of a record in this column, as text on one line that cannot control a terminal."""
         value = record[self.key]
-        return "-" if value is None else printable(format(value, self.format))
+        return "-" if value is None else printable(format(value, self.format)).replace("\n", "\\n")
 
 
 def _cells(columns: Sequence[Column], records: Sequence[Mapping[str, Any]]) -> list[list[str]]:
