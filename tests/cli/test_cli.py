@@ -7,6 +7,7 @@ import logging
 import shlex
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -151,3 +152,9 @@ def test_modules_of_your_own_are_imported_first(call, tmp_path, monkeypatch):
         "error: cannot import 'own_fault' (ZeroDivisionError: division by zero); install its package, or add its "
         "folder to PYTHONPATH\n",
     )
+
+
+def test_the_guide_names_every_command_with_a_result():
+    guide = (Path(__file__).parents[2] / "docs" / "guides" / "command-line.md").read_text(encoding="utf-8")
+    for name in set(COMMANDS) - {"recipe"}:
+        assert f"\n| `{name}` | " in guide, name

@@ -183,7 +183,7 @@ def test_what_needs_no_data_and_a_dry_run(folder, run):
         (["eval", "dense", "--text", "none.txt"], "cannot read the text none.txt"),
         (["eval", "dense", "--text", "test.txt"], "longer than the model's context of 64"),
         (["inspect", "dense"], "expected 'mpochain' (a compressed model's checkpoint)"),
-        (["inspect", "nowhere"], "cannot be read"),
+        (["inspect", "nowhere"], "there is no folder 'nowhere'"),
         (["convert", "dense", "--out", "dense"], "contains a model, which would be"),
         (["compress", "dense", "--budget", "0.5", "--method", "svd", "--out", "other"], "holds another model"),
         (["convert", "dense", "--out", "other"], "contains a model, which would be"),

@@ -19,8 +19,11 @@ def inspect(
 ) -> None:
     """Print the layers of a compressed model and verify its files, without keeping weights in memory."""
     from mpochain.checkpoint import contents
+    from mpochain.errors import ArgumentError
     from mpochain.report import Column, text
 
+    if not folder.is_dir():
+        raise ArgumentError(f"there is no folder {str(folder)!r}; name the folder of a compressed model")
     checkpoint = contents(folder)
     if as_json:
         print_json(asdict(checkpoint) | {"dense_parameters": checkpoint.dense_parameters})
