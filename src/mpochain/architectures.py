@@ -8,7 +8,7 @@ imported.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -270,13 +270,16 @@ def all_configs(model: Any) -> Iterator[Any]:
         if value is None or id(value) in seen:
             continue
         seen.add(id(value))
+        parts: Iterable[Any] = ()
         if isinstance(value, dict):
-            waiting[:0] = value.values()
+            parts = value.values()
         elif isinstance(value, list | tuple):
-            waiting[:0] = value
+            parts = value
         elif not hasattr(value, "modules") and (id(value) in own or hasattr(value, "model_type")):
             yield value
-            waiting[:0] = getattr(value, "__dict__", {}).values()
+            parts = getattr(value, "__dict__", {}).values()
+        # Names of thousands of labels hold no configuration.
+        waiting[:0] = [part for part in parts if not isinstance(part, str | int | float)]
 
 
 def cache_names() -> tuple[str, ...]:

@@ -134,6 +134,12 @@ class TestRefusals:
         with pytest.raises(MPOError, match="computed no loss"):
             finetune(model, examples(model), config=CONFIG)
 
+    def test_arguments_that_the_model_lacks(self):
+        model = build("T5ForConditionalGeneration")
+        tokens = {"input_ids": examples(model)["input_ids"]}
+        with pytest.raises(MPOError, match=r"T5ForConditionalGeneration cannot be called with input_ids: "):
+            finetune(model, tokens, teacher=copy.deepcopy(model), config=CONFIG)
+
     def test_labels_that_are_no_classes(self):
         model = build("ViTForImageClassification")
         batch = examples(model, ())

@@ -108,7 +108,9 @@ class Examples(TrainingData):
     def run(self, model: nn.Module, **options: bool) -> Any:
         """Call a model on these examples and return its output, with its loss if there are labels."""
         accepted = inspect.signature(model.forward).parameters
-        if self.labels is not None and "labels" in accepted:
+        # A wrapper, such as an adapter's, passes on what it is given.
+        passes_on = any(parameter.kind is inspect.Parameter.VAR_KEYWORD for parameter in accepted.values())
+        if self.labels is not None and ("labels" in accepted or passes_on):
             return model(**self.inputs, labels=self.labels, **options)
         if "return_loss" in accepted:  # the contrast of images and texts, which needs no labels
             options["return_loss"] = True

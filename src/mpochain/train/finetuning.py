@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from mpochain.architectures import context_length
-from mpochain.errors import ArgumentError, ShapeError
+from mpochain.errors import ArgumentError, MPOError, ShapeError
 from mpochain.surgery import learning_rate_scales
 from mpochain.surgery.causality import require_causal
 from mpochain.surgery.finding import require_module
@@ -251,7 +251,16 @@ def _check_forward(
         first.inputs["input_ids"] = torch.zeros_like(first.inputs["input_ids"])
     model.eval()
     with torch.no_grad(), autocast(device, config):
-        outputs, target = outputs_of(model, first, config), Teacher(teacher, config).outputs(first)
+        try:
+            outputs, target = outputs_of(model, first, config), Teacher(teacher, config).outputs(first)
+        except MPOError:
+            raise
+        except (TypeError, ValueError) as error:
+            arguments = [*data.inputs, *(["labels"] if data.labels is not None else [])]
+            raise ArgumentError(
+                f"{type(model).__name__} cannot be called with {', '.join(arguments)}: {error}; give the arguments "
+                "that its forward expects"
+            ) from error
     name = type(model).__name__
     if isinstance(data, Examples):
         if teacher is not None:

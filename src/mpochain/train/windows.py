@@ -123,7 +123,10 @@ def _arguments(item: Any, position: int) -> dict[str, Tensor]:
     """Return the arguments of one batch as tensors whose first axis counts windows."""
     values = dict(item) if isinstance(item, Mapping) else {"input_ids": item}
     if "input_ids" not in values:
-        raise ArgumentError(f"batch {position} has no input_ids, only {sorted(values)}; name its tokens input_ids")
+        raise ArgumentError(
+            f"batch {position} has no input_ids, only {sorted(values)}; name its tokens input_ids. Inputs that are no "
+            "tokens need a model of transformers that is not wrapped in another module"
+        )
     tensors = tensors_of(values, position)
     ids = tensors["input_ids"]
     if ids.is_floating_point() or ids.is_complex() or ids.dtype == torch.bool:
