@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
-from torch import nn
+from torch import Tensor, nn
 
 from mpochain.compression.obstacles import reason_against, why_not
 from mpochain.compression.sharing import no_head_of, shared_modules
@@ -285,6 +285,10 @@ def _matches(pattern: str, modules: Mapping[str, nn.Module], field: str) -> tupl
 def _is_dense(module: nn.Module, *, embeddings: bool = False, linear: bool = True) -> bool:
     if not (embeddings if isinstance(module, nn.Embedding) else linear):
         return False
+    weight = getattr(module, "weight", None)
+    if isinstance(weight, Tensor) and weight.is_meta:
+        # Patterns can be checked against a model without values; opening its layers is refused.
+        return isinstance(module, nn.Embedding) or dense_shape(module) is not None
     try:
         require_plain(module)
     except DTypeError:
