@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 import sys
 import time
 from pathlib import Path
@@ -10,8 +12,8 @@ import pytest
 from texts import prose
 from tiny import write_model
 
-from mpochain.errors import MissingDependencyError, RecipeError
-from mpochain.language import lookup
+from mpochain.errors import ArgumentError, MissingDependencyError, RecipeError
+from mpochain.language import load_language_model, lookup, perplexity, read_tokens
 from mpochain.language.lookup import source_problem
 from mpochain.workflows import compress_by, finetune_by, read_recipe
 from mpochain.workflows.checks import require_found
@@ -148,3 +150,16 @@ def test_missing_packages(folder, monkeypatch):
         require_found({"model": folder / "dense"})
     with pytest.raises(RecipeError, match=r"2 problems\n  --text: .*\n  language models need transformers"):
         require_found({"model": folder / "dense"}, {"--text": Path("none.txt")})
+
+
+def test_the_tokenizer_of_another_model_is_named(folder, tmp_path):
+    shutil.copytree(folder / "dense", tmp_path / "other")
+    file = tmp_path / "other" / "tokenizer.json"
+    tokenizer = json.loads(file.read_text())
+    tokenizer["model"]["vocab"] = {word: number + 100 for word, number in tokenizer["model"]["vocab"].items()}
+    file.write_text(json.dumps(tokenizer))
+    with pytest.raises(RecipeError, match=r"calibration: the text has the token 1\d\d, but the model has 60 tokens"):
+        compress_by(recipe(folder, model=str(tmp_path / "other")))
+    language = load_language_model(tmp_path / "other")
+    with pytest.raises(ArgumentError, match="its tokenizer is that of another model"):
+        perplexity(language.model, read_tokens(folder / "valid.txt", language.tokenizer), window=16)

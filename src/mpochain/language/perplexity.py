@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from mpochain.errors import ArgumentError, CorpusError, NonFiniteError
-from mpochain.language.text import require_window, starts
+from mpochain.language.text import require_vocabulary, require_window, starts
 from mpochain.surgery.calls import logits_of
 from mpochain.surgery.causality import require_causal
 
@@ -95,6 +95,7 @@ def perplexity(
     require_window(model, window)
     if tokens.ndim != 1:
         raise CorpusError(f"expected one row of tokens (n,), got a tensor of shape {tuple(tokens.shape)}")
+    require_vocabulary(model, tokens)
     positions = starts(len(tokens), window, count, stride)
     began = time.perf_counter()
     training = model.training

@@ -13,7 +13,16 @@ from mpochain.errors import ArgumentError, CorpusError
 from mpochain.system.paths import as_path
 from mpochain.wording import counted as _counted
 
-__all__ = ["ENOUGH_WINDOWS", "counted", "read_tokens", "require_window", "spare_windows", "starts", "windows"]
+__all__ = [
+    "ENOUGH_WINDOWS",
+    "counted",
+    "read_tokens",
+    "require_vocabulary",
+    "require_window",
+    "spare_windows",
+    "starts",
+    "windows",
+]
 
 # Windows of an evaluation text that are used by default, if it has more. docs/decisions/0062 has the measurement.
 ENOUGH_WINDOWS = 64
@@ -113,6 +122,33 @@ def counted(total: int, window: int, count: int | Literal["all"] | None, stride:
     if count is None:
         return min(ENOUGH_WINDOWS, every), every
     return len(starts(total, window, None if count == "all" else count, stride)), every
+
+
+def require_vocabulary(model: nn.Module, tokens: Tensor) -> None:
+    """Check that tokens are among those that the embedding of a transformers model has rows for.
+
+    Args:
+        model: a model without ``get_input_embeddings()`` is not checked.
+        tokens: integers.
+
+    Raises:
+        ArgumentError: a token has no row, as with the tokenizer of another model.
+
+    Example:
+        >>> model = nn.Linear(4, 4)
+        >>> model.get_input_embeddings = lambda: nn.Embedding(10, 4)
+        >>> require_vocabulary(model, torch.tensor([3, 12]))
+        Traceback (most recent call last):
+        ...
+        mpochain.errors.ArgumentError: the text has the token 12, but the model has 10 tokens; its tokenizer is ...
+    """
+    read = getattr(model, "get_input_embeddings", None)
+    size = getattr(read() if callable(read) else None, "num_embeddings", None)
+    if isinstance(size, int) and tokens.numel() and int(tokens.max()) >= size:
+        raise ArgumentError(
+            f"the text has the token {int(tokens.max())}, but the model has {_counted(size, 'token')}; its tokenizer "
+            "is that of another model: put the right tokenizer's files beside the model"
+        )
 
 
 def require_window(model: nn.Module, window: int) -> None:

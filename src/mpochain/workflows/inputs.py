@@ -20,7 +20,7 @@ from mpochain.language import (
     require_window,
     windows,
 )
-from mpochain.language.text import counted, spare_windows
+from mpochain.language.text import counted, require_vocabulary, spare_windows
 from mpochain.surgery.finding import compressed_layers
 from mpochain.system.progress import Counter, Counters, uncounted
 from mpochain.workflows.checks import require_inputs
@@ -120,6 +120,7 @@ def read_inputs(recipe: Recipe, *sections: Section, model: Path | None = None, t
         try:
             require_window(language.model, section.window)
             tokens = read_tokens(section.text, language.tokenizer)
+            require_vocabulary(language.model, tokens)
             if name == "evaluation":
                 # Check that the text has enough windows, before hours of other work.
                 used, every = counted(len(tokens), section.window, section.windows, section.stride)
