@@ -24,6 +24,7 @@ from mpochain.cli.options import (
 )
 from mpochain.errors import printable
 from mpochain.system.progress import counting
+from mpochain.system.sizes import megabytes
 from mpochain.wording import counted
 
 __all__ = ["distill"]
@@ -67,6 +68,7 @@ def distill(
     """
     from mpochain.errors import RecipeError
     from mpochain.workflows import at_once, built_in_recipes, distill_by, read_recipe
+    from mpochain.workflows.sizes import bytes_of_weights
     from mpochain.workflows.staging import RECORD
 
     recipes = built_in_recipes()
@@ -114,5 +116,6 @@ def distill(
         if stage["after"] is not None:
             line += f"; perplexity {stage['before']['perplexity']:.2f}, then {stage['after']['perplexity']:.2f}"
         print(printable(line))
+    print(f"file of weights: {megabytes(bytes_of_weights(out) or 0)}")
     print(out)
     print(out / RECORD)

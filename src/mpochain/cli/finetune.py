@@ -24,6 +24,7 @@ from mpochain.cli.options import (
     quiet_transformers,
 )
 from mpochain.system.progress import counting
+from mpochain.system.sizes import megabytes
 from mpochain.wording import counted
 
 __all__ = ["finetune"]
@@ -131,5 +132,14 @@ def finetune(
         print(f"perplexity: {finetuned.before.perplexity:.2f} before, {finetuned.after.perplexity:.2f} after")
     elif finetuned.after is not None:
         print(f"perplexity: {finetuned.after.perplexity:.2f}")
+    print(_sizes(out, finetuned.peak_bytes))
     print(out)
     print(out / RECORD)
+
+
+def _sizes(out: Path, peak: int | None) -> str:
+    """Size of the saved model and peak memory of the run, in MB."""
+    from mpochain.workflows.sizes import bytes_of_weights
+
+    memory = "" if peak is None else f"; peak memory {megabytes(peak)}"
+    return f"file of weights: {megabytes(bytes_of_weights(out) or 0)}{memory}"

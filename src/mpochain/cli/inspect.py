@@ -21,6 +21,7 @@ def inspect(
     from mpochain.checkpoint import contents
     from mpochain.errors import ArgumentError
     from mpochain.report import Column, text
+    from mpochain.system.sizes import megabytes
 
     if not folder.is_dir():
         raise ArgumentError(f"there is no folder {str(folder)!r}; name the folder of a compressed model")
@@ -50,7 +51,7 @@ def inspect(
         state = "intact" if checkpoint.intact else "DAMAGED: SHA-256 mismatch"
         print(
             f"{checkpoint.model or 'custom model'}: {after:,} parameters, {dense:,} when dense "
-            f"({after / dense:.1%}); {checkpoint.bytes:,} bytes, {', '.join(checkpoint.dtypes)}; tensors {state}"
+            f"({after / dense:.1%}); {megabytes(checkpoint.bytes)} of tensors, {', '.join(checkpoint.dtypes)}, {state}"
         )
     if not checkpoint.intact:
         raise typer.Exit(1)

@@ -22,6 +22,8 @@ _COLUMNS = (
 
 def outcome(result: Compressed, width: int) -> str:
     """The result in lines of at most ``width`` characters where they are part of a table."""
+    from mpochain.compression.summary import wrapped
+
     rows: list[dict[str, Any]] = []
 
     def row(what: str, dense: str, compressed: str, ratio: float | None) -> None:
@@ -60,7 +62,7 @@ def outcome(result: Compressed, width: int) -> str:
         )
     peak = "" if result.peak_bytes is None else f"; peak memory {megabytes(result.peak_bytes)}"
     lines.append(f"compressed in {result.report.seconds:,.0f} s{peak}")
-    lines += [f"no {what}: {reason}" for what, reason in result.problems.items()]
+    lines += [wrapped(f"no {what}: {reason}", width) for what, reason in result.problems.items()]
     return "\n".join([*lines, "", result.report.summary(width)])
 
 

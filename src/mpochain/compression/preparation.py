@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import fields
@@ -20,9 +22,15 @@ from mpochain.compression.target import Target
 from mpochain.errors import ArgumentError
 from mpochain.linalg import named
 from mpochain.system.extensions import errors_named
+from mpochain.system.progress import TimeLeft
 from mpochain.wording import counted, kind_of
 
-__all__ = ["Preparation", "choices_of", "method_errors", "reason_to_stay_dense"]
+__all__ = ["Preparation", "allocated", "choices_of", "method_errors", "reason_to_stay_dense"]
+
+_logger = logging.getLogger(__name__)
+
+# Seconds between two progress messages.
+_INTERVAL = 20.0
 
 
 @contextmanager
@@ -92,7 +100,12 @@ class Preparation:
             FactorizationError: a fit failed; the message names the layer.
         """
         curves = {}
-        for name, target in self._targets.items():
+        _logger.info("fitting %s", counted(len(self._targets), "layer"))
+        last, left = time.monotonic(), TimeLeft(len(self._targets))
+        for number, (name, target) in enumerate(self._targets.items()):
+            if time.monotonic() - last > _INTERVAL:
+                last = time.monotonic()
+                _logger.info("layers fitted: %s", left.after(number))
             if name in self._moments.unreached:  # stays dense, and its parameters count
                 curves[name] = Curve(np.array([target.parameters]), np.array([0.0]), 0.0)
                 self.without_choice[name] = self._moments.unreached[name]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import textwrap
 from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +14,7 @@ from mpochain.wording import counted
 if TYPE_CHECKING:
     from mpochain.compression.records import CompressionReport, LayerRecord
 
-__all__ = ["GROUP_COLUMNS", "grouped", "summary"]
+__all__ = ["GROUP_COLUMNS", "grouped", "summary", "wrapped"]
 
 # In the order of a reader; the second list names the columns that are left out first where there is no room.
 GROUP_COLUMNS = (
@@ -64,9 +65,24 @@ def summary(report: CompressionReport, width: int = 100) -> str:
     """
     rows = grouped(report.layers)
     columns = [column for column in GROUP_COLUMNS if any(row[column.key] is not None for row in rows)]
-    lines = [*_totals(report), "", text_within(columns, rows, width, _LEAST_IMPORTANT)]
-    notes = report.notes()
+    lines = [
+        *(wrapped(line, width) for line in _totals(report)),
+        "",
+        text_within(columns, rows, width, _LEAST_IMPORTANT),
+    ]
+    notes = [wrapped(note, width) for note in report.notes()]
     return "\n".join([*lines, "", *notes] if notes else lines)
+
+
+def wrapped(line: str, width: int) -> str:
+    """A line broken into lines of at most ``width`` characters, the further ones indented; long names stay as they are.
+
+    Example:
+        >>> print(wrapped("stays dense: it has one row", 16))
+        stays dense: it
+          has one row
+    """
+    return "\n".join(textwrap.wrap(line, width, subsequent_indent="  ", break_long_words=False, break_on_hyphens=False))
 
 
 def _totals(report: CompressionReport) -> list[str]:
