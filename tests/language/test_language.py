@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import shutil
 
 import pytest
 import torch
@@ -228,6 +229,15 @@ def test_a_model_that_is_missing(tmp_path):
         load_language_model(tmp_path / "none.gguf")
     with pytest.raises(MPOError, match="dtype must be"):
         load_language_model(tmp_path, dtype="float8")
+
+
+@pytest.mark.parametrize("keep", [0, 100, -1])
+def test_a_dense_model_that_was_not_copied_completely(folder, tmp_path, keep):
+    shutil.copytree(folder, tmp_path / "short")
+    file = tmp_path / "short" / "model.safetensors"
+    file.write_bytes(file.read_bytes()[:keep])
+    with pytest.raises(MPOError, match=r"short/model\.safetensors is damaged or incomplete .*; download it or copy it"):
+        load_language_model(tmp_path / "short")
 
 
 def test_every_model_is_timed(folder):

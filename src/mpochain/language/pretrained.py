@@ -12,11 +12,13 @@ import stat
 from pathlib import Path
 from typing import Any
 
+import safetensors
+
 from mpochain.checkpoint.hugging_face import require_own_implementations
 from mpochain.errors import CheckpointError
 from mpochain.system.reading import file_within, read_bytes
 
-__all__ = ["is_hub_name", "read_dense", "read_tokenizer", "require_readable"]
+__all__ = ["is_hub_name", "read_dense", "read_tokenizer", "require_complete", "require_readable"]
 
 _HUB_NAME = re.compile(r"[A-Za-z0-9_][\w.-]*/[A-Za-z0-9_][\w.-]*")
 _CONFIG, _LONGEST_CONFIG = "config.json", 64 << 20
@@ -63,6 +65,20 @@ def require_readable(folder: Path, *, links: bool) -> None:
             raise CheckpointError(f"{entry} cannot be read: {error.strerror or error}") from error
         if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
             raise CheckpointError(f"{entry} is neither a file nor a folder; remove it from the model's folder")
+
+
+def require_complete(folder: Path) -> None:
+    """Check that files of tensors are as long as they say, to name the one that is not.
+
+    Raises:
+        CheckpointError: a file is damaged, for example by a download that stopped.
+    """
+    for file in sorted(folder.glob("*.safetensors")) if folder.is_dir() else ():
+        try:
+            with safetensors.safe_open(file, framework="pt"):
+                pass
+        except (safetensors.SafetensorError, OSError) as error:
+            raise CheckpointError(f"{file} is damaged or incomplete ({error}); download it or copy it again") from error
 
 
 def read_dense(transformers: Any, source: str | Path, **options: Any) -> Any:

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+import pickle
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import safetensors
 import torch
 from torch import nn
 
 from mpochain.checkpoint import is_checkpoint, is_outdated, load, require_no_other_model, write_checkpoint
 from mpochain.errors import ArgumentError, CheckpointError, MissingDependencyError, OutputError
 from mpochain.language.companions import read_companions, write_companions
-from mpochain.language.pretrained import is_hub_name, read_dense, read_tokenizer, require_readable
+from mpochain.language.pretrained import is_hub_name, read_dense, read_tokenizer, require_complete, require_readable
 from mpochain.surgery import to_dense
 from mpochain.system.files import require_writable
 from mpochain.system.folders import folder_lock, read_unchanged, replaced_together
@@ -23,6 +25,12 @@ from mpochain.wording import kind_of
 
 __all__ = ["LanguageModel", "load_language_model", "require_no_model", "save_dense", "save_language_model"]
 
+# What transformers and safetensors raise for a folder that holds no model, or a damaged one.
+_UNREADABLE = (
+    *(OSError, ValueError, KeyError, TypeError, AttributeError, ImportError, RuntimeError, EOFError),
+    pickle.UnpicklingError,
+    safetensors.SafetensorError,
+)
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 _TOKENIZER, _COMPANIONS = "tokenizer", "files"
 # Folders of transformers and of this library both use this name.
@@ -97,7 +105,8 @@ def _load(source: str | Path, dtype: str) -> LanguageModel:
         else:
             model = read_dense(transformers, source, dtype=dtype)
             tokenizer = read_tokenizer(transformers, source)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, ImportError) as error:
+    except _UNREADABLE as error:
+        require_complete(path)
         lines = str(error).strip().splitlines() or [type(error).__name__]
         raise CheckpointError(
             f"cannot read a language model and its tokenizer from {source}: {lines[0]}; expected a folder written by "

@@ -25,6 +25,8 @@ _ADVICE = {
     errno.ENAMETOOLONG: "name a folder with a shorter path",
     errno.EMFILE: "too many files are open; close some, or raise the limit (ulimit -n)",
 }
+# A folder in which new files wait for their place, which says nothing to a reader.
+_STAGING = re.compile(r"/\.mpochain\.tmp-[0-9a-f]+")
 # How libraries written in Rust (safetensors, tokenizers) name an error of the operating system.
 _NUMBER = re.compile(r"\(os error (\d+)\)")
 
@@ -36,8 +38,9 @@ def output_error(path: Path, error: OSError) -> OutputError:
         >>> str(output_error(Path("out"), OSError(errno.ENOSPC, "No space left on device")))[:45]
         'cannot write out: No space left on device; fr'
     """
-    named = Path(os.fsdecode(error.filename)) if isinstance(error.filename, str | bytes) else None
-    place = f"{path} ({named})" if named is not None and named != path else f"{path}"
+    named = Path(os.fsdecode(error.filename)) if isinstance(error.filename, str | bytes) else path
+    place = str(path) if named.is_relative_to(path) or path.is_relative_to(named) else f"{path} ({named})"
+    place = _STAGING.sub("", place)
     reason = error.strerror or str(error) or type(error).__name__
     advice = _ADVICE.get(error.errno or 0)
     return OutputError(f"cannot write {place}: {reason}" + (f"; {advice}" if advice else ""))
