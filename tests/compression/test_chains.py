@@ -89,7 +89,7 @@ def test_specs_that_do_not_fit_the_layers(specs, error, message):
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({}, "the setting 'specs' is missing"),
+        ({}, "Chains: specs is missing"),
         ({"specs": {}}, "specs: .*at least 1"),
         ({"specs": {"re:[": UP}}, "is not a regular expression"),
         ({"specs": {"0": {"out_dims": [2]}}}, "specs.0"),
