@@ -316,3 +316,11 @@ class TestBadInput:
             chosen_plan(np.ones((3, 4)), *cores(ChainSpec((2, 3), (2, 2), 1), 0))
         with pytest.raises(MPOError, match="one library"):
             chosen_plan(torch.ones(3, 4), *cores(self.SPEC, 0))
+
+
+def test_a_plan_of_cached_cores_is_asked_for_as_in_a_layer():
+    spec = ChainSpec((48, 64), (24, 32), 4)
+    assert plan(spec, 8, cache=True).memory == plan(spec, 8, memory="fast").memory == "fast"
+    assert plan(spec, 8).memory == "compact"
+    with pytest.raises(ArgumentError, match="contradict each other"):
+        plan(spec, 8, cache=True, memory="compact")

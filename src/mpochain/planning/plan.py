@@ -204,7 +204,8 @@ def plan(
     batch: int = 1,
     *,
     mode: Mode = "inference",
-    memory: Memory = "compact",
+    cache: bool = False,
+    memory: Memory | None = None,
     setting: Setting = DEFAULT_SETTING,
     machine: Machine | None = None,
     kernels: Sequence[KernelModel] = MODELS,
@@ -220,7 +221,9 @@ def plan(
         spec: spec of the chain.
         batch: number of input rows (the product of all leading axes).
         mode: ``"inference"``, or ``"training"`` to count forward and backward.
-        memory: ``"compact"`` counts merges at every call, ``"fast"`` assumes that merged cores are cached.
+        cache: whether merged cores are cached between calls, as by ``set_execution(cache=True)``; otherwise merges
+            count at every call.
+        memory: ``"fast"`` or ``"compact"``, the attribute of a plan that ``cache`` sets; give one of them.
         setting: element type, device and threads.
         machine: machine constants for predictions; by default the built-in ones of :class:`Machine`, with the element
             size of the setting.
@@ -245,6 +248,9 @@ def plan(
     if not isinstance(spec, ChainSpec):
         raise ArgumentError(f"plan needs a ChainSpec, got {type(spec).__name__}; for a chain, pass chain.spec")
     require_kernels(kernels)
+    if cache and memory == "compact":
+        raise ArgumentError("cache=True and memory='compact' contradict each other; give cache= alone")
+    memory = ("fast" if cache else "compact") if memory is None else memory
     batch = check_batch(batch)
     machine = default_machine(setting) if machine is None else machine
     conditions = Conditions(batch, mode, memory, setting, machine, graph)
