@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import copy
+import inspect
 import io
 import math
 import pickle
+from contextlib import nullcontext
 
 import pytest
 import torch
@@ -92,11 +94,65 @@ def test_autocast_gives_the_type_of_the_dense_form(layer, cache):
         torch.testing.assert_close(layer(x), dense_output(layer, x), rtol=1e-4, atol=1e-4)
 
 
-def test_compiled_whole_it_is_the_same(layer):
+@pytest.mark.parametrize("cache", [False, True])
+def test_compiled_whole_it_is_the_same(layer, cache):
     torch._dynamo.reset()
+    layer.set_execution(cache=cache)
     x = inputs_of(layer, (70,))
-    compiled = torch.compile(layer, fullgraph=True, backend="aot_eager")
-    torch.testing.assert_close(compiled(x), dense_output(layer, x), rtol=1e-9, atol=1e-9)
+    with torch.no_grad() if cache else nullcontext():
+        layer(x)  # a cached matrix is not part of the graph
+        # The eager backend shows whether it is one graph; the other one, whether that can be differentiated.
+        compiled = torch.compile(layer, fullgraph=True, backend="eager" if cache else "aot_eager")
+        torch.testing.assert_close(compiled(x), dense_output(layer, x), rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("cache", [False, True])
+def test_traced_it_is_the_same_for_any_batch(layer, cache):
+    layer.set_execution(cache=cache)
+    with torch.no_grad():
+        layer(inputs_of(layer, (70,)))
+        traced = torch.jit.trace(nn.Sequential(layer), inputs_of(layer, (70,)), check_trace=False)
+        for rows in (3, 70):
+            x = inputs_of(layer, (rows,))
+            torch.testing.assert_close(traced(x), dense_output(layer, x), rtol=1e-9, atol=1e-9)
+        # The parameters are inputs of the graph, not constants.
+        next(layer.parameters()).mul_(2)
+        torch.testing.assert_close(traced(x), dense_output(layer, x), rtol=1e-9, atol=1e-9)
+
+
+def test_it_is_one_call_in_a_graph_of_fx(layer):
+    graph = torch.fx.symbolic_trace(nn.Sequential(layer, nn.ReLU()))
+    assert [node.op for node in graph.graph.nodes] == ["placeholder", "call_module", "call_module", "output"]
+    x = inputs_of(layer, (6,))
+    torch.testing.assert_close(graph(x), layer(x).relu(), rtol=0, atol=0)
+    with pytest.raises(ArgumentError, match=r"cannot be the traced model itself.*nn\.Sequential"):
+        torch.fx.symbolic_trace(layer)
+
+
+@pytest.mark.parametrize("cache", [False, True])
+def test_mapped_over_batches_and_over_parameters_it_is_the_same(layer, cache):
+    layer.set_execution(cache=cache)
+    x = inputs_of(layer, (2, 6))
+    with torch.no_grad():
+        y = torch.func.vmap(layer)(x)
+        torch.testing.assert_close(y, dense_output(layer, x), rtol=1e-9, atol=1e-9)
+        torch.testing.assert_close(layer(x), y, rtol=1e-9, atol=1e-9)  # nothing batched was kept
+        other = copy.deepcopy(layer)
+        next(other.parameters()).mul_(2)
+        parameters, buffers = torch.func.stack_module_state([layer, other])
+
+        def call(parameters, buffers, x):
+            return torch.func.functional_call(layer, (parameters, buffers), (x,))
+
+        ys = torch.func.vmap(call)(parameters, buffers, x)
+        expected = torch.stack([dense_output(each, row) for each, row in zip((layer, other), x, strict=True)])
+        torch.testing.assert_close(ys, expected, rtol=1e-9, atol=1e-9)
+
+
+def test_it_can_be_inspected(layer):
+    assert list(inspect.signature(layer.forward).parameters) == ["input"]
+    members = dict(inspect.getmembers(layer))
+    assert members["in_features"] == layer.in_features
 
 
 def test_exported_it_is_the_same_for_any_batch(layer):

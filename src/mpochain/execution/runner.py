@@ -14,6 +14,7 @@ from mpochain.execution.kept import STEPS, ParameterState, keepable, same, same_
 from mpochain.execution.kernels import KERNELS, Kernel
 from mpochain.execution.measurement import setting_of
 from mpochain.execution.program import Program
+from mpochain.execution.tracing import is_traced
 from mpochain.execution.tuning import tuned
 from mpochain.planning import Conditions, ContractionPlan, Graph, Machine, Memory, Mode, Schedule, Setting, plan
 from mpochain.planning.batches import batch_bucket
@@ -125,9 +126,8 @@ class ChainRunner:
             bias: added to the result, unless ``onto`` is given.
             onto: the sum of earlier terms, to which the result is added.
         """
-        compiling = torch.compiler.is_compiling()
-        if compiling or torch._C._are_functorch_transforms_active():
-            portable = torch.compiler.is_exporting() or not compiling
+        if is_traced():
+            portable = torch.compiler.is_exporting() or not torch.compiler.is_compiling()
             y = (self._portable if portable else self._compiled)(x, cores, bias)
             return y if onto is None else onto + y
         training = torch.is_grad_enabled()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -13,7 +13,9 @@ from mpochain.errors import DTypeError
 from mpochain.nn.attachments import alterations, extra_tensors, hooks
 from mpochain.nn.dense import dense_shape, is_transposed
 
-__all__ = ["DenseForm"]
+__all__ = ["DenseForm", "in_the_state_of"]
+
+Dense = TypeVar("Dense", bound=nn.Module)
 
 # Attributes that a hook of accelerate sets on a module; they refer to the module itself.
 _ACCELERATE = ("_hf_hook", "_old_forward", "forward")
@@ -102,6 +104,14 @@ class DenseForm:
         parameter = nn.Parameter(values.detach().clone(memory_format=torch.contiguous_format))
         vars(parameter).update(self.marks.get(name, {}))
         return parameter
+
+
+def in_the_state_of(layer: Any, dense: Dense) -> Dense:
+    """Give a dense layer the training mode of a compressed one, and freeze its weight and bias as they are frozen."""
+    trains = any(parameter.requires_grad for parameter in layer.parameters() if parameter is not layer.bias)
+    for name, parameter in dense.named_parameters():
+        parameter.requires_grad_(trains if name != "bias" or layer.bias is None else layer.bias.requires_grad)
+    return dense.train(layer.training)
 
 
 def _copy(layer: nn.Module) -> nn.Module:

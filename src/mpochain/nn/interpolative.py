@@ -12,6 +12,7 @@ from torch.nn import functional as F
 
 from mpochain.decomposition import Interpolation, interpolative_parameters
 from mpochain.errors import ArgumentError, ShapeError, SpecError
+from mpochain.execution.tracing import is_traced
 from mpochain.nn.entry import MatrixEntry, Size
 from mpochain.nn.index import Index
 from mpochain.nn.initialization import uniform_bias_
@@ -180,7 +181,7 @@ class InterpolativeLinear(CompressedLayer):
         kept = F.linear(x, self.rows)
         # For many input rows, multiplying with the identity is faster than permuting the outputs. A traced graph must
         # not depend on the number of rows.
-        if torch.compiler.is_compiling() or x.numel() >= _MANY_ROWS * self.in_features:
+        if is_traced() or x.numel() >= _MANY_ROWS * self.in_features:
             return F.linear(kept, self._left(), self.bias)
         others = F.linear(kept, self.coefficients)
         y = reordered(torch.cat([kept, others], dim=-1), self.place)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import Any, ClassVar, Self, TypeVar
+from typing import Any, ClassVar, Self
 
 import torch
 from torch import Tensor, nn
@@ -14,17 +14,16 @@ from torch.nn import functional as F
 from mpochain.errors import ArgumentError, MPOError, ShapeError
 from mpochain.execution.autocast import without_autocast
 from mpochain.execution.kept import Kept
+from mpochain.execution.tracing import is_proxy, is_recorded, is_traced, leaf_of_graph
 from mpochain.nn.cache_argument import Memory, requested_cache
 from mpochain.nn.dense import linear_of
-from mpochain.nn.dense_form import DenseForm
+from mpochain.nn.dense_form import DenseForm, in_the_state_of
 from mpochain.nn.entry import LayerEntry
 from mpochain.nn.index import Index
 from mpochain.nn.numbers import Numbers
 from mpochain.wording import article
 
 __all__ = ["LAYERS", "CompressedLayer", "layer_of"]
-
-DenseLayer = TypeVar("DenseLayer", bound=nn.Module)
 
 
 class CompressedLayer(nn.Module, ABC):
@@ -109,6 +108,11 @@ class CompressedLayer(nn.Module, ABC):
         warnings.warn("memory of a layer is deprecated; use cache", DeprecationWarning, stacklevel=2)
         return "fast" if self.cache else "compact"
 
+    def __dir__(self) -> list[str]:
+        # torch.jit and inspect read every name, and would be warned of the deprecated one.
+        names: list[str] = super().__dir__()  # type: ignore[no-untyped-call]
+        return [name for name in names if name != "memory"]
+
     def indices(self) -> dict[str, Index]:
         """The layer's index buffers, by their names in the state dict."""
         return {}
@@ -160,24 +164,16 @@ class CompressedLayer(nn.Module, ABC):
             return self._default_dense()
         # In the layer's own dtype even under autocast.
         with torch.inference_mode(False), torch.no_grad(), without_autocast(self._stored()):
-            return self._like_this(form.filled(self.weight, self.bias))
+            return in_the_state_of(self, form.filled(self.weight, self.bias))
 
     def to_linear(self) -> nn.Linear:
         """The ``torch.nn.Linear`` with the same function, sharing no memory."""
         with torch.inference_mode(False), torch.no_grad(), without_autocast(self._stored()):
-            return self._like_this(linear_of(self.weight, self.bias))
+            return in_the_state_of(self, linear_of(self.weight, self.bias))
 
     def _default_dense(self) -> nn.Module:
         """The dense layer, if this one replaced none."""
         return self.to_linear()
-
-    def _like_this(self, dense: DenseLayer) -> DenseLayer:
-        """Set the training mode of a dense form of this layer, and which of its parameters require gradients."""
-        bias = self.bias
-        trains = any(parameter.requires_grad for parameter in self.parameters() if parameter is not bias)
-        for name, parameter in dense.named_parameters():
-            parameter.requires_grad_(trains if name != "bias" or bias is None else bias.requires_grad)
-        return dense.train(self.training)
 
     def learning_rate_scales(self) -> dict[str, float]:
         """Learning rate factors by parameter name; see :func:`mpochain.surgery.learning_rate_scales`."""
@@ -203,9 +199,11 @@ class CompressedLayer(nn.Module, ABC):
         Raises:
             ShapeError: the last axis of ``input`` is not ``in_features``.
         """
+        if type(input) is not Tensor and is_proxy(input):
+            return leaf_of_graph(self, input)
         self._require_input(input)
         # The first question is asked here too, as a call of its own takes a part of a small product's time.
-        if self._kept is not None and not (torch.is_grad_enabled() and self._records_gradients(input)):
+        if self._kept is not None and not (is_traced() or (torch.is_grad_enabled() and self._records_gradients(input))):
             kept = self._kept.get(input, self._kept_from(), self._to_keep, self._kept_buffers())
             if kept is not None:
                 return self._run_kept(input, kept)
@@ -219,7 +217,8 @@ class CompressedLayer(nn.Module, ABC):
         self._kept = Kept() if cache else None
 
     def _require_input(self, x: Tensor) -> None:
-        if not x.ndim or x.shape[-1] != self.in_features:
+        # torch.jit.trace warns of conditions on sizes; products in the trace check them too.
+        if not is_recorded() and (not x.ndim or x.shape[-1] != self.in_features):
             raise ShapeError(
                 f"{type(self).__name__} got x of shape {tuple(x.shape)}; expected (..., {self.in_features})"
             )

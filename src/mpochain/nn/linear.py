@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 import torch
 from pydantic import Field
@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from mpochain.chain import Algorithm, MPOChain
 from mpochain.errors import ArgumentError, DTypeError, ShapeError, SpecError
 from mpochain.execution import ChainRunner
+from mpochain.execution.tracing import is_proxy, is_recorded, is_traced, leaf_of_graph
 from mpochain.factorization import decompose, decompose_terms
 from mpochain.nn.dense import dense_parameters
 from mpochain.nn.entry import MOST_TERMS, LayerEntry, SpecEntry
@@ -37,6 +38,10 @@ class ChainsEntry(LayerEntry):
     def shape(self) -> tuple[int, int]:
         """``(out_features, in_features)`` of the weight."""
         return self.terms[0].shape
+
+
+class _SeveralSpecsError(ArgumentError, AttributeError):
+    """The spec of a layer that has several."""
 
 
 class MPOLinear(CompressedLayer):
@@ -231,12 +236,19 @@ class MPOLinear(CompressedLayer):
     def spec(self) -> ChainSpec:
         """The spec of the layer's only chain, bonds clipped.
 
+        A layer that is a sum of several chains has no such attribute, see :attr:`specs`.
+
         Raises:
-            ArgumentError: the layer is a sum of several chains; see :attr:`specs`.
+            ArgumentError: the layer is a sum; the error is an ``AttributeError`` too, so that ``hasattr`` is False.
         """
         if len(self._runners) > 1:
-            raise ArgumentError(f"this layer is a sum of {len(self._runners)} chains; their specs are layer.specs")
+            raise AttributeError  # python asks __getattr__ next, which says why
         return self._runners[0].spec
+
+    def __getattr__(self, name: str) -> Any:
+        if name == "spec":
+            raise _SeveralSpecsError(f"this layer is a sum of {len(self._runners)} chains; their specs are layer.specs")
+        return super().__getattr__(name)
 
     @property
     def cores(self) -> tuple[tuple[Tensor, ...], ...]:
@@ -347,10 +359,13 @@ class MPOLinear(CompressedLayer):
                 y = bound(input, self._parameters)
                 if y is not None:
                     return y
-        if not shape or shape[-1] != self.in_features:
+        if type(input) is not Tensor and is_proxy(input):
+            return leaf_of_graph(self, input)
+        # torch.jit.trace warns of conditions on sizes; products in the trace check them too.
+        if not is_recorded() and (not shape or shape[-1] != self.in_features):
             raise ShapeError(f"{self} got x of shape {tuple(input.shape)}; expected (..., {self.in_features})")
         y = self.compact(input)
-        if bindable and len(self._runners) == 1:
+        if bindable and len(self._runners) == 1 and not is_traced():
             rows = input if len(shape) == 2 else input.reshape(-1, self.in_features)
             self._runners[0].bind(rows, shape, self.core_names[0], self._parameters)
         return y

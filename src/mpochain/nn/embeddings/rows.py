@@ -12,6 +12,8 @@ from torch.nn import functional as F
 from mpochain.errors import ArgumentError, DTypeError
 from mpochain.execution.autocast import without_autocast
 from mpochain.execution.kept import keepable
+from mpochain.execution.tracing import is_traced
+from mpochain.nn.dense_form import in_the_state_of
 from mpochain.nn.layer import CompressedLayer
 
 __all__ = ["Maker", "RowEmbedding"]
@@ -103,7 +105,7 @@ class RowEmbedding(CompressedLayer, ABC):
         with torch.inference_mode(False), torch.no_grad(), without_autocast(self._stored()):
             table = self.weight.clone()
             embedding = nn.Embedding.from_pretrained(table, freeze=False, padding_idx=self.padding_idx)
-            return self._like_this(embedding)
+            return in_the_state_of(self, embedding)
 
     def _default_dense(self) -> nn.Embedding:
         return self.to_embedding()
@@ -151,7 +153,7 @@ class RowEmbedding(CompressedLayer, ABC):
 
     def _require_rows(self, ids: Tensor) -> None:
         """Raise IndexError for tokens outside of the table: a padded chain would return rows for them."""
-        if _traced() or not len(ids):
+        if is_traced() or not len(ids):
             return
         low, high = (int(bound) for bound in ids.aminmax())
         if low < 0 or high >= self.num_embeddings:
@@ -198,11 +200,6 @@ class RowEmbedding(CompressedLayer, ABC):
 def _plain(ids: Tensor, parameters: list[nn.Parameter]) -> bool:
     """True if rows may be computed in place, and only once per distinct token.
 
-    False in a compiled graph, where shapes would depend on the tokens, and for dual and batched tensors.
+    False in a recorded graph, where shapes would depend on the tokens, and for dual and batched tensors.
     """
-    return not _traced() and keepable(ids, parameters)
-
-
-def _traced() -> bool:
-    """True if tensor values must not be read: in a compiled graph, or inside a function transform."""
-    return torch.compiler.is_compiling() or bool(torch._C._are_functorch_transforms_active())
+    return not is_traced() and keepable(ids, parameters)
