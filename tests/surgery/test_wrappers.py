@@ -7,6 +7,7 @@ import re
 
 import pytest
 import torch
+import transformers
 from accelerate.hooks import AlignDevicesHook, add_hook_to_module
 from torch import nn
 from torch.nn.utils import parametrizations, parametrize, prune, spectral_norm, weight_norm
@@ -15,7 +16,6 @@ import mpochain as mpo
 from mpochain import InterpolativeLinear, MPOLinear
 from mpochain.errors import ArgumentError, MPOError
 from mpochain.surgery import compressed_layers
-from mpochain.surgery.wrappers import plain_names
 
 
 def net():
@@ -200,18 +200,19 @@ class Wrapped(nn.Module):
 Wrapped.__module__, Wrapped.__qualname__ = "deepspeed.runtime.engine", "DeepSpeedEngine"
 
 
+@pytest.mark.parametrize("root", [False, True])
 @pytest.mark.parametrize("edit", ["compress", "to_dense", "absorb_orders"])
-def test_wrappers_that_hold_parameters_are_refused(edit):
+def test_wrappers_that_hold_parameters_are_refused(edit, root):
     inner = net()
     if edit != "compress":
         mpo.compress(inner, 0.5, method="svd")
-    model = nn.Sequential(Wrapped(inner))
+    model = Wrapped(inner) if root else nn.Sequential(Wrapped(inner))
     call = {
         "compress": lambda: mpo.compress(model, 0.5, method="svd"),
         "to_dense": lambda: mpo.to_dense(model),
         "absorb_orders": lambda: mpo.surgery.absorb_orders(model),
     }[edit]
-    with pytest.raises(ArgumentError, match=r"0\.module\.0 is inside deepspeed's .*edit the model first"):
+    with pytest.raises(ArgumentError, match=r"module\.0 is inside deepspeed's .*edit the model first"):
         call()
 
 
@@ -264,7 +265,7 @@ def test_adapters_themselves_stay_dense():
 def test_an_adapter_that_reads_an_embedding_is_refused():
     model = nn.Sequential(Adapter(nn.Linear(16, 16)))
     model[0].base_layer = nn.Embedding(30, 16)
-    with pytest.raises(ArgumentError, match="reads the weight of a Embedding.*merge the adapters first"):
+    with pytest.raises(ArgumentError, match="reads the weight of an Embedding.*merge the adapters first"):
         mpo.compress(model, 0.6, method="word2ketxs", targets=["0.base_layer"])
 
 
@@ -288,7 +289,8 @@ def test_a_compiled_part_of_a_model_is_compressed():
     model, x = net(), torch.randn(40, 16)
     model[0], model[2] = compiled(model[0]), compiled(nn.Sequential(model[2]))
     model(x)
-    mpo.compress(model, 0.6, calibration=[x])
+    report = mpo.compress(model, 0.6, calibration=[x])
+    assert [layer.name for layer in report.layers] == ["0", "2.0"]
     assert list(compressed_layers(model)) == ["0._orig_mod", "2._orig_mod.0"]
     plain = nn.Sequential(model[0]._orig_mod, nn.ReLU(), model[2]._orig_mod)
     torch.testing.assert_close(model(x), plain(x))
@@ -296,7 +298,41 @@ def test_a_compiled_part_of_a_model_is_compressed():
         for parameter in plain[0].parameters():
             parameter.zero_()
     torch.testing.assert_close(model(x), plain(x))
-    assert set(plain_names(model).values()) == {"", "0", "1", "2", "2.0"}
+
+
+WRAPPED = {
+    "compiled": compiled,
+    "parallel": nn.DataParallel,
+    "twice": lambda model: compiled(nn.DataParallel(model)),
+    "its parts": lambda model: nn.Sequential(compiled(model[0]), model[1], nn.DataParallel(compiled(model[2]))),
+}
+
+
+@pytest.mark.parametrize("wrap", WRAPPED.values(), ids=WRAPPED)
+def test_a_wrapped_model_is_saved_and_loaded_as_the_plain_one(wrap, tmp_path):
+    model, x = net(), torch.randn(5, 16)
+    mpo.compress(model, 0.6, method="svd")
+    wrapper = wrap(model)
+    y, modules = model(x), list(wrapper.modules())
+    mpo.save(wrapper, tmp_path)
+    assert list(wrapper.modules()) == modules
+    for architecture in (net(), wrap(net())):
+        loaded = mpo.load(tmp_path, architecture)
+        assert loaded is architecture
+        torch.testing.assert_close(loaded(x), y)
+
+
+def test_a_compiled_model_of_transformers_is_loaded_without_help(tmp_path):
+    config = transformers.LlamaConfig(
+        vocab_size=30, hidden_size=16, intermediate_size=24, num_hidden_layers=1, num_attention_heads=2
+    )
+    model = transformers.LlamaForCausalLM(config).eval()
+    mpo.compress(model, 0.8, method="svd")
+    model.model.layers[0].mlp = compiled(model.model.layers[0].mlp)
+    loaded = mpo.load(mpo.save(compiled(model), tmp_path))
+    assert type(loaded) is transformers.LlamaForCausalLM
+    ids = torch.arange(8)[None]
+    torch.testing.assert_close(loaded(ids).logits, model(ids).logits)
 
 
 def test_a_compiled_layer_becomes_dense():

@@ -93,7 +93,10 @@ def require_storable(model: nn.Module) -> None:
     for name, value in model.state_dict().items():
         problem = _problem(value)
         if problem is not None:
-            raise ArgumentError(f"{name} {problem}, which a checkpoint cannot hold")
+            raise ArgumentError(
+                f"{name} {problem}, which a checkpoint cannot hold; make it an ordinary tensor with values first, or "
+                "keep it outside of the model's state"
+            )
         stored[name] = names[value.dtype]
     require_elements(model, stored)
 

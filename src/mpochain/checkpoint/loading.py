@@ -19,6 +19,7 @@ from mpochain.nn.dense import dense_shape
 from mpochain.nn.layer import layer_of
 from mpochain.surgery.finding import require_module
 from mpochain.surgery.replacement import replace_layers
+from mpochain.surgery.wrappers import without_wrappers
 from mpochain.system.folders import read_unchanged
 from mpochain.system.memory import available_memory
 from mpochain.system.paths import as_path
@@ -62,7 +63,11 @@ def load(folder: Path | str, model: nn.Module | None = None) -> nn.Module:
     if model is not None:
         require_module(model)
     folder = as_path(folder, "folder")
-    return read_unchanged(folder, lambda: _load(folder, model))
+    if model is None:
+        return read_unchanged(folder, lambda: _load(folder, None))
+    with without_wrappers(model, editing=True) as plain:
+        read_unchanged(folder, lambda: _load(folder, plain))
+    return model
 
 
 def _load(folder: Path, model: nn.Module | None) -> nn.Module:

@@ -14,9 +14,11 @@ from torch.nn.utils.parametrize import is_parametrized
 from mpochain.checkpoint.configuration import CONFIG, TENSORS, VERSION, is_checkpoint
 from mpochain.checkpoint.elements import require_storable
 from mpochain.checkpoint.hugging_face import described
+from mpochain.checkpoint.overlaps import require_no_overlaps
 from mpochain.errors import ArgumentError, OutputError
 from mpochain.nn import LAYERS, CompressedLayer
-from mpochain.surgery.finding import compressed_layers
+from mpochain.surgery.finding import compressed_layers, require_module
+from mpochain.surgery.wrappers import without_wrappers
 from mpochain.system.faults import output_errors
 from mpochain.system.files import require_writable, write_bytes
 from mpochain.system.folders import replaced_together
@@ -32,7 +34,8 @@ def save(model: nn.Module, folder: Path | str) -> Path:
 
     Args:
         model: any model. A Hugging Face model is saved with its configuration, so that :func:`mpochain.load` can build
-            it.
+            it. Of a model within ``torch.compile``, ``DataParallel`` or ``DistributedDataParallel``, or with compiled
+            parts, the plain model is saved.
         folder: created if needed.
 
     Returns:
@@ -40,7 +43,8 @@ def save(model: nn.Module, folder: Path | str) -> Path:
 
     Raises:
         OutputError: the folder cannot be written, or holds another model, such as the dense one.
-        ArgumentError: a compressed layer that :func:`mpochain.load` could not load.
+        ArgumentError: a compressed layer that :func:`mpochain.load` could not load, or a tensor or extra state that a
+            checkpoint cannot hold; the message says what to do.
 
     Example:
         >>> from mpochain.nn import MPOLinear
@@ -50,11 +54,13 @@ def save(model: nn.Module, folder: Path | str) -> Path:
         ...     sorted(file.suffix for file in save(model, folder).iterdir())
         ['.json', '.safetensors']
     """
-    layers = _entries(model)
+    require_module(model)
     folder = as_path(folder, "folder")
-    require_no_other_model(folder)
-    with replaced_together(folder, outdated=is_outdated) as new:
-        _write(model, layers, new)
+    with without_wrappers(model) as plain:
+        layers = _entries(plain)
+        require_no_other_model(folder)
+        with replaced_together(folder, outdated=is_outdated) as new:
+            _write(plain, layers, new)
     return folder
 
 
@@ -65,7 +71,9 @@ def write_checkpoint(model: nn.Module, folder: Path) -> None:
         ArgumentError: a compressed layer that :func:`mpochain.load` could not load.
         OutputError: the files cannot be written.
     """
-    _write(model, _entries(model), folder)
+    require_module(model)
+    with without_wrappers(model) as plain:
+        _write(plain, _entries(plain), folder)
 
 
 def is_outdated(name: str) -> bool:
@@ -99,6 +107,7 @@ def _write(model: nn.Module, layers: dict[str, Any], folder: Path) -> None:
 def _entries(model: nn.Module) -> dict[str, Any]:
     """The entries of all compressed layers, after a check that a checkpoint can hold the model."""
     require_storable(model)
+    require_no_overlaps(model)
     return {name: _entry(layer, name) for name, layer in compressed_layers(model).items()}
 
 

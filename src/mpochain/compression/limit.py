@@ -142,6 +142,8 @@ def _bytes_outside(model: nn.Module, targets: Mapping[str, Target]) -> int:
     seen: set[tuple[int, torch.Size]] = set()
     size = 0
     for name, tensor in model.state_dict().items():
+        if not isinstance(tensor, torch.Tensor):
+            continue  # extra state, which no checkpoint stores
         place = tensor.data_ptr(), tensor.shape
         if tensor.numel() and place in seen:
             continue  # tied, and stored once

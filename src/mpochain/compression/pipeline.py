@@ -38,7 +38,7 @@ from mpochain.compression.target import Target
 from mpochain.report import provenance
 from mpochain.surgery.finding import require_module
 from mpochain.surgery.replacement import replace_layers
-from mpochain.surgery.wrappers import unwrapped
+from mpochain.surgery.wrappers import without_wrappers
 from mpochain.system.folders import folder_lock
 from mpochain.system.progress import TimeLeft
 from mpochain.wording import counted
@@ -127,11 +127,15 @@ def compress(
         >>> report.parameters_after <= 0.5 * report.parameters_before, model[0]
         (True, InterpolativeLinear(32 -> 64, rank ..., bias=True))
     """
+    began = time.perf_counter()
+    require_module(model)
     # Layers built in inference mode could never be trained.
-    with logged_to(log), torch.inference_mode(False), _alone(None if dry_run else checkpoint):
-        began = time.perf_counter()
-        require_module(model)
-        model = unwrapped(model)
+    with (
+        logged_to(log),
+        torch.inference_mode(False),
+        _alone(None if dry_run else checkpoint),
+        without_wrappers(model, editing=True) as model,
+    ):
         way = method if isinstance(method, Method) else method_named(method)
         targets = None if targets is None else as_patterns(targets, "targets")
         ignore = as_patterns(ignore, "ignore")

@@ -25,6 +25,9 @@ def fingerprint(model: nn.Module) -> str:
     """
     digest = sha256()
     for name, value in model.state_dict().items():
+        if not isinstance(value, Tensor):  # extra state of a module
+            _add(digest, {name: value})
+            continue
         digest.update(f"{name} {tuple(value.shape)} {value.dtype}".encode())
         digest.update(_bytes_of(value))
     return digest.hexdigest()

@@ -18,10 +18,10 @@ from mpochain.wording import kind_of
 __all__ = [
     "adapter_parts",
     "notice_replacement",
-    "plain_names",
     "require_replaceable_in",
     "uncompiled",
     "unwrapped",
+    "without_wrappers",
 ]
 
 # Wrappers that compute what the module inside computes, with the attribute that holds it. Classes are compared by name,
@@ -68,29 +68,54 @@ def unwrapped(model: nn.Module) -> nn.Module:
     return model
 
 
-def plain_names(model: nn.Module) -> dict[str, str]:
-    """The names of all modules of a model, mapped to the names that they have without transparent wrappers.
+@contextmanager
+def without_wrappers(model: nn.Module, *, editing: bool = False) -> Iterator[nn.Module]:
+    """The model without transparent wrappers around it or around its parts, so that its names are the plain ones.
 
-    A wrapper and the module inside it have the same plain name.
+    On exit the wrappers are in their places again, around what is there then.
+
+    Args:
+        model: changed in place until the context ends.
+        editing: whether layers will be replaced: then ``DistributedDataParallel`` stays, so that it can be refused.
 
     Example:
         >>> model = nn.Sequential(nn.Linear(2, 2))
         >>> model[0] = torch.compile(model[0])
-        >>> plain_names(model)
-        {'': '', '0': '0', '0._orig_mod': '0'}
+        >>> with without_wrappers(torch.compile(model)) as plain:
+        ...     print(list(plain.state_dict()))
+        ['0.weight', '0.bias']
     """
-    plain: dict[str, str] = {}
+    model = _innermost(model, editing)[-1]
+    places = [
+        (parent, key, _innermost(child, editing))
+        for parent in list(model.modules())
+        for key, child in parent._modules.items()
+        if child is not None
+    ]
+    places = [place for place in places if len(place[2]) > 1]
+    try:
+        for parent, key, layers in places:
+            parent._modules[key] = layers[-1]
+        yield model
+    finally:
+        for parent, key, (*wrappers, inside) in places:
+            replacement = parent._modules[key]
+            if replacement is not inside:
+                attribute = _inside(wrappers[-1])
+                assert attribute is not None
+                wrappers[-1]._modules[attribute] = replacement
+                notice_replacement(wrappers[-1])
+            parent._modules[key] = wrappers[0]
 
-    def walk(module: nn.Module, name: str, plain_name: str) -> None:
-        plain[name] = plain_name
-        inside = _inside(module)
-        for key, child in module._modules.items():
-            if child is not None:
-                longer = plain_name if key == inside else f"{plain_name}.{key}" if plain_name else key
-                walk(child, f"{name}.{key}" if name else key, longer)
 
-    walk(model, "", "")
-    return plain
+def _innermost(module: nn.Module, editing: bool) -> list[nn.Module]:
+    """A module, and the modules inside it as long as they are wrapped, from the outside in."""
+    layers = [module]
+    while (attribute := _inside(layers[-1])) is not None:
+        if editing and not _HOLDING.isdisjoint(_kinds(layers[-1])):
+            break
+        layers.append(getattr(layers[-1], attribute))
+    return layers
 
 
 def adapter_parts(model: nn.Module) -> set[nn.Module]:
