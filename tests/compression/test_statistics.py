@@ -7,6 +7,7 @@ import torch
 import transformers
 from torch import nn
 
+import mpochain as mpo
 from mpochain import MPOError
 from mpochain.compression import collect_moments
 from mpochain.compression.selection import dense_layers
@@ -153,3 +154,18 @@ def test_errors_between_have_a_loss_where_the_gradients_are_of_the_outputs(out, 
         difference = weight - other
         expected = float(torch.trace((g.T @ g / 50) @ difference @ inputs @ difference.T)) / 2
         assert errors.loss == pytest.approx(expected, rel=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("batch", "described"),
+    [
+        (torch.zeros(5, 12), r"\(5, 12\) float32: mat1 and mat2 shapes"),
+        (torch.zeros(5, 16).double(), r"\(5, 16\) float64: "),
+        ({"x": torch.zeros(5, 16)}, r"x=\(5, 16\) float32: .*unexpected keyword argument 'x'"),
+        ((torch.zeros(5, 16), 3), r"\(5, 16\) float32, int: .*takes 2 positional arguments"),
+    ],
+)
+def test_a_batch_that_the_model_cannot_be_called_with_is_described(batch, described):
+    model = nn.Sequential(nn.Linear(16, 32), nn.ReLU(), nn.Linear(32, 8))
+    with pytest.raises(MPOError, match=f"Sequential cannot be called with a calibration batch of {described}.*; give"):
+        mpo.compress(model, 0.5, calibration=[batch])

@@ -61,7 +61,8 @@ Budget = Annotated[
 Method = Annotated[
     str | None,
     typer.Option(
-        help="Compression method; by default interpolative. Or package.module:ClassName for a method of your own."
+        help="Compression method; by default interpolative. All are named at the end of this help. Or "
+        "package.module:ClassName for a method of your own."
     ),
 ]
 Setting = Annotated[

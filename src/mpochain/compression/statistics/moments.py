@@ -13,10 +13,11 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as tree
 
-from mpochain.errors import ArgumentError
+from mpochain.errors import ArgumentError, MPOError
 from mpochain.nn.dense import dense_parameters
 from mpochain.surgery.wrappers import uncompiled
 
@@ -70,18 +71,38 @@ def run_batch(model: nn.Module, batch: Any) -> Any:
     Copies made outside of ``torch.inference_mode()`` can also take part in gradients.
 
     Raises:
-        ArgumentError: the batch has another type.
+        ArgumentError: the batch has another type, or the model cannot be called with it.
     """
-    if isinstance(batch, Tensor):
-        return model(batch.clone())
-    if isinstance(batch, Mapping):
-        return model(**_copied(dict(batch)))
-    if isinstance(batch, tuple | list):
+    if not isinstance(batch, Tensor | Mapping | tuple | list):
+        raise ArgumentError(
+            "a calibration batch must be a tensor, a tuple of arguments or a mapping of keyword arguments, got "
+            f"{type(batch).__name__}"
+        )
+    try:
+        if isinstance(batch, Tensor):
+            return model(batch.clone())
+        if isinstance(batch, Mapping):
+            return model(**_copied(dict(batch)))
         return model(*_copied(tuple(batch)))
-    raise ArgumentError(
-        "a calibration batch must be a tensor, a tuple of arguments or a mapping of keyword arguments, got "
-        f"{type(batch).__name__}"
-    )
+    except (MPOError, torch.OutOfMemoryError):
+        raise
+    except (RuntimeError, TypeError, ValueError, IndexError, KeyError) as error:
+        lines = str(error).strip().splitlines() or [type(error).__name__]
+        raise ArgumentError(
+            f"{type(model).__name__} cannot be called with a calibration batch of {_described(batch)}: {lines[0]}; give "
+            "batches with the arguments, shapes and dtypes that its forward takes"
+        ) from error
+
+
+def _described(value: Any) -> str:
+    """What a batch consists of, with shapes and dtypes."""
+    if isinstance(value, Tensor):
+        return f"{tuple(value.shape)} {str(value.dtype).removeprefix('torch.')}"
+    if isinstance(value, Mapping):
+        return ", ".join(f"{name}={_described(item)}" for name, item in value.items()) or "no arguments"
+    if isinstance(value, tuple | list):
+        return ", ".join(_described(item) for item in value) or "no arguments"
+    return type(value).__name__
 
 
 def _copied(arguments: Any) -> Any:
