@@ -14,8 +14,12 @@ from torch import Tensor
 
 from mpochain.errors import OutputError
 from mpochain.system.files import write_bytes
+from mpochain.system.reading import read_bytes
 
 __all__ = ["part_name", "part_of", "read_part", "read_sealed", "write_part", "write_sealed"]
+
+# Largest file that is read, in bytes.
+_LONGEST = 1 << 40
 
 _VALUES = "values"
 
@@ -41,7 +45,7 @@ def read_sealed(file: Path) -> dict[str, Any] | None:
         ({'seed': 0}, None)
     """
     try:
-        seal, _, text = file.read_text(encoding="utf-8").partition("\n")
+        seal, _, text = read_bytes(file, _LONGEST).decode().partition("\n")
         text = text.removesuffix("\n")
         data = json.loads(text)
     except (OSError, ValueError, RecursionError):
@@ -85,7 +89,7 @@ def read_part(file: Path) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
         ({'x': tensor([1., 1.])}, {'rows': 3})
     """
     try:
-        data = file.read_bytes()
+        data = read_bytes(file, _LONGEST)
         if sha256(data).hexdigest()[:16] != file.stem.rpartition("-")[2]:
             return None
         header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from io import TextIOWrapper
 from pathlib import Path
 from typing import Any, Literal
 
@@ -11,6 +12,7 @@ from torch import Tensor, nn
 from mpochain.architectures import context_length
 from mpochain.errors import ArgumentError, CorpusError
 from mpochain.system.paths import as_path
+from mpochain.system.reading import open_regular
 from mpochain.wording import counted as _counted
 
 __all__ = [
@@ -42,7 +44,8 @@ def read_tokens(file: Path | str, tokenizer: Any) -> Tensor:
         CorpusError: the file cannot be read, is not UTF-8, or has no tokens.
     """
     try:
-        text = as_path(file, "file").read_text(encoding="utf-8")
+        with TextIOWrapper(open_regular(as_path(file, "file")), encoding="utf-8") as opened:
+            text = opened.read()
     except (OSError, UnicodeDecodeError) as error:
         raise CorpusError(f"cannot read the text {file}: {error}; give a file of UTF-8 text") from error
     # verbose=False, because the tokenizer would warn that the text is longer than the model's context.

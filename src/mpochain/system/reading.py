@@ -51,8 +51,10 @@ def read_bytes(path: Path, longest: int) -> bytes:
         b'text'
     """
     with open_regular(path) as file:
-        data = file.read(longest + 1)
-    if len(data) > longest:
+        size = os.fstat(file.fileno()).st_size
+        # Slightly more than its size, in case that it grows; a buffer of the largest size could be too large itself.
+        data = file.read(size + 1) if size <= longest else b""
+    if max(size, len(data)) > longest:
         raise OSError(errno.EFBIG, f"it is larger than {_size(longest)}", str(path))
     return data
 

@@ -23,6 +23,7 @@ from mpochain.surgery.calls import logits_of, predictions_of
 from mpochain.system.faults import output_errors
 from mpochain.system.files import require_writable, write_bytes
 from mpochain.system.locks import locked
+from mpochain.system.reading import read_bytes
 from mpochain.train.attention import attentions_of
 from mpochain.train.config import FinetuneConfig
 from mpochain.train.data import TrainingData
@@ -30,6 +31,9 @@ from mpochain.train.losses import captured
 from mpochain.train.windows import Windows
 
 __all__ = ["Outputs", "Teacher", "TeacherCache", "autocast", "outputs_of"]
+
+# Largest record that is read, in bytes.
+_LONGEST = 256 << 20
 
 # Files of a cache: its identity, the log-probabilities, and the checksums of the windows that are filled.
 _IDENTITY, _VALUES, _CHECKSUMS = "teacher.json", "logits.f16", "checksums.u4"
@@ -211,7 +215,7 @@ class TeacherCache:
 
 def _read_record(file: Path) -> Any:
     try:
-        return json.loads(file.read_text(encoding="utf-8"))
+        return json.loads(read_bytes(file, _LONGEST).decode())
     except (OSError, ValueError, RecursionError) as error:
         raise CheckpointError(f"{file.parent} is damaged: {file.name}: {error}; remove it") from error
 

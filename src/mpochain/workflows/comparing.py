@@ -21,6 +21,7 @@ from mpochain.report import provenance
 from mpochain.system.extensions import import_extensions, imported_extensions
 from mpochain.system.files import require_writable
 from mpochain.system.memory import peak_resident
+from mpochain.system.reading import read_bytes
 from mpochain.workflows.checks import require_inputs
 from mpochain.workflows.compressing import compress_by
 from mpochain.workflows.finetuning import finetune_by
@@ -31,6 +32,9 @@ from mpochain.workflows.recipe import SEQUENTIAL, Comparison, Recipe
 from mpochain.workflows.texts import digest
 
 __all__ = ["FINETUNED", "FORMAT", "compare", "comparison_of", "read_run", "read_runs", "run_names"]
+
+# Largest record that is read, in bytes.
+_LONGEST = 256 << 20
 
 logger = logging.getLogger(__name__)
 
@@ -145,7 +149,7 @@ def read_run(file: Path) -> dict[str, Any]:
         CheckpointError: the record is damaged, or has another format.
     """
     try:
-        record = json.loads(file.read_text(encoding="utf-8"))
+        record = json.loads(read_bytes(file, _LONGEST).decode())
     except (OSError, ValueError) as error:
         raise CheckpointError(f"{file} is damaged ({error}); remove it and run the comparison again") from error
     if not isinstance(record, dict) or record.get("format") != FORMAT or not set(record) >= _FIELDS:

@@ -10,8 +10,12 @@ from typing import Any
 
 from mpochain.errors import CheckpointError
 from mpochain.system.files import write_bytes
+from mpochain.system.reading import read_bytes
 
 __all__ = ["read_sealed_json", "write_json", "write_sealed_json"]
+
+# Largest record that is read, in bytes.
+_LONGEST = 256 << 20
 
 _SEAL = "sha256"
 
@@ -48,7 +52,7 @@ def read_sealed_json(file: Path) -> dict[str, Any]:
         {'seed': 0}
     """
     try:
-        record = json.loads(file.read_text(encoding="utf-8"))
+        record = json.loads(read_bytes(file, _LONGEST).decode())
     except (OSError, ValueError, RecursionError) as error:
         raise CheckpointError(f"{file} is damaged ({error}); remove it to start again") from error
     if not isinstance(record, dict) or _SEAL not in record:
