@@ -30,6 +30,9 @@ GROUP_COLUMNS = (
 )
 _LEAST_IMPORTANT = ("weight_error", "bytes_before", "loss_increase", "bytes_after", "forms", "output_error")
 
+# Characters of a form that are always shown.
+_SHORTEST_FORM = 20
+
 
 def grouped(layers: Iterable[LayerRecord]) -> list[dict[str, Any]]:
     """One row for all layers whose names differ only in numbers, with values for :data:`GROUP_COLUMNS`.
@@ -63,7 +66,8 @@ def summary(report: CompressionReport, width: int = 100) -> str:
         report: of a compression.
         width: characters per line.
     """
-    rows = grouped(report.layers)
+    longest = max(width // 3, _SHORTEST_FORM)
+    rows = [{**row, "forms": _shortened(row["forms"], longest)} for row in grouped(report.layers)]
     columns = [column for column in GROUP_COLUMNS if any(row[column.key] is not None for row in rows)]
     lines = [
         *(wrapped(line, width) for line in _totals(report)),
@@ -138,6 +142,10 @@ def _forms(forms: Sequence[str]) -> str:
             form = form.replace("#", _range([int(number) for number in column]), 1)
         parts.append(form if len(by_pattern) == 1 else f"{len(numbers)} {form}")
     return "; ".join(parts)
+
+
+def _shortened(text: str, length: int) -> str:
+    return text if len(text) <= length else f"{text[: length - 1]}…"
 
 
 def _range(numbers: Sequence[int]) -> str:

@@ -89,8 +89,8 @@ def run_batch(model: nn.Module, batch: Any) -> Any:
     except (RuntimeError, TypeError, ValueError, IndexError, KeyError) as error:
         lines = str(error).strip().splitlines() or [type(error).__name__]
         raise ArgumentError(
-            f"{type(model).__name__} cannot be called with a calibration batch of {_described(batch)}: {lines[0]}; give "
-            "batches with the arguments, shapes and dtypes that its forward takes"
+            f"{type(model).__name__} cannot be called with a calibration batch of {_described(batch)}: {lines[0]}; "
+            "give batches with the arguments, shapes and dtypes that its forward takes"
         ) from error
 
 
