@@ -187,3 +187,17 @@ def test_what_it_raises_or_returns_in_a_call_names_it_and_the_chain(kernel, monk
 def test_errors_of_the_librarys_own_kernels_are_not_changed():
     layer = MPOLinear(128, 128, spec=SPEC)
     assert checked(KERNELS["tiled"], layer.spec) is KERNELS["tiled"]
+
+
+def test_a_layer_names_the_plan_that_it_runs(monkeypatch):
+    layer, x = MPOLinear(128, 128, spec=SPEC), torch.randn(5, 128)
+    layer(x)
+    kernel = Einsum()
+    monkeypatch.setitem(KERNELS, kernel.name, kernel)
+    assert layer.plan(5, training=True)[0].kernel != "einsum"
+    layer(x)
+    assert not kernel.calls
+    layer.set_execution()
+    assert layer.plan(5, training=True)[0].kernel == "einsum"
+    layer(x)
+    assert kernel.calls

@@ -11,7 +11,7 @@ from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from mpochain.execution.autocast import without_autocast
 
-__all__ = ["STEPS", "Kept", "ParameterState", "keepable", "same", "same_memory", "state_of"]
+__all__ = ["STEPS", "Kept", "ParameterState", "buffers_of", "keepable", "same", "same_memory", "state_of"]
 
 # A parameter with its address, dtype and version.
 ParameterState = tuple[Tensor, int, torch.dtype, int]
@@ -57,6 +57,15 @@ def _plain(buffers: Sequence[Tensor]) -> bool:
         type(buffer) is Tensor and not buffer.requires_grad and unpack_dual(buffer).tangent is None
         for buffer in buffers
     )
+
+
+def buffers_of(module: nn.Module) -> list[Tensor]:
+    """The buffers of a module and its submodules; ``module.buffers()`` takes longer than to look up a few rows."""
+    buffers = [buffer for buffer in module._buffers.values() if buffer is not None]
+    for child in module._modules.values():
+        if child is not None:
+            buffers += buffers_of(child)
+    return buffers
 
 
 class _OptimizerSteps:

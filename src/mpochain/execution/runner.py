@@ -67,6 +67,7 @@ class ChainRunner:
     def _reset(self) -> None:
         if self.memory == "fast":
             STEPS.watch()
+        self._plans: dict[_Key, ContractionPlan] = {}
         self._programs: dict[_Key, tuple[Program, int]] = {}
         # Programs with the same schedule and dtype share their matrices; each such pair has a number.
         self._numbers: dict[tuple[Schedule, torch.dtype], int] = {}
@@ -94,10 +95,19 @@ class ChainRunner:
     def plan(
         self, rows: int, *, training: bool, dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu"
     ) -> ContractionPlan:
-        """The plan for ``rows`` input rows; with autotuning it is measured now, unless it was measured before.
+        """The plan for ``rows`` input rows, which the runner follows until :meth:`set_execution` is called again.
 
-        Predictions use the constants measured on this machine, if there are any.
+        With autotuning it is measured now, unless it was measured before. Predictions use the constants measured on
+        this machine, if there are any.
         """
+        exponent = (rows - 1).bit_length() if rows > 1 else 0
+        key = exponent, training, dtype, torch.device(device), torch.get_num_threads()
+        made = self._plans.get(key)
+        if made is None:
+            made = self._plans[key] = self._new_plan(rows, training, dtype, device)
+        return made
+
+    def _new_plan(self, rows: int, training: bool, dtype: torch.dtype, device: torch.device | str) -> ContractionPlan:
         # With gradients the merges are part of the graph at every call, so nothing can be cached.
         mode: Mode = "training" if training else "inference"
         memory: Memory = "compact" if training else self.memory

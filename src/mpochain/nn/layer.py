@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 from mpochain.errors import ArgumentError, MPOError, ShapeError
 from mpochain.execution.autocast import without_autocast
-from mpochain.execution.kept import Kept
+from mpochain.execution.kept import Kept, buffers_of
 from mpochain.execution.tracing import is_proxy, is_recorded, is_traced, leaf_of_graph
 from mpochain.nn.cache_argument import Memory, requested_cache
 from mpochain.nn.dense import linear_of
@@ -235,7 +235,7 @@ class CompressedLayer(nn.Module, ABC):
 
     def _kept_buffers(self) -> Sequence[Tensor]:
         """The buffers that the cached matrix depends on, such as integer codes."""
-        return list(self.buffers())
+        return buffers_of(self)
 
     def _to_keep(self) -> Tensor:
         """Compute the matrix to cache."""
