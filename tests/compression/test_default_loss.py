@@ -146,7 +146,7 @@ class Parts(nn.Module):
         return {"logits": self.out(hidden), "attentions": self.side(hidden)}
 
 
-@pytest.mark.parametrize("method", [name for name, method in METHODS.items() if method.linear])
+@pytest.mark.parametrize("method", [name for name, way in METHODS.items() if way.linear and "permuted" not in name])
 def test_layers_that_nothing_reaches_stay_dense_within_the_budget(method, caplog):
     model, x = Parts(), rows()
     needs = METHODS[method].needs
