@@ -19,8 +19,9 @@ _PREFACE = """# Architectures of transformers
 Generated from `docs/results/architectures.json` by `make architectures`; not edited by hand.
 
 Every class of transformers in the tables below is built offline with random weights and few, narrow layers; then it is
-compressed by {methods} to {budget:.0%} of its linear parameters, saved, loaded, turned into dense layers, written by
-`save_pretrained` and read again by `from_pretrained`. The outputs must be equal after each step: to {loaded:g} after
+compressed by {methods} to {budget:.0%} of its linear parameters ({large:.0%} where the inputs reach so few layers that
+less cannot be), saved, loaded, turned into dense layers, written by `save_pretrained` and read again by
+`from_pretrained`. The outputs must be equal after each step: to {loaded:g} after
 loading, to {dense:g} in dense form, where products round in another order (both relative to the largest output). There
 is an outcome for each method: *equal*; *refused*, with an error of this library that says why; or *fault*.
 
@@ -38,7 +39,8 @@ def write_page() -> None:
     lines = [
         _PREFACE.format(
             methods=_listed(f"`{method}`" for method in setting["methods"]),
-            budget=setting["budget"],
+            budget=setting["budgets"][0],
+            large=setting["budgets"][1],
             loaded=LOADED,
             dense=DENSE,
             version=setting["mpochain"],

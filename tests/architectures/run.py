@@ -17,7 +17,7 @@ import torch
 import transformers
 
 import mpochain
-from architectures.checking import BUDGET, METHODS, SEED, build, check
+from architectures.checking import BUDGETS, METHODS, SEED, build, check
 from architectures.classes import classes
 from architectures.inputs import batch_for
 from mpochain.report import provenance
@@ -37,7 +37,7 @@ def setting() -> dict[str, Any]:
         "versions": {"torch": torch.__version__, "transformers": transformers.__version__},
         "mpochain": mpochain.__version__,
         "seed": SEED,
-        "budget": BUDGET,
+        "budgets": list(BUDGETS),
         "methods": list(METHODS),
     }
 
