@@ -20,6 +20,7 @@ from mpochain.language.text import ENOUGH_WINDOWS
 from mpochain.report import provenance
 from mpochain.system.extensions import import_extensions, imported_extensions
 from mpochain.system.files import require_writable
+from mpochain.system.locks import locked
 from mpochain.system.memory import peak_resident
 from mpochain.system.reading import read_bytes
 from mpochain.workflows.checks import require_inputs
@@ -95,7 +96,7 @@ def compare(recipe: Recipe, out: Path, *, only: Callable[[str], bool] = lambda _
     Raises:
         RecipeError: see :func:`run_names`; or the evaluation text is also used for calibration or finetuning.
         CheckpointError: the record of a run is damaged, or belongs to another recipe.
-        OutputError: the folder is not writable.
+        OutputError: the folder is not writable, or another process makes one of the runs.
         MPOError: a step fails.
     """
     names = run_names(recipe)
@@ -113,16 +114,18 @@ def compare(recipe: Recipe, out: Path, *, only: Callable[[str], bool] = lambda _
         if not only(name):
             continue
         logger.info("%d/%d: %s", number, len(names), name)
-        # Each run has its own process, so that its peak memory is measured separately.
-        context = multiprocessing.get_context("spawn")
-        with ProcessPoolExecutor(
-            1, mp_context=context, initializer=import_extensions, initargs=(imported_extensions(),)
-        ) as pool:
-            try:
-                result = pool.submit(_run, recipe, name, out).result()
-            except BrokenProcessPool as error:
-                raise MPOError(f"the run {name} was killed, perhaps because memory ran out") from error
-        write_json(file, {"format": FORMAT, "name": name, "setting": setting, **result})
+        # Two processes may share the runs of a comparison, but not one run.
+        with locked(out / f".{name}.mpochain-lock", f"the run {name} in {out}"):
+            # Each run has its own process, so that its peak memory is measured separately.
+            context = multiprocessing.get_context("spawn")
+            with ProcessPoolExecutor(
+                1, mp_context=context, initializer=import_extensions, initargs=(imported_extensions(),)
+            ) as pool:
+                try:
+                    result = pool.submit(_run, recipe, name, out).result()
+                except BrokenProcessPool as error:
+                    raise MPOError(f"the run {name} was killed, perhaps because memory ran out") from error
+            write_json(file, {"format": FORMAT, "name": name, "setting": setting, **result})
 
 
 def _log_unused(recipe: Recipe) -> None:
