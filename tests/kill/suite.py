@@ -218,6 +218,8 @@ def trials(suite: Suite, number: int, seed: int, scenarios: list[str]) -> Iterat
         operations = suite.expected(name).operations
         fault = Fault(rng.randrange(operations), torn=rng.random() < 0.5, exchange=rng.random() < 0.7)
         yield "kill", (name, fault)
+        name = scenarios[index // 3 % len(scenarios)]
+        operations = suite.expected(name).operations
         if index % 3 == 0:
             yield "kill at any time", (name, Fault(seconds=rng.uniform(0.0, 1.0)))
             yield "error", (name, Fault(rng.randrange(operations), error=rng.choice(ERRORS)))
@@ -226,6 +228,7 @@ def trials(suite: Suite, number: int, seed: int, scenarios: list[str]) -> Iterat
                 "two writers",
                 (rng.choice(["save", "save-language", "compress", "finetune"]), rng.choice([0.0, 0.01, 0.1])),
             )
+        name = scenarios[index // 10 % len(scenarios)]
         if mounts and index % 10 == 0 and name != "train":
             yield "full disk", (name, rng.choice([4, 16, 40, 100]))
 
