@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import math
 import os
+import resource
 import shutil
+import sys
 
 import pytest
 import torch
@@ -136,10 +139,12 @@ def test_no_configuration_builds_more_than_the_file_has_tensors(tmp_path, name, 
 
 def test_building_is_stopped_by_time_and_memory(monkeypatch):
     def build(size):
-        built = []
-        with bounded_building(0, "here"):
+        def grow():
+            built = []
             while True:
                 built = [*built, "x" * size] if size else []
+
+        bounded_building(grow, 0, "here")
 
     monkeypatch.setattr("mpochain.checkpoint.building._SECONDS", 0.1)
     with pytest.raises(CheckpointError, match=r"here: the model is not built after 0 s"):
@@ -148,6 +153,17 @@ def test_building_is_stopped_by_time_and_memory(monkeypatch):
     monkeypatch.setattr("mpochain.checkpoint.building._BYTES", 1 << 26)
     with pytest.raises(CheckpointError, match=r"here: building the model takes over 64 MiB"):
         build(100_000)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux limits the address space")
+def test_memory_is_limited_within_c_code(monkeypatch):
+    """No other thread can stop it, but an allocation fails."""
+    monkeypatch.setattr("mpochain.checkpoint.building._SPARE", 1 << 27)
+    monkeypatch.setattr("mpochain.checkpoint.building._BYTES", 1 << 27)
+    before = resource.getrlimit(resource.RLIMIT_AS)
+    with pytest.raises(CheckpointError, match="here: building the model takes"):
+        bounded_building(lambda: list(itertools.product(range(10**5), range(10**5))), 0, "here")
+    assert resource.getrlimit(resource.RLIMIT_AS) == before
 
 
 def test_tables_larger_than_the_memory_are_refused(tmp_path, monkeypatch):

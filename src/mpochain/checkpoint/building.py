@@ -10,14 +10,13 @@ from __future__ import annotations
 import ctypes
 import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
-from typing import Any
+from collections.abc import Callable
+from typing import Any, TypeVar
 
 from torch.nn.modules import module as torch_module
 
 from mpochain.errors import CheckpointError
-from mpochain.system.memory import anonymous_resident
+from mpochain.system.memory import anonymous_resident, limited_growth
 
 __all__ = ["bounded_building"]
 
@@ -29,17 +28,23 @@ _SECONDS, _SECONDS_PER_TENSOR = 5.0, 0.02
 # Bytes of memory.
 _BYTES, _BYTES_PER_TENSOR = 1 << 29, 1 << 18
 _INTERVAL = 0.02
+# Bytes of address space beyond that, for threads and for other users of the process.
+_SPARE = 2 << 30
+
+
+Model = TypeVar("Model")
 
 
 class _TooLargeError(BaseException):
     """Raised within the building thread; not an Exception, so that no code in between handles it."""
 
 
-@contextmanager
-def bounded_building(tensors: int, where: str) -> Iterator[None]:
-    """Stop code that builds a model much larger than its file.
+def bounded_building(build: Callable[[], Model], tensors: int, where: str) -> Model:
+    """Build a model, and stop when it is much larger than its file.
 
     Args:
+        build: builds the model on the meta device. It is a function instead of a context, because an error from
+            another thread can arrive in any line, also in those that leave a context.
         tensors: number of tensors in the file.
         where: name of the configuration in errors.
 
@@ -48,8 +53,8 @@ def bounded_building(tensors: int, where: str) -> Iterator[None]:
 
     Example:
         >>> from torch import nn
-        >>> with bounded_building(2, "config"):
-        ...     layer = nn.Linear(2, 2, device="meta")
+        >>> bounded_building(lambda: nn.Linear(2, 2, device="meta"), 2, "config")
+        Linear(in_features=2, out_features=2, bias=True)
     """
     limits = _Limits(tensors)
     hooks: list[Any] = [
@@ -63,13 +68,19 @@ def bounded_building(tensors: int, where: str) -> Iterator[None]:
     watcher = threading.Thread(target=limits.watch, daemon=True)
     watcher.start()
     try:
-        try:
-            yield
-        finally:
-            limits.end()
-            watcher.join()
-    except _TooLargeError:
-        raise CheckpointError(f"{where}: {limits.reason}; the configuration does not belong to these tensors") from None
+        # Left after limits.end(), when no error from the other thread can arrive.
+        with limited_growth(_BYTES + _BYTES_PER_TENSOR * tensors + _SPARE):
+            try:
+                try:
+                    return build()
+                finally:
+                    limits.end()
+                    watcher.join()
+            except (_TooLargeError, MemoryError):
+                reason = limits.reason or "building the model takes more memory than it may"
+                raise CheckpointError(
+                    f"{where}: {reason}; the configuration does not belong to these tensors"
+                ) from None
     finally:
         for hook in hooks:
             hook.remove()

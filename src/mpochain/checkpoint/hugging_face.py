@@ -218,8 +218,7 @@ class HuggingFaceModel:
             CheckpointError: the configuration is invalid, or describes a much larger model than the file has tensors
                 for.
         """
-        with bounded_building(tensors, f"{self._where}.config"):
-            return self._built(torch.device("meta"))
+        return bounded_building(lambda: self._built(torch.device("meta")), tensors, f"{self._where}.config")
 
     def build(self) -> nn.Module:
         """Build the model with parameters on the meta device and the values of its buffers, on the CPU.
@@ -230,8 +229,11 @@ class HuggingFaceModel:
             CheckpointError: the configuration is invalid.
         """
         # The CPU, whatever the default device is: the tensors of the file are read there, too.
-        with torch.device("cpu"):
-            model: Any = self._built(self._without_weights(include_buffers=False))
+        try:
+            with torch.device("cpu"):
+                model: Any = self._built(self._without_weights(include_buffers=False))
+        except MemoryError as error:
+            raise CheckpointError(f"{self._where}.config: the memory does not suffice for this model") from error
         if self._generation is not None:
             try:
                 model.generation_config = self._generation_class.from_dict(dict(self._generation))
@@ -246,5 +248,7 @@ class HuggingFaceModel:
                 # Decoded anew for every model, as transformers changes nested dictionaries.
                 fields = settings._decode_special_floats(json.loads(json.dumps(self._config)))
                 return self._class(settings.from_dict(fields), **self._arguments)
+        except MemoryError:
+            raise
         except Exception as error:  # a malicious configuration may make transformers raise anything
             raise CheckpointError(f"{self._where}.config: {type(error).__name__}: {error}") from error

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-__all__ = ["anonymous_resident", "available_memory", "freed_memory_returned", "peak_resident"]
+__all__ = ["anonymous_resident", "available_memory", "freed_memory_returned", "limited_growth", "peak_resident"]
 
 # M_MMAP_THRESHOLD of glibc's mallopt, from malloc.h: arrays of at least this many bytes get their own mapping.
 _MMAP_THRESHOLD = -3
@@ -61,6 +61,33 @@ def available_memory() -> int | None:
     except (OSError, ValueError, IndexError):
         pass
     return None
+
+
+@contextmanager
+def limited_growth(size: int) -> Iterator[None]:
+    """Let the process take at most ``size`` more bytes of address space within this context, where the system can.
+
+    An allocation beyond that raises MemoryError, also within C code, which no other thread can interrupt. The limit
+    holds for all threads, so the context should be short and the size generous.
+
+    Example:
+        >>> with limited_growth(1 << 33):
+        ...     pass
+    """
+    try:
+        import resource
+
+        used = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[0]) * os.sysconf("SC_PAGE_SIZE")
+        soft, hard = resource.getrlimit(resource.RLIMIT_AS)
+        limits = [limit for limit in (used + size, soft, hard) if limit != resource.RLIM_INFINITY]
+        resource.setrlimit(resource.RLIMIT_AS, (min(limits), hard))
+    except (ImportError, OSError, ValueError):  # not on Windows; macOS has no such file
+        yield
+        return
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_AS, (soft, hard))
 
 
 @contextmanager
