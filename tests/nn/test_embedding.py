@@ -62,7 +62,7 @@ def test_compile_and_export():
     torch._dynamo.reset()
     compiled = torch.compile(embedding, fullgraph=True, backend="aot_eager")
     torch.testing.assert_close(compiled(ids), embedding(ids))
-    program = torch.export.export(embedding, (ids,), dynamic_shapes={"ids": {0: torch.export.Dim.DYNAMIC}})
+    program = torch.export.export(embedding, (ids,), dynamic_shapes={"input": {0: torch.export.Dim.DYNAMIC}})
     torch.testing.assert_close(program.module()(ids[:4]), embedding(ids[:4]))
 
 

@@ -278,7 +278,7 @@ class TestCompilers:
     def test_export_keeps_the_batch_symbolic(self, layer):
         batch = torch.export.Dim.DYNAMIC
         program = torch.export.export(layer, (torch.randn(6, layer.in_features),), dynamic_shapes=({0: batch},))
-        (placeholder,) = [n for n in program.graph.nodes if n.name == "x"]
+        (placeholder,) = [n for n in program.graph.nodes if n.name == "input"]
         assert isinstance(placeholder.meta["val"].shape[0], torch.SymInt)
         module = program.module()
         for rows in (2, 33):
