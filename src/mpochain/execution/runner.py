@@ -102,10 +102,10 @@ class ChainRunner:
         """
         exponent = (rows - 1).bit_length() if rows > 1 else 0
         key = exponent, training, dtype, torch.device(device), torch.get_num_threads()
-        made = self._plans.get(key)
-        if made is None:
-            made = self._plans[key] = self._new_plan(rows, training, dtype, device)
-        return made
+        plan = self._plans.get(key)
+        if plan is None:
+            plan = self._plans[key] = self._new_plan(rows, training, dtype, device)
+        return plan
 
     def _new_plan(self, rows: int, training: bool, dtype: torch.dtype, device: torch.device | str) -> ContractionPlan:
         # With gradients the merges are part of the graph at every call, so nothing can be cached.
