@@ -12,7 +12,7 @@ from pydantic_core import ErrorDetails
 
 from mpochain.errors import ArgumentError, MPOError
 
-__all__ = ["Integer", "Number", "Validated", "did_you_mean", "listed", "parsed", "problems"]
+__all__ = ["Integer", "Number", "Validated", "did_you_mean", "listed", "parsed", "problems", "shortened"]
 
 _Model = TypeVar("_Model", bound=BaseModel)
 
@@ -121,8 +121,17 @@ def listed(label: str, lines: Iterable[str]) -> str:
     lines = list(lines)
     if len(lines) == 1:
         return f"{label}: {lines[0]}"
-    more = [f"and {len(lines) - _MOST} more"] if len(lines) > _MOST else []
-    return "\n  ".join([f"{label}: {len(lines)} problems", *lines[:_MOST], *more])
+    return "\n  ".join([f"{label}: {len(lines)} problems", *shortened(lines)])
+
+
+def shortened(lines: list[str]) -> list[str]:
+    """The first 20 of many problems, and how many there are more.
+
+    Example:
+        >>> shortened(["a"] * 30)[-1]
+        'and 10 more'
+    """
+    return lines if len(lines) <= _MOST else [*lines[:_MOST], f"and {len(lines) - _MOST} more"]
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:

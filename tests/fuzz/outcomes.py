@@ -8,9 +8,12 @@ import traceback
 from contextlib import contextmanager
 
 from mpochain import MPOError
+from mpochain.system.memory import limited_growth
 
 # Seconds of processor time that one mutant may take. The limits on building a model are 5 s and more.
 SECONDS = 20
+# Mebibytes of address space that one mutant may take. Building a model may take 2.5 GiB with its threads.
+LARGEST = 4000
 # Mebibytes by which the process may grow over the whole run.
 GROWTH = 1500
 # Longest message of an error, in characters: a file cannot fill the terminal.
@@ -69,7 +72,7 @@ def outcome_of(read, files, names):
         names: names of fields, of which an error about a field has to contain one.
     """
     try:
-        with limited_time():
+        with limited_time(), limited_growth(LARGEST << 20):
             return read(), ""
     except OutOfTimeError:
         return "out of time", traceback.format_exc(limit=-3)

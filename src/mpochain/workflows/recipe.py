@@ -10,7 +10,7 @@ from pydantic import AfterValidator, Field, ValidationError, ValidationInfo, fie
 from mpochain.compression import Method, method_named
 from mpochain.errors import RecipeError
 from mpochain.train import FinetuneConfig
-from mpochain.validation import parsed, problems
+from mpochain.validation import parsed, problems, shortened
 from mpochain.workflows.fields import (
     Budget,
     Count,
@@ -187,7 +187,7 @@ class Recipe(RecipeSection):
             except ValidationError as error:
                 wrong += [f"stages.{stage.name}.training.{line}" for line in problems(error, FinetuneConfig)]
         if wrong:
-            raise ValueError("; ".join(wrong))
+            raise ValueError("; ".join(shortened(wrong)))
         return self
 
     def chosen_method(self) -> Method:
