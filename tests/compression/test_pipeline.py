@@ -163,8 +163,8 @@ def test_small_parts_of_the_statistics_at_a_time(net, batches, monkeypatch, tmp_
         parts = mpo.compress(
             other, 0.5, calibration=batches, log=lambda _: counts.append(len(list(tmp_path.glob("*/*"))))
         )
-    assert len(counts) == len(report.layers) + 1
-    assert counts[-1] == len(report.layers)  # the moments of each layer waited on the disk
+    # The moments of each layer waited on the disk.
+    assert sorted(set(counts)) == list(range(len(report.layers) + 1))
     assert not list(tmp_path.iterdir())
     assert [record.form for record in parts.layers] == [record.form for record in report.layers]
     for mine, theirs in zip(net.parameters(), other.parameters(), strict=True):

@@ -85,7 +85,7 @@ def test_its_description_makes_it_again(orders):
         layer_of_entry({**description, "inner": {**description["inner"], "bias": True}}, (8, 6), "up")
     with pytest.raises(MPOError, match="needs rows=, columns= or both"):
         layer_of_entry({**description, "rows": False, "columns": False}, (8, 6), "up")
-    with pytest.raises(MPOError, match=r"up is a 8x6 matrix, but the layer that it replaces is 9x6"):
+    with pytest.raises(MPOError, match=r"up is an 8x6 matrix, but the layer that it replaces is 9x6"):
         layer_of_entry(description, (9, 6), "up")
 
 

@@ -26,7 +26,7 @@ __all__ = [
     "windows",
 ]
 
-# Windows of an evaluation text that are used by default, if it has more. docs/decisions/0062 has the measurement.
+# Windows of an evaluation text that are used by default, if it has more. docs/decisions/0059 has the measurement.
 ENOUGH_WINDOWS = 64
 
 
