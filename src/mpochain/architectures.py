@@ -212,7 +212,6 @@ FAMILIES: tuple[Family, ...] = (
     Family(("mamba2", "xlstm"), context_length=(), past="cache_params"),
     # Trained up to context_length, but its state has one size for texts of any length.
     Family(("rwkv",), context_length=(), past="state"),
-    Family(("rwkv",), past="state"),
     # Relative positions, although old configurations limit them with n_positions.
     Family(("t5", "mt5", "umt5", "longt5"), context_length=()),
 )

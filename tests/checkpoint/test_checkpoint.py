@@ -131,7 +131,10 @@ def _edit(folder, change):
         (lambda c: c.update(tensors="../../etc/passwd"), "tensors: String should match pattern"),
         (lambda c: c.update(sha256="0" * 64), "is damaged"),
         (lambda c: c["layers"].update(nothing={}), "the model has no layer 'nothing'"),
-        (lambda c: c["layers"].update({"": c["layers"]["0"]}), "the model has no layer ''"),
+        (
+            lambda c: c["layers"].update({"": c["layers"]["0"]}),
+            "are two layers in the checkpoint, but one in the model",
+        ),
         (lambda c: c["layers"].update({"1": c["layers"]["2"]}), "a LayerNorm cannot be a compressed layer"),
         (lambda c: c["layers"]["2"].update(kind="magic"), "layers.2: kind 'magic' is no known layer"),
         (lambda c: c["layers"]["2"].update(rank=1 << 40), "layers.2.rank: Input should be less than"),

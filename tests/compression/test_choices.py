@@ -143,10 +143,10 @@ def test_errors_are_computed_when_first_needed():
     [
         (lambda target: Costs(np.ones(2), np.ones(3), np.ones(2), 4), "of one length"),
         (lambda target: Choices(Costs.of(target, [], []), None, lambda _: None), "at least one choice"),
-        (lambda target: fixed(target, [1, 2], [0.5]), "3 choices need as many errors"),
+        (lambda target: fixed(target, [1, 2], [0.5]), "3 choices must have as many errors"),
         (lambda target: fixed(target, [1], [np.nan]), "finite and not negative"),
         (lambda target: fixed(target, [1], [-1.0]), "finite and not negative"),
-        (lambda target: fixed(target, [1], [0.5]).build(2), "there are 2 choices, got number 2"),
+        (lambda target: fixed(target, [1], [0.5]).build(2), "expected the index of one of 2 choices, got 2"),
         (lambda target: fixed(target, [1], [0.5]) | fixed(target, [1], [0.5], "metres"), "different units"),
         (lambda target: Choices.joined(), "no choices to join"),
         (

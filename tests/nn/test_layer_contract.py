@@ -276,7 +276,7 @@ def test_hostile_entries_are_refused_and_named(layer):
     for nonsense in (None, 7, [], "chains", {}):
         with pytest.raises(ArgumentError, match="kind"):
             layer_of(nonsense, None, "it")
-    with pytest.raises(ArgumentError, match="is a .* matrix"):
+    with pytest.raises(ArgumentError, match="is an? .* matrix"):
         layer_of(data, (layer.shape[0] + 1, layer.shape[1]), "it")
 
 

@@ -160,7 +160,7 @@ def test_units_that_look_like_numbers_or_words_stay_distinct():
     ("words", "order", "message"),
     [
         ([], 2, "the vocabulary is empty"),
-        (["a", "b", "a"], 2, "1 words are repeated, such as 'a'"),
+        (["a", "b", "a"], 2, r"words are given more than once \(1 of them\), such as 'a'"),
         (["a", ""], 2, "word 1 is empty"),
         (["a"], 1, "order must be at least 2, got 1"),
     ],
@@ -168,7 +168,7 @@ def test_units_that_look_like_numbers_or_words_stay_distinct():
 def test_invalid_vocabularies_are_refused(words, order, message):
     with pytest.raises(ArgumentError, match=message):
         Units.of(words, lambda word: (word,), order)
-    with pytest.raises(ArgumentError, match="'z' is not among the 1 words"):
+    with pytest.raises(ArgumentError, match="'z' is not among the 1 word of the vocabulary"):
         Units.of(["a"], lambda word: (word,), 2).units_of("z")
 
 

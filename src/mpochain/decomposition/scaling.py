@@ -135,13 +135,14 @@ def multiplied(cores: Sequence[Array], factor: Any) -> tuple[Array, ...]:
         scaled = first * factor
     if not isinstance(factor, int | float) or not others or not _is_readable(first):
         return scaled, *others
-    before, after = peak(first), peak(scaled)
+    before, after = float(peak(first)), float(peak(scaled))
     smallest = float(namespace(first).finfo(first.dtype).smallest_normal)
+    lost = after == 0 and before > 0 and factor != 0
     if (
         not math.isfinite(before)
         or not math.isfinite(factor)
         or smallest <= after < math.inf
-        or after == before * factor
+        or (after == before * abs(factor) < math.inf and not lost)
     ):
         return scaled, *others
     mantissa, exponent = math.frexp(factor)
@@ -164,8 +165,9 @@ def scaled_to_first(cores: Sequence[Array]) -> tuple[Array, ...]:
 
     Example:
         >>> import numpy as np
-        >>> [core.ravel().tolist() for core in scaled_to_first([np.ones((1, 2, 1, 1)), np.full((1, 1, 2, 1), -3.0)])]
-        [[3.0, 3.0], [-1.0, -1.0]]
+        >>> large, small = scaled_to_first([np.ones((1, 2, 1, 1)), np.full((1, 1, 2, 1), -3.0)])
+        >>> large.ravel().round(9).tolist(), small.ravel().round(9).tolist()
+        ([3.0, 3.0], [-1.0, -1.0])
     """
     first, *others = cores
     sizes = [norm(core) / math.sqrt(math.prod(core.shape)) or 1.0 for core in others]

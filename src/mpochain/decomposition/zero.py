@@ -38,7 +38,7 @@ def zero_cores(cores: Sequence[Array], spec: ChainSpec) -> list[Array]:
 
     Example:
         >>> first, last = zero_cores([np.zeros((1, 2, 2, 3)), np.zeros((3, 2, 2, 1))], ChainSpec((2, 2), (2, 2), 3))
-        >>> bool(first.all()), last.any()
+        >>> bool(first.all()), bool(last.any())
         (True, False)
     """
     std = core_std([core.shape[3] for core in cores[:-1]], 1 / math.sqrt(3 * spec.in_features))

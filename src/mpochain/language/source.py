@@ -201,8 +201,7 @@ def require_no_model(folder: Path, *, overwrite: bool = False) -> Path:
             raise OutputError(f"{folder} contains a compressed model; name another folder, or remove it")
         if not overwrite:
             raise OutputError(
-                f"{folder} contains a model, which would be overwritten; name another folder, or add --overwrite (in "
-                "Python overwrite=True)"
+                f"{folder} contains a model, which would be overwritten; name another folder, or add overwrite=True"
             )
     with folder_lock(folder):
         require_writable(folder)

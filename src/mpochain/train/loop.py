@@ -175,7 +175,7 @@ def train(
             result = _restore(checkpoint, record, setting)
             start = _interrupted.get(model, {}).get(checkpoint.resolve(), weights)
             restore_state(checkpoint, tensors, model, optimizer, generator, start=(record["start"], start))
-            start = record["start"]
+            start = record["start"] or start
         _interrupted.setdefault(model, {})[checkpoint.resolve()] = start
         return result
 
@@ -264,7 +264,7 @@ def _versions() -> dict[str, str]:
 def _restore(checkpoint: Path, record: dict[str, Any], setting: dict[str, Any]) -> TrainResult:
     """Return the result of earlier sessions from a checkpoint's record, after checking that its settings match."""
     stored = record.get("setting")
-    if not isinstance(stored, dict) or not isinstance(record.get("start"), str):
+    if not isinstance(stored, dict) or not isinstance(record.get("start", 0), str | None):
         raise CheckpointError(f"{checkpoint}: the record of the run is damaged; remove the file to start again")
     for name in sorted({*stored, *setting}):
         if stored.get(name) != setting.get(name):
@@ -277,7 +277,7 @@ def _restore(checkpoint: Path, record: dict[str, Any], setting: dict[str, Any]) 
             "%s was begun with other versions, %s; it goes on with %s, and its last bits may differ from those of an "
             "uninterrupted run",
             checkpoint,
-            record.get("versions"),
+            record.get("versions") or "which it does not tell",
             _versions(),
         )
     try:

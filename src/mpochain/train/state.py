@@ -24,6 +24,8 @@ from mpochain.system.reading import open_regular
 __all__ = ["checksum", "read_record", "read_state", "restore_state", "save_state"]
 
 _FORMAT = {"format": "mpochain-training", "version": "2"}
+# States of version 1 have no SHA-256, and do not tell from which weights their run started.
+_VERSIONS = ("1", _FORMAT["version"])
 
 # State that AdamW keeps for each parameter.
 _MOMENTS = ("step", "exp_avg", "exp_avg_sq")
@@ -74,10 +76,10 @@ def read_record(path: Path) -> dict[str, Any]:
         open_regular(path).close()  # safetensors would wait for a pipe
         with safetensors.safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
-        if {key: metadata.get(key) for key in _FORMAT} != _FORMAT:
-            kind, number = metadata.get("format"), metadata.get("version")
+        kind, number = metadata.get("format"), metadata.get("version")
+        if kind != _FORMAT["format"] or number not in _VERSIONS:
             raise CheckpointError(
-                f"{path} is not a training state of version {_FORMAT['version']}: its format is {kind!r} and its "
+                f"{path} is not a training state of version {' or '.join(_VERSIONS)}: its format is {kind!r} and its "
                 f"version {number!r}; finish that run with the release that began it, or remove the file to start again"
             )
         record = json.loads(metadata["record"])
@@ -85,7 +87,7 @@ def read_record(path: Path) -> dict[str, Any]:
         raise _unreadable(path, error) from error
     if not isinstance(record, dict):
         raise CheckpointError(f"{path}: the record is not a JSON object; remove the file to start again")
-    return record
+    return {"start": None, "versions": None, **record} if number == "1" else record
 
 
 def read_state(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
@@ -99,7 +101,7 @@ def read_state(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
         with safetensors.safe_open(path, framework="pt") as file:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  # no dictionary
             metadata = file.metadata()
-        intact = checksum(tensors, metadata["record"]) == metadata.get("sha256")
+        intact = metadata["version"] == "1" or checksum(tensors, metadata["record"]) == metadata.get("sha256")
     except (safetensors.SafetensorError, OSError) as error:
         raise _unreadable(path, error) from error
     if not intact:
@@ -116,7 +118,7 @@ def restore_state(
     optimizer: torch.optim.Optimizer,
     generator: torch.Generator,
     *,
-    start: tuple[str, str],
+    start: tuple[str | None, str],
 ) -> None:
     """Restore a state written by :func:`save_state`.
 
@@ -128,7 +130,8 @@ def restore_state(
         model: the model that the run was started with, or one that has been trained up to this state.
         optimizer: a new optimiser of the model's parameters.
         generator: the generator of the batches.
-        start: hash of the weights that the run started from, and that of the weights which the caller gave.
+        start: hash of the weights that the run started from, None if the state does not tell, and that of the weights
+            which the caller gave.
 
     Raises:
         CheckpointError: the file belongs to another model.
@@ -160,7 +163,7 @@ def restore_state(
                 "of that run, or remove the file to start again"
             )
     # Who goes on with a model that has been trained up to this state does not give another one.
-    if start[0] != start[1] and not all(
+    if start[0] not in (None, start[1]) and not all(
         torch.equal(value.cpu(), tensors[name]) for name, value in model_tensors.items()
     ):
         raise CheckpointError(

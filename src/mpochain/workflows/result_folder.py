@@ -56,8 +56,7 @@ def result_folder(out: Path, *, overwrite: bool = False, unfinished: tuple[str, 
         begun = any((out / name).exists() for name in unfinished)
         if is_checkpoint(out) and not overwrite and not begun:
             raise OutputError(
-                f"{out} holds a finished model, which would be overwritten; name another folder, or add --overwrite "
-                "(in Python overwrite=True)"
+                f"{out} holds a finished model, which would be overwritten; name another folder, or add overwrite=True"
             )
         yield out
 
