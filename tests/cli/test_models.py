@@ -396,9 +396,9 @@ stages:
 def test_stages_that_are_killed_resume_to_the_same_model(folder, run):
     (folder / "stages.yaml").write_text(STAGES, encoding="utf-8")
     arguments = ["distill", "stages.yaml", "--evaluate", "test.txt", "--window", "16", "--evaluate-windows", "4"]
-    uninterrupted = run(*arguments, "--out", "whole").stdout
+    uninterrupted = run(*arguments, "--out", "uninterrupted").stdout
     assert re.search(r"words: 1 layer, 6 steps; perplexity [0-9.]+, then [0-9.]+\n", uninterrupted)
-    assert uninterrupted.splitlines()[-2:] == ["whole", "whole/distillation.json"]
+    assert uninterrupted.splitlines()[-2:] == ["uninterrupted", "uninterrupted/distillation.json"]
     process = subprocess.Popen(
         [sys.executable, "-m", "mpochain", *arguments, "--out", "killed"],
         cwd=folder,
@@ -415,7 +415,7 @@ def test_stages_that_are_killed_resume_to_the_same_model(folder, run):
     process.stderr.close()
     assert not (folder / "killed" / "distillation.json").exists()
     again = json.loads(run(*arguments, "--out", "killed", "--json").stdout)
-    expected = json.loads((folder / "whole" / "distillation.json").read_text())
+    expected = json.loads((folder / "uninterrupted" / "distillation.json").read_text())
     for mine, theirs in zip(again["stages"], expected["stages"], strict=True):
         assert mine["training"]["losses"] == theirs["training"]["losses"]
         assert mine["after"]["loss"] == theirs["after"]["loss"]

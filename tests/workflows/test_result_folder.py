@@ -19,7 +19,7 @@ def finished(tmp_path):
 
 
 def test_a_finished_folder_is_not_overwritten_without_a_word(finished):
-    with pytest.raises(MPOError, match=r"out holds a finished model, which would be overwritten; .*--overwrite"):
+    with pytest.raises(MPOError, match=r"out holds a finished model, which would be overwritten; .*overwrite=True"):
         result_folder(finished).__enter__()
     with result_folder(finished, overwrite=True):
         pass
