@@ -400,28 +400,28 @@ def test_stages_that_are_killed_resume_to_the_same_model(folder, run):
     assert re.search(r"words: 1 layer, 6 steps; perplexity [0-9.]+, then [0-9.]+\n", uninterrupted)
     assert uninterrupted.splitlines()[-2:] == ["uninterrupted", "uninterrupted/distillation.json"]
     process = subprocess.Popen(
-        [sys.executable, "-m", "mpochain", *arguments, "--out", "killed"],
+        [sys.executable, "-m", "mpochain", *arguments, "--out", "killed-stages"],
         cwd=folder,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
     )
     deadline = time.monotonic() + 240
-    while not list(folder.glob("killed/stages/*.state")):
+    while not list(folder.glob("killed-stages/stages/*.state")):
         assert process.poll() is None, process.stderr.read().decode()
         assert time.monotonic() < deadline
         time.sleep(0.02)
     process.kill()
     process.wait()
     process.stderr.close()
-    assert not (folder / "killed" / "distillation.json").exists()
-    again = json.loads(run(*arguments, "--out", "killed", "--json").stdout)
+    assert not (folder / "killed-stages" / "distillation.json").exists()
+    again = json.loads(run(*arguments, "--out", "killed-stages", "--json").stdout)
     expected = json.loads((folder / "uninterrupted" / "distillation.json").read_text())
     for mine, theirs in zip(again["stages"], expected["stages"], strict=True):
         assert mine["training"]["losses"] == theirs["training"]["losses"]
         assert mine["after"]["loss"] == theirs["after"]["loss"]
     assert again["command"].startswith("mpochain distill stages.yaml")
     assert again["parameters"] == expected["parameters"]
-    assert not (folder / "killed" / "stages").exists()
+    assert not (folder / "killed-stages" / "stages").exists()
 
 
 @pytest.mark.parametrize(
