@@ -18,6 +18,7 @@ test: lint  ## run all checks: style, types, tests
 
 fuzz: $(VENV)/dev.installed  ## read 100,000 damaged and hostile files (12 minutes); COUNT and SEED choose others, and it resumes
 	PYTHONPATH=tests $(BIN)/python -m fuzz --count $(COUNT) --seed $(SEED) --out $(FUZZ_RESULT)
+	$(BIN)/python tests/tested.py
 
 COUNT := 100000
 SEED := 0
@@ -25,6 +26,7 @@ FUZZ_RESULT := docs/results/fuzz.json
 
 kill: $(VENV)/dev.installed  ## kill processes at KILLS operations on files (half an hour), SEED chooses which
 	PYTHONPATH=tests OMP_NUM_THREADS=1 $(BIN)/python -m kill.suite --number $(KILLS) --seed $(SEED) --out $(KILL_RESULT)
+	$(BIN)/python tests/tested.py
 
 KILLS := 200
 KILL_RESULT := docs/results/kills.json

@@ -15,6 +15,7 @@ ROOT = Path(__file__).parents[1]
 
 LAYERS = runpy.run_path(str(ROOT / "studies/smollm2/layer_errors.py"))
 KRONECKER = runpy.run_path(str(ROOT / "studies/kronecker/page.py"))
+TESTED = runpy.run_path(str(ROOT / "tests/tested.py"))
 EMBEDDINGS = runpy.run_path(str(ROOT / "studies/embeddings/page.py"))
 
 
@@ -25,6 +26,7 @@ EMBEDDINGS = runpy.run_path(str(ROOT / "studies/embeddings/page.py"))
         ("study.md", "studies/picogpt/results", write_page),
         ("layers.md", "studies/smollm2/layers.json", LAYERS["write_page"]),
         ("kronecker.md", "studies/kronecker", KRONECKER["write_page"]),
+        ("tested.md", "docs/results", TESTED["write_page"]),
         ("embeddings.md", "studies/embeddings", EMBEDDINGS["write_page"]),
     ],
 )

@@ -65,7 +65,7 @@ def save(model: nn.Module, folder: Path | str) -> Path:
 
 
 def write_checkpoint(model: nn.Module, folder: Path) -> None:
-    """Write a model to an empty folder that :func:`mpochain.system.folders.replaced_together` gave.
+    """Write a model to an empty folder that ``replaced_together`` gave.
 
     Raises:
         ArgumentError: a compressed layer that :func:`mpochain.load` could not load.

@@ -25,6 +25,7 @@ from mpochain.compression.selection import select
 from mpochain.compression.state import CompressionState, open_state
 from mpochain.compression.statistics.moments import Moments
 from mpochain.compression.statistics.projections import Errors
+from mpochain.compression.sufficiency import HeldOut
 from mpochain.compression.target import Target
 
 __all__ = [
@@ -39,6 +40,7 @@ __all__ = [
     "Curve",
     "Entangled",
     "Errors",
+    "HeldOut",
     "Interpolative",
     "Kronecker",
     "LayerRecord",

@@ -26,7 +26,7 @@ def collect_moments(
 
     The model runs in evaluation mode, on copies of the batches, and is returned to its former mode. Parameters and
     their gradients stay unchanged. Positions that a mask among the arguments leaves out do not count, see
-    :class:`mpochain.surgery.masks.Masks`.
+    ``mpochain.surgery.masks.Masks``.
 
     Args:
         model: model to run, on its own device.

@@ -35,6 +35,10 @@ class HeldOut:
         calibration: difference on calibration data.
         held_out: difference on as many batches that were set aside.
         rows: rows (tokens) that were set aside, without masked ones.
+
+    Example:
+        >>> print(HeldOut("loss, nats", 0.1, 0.125, 2000))
+        loss, nats: 0.1250 on 2,000 rows set aside, 0.1000 on calibration data
     """
 
     measure: str

@@ -78,7 +78,7 @@ def perplexity(
     Raises:
         CorpusError: the text is too short.
         ArgumentError: the stride is out of range, the window is longer than the model's context, or the model is no
-            causal language model, see :func:`mpochain.surgery.causality.require_causal`.
+            causal language model, see ``mpochain.surgery.causality``.
         NonFiniteError: the model predicts NaN.
 
     Example:
