@@ -156,6 +156,8 @@ def test_building_is_stopped_by_time_and_memory(monkeypatch):
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux limits the address space")
+# An error that arrives within another library's callback of the garbage collector is dropped, and raised again.
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 def test_memory_is_limited_within_c_code(monkeypatch):
     """No other thread can stop it, but an allocation fails."""
     monkeypatch.setattr("mpochain.checkpoint.building._SPARE", 1 << 27)

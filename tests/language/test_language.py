@@ -213,7 +213,7 @@ def test_compressed_and_dense_folders(folder, tmp_path, text):
     plain = load_language_model(save_dense(again, tmp_path / "dense"))
     (tmp_path / "dense" / "notes.txt").write_text("mine")
     (tmp_path / "dense" / "pytorch_model.bin").write_text("weights of an older model")
-    with pytest.raises(MPOError, match="contains a model, which would be overwritten; .*--overwrite"):
+    with pytest.raises(MPOError, match="contains a model, which would be overwritten; .*overwrite=True"):
         save_dense(again, tmp_path / "dense")
     save_dense(again, tmp_path / "dense", overwrite=True)
     assert (tmp_path / "dense" / "notes.txt").read_text() == "mine"

@@ -25,6 +25,8 @@ __all__ = ["bounded_building"]
 _REGISTERED, _REGISTERED_PER_TENSOR = 2_000, 50
 # Seconds of processor time, with the import of the model's modules.
 _SECONDS, _SECONDS_PER_TENSOR = 5.0, 0.02
+# Seconds after which the error is raised again if the build still goes on.
+_AGAIN = 1.0
 # Bytes of memory.
 _BYTES, _BYTES_PER_TENSOR = 1 << 29, 1 << 18
 _INTERVAL = 0.02
@@ -110,7 +112,8 @@ class _Limits:
         """Raise an error in the building thread once it has used too much time or memory."""
         seconds = _SECONDS + _SECONDS_PER_TENSOR * self._tensors
         size = _BYTES + _BYTES_PER_TENSOR * self._tensors
-        while not self._ended.wait(_INTERVAL):
+        pause = _INTERVAL
+        while not self._ended.wait(pause):
             if _thread_seconds(self._thread) - self._started > seconds:
                 reason = f"the model is not built after {seconds:.0f} s"
             elif anonymous_resident() - self._resident > size:
@@ -121,7 +124,8 @@ class _Limits:
                 if not self._ended.is_set():
                     self.reason = reason
                     _raise_in(self._thread, _TooLargeError)
-            return
+            # Python drops an error that arrives within a callback of the garbage collector, so it is raised again.
+            pause = _AGAIN
 
     def end(self) -> None:
         """Stop watching; an error that was raised but has not yet arrived is withdrawn."""
