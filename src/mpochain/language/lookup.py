@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import difflib
-import re
 from pathlib import Path
 from typing import Any
 
@@ -11,11 +10,11 @@ import torch
 from torch import nn
 
 from mpochain.checkpoint import is_checkpoint
+from mpochain.language.pretrained import HUB_NAME
 from mpochain.system.paths import exists, file_problem
 
 __all__ = ["missing_package", "sketch", "source_problem"]
 
-_HUB_NAME = re.compile(r"[A-Za-z0-9_][\w.-]*/[A-Za-z0-9_][\w.-]*")
 _CONFIG = "config.json"
 # Seconds to wait for the hub; it is asked once.
 _PATIENCE = 10.0
@@ -41,8 +40,8 @@ def source_problem(source: str | Path) -> str | None:
         return _path_problem(path)
     name = str(source)
     problem = f"there is no folder or .gguf file {name!r}"
-    if path.suffix == ".gguf" or not _HUB_NAME.fullmatch(name):
-        single = _HUB_NAME.fullmatch(f"a/{name}") is not None and path.suffix != ".gguf"
+    if path.suffix == ".gguf" or not HUB_NAME.fullmatch(name):
+        single = HUB_NAME.fullmatch(f"a/{name}") is not None and path.suffix != ".gguf"
         advice = "; a name on the Hugging Face hub has two parts, organisation/name" if single else ""
         return f"{problem}{_nearest(path) or advice}"
     if path.parent.exists():

@@ -18,9 +18,10 @@ from mpochain.checkpoint.hugging_face import require_own_implementations
 from mpochain.errors import CheckpointError
 from mpochain.system.reading import file_within, read_bytes
 
-__all__ = ["is_hub_name", "read_dense", "read_tokenizer", "require_complete", "require_readable"]
+__all__ = ["HUB_NAME", "is_hub_name", "read_dense", "read_tokenizer", "require_complete", "require_readable"]
 
-_HUB_NAME = re.compile(r"[A-Za-z0-9_][\w.-]*/[A-Za-z0-9_][\w.-]*")
+# A name on the hub: organisation and model.
+HUB_NAME = re.compile(r"[A-Za-z0-9_][\w.-]*/[A-Za-z0-9_][\w.-]*")
 _CONFIG, _LONGEST_CONFIG = "config.json", 64 << 20
 # Files of which transformers needs at least one to build a tokenizer.
 _TOKENIZER_FILES = (
@@ -43,7 +44,7 @@ def is_hub_name(source: str | Path) -> bool:
         (True, False, False)
     """
     name = str(source)
-    return _HUB_NAME.fullmatch(name) is not None and not Path(name).exists() and not Path(name).parent.exists()
+    return HUB_NAME.fullmatch(name) is not None and not Path(name).exists() and not Path(name).parent.exists()
 
 
 def require_readable(folder: Path, *, links: bool) -> None:

@@ -18,7 +18,6 @@ __all__ = [
     "COMMITTED",
     "LOCK",
     "STAGING",
-    "_names_in",
     "exchanged",
     "finish",
     "is_folder",
