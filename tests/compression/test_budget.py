@@ -37,6 +37,30 @@ def test_a_size_is_that_of_the_file(model, tmp_path, dtype, method):
     assert size > budget - 1500 * dtype.itemsize - 1200, "nor much smaller than allowed"
 
 
+def test_layers_of_several_types_share_a_size(model, tmp_path):
+    model[3].half()
+    model[2] = nn.Sequential(nn.ReLU(), HalfPrecision())
+    dense = saved(model, tmp_path / "dense")
+    report = mpo.compress(model, f"{dense - 8000}B", method="svd")
+    assert dense - 11_000 < saved(model, tmp_path / "small") <= dense - 8000
+    assert {layer.bytes_before // layer.parameters_before for layer in report.layers} == {2, 4}
+
+
+class HalfPrecision(nn.Module):
+    def forward(self, x):
+        return x.half()
+
+
+@pytest.mark.parametrize("bits", [4, 7.5])
+def test_bits_per_weight(model, bits):
+    report = mpo.compress(model, f"{bits} bits", method="svd")
+    assert report.bits_per_weight == 8 * report.bytes_after / report.parameters_before <= bits
+    assert report.bits_per_weight > bits - 1.5
+    assert f"{report.bits_per_weight:.2f} bits per weight" in report.summary()
+    assert f"({report.bits_per_weight:.2f} bits per weight)" in report.table()
+    assert sum(layer.bits_per_weight * layer.parameters_before for layer in report.layers) == 8 * report.bytes_after
+
+
 def test_a_size_of_layers(model):
     report = mpo.compress(model, "20kB of layers", method="svd")
     assert sum(layer.bytes_after for layer in report.layers) <= 20_000
@@ -84,4 +108,4 @@ def test_the_smallest_form_is_the_cheapest_choice(method):
     for shape in ((8, 8), (16, 4), (4, 16), (1, 5), (7, 3)):
         target = Target.open("layer", nn.Linear(*shape))
         choices = way.prepare(target, None)
-        assert way.smallest(target) == choices.costs.elements.min()
+        assert way.smallest(target) == choices.costs.bytes.min()

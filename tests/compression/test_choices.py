@@ -43,8 +43,10 @@ def stored(layer):
     return parameters, sum(tensor.numel() * tensor.element_size() for tensor in tensors)
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("shape", [(12, 16), (16, 12), (16, 16)])
+@pytest.mark.parametrize(
+    ("shape", "dtype"),
+    [((12, 16), torch.float32), ((12, 16), torch.bfloat16), ((16, 12), torch.bfloat16), ((16, 16), torch.float32)],
+)
 @pytest.mark.parametrize("name", METHODS)
 def test_a_layer_costs_what_its_choice_announced(name, shape, dtype):
     method = METHODS[name]

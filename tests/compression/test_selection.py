@@ -7,7 +7,7 @@ from torch import nn
 
 from mpochain import MPOError
 from mpochain.compression import Target, select
-from mpochain.compression.budget import parameter_budget
+from mpochain.compression.budget import byte_budget
 from mpochain.compression.selection import dense_layers
 
 
@@ -48,12 +48,16 @@ def opened(net):
 @pytest.mark.parametrize("budget", [0, -0.5, 1.5, True, "lots", "120%", "5 apples", "x% error", None, float("nan")])
 def test_budgets_that_are_none(net, budget):
     with pytest.raises(MPOError, match="budget"):
-        parameter_budget(budget, opened(net))
+        byte_budget(budget, opened(net))
 
 
-def test_bytes_need_one_size(net):
+def test_budgets_are_bytes_of_layers_of_any_types(net):
     net.down.half()
-    with pytest.raises(MPOError, match="one element size"):
-        parameter_budget("1MB", opened(net))
-    assert parameter_budget("1kB", {"left": Target.open("left", net.left)}) == 250
-    assert parameter_budget("1KiB", {"down": Target.open("down", net.down)}) == 512
+    weights = [target.weight for target in opened(net).values()]
+    assert {weight.element_size() for weight in weights} == {2, 4}
+    assert byte_budget("1kB", opened(net)) == 1000
+    assert byte_budget("1KiB of layers", opened(net), outside=99) == 1024
+    assert byte_budget("1kB", opened(net), outside=99) == 901
+    assert byte_budget("50%", opened(net)) == sum(weight.numel() * weight.element_size() for weight in weights) // 2
+    assert byte_budget("3.5 bits", opened(net)) == int(3.5 * sum(weight.numel() for weight in weights) / 8)
+    assert byte_budget(" 3bits per weight", {"left": Target.open("left", net.left)}) == net.left.weight.numel() * 3 // 8

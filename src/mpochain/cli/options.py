@@ -54,8 +54,9 @@ RecipeFile = Annotated[Path | None, typer.Option("--recipe", help="YAML file; op
 Budget = Annotated[
     str | None,
     typer.Option(
-        help="What may be kept: a share of the layers' parameters (0.6 or 60%), the size of the saved model (200MB), "
-        "that of its layers alone ('100MB of layers'), or a limit of each layer's relative error ('5% error')."
+        help="What may be kept: a share of the layers' storage (0.6 or 60%), the size of the saved model (200MB), that "
+        "of its layers alone ('100MB of layers'), bits per weight of the layers ('3 bits'), or a limit of each layer's "
+        "relative error ('5% error')."
     ),
 ]
 Method = Annotated[

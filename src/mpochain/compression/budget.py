@@ -1,21 +1,24 @@
-"""Budgets as users write them: shares, sizes in bytes of the saved model or of its layers, and errors."""
+"""Budgets as users write them: shares, bytes of the saved model or of its layers, bits per weight, and errors."""
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from fractions import Fraction
 
 from torch import nn
 
 from mpochain.compression.target import Target
 from mpochain.errors import ArgumentError
 
-__all__ = ["Size", "bytes_in_memory", "error_budget", "parameter_budget", "require_budget", "size_budget"]
+__all__ = ["Size", "bits_budget", "byte_budget", "bytes_in_memory", "error_budget", "require_budget", "size_budget"]
 
 _UNITS = {"B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
-_SIZE = re.compile(r"\s*([0-9]*\.?[0-9]+)\s*([kKmMgG]?i?B)(\s+of\s+layers)?\s*")
+# No model takes a number of more digits.
+_NUMBER = r"\s*([0-9]{0,18}\.?[0-9]{1,18})\s*"
+_SIZE = re.compile(_NUMBER + r"([kKmMgG]?i?B)(\s+of\s+layers)?\s*")
+_BITS = re.compile(_NUMBER + r"[bB]its?(\s+per\s+weight)?\s*")
 
 
 @dataclass(frozen=True)
@@ -70,41 +73,50 @@ def size_budget(budget: float | str) -> Size | None:
     match = _SIZE.fullmatch(budget) if isinstance(budget, str) else None
     if match is None:
         return None
-    return Size(int(float(match[1]) * _UNITS[match[2].upper()]), match[3] is not None)
+    return Size(int(Fraction(match[1]) * _UNITS[match[2].upper()]), match[3] is not None)
 
 
-def parameter_budget(budget: float | str, targets: Mapping[str, Target], *, outside: int = 0) -> int:
-    """Storage limit of all layers together, in elements of their weights; indices count by their bytes.
+def bits_budget(budget: float | str) -> float | None:
+    """Parse a budget in bits per weight of the layers; None for other kinds of budget.
+
+    Example:
+        >>> bits_budget("3 bits"), bits_budget("3.5 bits per weight"), bits_budget("3MB")
+        (3.0, 3.5, None)
+    """
+    match = _BITS.fullmatch(budget) if isinstance(budget, str) else None
+    return None if match is None else float(match[1])
+
+
+def byte_budget(budget: float | str, targets: Mapping[str, Target], *, outside: int = 0) -> int:
+    """Storage limit of all layers together, in bytes.
 
     Args:
         budget: share of the present storage, in ``(0, 1]`` or as ``"60%"``; bytes of the saved model, as ``"200MB"``
-            or ``"190MiB"``; or bytes of the layers, as ``"100MB of layers"``.
-        targets: dense layers by name; a budget in bytes requires one element size for all.
+            or ``"190MiB"``; bytes of the layers, as ``"100MB of layers"``; or bits per weight of the layers, as
+            ``"3 bits"`` or ``"3.5 bits"``, with everything that is stored in place of a weight.
+        targets: dense layers by name.
         outside: bytes of the saved model outside of these layers.
 
     Returns:
         The limit; negative if the rest of the model exceeds a budget in bytes.
 
     Raises:
-        ArgumentError: the share is out of range, the unit is unknown, or the layers have several element sizes.
+        ArgumentError: the share is out of range, or the unit is unknown.
 
     Example:
         >>> from torch import nn
         >>> targets = {name: Target.open(name, nn.Linear(100, size)) for name, size in (("a", 100), ("b", 50))}
-        >>> parameter_budget(0.5, targets), parameter_budget("50%", targets)
-        (7500, 7500)
-        >>> parameter_budget("20kB of layers", targets), parameter_budget("20kB", targets, outside=4000)
-        (5000, 4000)
+        >>> byte_budget(0.5, targets), byte_budget("50%", targets), byte_budget("4 bits", targets)
+        (30000, 30000, 7500)
+        >>> byte_budget("20kB of layers", targets), byte_budget("20kB", targets, outside=4000)
+        (20000, 16000)
     """
-    size = size_budget(budget)
-    if size is None:
-        return int(_share(budget) * sum(target.parameters for target in targets.values()))
-    sizes = {target.element_size for target in targets.values()}
-    if len(sizes) != 1:
-        raise ArgumentError(
-            f"a budget in bytes needs layers of one element size, got sizes {sorted(sizes)}; give a share instead"
-        )
-    return math.floor((size.bytes - (0 if size.of_layers else outside)) / sizes.pop())
+    size, bits = size_budget(budget), bits_budget(budget)
+    if bits is not None:
+        return int(Fraction(bits) * sum(target.parameters for target in targets.values()) / 8)
+    if size is not None:
+        return size.bytes - (0 if size.of_layers else outside)
+    return int(_share(budget) * sum(target.bytes for target in targets.values()))
 
 
 def require_budget(budget: float | str) -> None:
@@ -113,19 +125,19 @@ def require_budget(budget: float | str) -> None:
     Raises:
         ArgumentError: the budget cannot be parsed or is out of range.
     """
-    if error_budget(budget) is None and size_budget(budget) is None:
+    if error_budget(budget) is None and size_budget(budget) is None and bits_budget(budget) is None:
         _share(budget)
 
 
 def _share(budget: float | str) -> float:
     advice = (
         "give a share in (0, 1] such as 0.6 or '60%', the size of the saved model such as '200MB', that of its layers "
-        "such as '100MB of layers', or '5% error'"
+        "such as '100MB of layers', '3 bits' per weight of the layers, or '5% error'"
     )
     if isinstance(budget, str):
         match = re.fullmatch(r"\s*([0-9]*\.?[0-9]+)\s*%\s*", budget)
         if match is None:
-            raise ArgumentError(f"budget {budget!r} is neither a share, a size nor an error; {advice}")
+            raise ArgumentError(f"budget {budget!r} is neither a share, a size, bits per weight nor an error; {advice}")
         share: object = float(match[1]) / 100
     else:
         share = budget

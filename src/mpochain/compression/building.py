@@ -159,23 +159,21 @@ class Builder:
                 self.built[head] = tied_head(table).train(head.training)
 
     def verify(self, allowed: int) -> None:
-        """Check the result: no layer has grown, and all layers together store at most ``allowed`` elements.
+        """Check the result: no layer has grown, and all layers together store at most ``allowed`` bytes.
 
         Raises:
             MPOError: the method announced costs that its layers exceed.
         """
         larger = [record.name for record in self.records.values() if record.bytes_after > record.bytes_before]
-        elements = sum(
-            -(-record.bytes_after // self._targets[name].element_size) for name, record in self.records.items()
-        )
+        stored = sum(record.bytes_after for record in self.records.values())
         if larger and self._method.settled:
             raise ArgumentError(
                 f"with its settings method {self._method.name!r} makes {larger[0]} larger than the dense layer "
                 f"({len(larger)} such layers); choose settings that make layers smaller, or ignore= these"
             )
-        if larger or elements > allowed:
+        if larger or stored > allowed:
             raise MPOError(
-                f"the layers store {elements:,} elements of {allowed:,} allowed, and {len(larger)} of them grew "
+                f"the layers store {stored:,} bytes of {allowed:,} allowed, and {len(larger)} of them grew "
                 f"({larger[:3]}); method {self._method.name!r} announced wrong costs; please report it to its authors"
             )
         self.verified = True

@@ -199,7 +199,7 @@ class Choices:
         """Error of the zero matrix; None if errors are unknown before a layer is built."""
         return self._known()[1]
 
-    def curve(self, cost: Cost | Mapping[Cost, float] = "elements") -> Curve:
+    def curve(self, cost: Cost | Mapping[Cost, float] = "bytes") -> Curve:
         """Costs and errors as a :class:`Curve`, for :func:`mpochain.compression.allocate`.
 
         Args:

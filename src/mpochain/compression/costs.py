@@ -73,7 +73,7 @@ class Costs:
         """Storage in elements of the dense weight: ``bytes / element_size``, rounded up."""
         return -(-self.bytes // self.element_size)
 
-    def by(self, cost: Cost | Mapping[Cost, float] = "elements") -> _Values:
+    def by(self, cost: Cost | Mapping[Cost, float] = "bytes") -> _Values:
         """One cost by name, or a weighted sum of several.
 
         Args:

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from mpochain.compression.allocation import Curve
-from mpochain.compression.budget import error_budget, parameter_budget, size_budget
+from mpochain.compression.budget import bits_budget, byte_budget, error_budget, size_budget
 from mpochain.compression.methods import Method
 from mpochain.compression.target import Target
 from mpochain.errors import ArgumentError
@@ -21,8 +21,8 @@ __all__ = ["Limit"]
 
 _logger = logging.getLogger(__name__)
 
-# Tensors that a compressed layer may have, and bytes that the header of a file takes for a tensor besides its name.
-_TENSORS, _HEADER = 4, 100
+# Bytes that the header of a file takes for a tensor besides its name.
+_HEADER = 100
 # Layers that an error names.
 _NAMED = 3
 
@@ -36,7 +36,7 @@ class Limit:
         method: the compression method.
         targets: dense layers by name.
         outside: bytes of the saved model outside of these layers.
-        allowed: limit in elements of the layers' weights; negative if the rest of the model exceeds the budget.
+        allowed: limit in bytes; negative if the rest of the model exceeds the budget.
     """
 
     budget: float | str | None
@@ -50,18 +50,18 @@ class Limit:
         """The limit of a budget.
 
         Raises:
-            ArgumentError: the budget cannot be parsed, or these layers have several element sizes and it is a size.
+            ArgumentError: the budget cannot be parsed.
         """
-        outside = _bytes_outside(model, targets)
+        outside = _bytes_outside(model, targets, method.tensors)
         unlimited = budget is None or error_budget(budget) is not None
-        allowed = parameter_budget(1.0 if unlimited or budget is None else budget, targets, outside=outside)
+        allowed = byte_budget(1.0 if unlimited or budget is None else budget, targets, outside=outside)
         return cls(budget, method, targets, outside, allowed)
 
     @property
     def of_layers(self) -> float | str | None:
         """The budget without the rest of the model, for :meth:`mpochain.compression.Method.check`."""
         size = None if self.budget is None else size_budget(self.budget)
-        return self.budget if size is None else f"{max(self._bytes(self.allowed), 0)}B of layers"
+        return self.budget if size is None else f"{max(self.allowed, 0)}B of layers"
 
     def check(self) -> None:
         """Refuse a budget that cannot be met, as far as that is known without data.
@@ -77,7 +77,7 @@ class Limit:
 
     def warn_if_loose(self) -> None:
         """Warn about a budget that allows all layers as they are."""
-        total = sum(target.parameters for target in self.targets.values())
+        total = sum(target.bytes for target in self.targets.values())
         if self.budget is not None and error_budget(self.budget) is None and self.allowed >= total:
             _logger.warning(
                 "budget %s does not bind: it allows %s, and the model has %s as it is; give less to compress it",
@@ -97,7 +97,7 @@ class Limit:
         least = sum(smallest.values())
         if self.allowed >= least:
             return
-        stuck = [name for name, target in self.targets.items() if smallest[name] >= target.parameters]
+        stuck = [name for name, target in self.targets.items() if smallest[name] >= target.bytes]
         if len(stuck) == len(self.targets):
             out, in_ = self.targets[stuck[0]].shape
             raise ArgumentError(
@@ -121,23 +121,23 @@ class Limit:
             f"by method {self.method.name!r}; {reached} {self._shown(least, up=True)}{rest}. Give at least that{advice}"
         )
 
-    def _bytes(self, elements: int) -> int:
-        return elements * next(iter(self.targets.values())).element_size
-
-    def _shown(self, elements: int, *, up: bool = False) -> str:
-        """A number of elements in the unit of the budget, rounded up if wanted."""
-        size = None if self.budget is None else size_budget(self.budget)
-        if size is None:
-            share = elements / sum(target.parameters for target in self.targets.values())
+    def _shown(self, size: int, *, up: bool = False) -> str:
+        """Bytes of the layers in the unit of the budget, rounded up if wanted."""
+        stated = None if self.budget is None else size_budget(self.budget)
+        if self.budget is not None and bits_budget(self.budget) is not None:
+            bits = 8 * size / sum(target.parameters for target in self.targets.values())
+            return f"{math.ceil(bits * 1000) / 1000 if up else bits:.3f} bits"
+        if stated is None:
+            share = size / sum(target.bytes for target in self.targets.values())
             return f"{math.ceil(share * 1000) / 10 if up else share * 100:.1f}%"
-        total = self._bytes(elements) + (0 if size.of_layers else self.outside)
+        total = size + (0 if stated.of_layers else self.outside)
         kilobytes = math.ceil(total / 1000) if up else total / 1000
         text = f"{kilobytes:,.0f}kB" if kilobytes < 10_000 else f"{math.ceil(kilobytes / 100) / 10:,.1f}MB"
-        return f"{text} of layers" if size.of_layers else text
+        return f"{text} of layers" if stated.of_layers else text
 
 
-def _bytes_outside(model: nn.Module, targets: Mapping[str, Target]) -> int:
-    """Bytes of the file of a saved model without the weights of these layers: other tensors and the header."""
+def _bytes_outside(model: nn.Module, targets: Mapping[str, Target], tensors: int) -> int:
+    """Bytes of the file of a saved model without these layers' weights; a layer then has ``tensors`` tensors."""
     weights = {target.weight.data_ptr() for target in targets.values()}
     seen: set[tuple[int, torch.Size]] = set()
     size = 0
@@ -151,4 +151,4 @@ def _bytes_outside(model: nn.Module, targets: Mapping[str, Target]) -> int:
         size += _HEADER + len(name)
         if tensor.data_ptr() not in weights:
             size += tensor.numel() * tensor.element_size()
-    return size + sum(_TENSORS * (_HEADER + len(name)) for name in targets)
+    return size + sum(tensors * (_HEADER + len(name)) for name in targets)

@@ -76,10 +76,11 @@ def compress(
 
     Args:
         model: changed in place. Norms, biases and, unless ``targets`` names them, embeddings stay unchanged.
-        budget: share of the layers' parameters to keep, such as ``0.6`` or ``"60%"``; size of the whole saved model,
-            such as ``"200MB"``, or of these layers, such as ``"100MB of layers"``; or a limit of each layer's relative
-            error, such as ``"5% error"``. Methods without data and Kronecker products measure the error of the weight;
-            other methods measure the error of the outputs, weighted by their gradients if the method needs gradients.
+        budget: share of the layers' storage to keep, such as ``0.6`` or ``"60%"``; size of the whole saved model, such
+            as ``"200MB"``, or of these layers, such as ``"100MB of layers"``; bits per weight of these layers, such as
+            ``"3 bits"``; or a limit of each layer's relative error, such as ``"5% error"``. Methods without data and
+            Kronecker products measure the error of the weight; other methods measure the error of the outputs, weighted
+            by their gradients if the method needs gradients.
             None for a method whose settings leave no choice.
         calibration: batches to call the model with: tensors, tuples of arguments or mappings of keyword arguments. They
             are read several times, so give a list or a data loader, not a generator. Positions that an
@@ -203,7 +204,7 @@ def compress(
             layers=tuple(builder.records[name] for name in opened),
             method=way.name,
             budget=budget,
-            allowed=allowed,
+            allowed_bytes=allowed,
             model_parameters=parameters,
             untouched=untouched,
             frontier=tuple((share, increase) for share, increase in choice["frontier"]),

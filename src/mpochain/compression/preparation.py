@@ -107,7 +107,7 @@ class Preparation:
                 last = time.monotonic()
                 _logger.info("layers fitted: %s", left.after(number))
             if name in self._moments.unreached:  # stays dense, and its parameters count
-                curves[name] = Curve(np.array([target.parameters]), np.array([0.0]), 0.0)
+                curves[name] = Curve(np.array([target.bytes]), np.array([0.0]), 0.0)
                 self.without_choice[name] = self._moments.unreached[name]
                 continue
             moments = self._moments.get(name)
@@ -145,7 +145,7 @@ def allocated(
     if (
         error is None
         and len(reasons) == len(targets)
-        and limit.allowed < sum(target.parameters for target in targets.values())
+        and limit.allowed < sum(target.bytes for target in targets.values())
     ):
         name = next(iter(targets))
         raise ArgumentError(

@@ -23,6 +23,8 @@ COLUMNS = (
     Column("parameters_before", "parameters", ","),
     Column("parameters_after", "after", ","),
     Column("share", "share", ".2f"),
+    Column("bytes_after", "bytes", ","),
+    Column("bits_per_weight", "bits", ".2f"),
     Column("macs_before", "MACs/row", ","),
     Column("macs_after", "after", ","),
     Column("weight_error", "weight error", ".3f"),
@@ -32,8 +34,8 @@ COLUMNS = (
 
 # Columns that are left out first where there is no room.
 _LEAST_IMPORTANT = (
-    *("macs_before", "macs_after", "weight_error", "parameters_before", "size", "loss_increase"),
-    "parameters_after",
+    *("macs_before", "macs_after", "weight_error", "parameters_before", "bytes_after", "size", "loss_increase"),
+    *("parameters_after", "bits_per_weight"),
 )
 # Layers with one reason to stay dense that the report names; the records have them all.
 _NAMED = 4
@@ -80,6 +82,11 @@ class LayerRecord:
     reason: str | None = None
 
     @property
+    def bits_per_weight(self) -> float:
+        """Bits that the replacement stores per entry of the dense weight, indices, scales and zeros included."""
+        return 8 * self.bytes_after / self.parameters_before
+
+    @property
     def rows_per_input(self) -> float | None:
         """Calibration rows per input feature; None without data."""
         return None if self.rows is None else self.rows / self.shape[1]
@@ -93,7 +100,7 @@ class CompressionReport:
         layers: one record per target layer.
         method: name of the method.
         budget: budget as the user gave it; None for a method that takes none.
-        allowed: storage limit of all target layers together, in elements of their weights.
+        allowed_bytes: storage limit of all target layers together, in bytes.
         model_parameters: parameters of the uncompressed model.
         untouched: names and parameters of large modules that were not targets, largest first.
         frontier: predicted trade-off for other budgets: pairs of the share of parameters kept and the total increase of
@@ -113,7 +120,7 @@ class CompressionReport:
     layers: tuple[LayerRecord, ...]
     method: str
     budget: float | str | None
-    allowed: int
+    allowed_bytes: int
     model_parameters: int
     untouched: tuple[tuple[str, int], ...]
     frontier: tuple[tuple[float, float], ...]
@@ -151,9 +158,24 @@ class CompressionReport:
         return sum(layer.parameters_after for layer in self.layers)
 
     @property
+    def bytes_before(self) -> int:
+        """Bytes of the weights of all target layers before compression."""
+        return sum(layer.bytes_before for layer in self.layers)
+
+    @property
+    def bytes_after(self) -> int:
+        """Bytes of what all target layers store instead of their weights, indices, scales and zeros included."""
+        return sum(layer.bytes_after for layer in self.layers)
+
+    @property
+    def bits_per_weight(self) -> float:
+        """Bits that all target layers store per entry of their dense weights."""
+        return 8 * self.bytes_after / self.parameters_before
+
+    @property
     def model_bytes_after(self) -> int:
         """Bytes of the parameters and buffers of the compressed model."""
-        return self.model_bytes - sum(layer.bytes_before - layer.bytes_after for layer in self.layers)
+        return self.model_bytes - self.bytes_before + self.bytes_after
 
     @property
     def coverage(self) -> float:
@@ -167,6 +189,7 @@ class CompressionReport:
                 **asdict(layer),
                 "size": f"{layer.shape[0]}x{layer.shape[1]}",
                 "share": layer.parameters_after / layer.parameters_before,
+                "bits_per_weight": layer.bits_per_weight,
             }
             for layer in self.layers
         ]
@@ -192,7 +215,9 @@ class CompressionReport:
                 text(COLUMNS, rows) if width is None else text_within(COLUMNS, rows, width, _LEAST_IMPORTANT),
                 "",
                 f"{counted(len(self.layers), 'layer')}, {self.coverage:.1%} of {self.model_parameters:,} parameters: "
-                f"{before:,} before, {after:,} after ({after / before:.1%}), allowed {self.allowed:,}",
+                f"{before:,} before, {after:,} after ({after / before:.1%})",
+                f"bytes: {self.bytes_before:,} before, {self.bytes_after:,} after ({self.bits_per_weight:.2f} bits per "
+                f"weight), allowed {self.allowed_bytes:,}",
                 *self.notes(),
             ]
         )
@@ -211,16 +236,9 @@ class CompressionReport:
 
     def notes(self) -> list[str]:
         """What else a reader should know, one line each, such as padding, slower layers and other large modules."""
-        before, after = self.parameters_before, self.parameters_after
         lines = []
-        if self.budget is not None and self.largest_error is None and self.allowed >= before:
+        if self.budget is not None and self.largest_error is None and self.allowed_bytes >= self.bytes_before:
             lines.append(f"budget {self.budget} does not bind: it allows all layers as they are; give less")
-        bytes_before = sum(layer.bytes_before for layer in self.layers)
-        bytes_after = sum(layer.bytes_after for layer in self.layers)
-        # Integer codes: their number says little of their size.
-        if bytes_after * before < 0.9 * bytes_before * after:
-            share = bytes_after / bytes_before
-            lines.append(f"bytes: {bytes_before:,} before, {bytes_after:,} after ({share:.1%})")
         if self.largest_error is not None:
             bound = f"at most {self.largest_error:.4f}"
             lines.append(f"error of each layer, in the measure of {self.method} that the budget bounds: {bound}")
@@ -257,6 +275,9 @@ class CompressionReport:
         return asdict(self) | {
             "parameters_before": self.parameters_before,
             "parameters_after": self.parameters_after,
+            "bytes_before": self.bytes_before,
+            "bytes_after": self.bytes_after,
+            "bits_per_weight": self.bits_per_weight,
             "coverage": self.coverage,
             "model_bytes_after": self.model_bytes_after,
         }

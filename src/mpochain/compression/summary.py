@@ -24,11 +24,12 @@ GROUP_COLUMNS = (
     Column("bytes_before", "before"),
     Column("bytes_after", "after"),
     Column("share", "share", ".0%"),
+    Column("bits", "bits", ".2f"),
     Column("weight_error", "weight error", ".3f"),
     Column("output_error", "output error", ".3f"),
     Column("loss_increase", "loss +", ".4f"),
 )
-_LEAST_IMPORTANT = ("weight_error", "bytes_before", "loss_increase", "bytes_after", "forms", "output_error")
+_LEAST_IMPORTANT = ("weight_error", "bytes_before", "bits", "loss_increase", "bytes_after", "forms", "output_error")
 
 # Characters of a form that are always shown.
 _SHORTEST_FORM = 20
@@ -51,6 +52,9 @@ def grouped(layers: Iterable[LayerRecord]) -> list[dict[str, Any]]:
             "bytes_before": megabytes(sum(record.bytes_before for record in records)),
             "bytes_after": megabytes(sum(record.bytes_after for record in records)),
             "share": sum(record.bytes_after for record in records) / sum(record.bytes_before for record in records),
+            "bits": 8
+            * sum(record.bytes_after for record in records)
+            / sum(record.parameters_before for record in records),
             "weight_error": _mean([record.weight_error for record in records]),
             "output_error": _mean([record.output_error for record in records]),
             "loss_increase": _sum([record.loss_increase for record in records]),
@@ -98,7 +102,8 @@ def _totals(report: CompressionReport) -> list[str]:
         f"{report.coverage:.1%} of the parameters",
         f"whole model: {_change(report.model_bytes, report.model_bytes_after, megabytes)}",
         f"parameters: {_change(model, model - before + after, millions)}",
-        f"these layers: {_change(_total(report, 'bytes_before'), _total(report, 'bytes_after'), megabytes)}",
+        f"these layers: {_change(report.bytes_before, report.bytes_after, megabytes)}, "
+        f"{report.bits_per_weight:.2f} bits per weight",
     ]
     increase = _sum([layer.loss_increase for layer in report.layers])
     if increase is not None:
@@ -109,10 +114,6 @@ def _totals(report: CompressionReport) -> list[str]:
 def _change(before: float, after: float, style: Callable[[float], str]) -> str:
     share = f" ({after / before:.1%})" if before else ""
     return f"{style(before)} before, {style(after)} after{share}"
-
-
-def _total(report: CompressionReport, field: str) -> int:
-    return sum(getattr(layer, field) for layer in report.layers)
 
 
 def _mean(values: Sequence[float | None]) -> float | None:

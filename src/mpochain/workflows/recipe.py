@@ -135,8 +135,8 @@ class Recipe(RecipeSection):
     Attributes:
         model: folder, ``.gguf`` file, or name on the Hugging Face hub.
         dtype: dtype to work in; ``"auto"`` for the stored dtype.
-        budget: share of the layers' parameters to keep, such as 0.6 or "60%"; or bytes, such as "200MB"; or the limit
-            of each layer's relative error, such as "5% error".
+        budget: share of the layers' storage to keep, such as 0.6 or "60%"; or bytes, such as "200MB"; or bits per
+            weight of the layers, such as "3 bits"; or the limit of each layer's relative error, such as "5% error".
         method: a name in :data:`mpochain.compression.METHODS`, or ``package.module:ClassName`` of a method from another
             package, which is imported.
         settings: settings of the method, see its ``Settings``; ``mpochain methods`` lists them.

@@ -41,7 +41,7 @@ class Balanced(Method):
 
     def smallest(self, target: Target) -> int:
         """See :class:`~mpochain.compression.methods.method.Method`."""
-        return min(_spec(target.weight, 1).parameters, target.parameters)
+        return min(_spec(target.weight, 1).parameters, target.parameters) * target.element_size
 
     def prepare(self, target: Target, moments: Moments | None) -> Choices:  # noqa: ARG002  # of the protocol
         """See :class:`~mpochain.compression.methods.method.Method`; errors are squared norms of the weight."""

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from mpochain.arrays import norm
 from mpochain.compression.allocation import cheapest_within, uniform
-from mpochain.compression.budget import error_budget, parameter_budget
+from mpochain.compression.budget import byte_budget, error_budget
 from mpochain.compression.choices import Built, Choices
 from mpochain.compression.costs import Costs
 from mpochain.compression.methods.method import Method, MethodSettings
@@ -102,11 +102,11 @@ class Entangled(Method):
         if error is not None:
             cheapest_within(curves, error)
         else:
-            uniform(curves, parameter_budget(budget, targets))
+            uniform(curves, byte_budget(budget, targets))
 
     def smallest(self, target: Target) -> int:
         """See :class:`~mpochain.compression.methods.method.Method`."""
-        return int(self.prepare(target, None).costs.elements.min())
+        return int(self.prepare(target, None).costs.bytes.min())
 
     def prepare(self, target: Target, moments: Moments | None) -> Choices:  # noqa: ARG002  # of the protocol
         """See :class:`~mpochain.compression.methods.method.Method`; errors are unknown before rows are fitted."""

@@ -78,7 +78,7 @@ def index_bytes(target: Target) -> int:
 
 
 def smallest_low_rank(target: Target) -> int:
-    """Storage of the interpolative form of rank 1, or of the dense layer if that is smaller, in elements."""
+    """Storage of the interpolative form of rank 1, or of the dense layer if that is smaller, in bytes."""
     out, in_ = target.shape
     one = Costs.of(target, [out + in_ - 1], [0], index_bytes=index_bytes(target))
-    return min(int(one.elements[0]), target.parameters)
+    return min(int(one.bytes[0]), target.bytes)

@@ -139,7 +139,7 @@ class Kronecker(Method):
     def smallest(self, target: Target) -> int:
         """See :class:`~mpochain.compression.methods.method.Method`."""
         costs = self._costs(target, self._factors(target))
-        return int(costs.elements[0]) if len(costs) else target.parameters
+        return int(costs.bytes[0]) if len(costs) else target.bytes
 
     def prepare(self, target: Target, moments: Moments | None) -> Choices:
         """See :class:`~mpochain.compression.methods.method.Method`; errors are those of the unpermuted weight."""

@@ -55,7 +55,7 @@ class LowRank(Method):
 
     def smallest(self, target: Target) -> int:
         """See :class:`~mpochain.compression.methods.method.Method`."""
-        return min(sum(target.shape), target.parameters)
+        return min(sum(target.shape), target.parameters) * target.element_size
 
     def prepare(self, target: Target, moments: Moments | None) -> Choices:
         """See :class:`~mpochain.compression.methods.method.Method`; errors are squared norms."""

@@ -50,6 +50,8 @@ class Method(ABC):
             the budget goes where it reduces the error most.
         linear: whether the method compresses linear layers.
         embeddings: whether the method compresses embeddings.
+        tensors: the most tensors that one of its layers stores, bias included, which says how large the header of the
+            saved file is.
         settled: whether the settings leave a single choice for each layer, the first. Such a method takes no budget,
             and its errors are never computed.
 
@@ -87,6 +89,7 @@ class Method(ABC):
     uniform: bool = False
     linear: bool = True
     embeddings: bool = False
+    tensors: int = 4
     settled: bool = False
 
     def __init__(self, settings: BaseModel | None = None, /, **values: Any) -> None:
@@ -142,7 +145,7 @@ class Method(ABC):
         """
 
     def smallest(self, target: Target) -> int | None:  # noqa: ARG002  # for methods that do
-        """Storage of a layer's smallest form, in elements of its weight, if it is known without data.
+        """Storage of a layer's smallest form in bytes, if it is known without data.
 
         With it a budget that is out of reach is refused before the data are read.
 
@@ -150,7 +153,7 @@ class Method(ABC):
             target: the dense layer.
 
         Returns:
-            The number of elements; None if it is unknown, as in the base class.
+            The number of bytes; None if it is unknown, as in the base class.
         """
         return None
 

@@ -45,7 +45,7 @@ class TokenTrain(Method):
 
     def smallest(self, target: Target) -> int:
         """See :class:`~mpochain.compression.methods.method.Method`."""
-        return int(self.prepare(target, None).costs.elements.min())
+        return int(self.prepare(target, None).costs.bytes.min())
 
     def prepare(self, target: Target, moments: Moments | None) -> Choices:  # noqa: ARG002  # of the protocol
         """See :class:`~mpochain.compression.methods.method.Method`; errors are unknown before rows are decomposed."""
