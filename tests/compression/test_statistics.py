@@ -77,6 +77,27 @@ def test_inputs_of_layers_whose_outputs_would_be_enough(net, batches):
     assert moment_bytes(layers, gradients=True, inputs=["down"]) == 4 * (4 * 12**2 + 12**2 + 20**2)
 
 
+def test_gradients_of_outputs_where_those_of_the_inputs_would_be_enough(net, batches):
+    layers = dense_layers(net)
+    moments = collect_moments(net, layers, batches, loss=SampledLoss(3))
+    more = collect_moments(net, layers, batches, loss=SampledLoss(3), outputs=["left", "down"])
+    assert moments["left"].output_gradients is None
+    loss, gradients = SampledLoss(3), []
+    for batch in batches:
+        x = net.embedding(batch).detach()
+        left = net.left(x).detach().requires_grad_()
+        y = net.down(torch.relu(left) * net.right(x))
+        loss(net.head(x + y)).backward()
+        gradients.append(left.grad.reshape(-1, 20))
+    rows = torch.cat(gradients)
+    torch.testing.assert_close(more["left"].output_gradients, rows.T @ rows / len(rows), rtol=1e-3, atol=1e-7)
+    assert more["down"].output_gradients is more["down"].gradients, "the outputs are its smaller side"
+    for name in layers:
+        torch.testing.assert_close(more[name].gradients, moments[name].gradients, rtol=1e-4, atol=1e-7)
+        assert more[name].gradient_power == moments[name].gradient_power
+    assert moment_bytes(layers, gradients=True, outputs=["left", "down"]) == 4 * (6 * 12**2 + 20**2)
+
+
 def test_blocks_that_are_computed_twice_are_counted_once(monkeypatch):
     torch.manual_seed(0)
     config = transformers.GPT2Config(vocab_size=40, n_positions=32, n_embd=24, n_layer=3, n_head=2)
@@ -146,6 +167,10 @@ def test_errors_between_have_a_loss_where_the_gradients_are_of_the_outputs(out, 
         activations, gradients = inputs, weight.T @ (g.T @ g / 50) @ weight
     moments = Moments(activations, gradients, 1.0, 1.0, 50, inputs)
     errors = errors_between(weight, moments, other)
+    full = Moments(activations, gradients, 1.0, 1.0, 50, inputs, g.T @ g / 50)
+    assert errors_between(weight, full, other).loss == pytest.approx(
+        float((g @ (weight - other) @ x.T).square().mean()) / 2, rel=1e-4
+    )
     wrong, right = x @ (weight - other).T, x @ weight.T
     assert errors.output == pytest.approx(float(wrong.norm() / right.norm()), rel=1e-4)
     if out > in_:

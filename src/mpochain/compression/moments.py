@@ -21,6 +21,7 @@ def collect_moments(
     *,
     loss: Callable[[Any], Tensor] | None = None,
     inputs: Collection[str] = (),
+    outputs: Collection[str] = (),
 ) -> dict[str, Moments]:
     """Run a model over calibration batches and collect the second moments of its layers.
 
@@ -34,6 +35,8 @@ def collect_moments(
         batches: tensors, tuples of arguments or mappings of keyword arguments, see :func:`mpochain.compress`.
         loss: function from the model's output to a scalar summed over tokens; None to collect no gradients.
         inputs: names of the layers whose moments of the inputs are collected even if the inputs are the larger side.
+        outputs: names of the layers whose moments of the gradients with respect to the outputs are collected in full
+            even if the outputs are the larger side.
 
     Raises:
         ArgumentError: there are no batches, a batch has another type, all positions are masked, or the loss is no
@@ -48,7 +51,7 @@ def collect_moments(
         >>> moments["2"].rows, moments["2"].activations.shape  # of its two outputs
         (5, torch.Size([2, 2]))
     """
-    collected = collect(model, layers, batches, loss=loss, inputs=inputs)
+    collected = collect(model, layers, batches, loss=loss, inputs=inputs, outputs=outputs)
     for name, reason in collected.unreached.items():
         raise MPOError(f"{name} has no moments: {reason}; leave it out, or give other data or another loss=")
     return collected.moments

@@ -131,7 +131,8 @@ class Preparation:
 
 def _bytes(moments: Moments | None) -> int:
     values = [] if moments is None else [getattr(moments, field.name) for field in fields(moments)]
-    return sum(value.numel() * value.element_size() for value in values if isinstance(value, Tensor))
+    tensors = {id(value): value for value in values if isinstance(value, Tensor)}  # two fields may hold the same
+    return sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
 
 
 def allocated(

@@ -132,6 +132,13 @@ class Method(ABC):
         """
         return False
 
+    def needs_outputs(self, shape: tuple[int, int]) -> bool:  # noqa: ARG002  # for methods that do
+        """Whether a layer ``(out, in)`` needs ``E[g g^T]`` of its outputs even if it has more outputs than inputs.
+
+        Only methods with ``needs = "gradients"`` can; it arrives as ``moments.output_gradients``.
+        """
+        return False
+
     def check(self, targets: Mapping[str, Target], budget: float | str | None) -> None:  # noqa: B027  # may stay empty
         """Refuse layers or a budget that the method cannot handle, before any data is read.
 

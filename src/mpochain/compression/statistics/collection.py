@@ -47,6 +47,7 @@ def collect(
     *,
     loss: _Loss | DefaultLoss | None = None,
     inputs: Collection[str] = (),
+    outputs: Collection[str] = (),
 ) -> Collected:
     """Run a model over calibration batches and collect the second moments of its layers.
 
@@ -57,6 +58,8 @@ def collect(
         loss: function from the model's output to a scalar summed over tokens, or a
             :class:`mpochain.compression.statistics.default_loss.DefaultLoss`; None to collect no gradients.
         inputs: names of the layers whose moments of the inputs are collected even if the inputs are the larger side.
+        outputs: names of the layers whose moments of the gradients with respect to the outputs are collected even if
+            the outputs are the larger side.
 
     Raises:
         ArgumentError: there are no batches, a batch has another type, all positions are masked, or the loss is no
@@ -70,11 +73,11 @@ def collect(
         )
     with torch.inference_mode(False):
         try:
-            sums = _pass(model, layers, batches, loss, inputs, recomputing=loss is not None)
+            sums = _pass(model, layers, batches, loss, inputs, outputs, recomputing=loss is not None)
         except InputsChangedError:
             if isinstance(loss, DefaultLoss):
                 loss.restart()
-            sums = _pass(model, layers, batches, loss, inputs, recomputing=False)
+            sums = _pass(model, layers, batches, loss, inputs, outputs, recomputing=False)
         return _collected(sums, gradients=loss is not None)
 
 
@@ -84,11 +87,12 @@ def _pass(
     batches: Iterable[Any],
     loss: _Loss | DefaultLoss | None,
     inputs: Collection[str],
+    outputs: Collection[str],
     *,
     recomputing: bool,
 ) -> dict[str, Sums]:
     slabs, latest, again = Slabs(), InputMoments(), Recomputation()
-    sums = {name: Sums(name, layer, name in inputs, slabs) for name, layer in layers.items()}
+    sums = {name: Sums(name, layer, name in inputs, name in outputs, slabs) for name, layer in layers.items()}
     count = masked = 0
     masks = Masks(model, {})
     with ExitStack() as stack:
@@ -179,18 +183,20 @@ def _unreached(layer_sums: Sums, *, gradients: bool) -> str | None:
 
 
 def _moments(layer_sums: Sums, inputs: Tensor | None) -> Moments:
-    rows, gradients = layer_sums.rows, None
+    rows, gradients, output_gradients = layer_sums.rows, None, None
     if not layer_sums.is_wide:
         assert inputs is not None
         activations = inputs
     elif inputs is not None:
-        weight, exponent = unit_rows(layer_sums.weight)
-        unit, more = unit_rows(inputs)
-        activations = compact(weight @ unit @ weight.T, 2 * exponent + more)
+        activations = _transformed(layer_sums.weight, inputs)
     else:
         activations = layer_sums.output_sum.mean(rows)
     if not layer_sums.gradient_sum.is_empty:
         gradients = layer_sums.gradient_sum.mean(rows)
+        if layer_sums.keeps_outputs:
+            output_gradients = gradients
+            if not layer_sums.is_wide:
+                gradients = _transformed(layer_sums.weight.T, output_gradients)
     return Moments(
         activations,
         gradients,
@@ -198,4 +204,12 @@ def _moments(layer_sums: Sums, inputs: Tensor | None) -> Moments:
         layer_sums.gradient_power / rows if gradients is not None else None,
         rows,
         inputs,
+        output_gradients,
     )
+
+
+def _transformed(factor: Tensor, moments: Tensor) -> Tensor:
+    """``F M F^T``, the moments of ``F x`` from those of ``x``."""
+    unit_factor, exponent = unit_rows(factor)
+    unit, more = unit_rows(moments)
+    return compact(unit_factor @ unit @ unit_factor.T, 2 * exponent + more)

@@ -2,8 +2,8 @@
 
 A low-rank approximation of ``W`` depends only on the moments of its smaller side, so only these are collected: those of
 the outputs and of the gradients with respect to the outputs if ``out <= in``, otherwise those of the inputs and of the
-gradients with respect to the inputs. A chain needs both sides, so the moments of the inputs are also collected for
-layers that may become a chain. Only running sums are kept, so memory does not grow with the data.
+gradients with respect to the inputs. A chain and the rounding to few bits need both sides, so those of the larger side
+are collected too where a method asks for them. Only running sums are kept, so memory does not grow with the data.
 """
 
 from __future__ import annotations
@@ -41,6 +41,8 @@ class Moments:
         gradient_power: ``E[|g|^2] / out``; None if no gradients were taken.
         rows: number of input rows.
         inputs: ``(in, in)``: ``E[x x^T]``; None if ``out <= in`` and it was not requested.
+        output_gradients: ``(out, out)``: ``E[g g^T]``; None if no gradients were taken, or if ``out > in`` and it was
+            not requested. The same tensor as ``gradients`` if ``out <= in``.
     """
 
     activations: Tensor
@@ -49,9 +51,16 @@ class Moments:
     gradient_power: float | None
     rows: int
     inputs: Tensor | None = None
+    output_gradients: Tensor | None = None
 
 
-def moment_bytes(layers: Mapping[str, nn.Module], *, gradients: bool, inputs: Collection[str] = ()) -> int:
+def moment_bytes(
+    layers: Mapping[str, nn.Module],
+    *,
+    gradients: bool,
+    inputs: Collection[str] = (),
+    outputs: Collection[str] = (),
+) -> int:
     """Upper bound of the bytes of the moments, reached if no two layers share their input.
 
     While they are collected, layers with the same input hold a sum each, so the bound is reached.
@@ -60,7 +69,10 @@ def moment_bytes(layers: Mapping[str, nn.Module], *, gradients: bool, inputs: Co
     for name, layer in layers.items():
         shape = dense_parameters(layer)[0].shape
         # The moments of the outputs follow from those of the inputs, so only one of them is stored.
-        total += (shape[1] if name in inputs else min(shape)) ** 2 + (min(shape) ** 2 if gradients else 0)
+        total += (shape[1] if name in inputs else min(shape)) ** 2
+        if gradients:
+            # Those of the gradients on the smaller side, and in full where the outputs are the larger side.
+            total += min(shape) ** 2 + (shape[0] ** 2 if name in outputs and shape[0] > shape[1] else 0)
     return total * _ELEMENT
 
 

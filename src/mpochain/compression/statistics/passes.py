@@ -39,6 +39,7 @@ class _Needing(Protocol):
     needs: Any
 
     def needs_inputs(self, shape: tuple[int, int]) -> bool: ...
+    def needs_outputs(self, shape: tuple[int, int]) -> bool: ...
 
 
 def batches_for(calibration: Iterable[Any] | None, method: _Needing) -> Iterable[Any]:
@@ -112,8 +113,9 @@ def parts(model: nn.Module, targets: Mapping[str, Target], method: _Needing) -> 
     for name, target in targets.items():
         size = 0
         if method.needs != "nothing":
-            inputs = _needing_inputs({name: target}, method)
-            size = moment_bytes({name: target.module}, gradients=method.needs == "gradients", inputs=inputs)
+            inputs, outputs = _sides_needed({name: target}, method)
+            weighted = method.needs == "gradients"
+            size = moment_bytes({name: target.module}, gradients=weighted, inputs=inputs, outputs=outputs)
         if part and taken + size > room:
             yield part
             part, taken = {}, 0
@@ -150,19 +152,22 @@ def gather_moments(
     if isinstance(loss, DefaultLoss):
         loss.restart()
     modules = {name: target.module for name, target in targets.items()}
-    inputs = _needing_inputs(targets, method)
+    inputs, outputs = _sides_needed(targets, method)
     weighted = method.needs == "gradients"
-    collected = collect(model, modules, batches, loss=loss if weighted else None, inputs=inputs)
+    collected = collect(model, modules, batches, loss=loss if weighted else None, inputs=inputs, outputs=outputs)
     store.keep(collected.moments)
     store.unreached |= collected.unreached
     if weighted:
         store.loss = loss.description if isinstance(loss, DefaultLoss) else "the given one"
 
 
-def _needing_inputs(targets: Mapping[str, Target], method: _Needing) -> set[str]:
-    needing = set()
+def _sides_needed(targets: Mapping[str, Target], method: _Needing) -> tuple[set[str], set[str]]:
+    """Names of the layers whose moments of the inputs, and of those whose moments of the outputs, a method asks for."""
+    inputs, outputs = set(), set()
     for name, target in targets.items():
         with errors_named(f"method {method.name!r}, layer {name}"):
             if method.needs_inputs(target.shape):
-                needing.add(name)
-    return needing
+                inputs.add(name)
+            if method.needs_outputs(target.shape):
+                outputs.add(name)
+    return inputs, outputs

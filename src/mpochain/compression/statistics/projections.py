@@ -135,7 +135,8 @@ def weights_of(moments: Moments, *, damping: float) -> tuple[Tensor, Tensor | No
 def errors_between(weight: Tensor, moments: Moments, other: Tensor) -> Errors:
     """Errors of another matrix in place of a layer's weight on the calibration data, without damping.
 
-    The loss is None if ``out > in``: then ``moments.gradients`` are those of the inputs, of no use for another matrix.
+    The loss is None if ``out > in`` and the moments of the gradients were not collected in full: then
+    ``moments.gradients`` are those of the inputs, of no use for another matrix.
 
     Args:
         weight: ``(out, in)``.
@@ -150,9 +151,10 @@ def errors_between(weight: Tensor, moments: Moments, other: Tensor) -> Errors:
     inputs = _inputs(moments)
     weighted = difference @ inputs
     output = float((weighted * difference).sum()) / max(float(((weight64 @ inputs) * weight64).sum()), 1e-300)
+    gradients = moments.gradients if _is_wide(weight) else moments.output_gradients
     loss = None
-    if moments.gradients is not None and _is_wide(weight):
-        loss = max(float(((moments.gradients.double() @ weighted) * difference).sum()), 0.0) / 2
+    if gradients is not None:
+        loss = max(float(((gradients.double() @ weighted) * difference).sum()), 0.0) / 2
     return Errors(math.sqrt(max(output, 0.0)), loss)
 
 

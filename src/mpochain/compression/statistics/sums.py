@@ -80,6 +80,8 @@ class Sums:
         name: name of the layer in the model.
         layer: the dense layer.
         inputs: whether the moments of the inputs are summed even if the inputs are the larger side.
+        outputs: whether those of the gradients with respect to the outputs are summed in full even if the outputs are
+            the larger side.
         slabs: memory of the sums.
 
     Attributes:
@@ -87,11 +89,12 @@ class Sums:
         history: identifies the inputs summed; layers that read the same inputs in the same order have the same.
     """
 
-    def __init__(self, name: str, layer: nn.Module, inputs: bool, slabs: Slabs) -> None:
+    def __init__(self, name: str, layer: nn.Module, inputs: bool, outputs: bool, slabs: Slabs) -> None:
         self.name = name
         self.weight = dense_parameters(layer, name)[0].detach()
         self.is_wide = self.weight.shape[0] <= self.weight.shape[1]
         self.keeps_inputs = inputs or not self.is_wide
+        self.keeps_outputs = outputs or self.is_wide
         self.rows = 0
         self.history = 0
         self.input_sum, self.output_sum, self.gradient_sum = SquareSum(slabs), SquareSum(slabs), SquareSum(slabs)
@@ -121,7 +124,7 @@ class Sums:
         """Add the gradients ``(..., out)`` with respect to the outputs of one call."""
         rows = gradient.detach().reshape(-1, gradient.shape[-1])
         rows = rows if kept is None else rows[kept]
-        _add_products(self.gradient_sum, rows, None if self.is_wide else self.weight)
+        _add_products(self.gradient_sum, rows, None if self.keeps_outputs else self.weight)
         self.gradient_power += self._power(rows, "gradients")
 
     def _power(self, rows: Tensor, label: str) -> float:
