@@ -15,7 +15,7 @@ import mpochain
 ROOT = Path(mpochain.__file__).parent
 
 _VALUES = {"errors", "spec", "shapes", "arrays", "linalg", "decomposition", "algebra", "chain", "factorization"}
-_LAYERS = _VALUES | {"validation", "wording", "architectures", "planning", "execution", "nn", "surgery"}
+_LAYERS = _VALUES | {"validation", "wording", "quantization", "architectures", "planning", "execution", "nn", "surgery"}
 
 # Layer -> layers it may import. docs/decisions/ says where this differs from the first design.
 ALLOWED = {
@@ -32,14 +32,15 @@ ALLOWED = {
     "algebra": {"errors", "spec", "arrays", "decomposition"},
     "chain": {"errors", "spec", "arrays", "decomposition", "algebra"},
     "factorization": {"errors", "spec", "arrays", "chain", "decomposition"},
+    "quantization": {"errors", "wording", "arrays", "linalg", "decomposition"},
     "planning": {"wording", "errors", "system", "spec", "arrays"},
     "execution": {"errors", "system", "spec", "planning"},
-    "nn": _VALUES | {"wording", "validation", "architectures", "planning", "execution"},
+    "nn": _VALUES | {"wording", "quantization", "validation", "architectures", "planning", "execution"},
     "surgery": {"wording", "architectures", "errors", "planning", "nn", "spec"},
     "train": {"wording", "architectures", "errors", "validation", "system", "execution", "nn", "surgery"},
     "units": {"wording", "errors", "system"},
     "report": {"errors", "system", "spec"},
-    "checkpoint": {"wording", "architectures", "errors", "system", "spec", "nn", "surgery"},
+    "checkpoint": {"wording", "architectures", "errors", "system", "spec", "quantization", "nn", "surgery"},
     "compression": _LAYERS | {"system", "report"},
     "language": {"wording", "architectures", "errors", "system", "nn", "surgery", "checkpoint"},
     "workflows": {
@@ -49,6 +50,7 @@ ALLOWED = {
         "validation",
         "system",
         "units",
+        "quantization",
         "nn",
         "surgery",
         "train",
@@ -69,6 +71,7 @@ ALLOWED = {
         "factorization",
         "system",
         "decomposition",
+        "quantization",
         "planning",
         "execution",
         "nn",
@@ -83,7 +86,18 @@ ALLOWED = {
         "cli",
     },
 }
-TORCH = {"checkpoint", "execution", "nn", "surgery", "train", "compression", "language", "workflows", "cli"}
+TORCH = {
+    "quantization",
+    "checkpoint",
+    "execution",
+    "nn",
+    "surgery",
+    "train",
+    "compression",
+    "language",
+    "workflows",
+    "cli",
+}
 OPT_EINSUM = {"planning"}
 # Files that import modules by name: a method outside of the package is named in a recipe, and extensions by options.
 BY_NAME = {"__init__.py", "compression/methods/table.py", "system/extensions.py"}
