@@ -70,6 +70,7 @@ ALLOWED = {
         "chain",
         "factorization",
         "system",
+        "linalg",
         "decomposition",
         "quantization",
         "planning",
