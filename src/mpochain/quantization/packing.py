@@ -60,6 +60,8 @@ def packed(codes: Tensor, bits: int) -> Tensor:
 def unpacked(words: Tensor, bits: int, columns: int) -> Tensor:
     """Codes ``(rows, columns)``, uint8, of packed words; the inverse of :func:`packed`.
 
+    8-bit codes share the memory of the words.
+
     Raises:
         ArgumentError: bits that are not offered.
         DTypeError: words that are not int32.
@@ -77,18 +79,28 @@ def unpacked(words: Tensor, bits: int, columns: int) -> Tensor:
             f"{columns} columns of {bits}-bit codes are packed in words (rows, {expected}), got shape "
             f"{tuple(words.shape)}"
         )
-    rows = words.shape[0]
-    count, length, dtype = _unit(bits)
-    units = -(-columns // count)
-    stream = words.contiguous().view(torch.uint8) if words.numel() else words.new_zeros(rows, 0, dtype=torch.uint8)
-    stream = torch.nn.functional.pad(stream, (0, max(units * length - stream.shape[1], 0)))[:, : units * length]
+    stream = words.contiguous().view(torch.uint8) if words.numel() else words.new_zeros(len(words), 0, dtype=torch.uint8)
+    return _spread(stream, bits, columns)[:, :columns]
+
+
+def _spread(stream: Tensor, bits: int, columns: int) -> Tensor:
+    """At least ``columns`` codes, one in a byte, of rows of bytes that hold a stream of bits.
+
+    Halves of an integer are moved apart until each byte holds one code: many codes at once in each step.
+    """
     if bits == 8:
-        return stream[:, :columns].clone()
-    parts = stream.reshape(rows, units, length).to(dtype)
-    unit = parts[..., 0].clone()
-    for byte in range(1, length):
-        unit |= parts[..., byte] << (8 * byte)
-    codes = torch.empty(rows, units, count, dtype=torch.uint8, device=words.device)
-    for position in range(count):
-        codes[..., position] = unit >> (position * bits) & ((1 << bits) - 1)
-    return codes.view(rows, units * count)[:, :columns].contiguous()
+        return stream
+    if bits == 4:
+        pairs = stream.to(torch.int16)
+        return ((pairs | pairs << 4) & 0x0F0F).view(torch.uint8)
+    if bits == 2:
+        fours = stream.to(torch.int32)
+        fours = (fours | fours << 12) & 0x000F000F
+        return ((fours | fours << 6) & 0x03030303).view(torch.uint8)
+    units = -(-columns // 8)  # of 8 codes in 3 bytes
+    stream = torch.nn.functional.pad(stream, (0, max(3 * units - stream.shape[1], 0)))[:, : 3 * units]
+    low, middle, high = stream.unflatten(1, (units, 3)).to(torch.int64).unbind(2)
+    eights = low | middle << 8 | high << 16
+    eights = (eights | eights << 20) & 0x00000FFF00000FFF
+    eights = (eights | eights << 10) & 0x003F003F003F003F
+    return ((eights | eights << 5) & 0x0707070707070707).view(torch.uint8)
