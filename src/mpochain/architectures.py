@@ -14,17 +14,20 @@ from typing import Any, Literal
 
 __all__ = [
     "DENSE_KINDS",
+    "EXPERTS",
     "FAMILIES",
     "MLP",
     "Attention",
     "DenseKind",
     "Family",
+    "FusedExperts",
     "HeadCounts",
     "all_configs",
     "cache_names",
     "context_length",
     "families_of",
     "family_of",
+    "fused_experts",
     "head_counts",
     "is_block",
     "logits_names",
@@ -73,6 +76,37 @@ class MLP:
     reader: str
     gated: bool = False
     distinctive: bool = True
+
+
+@dataclass(frozen=True)
+class FusedExperts:
+    """Layout of a module that holds the matrices of all experts of a mixture as two parameters with three axes.
+
+    A parameter is ``(experts, out_features, in_features)``. Its biases, if the experts have any, are the parameter of
+    the same name with ``_bias``.
+
+    Attributes:
+        classes: names of the classes of transformers that have this layout and do not state it themselves.
+        up: parameter that reads the hidden states.
+        down: parameter that writes the result.
+        transposed: whether a parameter is ``(experts, in_features, out_features)`` instead.
+        tiled: True if the module is called with one copy of all tokens for each expert, ``(experts * tokens, hidden)``,
+            zero where the router did not choose the expert. Otherwise it is called with the tokens, the experts of each
+            token, and their weights.
+    """
+
+    classes: tuple[str, ...] = ()
+    up: str = "gate_up_proj"
+    down: str = "down_proj"
+    transposed: bool = False
+    tiled: bool = False
+
+
+# Classes that transformers decorates with ``use_experts_implementation`` state their layout and need no row.
+EXPERTS = (
+    FusedExperts(("Step3p7Experts",)),
+    FusedExperts(("Llama4TextExperts",), transposed=True, tiled=True),
+)
 
 
 @dataclass(frozen=True)
@@ -373,6 +407,25 @@ def mlps(model: Any) -> tuple[MLP, ...]:
     """
     known = [mlp for family in FAMILIES for mlp in family.mlps if mlp.distinctive]
     return tuple(dict.fromkeys([*family_of(model).mlps, *known]))
+
+
+def fused_experts(module: Any) -> FusedExperts | None:
+    """Return the layout of a module of transformers that holds all experts of a mixture; None for other modules.
+
+    Example:
+        >>> fused_experts(object())
+    """
+    kind = type(module)
+    if not kind.__module__.startswith("transformers."):
+        return None
+    for layout in EXPERTS:
+        if kind.__name__ in layout.classes:
+            return layout
+    # What use_experts_implementation sets; a subclass with its own forward is another kind.
+    if not (hasattr(module, "is_transposed") and hasattr(kind.forward, "__wrapped__")):
+        return None
+    gated = getattr(module, "has_gate", True)
+    return FusedExperts(up="gate_up_proj" if gated else "up_proj", transposed=bool(module.is_transposed))
 
 
 def logits_names() -> tuple[str, ...]:

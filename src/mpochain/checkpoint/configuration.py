@@ -42,6 +42,7 @@ class Configuration(BaseModel):
         tied: maps the name of each tied tensor to the name under which it is stored.
         buffers: names of stored buffers that the model's state dict leaves out, so that an architecture on the meta
             device can be given their values. Hugging Face models compute theirs.
+        experts: names of the modules whose fused experts are separate layers in the checkpoint.
         model: class, configuration and generation configuration of a Hugging Face model; None for other models.
     """
 
@@ -54,6 +55,7 @@ class Configuration(BaseModel):
     layers: dict[str, Any]
     tied: dict[str, str]
     buffers: list[str] = []
+    experts: list[str] = []
     model: _HuggingFace | None
 
 

@@ -10,13 +10,15 @@ import safetensors
 import torch
 from torch import Tensor, nn
 
+from mpochain.architectures import fused_experts
 from mpochain.checkpoint.configuration import CONFIG, Configuration, read_configuration, tensors_file
 from mpochain.checkpoint.elements import require_elements, same_kind
 from mpochain.checkpoint.hugging_face import HuggingFaceModel
 from mpochain.errors import ArgumentError, CheckpointError, MPOError
-from mpochain.nn import CompressedLayer, RowEmbedding
+from mpochain.nn import CompressedLayer, RowEmbedding, SeparateExperts
 from mpochain.nn.dense import dense_shape
 from mpochain.nn.layer import layer_of
+from mpochain.surgery.experts import separate_experts
 from mpochain.surgery.finding import require_module
 from mpochain.surgery.replacement import replace_layers
 from mpochain.surgery.wrappers import without_wrappers
@@ -86,10 +88,12 @@ def _load(folder: Path, model: nn.Module | None) -> nn.Module:
                 # size a malicious configuration could choose.
                 built = _hugging_face(config, folder)
                 sketch = built.sketch(len(names))
+                _separate(sketch, config.experts, len(names), folder)
                 _replace(sketch, config.layers, folder)
                 _compare(sketch, stored, names, config.tied, file)
                 _require_space(sketch, f"{folder / CONFIG}: model.config")
                 model = built.build()
+            _separate(model, config.experts, len(names), folder)
             _replace(model, config.layers, folder)
             _compare(model, stored, names, config.tied, file)
             _fill(model, stored, names, config.tied)
@@ -164,9 +168,25 @@ def _require_space(sketch: nn.Module, where: str) -> None:
         )
 
 
+def _separate(model: nn.Module, experts: Sequence[str], tensors: int, folder: Path) -> None:
+    """Make the experts separate layers that are so in the checkpoint."""
+    where = f"{folder / CONFIG}: experts"
+    modules = dict(model.named_modules())
+    # A short configuration can state any number of experts, and each becomes two modules.
+    layouts = {name: fused_experts(modules[name]) for name in experts if name in modules}
+    count = sum(len(modules[name].get_parameter(layout.up)) for name, layout in layouts.items() if layout is not None)
+    if count > tensors:
+        raise CheckpointError(f"{where}: the model has {count:,} experts, the file {tensors:,} tensors")
+    try:
+        separate_experts(model, [name for name in experts if not isinstance(modules.get(name), SeparateExperts)])
+    except ArgumentError as error:
+        raise CheckpointError(f"{where}: {error}") from error
+
+
 def _replace(model: nn.Module, layers: Mapping[str, Any], folder: Path) -> None:
     where = folder / CONFIG
     modules, every = dict(model.named_modules()), dict(model.named_modules(remove_duplicate=False))
+    replaced: dict[nn.Module, nn.Module] = {}
     for name, description in layers.items():
         old = modules.get(name) if name else None
         if old is None:
@@ -184,7 +204,8 @@ def _replace(model: nn.Module, layers: Mapping[str, Any], folder: Path) -> None:
                 raise ArgumentError(f"layers.{name} is {kind_of(layer)} in place of {kind_of(old)}")
         except MPOError as error:
             raise CheckpointError(f"{where}: {error}") from error
-        replace_layers(model, {old: layer})
+        replaced[old] = layer
+    replace_layers(model, replaced)
 
 
 def _shape(layer: nn.Module) -> tuple[int, int]:

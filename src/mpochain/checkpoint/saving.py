@@ -16,7 +16,7 @@ from mpochain.checkpoint.elements import require_storable
 from mpochain.checkpoint.hugging_face import described
 from mpochain.checkpoint.overlaps import require_no_overlaps
 from mpochain.errors import ArgumentError, OutputError
-from mpochain.nn import LAYERS, CompressedLayer
+from mpochain.nn import LAYERS, CompressedLayer, SeparateExperts
 from mpochain.surgery.finding import compressed_layers, require_module
 from mpochain.surgery.wrappers import without_wrappers
 from mpochain.system.faults import output_errors
@@ -85,6 +85,7 @@ def _write(model: nn.Module, layers: dict[str, Any], folder: Path) -> None:
     hugging_face = described(model)
     tensors, tied = _tensors(model)
     buffers = _unlisted_buffers(model) if hugging_face is None else {}
+    experts = [name for name, module in model.named_modules() if isinstance(module, SeparateExperts)]
     partial = folder / "model.safetensors"
     with output_errors(folder):
         save_file(_apart(tensors | buffers), partial)
@@ -99,6 +100,7 @@ def _write(model: nn.Module, layers: dict[str, Any], folder: Path) -> None:
         "layers": layers,
         "tied": tied,
         **({"buffers": list(buffers)} if buffers else {}),
+        **({"experts": experts} if experts else {}),
         "model": hugging_face,
     }
     write_bytes(folder / CONFIG, (json.dumps(config, indent=1) + "\n").encode())

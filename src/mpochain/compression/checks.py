@@ -11,6 +11,7 @@ from mpochain.compression.methods import Method, method_named
 from mpochain.compression.selection import Opened, open_targets
 from mpochain.compression.target import Target
 from mpochain.errors import ArgumentError
+from mpochain.surgery.experts import separated_experts
 from mpochain.system.extensions import errors_named
 
 __all__ = ["checked", "require_possible", "untouched_modules"]
@@ -35,7 +36,8 @@ def require_possible(
         NonFiniteError: see :func:`mpochain.compress`.
     """
     way = method if isinstance(method, Method) else method_named(method)
-    checked(model, budget, way, targets, ignore, sequential=sequential)
+    with separated_experts(model):
+        checked(model, budget, way, targets, ignore, sequential=sequential)
 
 
 def checked(

@@ -36,6 +36,7 @@ from mpochain.compression.statistics.store import MomentStore
 from mpochain.compression.sufficiency import too_few_rows
 from mpochain.compression.target import Target
 from mpochain.report import provenance
+from mpochain.surgery.experts import separated_experts
 from mpochain.surgery.finding import require_module
 from mpochain.surgery.replacement import replace_layers
 from mpochain.surgery.wrappers import without_wrappers
@@ -136,6 +137,7 @@ def compress(
         torch.inference_mode(False),
         _alone(None if dry_run else checkpoint),
         without_wrappers(model, editing=True) as model,
+        separated_experts(model) as fused,
     ):
         way = method if isinstance(method, Method) else method_named(method)
         targets = None if targets is None else as_patterns(targets, "targets")
@@ -213,7 +215,7 @@ def compress(
             largest_error=choice["largest_error"],
             model_bytes=size,
             loss=choice["loss"] or None,
-            shared=tuple(selected.left_out.items()),
+            shared=tuple((selected.left_out | (fused if targets is None and way.linear else {})).items()),
             held_out=None if aside is None or dry_run else compared(model, builder.built, calibration or (), aside),
         )
 

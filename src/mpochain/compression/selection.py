@@ -16,6 +16,7 @@ from mpochain.compression.target import Target
 from mpochain.errors import ArgumentError, DTypeError
 from mpochain.nn.attachments import require_nothing_attached
 from mpochain.nn.dense import dense_shape, require_plain
+from mpochain.surgery.experts import class_name
 from mpochain.surgery.finding import compressed_layers
 from mpochain.surgery.tying import tied_linears
 from mpochain.surgery.wrappers import adapter_parts, require_replaceable_in
@@ -273,10 +274,10 @@ def _matches(pattern: str, modules: Mapping[str, nn.Module], field: str) -> tupl
         names = [name for name in modules if expression.fullmatch(name)]
         by_class = False
     else:
-        names = [name for name, module in modules.items() if type(module).__name__ == pattern]
+        names = [name for name, module in modules.items() if class_name(module) == pattern]
         by_class = True
     if not names:
-        known = sorted({*modules, *(type(module).__name__ for module in modules.values())})
+        known = sorted({*modules, *map(class_name, modules.values())})
         nearest = difflib.get_close_matches(pattern.removeprefix("re:"), known, n=_NEAREST, cutoff=0.0)
         raise ArgumentError(f"{field}: {pattern!r} matches no layer; the nearest names are {', '.join(nearest)}")
     return names, by_class

@@ -25,6 +25,7 @@ from mpochain.compression.target import Target
 from mpochain.errors import CheckpointError, MPOError
 from mpochain.nn import LAYERS, CompressedLayer
 from mpochain.nn.layer import layer_of
+from mpochain.surgery.experts import separated_experts
 from mpochain.surgery.fingerprint import fingerprint, fingerprint_of_data
 from mpochain.system.files import require_writable
 
@@ -195,8 +196,10 @@ def open_state(
         ['run.json']
     """
     way = method if isinstance(method, Method) else method_named(method)
+    with separated_experts(model):  # as compress() sees it
+        weights = fingerprint(model)
     identity = {
-        "weights": fingerprint(model),
+        "weights": weights,
         "calibration": None if calibration is None else fingerprint_of_data(calibration),
         "method": f"{type(way).__module__}:{type(way).__qualname__}",
         "settings": {name: _plain(value) for name, value in way.settings},

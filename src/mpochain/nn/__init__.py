@@ -2,6 +2,7 @@
 
 from mpochain.nn.embeddings import EntangledEmbedding, MPOEmbedding, RowEmbedding, RowLinear, TokenTrainEmbedding
 from mpochain.nn.entry import LayerEntry, MatrixEntry
+from mpochain.nn.experts import SeparateExperts
 from mpochain.nn.index import Index
 from mpochain.nn.interpolative import InterpolativeLinear
 from mpochain.nn.layer import LAYERS, CompressedLayer
@@ -24,6 +25,7 @@ __all__ = [
     "PermutedLinear",
     "RowEmbedding",
     "RowLinear",
+    "SeparateExperts",
     "SumLinear",
     "TokenTrainEmbedding",
 ]

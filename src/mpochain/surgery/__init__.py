@@ -2,9 +2,19 @@
 
 from mpochain.surgery.absorption import absorb_orders
 from mpochain.surgery.densify import to_dense
+from mpochain.surgery.experts import fuse_experts, separate_experts
 from mpochain.surgery.finding import compressed_layers
 from mpochain.surgery.rates import learning_rate_scales
 from mpochain.surgery.running import set_execution
 from mpochain.surgery.tying import tied_head
 
-__all__ = ["absorb_orders", "compressed_layers", "learning_rate_scales", "set_execution", "tied_head", "to_dense"]
+__all__ = [
+    "absorb_orders",
+    "compressed_layers",
+    "fuse_experts",
+    "learning_rate_scales",
+    "separate_experts",
+    "set_execution",
+    "tied_head",
+    "to_dense",
+]

@@ -8,6 +8,7 @@ from typing import Any, cast
 from torch import nn
 
 from mpochain.nn import CompressedLayer
+from mpochain.surgery.experts import fuse_experts
 from mpochain.surgery.finding import compressed_layers, require_module
 from mpochain.surgery.replacement import replace_layers
 from mpochain.surgery.wrappers import require_replaceable_in, unwrapped
@@ -20,7 +21,8 @@ def to_dense(model: nn.Module) -> nn.Module:
 
     A GPT-2 model, for example, gets its ``Conv1D`` layers back, so that ``save_pretrained`` writes what
     ``from_pretrained`` reads. A layer that never replaced a dense one becomes a ``nn.Linear`` or ``nn.Embedding``.
-    Frozen weights and biases stay frozen. A head that shares the cores of an embedding shares its dense table
+    Experts of a mixture whose layers are all dense are fused again, as transformers holds them. Frozen weights and
+    biases stay frozen. A head that shares the cores of an embedding shares its dense table
     afterwards.
 
     Args:
@@ -54,6 +56,7 @@ def to_dense(model: nn.Module) -> nn.Module:
             head: Any = dense[layer]
             head.weight = table.weight
     replace_layers(model, dense)
+    fuse_experts(model)
     return model
 
 

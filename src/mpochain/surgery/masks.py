@@ -10,6 +10,8 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from mpochain.nn.experts import Expert
+
 __all__ = ["IGNORED_LABEL", "Masks", "arguments_of", "unmasked_positions"]
 
 # Label of positions that a loss ignores, as in torch and transformers.
@@ -89,7 +91,8 @@ class Masks:
 
     Used are the arguments whose names end with ``attention_mask`` or ``padding_mask``. Without any, positions labelled
     -100 do not count; the decoder of an encoder-decoder model without a mask of its own is masked by these labels too.
-    Rows that a model gathers from several positions, as for the experts of a mixture, all count.
+    The rows of an expert of a mixture count if the positions do that they come from; other rows that a model gathers
+    from several positions all count.
 
     Args:
         model: the model, whose kind decides how masks are read; not called.
@@ -118,6 +121,7 @@ class Masks:
             if labelled is not None and not labelled.all():
                 self._masks.append(_Mask(labelled, "main"))
         self._rows: dict[tuple[_Side, tuple[int, ...]], Tensor | None] = {}
+        self._experts = {name: module for name, module in model.named_modules() if isinstance(module, Expert)}
 
     @property
     def empty(self) -> bool:
@@ -131,7 +135,14 @@ class Masks:
             name: name of the layer, which tells the encoder from the decoder; ``""`` for the output of the model.
             shape: shape of the input, ``(..., features)``.
         """
-        key = (self._side(name), tuple(shape)[:-1])
+        expert = self._experts.get(name.rpartition(".")[0])
+        if expert is not None and expert.positions is not None:
+            every = self._of_shape(name, (expert.tokens,))
+            return None if every is None else every.to(expert.positions.device)[expert.positions]
+        return self._of_shape(name, tuple(shape)[:-1])
+
+    def _of_shape(self, name: str, shape: tuple[int, ...]) -> Tensor | None:
+        key = (self._side(name), shape)
         if key not in self._rows:
             self._rows[key] = self._matched(*key)
         return self._rows[key]

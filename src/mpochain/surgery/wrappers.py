@@ -16,6 +16,7 @@ from mpochain.nn.dense import is_transposed
 from mpochain.wording import kind_of
 
 __all__ = [
+    "adapted",
     "adapter_parts",
     "notice_replacement",
     "require_replaceable_in",
@@ -128,6 +129,12 @@ def adapter_parts(model: nn.Module) -> set[nn.Module]:
             kept = set() if adapted is None else set(adapted.modules())
             parts.update(part for part in module.modules() if part not in kept)
     return parts
+
+
+def adapted(model: nn.Module) -> set[nn.Module]:
+    """All modules that an adapter of PEFT adapts."""
+    layers = (module._modules.get("base_layer") for module in model.modules() if _ADAPTER in set(_kinds(module)))
+    return {layer for layer in layers if layer is not None}
 
 
 def require_replaceable_in(model: nn.Module, layers: Collection[nn.Module]) -> None:

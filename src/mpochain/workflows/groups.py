@@ -12,6 +12,7 @@ from mpochain.compression.limit import Limit
 from mpochain.errors import MPOError, RecipeError
 from mpochain.language import LanguageModel
 from mpochain.nn.dense import weight_and_bias
+from mpochain.surgery.experts import separated_experts
 from mpochain.surgery.tying import tied_linears
 from mpochain.workflows.fields import seeded
 from mpochain.workflows.recipe import Recipe
@@ -68,6 +69,11 @@ def require_groups(recipe: Recipe, language: LanguageModel) -> None:
         RecipeError: the model lacks a layer, a layer is named twice, calibration data are missing, or the method cannot
             compress the layers or meet the budget.
     """
+    with separated_experts(language.model):
+        _require_groups(recipe, language)
+
+
+def _require_groups(recipe: Recipe, language: LanguageModel) -> None:
     stage_of: dict[nn.Module, str] = {}
     for stage in recipe.stages:
         for group in stage.groups:
