@@ -73,6 +73,12 @@ Setting = Annotated[
 Sequential = Annotated[
     bool | None, typer.Option(help="Let later layers correct the errors of earlier ones; by default off.")
 ]
+Refine = Annotated[
+    bool | None,
+    typer.Option(
+        help="Train each block on the dense block's outputs after the compression; by default off. Takes minutes."
+    ),
+]
 CalibrationText = Annotated[
     Path | None, typer.Option("--calibration", help="UTF-8 text typical of the model's use, for calibration.")
 ]

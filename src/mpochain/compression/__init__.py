@@ -21,6 +21,8 @@ from mpochain.compression.methods import (
 from mpochain.compression.moments import collect_moments
 from mpochain.compression.pipeline import compress
 from mpochain.compression.records import CompressionReport, LayerRecord
+from mpochain.compression.refined_blocks import RefinedBlock
+from mpochain.compression.refinement_settings import Refinement
 from mpochain.compression.selection import select
 from mpochain.compression.state import CompressionState, open_state
 from mpochain.compression.statistics.moments import Moments
@@ -48,6 +50,8 @@ __all__ = [
     "Method",
     "MethodSettings",
     "Moments",
+    "RefinedBlock",
+    "Refinement",
     "Search",
     "Target",
     "TokenTrain",

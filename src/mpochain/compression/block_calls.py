@@ -14,6 +14,7 @@ from mpochain.compression.statistics.moments import run_batch
 from mpochain.compression.statistics.square_sum import SquareSum, unit_rows
 from mpochain.compression.statistics.sums import LatestInput, input_argument
 from mpochain.errors import ArgumentError, MPOError
+from mpochain.surgery.half_precision import as_float32
 from mpochain.surgery.masks import Masks, arguments_of
 
 __all__ = ["BlockCall", "BlockSums", "Pair", "block_calls"]
@@ -40,12 +41,20 @@ class BlockCall:
     """Arguments of one call of a block; hidden states are kept for the first block only.
 
     All tensors are copies, because a block or the code around it may change its arguments in place.
+
+    Attributes:
+        hidden: hidden states, the first argument of the first block; without rows for other blocks.
+        arguments: further positional arguments.
+        named: keyword arguments.
+        masks: masks of the batch.
+        option: option of :func:`mpochain.compress` that needs the call, for messages.
     """
 
     hidden: Tensor
     arguments: tuple[Any, ...]
     named: dict[str, Any]
     masks: Masks
+    option: str = "sequential=True"
 
     def run(self, block: nn.Module, hidden: Tensor) -> Tensor:
         """The hidden states that the block computes from others."""
@@ -53,19 +62,32 @@ class BlockCall:
         output: Any = block(hidden.clone(), *self.arguments, **self.named)
         if self._versions() != before:
             raise ArgumentError(
-                f"sequential=True needs blocks that leave their arguments as they are, but {type(block).__name__} "
+                f"{self.option} needs blocks that leave their arguments as they are, but {type(block).__name__} "
                 "changes one in place; leave it out"
             )
         states: Tensor = output[0] if isinstance(output, tuple) else output
         return states
+
+    def in_float32(self) -> BlockCall:
+        """The same call with bfloat16 and float16 arguments as float32."""
+        arguments, named = tree.tree_map(as_float32, (self.arguments, self.named))
+        return replace(self, arguments=arguments, named=named)
 
     def _versions(self) -> list[int]:
         leaves = tree.tree_leaves((self.arguments, self.named))
         return [leaf._version for leaf in leaves if isinstance(leaf, Tensor) and not leaf.is_inference()]
 
 
-def block_calls(model: nn.Module, blocks: Sequence[nn.Module], batch: Any) -> list[BlockCall]:
-    """Run the dense model on a batch and return the arguments of the call of each block.
+def block_calls(
+    model: nn.Module, blocks: Sequence[nn.Module], batch: Any, *, option: str = "sequential=True"
+) -> list[BlockCall]:
+    """Run a model on a batch and return the arguments of the call of each block.
+
+    Args:
+        model: the model.
+        blocks: blocks of the model in the order of their calls.
+        batch: see :func:`mpochain.compression.statistics.moments.run_batch`.
+        option: option of :func:`mpochain.compress` that needs the calls, for messages.
 
     Returns:
         One call per block; none for a batch that is masked entirely.
@@ -93,20 +115,18 @@ def block_calls(model: nn.Module, blocks: Sequence[nn.Module], batch: Any) -> li
     def before(block: nn.Module, arguments: tuple[Any, ...], named: dict[str, Any]) -> None:
         number = len(calls)
         if number >= len(blocks) or block is not blocks[number]:
-            raise ArgumentError("sequential=True needs blocks that are called once each, in order; leave it out")
+            raise ArgumentError(f"{option} needs blocks that are called once each, in order; leave it out")
         if not arguments and named:
             first = next(iter(inspect.signature(block.forward).parameters))
             if first in named:
                 arguments, named = (named[first],), {name: value for name, value in named.items() if name != first}
         if not arguments or not isinstance(arguments[0], Tensor):
-            raise ArgumentError("sequential=True needs blocks whose first argument is the hidden states; leave it out")
+            raise ArgumentError(f"{option} needs blocks whose first argument is the hidden states; leave it out")
         if outputs and outputs[-1] is not arguments[0]:
-            raise ArgumentError(
-                "sequential=True needs blocks whose input is the output of the block before; leave it out"
-            )
+            raise ArgumentError(f"{option} needs blocks whose input is the output of the block before; leave it out")
         hidden = arguments[0] if calls else arguments[0].clone()
         rest, named = tree.tree_map(copied, (arguments[1:], named))
-        calls.append(BlockCall(hidden[:0] if calls else hidden, rest, named, masks))
+        calls.append(BlockCall(hidden[:0] if calls else hidden, rest, named, masks, option))
 
     def after(_: nn.Module, __: Any, output: Any) -> None:
         outputs[:] = [output[0] if isinstance(output, tuple) else output]
@@ -120,7 +140,7 @@ def block_calls(model: nn.Module, blocks: Sequence[nn.Module], batch: Any) -> li
         for hook in hooks:
             hook.remove()
     if len(calls) < len(blocks):
-        raise ArgumentError("sequential=True needs blocks that are called once each, in order; leave it out")
+        raise ArgumentError(f"{option} needs blocks that are called once each, in order; leave it out")
     return [calls[0], *(replace(call, hidden=call.hidden.clone()) for call in calls[1:])]
 
 

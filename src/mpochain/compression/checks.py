@@ -8,6 +8,8 @@ from torch import nn
 
 from mpochain.compression.limit import Limit
 from mpochain.compression.methods import Method, method_named
+from mpochain.compression.refinement import require_refinable
+from mpochain.compression.refinement_settings import Refinement, settings_of
 from mpochain.compression.selection import Opened, open_targets
 from mpochain.compression.target import Target
 from mpochain.errors import ArgumentError
@@ -28,6 +30,7 @@ def require_possible(
     ignore: Iterable[str] = (),
     method: str | Method = "interpolative",
     sequential: bool = False,
+    refine: bool | Refinement = False,
 ) -> None:
     """Refuse what :func:`mpochain.compress` would refuse before it reads any data; the arguments are the same.
 
@@ -37,7 +40,7 @@ def require_possible(
     """
     way = method if isinstance(method, Method) else method_named(method)
     with separated_experts(model):
-        checked(model, budget, way, targets, ignore, sequential=sequential)
+        checked(model, budget, way, targets, ignore, sequential=sequential, refine=refine)
 
 
 def checked(
@@ -48,6 +51,7 @@ def checked(
     ignore: Iterable[str],
     *,
     sequential: bool,
+    refine: bool | Refinement,
 ) -> tuple[Opened, Limit]:
     """The layers to compress and their limit, after all checks that need no data."""
     selected = open_targets(model, method, targets, ignore)
@@ -56,6 +60,8 @@ def checked(
     with errors_named(f"method {method.name!r}, check of the layers"):
         method.check(selected.targets, limit.of_layers)
     limit.check()
+    if settings_of(refine) is not None:
+        require_refinable(model, selected.targets)
     return selected, limit
 
 

@@ -16,7 +16,7 @@ from mpochain.compression.statistics.outputs import ModelOutput, model_outputs
 from mpochain.compression.sufficiency import HeldOut
 from mpochain.surgery.calls import without_cache
 from mpochain.surgery.masks import Masks, arguments_of
-from mpochain.surgery.replacement import replace_layers
+from mpochain.surgery.replacement import replace_layers, with_values
 
 __all__ = ["compared"]
 
@@ -24,7 +24,12 @@ _ROWS = 64  # rows of classes compared at a time
 
 
 def compared(
-    model: nn.Module, built: Mapping[nn.Module, nn.Module], calibration: Iterable[Any], held_out: Iterable[Any]
+    model: nn.Module,
+    built: Mapping[nn.Module, nn.Module],
+    calibration: Iterable[Any],
+    held_out: Iterable[Any],
+    *,
+    originals: Mapping[nn.Parameter, Tensor] | None = None,
 ) -> HeldOut | None:
     """Compare the outputs of a compressed model with those of the dense one.
 
@@ -35,14 +40,15 @@ def compared(
         built: the compressed layer of each dense one.
         calibration: batches of the calibration data, of which as many are compared as were set aside.
         held_out: batches that were set aside.
+        originals: values of further parameters in the dense model, such as norms, which the compressed one changed.
 
     Returns:
         Both differences; None without a row that counts.
     """
     aside = list(held_out)
     with torch.inference_mode(False), torch.no_grad(), frozen(model), without_cache(model):
-        own = _difference(model, built, _first(calibration, len(aside)))
-        other = _difference(model, built, aside)
+        own = _difference(model, built, originals or {}, _first(calibration, len(aside)))
+        other = _difference(model, built, originals or {}, aside)
     if not own.rows or not other.rows:
         return None
     return HeldOut(other.measure, own.value, other.value, other.rows)
@@ -87,7 +93,12 @@ class _Difference:
             self.lost += float((log_p.exp() * (log_p - log_q)).sum())
 
 
-def _difference(model: nn.Module, built: Mapping[nn.Module, nn.Module], batches: Iterable[Any]) -> _Difference:
+def _difference(
+    model: nn.Module,
+    built: Mapping[nn.Module, nn.Module],
+    originals: Mapping[nn.Parameter, Tensor],
+    batches: Iterable[Any],
+) -> _Difference:
     difference = _Difference()
     for batch in batches:
         arguments = arguments_of(model, batch)
@@ -97,7 +108,8 @@ def _difference(model: nn.Module, built: Mapping[nn.Module, nn.Module], batches:
         after = model_outputs(model, run_batch(model, batch), arguments)[0]
         replace_layers(model, {layer: dense for dense, layer in built.items()})
         try:
-            before = model_outputs(model, run_batch(model, batch), arguments)[0]
+            with with_values(originals):
+                before = model_outputs(model, run_batch(model, batch), arguments)[0]
         finally:
             replace_layers(model, built)
         if before.values.ndim > 1:

@@ -21,6 +21,8 @@ from mpochain.compression.methods import Method, method_named
 from mpochain.compression.preparation import Preparation, allocated
 from mpochain.compression.reached import require_reached
 from mpochain.compression.records import CompressionReport
+from mpochain.compression.refinement import refine_blocks, require_data_to_refine
+from mpochain.compression.refinement_settings import Refinement, settings_of
 from mpochain.compression.selection import as_patterns
 from mpochain.compression.sequential import in_sequence
 from mpochain.compression.state import CompressionState, open_state
@@ -62,6 +64,7 @@ def compress(
     ignore: Iterable[str] = (),
     method: str | Method = "interpolative",
     sequential: bool = False,
+    refine: bool | Refinement = False,
     loss: Callable[[Any], Tensor] | None = None,
     dry_run: bool = False,
     seed: int = 0,
@@ -76,7 +79,8 @@ def compress(
     report gives the reason. Progress is logged to ``logging.getLogger("mpochain")``.
 
     Args:
-        model: changed in place. Norms, biases and, unless ``targets`` names them, embeddings stay unchanged.
+        model: changed in place. Norms and biases stay unchanged unless ``refine`` is given, and embeddings unless
+            ``targets`` names them.
         budget: share of the layers' storage to keep, such as ``0.6`` or ``"60%"``; size of the whole saved model, such
             as ``"200MB"``, or of these layers, such as ``"100MB of layers"``; bits per weight of these layers, such as
             ``"3 bits"``; or a limit of each layer's relative error, such as ``"5% error"``. Methods without data and
@@ -99,6 +103,11 @@ def compress(
             model's outputs, so that later layers correct the errors of earlier ones. Requires blocks that run one
             after the other. It helps small stacks of layers, but made a language model worse (docs/decisions/0029), so
             measure before you use it.
+        refine: after the compression, train all parameters of each block (what replaced its layers, norms, biases) on
+            the dense block's outputs, with AdamW; held-out batches decide which state of a block is kept, so that a
+            block which gains nothing stays as it was. These are ``held_out`` or, without it, one of eight calibration
+            batches. Parameters that do not require gradients or that several blocks share stay unchanged. True, or
+            :class:`mpochain.compression.Refinement` with settings.
         loss: function from the model's output to a scalar summed over tokens, whose gradients weight the outputs. The
             default is chosen by the outputs and named in the report: cross-entropy to labels sampled from the model's
             own predictions for classes and tokens, squared error for numbers (one output, embeddings, hidden states).
@@ -142,12 +151,17 @@ def compress(
         way = method if isinstance(method, Method) else method_named(method)
         targets = None if targets is None else as_patterns(targets, "targets")
         ignore = as_patterns(ignore, "ignore")
-        selected, limit = checked(model, budget, way, targets, ignore, sequential=sequential)
+        selected, limit = checked(model, budget, way, targets, ignore, sequential=sequential, refine=refine)
         opened = selected.targets
         limit.warn_if_loose()
         error, allowed = None if budget is None else error_budget(budget), limit.allowed
         batches = batches_for(calibration, way)
-        aside = None if held_out is None or way.needs == "nothing" else require_batches(held_out, "held_out")
+        refinement = None if dry_run else settings_of(refine)
+        aside = None
+        if held_out is not None and (way.needs != "nothing" or refinement is not None):
+            aside = require_batches(held_out, "held_out")
+        if refinement is not None:
+            require_data_to_refine(model, opened, calibration, aside)
         state = None
         if isinstance(checkpoint, CompressionState):
             state = checkpoint
@@ -161,6 +175,7 @@ def compress(
                 ignore=ignore,
                 method=way,
                 sequential=sequential,
+                refine=refine,
                 loss=loss,
                 seed=seed,
             )
@@ -199,6 +214,12 @@ def compress(
                 _build_in_sequence(model, reached, batches, builder, allowed, dry_run=dry_run)
             else:
                 _build(model, opened, selected.heads, builder, allowed, dry_run=dry_run)
+        refined = None
+        if refinement is not None:
+            room = memory_for_statistics(model)
+            refined = refine_blocks(
+                model, builder.built, calibration or (), aside, refinement, seed=seed, room=room, state=state
+            )
         shortage = too_few_rows(builder.records.values())
         if shortage is not None:
             _logger.warning("%s", shortage)
@@ -216,7 +237,12 @@ def compress(
             model_bytes=size,
             loss=choice["loss"] or None,
             shared=tuple((selected.left_out | (fused if targets is None and way.linear else {})).items()),
-            held_out=None if aside is None or dry_run else compared(model, builder.built, calibration or (), aside),
+            held_out=None
+            if aside is None or dry_run
+            else compared(
+                model, builder.built, calibration or (), aside, originals=None if refined is None else refined.originals
+            ),
+            refined=() if refined is None else tuple(refined.blocks),
         )
 
 

@@ -6,6 +6,7 @@ import html
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from mpochain.compression.refined_blocks import RefinedBlock, refinement_note
 from mpochain.compression.sufficiency import HeldOut, too_few_rows
 from mpochain.compression.summary import summary
 from mpochain.errors import MissingDependencyError
@@ -115,6 +116,7 @@ class CompressionReport:
         shared: names of further layers that stay dense because they share a parameter with another module, or because
             their forward, weight or state was altered, with the reason; they are not among ``layers``.
         held_out: how well the result holds on data that were set aside; None without such data.
+        refined: one record per refined block; empty without refinement.
     """
 
     layers: tuple[LayerRecord, ...]
@@ -131,6 +133,7 @@ class CompressionReport:
     loss: str | None = None
     shared: tuple[tuple[str, str], ...] = ()
     held_out: HeldOut | None = None
+    refined: tuple[RefinedBlock, ...] = ()
 
     def __repr__(self) -> str:
         return (
@@ -268,6 +271,8 @@ class CompressionReport:
             lines.append(f"warning: {shortage}")
         if self.held_out is not None:
             lines.append(str(self.held_out))
+        if self.refined:
+            lines.append(refinement_note(self.refined))
         return lines
 
     def as_dict(self) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -19,10 +19,10 @@ import torch
 from torch import Tensor, nn
 
 from mpochain.compression.block_calls import BlockSums, Pair, block_calls
+from mpochain.compression.blocks import largest_stack
 from mpochain.compression.statistics.moments import Moments, frozen
 from mpochain.compression.statistics.square_sum import compact
 from mpochain.compression.target import Target
-from mpochain.errors import ArgumentError
 from mpochain.linalg import solve
 from mpochain.surgery.calls import without_cache
 from mpochain.surgery.replacement import replace_layers
@@ -126,7 +126,8 @@ def in_sequence(
         ArgumentError: the model has no such blocks.
     """
     names = {target.module: name for name, target in targets.items()}
-    container, first, last = _blocks(model, names)
+    stack = largest_stack(model, names, "sequential=True")
+    container, first, last = stack.container, stack.first, stack.last
     inside = {module for block in list(container)[first:last] for module in block.modules()}
     replaced: dict[nn.Module, nn.Module] = {}
 
@@ -163,23 +164,3 @@ def in_sequence(
     except BaseException:
         replace_layers(model, replaced)
         raise
-
-
-def _blocks(model: nn.Module, layers: Collection[nn.Module]) -> tuple[Any, int, int]:
-    """Container whose items hold the most layers, with the first and past-the-end index of the items that do."""
-    best: tuple[int, Any, int, int] | None = None
-    for module in model.modules():
-        if isinstance(module, nn.ModuleList | nn.Sequential):
-            counts = [sum(part in layers for part in item.modules()) for item in module]
-            holding = [k for k, count in enumerate(counts) if count]
-            if holding and (best is None or sum(counts) > best[0]):
-                best = sum(counts), module, holding[0], holding[-1] + 1
-    if best is None:
-        raise ArgumentError(
-            "sequential=True needs a model with its blocks in one nn.ModuleList or nn.Sequential; leave it out"
-        )
-    _, container, first, last = best
-    blocks = list(container)[first:last]
-    if len(set(blocks)) < len(blocks):
-        raise ArgumentError("sequential=True needs a separate module for each block; leave it out")
-    return container, first, last

@@ -14,11 +14,14 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.nn.utils.parametrize import is_parametrized
 
 from mpochain.compression.methods import Method, method_named
 from mpochain.compression.records import LayerRecord
+from mpochain.compression.refined_blocks import RefinedBlock
+from mpochain.compression.refinement_settings import Refinement, settings_of
 from mpochain.compression.selection import as_patterns
 from mpochain.compression.state_files import part_of, read_part, read_sealed, write_part, write_sealed
 from mpochain.compression.target import Target
@@ -31,7 +34,7 @@ from mpochain.system.files import require_writable
 
 __all__ = ["CompressionState", "open_state"]
 
-_RUN, _CHOICES, _LAYERS = "run.json", "choices.json", "layers"
+_RUN, _CHOICES, _LAYERS, _BLOCKS = "run.json", "choices.json", "layers", "blocks"
 _FORMAT = 1
 
 # What a run is identified by, in words.
@@ -135,9 +138,39 @@ class CompressionState:
         values = {"entry": entry, "record": asdict(record), "seconds": self.seconds}
         write_part(self.folder / _LAYERS, name, tensors, values)
 
+    def keep_refined(self, block: RefinedBlock, parameters: Mapping[str, Tensor]) -> None:
+        """Keep the record of a refined block and its parameters; none of a block that was left as it was."""
+        values = {"record": asdict(block), "seconds": self.seconds}
+        write_part(self.folder / _BLOCKS, block.name, dict(parameters), values)
+
+    def refined(self, name: str, parameters: Mapping[str, nn.Parameter]) -> RefinedBlock | None:
+        """Set the parameters of a block to what was kept of it, and return its record; None if it is not refined yet.
+
+        Raises:
+            CheckpointError: the kept parameters are those of another block.
+        """
+        file = part_of(self.folder / _BLOCKS, name)
+        part = None if file is None else read_part(file)
+        if part is None:
+            return None
+        tensors, values = part
+        shapes = {key: (tensor.shape, tensor.dtype) for key, tensor in tensors.items()}
+        expected = {key: (parameter.shape, parameter.dtype) for key, parameter in parameters.items()}
+        try:
+            record = RefinedBlock(**values["record"])
+            fits = shapes == (expected if record.epochs else {})
+        except (KeyError, TypeError):
+            fits = False
+        if not fits:
+            raise CheckpointError(f"{file} is no refined block of this version; remove {self.folder}")
+        with torch.no_grad():
+            for key, tensor in tensors.items():
+                parameters[key].copy_(tensor)
+        return record
+
     def _parts(self) -> Iterable[Mapping[str, Any]]:
         yield self.choices() or {}
-        for file in (self.folder / _LAYERS).glob("*.safetensors"):
+        for file in (*(self.folder / _LAYERS).glob("*.safetensors"), *(self.folder / _BLOCKS).glob("*.safetensors")):
             part = read_part(file)
             yield {} if part is None else part[1]
 
@@ -166,6 +199,7 @@ def open_state(
     ignore: Iterable[str] = (),
     method: str | Method = "interpolative",
     sequential: bool = False,
+    refine: bool | Refinement = False,
     loss: Callable[[Any], Tensor] | None = None,
     seed: int = 0,
     replace_other: bool = False,
@@ -181,6 +215,7 @@ def open_state(
         ignore: layers to leave out.
         method: compression method.
         sequential: whether layers are built block by block.
+        refine: whether blocks are refined, and how.
         loss: its name identifies the run.
         seed: seed of the sampled labels.
         replace_other: see :class:`CompressionState`.
@@ -212,6 +247,9 @@ def open_state(
         # Layers of another version may be chosen or built differently.
         "version of mpochain": _version(),
     }
+    refinement = settings_of(refine)
+    if refinement is not None:
+        identity["refine"] = refinement.model_dump()
     return CompressionState(Path(folder), identity, replace_other=replace_other)
 
 

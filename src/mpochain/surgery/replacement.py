@@ -1,16 +1,17 @@
-"""Replacement of layers in a model, under all their names."""
+"""Replacement of layers in a model, under all their names, and of the values of parameters for a time."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 
-from torch import nn
+from torch import Tensor, nn
 
 from mpochain.nn import CompressedLayer
 from mpochain.nn.attachments import has_movable_hook, require_nothing_attached
 from mpochain.surgery.wrappers import notice_replacement, require_replaceable_in
 
-__all__ = ["replace_layers"]
+__all__ = ["replace_layers", "with_values"]
 
 
 def replace_layers(model: nn.Module, layers: Mapping[nn.Module, nn.Module]) -> None:
@@ -49,6 +50,32 @@ def replace_layers(model: nn.Module, layers: Mapping[nn.Module, nn.Module]) -> N
         notice_replacement(parent)
         if new is not old and has_movable_hook(old) and not has_movable_hook(new):
             _move_hook(old, new)
+
+
+@contextmanager
+def with_values(values: Mapping[nn.Parameter, Tensor]) -> Iterator[None]:
+    """Context in which parameters hold other values.
+
+    Args:
+        values: tensors of the shape and dtype of their parameters.
+
+    Example:
+        >>> import torch
+        >>> layer = nn.LayerNorm(2)
+        >>> with with_values({layer.weight: torch.zeros(2)}):
+        ...     print(layer.weight.data)
+        tensor([0., 0.])
+        >>> layer.weight.data
+        tensor([1., 1.])
+    """
+    own = {parameter: parameter.data for parameter in values}
+    try:
+        for parameter, value in values.items():
+            parameter.data = value
+        yield
+    finally:
+        for parameter, value in own.items():
+            parameter.data = value
 
 
 def _move_hook(old: nn.Module, new: nn.Module) -> None:

@@ -16,12 +16,13 @@ from mpochain.surgery import learning_rate_scales
 from mpochain.surgery.causality import require_causal
 from mpochain.surgery.finding import require_module
 from mpochain.surgery.fingerprint import fingerprint
+from mpochain.surgery.half_precision import in_float32
 from mpochain.train.config import FinetuneConfig
 from mpochain.train.data import TrainingData
 from mpochain.train.examples import Examples, predicts_next_tokens
 from mpochain.train.loop import TrainResult, train
 from mpochain.train.objective import finetuning_loss
-from mpochain.train.precision import in_float32, with_products_of
+from mpochain.train.precision import with_products_of
 from mpochain.train.prediction_loss import require_equal_predictions, require_labels
 from mpochain.train.preparation import prepared
 from mpochain.train.teacher import Teacher, TeacherCache, autocast, outputs_of

@@ -10,8 +10,8 @@ from torch import nn
 
 from mpochain.errors import ArgumentError, DTypeError
 from mpochain.surgery.finding import compressed_layers
+from mpochain.surgery.half_precision import HALF_DTYPES
 from mpochain.train.config import FinetuneConfig
-from mpochain.train.precision import HALF_DTYPES
 
 __all__ = ["require_trainable", "trainable_parameters"]
 

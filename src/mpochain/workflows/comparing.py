@@ -130,7 +130,9 @@ def compare(recipe: Recipe, out: Path, *, only: Callable[[str], bool] = lambda _
 
 def _log_unused(recipe: Recipe) -> None:
     """Name the fields that a comparison does not use, so that nobody waits for their effect."""
-    unused = {"method", "settings", "sequential", "stages"} | ({"budget"} if recipe.comparison is not None else set())
+    unused = {"method", "settings", "sequential", "refine", "stages"} | (
+        {"budget"} if recipe.comparison is not None else set()
+    )
     for name in sorted(recipe.model_fields_set & unused):
         logger.info("a comparison does not use %s of the recipe; see its section comparison", name)
 
@@ -162,7 +164,9 @@ def read_run(file: Path) -> dict[str, Any]:
 
 def _setting(recipe: Recipe, name: str) -> dict[str, Any]:
     """Settings that determine a run's result: the recipe without other runs, with texts identified by content."""
-    setting = recipe.model_dump(mode="json", exclude={"comparison", "budget", "method", "settings", "sequential"})
+    setting = recipe.model_dump(
+        mode="json", exclude={"comparison", "budget", "method", "settings", "sequential", "refine"}
+    )
     setting["model"] = Path(recipe.model).name
     if recipe.evaluation is not None and recipe.evaluation.windows is None:
         setting["evaluation"]["windows"] = f"at most {ENOUGH_WINDOWS}"
@@ -225,6 +229,7 @@ def _compressed(recipe: Recipe, name: str, out: Path) -> dict[str, Any]:
             "settings": {},
             "budget": next(budget for budget in comparison_of(recipe).budgets if str(budget) == label),
             "sequential": method.endswith(SEQUENTIAL),
+            "refine": False,
         }
     )
     compressed = compress_by(single, evaluated="after", timed=True)

@@ -81,9 +81,10 @@ def compress_by(
             "the budget is missing; give the share or size to keep, such as 0.6, '60%' or '200MB' (on the command line "
             "--budget)"
         )
-    if method.needs != "nothing" and recipe.calibration is None:
+    if recipe.calibration is None and (method.needs != "nothing" or recipe.refine):
+        what = f"method {method.name}" if method.needs != "nothing" else "refine"
         raise RecipeError(
-            f"method {method.name} needs calibration data; name a text typical of the model's use in the section "
+            f"{what} needs calibration data; name a text typical of the model's use in the section "
             "calibration (on the command line --calibration)"
         )
     if dry_run or out is None:
@@ -123,6 +124,7 @@ def _compress(
         "ignore": recipe.ignore,
         "method": method,
         "sequential": recipe.sequential,
+        "refine": recipe.refine,
         "seed": recipe.seed,
     }
     possible = {name: value for name, value in arguments.items() if name != "seed"}

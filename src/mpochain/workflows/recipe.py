@@ -5,9 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import AfterValidator, Field, ValidationError, ValidationInfo, field_validator, model_validator
+from pydantic import AfterValidator, Field, Strict, ValidationError, ValidationInfo, field_validator, model_validator
 
-from mpochain.compression import Method, method_named
+from mpochain.compression import Method, Refinement, method_named
 from mpochain.errors import RecipeError
 from mpochain.train import FinetuneConfig
 from mpochain.validation import parsed, problems, shortened
@@ -141,6 +141,8 @@ class Recipe(RecipeSection):
             package, which is imported.
         settings: settings of the method, see its ``Settings``; ``mpochain methods`` lists them.
         sequential: whether later layers correct the errors of earlier ones.
+        refine: whether blocks are trained on the dense blocks' outputs after the compression; or the fields of
+            :class:`mpochain.compression.Refinement`.
         targets: layers to compress, by name, ``re:`` pattern or class; by default all linear layers.
         ignore: layers to leave out.
         seed: seed of random numbers.
@@ -158,6 +160,7 @@ class Recipe(RecipeSection):
     method: MethodName = "interpolative"
     settings: dict[str, Any] = Field(default_factory=dict, validate_default=True)
     sequential: bool = False
+    refine: Annotated[bool, Strict()] | Refinement = False
     targets: tuple[Pattern, ...] | None = None
     ignore: tuple[Pattern, ...] = ()
     seed: Annotated[int, Field(ge=0, lt=1 << 63, strict=True)] = 0

@@ -1,0 +1,217 @@
+"""Refinement of the blocks of one stack, with their inputs in the dense and in the compressed model."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+from torch import Tensor, nn
+
+from mpochain.compression.block_calls import BlockCall, block_calls
+from mpochain.compression.block_training import BlockExample, train_block
+from mpochain.compression.blocks import Stack
+from mpochain.compression.hidden_states import HiddenStates
+from mpochain.compression.refined_blocks import RefinedBlock
+from mpochain.compression.refinement_settings import Refinement
+from mpochain.compression.state import CompressionState
+from mpochain.errors import ArgumentError
+from mpochain.surgery.half_precision import as_float32
+from mpochain.surgery.replacement import replace_layers
+
+__all__ = ["OPTION", "StackRefinement", "trainable_parameters"]
+
+# Option of compress, for messages.
+OPTION = "refine=True"
+
+
+def trainable_parameters(model: nn.Module, block: nn.Module, allowed: set[int]) -> dict[str, nn.Parameter]:
+    """Parameters of a block, by name, that may be trained in this block alone.
+
+    Parameters whose memory a module outside of the block holds too are left out.
+
+    Args:
+        model: the model.
+        block: one of its modules.
+        allowed: ids of the parameters that require gradients.
+
+    Example:
+        >>> model = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2))
+        >>> model[1].bias = model[0].bias
+        >>> list(trainable_parameters(model, model[0], set(map(id, model.parameters()))))
+        ['weight']
+    """
+    outside = {
+        tensor.untyped_storage().data_ptr()
+        for module in _modules_besides(model, block)
+        for tensor in (*module._parameters.values(), *module._buffers.values())
+        if tensor is not None and tensor.numel()
+    }
+    return {
+        name: parameter
+        for name, parameter in block.named_parameters()
+        if id(parameter) in allowed
+        and parameter.is_floating_point()
+        and parameter.numel()
+        and parameter.untyped_storage().data_ptr() not in outside
+    }
+
+
+def _modules_besides(model: nn.Module, block: nn.Module) -> set[nn.Module]:
+    """Modules of a model that it also holds elsewhere than in a block."""
+    modules, waiting = set(), [model]
+    while waiting:
+        module = waiting.pop()
+        if module is not block and module not in modules:
+            modules.add(module)
+            waiting += [child for child in module._modules.values() if child is not None]
+    return modules
+
+
+class StackRefinement:
+    """The blocks of a stack, refined one after the other in the order of their calls.
+
+    Memory holds the inputs of the next block in both models for all batches, and one block's training state.
+
+    Args:
+        model: the compressed model, in evaluation mode, without gradients.
+        stack: stack of the model.
+        built: compressed layer of each dense one.
+        training: batches to train on.
+        held_out: batches that decide which state is kept.
+        room: bytes of hidden states that may be held in memory.
+
+    Raises:
+        ArgumentError: the blocks are not called once each, in order, each on the output of the one before.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        stack: Stack,
+        built: Mapping[nn.Module, nn.Module],
+        training: Sequence[Any],
+        held_out: Sequence[Any],
+        room: int,
+    ) -> None:
+        self._model, self._stack = model, stack
+        self._dense = {layer: dense for dense, layer in built.items()}
+        with self._with_dense_layers(model):
+            dense = [self._calls(batch) for batch in (*training, *held_out)]
+        inside = {module for block in stack.blocks for module in block.modules()}
+        # Unless a layer before the blocks was compressed, the first block reads the same in both models.
+        own = dense if inside.issuperset(self._dense) else [self._calls(batch) for batch in (*training, *held_out)]
+        # Batches without a row that counts have no calls.
+        self._count = sum(map(bool, dense[: len(training)]))
+        if not 0 < self._count < sum(map(bool, dense)):
+            raise ArgumentError(
+                f"{OPTION} needs batches with rows that no mask leaves out, some to train on and some held out; give "
+                "more"
+            )
+        self._dense_calls, self._calls_ = ([calls for calls in both if calls] for both in (dense, own))
+        self._targets, self._states = (
+            HiddenStates([calls[0].hidden for calls in both], room=room // 2)
+            for both in (self._dense_calls, self._calls_)
+        )
+
+    def refine_block(
+        self,
+        number: int,
+        trainable: set[int],
+        settings: Refinement,
+        seed: int,
+        state: CompressionState | None,
+        originals: dict[nn.Parameter, Tensor],
+    ) -> RefinedBlock | None:
+        """Train the next block, or read it from the state of an interrupted run; None if it has nothing to train.
+
+        Args:
+            number: number of the block; must be called for all blocks in order.
+            trainable: ids of the parameters that require gradients.
+            settings: passes over the data and learning rate.
+            seed: seed of the order of the batches.
+            state: keeps the block, or has it; None to keep none.
+            originals: receives the values of changed parameters outside of compressed layers.
+        """
+        name = self._stack.name_of(number)
+        with self._with_dense_layers(self._stack.blocks[number]):
+            self._advance(self._dense_calls, self._targets, number)
+        block = self._stack.blocks[number]
+        parameters = trainable_parameters(self._model, block, trainable)
+        record = None
+        if parameters and self._targets[0].is_floating_point():
+            compressed = {id(value) for layer in self._dense for value in layer.parameters()}
+            values = {
+                parameter: parameter.detach().clone()
+                for parameter in parameters.values()
+                if id(parameter) not in compressed
+            }
+            originals |= values
+            record = None if state is None else state.refined(name, parameters)
+            if record is None:
+                record = self._trained(number, name, block, parameters, settings, seed)
+                if state is not None:
+                    state.keep_refined(record, parameters if record.epochs else {})
+            if not record.epochs:
+                for parameter in values:
+                    del originals[parameter]
+        self._advance(self._calls_, self._states, number)
+        return record
+
+    def close(self) -> None:
+        """Release the hidden states."""
+        self._targets.close()
+        self._states.close()
+
+    def _calls(self, batch: Any) -> list[BlockCall]:
+        return block_calls(self._model, self._stack.blocks, batch, option=OPTION)
+
+    @contextmanager
+    def _with_dense_layers(self, module: nn.Module) -> Iterator[None]:
+        """Context in which the compressed layers in a module are dense."""
+        dense = {layer: self._dense[layer] for layer in module.modules() if layer in self._dense}
+        replace_layers(self._model, dense)
+        try:
+            yield
+        finally:
+            replace_layers(self._model, {original: layer for layer, original in dense.items()})
+
+    def _advance(self, calls: Sequence[Sequence[BlockCall]], states: HiddenStates, number: int) -> None:
+        """Replace the inputs of a block by its outputs."""
+        block = self._stack.blocks[number]
+        for k, of_batch in enumerate(calls):
+            states[k] = of_batch[number].run(block, states[k])
+
+    def _trained(
+        self,
+        number: int,
+        name: str,
+        block: nn.Module,
+        parameters: Mapping[str, nn.Parameter],
+        settings: Refinement,
+        seed: int,
+    ) -> RefinedBlock:
+        def example(k: int, *, master: bool) -> BlockExample:
+            call, target = self._calls_[k][number], self._targets[k]
+            kept = call.masks.rows(name, target.shape)
+            if master:
+                return BlockExample(
+                    lambda trained: call.in_float32().run(trained, as_float32(self._states[k])), target, kept
+                )
+            return BlockExample(lambda trained: call.run(trained, self._states[k]), target, kept)
+
+        began = time.monotonic()
+        outcome = train_block(
+            block,
+            parameters,
+            lambda k: example(k, master=True),
+            self._count,
+            lambda: (example(k, master=False) for k in range(self._count, len(self._targets))),
+            settings,
+            seed=seed,
+            label=name,
+        )
+        size = sum(parameter.numel() for parameter in parameters.values())
+        seconds = time.monotonic() - began
+        return RefinedBlock(name, size, outcome.before, outcome.after, outcome.epochs, seconds)
