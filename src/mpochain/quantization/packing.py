@@ -79,7 +79,9 @@ def unpacked(words: Tensor, bits: int, columns: int) -> Tensor:
             f"{columns} columns of {bits}-bit codes are packed in words (rows, {expected}), got shape "
             f"{tuple(words.shape)}"
         )
-    stream = words.contiguous().view(torch.uint8) if words.numel() else words.new_zeros(len(words), 0, dtype=torch.uint8)
+    stream = (
+        words.contiguous().view(torch.uint8) if words.numel() else words.new_zeros(len(words), 0, dtype=torch.uint8)
+    )
     return _spread(stream, bits, columns)[:, :columns]
 
 
