@@ -26,6 +26,7 @@ from mpochain.cli.options import (
     Sequential,
     Setting,
     Source,
+    SpeedShare,
     Targets,
     Window,
     command_line,
@@ -53,6 +54,7 @@ def compress(
     out: Annotated[Path | None, typer.Option(help="Folder for the compressed model and its report.")] = None,
     recipe: RecipeFile = None,
     budget: Budget = None,
+    speed: SpeedShare = None,
     method: Method = None,
     setting: Setting = None,
     sequential: Sequential = None,
@@ -67,7 +69,9 @@ def compress(
     evaluate: EvaluationText = None,
     evaluate_windows: EvaluationWindows = None,
     prompt: Prompts = None,
-    speed: Annotated[bool, typer.Option(help="Time the dense and the compressed model.")] = True,
+    timed: Annotated[
+        bool, typer.Option("--time/--no-time", " /--no-speed", help="Time the dense and the compressed model.")
+    ] = True,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Only print the predicted result for each layer; write nothing.")
     ] = False,
@@ -90,6 +94,7 @@ def compress(
         {
             "model": model,
             "budget": share_or_size(budget),
+            "speed": share_or_size(speed),
             "method": method,
             "settings": settings_of(setting),
             "sequential": sequential,
@@ -117,7 +122,7 @@ def compress(
     with quiet_transformers(), counting() as counters:
         try:
             result = compress_by(
-                settings, out, timed=speed, command=command_line(), overwrite=overwrite, counters=counters
+                settings, out, timed=timed, command=command_line(), overwrite=overwrite, counters=counters
             )
         except KeyboardInterrupt:
             logger.info(

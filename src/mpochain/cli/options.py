@@ -33,6 +33,7 @@ __all__ = [
     "Sequential",
     "Setting",
     "Source",
+    "SpeedShare",
     "Targets",
     "Window",
     "command_line",
@@ -59,11 +60,19 @@ Budget = Annotated[
         "relative error ('5% error')."
     ),
 ]
+SpeedShare = Annotated[
+    str | None,
+    typer.Option(
+        "--speed",
+        metavar="SHARE",
+        help="Second budget: the share of the layers' multiply-adds that may be kept (0.7 or 70%).",
+    ),
+]
 Method = Annotated[
     str | None,
     typer.Option(
-        help="Compression method; by default interpolative. All are named at the end of this help. Or "
-        "package.module:ClassName for a method of your own."
+        help="Compression method; by default auto for a budget in bytes or bits, and interpolative for others. All are "
+        "named at the end of this help. Or package.module:ClassName for a method of your own."
     ),
 ]
 Setting = Annotated[

@@ -12,7 +12,16 @@ from numpy.typing import NDArray
 
 from mpochain.errors import ArgumentError
 
-__all__ = ["Curve", "allocate", "best_at_price", "cheapest_within", "frontier", "largest_error", "uniform"]
+__all__ = [
+    "Curve",
+    "allocate",
+    "best_at_price",
+    "cheapest_within",
+    "frontier",
+    "largest_error",
+    "same_choice",
+    "uniform",
+]
 
 _BISECTIONS = 200
 
@@ -29,14 +38,20 @@ class Curve:
         errors: ``(n,)``, float64, the amount that each choice adds to the loss or to another error summed over layers;
             every layer uses the same unit.
         zero_error: error of the zero matrix in the same unit; None if unknown.
+        macs: ``(n,)``, multiply-adds of each choice, for a limit of their own; None if they have none.
     """
 
     costs: NDArray[Any]
     errors: NDArray[Any]
     zero_error: float | None = None
+    macs: NDArray[Any] | None = None
 
     def __post_init__(self) -> None:
         costs, errors = np.asarray(self.costs), np.asarray(self.errors, dtype=np.float64)
+        if self.macs is not None and np.shape(self.macs) != errors.shape:
+            raise ArgumentError(
+                f"a curve needs as many multiply-adds as errors, got shapes {np.shape(self.macs)} and {errors.shape}"
+            )
         costs = costs.astype(np.float64 if costs.dtype.kind == "f" else np.int64)
         if costs.ndim != 1 or costs.shape != errors.shape or not costs.size:
             raise ArgumentError(f"a curve needs as many costs as errors, got shapes {costs.shape} and {errors.shape}")
@@ -160,6 +175,34 @@ def uniform(curves: Mapping[str, Curve], budget: float) -> dict[str, int]:
         costs = curves[name].costs
         chosen[name] = int(np.flatnonzero(costs <= costs[-1].item() * left / shared)[-1])
     return {name: chosen[name] for name in curves}
+
+
+def same_choice(curves: Mapping[str, Curve], budget: float) -> dict[str, int]:
+    """Select the choice of the largest index that fits the budget if every layer takes it, such as a number of bits.
+
+    A layer with fewer choices takes its last one, the dense layer.
+
+    Args:
+        curves: choices of each layer in the same order, costs ascending; the last choice is the dense layer.
+        budget: limit of the total cost, in the unit of the costs.
+
+    Raises:
+        ArgumentError: even the first choices of all layers exceed the budget.
+
+    Example:
+        >>> up, down = (Curve(np.array(costs), np.zeros(3)) for costs in ([2, 4, 16], [20, 40, 160]))
+        >>> same_choice({"up": up, "down": down}, 50)
+        {'up': 1, 'down': 1}
+    """
+    for index in reversed(range(max(len(curve.costs) for curve in curves.values()))):
+        chosen = {name: min(index, len(curve.costs) - 1) for name, curve in curves.items()}
+        total = sum(curves[name].costs[choice].item() for name, choice in chosen.items())
+        if total <= budget:
+            return chosen
+    raise ArgumentError(
+        f"the first choices of all layers cost {total:,} together, in the unit of the curves, more than the budget "
+        f"{budget:,}; give a budget of at least {total:,}, or fewer layers{_without_choice(curves)}"
+    )
 
 
 def frontier(curves: Mapping[str, Curve]) -> tuple[tuple[float, float], ...]:

@@ -12,7 +12,16 @@ from torch import nn
 from mpochain.compression.target import Target
 from mpochain.errors import ArgumentError
 
-__all__ = ["Size", "bits_budget", "byte_budget", "bytes_in_memory", "error_budget", "require_budget", "size_budget"]
+__all__ = [
+    "Size",
+    "bits_budget",
+    "byte_budget",
+    "bytes_in_memory",
+    "error_budget",
+    "require_budget",
+    "size_budget",
+    "speed_share",
+]
 
 _UNITS = {"B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
 # No model takes a number of more digits.
@@ -129,18 +138,41 @@ def require_budget(budget: float | str) -> None:
         _share(budget)
 
 
+def speed_share(speed: float | str) -> float:
+    """Share of the layers' multiply-adds that a second budget allows.
+
+    Raises:
+        ArgumentError: it is no share in ``(0, 1]``.
+
+    Example:
+        >>> speed_share(0.7), speed_share("70%")
+        (0.7, 0.7)
+    """
+    advice = "give the share of the layers' multiply-adds to keep, in (0, 1], such as 0.7 or '70%'"
+    share = _number(speed)
+    if share is None:
+        raise ArgumentError(f"speed {speed!r} is not a share; {advice}")
+    if not 0.0 < share <= 1.0:
+        raise ArgumentError(f"speed {speed!r} is out of range; {advice}")
+    return share
+
+
+def _number(value: object) -> float | None:
+    """A number or a percentage as text; None for anything else."""
+    if isinstance(value, str):
+        match = re.fullmatch(_NUMBER + r"%\s*", value)
+        return None if match is None else float(match[1]) / 100
+    return None if isinstance(value, bool) or not isinstance(value, float | int) else float(value)
+
+
 def _share(budget: float | str) -> float:
     advice = (
         "give a share in (0, 1] such as 0.6 or '60%', the size of the saved model such as '200MB', that of its layers "
         "such as '100MB of layers', '3 bits' per weight of the layers, or '5% error'"
     )
-    if isinstance(budget, str):
-        match = re.fullmatch(r"\s*([0-9]*\.?[0-9]+)\s*%\s*", budget)
-        if match is None:
-            raise ArgumentError(f"budget {budget!r} is neither a share, a size, bits per weight nor an error; {advice}")
-        share: object = float(match[1]) / 100
-    else:
-        share = budget
-    if isinstance(share, bool) or not isinstance(share, float | int) or not 0.0 < share <= 1.0:
+    share = _number(budget)
+    if share is None and isinstance(budget, str):
+        raise ArgumentError(f"budget {budget!r} is neither a share, a size, bits per weight nor an error; {advice}")
+    if share is None or not 0.0 < share <= 1.0:
         raise ArgumentError(f"budget {budget!r} is out of range; {advice}")
-    return float(share)
+    return share

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import logging
+import time
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -12,10 +14,11 @@ from torch import nn
 from mpochain.arrays import relative_distance
 from mpochain.compression.choices import Built, Choices
 from mpochain.compression.costs import Costs
+from mpochain.compression.limit import Limit
 from mpochain.compression.methods import Method
 from mpochain.compression.preparation import Preparation, choices_of, method_errors, reason_to_stay_dense
 from mpochain.compression.records import LayerRecord
-from mpochain.compression.sequential import Pair, corrected
+from mpochain.compression.sequential import Pair, corrected, in_sequence
 from mpochain.compression.state import CompressionState
 from mpochain.compression.statistics.moments import Moments
 from mpochain.compression.statistics.projections import Errors
@@ -23,10 +26,17 @@ from mpochain.compression.statistics.store import MomentStore
 from mpochain.compression.target import Target
 from mpochain.errors import ArgumentError, ExtensionError, MPOError, NonFiniteError
 from mpochain.nn import CompressedLayer, MPOEmbedding, RowEmbedding
+from mpochain.surgery.replacement import replace_layers
 from mpochain.surgery.tying import tied_head
+from mpochain.system.progress import TimeLeft
 from mpochain.wording import kind_of
 
-__all__ = ["Builder"]
+__all__ = ["Builder", "build_at_once", "build_in_sequence"]
+
+_logger = logging.getLogger(__name__)
+
+# Seconds between two progress messages while layers are built.
+_INTERVAL = 20.0
 
 
 class Builder:
@@ -158,14 +168,15 @@ class Builder:
             if isinstance(table, RowEmbedding):
                 self.built[head] = tied_head(table).train(head.training)
 
-    def verify(self, allowed: int) -> None:
-        """Check the result: no layer has grown, and all layers together store at most ``allowed`` bytes.
+    def verify(self, limit: Limit) -> None:
+        """Check the result: no layer has grown, and all layers together are within the limit.
 
         Raises:
             MPOError: the method announced costs that its layers exceed.
         """
         larger = [record.name for record in self.records.values() if record.bytes_after > record.bytes_before]
-        stored = sum(record.bytes_after for record in self.records.values())
+        stored, allowed = sum(record.bytes_after for record in self.records.values()), limit.allowed
+        macs = sum(record.macs_after for record in self.records.values())
         if larger and self._method.settled:
             raise ArgumentError(
                 f"with its settings method {self._method.name!r} makes {larger[0]} larger than the dense layer "
@@ -176,7 +187,52 @@ class Builder:
                 f"the layers store {stored:,} bytes of {allowed:,} allowed, and {len(larger)} of them grew "
                 f"({larger[:3]}); method {self._method.name!r} announced wrong costs; please report it to its authors"
             )
+        if limit.macs is not None and macs > limit.macs:
+            raise MPOError(
+                f"the layers need {macs:,} multiply-adds of {limit.macs:,} allowed; method {self._method.name!r} "
+                "announced wrong costs; please report it to its authors"
+            )
         self.verified = True
+
+
+def build_at_once(
+    model: nn.Module,
+    targets: Mapping[str, Target],
+    heads: Mapping[nn.Linear, nn.Embedding],
+    builder: Builder,
+    limit: Limit,
+    *,
+    dry_run: bool,
+) -> None:
+    """Build every layer, then insert all of them into the model."""
+    last, left = time.monotonic(), TimeLeft(len(targets))
+    for number, name in enumerate(targets, 1):
+        builder(name)
+        if time.monotonic() - last > _INTERVAL:
+            last = time.monotonic()
+            _logger.info("layers built: %s", left.after(number))
+    builder.verify(limit)
+    if not dry_run:
+        builder.tie(heads)
+        replace_layers(model, builder.built)
+
+
+def build_in_sequence(
+    model: nn.Module,
+    targets: Mapping[str, Target],
+    batches: Iterable[Any],
+    builder: Builder,
+    limit: Limit,
+    *,
+    dry_run: bool,
+) -> None:
+    """Build and replace layers block by block; restore the dense layers after a dry run or a failure."""
+    in_sequence(model, targets, batches, builder)
+    try:
+        builder.verify(limit)
+    finally:
+        if dry_run or not builder.verified:
+            replace_layers(model, {layer: dense for dense, layer in builder.built.items()})
 
 
 def _record(target: Target, result: Built | None, moments: Moments | None, reason: str | None) -> LayerRecord:

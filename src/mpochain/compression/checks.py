@@ -6,8 +6,9 @@ from collections.abc import Iterable, Mapping
 
 from torch import nn
 
+from mpochain.compression.budget import error_budget
 from mpochain.compression.limit import Limit
-from mpochain.compression.methods import Method, method_named
+from mpochain.compression.methods import Method, method_of
 from mpochain.compression.refinement import require_refinable
 from mpochain.compression.refinement_settings import Refinement, settings_of
 from mpochain.compression.selection import Opened, open_targets
@@ -28,9 +29,10 @@ def require_possible(
     *,
     targets: Iterable[str] | None = None,
     ignore: Iterable[str] = (),
-    method: str | Method = "interpolative",
+    method: str | Method | None = None,
     sequential: bool = False,
     refine: bool | Refinement = False,
+    speed: float | str | None = None,
 ) -> None:
     """Refuse what :func:`mpochain.compress` would refuse before it reads any data; the arguments are the same.
 
@@ -38,9 +40,9 @@ def require_possible(
         ArgumentError: see :func:`mpochain.compress`.
         NonFiniteError: see :func:`mpochain.compress`.
     """
-    way = method if isinstance(method, Method) else method_named(method)
     with separated_experts(model):
-        checked(model, budget, way, targets, ignore, sequential=sequential, refine=refine)
+        way = method_of(method, budget)
+        checked(model, budget, way, targets, ignore, sequential=sequential, refine=refine, speed=speed)
 
 
 def checked(
@@ -52,11 +54,12 @@ def checked(
     *,
     sequential: bool,
     refine: bool | Refinement,
+    speed: float | str | None = None,
 ) -> tuple[Opened, Limit]:
     """The layers to compress and their limit, after all checks that need no data."""
     selected = open_targets(model, method, targets, ignore)
-    _require_consistent(method, budget, sequential)
-    limit = Limit.of(budget, model, method, selected.targets)
+    _require_consistent(method, budget, sequential, speed)
+    limit = Limit.of(budget, model, method, selected.targets, speed)
     with errors_named(f"method {method.name!r}, check of the layers"):
         method.check(selected.targets, limit.of_layers)
     limit.check()
@@ -65,7 +68,9 @@ def checked(
     return selected, limit
 
 
-def _require_consistent(method: Method, budget: float | str | None, sequential: bool) -> None:
+def _require_consistent(
+    method: Method, budget: float | str | None, sequential: bool, speed: float | str | None
+) -> None:
     """Refuse arguments that contradict the method."""
     if sequential and method.needs == "nothing":
         raise ArgumentError(f"sequential=True needs calibration data, which method {method.name!r} does not use")
@@ -74,8 +79,21 @@ def _require_consistent(method: Method, budget: float | str | None, sequential: 
             f"the settings of method {method.name!r} leave no choice, so it takes no budget, got budget {budget!r}; "
             "give budget=None, or leave out the setting that decides, such as terms or ranks"
         )
-    if not method.settled and budget is None:
+    if not method.settled and budget is None and speed is None:
         raise ArgumentError(f"method {method.name!r} needs a budget, got none; give a share such as 0.6")
+    if speed is None:
+        return
+    if method.settled or method.uniform or method.same_choice:
+        what = "leave no choice" if method.settled else "give every layer the same"
+        raise ArgumentError(
+            f"the settings of method {method.name!r} {what}, so it takes no second budget, got speed={speed!r}; leave "
+            "it out, or choose a method that shares a budget among layers, such as auto or interpolative"
+        )
+    if budget is not None and error_budget(budget) is not None:
+        raise ArgumentError(
+            f"budget {budget!r} bounds the error of each layer by itself, so it takes no second budget, got "
+            f"speed={speed!r}; give a share, a size or bits per weight instead"
+        )
 
 
 def untouched_modules(model: nn.Module, targets: Mapping[str, Target], parameters: int) -> tuple[tuple[str, int], ...]:

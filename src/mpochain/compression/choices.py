@@ -205,7 +205,7 @@ class Choices:
         Args:
             cost: name of a cost, or prices of several, see :meth:`Costs.by`.
         """
-        return Curve(self.costs.by(cost), self.errors, self.zero_error)
+        return Curve(self.costs.by(cost), self.errors, self.zero_error, self.costs.macs)
 
     def build(self, choice: int) -> Built | None:
         """Build the layer of one choice; None for the unchanged dense layer.

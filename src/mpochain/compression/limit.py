@@ -11,9 +11,10 @@ import torch
 from torch import nn
 
 from mpochain.compression.allocation import Curve
-from mpochain.compression.budget import bits_budget, byte_budget, error_budget, size_budget
+from mpochain.compression.budget import bits_budget, byte_budget, error_budget, size_budget, speed_share
 from mpochain.compression.methods import Method
 from mpochain.compression.target import Target
+from mpochain.compression.two_limits import fewest_macs
 from mpochain.errors import ArgumentError
 from mpochain.system.sizes import megabytes
 
@@ -37,6 +38,8 @@ class Limit:
         targets: dense layers by name.
         outside: bytes of the saved model outside of these layers.
         allowed: limit in bytes; negative if the rest of the model exceeds the budget.
+        speed: second budget as the user gave it; None without one.
+        macs: limit of the multiply-adds per row of all layers together; None without one.
     """
 
     budget: float | str | None
@@ -44,10 +47,19 @@ class Limit:
     targets: Mapping[str, Target]
     outside: int
     allowed: int
+    speed: float | str | None = None
+    macs: int | None = None
 
     @classmethod
-    def of(cls, budget: float | str | None, model: nn.Module, method: Method, targets: Mapping[str, Target]) -> Limit:
-        """The limit of a budget.
+    def of(
+        cls,
+        budget: float | str | None,
+        model: nn.Module,
+        method: Method,
+        targets: Mapping[str, Target],
+        speed: float | str | None = None,
+    ) -> Limit:
+        """The limit of a budget, and of a second one of multiply-adds.
 
         Raises:
             ArgumentError: the budget cannot be parsed.
@@ -55,7 +67,16 @@ class Limit:
         outside = _bytes_outside(model, targets, method.tensors)
         unlimited = budget is None or error_budget(budget) is not None
         allowed = byte_budget(1.0 if unlimited or budget is None else budget, targets, outside=outside)
-        return cls(budget, method, targets, outside, allowed)
+        macs = None
+        if speed is not None:
+            share, total = speed_share(speed), sum(target.macs for target in targets.values())
+            if not total:
+                raise ArgumentError(
+                    f"speed {speed!r} limits multiply-adds, and these layers have none: their rows are looked up; "
+                    "leave it out, or compress linear layers"
+                )
+            macs = int(share * total)
+        return cls(budget, method, targets, outside, allowed, speed, macs)
 
     @property
     def of_layers(self) -> float | str | None:
@@ -92,6 +113,16 @@ class Limit:
         """
         if self.budget is not None and error_budget(self.budget) is None:
             self._require({name: int(curve.costs.min()) for name, curve in curves.items()}, exact=True)
+        if self.macs is not None:
+            least = fewest_macs(curves, self.allowed)
+            if least > self.macs:
+                total = sum(target.macs for target in self.targets.values())
+                within = "" if self.budget is None else f" within budget {self.budget!r}"
+                raise ArgumentError(
+                    f"speed {self.speed!r} is out of reach{within}: method {self.method.name!r} can bring the "
+                    f"multiply-adds of these {len(self.targets)} layers to {math.ceil(least / total * 1000) / 10:.1f}%"
+                    f"{within}; give at least that, or another budget or method"
+                )
 
     def _require(self, smallest: Mapping[str, int], *, exact: bool) -> None:
         least = sum(smallest.values())

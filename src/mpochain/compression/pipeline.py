@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
@@ -13,18 +13,17 @@ import torch
 from torch import Tensor, nn
 
 from mpochain.compression.budget import bytes_in_memory, error_budget
-from mpochain.compression.building import Builder
+from mpochain.compression.building import Builder, build_at_once, build_in_sequence
 from mpochain.compression.checks import checked, untouched_modules
 from mpochain.compression.former_log import logged_to
 from mpochain.compression.held_out import compared
-from mpochain.compression.methods import Method, method_named
+from mpochain.compression.methods import Method, method_of
 from mpochain.compression.preparation import Preparation, allocated
 from mpochain.compression.reached import require_reached
 from mpochain.compression.records import CompressionReport
 from mpochain.compression.refinement import refine_blocks, require_data_to_refine
 from mpochain.compression.refinement_settings import Refinement, settings_of
 from mpochain.compression.selection import as_patterns
-from mpochain.compression.sequential import in_sequence
 from mpochain.compression.state import CompressionState, open_state
 from mpochain.compression.statistics.default_loss import DefaultLoss
 from mpochain.compression.statistics.passes import (
@@ -36,22 +35,16 @@ from mpochain.compression.statistics.passes import (
 )
 from mpochain.compression.statistics.store import MomentStore
 from mpochain.compression.sufficiency import too_few_rows
-from mpochain.compression.target import Target
 from mpochain.report import provenance
 from mpochain.surgery.experts import separated_experts
 from mpochain.surgery.finding import require_module
-from mpochain.surgery.replacement import replace_layers
 from mpochain.surgery.wrappers import without_wrappers
 from mpochain.system.folders import folder_lock
-from mpochain.system.progress import TimeLeft
 from mpochain.wording import counted
 
 __all__ = ["compress"]
 
 _logger = logging.getLogger(__name__)
-
-# Seconds between two progress messages while layers are built.
-_INTERVAL = 20.0
 
 
 def compress(
@@ -62,9 +55,10 @@ def compress(
     held_out: Iterable[Any] | None = None,
     targets: Iterable[str] | None = None,
     ignore: Iterable[str] = (),
-    method: str | Method = "interpolative",
+    method: str | Method | None = None,
     sequential: bool = False,
     refine: bool | Refinement = False,
+    speed: float | str | None = None,
     loss: Callable[[Any], Tensor] | None = None,
     dry_run: bool = False,
     seed: int = 0,
@@ -98,7 +92,9 @@ def compress(
             stay dense, but a head tied to an embedding is replaced with it and stays tied.
         ignore: layers to leave out; overrides ``targets``.
         method: a name of :data:`mpochain.compression.METHODS`, ``"package.module:ClassName"`` of a method defined
-            elsewhere, or an instance of :class:`mpochain.compression.Method`, which holds its settings.
+            elsewhere, or an instance of :class:`mpochain.compression.Method`, which holds its settings. By default
+            ``"auto"`` for a budget in bytes or bits, which chooses form, rank and bits of each layer, and
+            ``"interpolative"`` for others.
         sequential: build layers block by block and fit each one, on its inputs in the compressed model, to the dense
             model's outputs, so that later layers correct the errors of earlier ones. Requires blocks that run one
             after the other. It helps small stacks of layers, but made a language model worse (docs/decisions/0029), so
@@ -108,6 +104,9 @@ def compress(
             block which gains nothing stays as it was. These are ``held_out`` or, without it, one of eight calibration
             batches. Parameters that do not require gradients or that several blocks share stay unchanged. True, or
             :class:`mpochain.compression.Refinement` with settings.
+        speed: second budget, the share of the layers' multiply-adds to keep, such as ``0.7`` or ``"70%"``. Both hold,
+            and where they conflict, each has its price: rank reduction saves multiply-adds, few bits save bytes alone.
+            With ``budget=None`` it is the only one.
         loss: function from the model's output to a scalar summed over tokens, whose gradients weight the outputs. The
             default is chosen by the outputs and named in the report: cross-entropy to labels sampled from the model's
             own predictions for classes and tokens, squared error for numbers (one output, embeddings, hidden states).
@@ -148,13 +147,15 @@ def compress(
         without_wrappers(model, editing=True) as model,
         separated_experts(model) as fused,
     ):
-        way = method if isinstance(method, Method) else method_named(method)
+        way = method_of(method, budget)
         targets = None if targets is None else as_patterns(targets, "targets")
         ignore = as_patterns(ignore, "ignore")
-        selected, limit = checked(model, budget, way, targets, ignore, sequential=sequential, refine=refine)
+        selected, limit = checked(
+            model, budget, way, targets, ignore, sequential=sequential, refine=refine, speed=speed
+        )
         opened = selected.targets
         limit.warn_if_loose()
-        error, allowed = None if budget is None else error_budget(budget), limit.allowed
+        error = None if budget is None else error_budget(budget)
         batches = batches_for(calibration, way)
         refinement = None if dry_run else settings_of(refine)
         aside = None
@@ -176,6 +177,7 @@ def compress(
                 method=way,
                 sequential=sequential,
                 refine=refine,
+                speed=speed,
                 loss=loss,
                 seed=seed,
             )
@@ -211,9 +213,9 @@ def compress(
                 for name in choice["unreached"]:
                     builder(name)
                 reached = {name: target for name, target in opened.items() if name not in choice["unreached"]}
-                _build_in_sequence(model, reached, batches, builder, allowed, dry_run=dry_run)
+                build_in_sequence(model, reached, batches, builder, limit, dry_run=dry_run)
             else:
-                _build(model, opened, selected.heads, builder, allowed, dry_run=dry_run)
+                build_at_once(model, opened, selected.heads, builder, limit, dry_run=dry_run)
         refined = None
         if refinement is not None:
             room = memory_for_statistics(model)
@@ -227,7 +229,8 @@ def compress(
             layers=tuple(builder.records[name] for name in opened),
             method=way.name,
             budget=budget,
-            allowed_bytes=allowed,
+            allowed_bytes=limit.allowed,
+            speed=speed,
             model_parameters=parameters,
             untouched=untouched,
             frontier=tuple((share, increase) for share, increase in choice["frontier"]),
@@ -251,43 +254,3 @@ def _alone(checkpoint: Path | str | CompressionState | None) -> AbstractContextM
     if checkpoint is None or isinstance(checkpoint, CompressionState):
         return nullcontext()
     return folder_lock(Path(checkpoint))
-
-
-def _build(
-    model: nn.Module,
-    targets: Mapping[str, Target],
-    heads: Mapping[nn.Linear, nn.Embedding],
-    builder: Builder,
-    allowed: int,
-    *,
-    dry_run: bool,
-) -> None:
-    """Build every layer, then insert all of them into the model."""
-    last, left = time.monotonic(), TimeLeft(len(targets))
-    for number, name in enumerate(targets, 1):
-        builder(name)
-        if time.monotonic() - last > _INTERVAL:
-            last = time.monotonic()
-            _logger.info("layers built: %s", left.after(number))
-    builder.verify(allowed)
-    if not dry_run:
-        builder.tie(heads)
-        replace_layers(model, builder.built)
-
-
-def _build_in_sequence(
-    model: nn.Module,
-    targets: Mapping[str, Target],
-    batches: Iterable[Any],
-    builder: Builder,
-    allowed: int,
-    *,
-    dry_run: bool,
-) -> None:
-    """Build and replace layers block by block; restore the dense layers after a dry run or a failure."""
-    in_sequence(model, targets, batches, builder)
-    try:
-        builder.verify(allowed)
-    finally:
-        if dry_run or not builder.verified:
-            replace_layers(model, {layer: dense for dense, layer in builder.built.items()})

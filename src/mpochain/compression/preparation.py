@@ -12,13 +12,22 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from mpochain.compression.allocation import Curve, allocate, cheapest_within, frontier, largest_error, uniform
+from mpochain.compression.allocation import (
+    Curve,
+    allocate,
+    cheapest_within,
+    frontier,
+    largest_error,
+    same_choice,
+    uniform,
+)
 from mpochain.compression.choices import Choices
 from mpochain.compression.limit import Limit
 from mpochain.compression.methods import Method
 from mpochain.compression.statistics.moments import Moments
 from mpochain.compression.statistics.store import MomentStore
 from mpochain.compression.target import Target
+from mpochain.compression.two_limits import allocate_within
 from mpochain.errors import ArgumentError
 from mpochain.linalg import named
 from mpochain.system.extensions import errors_named
@@ -107,7 +116,7 @@ class Preparation:
                 last = time.monotonic()
                 _logger.info("layers fitted: %s", left.after(number))
             if name in self._moments.unreached:  # stays dense, and its parameters count
-                curves[name] = Curve(np.array([target.bytes]), np.array([0.0]), 0.0)
+                curves[name] = Curve(np.array([target.bytes]), np.array([0.0]), 0.0, np.array([target.macs]))
                 self.without_choice[name] = self._moments.unreached[name]
                 continue
             moments = self._moments.get(name)
@@ -154,16 +163,20 @@ def allocated(
             f"({name}: {reasons[name]}); choose another method or other layers"
         )
     limit.require_reached(curves)
-    chosen = _chosen(curves, limit.allowed, error, method.uniform)
+    chosen = _chosen(curves, limit, error)
     return {
         "chosen": chosen,
-        "frontier": [] if method.uniform else frontier(curves),
+        "frontier": [] if method.uniform or method.same_choice else frontier(curves),
         "largest_error": None if error is None else largest_error(curves, chosen),
     }
 
 
-def _chosen(curves: Mapping[str, Curve], allowed: int, error: float | None, same_share: bool) -> dict[str, int]:
-    """Choice of each layer: the cheapest within an error, or the best that fits the budget."""
+def _chosen(curves: Mapping[str, Curve], limit: Limit, error: float | None) -> dict[str, int]:
+    """Choice of each layer: the cheapest within an error, or the best that fits the limits."""
     if error is not None:
         return cheapest_within(curves, error)
-    return uniform(curves, allowed) if same_share else allocate(curves, allowed)
+    if limit.macs is not None:
+        return allocate_within(curves, limit.allowed, limit.macs)
+    if limit.method.same_choice:
+        return same_choice(curves, limit.allowed)
+    return (uniform if limit.method.uniform else allocate)(curves, limit.allowed)

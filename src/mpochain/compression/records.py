@@ -6,6 +6,7 @@ import html
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from mpochain.compression.layer_record import LayerRecord
 from mpochain.compression.refined_blocks import RefinedBlock, refinement_note
 from mpochain.compression.sufficiency import HeldOut, too_few_rows
 from mpochain.compression.summary import summary
@@ -42,57 +43,6 @@ _LEAST_IMPORTANT = (
 _NAMED = 4
 
 
-@dataclass(frozen=True)
-class LayerRecord:
-    """Sizes and errors of one layer before and after compression.
-
-    Attributes:
-        name: name of the layer in the model.
-        shape: ``(out_features, in_features)``.
-        form: form of the replacement, as text; ``"dense"`` for a layer that stayed dense.
-        parameters_before: parameters of the dense weight.
-        parameters_after: parameters of its replacement.
-        bytes_before: bytes of the dense weight.
-        bytes_after: bytes of its replacement, indices included.
-        macs_before: multiply-adds per input row of the dense layer; 0 for an embedding, whose rows are looked up.
-        macs_after: multiply-adds per input row of its replacement, without folding.
-        weight_error: relative Frobenius error of the weight.
-        output_error: relative error of the outputs on the calibration data; None without data.
-        loss_increase: predicted increase of the loss if only this layer is replaced, in nats per token, to second
-            order; None without gradients.
-        padding: norm of an embedding's padding row if the row was zero and no longer is; None otherwise.
-        rows: number of input rows (tokens) of the calibration data that reached the layer, without masked ones; None
-            without data.
-        reason: why the layer stayed dense, if not because of the budget; None otherwise.
-    """
-
-    name: str
-    shape: tuple[int, int]
-    form: str
-    parameters_before: int
-    parameters_after: int
-    bytes_before: int
-    bytes_after: int
-    macs_before: int
-    macs_after: int
-    weight_error: float
-    output_error: float | None
-    loss_increase: float | None
-    padding: float | None = None
-    rows: int | None = None
-    reason: str | None = None
-
-    @property
-    def bits_per_weight(self) -> float:
-        """Bits that the replacement stores per entry of the dense weight, indices, scales and zeros included."""
-        return 8 * self.bytes_after / self.parameters_before
-
-    @property
-    def rows_per_input(self) -> float | None:
-        """Calibration rows per input feature; None without data."""
-        return None if self.rows is None else self.rows / self.shape[1]
-
-
 @dataclass(frozen=True, repr=False)
 class CompressionReport:
     """Result of compressing a model: a record of each layer, the budget and the predicted trade-off.
@@ -117,6 +67,7 @@ class CompressionReport:
             their forward, weight or state was altered, with the reason; they are not among ``layers``.
         held_out: how well the result holds on data that were set aside; None without such data.
         refined: one record per refined block; empty without refinement.
+        speed: second budget, of multiply-adds, as the user gave it; None without one.
     """
 
     layers: tuple[LayerRecord, ...]
@@ -134,6 +85,7 @@ class CompressionReport:
     shared: tuple[tuple[str, str], ...] = ()
     held_out: HeldOut | None = None
     refined: tuple[RefinedBlock, ...] = ()
+    speed: float | str | None = None
 
     def __repr__(self) -> str:
         return (
@@ -169,6 +121,16 @@ class CompressionReport:
     def bytes_after(self) -> int:
         """Bytes of what all target layers store instead of their weights, indices, scales and zeros included."""
         return sum(layer.bytes_after for layer in self.layers)
+
+    @property
+    def macs_before(self) -> int:
+        """Multiply-adds per input row of all target layers before compression."""
+        return sum(layer.macs_before for layer in self.layers)
+
+    @property
+    def macs_after(self) -> int:
+        """Multiply-adds per input row of all target layers after compression."""
+        return sum(layer.macs_after for layer in self.layers)
 
     @property
     def bits_per_weight(self) -> float:
@@ -283,6 +245,8 @@ class CompressionReport:
             "bytes_before": self.bytes_before,
             "bytes_after": self.bytes_after,
             "bits_per_weight": self.bits_per_weight,
+            "macs_before": self.macs_before,
+            "macs_after": self.macs_after,
             "coverage": self.coverage,
             "model_bytes_after": self.model_bytes_after,
         }

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.parametrize import is_parametrized
 
-from mpochain.compression.methods import Method, method_named
+from mpochain.compression.methods import Method, method_of
 from mpochain.compression.records import LayerRecord
 from mpochain.compression.refined_blocks import RefinedBlock
 from mpochain.compression.refinement_settings import Refinement, settings_of
@@ -197,9 +197,10 @@ def open_state(
     calibration: Iterable[Any] | None = None,
     targets: Iterable[str] | None = None,
     ignore: Iterable[str] = (),
-    method: str | Method = "interpolative",
+    method: str | Method | None = None,
     sequential: bool = False,
     refine: bool | Refinement = False,
+    speed: float | str | None = None,
     loss: Callable[[Any], Tensor] | None = None,
     seed: int = 0,
     replace_other: bool = False,
@@ -216,6 +217,7 @@ def open_state(
         method: compression method.
         sequential: whether layers are built block by block.
         refine: whether blocks are refined, and how.
+        speed: second budget, of multiply-adds.
         loss: its name identifies the run.
         seed: seed of the sampled labels.
         replace_other: see :class:`CompressionState`.
@@ -230,7 +232,7 @@ def open_state(
         ...     sorted(file.name for file in open_state(folder, nn.Linear(2, 2), 0.5).folder.iterdir())
         ['run.json']
     """
-    way = method if isinstance(method, Method) else method_named(method)
+    way = method_of(method, budget)
     with separated_experts(model):  # as compress() sees it
         weights = fingerprint(model)
     identity = {
@@ -242,6 +244,7 @@ def open_state(
         "targets": None if targets is None else as_patterns(targets, "targets"),
         "ignore": as_patterns(ignore, "ignore"),
         "sequential": sequential,
+        "speed": speed,
         "loss": None if loss is None else f"{loss.__module__}:{getattr(loss, '__qualname__', type(loss).__qualname__)}",
         "seed": seed,
         # Layers of another version may be chosen or built differently.

@@ -7,6 +7,7 @@ import textwrap
 from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
+from mpochain.compression.methods.table import default_method
 from mpochain.report.table import Column, text_within
 from mpochain.system.sizes import megabytes, millions
 from mpochain.wording import counted
@@ -97,14 +98,21 @@ def _totals(report: CompressionReport) -> list[str]:
     before, after = report.parameters_before, report.parameters_after
     model = report.model_parameters
     budget = "" if report.budget is None else f", budget {report.budget}"
+    if report.speed is not None:
+        budget += f", speed {report.speed}"
+    default = (
+        " (the default of this kind of budget)" if report.method == "auto" == default_method(report.budget) else ""
+    )
     lines = [
-        f"method {report.method}{budget}; {counted(len(report.layers), 'layer')} with "
+        f"method {report.method}{default}{budget}; {counted(len(report.layers), 'layer')} with "
         f"{report.coverage:.1%} of the parameters",
         f"whole model: {_change(report.model_bytes, report.model_bytes_after, megabytes)}",
         f"parameters: {_change(model, model - before + after, millions)}",
         f"these layers: {_change(report.bytes_before, report.bytes_after, megabytes)}, "
         f"{report.bits_per_weight:.2f} bits per weight",
     ]
+    if report.macs_after != report.macs_before:
+        lines.append(f"multiply-adds per row: {_change(report.macs_before, report.macs_after, millions)}")
     increase = _sum([layer.loss_increase for layer in report.layers])
     if increase is not None:
         lines.append(f"predicted increase of the loss: {increase:.4f} nats per token")

@@ -76,7 +76,7 @@ def compress_by(
         MPOError: a step fails. If the compressed model cannot be evaluated, it is saved nevertheless.
     """
     method = recipe.chosen_method()
-    if recipe.budget is None and not method.settled:
+    if recipe.budget is None and recipe.speed is None and not method.settled:
         raise RecipeError(
             "the budget is missing; give the share or size to keep, such as 0.6, '60%' or '200MB' (on the command line "
             "--budget)"
@@ -125,6 +125,7 @@ def _compress(
         "method": method,
         "sequential": recipe.sequential,
         "refine": recipe.refine,
+        "speed": recipe.speed,
         "seed": recipe.seed,
     }
     possible = {name: value for name, value in arguments.items() if name != "seed"}

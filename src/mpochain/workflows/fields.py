@@ -8,13 +8,24 @@ from typing import Annotated, Any
 from pydantic import AfterValidator, BeforeValidator, Field
 
 from mpochain.compression import Method, method_named
-from mpochain.compression.budget import require_budget
+from mpochain.compression.budget import require_budget, speed_share
 from mpochain.compression.methods.table import method_type
 from mpochain.compression.selection import as_patterns
 from mpochain.errors import RecipeError
 from mpochain.validation import Validated
 
-__all__ = ["Budget", "Count", "File", "MethodName", "Pattern", "RecipeSection", "Source", "Window", "seeded"]
+__all__ = [
+    "Budget",
+    "Count",
+    "File",
+    "MethodName",
+    "Pattern",
+    "RecipeSection",
+    "Source",
+    "SpeedShare",
+    "Window",
+    "seeded",
+]
 
 
 class RecipeSection(Validated):
@@ -25,6 +36,11 @@ class RecipeSection(Validated):
 
 def _budget(value: Any) -> Any:
     require_budget(value)  # its error is a ValueError, as pydantic asks
+    return value
+
+
+def _speed(value: Any) -> Any:
+    speed_share(value)  # its error is a ValueError
     return value
 
 
@@ -70,6 +86,7 @@ Count = Annotated[int, Field(ge=1, lt=1 << 31, strict=True)]
 Window = Annotated[int, Field(ge=2, lt=1 << 31, strict=True)]
 # Typed Any because YAML reads `yes` as True, which pydantic would convert to the number 1.
 Budget = Annotated[Any, BeforeValidator(_budget)]
+SpeedShare = Annotated[Any, BeforeValidator(_speed)]
 File = Annotated[Path, BeforeValidator(_path)]
 # A folder, a file or a name on the hub.
 Source = Annotated[str, Field(min_length=1), AfterValidator(_no_nul)]

@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import AfterValidator, Field, Strict, ValidationError, ValidationInfo, field_validator, model_validator
 
 from mpochain.compression import Method, Refinement, method_named
+from mpochain.compression.methods import default_method
 from mpochain.errors import RecipeError
 from mpochain.train import FinetuneConfig
 from mpochain.validation import parsed, problems, shortened
@@ -19,6 +20,7 @@ from mpochain.workflows.fields import (
     Pattern,
     RecipeSection,
     Source,
+    SpeedShare,
     Window,
     seeded,
 )
@@ -39,6 +41,9 @@ __all__ = [
     "example_recipes",
 ]
 
+
+# Default of a recipe's method, told from a name by identity.
+_BY_BUDGET = "the default of the budget"
 
 # Suffix of a method of a comparison whose later layers correct the errors of earlier ones.
 SEQUENTIAL = "+sequential"
@@ -137,8 +142,9 @@ class Recipe(RecipeSection):
         dtype: dtype to work in; ``"auto"`` for the stored dtype.
         budget: share of the layers' storage to keep, such as 0.6 or "60%"; or bytes, such as "200MB"; or bits per
             weight of the layers, such as "3 bits"; or the limit of each layer's relative error, such as "5% error".
+        speed: second budget, the share of the layers' multiply-adds to keep, such as 0.7 or "70%".
         method: a name in :data:`mpochain.compression.METHODS`, or ``package.module:ClassName`` of a method from another
-            package, which is imported.
+            package, which is imported. By default "auto" for a budget in bytes or bits, and "interpolative" for others.
         settings: settings of the method, see its ``Settings``; ``mpochain methods`` lists them.
         sequential: whether later layers correct the errors of earlier ones.
         refine: whether blocks are trained on the dense blocks' outputs after the compression; or the fields of
@@ -157,7 +163,8 @@ class Recipe(RecipeSection):
     model: Source
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     budget: Budget | None = None
-    method: MethodName = "interpolative"
+    speed: SpeedShare | None = None
+    method: MethodName = Field(_BY_BUDGET, validate_default=True)
     settings: dict[str, Any] = Field(default_factory=dict, validate_default=True)
     sequential: bool = False
     refine: Annotated[bool, Strict()] | Refinement = False
@@ -170,6 +177,11 @@ class Recipe(RecipeSection):
     finetune: Finetuning | None = None
     comparison: Comparison | None = None
     stages: tuple[Stage, ...] = ()
+
+    @field_validator("method", mode="before")
+    @classmethod
+    def _method_of_the_budget(cls, method: Any, info: ValidationInfo) -> Any:
+        return default_method(info.data.get("budget")) if method is _BY_BUDGET else method
 
     @field_validator("settings")
     @classmethod

@@ -8,7 +8,7 @@ from mpochain.compression.methods.kronecker import Kronecker
 from mpochain.compression.methods.low_rank import LowRank
 from mpochain.compression.methods.method import Method, MethodSettings
 from mpochain.compression.methods.search import Search
-from mpochain.compression.methods.table import METHODS, method_named
+from mpochain.compression.methods.table import METHODS, default_method, method_named, method_of
 from mpochain.compression.methods.token_train import TokenTrain
 
 __all__ = [
@@ -23,5 +23,7 @@ __all__ = [
     "MethodSettings",
     "Search",
     "TokenTrain",
+    "default_method",
     "method_named",
+    "method_of",
 ]

@@ -48,6 +48,8 @@ class Method(ABC):
             these and the second moments of the gradients.
         uniform: whether every layer keeps the same share of its parameters, as in many published methods; otherwise
             the budget goes where it reduces the error most.
+        same_choice: whether every layer takes the choice of the same index, such as the same number of bits; then the
+            errors are never compared.
         linear: whether the method compresses linear layers.
         embeddings: whether the method compresses embeddings.
         tensors: the most tensors that one of its layers stores, bias included, which says how large the header of the
@@ -87,6 +89,7 @@ class Method(ABC):
     name: str = ""
     needs: Needs = "nothing"
     uniform: bool = False
+    same_choice: bool = False
     linear: bool = True
     embeddings: bool = False
     tensors: int = 4

@@ -18,7 +18,7 @@ from mpochain.compression.methods.token_train import TokenTrain
 from mpochain.errors import ArgumentError
 from mpochain.system.extensions import errors_named
 
-__all__ = ["METHODS", "method_named", "method_type"]
+__all__ = ["METHODS", "default_method", "method_named", "method_of", "method_type"]
 
 # Names on the command line, in recipes and in reports.
 METHODS: dict[str, Method] = {
@@ -35,6 +35,20 @@ METHODS: dict[str, Method] = {
     "word2ketxs": Entangled(order=2),
     "token_train": TokenTrain(),
 }
+
+
+def default_method(budget: float | str | None) -> str:  # noqa: ARG001  # until a method takes bits
+    """Name of the method that a budget takes if none is named."""
+    return "interpolative"
+
+
+def method_of(method: str | Method | None, budget: float | str | None) -> Method:
+    """The method that an argument gives: an instance, a name, or None for the default of the budget.
+
+    Raises:
+        ArgumentError: see :func:`method_named`.
+    """
+    return method if isinstance(method, Method) else method_named(default_method(budget) if method is None else method)
 
 
 def method_named(name: str, settings: Mapping[str, Any] | None = None) -> Method:

@@ -14,7 +14,7 @@ from mpochain.compression.statistics.moments import Moments
 from mpochain.decomposition import WeightedLowRank, projected_low_rank, weighted_low_rank
 from mpochain.errors import ArgumentError
 
-__all__ = ["Errors", "Projections", "errors_between", "fit", "weights_of"]
+__all__ = ["Errors", "Projections", "errors_between", "fit", "losses", "weights_of"]
 
 # This share of the inputs' mean power is added to the diagonal of their moments, so that directions absent from the
 # data still count a little.
@@ -98,6 +98,30 @@ class Projections:
             pair = (gradients, activations) if _is_wide(weight) else (activations, gradients)
             loss = lost(*pair, residual) / 2
         return Errors(math.sqrt(output), loss)
+
+
+def losses(projections: Projections, weight: Tensor, moments: Moments | None) -> NDArray[np.float64]:
+    """Predicted increase of the loss at every rank from 0 on, without the damping of the fit; ``(k + 1,)``.
+
+    The residual of rank ``r`` is ``I - P`` with ``P`` the sum of the first ``r`` terms, so all ranks follow from one
+    product each of the two moments with the projections.
+
+    Args:
+        projections: of :func:`fit` with gradients.
+        weight: ``W``, ``(out, in)``, the matrix that was fitted.
+        moments: its moments, with gradients; None for those of a fit without data.
+    """
+    if moments is None or moments.gradients is None:
+        return projections.errors / 2
+    metric, moments64 = moments.gradients.double(), moments.activations.double()
+    if not _is_wide(weight):
+        metric, moments64 = moments64, metric
+    left, right = projections.left, projections.right
+    linear = ((right @ moments64 @ metric) * left.T).sum(1).cumsum(0)
+    quadratic = ((left.T @ metric @ left) * (right @ moments64 @ right.T)).cumsum(0).cumsum(1).diagonal()
+    total = (metric * moments64).sum()
+    kept = torch.cat([torch.zeros(1, dtype=linear.dtype, device=linear.device), quadratic - 2 * linear])
+    return np.maximum(np.asarray((total + kept).cpu()), 0.0) / 2
 
 
 def fit(weight: Tensor, moments: Moments | None, *, damping: float | None = None) -> Projections:
