@@ -24,6 +24,7 @@ from mpochain.compression.statistics.moments import Moments, frozen
 from mpochain.compression.statistics.square_sum import compact
 from mpochain.compression.target import Target
 from mpochain.linalg import solve
+from mpochain.nn.experts import Expert
 from mpochain.surgery.calls import without_cache
 from mpochain.surgery.replacement import replace_layers
 from mpochain.system.progress import TimeLeft
@@ -116,7 +117,8 @@ def in_sequence(
     Args:
         model: model whose blocks are the items of one ``nn.ModuleList`` or ``nn.Sequential``; the first argument of
             each block is the first output of the previous one.
-        targets: layers by name; those outside the blocks are compressed first, without correction.
+        targets: layers by name; those outside the blocks are compressed first, without correction, and those of
+            experts of a mixture after the other layers of their block, without correction either.
         batches: see :func:`mpochain.compression.statistics.moments.run_batch`; read once. Memory holds the inputs of
             the next block in both models, and the other arguments of all blocks.
         build: function of a layer's name and the moments of its inputs in both models (None without correction). It
@@ -129,6 +131,8 @@ def in_sequence(
     stack = largest_stack(model, names, "sequential=True")
     container, first, last = stack.container, stack.first, stack.last
     inside = {module for block in list(container)[first:last] for module in block.modules()}
+    # The compressed model sends other tokens to an expert than the dense one, so that no pairs of inputs exist.
+    uncorrected = {layer for part in inside if isinstance(part, Expert) for layer in part.children()}
     replaced: dict[nn.Module, nn.Module] = {}
 
     def put(dense: nn.Module, pair: Pair | None) -> None:
@@ -150,13 +154,17 @@ def in_sequence(
             for number in range(last - first):
                 _logger.info("block %s", left.after(number) if number else f"1 of {last - first}")
                 block = container[first + number]
-                sums = BlockSums({module: names[module] for module in block.modules() if module in names})
+                layers = [module for module in block.modules() if module in names]
+                sums = BlockSums({module: names[module] for module in layers if module not in uncorrected})
                 for k, batch_calls in enumerate(calls):
                     before, dense_states[k] = sums.read(block, batch_calls[number], dense_states[k])
                     after, _ = sums.read(block, batch_calls[number], states[k])
                     sums.add(before, after, batch_calls[number].masks)
                 for module, pair in sums.means():
                     put(module, pair)
+                for module in layers:
+                    if module in uncorrected:
+                        put(module, None)
                 block = container[first + number]  # the block itself may have been replaced
                 states = [
                     batch_calls[number].run(block, hidden) for batch_calls, hidden in zip(calls, states, strict=True)
