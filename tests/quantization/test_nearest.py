@@ -35,7 +35,8 @@ def test_error_of_normal_weights(bits, error, symmetric):
 )
 def test_values_are_the_nearest_of_the_grid(bits, group, symmetric, shape, seed, exponent):
     random = torch.Generator().manual_seed(seed)
-    matrix = torch.randn(shape, generator=random) * 2.0**exponent
+    matrix = torch.randn(shape, generator=random)
+    matrix *= 2.0**exponent / matrix.abs().max()
     short = nearest(matrix, Scheme(bits, group, symmetric))
     short.require_valid()
     distance = (matrix - short.dequantized()).abs()

@@ -6,8 +6,22 @@ with the scales and zero points of groups of columns.
 
 from mpochain.quantization.codes import Quantized
 from mpochain.quantization.grid import grids
+from mpochain.quantization.input_feedback import input_feedback
 from mpochain.quantization.nearest import nearest
 from mpochain.quantization.packing import packed, unpacked
 from mpochain.quantization.scheme import BITS, Scheme
+from mpochain.quantization.triangle import Triangle
+from mpochain.quantization.two_sided import two_sided
 
-__all__ = ["BITS", "Quantized", "Scheme", "grids", "nearest", "packed", "unpacked"]
+__all__ = [
+    "BITS",
+    "Quantized",
+    "Scheme",
+    "Triangle",
+    "grids",
+    "input_feedback",
+    "nearest",
+    "packed",
+    "two_sided",
+    "unpacked",
+]

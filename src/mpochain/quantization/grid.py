@@ -16,12 +16,14 @@ from mpochain.quantization.scheme import Scheme
 
 __all__ = ["checked_matrix", "grids", "group_grid"]
 
-# Scales are float16. Between the smallest scale and 2^-24 they would have fewer than 5 significant bits.
-_LARGEST_SCALE, _SMALLEST_SCALE, _LEAST_STEP = 65504.0, 2.0**-20, 2.0**-24
+# Scales are float16, a multiple of 2^-24 if they are small. Codes are chosen for the scale as it is stored, so that a
+# few of these multiples are enough.
+_LARGEST_SCALE, _SMALLEST_SCALE, _LEAST_STEP = 65504.0, 2.0**-22, 2.0**-24
 # Smallest and largest step tried, relative to the step that covers the range of the values, and their number.
 _STEPS = {8: (0.9, 1.01, 5), 4: (0.6, 1.05, 9), 3: (0.5, 1.1, 11), 2: (0.3, 1.2, 13)}
 # Attempts from the best step so far, refitted to its codes.
 _REFITS = 2
+_TINY = 1e-30
 # Weights of columns are at least this share of their mean, so that a column without input still has a value.
 _LEAST_WEIGHT = 1e-3
 
@@ -60,9 +62,9 @@ def group_grid(values: Tensor, scheme: Scheme, column_weights: Tensor | None = N
     """Scale and zero point of each row of values, which are one group: float16 ``(m,)`` and uint8 ``(m,)``.
 
     Args:
-        values: float32 or float64 ``(m, n)``, finite.
+        values: float32 ``(m, n)``, finite.
         scheme: bits and symmetry; the zero points are ``2**(bits - 1)`` if it is symmetric.
-        column_weights: ``(n,)``, nonnegative weights of the squared errors.
+        column_weights: ``(n,)`` or ``(m, n)``, nonnegative weights of the squared errors.
 
     Example:
         >>> scales, zeros = group_grid(torch.tensor([[-1.0, 0.0, 1.0, 2.0]]), Scheme(2))
@@ -70,47 +72,41 @@ def group_grid(values: Tensor, scheme: Scheme, column_weights: Tensor | None = N
         (tensor([1.], dtype=torch.float16), tensor([1], dtype=torch.uint8))
     """
     largest = values.abs().amax(dim=1, keepdim=True)
-    zero_rows = largest == 0
-    unit = values / largest.masked_fill(zero_rows, 1.0)
-    if column_weights is None:
-        weighted, weights = unit, torch.ones(unit.shape[1], dtype=unit.dtype, device=unit.device)
-    else:
-        weights = column_weights.to(unit)
-        mean = weights.mean()
-        weights = (weights / mean).clamp_(min=_LEAST_WEIGHT) if bool(mean > 0) else torch.ones_like(weights)
-        weighted = unit * weights
+    is_zero = largest == 0
+    unit = values / largest.masked_fill_(is_zero, 1.0)
+    weights = _positive(torch.ones_like(unit[:1]) if column_weights is None else column_weights)
+    weighted = unit * weights
     low, high = unit.amin(dim=1, keepdim=True).clamp_(max=0.0), unit.amax(dim=1, keepdim=True).clamp_(min=0.0)
-    top = float(scheme.largest_code)
+    top, middle = float(scheme.largest_code), float(scheme.middle_code)
     if scheme.symmetric:
-        middle = float(scheme.middle_code)
+        widest = torch.maximum(high / max(middle - 1.0, 1.0), -low / middle).masked_fill_(is_zero, 1.0)
         zeros = torch.full_like(low, middle)
-        widest = torch.maximum(high / max(middle - 1.0, 1.0), -low / middle)
     else:
-        widest = (high - low) / top
-        widest = widest.masked_fill(zero_rows, 1.0)
+        widest = ((high - low) / top).masked_fill_(is_zero, 1.0)
         zeros = (-low / widest).round_()
-    best_gain = torch.full_like(low, -1.0)
-    best_scale, best_zeros = widest.clone(), zeros.clone()
 
-    def attempt(step: Tensor, zeros: Tensor) -> None:
-        # With the best scale for its codes q, an attempt lowers the squared error by (x.q)^2 / (q.q).
-        q = (unit / step).round_()
-        q = torch.clamp(q, -zeros, top - zeros)
-        product = (weighted * q).sum(dim=1, keepdim=True)
-        squares = q.square_() @ weights[:, None]
-        gain = product.clamp(min=0.0).square_() / squares.clamp(min=1e-30)
-        better = gain > best_gain
-        best_gain.copy_(torch.where(better, gain, best_gain))
-        best_scale.copy_(torch.where(better & (squares > 0), product / squares.clamp(min=1e-30), best_scale))
-        best_zeros.copy_(torch.where(better, zeros, best_zeros))
+    def refitted(step: Tensor) -> tuple[Tensor, Tensor]:
+        """With the codes of a step: the decrease of the squared error by the best scale, and that scale."""
+        code = torch.addcmul(zeros, unit, 1 / step).round_().clamp_(0.0, top).sub_(zeros)
+        product = torch.linalg.vecdot(weighted, code)[:, None]
+        square = torch.linalg.vecdot(code.square_(), weights)[:, None].clamp_(min=_TINY)
+        # Where all codes are zero there is no best scale.
+        return product.square() / square, torch.where(product > 0, product / square, step)
 
-    for factor in torch.linspace(*_STEPS[scheme.bits]).tolist():
-        attempt(widest * factor, zeros)
-    for _ in range(_REFITS):
-        attempt(best_scale.clone(), best_zeros.clone())
-    scales = (best_scale * largest.masked_fill(zero_rows, 1.0)).clamp_(_LEAST_STEP, _LARGEST_SCALE)
-    scales = scales.masked_fill(zero_rows, 1.0)
-    return scales[:, 0].to(torch.float16), best_zeros[:, 0].to(torch.uint8)
+    gain, scale = refitted(widest)
+    for factor in (*torch.linspace(*_STEPS[scheme.bits]).tolist(), *[None] * _REFITS):
+        other_gain, other = refitted(scale if factor is None else widest * factor)
+        better = other_gain > gain
+        gain, scale = torch.where(better, other_gain, gain), torch.where(better, other, scale)
+    scale = (scale * largest).clamp_(_LEAST_STEP, _LARGEST_SCALE).masked_fill_(is_zero, 1.0)
+    return scale[:, 0].to(torch.float16), zeros[:, 0].to(torch.uint8)
+
+
+def _positive(weights: Tensor) -> Tensor:
+    """Weights ``(m, n)`` with a mean of 1 in each row and none near 0; equal where all are zero."""
+    weights = weights.float().reshape(-1, weights.shape[-1])
+    mean = weights.mean(dim=1, keepdim=True)
+    return torch.where(mean > 0, weights / mean.clamp(min=_TINY), 1.0).clamp_(min=_LEAST_WEIGHT)
 
 
 def grids(matrix: Tensor, scheme: Scheme, column_weights: Tensor | None = None) -> tuple[Tensor, Tensor]:
