@@ -15,13 +15,18 @@ from mpochain import (
     TokenTrainEmbedding,
     shapes,
 )
-from mpochain.nn import RowLinear
+from mpochain.nn import QuantizedEmbedding, QuantizedLinear, QuantizedParts, RowLinear
+from mpochain.quantization import Scheme
 
 UNITS = torch.tensor([[0, 1], [0, 2], [3, 1], [2, 2], [1, 3], [3, 3], [0, 0], [1, 1], [2, 0]])
 
 
 def _permuted(**orders):
     return PermutedLinear(MPOLinear(12, 8, max_bond=2, bias=False), **orders)
+
+
+def _in_codes(name, scheme):
+    return QuantizedParts.of(_LAYERS[name](), scheme)
 
 
 _LAYERS = {
@@ -44,6 +49,18 @@ _LAYERS = {
     "trains of rows": lambda: TokenTrainEmbedding(9, 8, max_bond=2),
     "rows of units": lambda: RowLinear(EntangledEmbedding(9, 8, units=UNITS, ranks=2)),
     "rows of trains": lambda: RowLinear(TokenTrainEmbedding(9, 8, max_bond=2)),
+    "4 bits": lambda: QuantizedLinear(12, 8, Scheme(4, group=5)),
+    "3 bits, symmetric": lambda: QuantizedLinear(45, 8, Scheme(3, group=9, symmetric=True), bias=False),
+    "interpolative, 8 bits": lambda: _in_codes(
+        "interpolative", {"rows": Scheme(8, group=4), "coefficients": Scheme(2)}
+    ),
+    "chains, 4 bits": lambda: _in_codes("chains", dict.fromkeys(("core_0_0", "core_1_1"), Scheme(4, group=4))),
+    "sum, 8 bits": lambda: _in_codes("sum", {"parts.0.rows": Scheme(8), "parts.1.core_0_1": Scheme(8, 3, True)}),
+    "permuted, 8 bits": lambda: _in_codes("permuted", {"parts.0.core_0_0": Scheme(8)}),
+    "table, 2 bits": lambda: QuantizedEmbedding(9, 18, Scheme(2, group=16)),
+    "embedding, 8 bits": lambda: _in_codes("embedding", {"table.core_0_0": Scheme(8), "table.core_0_1": Scheme(8)}),
+    "entangled digits, 4 bits": lambda: _in_codes("entangled digits", {"table_0": Scheme(4), "table_2": Scheme(8)}),
+    "rows of a table": lambda: RowLinear(QuantizedEmbedding(9, 8, Scheme(4))),
 }
 NAMES = tuple(_LAYERS)
 
@@ -54,8 +71,14 @@ def layer_named(name, dtype=torch.float64):
     layer = _LAYERS[name]().to(dtype)
     with torch.no_grad():
         for parameter in layer.parameters():
-            parameter.normal_(0.0, 0.6)
+            # Scales of codes, which are float16 in any layer, multiply numbers of up to 255.
+            parameter.normal_(0.0, 0.6 if parameter.dtype == dtype else 0.05)
     return layer
+
+
+def first_trained(layer):
+    """The first parameter that is trained."""
+    return next(parameter for parameter in layer.parameters() if parameter.requires_grad)
 
 
 def inputs_of(layer, lead, dtype=torch.float64):

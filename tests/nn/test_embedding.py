@@ -13,7 +13,7 @@ from torch import nn
 
 import mpochain as mpo
 from mpochain import ChainSpec, MPOEmbedding, MPOError, MPOLinear
-from mpochain.nn.layer import layer_of as layer_of_entry
+from mpochain.nn.kinds import layer_of as layer_of_entry
 from mpochain.surgery import learning_rate_scales, tied_head
 from mpochain.surgery.tying import tied_linears
 from mpochain.train import parameter_groups

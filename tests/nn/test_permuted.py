@@ -11,7 +11,7 @@ from torch import nn
 import mpochain as mpo
 from mpochain import InterpolativeLinear, MPOError, MPOLinear, PermutedLinear
 from mpochain.decomposition import split_off
-from mpochain.nn.layer import layer_of as layer_of_entry
+from mpochain.nn.kinds import layer_of as layer_of_entry
 from mpochain.surgery import learning_rate_scales
 
 BATCHES = [(1,), (6,), (0,), (), (2, 1, 3)]

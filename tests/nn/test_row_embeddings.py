@@ -17,7 +17,7 @@ from mpochain import EntangledEmbedding, MPOError, TokenTrainEmbedding
 from mpochain.nn import RowLinear
 from mpochain.nn.embeddings import head as head_module
 from mpochain.nn.embeddings import rows as rows_module
-from mpochain.nn.layer import layer_of as layer_of_entry
+from mpochain.nn.kinds import layer_of as layer_of_entry
 from mpochain.surgery import tied_head
 from mpochain.surgery.finding import compressed_layers
 

@@ -13,7 +13,7 @@ from mpochain.checkpoint.configuration import CONFIG, read_configuration, tensor
 from mpochain.checkpoint.elements import DTYPES
 from mpochain.errors import CheckpointError, MPOError
 from mpochain.nn import CompressedLayer
-from mpochain.nn.layer import layer_of
+from mpochain.nn.kinds import layer_of
 from mpochain.system.folders import read_unchanged
 from mpochain.system.paths import as_path
 
@@ -46,7 +46,8 @@ class Contents:
     Attributes:
         model: class name of a Hugging Face model; None for other models.
         layers: the compressed layers.
-        parameters: number of floating-point elements of the whole model; tied tensors count once.
+        parameters: number of floating-point elements of the whole model, and of integers that compressed layers store
+            for weights, such as codes; tied tensors count once.
         bytes: size of all tensors.
         dtypes: element types of the tensors, by their safetensors names.
         intact: True if the file of tensors has the hash that the configuration states.
@@ -101,29 +102,27 @@ def _contents(folder: Path) -> Contents:
     except (safetensors.SafetensorError, OSError) as error:
         raise CheckpointError(f"{file} cannot be read: {error}") from error
 
-    def total(names: list[str]) -> tuple[int, int]:
-        tensors = [held[name] for name in names]
-        floats = sum(count for dtype, count in tensors if "F" in dtype)
-        return floats, sum(count * DTYPES.get(dtype, torch.float32).itemsize for dtype, count in tensors)
-
     layers = []
+    # Floating-point numbers outside of the weights of layers.
+    others = {name: count for name, (dtype, count) in held.items() if "F" in dtype and name not in config.buffers}
     for name, description in config.layers.items():
         try:
             layer = layer_of(description, None, f"layers.{name}")
         except MPOError as error:
             raise CheckpointError(f"{folder / CONFIG}: {error}") from error
-        own = {key.removeprefix(f"{name}."): dtype for key, (dtype, _) in held.items() if key.startswith(f"{name}.")}
-        if any(key.startswith(f"{name}.") for key in config.tied) and not own.keys() - {"bias"}:
+        own = {key.removeprefix(f"{name}."): value for key, value in held.items() if key.startswith(f"{name}.")}
+        weight = {key for key, (_, count) in own.items() if count and key.rpartition(".")[2] != "bias"}
+        if any(key.startswith(f"{name}.") for key in config.tied) and not weight:
             continue  # a head tied to another layer, and counted there
-        numbers = _typed(layer, own).numbers()
+        for key in weight:
+            others.pop(f"{name}.{key}", None)
+        numbers = _typed(layer, {key: dtype for key, (dtype, _) in own.items()}).numbers()
         layers.append(StoredLayer(name, layer.shape, layer.form(), numbers.parameters, numbers.bytes))
-    parameters, _ = total([name for name in held if name not in config.buffers])
-    _, size = total(list(held))
     return Contents(
         config.model.name if config.model is not None else None,
         tuple(layers),
-        parameters,
-        size,
+        sum(others.values()) + sum(layer.parameters for layer in layers),
+        sum(count * DTYPES.get(dtype, torch.float32).itemsize for dtype, count in held.values()),
         tuple(sorted({dtype for dtype, _ in held.values()})),
         intact,
     )

@@ -44,7 +44,8 @@ def require_elements(model: nn.Module, stored: Mapping[str, str]) -> None:
     """Check the element types of stored tensors against the model that they are for.
 
     Floating-point tensors may have any type that torch computes in, and all of a compressed or dense layer must have
-    the same one. Other tensors must have the type of the model's.
+    the same one, except for those with a type of their own, such as scales of codes. Other tensors must have the type
+    of the model's.
 
     Args:
         model: the model, whose tensors may be on the meta device.
@@ -64,18 +65,18 @@ def require_elements(model: nn.Module, stored: Mapping[str, str]) -> None:
     for prefix, layer in model.named_modules():
         if not isinstance(layer, CompressedLayer | nn.Embedding) and dense_shape(layer) is None:
             continue
+        own = layer.own_types() if isinstance(layer, CompressedLayer) else {}
         types: dict[str, str] = {}
-        for name, value in _floats(layer).items():
+        for name, value in layer.state_dict().items():
             full = f"{prefix}.{name}" if prefix else name
-            if full in stored and value.dtype in _FLOATS:
+            if full in stored and name in own and DTYPES.get(stored[full]) != own[name]:
+                names = {dtype: element for element, dtype in DTYPES.items()}
+                raise ArgumentError(f"{full} has elements of type {stored[full]}, expected {names[own[name]]}")
+            if full in stored and name not in own and value.dtype in _FLOATS:
                 types.setdefault(stored[full], full)
         if len(types) > 1:
             listed = " and ".join(f"{name} of type {element}" for element, name in list(types.items())[:2])
             raise ArgumentError(f"a layer holds {listed}; expected one type of floating-point numbers per layer")
-
-
-def _floats(layer: nn.Module) -> dict[str, Tensor]:
-    return {name: value for name, value in layer.state_dict().items() if value.is_floating_point()}
 
 
 def require_storable(model: nn.Module) -> None:

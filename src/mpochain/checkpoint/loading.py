@@ -17,7 +17,7 @@ from mpochain.checkpoint.hugging_face import HuggingFaceModel
 from mpochain.errors import ArgumentError, CheckpointError, MPOError
 from mpochain.nn import CompressedLayer, RowEmbedding, SeparateExperts
 from mpochain.nn.dense import dense_shape
-from mpochain.nn.layer import layer_of
+from mpochain.nn.kinds import layer_of
 from mpochain.surgery.experts import separate_experts
 from mpochain.surgery.finding import require_module
 from mpochain.surgery.replacement import replace_layers
@@ -97,7 +97,7 @@ def _load(folder: Path, model: nn.Module | None) -> nn.Module:
             _replace(model, config.layers, folder)
             _compare(model, stored, names, config.tied, file)
             _fill(model, stored, names, config.tied)
-            _require_indices(model, file)
+            _require_valid_values(model, file)
     except (safetensors.SafetensorError, OSError) as error:
         raise CheckpointError(f"{file} cannot be read: {error}") from error
     return model.eval()
@@ -272,12 +272,11 @@ def _fill(model: nn.Module, stored: Any, names: set[str], tied: Mapping[str, str
         setattr(model.get_submodule(owner), attribute, shared)
 
 
-def _require_indices(model: nn.Module, file: Path) -> None:
-    """Raise CheckpointError for index buffers with invalid values."""
+def _require_valid_values(model: nn.Module, file: Path) -> None:
+    """Raise CheckpointError for values that a compressed layer cannot compute with, such as indices out of range."""
     for prefix, layer in model.named_modules():
         if isinstance(layer, CompressedLayer):
-            for name, index in layer.indices().items():
-                try:
-                    index.require_valid(f"{prefix}.{name}")
-                except ArgumentError as error:
-                    raise CheckpointError(f"{file}: {error}") from error
+            try:
+                layer.require_valid(prefix)
+            except MPOError as error:
+                raise CheckpointError(f"{file}: {error}") from error

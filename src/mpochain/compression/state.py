@@ -27,7 +27,7 @@ from mpochain.compression.state_files import part_of, read_part, read_sealed, wr
 from mpochain.compression.target import Target
 from mpochain.errors import CheckpointError, MPOError
 from mpochain.nn import LAYERS, CompressedLayer
-from mpochain.nn.layer import layer_of
+from mpochain.nn.kinds import layer_of
 from mpochain.surgery.experts import separated_experts
 from mpochain.surgery.fingerprint import fingerprint, fingerprint_of_data
 from mpochain.system.files import require_writable

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -13,6 +14,7 @@ from mpochain.execution.autocast import without_autocast
 
 __all__ = ["STEPS", "Kept", "ParameterState", "buffers_of", "keepable", "same", "same_memory", "state_of"]
 
+Result = TypeVar("Result")
 # A parameter with its address, dtype and version.
 ParameterState = tuple[Tensor, int, torch.dtype, int]
 
@@ -89,24 +91,25 @@ STEPS = _OptimizerSteps()
 
 
 class Kept:
-    """Cache of one tensor computed from parameters, recomputed when a parameter changes.
+    """Cache of one result computed from parameters, recomputed when a parameter changes.
 
     Copies and pickles of the cache are empty.
     """
 
     def __init__(self) -> None:
         STEPS.watch()
-        self._entry: tuple[int, list[ParameterState], Tensor] | None = None
+        self._entry: tuple[int, list[ParameterState], Any] | None = None
 
     def get(
-        self, x: Tensor, parameters: Sequence[Tensor], make: Callable[[], Tensor], buffers: Sequence[Tensor] = ()
-    ) -> Tensor | None:
+        self, x: Tensor, parameters: Sequence[Tensor], make: Callable[[], Result], buffers: Sequence[Tensor] = ()
+    ) -> Result | None:
         """The result of ``make`` for these parameters; None if it may not be cached.
 
         Args:
             x: input of the call that uses the result.
             parameters: all parameters that ``make`` uses.
-            make: computes the tensor; called without gradients if a parameter or buffer has changed.
+            make: computes the tensor, or a layer of tensors; called without gradients if a parameter or buffer has
+                changed.
             buffers: all buffers that ``make`` uses.
         """
         tensors = [*parameters, *buffers] if buffers else parameters
@@ -117,15 +120,16 @@ class Kept:
                 if now is not before or now._version != version or now.data_ptr() != address:
                     break
             else:
-                return entry[2]
+                kept: Result = entry[2]
+                return kept
         # Inference tensors have no version counter, so a change would not be noticed.
         if not keepable(x, parameters) or any(now.is_inference() for now in tensors) or not _plain(buffers):
             return None
         # In the parameters' own dtype, since the next call may be without autocast.
         with torch.no_grad(), without_autocast(x):
-            tensor = make()
-        self._entry = STEPS.count, state_of(tensors), tensor
-        return tensor
+            result = make()
+        self._entry = STEPS.count, state_of(tensors), result
+        return result
 
     def __reduce__(self) -> tuple[type[Kept], tuple[()]]:
         return Kept, ()

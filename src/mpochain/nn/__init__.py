@@ -1,14 +1,24 @@
 """Compressed linear layers and embeddings, one form per file."""
 
-from mpochain.nn.embeddings import EntangledEmbedding, MPOEmbedding, RowEmbedding, RowLinear, TokenTrainEmbedding
+from mpochain.nn.embeddings import (
+    EntangledEmbedding,
+    MPOEmbedding,
+    QuantizedEmbedding,
+    QuantizedPartsEmbedding,
+    RowEmbedding,
+    RowLinear,
+    TokenTrainEmbedding,
+)
 from mpochain.nn.entry import LayerEntry, MatrixEntry
 from mpochain.nn.experts import SeparateExperts
 from mpochain.nn.index import Index
 from mpochain.nn.interpolative import InterpolativeLinear
-from mpochain.nn.layer import LAYERS, CompressedLayer
+from mpochain.nn.kinds import LAYERS
+from mpochain.nn.layer import CompressedLayer
 from mpochain.nn.linear import MPOLinear
 from mpochain.nn.numbers import Numbers
 from mpochain.nn.permuted import PermutedLinear
+from mpochain.nn.quantized import QuantizedLayer, QuantizedLinear, QuantizedParts
 from mpochain.nn.sum import SumLinear
 
 __all__ = [
@@ -23,6 +33,11 @@ __all__ = [
     "MatrixEntry",
     "Numbers",
     "PermutedLinear",
+    "QuantizedEmbedding",
+    "QuantizedLayer",
+    "QuantizedLinear",
+    "QuantizedParts",
+    "QuantizedPartsEmbedding",
     "RowEmbedding",
     "RowLinear",
     "SeparateExperts",
@@ -40,5 +55,9 @@ _LAYERS: tuple[type[CompressedLayer], ...] = (
     EntangledEmbedding,
     TokenTrainEmbedding,
     RowLinear,
+    QuantizedLinear,
+    QuantizedParts,
+    QuantizedEmbedding,
+    QuantizedPartsEmbedding,
 )
 LAYERS.update({layer.kind: layer for layer in _LAYERS})

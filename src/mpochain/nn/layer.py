@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from mpochain.errors import ArgumentError, MPOError, ShapeError
+from mpochain.errors import ArgumentError, ShapeError
 from mpochain.execution.autocast import without_autocast
 from mpochain.execution.kept import Kept, buffers_of
 from mpochain.execution.tracing import is_proxy, is_recorded, is_traced, leaf_of_graph
@@ -21,9 +21,8 @@ from mpochain.nn.dense_form import DenseForm, in_the_state_of
 from mpochain.nn.entry import LayerEntry
 from mpochain.nn.index import Index
 from mpochain.nn.numbers import Numbers
-from mpochain.wording import article
 
-__all__ = ["LAYERS", "CompressedLayer", "layer_of"]
+__all__ = ["CompressedLayer"]
 
 
 class CompressedLayer(nn.Module, ABC):
@@ -116,6 +115,22 @@ class CompressedLayer(nn.Module, ABC):
     def indices(self) -> dict[str, Index]:
         """The layer's index buffers, by their names in the state dict."""
         return {}
+
+    def own_types(self) -> dict[str, torch.dtype]:
+        """Tensors whose element type is not the layer's, such as codes and their scales, by name in the state dict."""
+        return {}
+
+    def require_valid(self, name: str) -> None:
+        """Raise an error for values that the layer cannot compute with, such as indices out of range in a file.
+
+        Args:
+            name: name of the layer in errors.
+
+        Raises:
+            MPOError: invalid values. The message names the tensor.
+        """
+        for tensor, index in self.indices().items():
+            index.require_valid(f"{name}.{tensor}")
 
     def numbers(self) -> Numbers:
         """Parameters, bytes and multiply-adds of the stored weight.
@@ -237,12 +252,12 @@ class CompressedLayer(nn.Module, ABC):
         """The buffers that the cached matrix depends on, such as integer codes."""
         return buffers_of(self)
 
-    def _to_keep(self) -> Tensor:
-        """Compute the matrix to cache."""
+    def _to_keep(self) -> Any:
+        """Compute what to cache: the matrix, or what :meth:`_run_kept` needs in place of it."""
         return self.weight
 
-    def _run_kept(self, x: Tensor, kept: Tensor) -> Tensor:
-        """The layer's output for ``x``, computed with the cached matrix of :meth:`_to_keep`."""
+    def _run_kept(self, x: Tensor, kept: Any) -> Tensor:
+        """The layer's output for ``x``, computed with what :meth:`_to_keep` returned."""
         return F.linear(x, kept, self.bias)
 
     def _stored(self) -> Tensor:
@@ -251,46 +266,3 @@ class CompressedLayer(nn.Module, ABC):
             if tensor.is_floating_point():
                 return tensor
         raise ArgumentError(f"{type(self).__name__} holds no tensor of floats; define its dtype and device")
-
-
-# All layers that a checkpoint may hold, by kind. ``mpochain/nn/__init__.py`` fills the table; to add a layer of your
-# own, write ``mpochain.nn.LAYERS[MyLayer.kind] = MyLayer``.
-LAYERS: dict[str, type[CompressedLayer]] = {}
-
-
-def layer_of(data: Any, shape: tuple[int, int] | None, name: str) -> CompressedLayer:
-    """Build the layer that an entry describes, on the meta device, so that no size allocates memory.
-
-    Args:
-        data: an entry as JSON-ready data, from an unchecked file.
-        shape: required ``(out_features, in_features)``; None for any.
-        name: name of the layer in errors.
-
-    Raises:
-        ArgumentError: the data is no entry of a known layer, or the layer has another shape. The message names the
-            field.
-
-    Example:
-        >>> data = {"kind": "interpolative", "out_features": 3, "in_features": 4, "rank": 2, "bias": False}
-        >>> layer_of(data, (3, 4), "up").rows.device
-        device(type='meta')
-    """
-    kind = data.get("kind") if isinstance(data, dict) else None
-    layer = LAYERS.get(kind) if isinstance(kind, str) else None
-    if layer is None:
-        raise ArgumentError(
-            f"{name}: kind {kind!r} is no known layer; expected one of {', '.join(sorted(LAYERS))}. Add a layer of "
-            "your own to mpochain.nn.LAYERS before you load its checkpoint"
-        )
-    entry = layer.Entry.read(data, name)
-    if shape is not None and entry.shape != shape:
-        raise ArgumentError(
-            f"{name} is {article(f'{entry.shape[0]}x{entry.shape[1]} matrix')}, but the layer that it replaces is "
-            f"{shape[0]}x{shape[1]}"
-        )
-    try:
-        return layer.from_entry(entry)
-    except MPOError as error:
-        raise ArgumentError(f"{name}: {error}") from error
-    except RuntimeError as error:  # torch refuses tensors larger than any memory, on the meta device too
-        raise ArgumentError(f"{name}: {error}") from error

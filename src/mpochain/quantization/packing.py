@@ -53,8 +53,9 @@ def packed(codes: Tensor, bits: int) -> Tensor:
     stream = torch.stack([(unit >> (8 * byte) & 0xFF).to(torch.uint8) for byte in range(length)], dim=-1)
     stream = stream.view(rows, units * length)
     size = 4 * words(columns)
-    stream = torch.nn.functional.pad(stream, (0, max(size - stream.shape[1], 0)))[:, :size].contiguous()
-    return stream.view(torch.int32)
+    stream = torch.nn.functional.pad(stream, (0, max(size - stream.shape[1], 0)))[:, :size]
+    # Flat first: the strides of a single row are not those that a view of larger elements needs.
+    return stream.flatten().view(torch.int32).view(rows, size // 4)
 
 
 def unpacked(words: Tensor, bits: int, columns: int) -> Tensor:
@@ -79,10 +80,7 @@ def unpacked(words: Tensor, bits: int, columns: int) -> Tensor:
             f"{columns} columns of {bits}-bit codes are packed in words (rows, {expected}), got shape "
             f"{tuple(words.shape)}"
         )
-    stream = (
-        words.contiguous().view(torch.uint8) if words.numel() else words.new_zeros(len(words), 0, dtype=torch.uint8)
-    )
-    return _spread(stream, bits, columns)[:, :columns]
+    return _spread(words.contiguous().view(torch.uint8), bits, columns)[:, :columns]
 
 
 def _spread(stream: Tensor, bits: int, columns: int) -> Tensor:
@@ -105,4 +103,6 @@ def _spread(stream: Tensor, bits: int, columns: int) -> Tensor:
     eights = low | middle << 8 | high << 16
     eights = (eights | eights << 20) & 0x00000FFF00000FFF
     eights = (eights | eights << 10) & 0x003F003F003F003F
-    return ((eights | eights << 5) & 0x0707070707070707).view(torch.uint8)
+    eights = (eights | eights << 5) & 0x0707070707070707
+    # Flat first: without rows the strides are not those that a view of smaller elements needs.
+    return eights.flatten().view(torch.uint8).view(stream.shape[0], 8 * units)

@@ -4,6 +4,7 @@ from mpochain.surgery.absorption import absorb_orders
 from mpochain.surgery.densify import to_dense
 from mpochain.surgery.experts import fuse_experts, separate_experts
 from mpochain.surgery.finding import compressed_layers
+from mpochain.surgery.half_precision import in_float32
 from mpochain.surgery.rates import learning_rate_scales
 from mpochain.surgery.running import set_execution
 from mpochain.surgery.tying import tied_head
@@ -12,6 +13,7 @@ __all__ = [
     "absorb_orders",
     "compressed_layers",
     "fuse_experts",
+    "in_float32",
     "learning_rate_scales",
     "separate_experts",
     "set_execution",

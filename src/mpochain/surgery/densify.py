@@ -61,4 +61,5 @@ def to_dense(model: nn.Module) -> nn.Module:
 
 
 def _first_tensor(layer: CompressedLayer) -> int:
-    return id(next(chain(layer.parameters(), layer.buffers())))
+    # A tensor without elements is not shared.
+    return id(next(tensor for tensor in chain(layer.parameters(), layer.buffers()) if tensor.numel()))

@@ -3,7 +3,18 @@
 from mpochain.nn.embeddings.entangled import EntangledEmbedding
 from mpochain.nn.embeddings.head import RowLinear, tied_head
 from mpochain.nn.embeddings.mpo import MPOEmbedding
+from mpochain.nn.embeddings.quantized import QuantizedEmbedding
+from mpochain.nn.embeddings.quantized_parts import QuantizedPartsEmbedding
 from mpochain.nn.embeddings.rows import RowEmbedding
 from mpochain.nn.embeddings.token_train import TokenTrainEmbedding
 
-__all__ = ["EntangledEmbedding", "MPOEmbedding", "RowEmbedding", "RowLinear", "TokenTrainEmbedding", "tied_head"]
+__all__ = [
+    "EntangledEmbedding",
+    "MPOEmbedding",
+    "QuantizedEmbedding",
+    "QuantizedPartsEmbedding",
+    "RowEmbedding",
+    "RowLinear",
+    "TokenTrainEmbedding",
+    "tied_head",
+]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from functools import partial
 from typing import Any, Literal, Self, TypeVar
 
@@ -12,10 +13,13 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from mpochain.nn.embeddings.mpo import MPOEmbedding
+from mpochain.nn.embeddings.quantized import QuantizedEmbedding
 from mpochain.nn.embeddings.rows import RowEmbedding
 from mpochain.nn.entry import LayerEntry
 from mpochain.nn.index import Index
-from mpochain.nn.layer import LAYERS, CompressedLayer
+from mpochain.nn.kinds import LAYERS
+from mpochain.nn.layer import CompressedLayer
+from mpochain.nn.numbers import Numbers
 
 __all__ = ["RowLinear", "RowsEntry", "tied_head"]
 
@@ -84,6 +88,18 @@ class RowLinear(CompressedLayer):
         """See :meth:`mpochain.nn.CompressedLayer.indices`."""
         return {f"table.{name}": index for name, index in self.table.indices().items()}
 
+    def own_types(self) -> dict[str, torch.dtype]:
+        """See :meth:`mpochain.nn.CompressedLayer.own_types`."""
+        return {f"table.{name}": dtype for name, dtype in self.table.own_types().items()}
+
+    def require_valid(self, name: str) -> None:
+        """See :meth:`mpochain.nn.CompressedLayer.require_valid`."""
+        self.table.require_valid(f"{name}.table")
+
+    def numbers(self) -> Numbers:
+        """Parameters and bytes of the table, and multiply-adds of this layer."""
+        return dataclasses.replace(self.table.numbers(), macs=self.macs())
+
     def entry(self) -> RowsEntry:
         """The entry of the table."""
         return RowsEntry(table=self.table.entry())
@@ -136,7 +152,8 @@ def tied_head(embedding: RowEmbedding) -> CompressedLayer:
     """An output head that shares the parameters of an embedding: ``(..., embedding_dim) -> (..., num_embeddings)``.
 
     Head and embedding train the same parameters, which a checkpoint stores once. The head of an
-    :class:`mpochain.MPOEmbedding` is a chain, the head of any other embedding a :class:`mpochain.nn.RowLinear`.
+    :class:`mpochain.MPOEmbedding` is a chain, that of a :class:`mpochain.QuantizedEmbedding` a
+    :class:`mpochain.QuantizedLinear`, and the head of any other embedding a :class:`mpochain.nn.RowLinear`.
 
     Args:
         embedding: the embedding; not changed.
@@ -148,16 +165,26 @@ def tied_head(embedding: RowEmbedding) -> CompressedLayer:
         >>> head.core_0_0 is embedding.table.core_0_0, head(torch.zeros(1, 6)).shape
         (True, torch.Size([1, 10]))
     """
-    head = _twin(embedding.table) if isinstance(embedding, MPOEmbedding) else RowLinear(_twin(embedding))
+    head: CompressedLayer
+    if isinstance(embedding, MPOEmbedding):
+        head = _twin(embedding.table)
+    elif isinstance(embedding, QuantizedEmbedding):
+        head = _sharing(embedding.linear(), embedding)
+    else:
+        head = RowLinear(_twin(embedding))
     return head.train(embedding.training)
 
 
 def _twin(layer: Layer) -> Layer:
     """A second layer with the same entry, which shares the parameters and buffers of the first."""
-    twin = type(layer).from_entry(layer.entry())
+    return _sharing(type(layer).from_entry(layer.entry()), layer)
+
+
+def _sharing(twin: Layer, layer: CompressedLayer) -> Layer:
+    """Give a layer the parameters and buffers of another one that has the same."""
     for ours, theirs in zip(twin.modules(), layer.modules(), strict=True):
         for name in list(ours._parameters):
-            setattr(ours, name, theirs._parameters[name])
+            setattr(ours, name, theirs._parameters.get(name))
         for name in list(ours._buffers):
             setattr(ours, name, theirs._buffers[name])
     return twin

@@ -1,0 +1,7 @@
+"""Layers whose tensors are held in 8-, 4-, 3- or 2-bit codes."""
+
+from mpochain.nn.quantized.layer import QuantizedLayer
+from mpochain.nn.quantized.linear import QuantizedLinear
+from mpochain.nn.quantized.parts import QuantizedParts
+
+__all__ = ["QuantizedLayer", "QuantizedLinear", "QuantizedParts"]
