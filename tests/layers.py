@@ -51,16 +51,9 @@ _LAYERS = {
     "rows of trains": lambda: RowLinear(TokenTrainEmbedding(9, 8, max_bond=2)),
     "4 bits": lambda: QuantizedLinear(12, 8, Scheme(4, group=5)),
     "3 bits, symmetric": lambda: QuantizedLinear(45, 8, Scheme(3, group=9, symmetric=True), bias=False),
-    "interpolative, 8 bits": lambda: _in_codes(
-        "interpolative", {"rows": Scheme(8, group=4), "coefficients": Scheme(2)}
-    ),
-    "chains, 4 bits": lambda: _in_codes("chains", dict.fromkeys(("core_0_0", "core_1_1"), Scheme(4, group=4))),
-    "sum, 8 bits": lambda: _in_codes("sum", {"parts.0.rows": Scheme(8), "parts.1.core_0_1": Scheme(8, 3, True)}),
-    "permuted, 8 bits": lambda: _in_codes("permuted", {"parts.0.core_0_0": Scheme(8)}),
+    "sum in codes": lambda: _in_codes("sum", {"parts.0.rows": Scheme(8), "parts.1.core_0_1": Scheme(4, 3, True)}),
     "table, 2 bits": lambda: QuantizedEmbedding(9, 18, Scheme(2, group=16)),
-    "embedding, 8 bits": lambda: _in_codes("embedding", {"table.core_0_0": Scheme(8), "table.core_0_1": Scheme(8)}),
-    "entangled digits, 4 bits": lambda: _in_codes("entangled digits", {"table_0": Scheme(4), "table_2": Scheme(8)}),
-    "rows of a table": lambda: RowLinear(QuantizedEmbedding(9, 8, Scheme(4))),
+    "embedding in codes": lambda: _in_codes("embedding", {"table.core_0_0": Scheme(8), "table.core_0_1": Scheme(4)}),
 }
 NAMES = tuple(_LAYERS)
 

@@ -26,6 +26,8 @@ __all__ = ["QuantizedEntry", "QuantizedLinear"]
 # Elements of the weight that are dequantised at once: 4 MiB of float32. Smaller tiles take longer: one of 64 KiB
 # needs about twice the time for a 1536x576 weight (docs/decisions/0061).
 _TILE = 1 << 20
+# Elements of a dequantised weight up to which it is kept for the backward pass: 256 KiB of float32.
+_KEPT = 1 << 16
 
 
 class QuantizedEntry(MatrixEntry, SchemeEntry):
@@ -200,7 +202,7 @@ class QuantizedLinear(QuantizedLayer):
         tile = max(_TILE // self.in_features, 1)
         tiles = [slice(start, start + tile) for start in range(0, self.out_features, tile)]
         outputs: Any = self._outputs
-        if self._records_gradients(x):
+        if self._records_gradients(x) and self.in_features * self.out_features > _KEPT:
             # Dequantising has no randomness, so there is no generator state to preserve.
             outputs = partial(checkpoint, outputs, use_reentrant=False, preserve_rng_state=False)
         parts = [outputs(x, rows) for rows in tiles]

@@ -72,7 +72,10 @@ class QuantizedParts(QuantizedTensors):
             raise DTypeError(f"{label} is {kind_of(layer)}, which is not in mpochain.nn.LAYERS; add it there first")
         choices = codable(layer)
         if isinstance(tensors, Scheme):
-            tensors = {path: tensors for path, value in choices.items() if _is_smaller(value, tensors)}
+            scheme = tensors
+            tensors = {path: scheme for path, value in choices.items() if _is_smaller(value, scheme)}
+            if not tensors:
+                raise ArgumentError(f"{label} has no tensor that {scheme} make smaller; leave it as it is")
         if not tensors or tensors.keys() - choices.keys():
             raise ArgumentError(
                 f"{label}: {', '.join(map(repr, tensors)) or 'no tensor'} cannot be held in codes; name some of "
