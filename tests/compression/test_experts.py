@@ -146,8 +146,9 @@ class TestEachFamily:
         torch.testing.assert_close(logits(back), logits(dense), rtol=1e-6, atol=1e-6)
 
 
-def test_experts_alone_can_be_chosen(mixtral):
-    report = mpo.compress(mixtral, 0.5, method="svd", targets=["re:.*experts.*"])
+@pytest.mark.parametrize("pattern", ["re:.*experts.*", "model.layers.0.mlp.experts", "MixtralExperts"])
+def test_experts_alone_can_be_chosen(mixtral, pattern):
+    report = mpo.compress(mixtral, 0.5, method="svd", targets=[pattern])
     assert {layer.name for layer in report.layers} == {
         f"model.layers.0.mlp.experts.{number}.{matrix}"
         for number in range(4)
@@ -252,6 +253,14 @@ class TestNothingElseChanges:
         mpo.to_dense(mixtral)
         experts = mixtral.model.layers[0].mlp.experts
         assert (experts.gate_up_proj.requires_grad, experts.down_proj.requires_grad) == (True, False)
+
+    def test_a_tensor_that_other_code_gave_a_layer_is_kept(self, mixtral):
+        with separated_experts(mixtral):
+            mixtral.model.layers[0].mlp.experts[2].down_proj.weight.data = torch.full((16, 24), 7.0)
+        assert not experts_of(mixtral)
+        weight = mixtral.model.layers[0].mlp.experts.down_proj
+        assert (weight[2] == 7).all()
+        assert not (weight[1] == 7).any()
 
     def test_a_run_is_known_again(self, mixtral, tmp_path):
         """The weights of a model are the same whether its experts are fused or not."""

@@ -14,6 +14,7 @@ from mpochain.compression.obstacles import reason_against, why_not
 from mpochain.compression.sharing import no_head_of, shared_modules
 from mpochain.compression.target import Target
 from mpochain.errors import ArgumentError, DTypeError
+from mpochain.nn import SeparateExperts
 from mpochain.nn.attachments import require_nothing_attached
 from mpochain.nn.dense import dense_shape, require_plain
 from mpochain.surgery.experts import class_name
@@ -152,7 +153,7 @@ def select(
 
     A pattern is the full name of a layer (``"model.layers.0.mlp.up_proj"``), ``"re:"`` followed by a regular expression
     for the full name (``r"re:.*\.mlp\..*"``), or the name of a class (``"Linear"``, ``"Conv1D"``), tried in this
-    order. A module with several names in the model is listed once, under its first name.
+    order. That of the experts of a mixture selects all their layers. A module with several names is listed once.
 
     Args:
         model: not changed.
@@ -177,6 +178,8 @@ def select(
         for name in names:
             if _is_dense(modules[name], embeddings=embeddings, linear=linear):
                 chosen.add(modules[name])
+            elif isinstance(modules[name], SeparateExperts):
+                chosen |= {layer for layer in modules[name].modules() if _is_dense(layer, linear=linear)}
             elif not by_class and not pattern.startswith("re:"):
                 kinds = ["torch.nn.Embedding"] * embeddings + ["torch.nn.Linear", "Hugging Face Conv1D"] * linear
                 raise ArgumentError(

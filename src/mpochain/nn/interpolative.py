@@ -97,6 +97,8 @@ class InterpolativeLinear(CompressedLayer):
 
     def reset_parameters(self) -> None:
         """Draw new parameters; matrix entries have the standard deviation of ``nn.Linear``, ``1 / sqrt(3 in)``."""
+        if self.rows.is_meta:  # no numbers, and torch takes a millisecond
+            return
         deviation = 1 / math.sqrt(3 * self.in_features)
         nn.init.normal_(self.rows, std=deviation)
         nn.init.normal_(self.coefficients, std=1 / math.sqrt(self.rank))

@@ -96,7 +96,8 @@ def fuse_experts(model: nn.Module) -> int:
 def separated_experts(model: nn.Module) -> Iterator[dict[str, str]]:
     """The model with separate experts. On exit, those of which no layer was replaced are fused again.
 
-    Within the context, the weights of the layers are views of the fused parameters, so that it takes no memory.
+    Within the context, the weights of the layers are views of the fused parameters, so that it takes no memory and the
+    model has the same parameters afterwards.
 
     Args:
         model: changed in place until the context ends.
@@ -113,17 +114,20 @@ def separated_experts(model: nn.Module) -> Iterator[dict[str, str]]:
     parameters = {module: dict(module._parameters) for module, _ in separable.values()}
     separate: dict[nn.Module, SeparateExperts] = {}
     dense: dict[nn.Module, dict[str, nn.Module]] = {}
+    places: dict[nn.Module, list[int]] = {}
     try:
         for module, layout in separable.values():
             separate[module] = SeparateExperts(module, layout)
-            dense[module] = separate[module].linears
+            dense[module], places[module] = separate[module].linears, _places(separate[module])
         replace_layers(model, separate)
         yield reasons
     finally:
         restored: dict[nn.Module, nn.Module] = {}
         for module, experts in separate.items():
             if experts.linears == dense[module]:
-                restored[experts] = experts.fused(parameters[module])
+                # Views no more if other code gave a layer a new tensor.
+                moved = _places(experts) != places[module]
+                restored[experts] = experts.fused(None if moved else parameters[module])
             else:
                 _own(experts)
         replace_layers(model, restored)
@@ -191,6 +195,11 @@ def _layout_obstacle(module: nn.Module, layout: FusedExperts) -> str | None:
     if getattr(module, "_is_expert_parallel", False):
         return "its experts are spread over processes; gather them first"
     return None
+
+
+def _places(separate: SeparateExperts) -> list[int]:
+    """Where the parameters of the layers lie in memory."""
+    return [parameter.data_ptr() for layer in separate.linears.values() for parameter in layer.parameters()]
 
 
 @torch.no_grad()
