@@ -11,9 +11,11 @@ from torch import nn
 
 import mpochain as mpo
 from mpochain.compression import Refinement, stack_refinement
+from mpochain.compression.block_calls import block_calls
 from mpochain.compression.block_training import BlockExample, relative_error, train_block
 from mpochain.compression.blocks import stacks
 from mpochain.compression.hidden_states import HiddenStates
+from mpochain.compression.output_metrics import metric_factors
 from mpochain.errors import ArgumentError, CheckpointError, NonFiniteError
 from mpochain.nn.layer import CompressedLayer
 
@@ -53,7 +55,7 @@ def same(model, other):
     return all(name == other_name and torch.equal(x, y) for (name, x), (other_name, y) in pairs)
 
 
-FAST = Refinement(epochs=3, learning_rate=3e-3)
+FAST = Refinement(epochs=2, learning_rate=3e-3)
 
 
 @pytest.fixture(scope="module")
@@ -194,7 +196,8 @@ def test_an_encoder_and_a_decoder_are_both_refined():
     batches = [{"input_ids": tokens, "decoder_input_ids": tokens.flip(1)} for tokens in windows(4)]
     report = mpo.compress(model, 0.5, calibration=batches, refine=FAST)
     assert [block.name for block in report.refined] == ["encoder.block.0", "decoder.block.0"]
-    assert all(block.after < block.before for block in report.refined)
+    assert all(block.after <= block.before for block in report.refined)
+    assert any(block.epochs for block in report.refined)
 
 
 def test_a_dry_run_refines_nothing():
@@ -309,6 +312,46 @@ class TestTraining:
         assert float(relative_error(output, target, kept)) == pytest.approx(0.25)
         assert float(relative_error(output, target)) == pytest.approx(0.25 * 3 / 4)
         assert float(relative_error(output, torch.zeros_like(target))) == 0.0
+        factor = torch.tensor([[2.0, 0.0], [0.0, 0.0]])
+        assert float(relative_error(output, target, kept, factor)) == pytest.approx((0.36 + 1) / 2)
+
+
+def test_metrics_are_the_moments_of_gradients_with_respect_to_outputs():
+    model, batches = perceptron().requires_grad_(False), rows(3)
+
+    def loss(output):
+        return (output**3).sum()
+
+    blocks = list(model)
+    calls = [block_calls(model, blocks, batch) for batch in batches]
+    factors = metric_factors(model, blocks, list(zip(batches, calls, strict=True)), loss)
+    for number in range(len(blocks)):
+        output = model[: number + 1](torch.cat(batches)).requires_grad_(True)
+        (gradient,) = torch.autograd.grad(loss(model[number + 1 :](output)), output)
+        moments = gradient.T @ gradient
+        moments /= moments.diagonal().mean()
+        expected = (moments + 0.1 * torch.eye(len(moments))) / 1.1
+        torch.testing.assert_close(factors[number] @ factors[number].T, expected, rtol=1e-3, atol=1e-4)
+    assert metric_factors(model, blocks, list(zip(batches, calls, strict=True)), lambda y: y.sum() * 0) == [None] * 5
+
+
+def test_a_given_loss_decides_which_outputs_matter():
+    """Only the first of eight outputs changes the loss, so that it gains more than without weights."""
+
+    def error(gradients):
+        model, fresh = perceptron(), rows(1, seed=9)[0]
+        expected = model(fresh)
+        mpo.compress(
+            model,
+            0.3,
+            calibration=rows(8),
+            method="svd",
+            loss=lambda y: 10 * y[:, 0].sin().sum(),
+            refine=Refinement(epochs=8, learning_rate=1e-2, gradients=gradients),
+        )
+        return float((model(fresh) - expected)[:, 0].square().mean().detach())
+
+    assert error(True) < error(False)
 
 
 def test_stacks_are_disjoint_and_in_order():

@@ -42,11 +42,17 @@ class BlockExample:
         run: function from a block to its outputs ``(..., features)`` for its inputs in the compressed model.
         target: outputs of the dense block in the dense model.
         kept: which rows of the outputs count, bool, one entry per row; None if all do.
+        factor: see :func:`relative_error`.
     """
 
     run: Callable[[nn.Module], Tensor]
     target: Tensor
     kept: Tensor | None
+    factor: Tensor | None = None
+
+    def error(self, block: nn.Module) -> Tensor:
+        """Error of a block's outputs, see :func:`relative_error`."""
+        return relative_error(self.run(block), self.target, self.kept, self.factor)
 
 
 @dataclass(frozen=True)
@@ -64,7 +70,7 @@ class Outcome:
     epochs: int
 
 
-def relative_error(output: Tensor, target: Tensor, kept: Tensor | None = None) -> Tensor:
+def relative_error(output: Tensor, target: Tensor, kept: Tensor | None = None, factor: Tensor | None = None) -> Tensor:
     """Mean over rows of the squared error relative to the square of the target's row; zero without a row that counts.
 
     Rows of little or no power are compared as if they had a thousandth of the median row's.
@@ -73,6 +79,7 @@ def relative_error(output: Tensor, target: Tensor, kept: Tensor | None = None) -
         output: ``(..., features)``.
         target: of the same shape.
         kept: which rows count, bool, one entry per row; None if all do.
+        factor: ``L (features, features)`` if the error ``e`` of a row is measured as ``|L^T e|``; None for ``|e|``.
 
     Example:
         >>> target = torch.tensor([[1.0, 0.0], [0.0, 10.0]])
@@ -89,7 +96,8 @@ def relative_error(output: Tensor, target: Tensor, kept: Tensor | None = None) -
     if not power.any():
         return own.square().sum() * 0.0
     floor = _LEAST_POWER * power[power > 0].median()
-    return ((own - wanted).square().sum(-1) / power.clamp(min=float(floor))).mean()
+    error = own - wanted if factor is None else (own - wanted) @ factor.to(own.device, dtype)
+    return (error.square().sum(-1) / power.clamp(min=float(floor))).mean()
 
 
 def train_block(
@@ -165,7 +173,7 @@ def _take_step(
         parameter.requires_grad_(True)
     try:
         with fast_products(), _products(example.target):
-            loss = relative_error(example.run(block), example.target, example.kept)
+            loss = example.error(block)
         if not loss.requires_grad:  # no row of the batch counts, or the block ignores its parameters
             return True
         loss.backward()
@@ -188,7 +196,7 @@ def _held_out_error(block: nn.Module, held_out: Callable[[], Iterator[BlockExamp
         for example in held_out():
             target = example.target
             counting = target.numel() // target.shape[-1] if example.kept is None else int(example.kept.sum())
-            total += counting * float(relative_error(example.run(block), target, example.kept))
+            total += counting * float(example.error(block))
             rows += counting
     return total / max(rows, 1)
 

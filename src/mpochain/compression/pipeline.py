@@ -100,10 +100,10 @@ def compress(
             after the other. It helps small stacks of layers, but made a language model worse (docs/decisions/0029), so
             measure before you use it.
         refine: after the compression, train all parameters of each block (what replaced its layers, norms, biases) on
-            the dense block's outputs, with AdamW; held-out batches decide which state of a block is kept, so that a
-            block which gains nothing stays as it was. These are ``held_out`` or, without it, one of eight calibration
-            batches. Parameters that do not require gradients or that several blocks share stay unchanged. True, or
-            :class:`mpochain.compression.Refinement` with settings.
+            the dense block's outputs, with errors weighted by the gradients of ``loss``. Held-out batches decide which
+            state of a block is kept, so that a block which gains nothing stays as it was. These are ``held_out`` or,
+            without it, one of eight calibration batches. Parameters that do not require gradients or that several
+            blocks share stay unchanged. True, or :class:`mpochain.compression.Refinement` with settings.
         speed: second budget, the share of the layers' multiply-adds to keep, such as ``0.7`` or ``"70%"``. Both hold,
             and where they conflict, each has its price: rank reduction saves multiply-adds, few bits save bytes alone.
             With ``budget=None`` it is the only one.
@@ -220,7 +220,15 @@ def compress(
         if refinement is not None:
             room = memory_for_statistics(model)
             refined = refine_blocks(
-                model, builder.built, calibration or (), aside, refinement, seed=seed, room=room, state=state
+                model,
+                builder.built,
+                calibration or (),
+                aside,
+                refinement,
+                loss=weighting,
+                seed=seed,
+                room=room,
+                state=state,
             )
         shortage = too_few_rows(builder.records.values())
         if shortage is not None:

@@ -15,7 +15,7 @@ class RefinedBlock:
     """Result of refining one block.
 
     Errors are means over held-out rows (tokens) of the squared error of the block's output, relative to the square of
-    the dense block's output in the dense model.
+    the dense block's output in the dense model, and weighted by the gradients of the loss with a mean weight of 1.
 
     Attributes:
         name: name of the block in the model.

@@ -8,7 +8,7 @@ gains nothing stays as it was.
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Mapping, Sized
+from collections.abc import Callable, Iterable, Mapping, Sized
 from contextlib import closing
 from dataclasses import dataclass
 from typing import Any
@@ -22,6 +22,7 @@ from mpochain.compression.refined_blocks import RefinedBlock, described
 from mpochain.compression.refinement_settings import Refinement
 from mpochain.compression.stack_refinement import OPTION, StackRefinement, trainable_parameters
 from mpochain.compression.state import CompressionState
+from mpochain.compression.statistics.default_loss import DefaultLoss
 from mpochain.compression.statistics.moments import frozen
 from mpochain.compression.target import Target
 from mpochain.errors import ArgumentError
@@ -98,6 +99,7 @@ def refine_blocks(
     held_out: Iterable[Any] | None,
     settings: Refinement,
     *,
+    loss: Callable[[Any], Tensor] | DefaultLoss,
     seed: int,
     room: int,
     state: CompressionState | None = None,
@@ -113,6 +115,7 @@ def refine_blocks(
         calibration: batches to train on.
         held_out: batches that decide which state is kept; None to hold out one of eight calibration batches.
         settings: passes over the data and learning rate.
+        loss: loss whose gradients weight the errors of outputs, see :func:`mpochain.compress`.
         seed: seed of the order of the batches.
         room: bytes of hidden states that may be held in memory; more are held in a temporary file.
         state: keeps refined blocks, and has those of an interrupted run; None to keep none.
@@ -134,7 +137,11 @@ def refine_blocks(
                     _logger.warning("the blocks in %s are not refined: %s", stack.name or "the model", refusal)
                     done += len(stack.blocks)
                     continue
-                refinement = StackRefinement(model, stack, built, training, aside, room)
+                if isinstance(loss, DefaultLoss):
+                    loss.restart()
+                refinement = StackRefinement(
+                    model, stack, built, training, aside, room, loss if settings.gradients else None
+                )
                 with closing(refinement):
                     for number in range(len(stack.blocks)):
                         record = refinement.refine_block(number, allowed, settings, seed, state, result.originals)

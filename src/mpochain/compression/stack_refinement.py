@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -13,9 +13,11 @@ from mpochain.compression.block_calls import BlockCall, block_calls
 from mpochain.compression.block_training import BlockExample, train_block
 from mpochain.compression.blocks import Stack
 from mpochain.compression.hidden_states import HiddenStates
+from mpochain.compression.output_metrics import metric_factors
 from mpochain.compression.refined_blocks import RefinedBlock
 from mpochain.compression.refinement_settings import Refinement
 from mpochain.compression.state import CompressionState
+from mpochain.compression.statistics.default_loss import DefaultLoss
 from mpochain.errors import ArgumentError
 from mpochain.surgery.half_precision import as_float32
 from mpochain.surgery.replacement import replace_layers
@@ -81,6 +83,7 @@ class StackRefinement:
         training: batches to train on.
         held_out: batches that decide which state is kept.
         room: bytes of hidden states that may be held in memory.
+        loss: loss whose gradients weight the errors of outputs, see :func:`mpochain.compress`; None for no weights.
 
     Raises:
         ArgumentError: the blocks are not called once each, in order, each on the output of the one before.
@@ -94,11 +97,16 @@ class StackRefinement:
         training: Sequence[Any],
         held_out: Sequence[Any],
         room: int,
+        loss: Callable[[Any], Tensor] | DefaultLoss | None,
     ) -> None:
         self._model, self._stack = model, stack
         self._dense = {layer: dense for dense, layer in built.items()}
         with self._with_dense_layers(model):
             dense = [self._calls(batch) for batch in (*training, *held_out)]
+            self._factors: list[Tensor | None] = [None] * len(stack.blocks)
+            if loss is not None:
+                reached = [(batch, calls) for batch, calls in zip(training, dense, strict=False) if calls]
+                self._factors = metric_factors(model, stack.blocks, reached, loss)
         inside = {module for block in stack.blocks for module in block.modules()}
         # Unless a layer before the blocks was compressed, the first block reads the same in both models.
         own = dense if inside.issuperset(self._dense) else [self._calls(batch) for batch in (*training, *held_out)]
@@ -193,13 +201,13 @@ class StackRefinement:
         seed: int,
     ) -> RefinedBlock:
         def example(k: int, *, master: bool) -> BlockExample:
-            call, target = self._calls_[k][number], self._targets[k]
+            call, target, factor = self._calls_[k][number], self._targets[k], self._factors[number]
             kept = call.masks.rows(name, target.shape)
             if master:
                 return BlockExample(
-                    lambda trained: call.in_float32().run(trained, as_float32(self._states[k])), target, kept
+                    lambda trained: call.in_float32().run(trained, as_float32(self._states[k])), target, kept, factor
                 )
-            return BlockExample(lambda trained: call.run(trained, self._states[k]), target, kept)
+            return BlockExample(lambda trained: call.run(trained, self._states[k]), target, kept, factor)
 
         began = time.monotonic()
         outcome = train_block(
