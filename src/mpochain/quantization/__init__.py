@@ -7,6 +7,7 @@ with the scales and zero points of groups of columns.
 from mpochain.quantization.codes import Quantized
 from mpochain.quantization.grid import grids
 from mpochain.quantization.input_feedback import input_feedback
+from mpochain.quantization.interpolation import QuantizedInterpolation, interpolation
 from mpochain.quantization.nearest import nearest
 from mpochain.quantization.packing import packed, unpacked
 from mpochain.quantization.scheme import BITS, Scheme
@@ -16,10 +17,12 @@ from mpochain.quantization.two_sided import two_sided
 __all__ = [
     "BITS",
     "Quantized",
+    "QuantizedInterpolation",
     "Scheme",
     "Triangle",
     "grids",
     "input_feedback",
+    "interpolation",
     "nearest",
     "packed",
     "two_sided",

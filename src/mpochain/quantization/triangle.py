@@ -133,17 +133,25 @@ class Triangle:
         return self._of_outputs[0]
 
 
-def input_triangle(inputs: Tensor | Triangle, size: int, name: str) -> Triangle:
+def input_triangle(
+    inputs: Tensor | Triangle | None, size: int, name: str, device: torch.device | None = None
+) -> Triangle:
     """The triangle of the moments of a matrix's inputs, with the damping of inputs unless it is already one."""
-    return _triangle(inputs, INPUT_DAMPING, size, f"the moments of the inputs of {name}")
+    return _triangle(inputs, INPUT_DAMPING, size, f"the moments of the inputs of {name}", device)
 
 
-def output_triangle(outputs: Tensor | Triangle, size: int, name: str) -> Triangle:
+def output_triangle(
+    outputs: Tensor | Triangle | None, size: int, name: str, device: torch.device | None = None
+) -> Triangle:
     """The triangle of the weights of a matrix's outputs, with the damping of outputs unless it is already one."""
-    return _triangle(outputs, OUTPUT_DAMPING, size, f"the weights of the outputs of {name}")
+    return _triangle(outputs, OUTPUT_DAMPING, size, f"the weights of the outputs of {name}", device)
 
 
-def _triangle(moments: Tensor | Triangle, damping: float, size: int, name: str) -> Triangle:
+def _triangle(
+    moments: Tensor | Triangle | None, damping: float, size: int, name: str, device: torch.device | None
+) -> Triangle:
+    if moments is None:
+        return Triangle.of(torch.eye(size, dtype=torch.float64, device=device), 0.0)
     shape = tuple((moments.moments if isinstance(moments, Triangle) else moments).shape)
     if shape != (size, size):
         raise ShapeError(f"{name} must be of shape ({size}, {size}), got {shape}")
