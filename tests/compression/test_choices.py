@@ -13,7 +13,7 @@ from torch import nn
 
 from mpochain import MPOError
 from mpochain.compression import METHODS, Built, Choices, Costs, Moments, Target
-from mpochain.nn import InterpolativeLinear, MPOEmbedding
+from mpochain.nn import InterpolativeLinear, MPOEmbedding, QuantizedLayer
 
 NAMES = ("parameters", "bytes", "macs")
 
@@ -32,12 +32,19 @@ def moments_of(target, needs, seed=0):
     W = target.weight.float()
     H, G = x.T @ x / 200, g.T @ g / 200
     powers = float(H.trace()) / in_, float(G.trace()) / out
-    moments = Moments(W @ H @ W.T, G, *powers, 200, H) if out <= in_ else Moments(H, W.T @ G @ W, *powers, 200, H)
-    return moments if needs == "gradients" else replace(moments, gradients=None, gradient_power=None)
+    wide = out <= in_
+    moments = Moments(W @ H @ W.T if wide else H, G if wide else W.T @ G @ W, *powers, 200, H, G)
+    return (
+        moments
+        if needs == "gradients"
+        else replace(moments, gradients=None, gradient_power=None, output_gradients=None)
+    )
 
 
 def stored(layer):
     """Parameters and bytes of a layer without bias, integer indices included in the bytes."""
+    if isinstance(layer, QuantizedLayer):
+        return layer.numbers().parameters, sum(tensor.nbytes for tensor in layer.state_dict().values())
     tensors = list(layer.state_dict().values())
     parameters = sum(tensor.numel() for tensor in tensors if tensor.is_floating_point())
     return parameters, sum(tensor.numel() * tensor.element_size() for tensor in tensors)

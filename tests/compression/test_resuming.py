@@ -44,20 +44,24 @@ def same(model, other):
 
 @pytest.mark.parametrize(
     ("options", "layers"),
-    [({}, 1), ({}, 3), ({"sequential": True}, 2), ({"method": "kronecker"}, 2), ({"method": "search"}, 3)],
+    [
+        *[({}, 1), ({}, 3), ({"sequential": True}, 2), ({"method": "kronecker"}, 2), ({"method": "search"}, 3)],
+        ({"budget": "4.5 bits"}, 2),
+    ],
 )
 def test_layers_are_built_once(monkeypatch, tmp_path, model, data, options, layers):
+    options = {"budget": 0.5, **options}
     expected, resumed = copy.deepcopy(model), copy.deepcopy(model)
-    report = compress(expected, 0.5, calibration=data, **options)
+    report = compress(expected, calibration=data, **options)
     with monkeypatch.context() as patch:
         cut_at(patch, building.Builder, "__call__", layers)
         with pytest.raises(KeyboardInterrupt):
-            compress(model, 0.5, calibration=data, checkpoint=tmp_path, **options)
+            compress(model, calibration=data, checkpoint=tmp_path, **options)
     built = []
     monkeypatch.setattr(pipeline, "gather_moments", lambda *_, **__: pytest.fail("the moments were kept"))
     record = building._record
     monkeypatch.setattr(building, "_record", lambda target, *rest: built.append(target.name) or record(target, *rest))
-    again = compress(resumed, 0.5, calibration=data, checkpoint=tmp_path, **options)
+    again = compress(resumed, calibration=data, checkpoint=tmp_path, **options)
     assert len(built) == 3 - (layers - 1)
     assert same(resumed, expected)
     assert (again.layers, again.frontier) == (report.layers, report.frontier)

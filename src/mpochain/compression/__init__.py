@@ -6,14 +6,17 @@ from mpochain.compression.choices import Built, Choices
 from mpochain.compression.costs import Costs
 from mpochain.compression.methods import (
     METHODS,
+    Auto,
     Balanced,
     Chains,
     Entangled,
+    Gptq,
     Interpolative,
     Kronecker,
     LowRank,
     Method,
     MethodSettings,
+    Rtn,
     Search,
     TokenTrain,
     method_named,
@@ -32,6 +35,7 @@ from mpochain.compression.target import Target
 
 __all__ = [
     "METHODS",
+    "Auto",
     "Balanced",
     "Built",
     "Chains",
@@ -42,6 +46,7 @@ __all__ = [
     "Curve",
     "Entangled",
     "Errors",
+    "Gptq",
     "HeldOut",
     "Interpolative",
     "Kronecker",
@@ -52,6 +57,7 @@ __all__ = [
     "Moments",
     "RefinedBlock",
     "Refinement",
+    "Rtn",
     "Search",
     "Target",
     "TokenTrain",

@@ -113,6 +113,11 @@ class CompressionReport:
         return sum(layer.parameters_after for layer in self.layers)
 
     @property
+    def allowed(self) -> int:
+        """The limit in elements of the dense weights, :attr:`allowed_bytes` over the mean size of an element."""
+        return self.allowed_bytes * self.parameters_before // self.bytes_before
+
+    @property
     def bytes_before(self) -> int:
         """Bytes of the weights of all target layers before compression."""
         return sum(layer.bytes_before for layer in self.layers)
@@ -242,6 +247,7 @@ class CompressionReport:
         return asdict(self) | {
             "parameters_before": self.parameters_before,
             "parameters_after": self.parameters_after,
+            "allowed": self.allowed,
             "bytes_before": self.bytes_before,
             "bytes_after": self.bytes_after,
             "bits_per_weight": self.bits_per_weight,

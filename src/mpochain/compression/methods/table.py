@@ -7,12 +7,16 @@ import importlib
 from collections.abc import Mapping
 from typing import Any
 
+from mpochain.compression.budget import bits_budget, size_budget
+from mpochain.compression.methods.auto import Auto
 from mpochain.compression.methods.balanced import Balanced
 from mpochain.compression.methods.entangled import Entangled
+from mpochain.compression.methods.gptq import Gptq
 from mpochain.compression.methods.interpolative import Interpolative
 from mpochain.compression.methods.kronecker import Kronecker
 from mpochain.compression.methods.low_rank import LowRank
 from mpochain.compression.methods.method import Method
+from mpochain.compression.methods.rtn import Rtn
 from mpochain.compression.methods.search import Search
 from mpochain.compression.methods.token_train import TokenTrain
 from mpochain.errors import ArgumentError
@@ -23,6 +27,9 @@ __all__ = ["METHODS", "default_method", "method_named", "method_of", "method_typ
 # Names on the command line, in recipes and in reports.
 METHODS: dict[str, Method] = {
     "interpolative": Interpolative(),
+    "auto": Auto(),
+    "gptq": Gptq(),
+    "rtn": Rtn(),
     "search": Search(),
     "svd_llm": LowRank(weighted=True),
     "svd": LowRank(weighted=False),
@@ -37,9 +44,15 @@ METHODS: dict[str, Method] = {
 }
 
 
-def default_method(budget: float | str | None) -> str:  # noqa: ARG001  # until a method takes bits
-    """Name of the method that a budget takes if none is named."""
-    return "interpolative"
+def default_method(budget: float | str | None) -> str:
+    """Name of the method that a budget takes if none is named: ``"auto"`` for bytes and bits per weight.
+
+    Example:
+        >>> default_method("40MB"), default_method("3 bits"), default_method(0.6), default_method("5% error")
+        ('auto', 'auto', 'interpolative', 'interpolative')
+    """
+    stored = budget is not None and (size_budget(budget) is not None or bits_budget(budget) is not None)
+    return "auto" if stored else "interpolative"
 
 
 def method_of(method: str | Method | None, budget: float | str | None) -> Method:

@@ -27,6 +27,9 @@ _logger = logging.getLogger(__name__)
 # bytes. Layers whose moments do not fit take another pass. All moments of a transformer take 0.77 of its bytes if no
 # two layers share their inputs, and 1.36 for "search", which also needs the larger inputs.
 _SHARE, _LEAST_BYTES = 0.4, 1 << 27
+# Share of the parameters in float32 for methods that also need the gradients of all outputs: 2.4 times the parameters
+# for a transformer, which at the share above would take seven passes.
+_SHARE_OF_BOTH_SIDES = 1.25
 
 # Seconds between two progress messages of a pass.
 _INTERVAL = 20.0
@@ -106,8 +109,13 @@ def memory_for_statistics(model: nn.Module) -> int:
 
 
 def parts(model: nn.Module, targets: Mapping[str, Target], method: _Needing) -> Iterator[dict[str, Target]]:
-    """Split the layers into groups of one or more whose moments fit into :func:`memory_for_statistics`."""
+    """Split the layers into groups of one or more whose moments fit into :func:`memory_for_statistics`.
+
+    Methods that need the moments of both sides in full get 1.25 times the parameters in float32.
+    """
     room = memory_for_statistics(model)
+    if _sides_needed(targets, method)[1]:
+        room = max(room, int(_SHARE_OF_BOTH_SIDES * 4 * sum(parameter.numel() for parameter in model.parameters())))
     part: dict[str, Target] = {}
     taken = 0
     for name, target in targets.items():

@@ -1,0 +1,102 @@
+"""Choice of form, rank and bits of every layer under one budget."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field, field_validator
+
+from mpochain.compression.choices import Choices
+from mpochain.compression.methods.few_bits import (
+    dense_in_bits,
+    interpolative_costs,
+    interpolative_in_bits,
+    interpolative_ranks,
+)
+from mpochain.compression.methods.method import Method, MethodSettings
+from mpochain.compression.statistics.moments import Moments
+from mpochain.compression.target import Target
+from mpochain.quantization import Scheme
+
+__all__ = ["Auto"]
+
+# Measured increase of the loss over the predicted one, by form; docs/decisions/0062 has the measurements. Within a form
+# predictions keep their order; between forms they need these factors.
+_FACTORS = {"dense": 2.0, "interpolative": 2.5}
+
+
+class Auto(Method):
+    """The dense weight in 8 to 2 bits, or low rank in few bits: form, rank and bits of each layer under one budget.
+
+    All choices of all layers have errors in one unit, the predicted increase of the loss in nats per token, so that one
+    Lagrangian picks among them. Dense weights are rounded with feedback of the error along inputs and outputs; the rows
+    of low rank in interpolative form are rounded in the same way, and its coefficients refitted to them.
+
+    Args:
+        settings: see :class:`Auto.Settings`.
+        values: fields of the settings.
+
+    Example:
+        >>> import mpochain as mpo, torch
+        >>> from torch import nn
+        >>> model = nn.Sequential(nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 64))
+        >>> report = mpo.compress(model, "3.5 bits", calibration=[torch.randn(500, 64)])
+        >>> report.method, report.bits_per_weight <= 3.5
+        ('auto', True)
+    """
+
+    class Settings(MethodSettings):
+        """Settings of :class:`Auto`."""
+
+        forms: tuple[Literal["dense", "interpolative"], ...] = Field(
+            ("dense", "interpolative"),
+            min_length=1,
+            description="forms to choose among: the dense weight in few bits, and low rank in few bits",
+        )
+        bits: tuple[Literal[8, 4, 3, 2], ...] = Field(
+            (8, 4, 3, 2), min_length=1, description="bits of the codes to choose among"
+        )
+        groups: tuple[int, ...] = Field(
+            (128,), min_length=1, description="columns of a group, which has a scale of its own, to choose among"
+        )
+        symmetric: bool = Field(False, description="store no zero points, so that codes are symmetric around zero")
+
+        @field_validator("groups")
+        @classmethod
+        def _groups_are_sizes(cls, groups: tuple[int, ...]) -> tuple[int, ...]:
+            if min(groups) < 1:
+                raise ValueError(f"a group has at least one column, got {min(groups)}")
+            return groups
+
+    settings: Settings
+    needs = "gradients"
+    tensors = 10
+
+    def needs_inputs(self, shape: tuple[int, int]) -> bool:  # noqa: ARG002  # of the protocol
+        """See :class:`~mpochain.compression.methods.method.Method`."""
+        return True
+
+    def needs_outputs(self, shape: tuple[int, int]) -> bool:  # noqa: ARG002  # of the protocol
+        """See :class:`~mpochain.compression.methods.method.Method`."""
+        return True
+
+    def smallest(self, target: Target) -> int:
+        """See :class:`~mpochain.compression.methods.method.Method`."""
+        schemes, sizes = self._schemes(), [target.bytes]
+        if "dense" in self.settings.forms:
+            sizes += [scheme.bytes(*target.shape) for scheme in schemes]
+        if "interpolative" in self.settings.forms:
+            ranks = interpolative_ranks(target.shape)[:1]
+            sizes += [size for scheme in schemes for size in interpolative_costs(target, ranks, scheme).bytes.tolist()]
+        return min(sizes)
+
+    def prepare(self, target: Target, moments: Moments | None) -> Choices:
+        """See :class:`~mpochain.compression.methods.method.Method`."""
+        offers = {"dense": dense_in_bits, "interpolative": interpolative_in_bits}
+        schemes = self._schemes()
+        parts = [offers[form](target, moments, schemes, _FACTORS[form]) for form in dict.fromkeys(self.settings.forms)]
+        return Choices.joined(*parts)
+
+    def _schemes(self) -> list[Scheme]:
+        chosen = self.settings
+        return sorted({Scheme(bits, group, chosen.symmetric) for bits in chosen.bits for group in chosen.groups})
