@@ -5,6 +5,8 @@ from __future__ import annotations
 import copy
 import json
 import pickle
+from importlib import import_module
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -50,7 +52,6 @@ FAMILIES = {
     "GptOss": {"num_local_experts": 4, "head_dim": 8},
     "DeepseekV2": {**LATENT, **DEEPSEEK, "n_shared_experts": 1},
     "DeepseekV3": {**LATENT, **DEEPSEEK, "n_shared_experts": 1},
-    "AriaText": {"moe_num_experts": 4, "moe_topk": 2, "moe_num_shared_experts": 1},
     "Llama4": {"num_local_experts": 4, "intermediate_size_mlp": 24, "interleave_moe_layer_step": 1, "head_dim": 8},
 }
 METHODS = ("svd", "svd_llm", "interpolative")
@@ -320,11 +321,38 @@ def test_numbers_beyond_the_experts_stand_for_none(mixtral):
         separate(x)
 
 
-def test_an_exported_model_runs_every_expert(mixtral):
-    separate = separate_experts(mixtral)["model.layers.0.mlp.experts"]
-    arguments = torch.randn(6, 16), torch.randint(4, (6, 2)), torch.rand(6, 2)
+@pytest.mark.parametrize(
+    ("module", "name", "config", "first"),
+    [
+        (
+            "step3p7",
+            "Step3p7Experts",
+            {"num_local_experts": 4, "hidden_act": "silu"},
+            "gate_up_proj",
+        ),  # a row of EXPERTS
+        ("nemotron_h", "NemotronHExperts", {"n_routed_experts": 4, "mlp_hidden_act": "relu2"}, "up_proj"),  # no gate
+    ],
+)
+def test_other_layouts(module, name, config, first):
+    sizes = {"hidden_size": 16, "moe_intermediate_size": 8, "moe_latent_size": None, "_experts_implementation": "eager"}
+    kind = getattr(import_module(f"transformers.models.{module}.modeling_{module}"), name)
+    model = nn.ModuleDict({"experts": kind(SimpleNamespace(**sizes, **config))})
+    for parameter in model.parameters():
+        nn.init.normal_(parameter)
+    arguments = torch.randn(9, 16), torch.rand(9, 4).topk(2).indices, torch.rand(9, 2)
+    expected = model.experts(*arguments)
+    assert list(separate_experts(model)["experts"].linears)[:2] == [f"0.{first}", "0.down_proj"]
+    torch.testing.assert_close(model.experts(*arguments), expected)
+    fuse_experts(model)
+    assert type(model.experts) is kind
+    torch.testing.assert_close(model.experts(*arguments), expected, rtol=0, atol=0)
+
+
+def test_an_exported_model_runs_every_expert():
+    separate = separate_experts(build("Mixtral", num_local_experts=2))["model.layers.0.mlp.experts"]
+    arguments = torch.randn(6, 16), torch.tensor([[0, 1]] * 6), torch.rand(6, 2)
     exported = torch.export.export(separate, arguments).module()
-    other = torch.randn(6, 16), torch.randint(4, (6, 2)), torch.rand(6, 2)
+    other = torch.randn(6, 16), torch.tensor([[1, 0]] * 5 + [[2, 0]]), torch.rand(6, 2)
     torch.testing.assert_close(exported(*other), separate(*other))
 
 
