@@ -6,8 +6,9 @@ import pytest
 import torch
 from second_moments import second_moments, squared_error
 
-from mpochain.errors import ArgumentError, NonFiniteError, ShapeError
-from mpochain.quantization import BITS, Scheme, Triangle, input_feedback, nearest, two_sided
+from mpochain.decomposition import interpolative
+from mpochain.errors import ArgumentError, DTypeError, NonFiniteError, ShapeError
+from mpochain.quantization import BITS, Scheme, Triangle, input_feedback, interpolation, nearest, two_sided
 from mpochain.quantization.codes import by_column
 from mpochain.quantization.triangle import input_triangle, output_triangle
 
@@ -140,6 +141,29 @@ def test_any_float_type():
         assert torch.equal(two_sided(matrix.to(dtype), Scheme(3, 8), H, G).codes, expected.codes)
 
 
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_defaults_of_torch_do_not_matter(dtype):
+    matrix, H, G = weights(9, 24), second_moments(24), second_moments(9)
+    low_rank = interpolative(torch.eye(9)[:, :4].contiguous(), matrix[:4])
+
+    def results():
+        return (
+            nearest(matrix, Scheme(3)),
+            input_feedback(matrix, Scheme(3), H),
+            two_sided(matrix, Scheme(3), H, G),
+            interpolation(matrix, low_rank, Scheme(3), H, None).rows,
+        )
+
+    expected = results()
+    torch.set_default_dtype(dtype)
+    try:
+        with torch.device("meta"):
+            for short, reference in zip(results(), expected, strict=True):
+                assert torch.equal(short.codes, reference.codes)
+    finally:
+        torch.set_default_dtype(torch.float32)
+
+
 def test_what_cannot_be_rounded():
     matrix, H, G = weights(9, 24), second_moments(24), second_moments(9)
     with pytest.raises(ShapeError, match=r"moments of the inputs of up must be of shape \(24, 24\), got \(9, 9\)"):
@@ -154,3 +178,11 @@ def test_what_cannot_be_rounded():
         input_feedback(matrix * 1e9, Scheme(3), H)
     with pytest.raises(ArgumentError, match="damping of the moments must be a number of at least 0, got -1"):
         Triangle.of(H, -1.0)
+    with pytest.raises(DTypeError, match="up must be a torch tensor, got a ndarray"):
+        nearest(matrix.numpy(), Scheme(3), name="up")
+    with pytest.raises(ArgumentError, match=r"scheme of up must be a Scheme, such as Scheme\(4\), got an int"):
+        nearest(matrix, 3, name="up")
+    with pytest.raises(
+        DTypeError, match="moments of the inputs of up must be a torch tensor or a Triangle, got a list"
+    ):
+        input_feedback(matrix, Scheme(3), [1.0], name="up")

@@ -7,12 +7,14 @@ a few steps are enough. Squared errors are weighted, if weights of the columns a
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from mpochain.arrays import detached, promoted, require_finite, require_matrix
-from mpochain.errors import ArgumentError, ShapeError
+from mpochain.errors import ArgumentError, DTypeError, ShapeError
 from mpochain.quantization.scheme import Scheme
+from mpochain.wording import kind_of
 
 __all__ = ["checked_matrix", "grids", "group_grid"]
 
@@ -20,7 +22,8 @@ __all__ = ["checked_matrix", "grids", "group_grid"]
 # few of these multiples are enough.
 _LARGEST_SCALE, _SMALLEST_SCALE, _LEAST_STEP = 65504.0, 2.0**-22, 2.0**-24
 # Smallest and largest step tried, relative to the step that covers the range of the values, and their number.
-_STEPS = {8: (0.9, 1.01, 5), 4: (0.6, 1.05, 9), 3: (0.5, 1.1, 11), 2: (0.3, 1.2, 13)}
+_RANGES = {8: (0.9, 1.01, 5), 4: (0.6, 1.05, 9), 3: (0.5, 1.1, 11), 2: (0.3, 1.2, 13)}
+_STEPS = {bits: np.linspace(*numbers).tolist() for bits, numbers in _RANGES.items()}
 # Attempts from the best step so far, refitted to its codes.
 _REFITS = 2
 _TINY = 1e-30
@@ -40,10 +43,14 @@ def checked_matrix(matrix: Tensor, scheme: Scheme, name: str = "the matrix") -> 
 
     Raises:
         ArgumentError: the largest entry is too large or too small for float16 scales.
-        DTypeError: elements that are not floats.
+        DTypeError: no tensor, or elements that are not floats.
         NonFiniteError: NaN or infinite entries.
         ShapeError: another number of axes than two, or an empty axis.
     """
+    if not isinstance(matrix, Tensor):
+        raise DTypeError(f"{name} must be a torch tensor, got {kind_of(matrix)}")
+    if not isinstance(scheme, Scheme):
+        raise ArgumentError(f"the scheme of {name} must be a Scheme, such as Scheme(4), got {kind_of(scheme)}")
     require_matrix(matrix, name)
     matrix = promoted(detached(matrix), name)
     require_finite(matrix, name)
@@ -94,7 +101,7 @@ def group_grid(values: Tensor, scheme: Scheme, column_weights: Tensor | None = N
         return product.square() / square, torch.where(product > 0, product / square, step)
 
     gain, scale = refitted(widest)
-    for factor in (*torch.linspace(*_STEPS[scheme.bits]).tolist(), *[None] * _REFITS):
+    for factor in (*_STEPS[scheme.bits], *[None] * _REFITS):
         other_gain, other = refitted(scale if factor is None else widest * factor)
         better = other_gain > gain
         gain, scale = torch.where(better, other_gain, gain), torch.where(better, other, scale)

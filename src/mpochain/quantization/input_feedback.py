@@ -67,7 +67,7 @@ def input_feedback(matrix: Tensor, scheme: Scheme, inputs: Tensor | Triangle, *,
         for start in range(first, last, _BLOCK):
             end = min(start + _BLOCK, last)
             inverse = factor.inverse[start:end, start:end]
-            differences = torch.zeros(end - start, rows, device=matrix32.device)
+            differences = matrix32.new_zeros(end - start, rows)
             for j in range(end - start):
                 column = corrected[start + j] - inverse[j, :j] @ differences[:j]
                 code = (column / scale).round_().add_(zero).clamp_(0, scheme.largest_code)

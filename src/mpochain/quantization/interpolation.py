@@ -145,8 +145,10 @@ class _Rounding:
         self._squared_norm = self._squared(matrix)
 
     def _squared(self, error: Tensor) -> float:
-        """``tr(G E H E^T)``."""
-        return max(float(((self._G @ error @ self._H) * error).sum()), 0.0)
+        """``tr(G E H E^T)``, by products in float32."""
+        error32 = error.float()
+        weighted = (self._G.float() @ error32) @ self._H.float()
+        return max(float((weighted.double() * error).sum()), 0.0)
 
     def rounds(self, R: Tensor, C: Tensor) -> Iterator[tuple[Quantized, Quantized | None, float]]:
         """Rounded rows, rounded coefficients and the relative error of each round."""

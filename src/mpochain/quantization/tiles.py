@@ -26,7 +26,7 @@ class Tiles:
 
     def __init__(self, count: int, height: int, width: int, largest_code: int, device: torch.device) -> None:
         def zeros(*shape: int) -> Tensor:
-            return torch.zeros(count, *shape, device=device)
+            return torch.zeros(count, *shape, dtype=torch.float32, device=device)
 
         self._shape, self._largest_code = (height, width), largest_code
         self.columns, self.rows = zeros(height, width), zeros(height, width)

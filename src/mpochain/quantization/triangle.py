@@ -18,8 +18,9 @@ import torch
 from torch import Tensor
 
 from mpochain.decomposition.weighted import symmetric_moments
-from mpochain.errors import ArgumentError, ShapeError
+from mpochain.errors import ArgumentError, DTypeError, ShapeError
 from mpochain.linalg import cholesky
+from mpochain.wording import kind_of
 
 __all__ = [
     "INPUT_DAMPING",
@@ -152,6 +153,8 @@ def _triangle(
 ) -> Triangle:
     if moments is None:
         return Triangle.of(torch.eye(size, dtype=torch.float64, device=device), 0.0)
+    if not isinstance(moments, Tensor | Triangle):
+        raise DTypeError(f"{name} must be a torch tensor or a Triangle, got {kind_of(moments)}")
     shape = tuple((moments.moments if isinstance(moments, Triangle) else moments).shape)
     if shape != (size, size):
         raise ShapeError(f"{name} must be of shape ({size}, {size}), got {shape}")
