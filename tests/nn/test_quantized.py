@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import pickle
+from contextlib import nullcontext
 
 import pytest
 import torch
@@ -17,9 +18,12 @@ import mpochain as mpo
 from mpochain import InterpolativeLinear, MPOLinear, QuantizedEmbedding, QuantizedLinear, QuantizedParts
 from mpochain.checkpoint import contents
 from mpochain.errors import ArgumentError, CheckpointError, DTypeError, NonFiniteError, ShapeError
+from mpochain.execution.peak_memory import peak_bytes
 from mpochain.nn import CompressedLayer, QuantizedLayer, RowLinear
 from mpochain.nn.kinds import layer_of
+from mpochain.nn.quantized import int4
 from mpochain.nn.quantized import linear as linear_module
+from mpochain.nn.quantized.int4 import Int4Weight
 from mpochain.nn.quantized.tensors import codable
 from mpochain.quantization import BITS, Quantized, Scheme, nearest
 from mpochain.surgery import in_float32, tied_head
@@ -142,6 +146,47 @@ def test_edits_of_codes_are_noticed():
         parts(x)
         parts.bias.add_(1)
         torch.testing.assert_close(parts(x), parts.compact(x))
+
+
+@pytest.mark.parametrize("scheme", [Scheme(4, 32), Scheme(4, 64, symmetric=True), Scheme(4, 48), Scheme(8, 64)])
+@pytest.mark.parametrize("faster", [False, True])
+def test_the_kept_weight_in_bfloat16(scheme, faster, monkeypatch):
+    """The kernel for 4-bit codes runs on any CPU; where it is not the faster one it is not used."""
+    monkeypatch.setattr(int4, "is_faster", lambda device: faster)
+    torch.manual_seed(0)
+    layer = QuantizedLinear(128, 32, scheme, dtype=torch.bfloat16).set_execution(cache=True)
+    kept = layer._to_keep()
+    assert isinstance(kept, Int4Weight) is (faster and scheme.bits == 4 and 128 % scheme.group == 0)
+    x = torch.randn(3, 2, 128, dtype=torch.bfloat16)
+    with torch.no_grad():
+        for inputs in (x, x[0], x[0, 0], x[:0], x.transpose(0, 1), x[..., ::1].float()):
+            narrow = inputs.dtype == torch.bfloat16
+            with nullcontext() if narrow else torch.autocast("cpu", dtype=torch.bfloat16):
+                y = layer(inputs)
+            exact = nn.functional.linear(inputs.double(), layer.weight.double(), layer.bias.double())
+            assert (y.dtype, y.shape) == (torch.bfloat16, exact.shape)
+            torch.testing.assert_close(y.double(), exact, rtol=2e-2, atol=2e-2)
+        with pytest.raises(RuntimeError, match="same dtype"):
+            layer(x.float())
+        layer.weight_scale.mul_(2)
+        torch.testing.assert_close(layer(x), layer.compact(x), rtol=3e-2, atol=3e-2)
+
+
+def test_tiles_take_little_memory():
+    layer, x = QuantizedLinear(1024, 2048, Scheme(4), bias=False), torch.randn(2, 1024)
+    with torch.no_grad():
+        peaks = [peak_bytes(lambda: layer(x)), peak_bytes(lambda: layer.weight)]
+    assert peaks[0] < 8 << 20 <= peaks[1]  # 8 MiB dense
+
+
+def test_loading_takes_little_memory(tmp_path):
+    """No matrix is dense while a checkpoint is read, and the values are checked piece by piece."""
+    model = nn.Sequential(QuantizedEmbedding(4096, 512, Scheme(4)), QuantizedLinear(512, 2048, Scheme(3)))
+    folder = mpo.save(model, tmp_path)
+    size = sum(file.stat().st_size for file in folder.glob("*.safetensors"))
+    with torch.device("meta"):
+        architecture = nn.Sequential(nn.Embedding(4096, 512), nn.Linear(512, 2048))
+    assert peak_bytes(lambda: mpo.load(folder, architecture)) < 1.3 * size
 
 
 def test_finetuning_trains_the_scales_and_leaves_the_codes(monkeypatch):
