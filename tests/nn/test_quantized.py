@@ -142,6 +142,10 @@ def test_edits_of_codes_are_noticed():
         torch.testing.assert_close(layer(x), layer.compact(x))
         layer.weight_zero_point.zero_()
         torch.testing.assert_close(layer(x), layer.compact(x))
+        assert layer.double()(x.double()).dtype == torch.float64
+        layer.prototype.data = layer.prototype.data.float()  # as masters of training are held
+        layer.bias.data = layer.bias.data.float()
+        assert layer(x).dtype == torch.float32
         parts = QuantizedParts.of(InterpolativeLinear(12, 8, 3), Scheme(8)).set_execution(cache=True)
         parts(x)
         parts.bias.add_(1)

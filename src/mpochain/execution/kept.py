@@ -116,8 +116,9 @@ class Kept:
         entry = self._entry
         if entry is not None and entry[0] == STEPS.count and type(x) is Tensor:
             # Not a call of same(): this is on the path of every call of a layer, whose product may take microseconds.
-            for now, (before, address, _, version) in zip(tensors, entry[1], strict=True):
-                if now is not before or now._version != version or now.data_ptr() != address:
+            for now, (before, address, dtype, version) in zip(tensors, entry[1], strict=True):
+                # A tensor without elements has no address that a conversion would change.
+                if now is not before or now._version != version or now.data_ptr() != address or now.dtype != dtype:
                     break
             else:
                 kept: Result = entry[2]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from functools import partial
 from typing import Any, Literal, Self
 
@@ -209,6 +210,11 @@ class QuantizedLinear(QuantizedLayer):
             outputs = partial(checkpoint, outputs, use_reentrant=False, preserve_rng_state=False)
         parts = [outputs(x, rows) for rows in tiles]
         return parts[0] if len(parts) == 1 else torch.cat(parts, dim=-1)
+
+    def _kept_from(self) -> Sequence[Tensor]:
+        # The generator over all submodules takes longer than a small product; a parametrised layer has submodules.
+        parameters: Any = self._parameters
+        return super()._kept_from() if self._modules else (parameters["prototype"], parameters["weight_scale"])
 
     def _to_keep(self) -> Tensor | Int4Weight:
         """The dense weight, or its codes in the layout of a kernel that is faster than the dense product."""
