@@ -113,7 +113,7 @@ def test_announced_errors_are_those_of_the_layers(net, moments, name, form):
     metric = LossMetric.of(target.weight, moments[name])
     choices, again = (form(target, moments[name], schemes, 3.0) for _ in range(2))
     assert np.array_equal(choices.errors, again.errors), "it may be prepared twice"
-    assert choices.zero_error == pytest.approx(metric.error(target.weight), rel=1e-4)
+    assert choices.zero_error == pytest.approx(3.0 * metric.error(target.weight), rel=1e-4)
     ratios = []
     for choice in range(0, len(choices) - 1, 1 if form is dense_in_bits else 5):
         built = choices.build(choice)

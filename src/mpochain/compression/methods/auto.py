@@ -24,6 +24,10 @@ __all__ = ["Auto"]
 # predictions keep their order; between forms they need these factors.
 _FACTORS = {"dense": 2.0, "interpolative": 2.5}
 
+# Rows and coefficients are held in at least so many bits, unless fewer are all that is allowed: in equal bytes, a
+# smaller rank in 3 bits loses about half as much as a larger one in 2.
+_LEAST_BITS_OF_LOW_RANK = 3
+
 
 class Auto(Method):
     """The dense weight in 8 to 2 bits, or low rank in few bits: form, rank and bits of each layer under one budget.
@@ -82,21 +86,27 @@ class Auto(Method):
 
     def smallest(self, target: Target) -> int:
         """See :class:`~mpochain.compression.methods.method.Method`."""
-        schemes, sizes = self._schemes(), [target.bytes]
+        sizes = [target.bytes]
         if "dense" in self.settings.forms:
-            sizes += [scheme.bytes(*target.shape) for scheme in schemes]
+            sizes += [scheme.bytes(*target.shape) for scheme in self._schemes("dense")]
         if "interpolative" in self.settings.forms:
-            ranks = interpolative_ranks(target.shape)[:1]
-            sizes += [size for scheme in schemes for size in interpolative_costs(target, ranks, scheme).bytes.tolist()]
+            rank = interpolative_ranks(target.shape)[:1]
+            for scheme in self._schemes("interpolative"):
+                sizes += interpolative_costs(target, rank, scheme).bytes.tolist()
         return min(sizes)
 
     def prepare(self, target: Target, moments: Moments | None) -> Choices:
         """See :class:`~mpochain.compression.methods.method.Method`."""
         offers = {"dense": dense_in_bits, "interpolative": interpolative_in_bits}
-        schemes = self._schemes()
-        parts = [offers[form](target, moments, schemes, _FACTORS[form]) for form in dict.fromkeys(self.settings.forms)]
-        return Choices.joined(*parts)
+        return Choices.joined(
+            *(
+                offers[form](target, moments, self._schemes(form), _FACTORS[form])
+                for form in dict.fromkeys(self.settings.forms)
+            )
+        )
 
-    def _schemes(self) -> list[Scheme]:
+    def _schemes(self, form: str) -> list[Scheme]:
         chosen = self.settings
-        return sorted({Scheme(bits, group, chosen.symmetric) for bits in chosen.bits for group in chosen.groups})
+        least = _LEAST_BITS_OF_LOW_RANK if form == "interpolative" else 2
+        bits = [number for number in chosen.bits if number >= least] or chosen.bits
+        return sorted({Scheme(number, group, chosen.symmetric) for number in bits for group in chosen.groups})
