@@ -22,7 +22,7 @@ __all__ = ["checked_matrix", "grids", "group_grid"]
 # few of these multiples are enough.
 _LARGEST_SCALE, _SMALLEST_SCALE, _LEAST_STEP = 65504.0, 2.0**-22, 2.0**-24
 # Smallest and largest step tried, relative to the step that covers the range of the values, and their number.
-_RANGES = {8: (0.9, 1.01, 5), 4: (0.6, 1.05, 9), 3: (0.5, 1.1, 11), 2: (0.3, 1.2, 13)}
+_RANGES = {8: (0.9, 1.0, 3), 4: (0.65, 1.05, 5), 3: (0.55, 1.05, 6), 2: (0.4, 1.15, 7)}
 _STEPS = {bits: np.linspace(*numbers).tolist() for bits, numbers in _RANGES.items()}
 # Attempts from the best step so far, refitted to its codes.
 _REFITS = 2
