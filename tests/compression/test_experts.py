@@ -206,6 +206,28 @@ class TestStatistics:
             assert value.rows == len(rows)
             torch.testing.assert_close(value.activations, rows.T @ rows / len(rows))
 
+    @pytest.mark.parametrize("family", ["Mixtral", "Llama4"])
+    def test_gradients_are_per_token_of_the_mixture(self, models, family):
+        """So that errors of experts, which few tokens reach, compare with those of other layers."""
+        model = copy.deepcopy(models[family])
+        (experts,) = separate_experts(model).values()
+        ids, outputs = batch()["input_ids"], []
+        name = next(name for name, module in model.named_modules() if module is experts)
+        layer = experts[1].down_proj
+
+        def loss(output):
+            return output.logits.square().sum()
+
+        moments = collect_moments(model, {f"{name}.1.down_proj": layer}, [ids[:2], ids[2:]], loss=loss)
+        layer.register_forward_hook(lambda _, __, output: (output.retain_grad(), outputs.append(output))[0])
+        for part in (ids[:2], ids[2:]):
+            loss(model(part)).backward()
+        gradients = torch.cat([output.grad for output in outputs])
+        value = moments[f"{name}.1.down_proj"]
+        assert value.rows == len(gradients) < ids.numel()
+        torch.testing.assert_close(value.gradients, gradients.T @ gradients / ids.numel(), rtol=1e-3, atol=1e-5)
+        assert value.gradient_power == pytest.approx(float(gradients.square().mean(1).sum()) / ids.numel(), rel=1e-3)
+
 
 def test_experts_that_no_token_reaches_stay_dense_with_their_reason(models):
     model = copy.deepcopy(models["Mixtral"])

@@ -100,6 +100,10 @@ class SeparateExperts(nn.Module):
             f"{number}.{name}": layer for number, expert in enumerate(self) for name, layer in expert.named_children()
         }
 
+    def tokens_of(self, hidden_states: Tensor) -> int:
+        """The number of tokens in the hidden states of a call."""
+        return len(hidden_states) // self._count if self.layout.tiled else len(hidden_states)
+
     def forward(self, hidden_states: Tensor, *routing: Tensor) -> Tensor:
         """The output of all experts, as the fused module computes it.
 

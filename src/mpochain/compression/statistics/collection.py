@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import Any
@@ -15,8 +15,9 @@ from mpochain.compression.statistics.default_loss import DefaultLoss
 from mpochain.compression.statistics.moments import Moments, frozen, run_batch
 from mpochain.compression.statistics.recompute import InputsChangedError, Recomputation
 from mpochain.compression.statistics.square_sum import Slabs, compact, unit_rows
-from mpochain.compression.statistics.sums import InputMoments, Sums, observed
+from mpochain.compression.statistics.sums import InputMoments, Sums, observed, tokens_counted
 from mpochain.errors import ArgumentError, NonFiniteError
+from mpochain.nn import SeparateExperts
 from mpochain.surgery.calls import without_cache
 from mpochain.surgery.masks import Masks, arguments_of
 
@@ -102,6 +103,8 @@ def _pass(
             # Without recomputation, activations kept for the backward pass would take twice the memory of a small
             # model.
             stack.enter_context(again.of(model))
+        for name, mixture, members in _mixtures(model, sums):
+            stack.enter_context(tokens_counted(name, mixture, members, again, lambda: masks))
         for name, layer in layers.items():
             stack.enter_context(observed(layer, sums[name], latest, again, lambda: masks, loss is not None))
         for count, batch in enumerate(batches, 1):
@@ -131,6 +134,17 @@ def _pass(
     if masked:
         _logger.warning("%d of %d calibration batches are masked entirely and were left out", masked, count)
     return sums
+
+
+def _mixtures(model: nn.Module, sums: Mapping[str, Sums]) -> Iterator[tuple[str, SeparateExperts, list[Sums]]]:
+    """Mixtures of experts by name, with the sums of their layers."""
+    members: dict[str, list[Sums]] = {}
+    for name, layer_sums in sums.items():
+        mixture = ".".join(name.split(".")[:-2])  # without the expert and the matrix
+        members.setdefault(mixture, []).append(layer_sums)
+    for name, module in model.named_modules():
+        if isinstance(module, SeparateExperts) and name in members:
+            yield name, module, members[name]
 
 
 def _backward(
@@ -184,6 +198,8 @@ def _unreached(layer_sums: Sums, *, gradients: bool) -> str | None:
 
 def _moments(layer_sums: Sums, inputs: Tensor | None) -> Moments:
     rows, gradients, output_gradients = layer_sums.rows, None, None
+    # Errors of experts are per token of the mixture, so that they compare with those of layers that read all tokens.
+    tokens = layer_sums.tokens or rows
     if not layer_sums.is_wide:
         assert inputs is not None
         activations = inputs
@@ -192,7 +208,7 @@ def _moments(layer_sums: Sums, inputs: Tensor | None) -> Moments:
     else:
         activations = layer_sums.output_sum.mean(rows)
     if not layer_sums.gradient_sum.is_empty:
-        gradients = layer_sums.gradient_sum.mean(rows)
+        gradients = layer_sums.gradient_sum.mean(tokens)
         if layer_sums.keeps_outputs:
             output_gradients = gradients
             if not layer_sums.is_wide:
@@ -201,7 +217,7 @@ def _moments(layer_sums: Sums, inputs: Tensor | None) -> Moments:
         activations,
         gradients,
         layer_sums.input_power / rows,
-        layer_sums.gradient_power / rows if gradients is not None else None,
+        layer_sums.gradient_power / tokens if gradients is not None else None,
         rows,
         inputs,
         output_gradients,

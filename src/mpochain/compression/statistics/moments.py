@@ -30,6 +30,9 @@ _ELEMENT = 4  # bytes of a float32
 class Moments:
     """Second moments of one layer ``W (out, in)`` on its smaller side ``s``: means over input rows.
 
+    For a layer of an expert, sums over gradients are divided by the number of tokens that the mixture reads, of which
+    the rows are a part, so that the errors of all layers are per token.
+
     Tensors are float32, or float64 where float32 cannot hold the squares.
 
     Attributes:

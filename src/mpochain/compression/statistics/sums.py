@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import inspect
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -16,10 +16,11 @@ from mpochain.arrays import in_range, ldexp
 from mpochain.compression.statistics.recompute import Recomputation
 from mpochain.compression.statistics.square_sum import Slabs, SquareSum, unit_rows
 from mpochain.errors import NonFiniteError
+from mpochain.nn import SeparateExperts
 from mpochain.nn.dense import dense_parameters
 from mpochain.surgery.masks import Masks
 
-__all__ = ["InputMoments", "LatestInput", "Sums", "input_argument", "observed"]
+__all__ = ["InputMoments", "LatestInput", "Sums", "input_argument", "observed", "tokens_counted"]
 
 
 class LatestInput:
@@ -86,6 +87,7 @@ class Sums:
 
     Attributes:
         rows: number of rows summed.
+        tokens: for an expert of a mixture, the number of rows that the mixture read; 0 for other layers.
         history: identifies the inputs summed; layers that read the same inputs in the same order have the same.
     """
 
@@ -95,7 +97,7 @@ class Sums:
         self.is_wide = self.weight.shape[0] <= self.weight.shape[1]
         self.keeps_inputs = inputs or not self.is_wide
         self.keeps_outputs = outputs or self.is_wide
-        self.rows = 0
+        self.rows = self.tokens = 0
         self.history = 0
         self.input_sum, self.output_sum, self.gradient_sum = SquareSum(slabs), SquareSum(slabs), SquareSum(slabs)
         self.input_power = self.gradient_power = 0.0
@@ -164,6 +166,34 @@ def input_argument(layer: nn.Module, arguments: tuple[Any, ...], named: dict[str
         return None, arguments[0]
     _, keyword, *_ = inspect.signature(type(layer).forward).parameters  # after self
     return keyword, named.get(keyword)
+
+
+@contextmanager
+def tokens_counted(
+    name: str, mixture: SeparateExperts, sums: Iterable[Sums], again: Recomputation, masks: Callable[[], Masks]
+) -> Iterator[None]:
+    """Count the rows that a mixture of experts reads in the sums of its layers within this context.
+
+    Args:
+        name: name of the mixture in the model.
+        mixture: the experts.
+        sums: sums of layers of the experts.
+        again: see :func:`observed`.
+        masks: see :func:`observed`.
+    """
+
+    def count(_: nn.Module, arguments: tuple[Any, ...]) -> None:
+        if not again.active:
+            tokens = mixture.tokens_of(arguments[0])
+            kept = masks().rows(name, (tokens, 1))
+            for layer_sums in sums:
+                layer_sums.tokens += tokens if kept is None else int(kept.sum())
+
+    hook = mixture.register_forward_pre_hook(count)
+    try:
+        yield
+    finally:
+        hook.remove()
 
 
 @contextmanager
