@@ -22,7 +22,9 @@ __all__ = ["input_feedback"]
 _BLOCK = 64
 
 
-def input_feedback(matrix: Tensor, scheme: Scheme, inputs: Tensor | Triangle, *, name: str = "the matrix") -> Quantized:
+def input_feedback(
+    matrix: Tensor, scheme: Scheme, inputs: Tensor | Triangle | None, *, name: str = "the matrix"
+) -> Quantized:
     """Round a matrix with feedback of the error along its inputs.
 
     The grid of a group is searched when its first column is reached, for the weights as corrected until then.
@@ -31,7 +33,7 @@ def input_feedback(matrix: Tensor, scheme: Scheme, inputs: Tensor | Triangle, *,
         matrix: ``W (out, in)``, any float type.
         scheme: bits, group and symmetry.
         inputs: ``H (in, in)``, second moments of the inputs, up to a factor; 1 % of their mean diagonal is added to the
-            diagonal. A :class:`Triangle` has a damping of its own, and serves several roundings.
+            diagonal. A :class:`Triangle` has its own damping, and serves several roundings. None for equal weights.
         name: name of the matrix in errors.
 
     Raises:
@@ -52,7 +54,7 @@ def input_feedback(matrix: Tensor, scheme: Scheme, inputs: Tensor | Triangle, *,
     """
     matrix32 = checked_matrix(matrix, scheme, name)
     rows, columns = matrix32.shape
-    factor = input_triangle(inputs, columns, name).of_inputs(scheme.group)
+    factor = input_triangle(inputs, columns, name, matrix32.device).of_inputs(scheme.group)
     corrected = matrix32.T[factor.order]  # a row for each column, in the order of rounding
     codes = torch.empty(rows, columns, dtype=torch.uint8, device=matrix32.device)
     scales = matrix32.new_empty(rows, scheme.groups(columns), dtype=torch.float16)

@@ -34,8 +34,8 @@ __all__ = ["two_sided"]
 def two_sided(
     matrix: Tensor,
     scheme: Scheme,
-    inputs: Tensor | Triangle,
-    outputs: Tensor | Triangle,
+    inputs: Tensor | Triangle | None,
+    outputs: Tensor | Triangle | None,
     *,
     name: str = "the matrix",
 ) -> Quantized:
@@ -47,9 +47,9 @@ def two_sided(
         matrix: ``W (out, in)``, any float type.
         scheme: bits, group and symmetry.
         inputs: ``H (in, in)``, second moments of the inputs, up to a factor; 1 % of their mean diagonal is added to the
-            diagonal. A :class:`Triangle` has a damping of its own, and serves several roundings.
+            diagonal. A :class:`Triangle` has its own damping, and serves several roundings. None for equal weights.
         outputs: ``G (out, out)``, second moments of the gradients with respect to the outputs, up to a factor; their
-            mean diagonal is added to the diagonal. Or a triangle.
+            mean diagonal is added to the diagonal. Or a triangle, or None.
         name: name of the matrix in errors.
 
     Raises:
@@ -71,8 +71,8 @@ def two_sided(
     """
     matrix32 = checked_matrix(matrix, scheme, name)
     rows, columns = matrix32.shape
-    by_inputs = input_triangle(inputs, columns, name).of_inputs(scheme.group)
-    by_outputs = output_triangle(outputs, rows, name).of_outputs()
+    by_inputs = input_triangle(inputs, columns, name, matrix32.device).of_inputs(scheme.group)
+    by_outputs = output_triangle(outputs, rows, name, matrix32.device).of_outputs()
     return _Rounding(matrix32, scheme, by_outputs, by_inputs).result()
 
 
