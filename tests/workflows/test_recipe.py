@@ -258,3 +258,37 @@ def test_factors_of_a_group_are_settings_of_a_method(permuted, calibrated, name)
 def test_groups_that_contradict_themselves(group, message):
     with pytest.raises(ValueError, match=message):
         Group(targets=("Linear",), **group)
+
+
+@pytest.mark.parametrize(
+    ("fields", "method"),
+    [
+        ({"budget": "40MB"}, "auto"),
+        ({"budget": "3.5 bits"}, "auto"),
+        ({"budget": "3 bits", "method": "gptq", "settings": {"group": 64}}, "gptq"),
+        ({"budget": 0.6}, "interpolative"),
+        ({"budget": "5% error"}, "interpolative"),
+        ({"speed": "70%"}, "interpolative"),
+        ({"budget": "40MB", "speed": 0.7}, "auto"),
+    ],
+)
+def test_the_method_follows_from_the_budget(fields, method):
+    recipe = read_recipe(None, {"model": "m", **fields})
+    assert recipe.chosen_method().name == recipe.method == method
+    assert recipe.speed == fields.get("speed")
+    again = Recipe.model_validate(recipe.model_dump(mode="json"))
+    assert again.model_dump() == recipe.model_dump()
+
+
+@pytest.mark.parametrize("speed", [0, 1.2, "fast", True, "0 %", [0.5]])
+def test_speeds_that_are_none_name_their_option(speed):
+    with pytest.raises(MPOError, match=r"speed: .*speed .* is (not a share|out of range)"):
+        read_recipe(None, {"model": "m", "speed": speed})
+
+
+def test_settings_of_the_default_method_are_those_of_its_budget():
+    assert read_recipe(None, {"model": "m", "budget": "3 bits", "settings": {"bits": [4, 3]}}).settings == {
+        "bits": [4, 3]
+    }
+    with pytest.raises(MPOError, match="bits"):
+        read_recipe(None, {"model": "m", "budget": 0.5, "settings": {"bits": [4, 3]}})

@@ -13,7 +13,8 @@ __all__ = ["Rtn"]
 class Rtn(UniformBits):
     """Dense weights rounded to the nearest values of each group's grid; the same number of bits in every layer.
 
-    The budget picks the most bits that fit; with ``bits=`` there is no budget.
+    So are the tables of embeddings that ``targets`` names. The budget picks the most bits that fit; with ``bits=``
+    there is no budget.
 
     Example:
         >>> import mpochain as mpo
@@ -26,6 +27,7 @@ class Rtn(UniformBits):
     """
 
     name = "rtn"
+    embeddings = True
 
     def rounded(self, target: Target, moments: Moments | None, scheme: Scheme) -> Quantized:  # noqa: ARG002  # of the protocol
         """See :class:`~mpochain.compression.methods.uniform_bits.UniformBits`."""

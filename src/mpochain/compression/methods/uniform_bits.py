@@ -16,6 +16,7 @@ from mpochain.compression.statistics.projections import errors_between
 from mpochain.compression.target import Target
 from mpochain.errors import ArgumentError
 from mpochain.nn import QuantizedLinear
+from mpochain.nn.embeddings import QuantizedEmbedding
 from mpochain.quantization import BITS, Quantized, Scheme
 from mpochain.quantization.grid import checked_matrix
 
@@ -60,9 +61,10 @@ class UniformBits(Method):
         schemes, reason = usable(target, self._schemes())
 
         def build(choice: int) -> Built:
-            layer = QuantizedLinear.from_codes(
-                self.rounded(target, moments, schemes[choice]), target.bias, dtype=target.weight.dtype
-            )
+            codes, dtype = self.rounded(target, moments, schemes[choice]), target.weight.dtype
+            if target.is_embedding:
+                return Built(QuantizedEmbedding.from_codes(codes, dtype=dtype))
+            layer = QuantizedLinear.from_codes(codes, target.bias, dtype=dtype)
             return Built(layer, None if moments is None else errors_between(target.weight, moments, layer.weight))
 
         return Choices.of(target, dense_costs(target, schemes), None, build, reason=reason)
