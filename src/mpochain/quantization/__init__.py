@@ -11,11 +11,13 @@ from mpochain.quantization.interpolation import QuantizedInterpolation, interpol
 from mpochain.quantization.nearest import nearest
 from mpochain.quantization.packing import packed, unpacked
 from mpochain.quantization.scheme import BITS, Scheme
-from mpochain.quantization.triangle import Triangle
+from mpochain.quantization.triangle import InputFactor, OutputFactor, Triangle
 from mpochain.quantization.two_sided import two_sided
 
 __all__ = [
     "BITS",
+    "InputFactor",
+    "OutputFactor",
     "Quantized",
     "QuantizedInterpolation",
     "Scheme",

@@ -120,7 +120,7 @@ def grids(matrix: Tensor, scheme: Scheme, column_weights: Tensor | None = None) 
     """Scales and zero points of all groups of a matrix: float16 and uint8 ``(rows, groups)``.
 
     Args:
-        matrix: ``(rows, columns)``, as :func:`checked_matrix` returns it.
+        matrix: ``(rows, columns)``, float32, finite.
         scheme: bits, group and symmetry.
         column_weights: ``(columns,)``, nonnegative weights of the squared errors.
 
