@@ -10,7 +10,7 @@ import transformers
 from torch import nn
 
 import mpochain as mpo
-from mpochain.compression import Refinement, stack_refinement
+from mpochain.compression import Refinement, Rtn, stack_refinement
 from mpochain.compression.block_calls import block_calls
 from mpochain.compression.block_training import BlockExample, relative_error, train_block
 from mpochain.compression.blocks import stacks
@@ -173,6 +173,38 @@ def test_methods_without_data_can_be_refined():
     report = mpo.compress(model, 0.5, calibration=rows(4), method="svd", refine=True)
     assert len(report.refined) == 3
     assert all(block.after <= block.before for block in report.refined)
+
+
+class TestCodes:
+    def compressed(self, **settings):
+        model = perceptron()
+        refine = Refinement(epochs=4, learning_rate=3e-3, **settings)
+        return model, mpo.compress(model, None, calibration=rows(8), method=Rtn(bits=2, group=8), refine=refine)
+
+    def test_codes_and_scales_are_trained(self):
+        plain = perceptron()
+        mpo.compress(plain, None, method=Rtn(bits=2, group=8))
+        scales, _ = self.compressed(codes=False)
+        model, report = self.compressed()
+        assert all(block.epochs for block in report.refined)
+        assert report.refined[0].parameters == sum(layer.numel() for layer in scales[0].parameters()) + 16 * 24
+        assert model.state_dict().keys() == plain.state_dict().keys()
+        assert model[0].weight_scale.dtype == torch.float16
+        assert torch.equal(scales[0].weight_packed, plain[0].weight_packed)
+        assert not torch.equal(scales[0].weight_scale, plain[0].weight_scale)
+        assert not torch.equal(model[0].weight_packed, plain[0].weight_packed)
+        fresh = rows(1, seed=9)[0]
+        errors = [float((one(fresh) - perceptron()(fresh)).detach().square().mean()) for one in (model, scales, plain)]
+        assert errors == sorted(errors)
+
+    def test_an_interrupted_run_keeps_its_codes(self, tmp_path):
+        expected, _ = self.compressed()
+        model = perceptron()
+        arguments = {"calibration": rows(8), "method": Rtn(bits=2, group=8), "checkpoint": tmp_path}
+        for _ in range(2):
+            model = perceptron()
+            mpo.compress(model, None, refine=Refinement(epochs=4, learning_rate=3e-3), **arguments)
+        assert same(model, expected)
 
 
 def test_after_sequential_correction():

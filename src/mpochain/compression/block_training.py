@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from mpochain.compression.refinement_settings import Refinement
 from mpochain.errors import NonFiniteError
 from mpochain.execution import fast_products
-from mpochain.surgery.half_precision import in_float32
+from mpochain.surgery.half_precision import HALF_DTYPES, in_float32
 from mpochain.system.processor import multiplies_bfloat16
 
 __all__ = ["BlockExample", "Outcome", "relative_error", "train_block"]
@@ -109,6 +109,7 @@ def train_block(
     settings: Refinement,
     *,
     seed: int,
+    rates: Mapping[str, float] | None = None,
     label: str = "block",
 ) -> Outcome:
     """Train parameters of a block in place and keep the state with the smallest held-out error, or the first one.
@@ -124,6 +125,7 @@ def train_block(
         held_out: function that returns what the error is measured on.
         settings: passes, learning rate and patience.
         seed: seed of the order of the batches.
+        rates: peak learning rates of some parameters, by name, in place of that of the settings.
         label: name of the block, for messages.
 
     Raises:
@@ -138,9 +140,10 @@ def train_block(
     if before == 0 or not count or not parameters:
         return Outcome(before, before, 0)
     state, best_epoch = _copies(parameters), 0
-    optimizer = _optimizer(parameters, settings.learning_rate)
+    optimizer = _optimizer(parameters, settings.learning_rate, rates or {})
     generator = torch.Generator().manual_seed(seed)
     steps, step, last = settings.epochs * count, 0, time.monotonic()
+    halves = {name: parameter for name, parameter in parameters.items() if parameter.dtype in HALF_DTYPES}
     masters: dict[str, Tensor] = {}
     for epoch in range(1, settings.epochs + 1):
         with in_float32(block), torch.enable_grad():
@@ -155,7 +158,7 @@ def train_block(
                 if time.monotonic() - last > _INTERVAL:
                     last = time.monotonic()
                     _logger.info("%s: training step %d of %d", label, step, steps)
-            masters = _copies(parameters)
+            masters = _copies(halves)
         error = _held_out_error(block, held_out)
         if error < best:
             best, best_epoch, state = error, epoch, _copies(parameters)
@@ -201,11 +204,13 @@ def _held_out_error(block: nn.Module, held_out: Callable[[], Iterator[BlockExamp
     return total / max(rows, 1)
 
 
-def _optimizer(parameters: Mapping[str, nn.Parameter], learning_rate: float) -> torch.optim.Optimizer:
+def _optimizer(
+    parameters: Mapping[str, nn.Parameter], learning_rate: float, rates: Mapping[str, float]
+) -> torch.optim.Optimizer:
     groups = []
-    for parameter in parameters.values():
-        peak = learning_rate
-        if parameter.ndim > 1:
+    for name, parameter in parameters.items():
+        peak = rates.get(name, learning_rate)
+        if parameter.ndim > 1 and name not in rates:
             size = float(parameter.detach().float().square().mean().sqrt())
             peak = min(peak, _LARGEST_CHANGE * size) if size > 0 else peak
         groups.append({"params": [parameter], "lr": peak, "peak": peak})

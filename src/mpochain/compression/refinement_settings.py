@@ -20,6 +20,8 @@ class Refinement(Validated):
         learning_rate: peak learning rate of AdamW, which rises at first and falls to zero along a cosine. That of a
             matrix is at most a hundredth of the root mean square of its entries.
         gradients: whether errors of a block's outputs are weighted by the gradients of the loss with respect to them.
+        codes: whether the codes of quantised weights are trained too, or only their scales. The rounding passes
+            gradients on as if it were none (straight-through estimator).
         patience: passes without a smaller held-out error after which the training of a block ends.
 
     Raises:
@@ -27,13 +29,14 @@ class Refinement(Validated):
 
     Example:
         >>> Refinement(epochs=2)
-        Refinement(epochs=2, learning_rate=0.0003, patience=2, gradients=True)
+        Refinement(epochs=2, learning_rate=0.0003, patience=2, gradients=True, codes=True)
     """
 
     epochs: Annotated[Integer, Field(ge=1)] = 6
     learning_rate: Annotated[Number, Field(gt=0.0)] = 3e-4
     patience: Annotated[Integer, Field(ge=1)] = 2
     gradients: bool = True
+    codes: bool = True
 
 
 def settings_of(refine: bool | Refinement) -> Refinement | None:
@@ -44,7 +47,7 @@ def settings_of(refine: bool | Refinement) -> Refinement | None:
 
     Example:
         >>> settings_of(True), settings_of(False)
-        (Refinement(epochs=6, learning_rate=0.0003, patience=2, gradients=True), None)
+        (Refinement(epochs=6, learning_rate=0.0003, patience=2, gradients=True, codes=True), None)
     """
     if isinstance(refine, Refinement):
         return refine

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 from torch import Tensor, nn
@@ -19,6 +19,8 @@ from mpochain.compression.refinement_settings import Refinement
 from mpochain.compression.state import CompressionState
 from mpochain.compression.statistics.default_loss import DefaultLoss
 from mpochain.errors import ArgumentError
+from mpochain.nn.dense import dense_parameters
+from mpochain.nn.quantized import latent_codes, stored_codes
 from mpochain.surgery.half_precision import as_float32
 from mpochain.surgery.replacement import replace_layers
 
@@ -26,6 +28,8 @@ __all__ = ["OPTION", "StackRefinement", "trainable_parameters"]
 
 # Option of compress, for messages.
 OPTION = "refine=True"
+# Peak learning rate of codes. AdamW moves a number by about its rate, so that in 100 steps a code may change by one.
+_CODE_RATE = 0.01
 
 
 def trainable_parameters(model: nn.Module, block: nn.Module, allowed: set[int]) -> dict[str, nn.Parameter]:
@@ -156,11 +160,19 @@ class StackRefinement:
                 if id(parameter) not in compressed
             }
             originals |= values
-            record = None if state is None else state.refined(name, parameters)
+            trained = {**parameters, **self._codes(block, parameters, settings)}
+            record = None if state is None else state.refined(name, trained)
             if record is None:
-                record = self._trained(number, name, block, parameters, settings, seed)
+                weights = self._dense_weights(block)
+                latents: AbstractContextManager[dict[str, str]] = (
+                    latent_codes(block, weights) if settings.codes else nullcontext({})
+                )
+                with latents as latent:
+                    own = dict(block.named_parameters())
+                    codes = {key: own[key] for scales, key in latent.items() if scales in parameters}
+                    record = self._trained(number, name, block, parameters, codes, settings, seed)
                 if state is not None:
-                    state.keep_refined(record, parameters if record.epochs else {})
+                    state.keep_refined(record, trained if record.epochs else {})
             if not record.epochs:
                 for parameter in values:
                     del originals[parameter]
@@ -191,12 +203,29 @@ class StackRefinement:
         for k, of_batch in enumerate(calls):
             states[k] = of_batch[number].run(block, states[k])
 
+    def _dense_weights(self, block: nn.Module) -> dict[nn.Module, Tensor]:
+        """The dense weight of each compressed linear layer of a block."""
+        replaced = {layer: self._dense[layer] for layer in block.modules() if layer in self._dense}
+        return {
+            layer: dense_parameters(dense)[0]
+            for layer, dense in replaced.items()
+            if not isinstance(dense, nn.Embedding)
+        }
+
+    @staticmethod
+    def _codes(block: nn.Module, parameters: Mapping[str, Tensor], settings: Refinement) -> dict[str, Tensor]:
+        """The codes that are trained with their scales, by names of their own."""
+        if not settings.codes:
+            return {}
+        return {f"codes of {name}": codes for name, codes in stored_codes(block).items() if name in parameters}
+
     def _trained(
         self,
         number: int,
         name: str,
         block: nn.Module,
         parameters: Mapping[str, nn.Parameter],
+        codes: Mapping[str, nn.Parameter],
         settings: Refinement,
         seed: int,
     ) -> RefinedBlock:
@@ -212,14 +241,15 @@ class StackRefinement:
         began = time.monotonic()
         outcome = train_block(
             block,
-            parameters,
+            {**parameters, **codes},
             lambda k: example(k, master=True),
             self._count,
             lambda: (example(k, master=False) for k in range(self._count, len(self._targets))),
             settings,
             seed=seed,
+            rates=dict.fromkeys(codes, _CODE_RATE),
             label=name,
         )
-        size = sum(parameter.numel() for parameter in parameters.values())
+        size = sum(parameter.numel() for parameter in (*parameters.values(), *codes.values()))
         seconds = time.monotonic() - began
         return RefinedBlock(name, size, outcome.before, outcome.after, outcome.epochs, seconds)

@@ -139,11 +139,11 @@ class CompressionState:
         write_part(self.folder / _LAYERS, name, tensors, values)
 
     def keep_refined(self, block: RefinedBlock, parameters: Mapping[str, Tensor]) -> None:
-        """Keep the record of a refined block and its parameters; none of a block that was left as it was."""
+        """Keep the record of a refined block and its parameters and codes; none of a block that stayed as it was."""
         values = {"record": asdict(block), "seconds": self.seconds}
         write_part(self.folder / _BLOCKS, block.name, dict(parameters), values)
 
-    def refined(self, name: str, parameters: Mapping[str, nn.Parameter]) -> RefinedBlock | None:
+    def refined(self, name: str, parameters: Mapping[str, Tensor]) -> RefinedBlock | None:
         """Set the parameters of a block to what was kept of it, and return its record; None if it is not refined yet.
 
         Raises:

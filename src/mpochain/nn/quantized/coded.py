@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from mpochain.errors import ArgumentError, NonFiniteError, ShapeError
-from mpochain.nn.quantized.dequantization import dequantised
+from mpochain.nn.quantized.dequantization import dequantised, scaled, straight_through
 from mpochain.quantization import Quantized, Scheme, packed, unpacked
 
 __all__ = ["CodedTensor"]
@@ -72,6 +72,11 @@ class CodedTensor:
         """Name of the tensor in its module."""
         return self.path.rpartition(".")[2]
 
+    @property
+    def latent(self) -> str:
+        """Name in its module of the numbers whose rounded values are the codes, see :func:`latent_codes`."""
+        return f"{self.name}_latent"
+
     def register(self, owner: nn.Module, device: torch.device | str | None = None) -> None:
         """Give a module the stored tensors, without values."""
         words = torch.empty(self.rows, self.scheme.words(self.columns), dtype=torch.int32, device=device)
@@ -119,10 +124,19 @@ class CodedTensor:
         return Quantized(codes, scales.to(torch.float16), zeros, self.scheme)
 
     def dequantised(self, owner: nn.Module, dtype: torch.dtype) -> Tensor:
-        """The tensor, differentiable with respect to the scales."""
-        words, scales, zeros = self.stored(owner)
-        matrix = dequantised(words, scales, zeros, self.scheme, self.columns, dtype)
+        """The tensor, differentiable with respect to the scales, and to latent codes while there are some."""
+        matrix = self.dequantised_rows(owner, dtype, slice(None))
         return matrix if len(self.shape) == 2 else matrix.view(self.shape)
+
+    def dequantised_rows(self, owner: nn.Module, dtype: torch.dtype, rows: slice) -> Tensor:
+        """Rows of the matrix that is quantised."""
+        words, scales, zeros = (None if value is None else value[rows] for value in self.stored(owner))
+        assert words is not None
+        assert scales is not None
+        latent = owner._parameters.get(self.latent)
+        if latent is None:
+            return dequantised(words, scales, zeros, self.scheme, self.columns, dtype)
+        return scaled(straight_through(latent[rows], self.scheme), scales, zeros, self.scheme, dtype)
 
     def require_valid(self, owner: nn.Module, name: str) -> None:
         """Raise an error for stored values that no quantised matrix has; nothing is checked on the meta device.

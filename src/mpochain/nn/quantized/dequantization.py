@@ -8,7 +8,7 @@ from torch import Tensor
 from mpochain.execution.tracing import is_recorded, is_traced
 from mpochain.quantization import Scheme, unpacked
 
-__all__ = ["dequantised"]
+__all__ = ["dequantised", "scaled", "straight_through"]
 
 
 def dequantised(
@@ -31,9 +31,37 @@ def dequantised(
         >>> dequantised(words, scales, None, Scheme(4, symmetric=True), 3, torch.float32)
         tensor([[-4.0000,  3.5000, -2.0000]])
     """
-    compute = torch.float64 if dtype == torch.float64 else torch.float32
     # torch.jit.trace cannot record a view of other elements.
     codes = _shifted_out(words, scheme.bits, columns) if is_recorded() else unpacked(words, scheme.bits, columns)
+    return scaled(codes, scales, zeros, scheme, dtype)
+
+
+def straight_through(latent: Tensor, scheme: Scheme) -> Tensor:
+    """Codes nearest to latent numbers, whose gradient is passed on to these as if they were not rounded.
+
+    Latent numbers beyond the range of the codes get no gradient. Source: straight-through estimator, arXiv 1308.3432.
+
+    Example:
+        >>> latent = torch.tensor([0.7, 3.2, 9.0], requires_grad=True)
+        >>> codes = straight_through(latent, Scheme(2))
+        >>> codes.tolist(), torch.autograd.grad(codes.sum(), latent)[0].tolist()
+        ([1.0, 3.0, 3.0], [1.0, 1.0, 0.0])
+    """
+    free = latent.detach()
+    codes = free.round().clamp_(0, scheme.largest_code)
+    inside = (free >= -0.5) & (free <= scheme.largest_code + 0.5)
+    return codes + (latent - free) * inside
+
+
+def scaled(codes: Tensor, scales: Tensor, zeros: Tensor | None, scheme: Scheme, dtype: torch.dtype) -> Tensor:
+    """The matrix ``(code - zero) * scale``, ``(rows, columns)``, of codes of any type; see :func:`dequantised`.
+
+    Example:
+        >>> scaled(torch.tensor([[3, 1]]), torch.tensor([[0.5]]), torch.tensor([[1]]), Scheme(2), torch.float32)
+        tensor([[1., 0.]])
+    """
+    columns = codes.shape[1]
+    compute = torch.float64 if dtype == torch.float64 else torch.float32
     values, scales = codes.to(compute), scales.to(compute)
     zeros = zeros if zeros is None else zeros.to(compute)
     group = min(scheme.group, columns)
@@ -53,7 +81,7 @@ def _scaled(values: Tensor, scales: Tensor, zeros: Tensor | None, scheme: Scheme
     """Codes ``(rows, n group)`` of groups of one size, less the zero points and times the scales ``(rows, n)``."""
     grouped = values.unflatten(1, (-1, group))
     subtracted = scheme.middle_code if zeros is None else zeros[..., None]
-    if is_traced() or (torch.is_grad_enabled() and scales.requires_grad):
+    if is_traced() or (torch.is_grad_enabled() and (scales.requires_grad or values.requires_grad)):
         return ((grouped - subtracted) * scales[..., None]).flatten(1)
     return grouped.sub_(subtracted).mul_(scales[..., None]).flatten(1)
 

@@ -19,7 +19,6 @@ from mpochain.nn.dense import dense_parameters
 from mpochain.nn.entry import MatrixEntry
 from mpochain.nn.initialization import uniform_bias_
 from mpochain.nn.quantized.coded import CodedTensor
-from mpochain.nn.quantized.dequantization import dequantised
 from mpochain.nn.quantized.int4 import Int4Weight
 from mpochain.nn.quantized.layer import QuantizedLayer, SchemeEntry
 from mpochain.quantization import Quantized, Scheme, nearest
@@ -230,10 +229,7 @@ class QuantizedLinear(QuantizedLayer):
 
     def _outputs(self, x: Tensor, rows: slice) -> Tensor:
         """The output features of rows of the weight."""
-        words, scales, zeros = (None if value is None else value[rows] for value in self._coded.stored(self))
-        assert words is not None
-        assert scales is not None
-        weight = dequantised(words, scales, zeros, self.scheme, self.in_features, self.dtype)
+        weight = self._coded.dequantised_rows(self, self.dtype, rows)
         return F.linear(x, weight, None if self.bias is None else self.bias[rows])
 
     def extra_repr(self) -> str:
