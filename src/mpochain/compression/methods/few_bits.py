@@ -133,10 +133,14 @@ def interpolative_in_bits(target: Target, moments: Moments | None, schemes: Sequ
         reason = reason or f"no rank of the {out}x{in_} weight is a multiple of {RANK_STEP} and smaller in few bits"
         return Choices.of(target, Costs.of(target, [], []), np.empty(0), lambda _: None, reason=reason)
     loss = LossMetric.of(target.weight, moments)
-    projections = fit(target.weight, moments, damping=DAMPING)
+
+    # Fitted again for the layer that is built: few layers become low rank, and a fit takes as much memory as a layer.
+    def fitted() -> Projections:
+        return fit(target.weight, moments, damping=DAMPING)
 
     def errors() -> tuple[_Values, float | None]:
-        of_rank, triangles = losses(projections, target.weight, moments), _triangles(loss, target.name)
+        projections, triangles = fitted(), _triangles(loss, target.name)
+        of_rank = losses(projections, target.weight, moments)
 
         def added(scheme: Scheme, rank: int) -> float:
             layer = _interpolative_layer(target, projections, triangles, scheme, rank, rounds=1)
@@ -157,7 +161,7 @@ def interpolative_in_bits(target: Target, moments: Moments | None, schemes: Sequ
     def build(choice: int) -> Built:
         scheme, rank = places[choice]
         triangles = _triangles(loss, target.name)
-        layer = _interpolative_layer(target, projections, triangles, scheme, rank, rounds=_ROUNDS)
+        layer = _interpolative_layer(target, fitted(), triangles, scheme, rank, rounds=_ROUNDS)
         return _built(target, moments, layer, factor)
 
     return Choices.of(
@@ -166,7 +170,6 @@ def interpolative_in_bits(target: Target, moments: Moments | None, schemes: Sequ
         errors,
         build,
         unit=_unit(moments),
-        held_bytes=projections.bytes,
         reason=reason,
     )
 
