@@ -23,6 +23,7 @@ from mpochain.cli.convert import convert
 from mpochain.cli.distill import distill
 from mpochain.cli.evaluate import evaluate
 from mpochain.cli.finetune import finetune
+from mpochain.cli.frontier import frontier
 from mpochain.cli.inspect import inspect
 from mpochain.cli.methods import CommandWithMethods, methods
 from mpochain.cli.plan import plan
@@ -64,6 +65,7 @@ app.command()(command(finetune))
 app.command()(command(distill))
 app.command("eval")(command(evaluate))
 app.command()(command(compare))
+app.command()(command(frontier))
 app.command()(command(inspect))
 app.command()(command(convert))
 app.command()(command(recipe))

@@ -1,6 +1,7 @@
 """Compression of models: methods, targets, calibration statistics, budgets and reports."""
 
 from mpochain.compression.allocation import Curve, allocate
+from mpochain.compression.at_budgets import compressed_to_each
 from mpochain.compression.checks import require_possible
 from mpochain.compression.choices import Built, Choices
 from mpochain.compression.costs import Costs
@@ -64,6 +65,7 @@ __all__ = [
     "allocate",
     "collect_moments",
     "compress",
+    "compressed_to_each",
     "method_named",
     "open_state",
     "require_possible",

@@ -28,7 +28,7 @@ from mpochain.compression.state import CompressionState, open_state
 from mpochain.compression.statistics.default_loss import DefaultLoss
 from mpochain.compression.statistics.passes import (
     batches_for,
-    gather_moments,
+    gather_every,
     memory_for_statistics,
     parts,
     require_batches,
@@ -189,11 +189,7 @@ def compress(
         weighting = DefaultLoss(model, seed) if loss is None else loss
         with MomentStore(on_disk=len(groups) > 1, folder=folder) as moments:
             if state is None or not state.has_layers(opened):
-                for number, group in enumerate(groups, 1):
-                    if not moments.resume(group):
-                        pass_number = number, len(groups)
-                        gather_moments(model, group, batches, way, moments, loss=weighting, part=pass_number)
-                        moments.finish(group)
+                gather_every(model, groups, batches, way, moments, loss=weighting)
                 require_reached(model, opened, moments.unreached, targets)
             # Sequential compression fits layers again to their corrected weights, so no fit is worth keeping.
             room = 0 if sequential else memory_for_statistics(model)

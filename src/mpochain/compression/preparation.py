@@ -34,7 +34,7 @@ from mpochain.system.extensions import errors_named
 from mpochain.system.progress import TimeLeft
 from mpochain.wording import counted, kind_of
 
-__all__ = ["Preparation", "allocated", "choices_of", "method_errors", "reason_to_stay_dense"]
+__all__ = ["Preparation", "allocated", "choices_of", "chosen_within", "method_errors", "reason_to_stay_dense"]
 
 _logger = logging.getLogger(__name__)
 
@@ -132,6 +132,20 @@ class Preparation:
                 self._room -= size
         return curves
 
+    def require_choice(self, limit: Limit) -> None:
+        """Refuse a limit that asks for less than the dense layers if none of them has a smaller choice.
+
+        Raises:
+            ArgumentError: see above; the message gives the reason of one layer.
+        """
+        reasons, targets = self.without_choice, self._targets
+        if len(reasons) == len(targets) and limit.allowed < sum(target.bytes for target in targets.values()):
+            name = next(iter(targets))
+            raise ArgumentError(
+                f"method {self._method.name!r} cannot make any of the {counted(len(targets), 'layer')} smaller "
+                f"({name}: {reasons[name]}); choose another method or other layers"
+            )
+
     def take(self, name: str) -> Choices:
         """Return the choices of a layer, fitting again if needed, and release them from this object."""
         choices = self._held.pop(name, None)
@@ -151,19 +165,10 @@ def allocated(
     if method.settled:
         return {"chosen": dict.fromkeys(targets, 0), "frontier": [], "largest_error": None}
     curves = preparation.curves()
-    reasons = preparation.without_choice
-    if (
-        error is None
-        and len(reasons) == len(targets)
-        and limit.allowed < sum(target.bytes for target in targets.values())
-    ):
-        name = next(iter(targets))
-        raise ArgumentError(
-            f"method {method.name!r} cannot make any of the {counted(len(targets), 'layer')} smaller "
-            f"({name}: {reasons[name]}); choose another method or other layers"
-        )
+    if error is None:
+        preparation.require_choice(limit)
     limit.require_reached(curves)
-    chosen = _chosen(curves, limit, error)
+    chosen = chosen_within(curves, limit) if error is None else cheapest_within(curves, error)
     return {
         "chosen": chosen,
         "frontier": [] if method.uniform or method.same_choice else frontier(curves),
@@ -171,10 +176,8 @@ def allocated(
     }
 
 
-def _chosen(curves: Mapping[str, Curve], limit: Limit, error: float | None) -> dict[str, int]:
-    """Choice of each layer: the cheapest within an error, or the best that fits the limits."""
-    if error is not None:
-        return cheapest_within(curves, error)
+def chosen_within(curves: Mapping[str, Curve], limit: Limit) -> dict[str, int]:
+    """Choice of each layer: the best that fits the limits."""
     if limit.macs is not None:
         return allocate_within(curves, limit.allowed, limit.macs)
     if limit.method.same_choice:

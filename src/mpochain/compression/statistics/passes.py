@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sized
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
 from typing import Any, Protocol
 
 from torch import Tensor, nn
@@ -19,7 +19,7 @@ from mpochain.system.extensions import errors_named
 from mpochain.system.progress import TimeLeft
 from mpochain.wording import counted
 
-__all__ = ["batches_for", "gather_moments", "memory_for_statistics", "parts", "require_batches"]
+__all__ = ["batches_for", "gather_every", "gather_moments", "memory_for_statistics", "parts", "require_batches"]
 
 _logger = logging.getLogger(__name__)
 
@@ -130,6 +130,31 @@ def parts(model: nn.Module, targets: Mapping[str, Target], method: _Needing) -> 
         part[name] = target
         taken += size
     yield part
+
+
+def gather_every(
+    model: nn.Module,
+    groups: Sequence[Mapping[str, Target]],
+    batches: Iterable[Any],
+    method: _Needing,
+    store: MomentStore,
+    *,
+    loss: Callable[[Any], Tensor] | DefaultLoss,
+) -> None:
+    """Read the data once for each group of layers whose moments the store does not hold yet.
+
+    Args:
+        model: model to run over the batches.
+        groups: layers of each pass, see :func:`parts`.
+        batches: see :func:`mpochain.compression.statistics.moments.run_batch`.
+        method: method that needs the moments.
+        store: receives the moments; those that an earlier call kept in its folder are not collected again.
+        loss: see :func:`mpochain.compression.compress`.
+    """
+    for number, group in enumerate(groups, 1):
+        if not store.resume(group):
+            gather_moments(model, group, batches, method, store, loss=loss, part=(number, len(groups)))
+            store.finish(group)
 
 
 def gather_moments(

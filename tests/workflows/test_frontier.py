@@ -1,0 +1,134 @@
+"""Frontier of quality against size: points, records that are kept, the page, and the model that stays dense."""
+
+from __future__ import annotations
+
+import json
+import sys
+
+import pytest
+import torch
+from texts import prose
+from tiny import write_model
+from torch import nn
+
+import mpochain as mpo
+from mpochain.cli import main
+from mpochain.compression import compressed_to_each
+from mpochain.errors import ArgumentError
+from mpochain.workflows import frontier as workflow
+from mpochain.workflows.frontier_points import points_of
+
+
+@pytest.fixture
+def net():
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(48, 64), nn.ReLU(), nn.Linear(64, 32), nn.ReLU(), nn.Linear(32, 8))
+
+
+@pytest.mark.parametrize("method", ["auto", "gptq", "rtn", "interpolative", "svd_llm"])
+def test_each_budget_gives_what_a_compression_of_its_own_gives(net, method):
+    data = [torch.randn(400, 48)]
+    few = method in ("auto", "gptq", "rtn")
+    budgets = ["6 bits", "4.5 bits"] if few else [0.8, 0.5]
+    x, dense = torch.randn(5, 48), {name: value.clone() for name, value in net.state_dict().items()}
+    results = []
+    for report in compressed_to_each(net, budgets, calibration=data, method=method, seed=3):
+        assert report.bytes_after <= report.allowed_bytes
+        results.append((net(x).detach(), report.bytes_after))
+    assert all(torch.equal(value, dense[name]) for name, value in net.state_dict().items()), "dense again"
+    for budget, (output, size) in zip(budgets, results, strict=True):
+        net.load_state_dict(dense)
+        report = mpo.compress(net, budget, calibration=data, method=method, seed=3)
+        assert report.bytes_after == size
+        torch.testing.assert_close(net(x).detach(), output)
+        mpo.to_dense(net)
+
+
+def test_the_model_is_dense_again_when_the_caller_stops_or_fails(net):
+    data = [torch.randn(400, 48)]
+    for report in compressed_to_each(net, [0.8, 0.5], calibration=data):
+        assert report.budget == 0.8
+        break
+    assert not any(isinstance(layer, mpo.nn.CompressedLayer) for layer in net.modules())
+    reports = compressed_to_each(net, [0.8, 0.5], calibration=data)
+    next(reports)
+    with pytest.raises(ZeroDivisionError):
+        reports.throw(ZeroDivisionError)
+    assert not any(isinstance(layer, mpo.nn.CompressedLayer) for layer in net.modules())
+
+
+@pytest.mark.parametrize(
+    ("budgets", "options", "message"),
+    [
+        ([], {}, "budgets is empty"),
+        (["5% error"], {}, "limits an error"),
+        ([0.5], {"method": mpo.compression.Rtn(bits=4)}, "leave no choice"),
+        (["0.1 bits"], {}, "out of reach"),
+    ],
+)
+def test_budgets_that_make_no_series(net, budgets, options, message):
+    with pytest.raises(ArgumentError, match=message):
+        next(compressed_to_each(net, budgets, calibration=[torch.randn(400, 48)], **options))
+
+
+def test_uniform_methods_take_the_largest_bits_and_group_that_fit():
+    points = {point.bits: dict(point.settings)["group"] for point in points_of(["gptq"], [8.5, 8.0, 4.5, 3.25, 2.0])}
+    assert points == {8.5: 64, 8.0: 32, 4.5: 64, 3.25: 128}
+    with pytest.raises(ArgumentError, match="above 0 and at most 16, got 20"):
+        points_of(["auto"], [20])
+    with pytest.raises(ArgumentError, match="compresses no linear layers"):
+        points_of(["word2ket"], [4])
+
+
+@pytest.fixture
+def run(tmp_path, monkeypatch, capsys):
+    write_model(tmp_path / "model")
+    (tmp_path / "valid.txt").write_text(prose(6000, seed=1), encoding="utf-8")
+    (tmp_path / "test.txt").write_text(prose(3000, seed=2), encoding="utf-8")
+    (tmp_path / "plays.txt").write_text(prose(3000, seed=3), encoding="utf-8")
+    monkeypatch.chdir(tmp_path)
+
+    def run(*arguments):
+        command = "mpochain frontier model --out runs --calibration valid.txt --evaluate test.txt --also plays.txt"
+        counts = "--window 32 --calibration-windows 6 --evaluate-windows 4 --method auto --method rtn --method svd_llm"
+        monkeypatch.setattr(sys, "argv", [*command.split(), *counts.split(), *arguments])
+        with pytest.raises(SystemExit) as ended:
+            main()
+        return ended.value.code or 0, capsys.readouterr()
+
+    return run
+
+
+def test_a_frontier_is_measured_kept_and_drawn(run, tmp_path, monkeypatch):
+    status, printed = run("--sizes", "10,7")
+    assert status == 0, printed.err
+    assert printed.out.splitlines() == ["runs/frontier.md", "runs/frontier.html", "runs/figures/frontier.png"]
+    records = {file.stem: json.loads(file.read_text()) for file in (tmp_path / "runs").glob("*.json")}
+    assert set(records) == {"dense", "auto-10", "auto-7", "rtn-10", "rtn-7", "svd_llm-10", "svd_llm-7"}
+    for record in records.values():
+        assert set(record["perplexity"]) == {"test.txt", "plays.txt"}
+        if record["name"] != "dense":
+            assert record["layers"]["bits"] <= record["setting"]["bits"] * 1.001
+    assert records["auto-10"]["predicted"] > 0
+    page = (tmp_path / "runs" / "frontier.md").read_text()
+    assert f"{records['auto-7']['perplexity']['plays.txt']['perplexity']:#.4g}" in page
+    # What finished is kept, and never mixed with another setting.
+    monkeypatch.setattr(workflow, "read_inputs", lambda *_: pytest.fail("measured again"))
+    assert run("--sizes", "10,7")[0] == 0
+    status, printed = run("--sizes", "10", "--seed", "5")
+    assert (status, "belongs to another model, text or setting" in printed.err) == (1, True)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--sizes", "4,x"], "--sizes takes numbers"),
+        (["--sizes", "0"], "above 0"),
+        (["--also", "valid.txt"], "is also the text for calibration"),
+        (["--also", "none.txt"], "there is no such file"),
+        (["--method", "nonsense"], "there is no method 'nonsense'"),
+    ],
+)
+def test_wrong_usage(run, arguments, message):
+    status, printed = run(*arguments)
+    assert (status, message in printed.err) == (2, True), printed.err
