@@ -337,7 +337,7 @@ def test_hostile_values_in_a_file_are_refused_by_name(tmp_path, case, monkeypatc
     state = {f"0.{key}": value.clone() for key, value in layer.state_dict().items()}
     with torch.no_grad():
         state[f"0.{name}"] = change(state[f"0.{name}"])
-    monkeypatch.setattr("mpochain.checkpoint.saving._tensors", lambda model: (state, {}))
+    monkeypatch.setattr("mpochain.checkpoint.saving.distinct_tensors", lambda model: (state, {}))
     mpo.save(nn.Sequential(layer), tmp_path)
     with torch.device("meta"):
         architecture = nn.Sequential(nn.Linear(13, 8))

@@ -4,6 +4,7 @@ A checkpoint is a folder with ``config.json`` and a file of tensors, whose name 
 are replaced in one step, so a process killed at any moment leaves either the old model or the new one.
 """
 
+from mpochain.checkpoint.compressed_tensors import export_compressed_tensors
 from mpochain.checkpoint.configuration import is_checkpoint
 from mpochain.checkpoint.contents import Contents, StoredLayer, contents
 from mpochain.checkpoint.loading import load
@@ -13,6 +14,7 @@ __all__ = [
     "Contents",
     "StoredLayer",
     "contents",
+    "export_compressed_tensors",
     "is_checkpoint",
     "is_outdated",
     "load",

@@ -26,7 +26,15 @@ from mpochain.system.paths import as_path, require_path
 from mpochain.system.reading import sha256_of
 from mpochain.wording import kind_of
 
-__all__ = ["is_outdated", "require_no_other_model", "require_replaceable", "save", "write_checkpoint"]
+__all__ = [
+    "distinct_tensors",
+    "is_outdated",
+    "require_no_other_model",
+    "require_replaceable",
+    "save",
+    "without_shared_memory",
+    "write_checkpoint",
+]
 
 
 def save(model: nn.Module, folder: Path | str) -> Path:
@@ -83,12 +91,12 @@ def is_outdated(name: str) -> bool:
 
 def _write(model: nn.Module, layers: dict[str, Any], folder: Path) -> None:
     hugging_face = described(model)
-    tensors, tied = _tensors(model)
+    tensors, tied = distinct_tensors(model)
     buffers = _unlisted_buffers(model) if hugging_face is None else {}
     experts = [name for name, module in model.named_modules() if isinstance(module, SeparateExperts)]
     partial = folder / "model.safetensors"
     with output_errors(folder):
-        save_file(_apart(tensors | buffers), partial)
+        save_file(without_shared_memory(tensors | buffers), partial)
         sha256 = sha256_of(partial)
         name = f"model-{sha256[:16]}.safetensors"
         partial.rename(folder / name)
@@ -163,7 +171,7 @@ def require_no_other_model(folder: Path) -> None:
         )
 
 
-def _tensors(model: nn.Module) -> tuple[dict[str, Tensor], dict[str, str]]:
+def distinct_tensors(model: nn.Module) -> tuple[dict[str, Tensor], dict[str, str]]:
     """All distinct tensors by their first name, and a map from the other names of tied tensors to the first."""
     first: dict[tuple[int, torch.Size, tuple[int, ...], torch.dtype], str] = {}
     tensors: dict[str, Tensor] = {}
@@ -178,7 +186,7 @@ def _tensors(model: nn.Module) -> tuple[dict[str, Tensor], dict[str, str]]:
     return tensors, tied
 
 
-def _apart(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+def without_shared_memory(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     """The same tensors without shared memory, which a file cannot hold: parts of a larger tensor are copied."""
     seen: set[int] = set()
     apart = {}

@@ -45,9 +45,9 @@ class QuantizedLinear(QuantizedLayer):
     Codes of 8, 4, 3 or 2 bits are packed into 32-bit words; each group of columns of a row has a float16 scale and,
     unless the scheme is symmetric, a zero point. A call dequantises the weight in tiles of rows next to the product,
     so that the dense matrix is never in memory; with ``cache=True`` it is dequantised once, see
-    :func:`mpochain.set_execution`. The scales are trained, the codes are not. Names and layout of the tensors are
-    those of the format "pack-quantized" of compressed-tensors, except for 3 bits, which it does not know, and for
-    zero points, which it packs.
+    :func:`mpochain.set_execution`. The scales are trained, the codes are not. Names and layout of codes and scales are
+    those of the format "pack-quantized" of compressed-tensors, to which
+    :func:`mpochain.checkpoint.export_compressed_tensors` writes a model.
 
     Args:
         in_features: size of each input row.
