@@ -67,8 +67,13 @@ def test_a_size_of_layers(model):
     assert report.parameters_after > 4000
 
 
-@pytest.mark.parametrize("method", [name for name, method in METHODS.items() if method.linear])
-@pytest.mark.parametrize("budget", [0.0001, "39kB", "100B of layers"])
+@pytest.mark.parametrize(
+    ("method", "budget"),
+    [
+        *((name, 0.0001) for name, method in METHODS.items() if method.linear),
+        *((name, budget) for name in ("svd", "auto") for budget in ("39kB", "100B of layers", "0.3 bits")),
+    ],
+)
 def test_out_of_reach_is_refused_before_the_data_with_what_is_reachable(model, method, budget):
     def unread():
         pytest.fail("the data were read")
@@ -82,7 +87,9 @@ def test_out_of_reach_is_refused_before_the_data_with_what_is_reachable(model, m
     with pytest.raises(ArgumentError, match="is out of reach") as error:
         mpo.compress(model, budget, method=method, calibration=Unread())
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
-    least = re.search(r"the smallest reachable is ([\d.,]+\w*%?(?: of layers)?)", str(error.value))[1].replace(",", "")
+    least = re.search(r"the smallest reachable is ([\d.,]+\w*%?(?: of layers| bits)?)", str(error.value))[1].replace(
+        ",", ""
+    )
     reachable = float(least[:-1]) / 100 if least.endswith("%") else least
     data = [torch.randint(300, (4, 8))]
     mpo.compress(model, reachable, method=method, calibration=data)
@@ -102,7 +109,9 @@ def test_a_budget_that_does_not_bind_says_so(model, budget, caplog):
     assert {layer.form for layer in report.layers} == {"dense"}
 
 
-@pytest.mark.parametrize("method", ["interpolative", "search", "svd", "tt_svd", "kronecker", "permuted_kronecker"])
+@pytest.mark.parametrize(
+    "method", ["interpolative", "search", "svd", "tt_svd", "kronecker", "permuted_kronecker", "rtn", "gptq", "auto"]
+)
 def test_the_smallest_form_is_the_cheapest_choice(method):
     way = METHODS[method]
     for shape in ((8, 8), (16, 4), (4, 16), (1, 5), (7, 3)):

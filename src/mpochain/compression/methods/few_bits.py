@@ -131,7 +131,9 @@ def interpolative_in_bits(target: Target, moments: Moments | None, schemes: Sequ
     places = [(scheme, int(rank)) for scheme, own in zip(offered, kept, strict=True) for rank in own]
     if not places:
         reason = reason or f"no rank of the {out}x{in_} weight is a multiple of {RANK_STEP} and smaller in few bits"
-        return Choices.of(target, Costs.of(target, [], []), np.empty(0), lambda _: None, reason=reason)
+        return Choices.of(
+            target, Costs.of(target, [], []), np.empty(0), lambda _: None, unit=_unit(moments), reason=reason
+        )
     loss = LossMetric.of(target.weight, moments)
 
     # Fitted again for the layer that is built: few layers become low rank, and a fit takes as much memory as a layer.
