@@ -214,7 +214,7 @@ def _optimizer(
             size = float(parameter.detach().float().square().mean().sqrt())
             peak = min(peak, _LARGEST_CHANGE * size) if size > 0 else peak
         groups.append({"params": [parameter], "lr": peak, "peak": peak})
-    return torch.optim.AdamW(groups, weight_decay=0.0)
+    return torch.optim.AdamW(groups, weight_decay=0.0, fused=True)
 
 
 def _rate_factor(step: int, steps: int) -> float:

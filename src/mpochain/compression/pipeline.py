@@ -99,11 +99,12 @@ def compress(
             model's outputs, so that later layers correct the errors of earlier ones. Requires blocks that run one
             after the other. It helps small stacks of layers, but made a language model worse (docs/decisions/0029), so
             measure before you use it.
-        refine: after the compression, train all parameters of each block (what replaced its layers, norms, biases) on
-            the dense block's outputs, with errors weighted by the gradients of ``loss``. Held-out batches decide which
-            state of a block is kept, so that a block which gains nothing stays as it was. These are ``held_out`` or,
-            without it, one of eight calibration batches. Parameters that do not require gradients or that several
-            blocks share stay unchanged. True, or :class:`mpochain.compression.Refinement` with settings.
+        refine: after the compression, train all parameters of each block (what replaced its layers, codes of quantised
+            weights included, norms, biases) on the dense block's outputs, with errors weighted by the gradients of
+            ``loss``. Held-out batches decide which state of a block is kept, so that a block which gains nothing stays
+            as it was. These are ``held_out`` or, without it, one of eight calibration batches. Parameters that do not
+            require gradients or that several blocks share stay unchanged. True, or
+            :class:`mpochain.compression.Refinement` with settings.
         speed: second budget, the share of the layers' multiply-adds to keep, such as ``0.7`` or ``"70%"``. Both hold,
             and where they conflict, each has its price: rank reduction saves multiply-adds, few bits save bytes alone.
             With ``budget=None`` it is the only one.
