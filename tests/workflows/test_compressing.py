@@ -11,7 +11,7 @@ from texts import prose
 from tiny import write_model
 
 from mpochain.cli import main
-from mpochain.errors import MPOError
+from mpochain.errors import MPOError, RecipeError
 from mpochain.workflows import Recipe, compress_by, compressing, measured, report_page, timing
 
 
@@ -175,3 +175,18 @@ def test_what_is_impossible_is_refused_before_anything_is_evaluated(
         main()
     assert message in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
+
+
+def test_blocks_are_refined_by_a_recipe(recipe, tmp_path):
+    refined = Recipe.model_validate({**recipe.model_dump(exclude={"evaluation", "prompts"}), "refine": {"epochs": 1}})
+    result = compress_by(refined, tmp_path / "out")
+    record = json.loads((tmp_path / "out" / "report.json").read_text())
+    assert record["recipe"]["refine"]["epochs"] == 1
+    assert [block["name"] for block in record["compression"]["refined"]] == ["model.layers.0", "model.layers.1"]
+    assert "blocks in" in result.report.summary()
+
+
+@pytest.mark.parametrize("refine", [{"epochs": 0}, {"epoch": 3}, 3])
+def test_refinements_that_make_no_sense_are_refused(recipe, refine):
+    with pytest.raises(RecipeError, match="refine"):
+        Recipe.model_validate({**recipe.model_dump(), "refine": refine})

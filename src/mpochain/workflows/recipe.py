@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import AfterValidator, Field, Strict, ValidationError, ValidationInfo, field_validator, model_validator
+from pydantic import AfterValidator, Field, ValidationError, ValidationInfo, field_validator, model_validator
 
 from mpochain.compression import Method, Refinement, method_named
 from mpochain.compression.methods import default_method
@@ -167,7 +167,7 @@ class Recipe(RecipeSection):
     method: MethodName = Field(_BY_BUDGET, validate_default=True)
     settings: dict[str, Any] = Field(default_factory=dict, validate_default=True)
     sequential: bool = False
-    refine: Annotated[bool, Strict()] | Refinement = False
+    refine: bool | Refinement = False
     targets: tuple[Pattern, ...] | None = None
     ignore: tuple[Pattern, ...] = ()
     seed: Annotated[int, Field(ge=0, lt=1 << 63, strict=True)] = 0
@@ -182,6 +182,15 @@ class Recipe(RecipeSection):
     @classmethod
     def _method_of_the_budget(cls, method: Any, info: ValidationInfo) -> Any:
         return default_method(info.data.get("budget")) if method is _BY_BUDGET else method
+
+    @field_validator("refine", mode="wrap")
+    @classmethod
+    def _refine_fits(cls, refine: Any, _: Any) -> bool | Refinement:
+        if isinstance(refine, bool | Refinement):
+            return refine
+        if not isinstance(refine, dict):
+            raise ValueError(f"give true, false or fields such as {{epochs: 6}}, got {refine!r}")
+        return Refinement.model_validate(refine)  # its error is a ValueError
 
     @field_validator("settings")
     @classmethod
