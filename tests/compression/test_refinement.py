@@ -302,7 +302,7 @@ class Skips(nn.Module):
     ],
 )
 def test_what_cannot_be_refined_is_refused_before_any_work(monkeypatch, model, arguments, message):
-    monkeypatch.setattr("mpochain.compression.pipeline.gather_moments", lambda *_, **__: pytest.fail("work was done"))
+    monkeypatch.setattr("mpochain.compression.pipeline.gather_every", lambda *_, **__: pytest.fail("work was done"))
     before = copy.deepcopy(model)
     with pytest.raises(ArgumentError, match=message):
         mpo.compress(model, 0.5, **{"calibration": rows(4), "refine": True, **arguments})

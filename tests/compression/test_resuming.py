@@ -9,7 +9,8 @@ import torch
 from torch import nn
 
 from mpochain import compress
-from mpochain.compression import building, pipeline
+from mpochain.compression import building
+from mpochain.compression.statistics import passes as statistics_passes
 from mpochain.errors import CheckpointError
 
 
@@ -58,7 +59,7 @@ def test_layers_are_built_once(monkeypatch, tmp_path, model, data, options, laye
         with pytest.raises(KeyboardInterrupt):
             compress(model, calibration=data, checkpoint=tmp_path, **options)
     built = []
-    monkeypatch.setattr(pipeline, "gather_moments", lambda *_, **__: pytest.fail("the moments were kept"))
+    monkeypatch.setattr(statistics_passes, "gather_moments", lambda *_, **__: pytest.fail("the moments were kept"))
     record = building._record
     monkeypatch.setattr(building, "_record", lambda target, *rest: built.append(target.name) or record(target, *rest))
     again = compress(resumed, calibration=data, checkpoint=tmp_path, **options)
@@ -72,11 +73,13 @@ def test_every_pass_over_the_data_is_kept(monkeypatch, tmp_path, model, data):
     expected, resumed = copy.deepcopy(model), copy.deepcopy(model)
     compress(expected, 0.5, calibration=data)
     with monkeypatch.context() as patch:
-        cut_at(patch, pipeline, "gather_moments", 2)
+        cut_at(patch, statistics_passes, "gather_moments", 2)
         with pytest.raises(KeyboardInterrupt):
             compress(model, 0.5, calibration=data, checkpoint=tmp_path)
-    passes, gather = [], pipeline.gather_moments
-    monkeypatch.setattr(pipeline, "gather_moments", lambda *a, **k: passes.append(list(a[1])) or gather(*a, **k))
+    passes, gather = [], statistics_passes.gather_moments
+    monkeypatch.setattr(
+        statistics_passes, "gather_moments", lambda *a, **k: passes.append(list(a[1])) or gather(*a, **k)
+    )
     compress(resumed, 0.5, calibration=data, checkpoint=tmp_path)
     assert passes == [["2"], ["4"]]
     assert same(resumed, expected)
