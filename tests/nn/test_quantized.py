@@ -21,7 +21,7 @@ from mpochain.errors import ArgumentError, CheckpointError, DTypeError, NonFinit
 from mpochain.execution.peak_memory import peak_bytes
 from mpochain.nn import CompressedLayer, QuantizedLayer, RowLinear
 from mpochain.nn.kinds import layer_of
-from mpochain.nn.quantized import int4
+from mpochain.nn.quantized import int4, latent_codes
 from mpochain.nn.quantized import linear as linear_module
 from mpochain.nn.quantized.int4 import Int4Weight
 from mpochain.nn.quantized.tensors import codable
@@ -191,6 +191,24 @@ def test_loading_takes_little_memory(tmp_path):
     with torch.device("meta"):
         architecture = nn.Sequential(nn.Embedding(4096, 512), nn.Linear(512, 2048))
     assert peak_bytes(lambda: mpo.load(folder, architecture)) < 1.3 * size
+
+
+@pytest.mark.parametrize("name", ["linear", "parts"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_codes_in_training_are_not_kept(name, dtype, monkeypatch):
+    monkeypatch.setattr(int4, "is_faster", lambda device: True)
+    layer = QuantizedLinear(32, 16, Scheme(4, 32)) if name == "linear" else LAYERS[name]()
+    layer, x = layer.to(dtype).set_execution(cache=True), torch.randn(3, layer.in_features, dtype=dtype)
+    with torch.no_grad():
+        before = layer(x)
+        with latent_codes(layer) as names:
+            for latent in names.values():
+                layer.get_parameter(latent).sub_(2).clamp_(min=0)
+                torch.testing.assert_close(layer(x), layer.compact(x), rtol=2e-2, atol=2e-2)
+                layer.get_parameter(latent).zero_()
+                torch.testing.assert_close(layer(x), layer.compact(x), rtol=2e-2, atol=2e-2)
+        assert not torch.allclose(layer(x), before)
+        torch.testing.assert_close(layer(x), layer.compact(x), rtol=2e-2, atol=2e-2)
 
 
 def test_finetuning_trains_the_scales_and_leaves_the_codes(monkeypatch):

@@ -114,7 +114,7 @@ class Kept:
         """
         tensors = [*parameters, *buffers] if buffers else parameters
         entry = self._entry
-        if entry is not None and entry[0] == STEPS.count and type(x) is Tensor:
+        if entry is not None and entry[0] == STEPS.count and type(x) is Tensor and len(tensors) == len(entry[1]):
             # Not a call of same(): this is on the path of every call of a layer, whose product may take microseconds.
             for now, (before, address, dtype, version) in zip(tensors, entry[1], strict=True):
                 # A tensor without elements has no address that a conversion would change.

@@ -18,11 +18,12 @@ from mpochain.nn.layer import CompressedLayer
 from mpochain.nn.linear import MPOLinear
 from mpochain.nn.numbers import Numbers
 from mpochain.nn.permuted import PermutedLinear
-from mpochain.nn.quantized import QuantizedLayer, QuantizedLinear, QuantizedParts
+from mpochain.nn.quantized import CodedTensor, QuantizedLayer, QuantizedLinear, QuantizedParts, QuantizedTensors
 from mpochain.nn.sum import SumLinear
 
 __all__ = [
     "LAYERS",
+    "CodedTensor",
     "CompressedLayer",
     "EntangledEmbedding",
     "Index",
@@ -38,6 +39,7 @@ __all__ = [
     "QuantizedLinear",
     "QuantizedParts",
     "QuantizedPartsEmbedding",
+    "QuantizedTensors",
     "RowEmbedding",
     "RowLinear",
     "SeparateExperts",

@@ -211,13 +211,16 @@ class QuantizedLinear(QuantizedLayer):
         return parts[0] if len(parts) == 1 else torch.cat(parts, dim=-1)
 
     def _kept_from(self) -> Sequence[Tensor]:
-        # The generator over all submodules takes longer than a small product; a parametrised layer has submodules.
-        parameters: Any = self._parameters
-        return super()._kept_from() if self._modules else (parameters["prototype"], parameters["weight_scale"])
+        if self._modules:  # it is parametrised
+            return super()._kept_from()
+        # The generator over all submodules takes longer than a small product.
+        return [value for name, value in self._parameters.items() if name != "bias" and value is not None]
 
     def _to_keep(self) -> Tensor | Int4Weight:
         """The dense weight, or its codes in the layout of a kernel that is faster than the dense product."""
-        return Int4Weight.of(self.codes(), self.dtype) or self.weight
+        trained = self._coded.latent in self._parameters
+        kept = None if trained else Int4Weight.of(self.codes(), self.dtype)
+        return self.weight if kept is None else kept
 
     def _run_kept(self, x: Tensor, kept: Tensor | Int4Weight) -> Tensor:
         if isinstance(kept, Tensor):
