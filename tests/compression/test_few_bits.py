@@ -104,7 +104,11 @@ def test_each_method_loses_less_than_the_one_before(net, data):
     assert lost["auto"] < lost["gptq"] < lost["rtn"]
 
 
-@pytest.mark.parametrize("form", [dense_in_bits, interpolative_in_bits])
+def low_rank_in_bits(target, moments, schemes, factor):
+    return interpolative_in_bits(target, moments, schemes, factor, factor)
+
+
+@pytest.mark.parametrize("form", [dense_in_bits, low_rank_in_bits])
 @pytest.mark.parametrize("name", ["0", "2"])
 def test_announced_errors_are_those_of_the_layers(net, moments, name, form):
     """Those of the rank, and of rounding at the ranks and bits that were tried; the others lie between them."""
@@ -126,6 +130,15 @@ def test_announced_errors_are_those_of_the_layers(net, moments, name, form):
         )
     assert 0.1 < min(ratios) <= max(ratios) < 10
     assert sorted(ratios)[len(ratios) // 2] == pytest.approx(1, rel=0.3)
+
+
+def test_the_rank_has_a_factor_of_its_own(net, moments):
+    target = Target.open("0", net[0])
+    one, other = (interpolative_in_bits(target, moments["0"], [Scheme(8)], 1.0, factor) for factor in (1.0, 5.0))
+    for choice in (0, 2):
+        assert 4.5 < other.errors[choice] / one.errors[choice] < 5, "8 bits add next to nothing"
+        built = [choices.build(choice).errors.loss for choices in (one, other)]
+        assert 3.5 < built[1] / built[0] < 5
 
 
 def test_ranks_are_multiples_of_8_and_forms_can_be_chosen(net, moments):

@@ -20,9 +20,10 @@ from mpochain.quantization import Scheme
 
 __all__ = ["Auto"]
 
-# Measured increase of the loss over the predicted one, by form; docs/decisions/0062 has the measurements. Within a form
-# predictions keep their order; between forms they need these factors.
-_FACTORS = {"dense": 2.0, "interpolative": 2.5}
+# Measured increase of the loss over the predicted one: of rounding along both sides, and of low rank, which is fitted
+# to the gradients of the calibration with less damping and follows the sample more. What decides between forms is their
+# ratio; docs/decisions/0062 has the measurements.
+_ROUNDING_FACTOR, _RANK_FACTOR = 2.0, 3.0
 
 # Rows and coefficients are held in at least so many bits, unless fewer are all that is allowed: in equal bytes, a
 # smaller rank in 3 bits loses about half as much as a larger one in 2.
@@ -97,13 +98,14 @@ class Auto(Method):
 
     def prepare(self, target: Target, moments: Moments | None) -> Choices:
         """See :class:`~mpochain.compression.methods.method.Method`."""
-        offers = {"dense": dense_in_bits, "interpolative": interpolative_in_bits}
-        return Choices.joined(
-            *(
-                offers[form](target, moments, self._schemes(form), _FACTORS[form])
-                for form in dict.fromkeys(self.settings.forms)
-            )
-        )
+        parts = []
+        for form in dict.fromkeys(self.settings.forms):
+            schemes = self._schemes(form)
+            if form == "dense":
+                parts.append(dense_in_bits(target, moments, schemes, _ROUNDING_FACTOR))
+            else:
+                parts.append(interpolative_in_bits(target, moments, schemes, _ROUNDING_FACTOR, _RANK_FACTOR))
+        return Choices.joined(*parts)
 
     def _schemes(self, form: str) -> list[Scheme]:
         chosen = self.settings

@@ -111,7 +111,9 @@ def interpolative_ranks(shape: tuple[int, int]) -> NDArray[np.int64]:
     return np.arange(RANK_STEP, min(shape), RANK_STEP, dtype=np.int64)
 
 
-def interpolative_in_bits(target: Target, moments: Moments | None, schemes: Sequence[Scheme], factor: float) -> Choices:
+def interpolative_in_bits(
+    target: Target, moments: Moments | None, schemes: Sequence[Scheme], factor: float, rank_factor: float
+) -> Choices:
     """Choices of low rank in interpolative form whose rows and coefficients are in codes.
 
     The error has two parts. That of the rank is known exactly at every rank. What rounding adds is computed at two
@@ -122,13 +124,15 @@ def interpolative_in_bits(target: Target, moments: Moments | None, schemes: Sequ
         target: the dense layer.
         moments: its moments on both sides; None for equal weights.
         schemes: bits and groups of rows and coefficients to offer.
-        factor: measured increase of the loss over the predicted one.
+        factor: measured increase of the loss over the predicted one, of what rounding adds.
+        rank_factor: the same of what the rank loses.
     """
     out, in_ = target.shape
     ranks = interpolative_ranks(target.shape)
     offered, reason = usable(target, list(schemes))
-    kept = [ranks[interpolative_costs(target, ranks, scheme).bytes < target.bytes] for scheme in offered]
-    places = [(scheme, int(rank)) for scheme, own in zip(offered, kept, strict=True) for rank in own]
+    smaller = {scheme: ranks[interpolative_costs(target, ranks, scheme).bytes < target.bytes] for scheme in offered}
+    kept = {scheme: own for scheme, own in smaller.items() if len(own)}
+    places = [(scheme, int(rank)) for scheme, own in kept.items() for rank in own]
     if not places:
         reason = reason or f"no rank of the {out}x{in_} weight is a multiple of {RANK_STEP} and smaller in few bits"
         return Choices.of(
@@ -150,25 +154,32 @@ def interpolative_in_bits(target: Target, moments: Moments | None, schemes: Sequ
             return max(lost - float(of_rank[rank]), 1e-6 * lost, 1e-300)
 
         # By rank for one scheme; the others differ by the step of their grid.
-        reference = min(offered, key=lambda scheme: (abs(scheme.bits - 4), scheme))
-        own = kept[offered.index(reference)]
+        reference = min(kept, key=lambda scheme: (abs(scheme.bits - 4), scheme))
+        own = kept[reference]
         tried = sorted({int(own[np.abs(own - share * min(out, in_)).argmin()]) for share in _ROUNDED_SHARES})
         by_rank = np.log([added(reference, rank) for rank in tried])
         values = [
-            of_rank[own] + _of_step(reference, scheme) * np.exp(np.interp(own, tried, by_rank))
-            for scheme, own in zip(offered, kept, strict=True)
+            rank_factor * of_rank[own] + factor * _of_step(reference, scheme) * np.exp(np.interp(own, tried, by_rank))
+            for scheme, own in kept.items()
         ]
-        return factor * np.concatenate(values), factor * float(of_rank[0])
+        return np.concatenate(values), factor * float(of_rank[0])
 
     def build(choice: int) -> Built:
         scheme, rank = places[choice]
         triangles = _triangles(loss, target.name)
-        layer = _interpolative_layer(target, fitted(), triangles, scheme, rank, rounds=_ROUNDS)
-        return _built(target, moments, layer, factor)
+        projections = fitted()
+        layer = _interpolative_layer(target, projections, triangles, scheme, rank, rounds=_ROUNDS)
+        built = _built(target, moments, layer, factor)
+        if built.errors is None or built.errors.loss is None:
+            return built
+        # The part of the rank has a factor of its own.
+        of_rank = float(losses(projections, target.weight, moments)[rank])
+        increase = built.errors.loss + (rank_factor - factor) * min(of_rank, built.errors.loss / factor)
+        return Built(layer, Errors(built.errors.output, increase))
 
     return Choices.of(
         target,
-        Costs.joined(*(interpolative_costs(target, own, scheme) for scheme, own in zip(offered, kept, strict=True))),
+        Costs.joined(*(interpolative_costs(target, own, scheme) for scheme, own in kept.items())),
         errors,
         build,
         unit=_unit(moments),
