@@ -69,6 +69,11 @@ def layer_named(name, dtype=torch.float64):
     return layer
 
 
+def first_of_each_kind():
+    """The first name of each kind of layer."""
+    return tuple({layer_named(name).kind: name for name in reversed(NAMES)}.values())
+
+
 def first_trained(layer):
     """The first parameter that is trained."""
     return next(parameter for parameter in layer.parameters() if parameter.requires_grad)

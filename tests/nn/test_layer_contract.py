@@ -11,7 +11,7 @@ from contextlib import nullcontext
 
 import pytest
 import torch
-from layers import NAMES, first_trained, inputs_of, layer_named
+from layers import NAMES, first_of_each_kind, first_trained, inputs_of, layer_named
 from torch import nn
 
 import mpochain as mpo
@@ -102,7 +102,12 @@ def test_autocast_gives_the_type_of_the_dense_form(layer, cache):
         torch.testing.assert_close(layer(x), dense_output(layer, x), rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize("cache", [False, True])
+@pytest.mark.parametrize(
+    ("layer", "cache"),
+    # Whether a cached matrix is left out is decided by the kind, and compiling takes longer than all other tests.
+    [(name, False) for name in NAMES] + [(name, True) for name in first_of_each_kind()],
+    indirect=["layer"],
+)
 def test_compiled_whole_it_is_the_same(layer, cache):
     torch._dynamo.reset()
     layer.set_execution(cache=cache)

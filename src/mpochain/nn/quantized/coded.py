@@ -74,7 +74,7 @@ class CodedTensor:
 
     @property
     def latent(self) -> str:
-        """Name in its module of the numbers whose rounded values are the codes, see :func:`latent_codes`."""
+        """Name in its module of the numbers whose rounded values are the codes, while they are trained."""
         return f"{self.name}_latent"
 
     def register(self, owner: nn.Module, device: torch.device | str | None = None) -> None:
