@@ -39,6 +39,8 @@ EXCEPTIONS: dict[str, dict[str, Any]] = {
     "swin": {"window_size": 4},
     "swinv2": {"window_size": 4},
     "t5": {"decoder_start_token_id": 0},
+    # Filters double six times.
+    "vibevoice": {"audio_config": {"num_filters": 1}, "semantic_model_config": {"num_filters": 1}},
     "wav2vec2-bert": {"vocab_size": 64},
     "wav2vec2-conformer": {"vocab_size": 64},
     "xlnet": {"d_head": 8},

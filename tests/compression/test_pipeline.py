@@ -355,3 +355,24 @@ def test_each_layer_is_fitted_once_and_again_only_where_memory_is_short(net, bat
     for _, layers, values in results[1:]:
         assert layers == results[0][1]
         assert torch.equal(values, results[0][2])
+
+
+@pytest.mark.parametrize("method", ["interpolative", "svd", "svd_llm", "tt_svd", "kronecker", "rtn"])
+@pytest.mark.filterwarnings("ignore:Initializing zero-element tensors")
+def test_layers_without_entries_stay_as_they_are(method):
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.full, self.none = nn.Linear(24, 16), nn.Linear(24, 0)
+
+        def forward(self, x):
+            return torch.cat([self.full(x), self.none(x)], dim=-1)
+
+    net, data = Net(), [torch.randn(200, 24)]
+    none = net.none
+    report = mpo.compress(net, 0.5, calibration=data, method=method)
+    assert net.none is none
+    assert [layer.name for layer in report.layers] == ["full"]
+    assert "no entries" in dict(report.shared)["none"]
+    with pytest.raises(MPOError, match="no entries"):
+        mpo.compress(Net(), 0.5, calibration=data, method=method, targets=["none"])

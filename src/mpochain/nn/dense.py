@@ -181,6 +181,8 @@ def _require_numbers(weight: object, label: str) -> None:
             f"{label}the weight has shape {tuple(weight.shape)}, expected a matrix; gather a weight that is split over "
             "processes first"
         )
+    if not weight.numel():
+        raise DTypeError(f"{label}the weight has shape {tuple(weight.shape)}, no entries, so nothing can be smaller")
 
 
 def linear_of(weight: Tensor, bias: Tensor | None) -> nn.Linear:
