@@ -208,6 +208,21 @@ def test_wrong_usage_is_one_line(folder, run, arguments, message):
     assert json.loads((folder / "other" / "config.json").read_text())["model_type"] == "llama"
 
 
+def test_bits_and_speed(folder, run):
+    arguments = "compress", "dense", "--budget", "7 bits", "--calibration", "valid.txt", "--window", 32
+    out = run(*arguments, "--speed", "80%", "--out", "bits", "--no-time", "--json", "--calibration-windows", 6).stdout
+    report = json.loads(out)["compression"]
+    assert (report["method"], report["budget"], report["speed"]) == ("auto", "7 bits", "80%")
+    assert report["bits_per_weight"] <= 7
+    assert report["macs_after"] <= 0.8 * report["macs_before"]
+    layers = json.loads(run("inspect", "bits", "--json").stdout)["layers"]
+    assert any("bits in groups" in str(layer) for layer in layers)
+    run("eval", "bits", "--text", "test.txt", "--window", 32, "--windows", 2)
+    assert "4 bits" in run(*arguments[:3], "5 bits", *arguments[4:], "--dry-run").stdout
+    refused = run(*arguments[:3], "0.1 bits", *arguments[4:], "--out", "none", code=FAILED).stderr
+    assert "the smallest reachable is" in refused
+
+
 def test_a_damaged_checkpoint_is_refused(run, tmp_path):
     run("compress", "dense", "--budget", 0.5, "--method", "svd", "--out", tmp_path / "small", "--no-speed")
     tensors = next((tmp_path / "small").glob("model-*.safetensors"))
