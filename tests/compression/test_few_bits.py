@@ -42,8 +42,10 @@ def stored(model, folder):
     return sum(file.stat().st_size for file in mpo.save(model, folder).glob("*.safetensors"))
 
 
-@pytest.mark.parametrize("method", ["auto", "gptq", "rtn"])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(
+    ("method", "dtype"),
+    [("auto", torch.float32), ("auto", torch.bfloat16), ("gptq", torch.bfloat16), ("rtn", torch.float32)],
+)
 def test_the_file_is_within_the_budget(net, data, tmp_path, method, dtype):
     model, data = copy.deepcopy(net).to(dtype), [batch.to(dtype) for batch in data]
     dense = stored(model, tmp_path / "dense")
@@ -59,7 +61,7 @@ def test_the_file_is_within_the_budget(net, data, tmp_path, method, dtype):
     torch.testing.assert_close(again(data[0]), model(data[0]))
 
 
-@pytest.mark.parametrize("bits", [2.0, 3.5, 5])
+@pytest.mark.parametrize("bits", [2.0, 4.5])
 def test_bits_hold_the_layers_exactly(net, data, bits):
     model = copy.deepcopy(net)
     report = mpo.compress(model, f"{bits} bits", calibration=data)
