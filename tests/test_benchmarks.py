@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+import results
+from cells import skip_if_finished
 from disturbed import disturbed
 from render import GROUPS, summary_page
 
@@ -29,18 +33,42 @@ def run(folder, **environment):
     return done.stdout
 
 
-def test_only_a_recording_run_writes_and_skips_cells(tmp_path):
+def test_only_a_recording_run_writes(tmp_path):
     assert "1 passed" in run(tmp_path)
     assert not list(tmp_path.iterdir()), "plain pytest-benchmark leaves nothing behind"
     assert "1 passed" in run(tmp_path, MPOCHAIN_BENCH_RECORD="1")
     (file,) = tmp_path.iterdir()
-    assert "1 skipped" in run(tmp_path, MPOCHAIN_BENCH_RECORD="1")
-    assert "1 passed" in run(tmp_path), "a comparison of before and after measures both"
+    (line,) = file.read_text(encoding="utf-8").splitlines()
+    assert json.loads(line)["cell"] == "2 sites"
+
+
+def test_only_a_recording_run_skips_what_was_measured_here(tmp_path, monkeypatch):
+    monkeypatch.setattr(results, "FOLDER", tmp_path)
+    monkeypatch.setattr(results, "load", functools.cache(results.load.__wrapped__))
+    benchmark = SimpleNamespace(enabled=True)
+
+    def skipped():
+        try:
+            skip_if_finished(benchmark, "planning", "2 sites")
+        except pytest.skip.Exception:
+            return True
+        return False
+
+    monkeypatch.setattr(results, "RECORDING", True)
+    assert not skipped()
+    results.add("planning", {"cell": "2 sites"})
+    assert skipped()
+    monkeypatch.setattr(results, "RECORDING", False)
+    assert not skipped(), "a comparison of before and after measures both"
+    monkeypatch.setattr(results, "RECORDING", True)
+    (file,) = tmp_path.iterdir()
     record = json.loads(file.read_text(encoding="utf-8"))
     record["provenance"]["processor"] = "another"
-    file.write_text(json.dumps(record) + "\n", encoding="utf-8")
-    assert "1 passed" in run(tmp_path, MPOCHAIN_BENCH_RECORD="1"), "times of another machine are not ours"
+    results.rewrite("planning", [record])
+    assert not skipped(), "times of another machine are not ours"
+    results.add("planning", {"cell": "2 sites"})
     assert len(file.read_text(encoding="utf-8").splitlines()) == 2
+    assert skipped()
 
 
 def cell(name, dense, compact=1.0, batch=1, dtype="float32"):

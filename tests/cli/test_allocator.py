@@ -9,16 +9,16 @@ import sys
 
 import pytest
 
-# Ten activations of 40 MB, freed and asked for again ten times, and the pages that had to be given anew.
+# Three activations of 40 MB, freed and asked for again four times, and the pages that had to be given anew.
 _SCRIPT = """
 import resource, sys, torch
 from mpochain.system.allocator import keep_freed_memory
 done = keep_freed_memory() if sys.argv[1] == "keep" else None
 def step():
-    return [torch.ones(10_000_000) for _ in range(10)]
+    return [torch.ones(10_000_000) for _ in range(3)]
 step()
 before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-for _ in range(10):
+for _ in range(4):
     step()
 print(done, resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
 """

@@ -45,15 +45,6 @@ def test_help_and_version(tmp_path):
     assert done.stdout.startswith("mpochain 0.")
 
 
-@pytest.mark.parametrize("name", ["demo", "study", "train"])
-@pytest.mark.parametrize("options", [[], ["--help"], ["--out", "folder"]])
-def test_a_command_of_the_study_says_where_it_is(tmp_path, name, options):
-    done = run(name, *options, cwd=tmp_path)
-    assert (done.returncode, done.stdout, done.stderr.count("\n")) == (2, "", 1)
-    assert done.stderr.startswith(f"error: mpochain {name} has moved; ")
-    assert f"python -m studies.picogpt {name}" in done.stderr
-
-
 @pytest.fixture
 def call(monkeypatch, capsys):
     """Run a command in this process; the exit status and what it printed."""
@@ -66,6 +57,15 @@ def call(monkeypatch, capsys):
         return exit_.value.code or 0, captured.out, captured.err
 
     return call
+
+
+@pytest.mark.parametrize("name", ["demo", "study", "train"])
+@pytest.mark.parametrize("options", [[], ["--help"], ["--out", "folder"]])
+def test_a_command_of_the_study_says_where_it_is(call, name, options):
+    status, out, err = call(name, *options)
+    assert (status, out, err.count("\n")) == (2, "", 1)
+    assert err.startswith(f"error: mpochain {name} has moved; ")
+    assert f"python -m studies.picogpt {name}" in err
 
 
 COMMANDS = ["compress", "methods", "finetune", "distill", "eval", "compare", "inspect", "convert", "recipe"]

@@ -350,7 +350,7 @@ def test_wrong_usage_of_finetuning_and_comparison(run, small, arguments, message
 def examples(tmp_path_factory):
     """Files that the example recipes name: a model of a longer context, and longer texts."""
     folder = tmp_path_factory.mktemp("examples")
-    write_model(folder / "model")
+    write_model(folder / "model", layers=1)
     config = json.loads((folder / "model" / "config.json").read_text())
     (folder / "model" / "config.json").write_text(json.dumps(config | {"max_position_embeddings": 512}))
     (folder / "valid.txt").write_text(prose(80_000, seed=1), encoding="utf-8")

@@ -132,18 +132,20 @@ def test_entries_whose_squares_overflow_or_underflow(size):
     np.testing.assert_allclose(matrix_of(calibrated(size * W, spec), spec) / size, matrix_of(calibrated(W, spec), spec))
 
 
-# Not JAX in float32 too: it compiles each product of each shape.
+# Not JAX in float32 too, and only one term: it compiles each product of each shape.
 @pytest.mark.parametrize(
     ("library", "precision"), [("numpy", "float32"), ("torch", "float32"), ("torch", "float64"), ("jax", "float64")]
 )
 def test_every_library_in_float32(library, precision):
     random = np.random.default_rng(0)
     W, H = random.normal(size=(8, 6)).astype(np.float32), moments(random, 6).astype(np.float32)
-    terms = [shapes.low_rank(8, 6, 1), ChainSpec((4, 2), (2, 3), 2)]
+    terms = (
+        [ChainSpec((4, 2), (2, 3), 2)] if library == "jax" else [shapes.low_rank(8, 6, 1), ChainSpec((4, 2), (2, 3), 2)]
+    )
     make = LIBRARIES[library]
     fit = calibrated(make(W), terms, make(H), precision=precision, iterations=1)
     assert type(fit.terms[0][0]) is type(make(W))
-    assert "float32" in str(fit.terms[1][0].dtype)
+    assert "float32" in str(fit.terms[-1][0].dtype)
     expected = calibrated(W, terms, H, iterations=1).relative_error
     assert fit.relative_error == pytest.approx(expected, rel=1e-3)
 
