@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import builtins
 import typing
 from importlib import import_module
 from inspect import Parameter, Signature
@@ -97,6 +98,16 @@ def _resolve_other_name(app: Any, env: Any, node: Any, contnode: Any) -> Any:
     return None
 
 
+def _leave_builtins(app: Any, doctree: Any) -> None:
+    """Make plain text of types such as ``bytes``, which would be linked to any attribute of that name."""
+    from docutils.nodes import Text
+    from sphinx.addnodes import pending_xref
+
+    for node in list(doctree.findall(pending_xref)):
+        if node.get("reftype") == "class" and isinstance(vars(builtins).get(node.get("reftarget")), type):
+            node.replace_self(Text(node["reftarget"]))
+
+
 def _settings_signature(
     app: Any, what: str, name: str, value: Any, options: Any, signature: str, returns: str
 ) -> tuple[str, str | None] | None:
@@ -148,6 +159,7 @@ napoleon.GoogleDocstring = _Prose
 
 def setup(app: Any) -> None:
     """Register what the pages need beyond the extensions."""
+    app.connect("doctree-read", _leave_builtins)
     app.connect("missing-reference", _resolve_other_name)
     app.connect("autodoc-process-signature", _settings_signature)
     app.connect("autodoc-process-docstring", _describe_settings)

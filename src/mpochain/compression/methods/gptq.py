@@ -33,7 +33,7 @@ class Gptq(UniformBits):
         return True
 
     def rounded(self, target: Target, moments: Moments | None, scheme: Scheme) -> Quantized:
-        """See :class:`~mpochain.compression.methods.uniform_bits.UniformBits`."""
+        """The weight in codes."""
         if moments is None:  # without data all inputs count the same, and there is nothing to compensate
             return nearest(target.weight, scheme, name=target.name)
         return input_feedback(target.weight, scheme, inputs_of(target.weight, moments), name=target.name)

@@ -30,5 +30,5 @@ class Rtn(UniformBits):
     embeddings = True
 
     def rounded(self, target: Target, moments: Moments | None, scheme: Scheme) -> Quantized:  # noqa: ARG002  # of the protocol
-        """See :class:`~mpochain.compression.methods.uniform_bits.UniformBits`."""
+        """The weight in codes."""
         return nearest(target.weight, scheme, name=target.name)
