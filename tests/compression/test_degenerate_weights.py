@@ -68,7 +68,10 @@ def test_degenerate_linear_layers_can_be_trained_and_state_their_errors(method):
         assert record.weight_error == pytest.approx(expected, rel=1e-6, abs=1e-12)
         for error in (record.output_error, record.loss_increase):
             assert error is None or math.isfinite(error)
-        largest = [parameter.grad.abs().max() for name, parameter in layer.named_parameters() if "bias" not in name]
+        trained = [
+            parameter for name, parameter in layer.named_parameters() if "bias" not in name and parameter.numel()
+        ]
+        largest = [parameter.grad.abs().max() for parameter in trained]
         assert max(largest) > 1e-6, f"{record.name} cannot be trained"
 
 
@@ -103,6 +106,10 @@ def test_degenerate_tables_can_be_trained(method):
     for table in (torch.zeros(24, 16), torch.ones(24, 16), torch.eye(24)[:, :16] * torch.arange(24)[:, None].gt(7)):
         net = nn.Sequential(nn.Embedding(24, 16))
         net[0].weight.data.copy_(table)
+        if method == "rtn" and not table.any():
+            with pytest.raises(mpo.MPOError, match="codes of zeros could never learn"):
+                mpo.compress(net, 0.9, targets=["Embedding"], method=method)
+            continue
         report = mpo.compress(net, 0.9, targets=["Embedding"], method=method)
         if report.layers[0].form == "dense":
             continue
@@ -115,7 +122,10 @@ def test_degenerate_tables_can_be_trained(method):
         for row in range(24):
             net.zero_grad()
             (net(ids[row : row + 1]) - torch.randn(1, 16)).square().sum().backward()
-            assert any(bool(parameter.grad.any()) for parameter in net.parameters()), f"row {row} cannot be trained"
+            trained = [parameter.grad for parameter in net.parameters() if parameter.numel()]
+            # In codes, a row of zeros stays zero: its scales multiply nothing.
+            if report.method != "rtn" or table[row].any():
+                assert any(bool(gradient.any()) for gradient in trained), f"row {row} cannot be trained"
 
 
 @pytest.mark.parametrize("method", [name for name in LINEAR if "permuted" not in name])
@@ -127,10 +137,10 @@ def test_a_layer_that_cannot_become_smaller_stays_dense_with_its_reason(method):
     model.forward = lambda x: torch.cat([net(x), gate(x)], 1)
     torch.manual_seed(0)
     report = mpo.compress(model, 0.7, calibration=[torch.randn(64, 32)], method=method, loss=lambda y: y.square().sum())
-    assert report.parameters_after <= 0.7 * report.parameters_before
+    assert report.bytes_after <= 0.7 * report.bytes_before
     dense = [layer for layer in report.layers if layer.form == "dense"]
     reasons = {layer.name: layer.reason for layer in dense if layer.reason}
-    if method != "tt_svd":  # a row of 32 entries as a 4x8 matrix of low rank
+    if method not in ("tt_svd", "rtn", "gptq", "auto"):  # a row of 32 entries as a 4x8 matrix of low rank, or in codes
         assert "1.0" in reasons
         assert f": {reasons['1.0']}" in report.table()
 

@@ -78,6 +78,8 @@ class UniformBits(Method):
 def usable(target: Target, schemes: list[Scheme]) -> tuple[list[Scheme], str | None]:
     """The schemes that can hold a weight and are smaller than it, and why there are none; None if there are some."""
     out, in_ = target.shape
+    if not target.weight.any():
+        return [], "its weight is zero, and codes of zeros could never learn"
     smaller = [scheme for scheme in schemes if scheme.bytes(out, in_) < target.bytes]
     if not smaller:
         least = min(schemes, key=lambda scheme: scheme.bytes(out, in_))

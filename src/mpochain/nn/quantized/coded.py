@@ -136,7 +136,7 @@ class CodedTensor:
         latent = owner._parameters.get(self.latent)
         if latent is None:
             return dequantised(words, scales, zeros, self.scheme, self.columns, dtype)
-        return scaled(straight_through(latent[rows], self.scheme), scales, zeros, self.scheme, dtype)
+        return scaled(straight_through(latent[rows], self.scheme), scales, zeros, self.scheme, self.columns, dtype)
 
     def require_valid(self, owner: nn.Module, name: str) -> None:
         """Raise an error for stored values that no quantised matrix has; nothing is checked on the meta device.

@@ -33,7 +33,7 @@ def dequantised(
     """
     # torch.jit.trace cannot record a view of other elements.
     codes = _shifted_out(words, scheme.bits, columns) if is_recorded() else unpacked(words, scheme.bits, columns)
-    return scaled(codes, scales, zeros, scheme, dtype)
+    return scaled(codes, scales, zeros, scheme, columns, dtype)
 
 
 def straight_through(latent: Tensor, scheme: Scheme) -> Tensor:
@@ -53,14 +53,15 @@ def straight_through(latent: Tensor, scheme: Scheme) -> Tensor:
     return codes + (latent - free) * inside
 
 
-def scaled(codes: Tensor, scales: Tensor, zeros: Tensor | None, scheme: Scheme, dtype: torch.dtype) -> Tensor:
+def scaled(
+    codes: Tensor, scales: Tensor, zeros: Tensor | None, scheme: Scheme, columns: int, dtype: torch.dtype
+) -> Tensor:
     """The matrix ``(code - zero) * scale``, ``(rows, columns)``, of codes of any type; see :func:`dequantised`.
 
     Example:
-        >>> scaled(torch.tensor([[3, 1]]), torch.tensor([[0.5]]), torch.tensor([[1]]), Scheme(2), torch.float32)
+        >>> scaled(torch.tensor([[3, 1]]), torch.tensor([[0.5]]), torch.tensor([[1]]), Scheme(2), 2, torch.float32)
         tensor([[1., 0.]])
     """
-    columns = codes.shape[1]
     compute = torch.float64 if dtype == torch.float64 else torch.float32
     values, scales = codes.to(compute), scales.to(compute)
     zeros = zeros if zeros is None else zeros.to(compute)
