@@ -19,6 +19,7 @@ from sybil.parsers.markdown import CodeBlockParser, PythonCodeBlockParser
 
 _ROOT = str(Path(__file__).parent)
 _BENCHMARK = f"{_ROOT}/benchmarks/bench_planning.py"
+_KEPT_RUNS = ("--benchmark-json", "--benchmark-compare")
 
 # Processes that a test starts must not inherit this variable, or pytest would take them for workers.
 if os.environ.pop("PYTEST_XDIST_WORKER", None):
@@ -42,20 +43,24 @@ def _check_command(example) -> None:
             continue
         if words[0] == "make":
             _output("make", "--dry-run", *words[1:])
+        elif words[0] == "pytest" and not any(word.startswith(_KEPT_RUNS) for word in words):
+            shown = _output(sys.executable, "-m", "pytest", "--help", "-c", f"{_ROOT}/pyproject.toml")
+            unknown = [word for word in words if word.startswith("--") and word.partition("=")[0] not in shown]
+            missing = [word for word in words if "/" in word and not word.startswith("-") and not Path(word).exists()]
+            assert not unknown + missing, f"{line!r}: no option or file {unknown + missing}"
         elif words[0] == "pytest":
-            options = words[1:]
-            if any(word.startswith(("--benchmark-json", "--benchmark-compare")) for word in words):
-                # Runs that are kept and compared: one benchmark of the smallest grid, in a folder for its files.
-                environment |= {"MPOCHAIN_BENCH_GRID": "tiny"}
-                options = [_BENCHMARK if word == "benchmarks" else word for word in options]
-            else:
-                options.append("--collect-only")
+            # Runs that are kept and compared: one benchmark of the smallest grid, in a folder for its files.
+            options = [_BENCHMARK if word == "benchmarks" else word for word in words[1:]]
+            environment |= {"MPOCHAIN_BENCH_GRID": "tiny"}
             _output(sys.executable, "-m", "pytest", "--quiet", "-c", f"{_ROOT}/pyproject.toml", *options, **environment)
         else:
             command = words[:2] if words[0] == "mpochain" else words[1:4]
             if words[0] != "mpochain" and words[:2] != ["python", "-m"]:
                 raise AssertionError(f"no rule to check {line!r}")
-            shown = _output(sys.executable, "-m", *[word for word in command if word != "-m"], "--help")
+            if words[0] == "mpochain":
+                shown = _help(*command[1:])
+            else:
+                shown = _output(sys.executable, "-m", *[word for word in command if word != "-m"], "--help")
             missing = [word for word in words if word.startswith("--") and word not in shown]
             assert not missing, f"{line!r}: no option {missing}"
 
@@ -66,6 +71,18 @@ def _folder() -> str:
 
 
 # Pages name the same commands again and again.
+@functools.cache
+def _help(*command: str) -> str:
+    """The help of ``mpochain``, in this process, which has imported most of it already."""
+    from typer.testing import CliRunner
+
+    from mpochain.cli.app import app
+
+    result = CliRunner().invoke(app, [*command, "--help"], env={"COLUMNS": "200"})
+    assert result.exit_code == 0, f"{command}: {result.output}"
+    return result.output
+
+
 @functools.cache
 def _output(*command: str, **environment: str) -> str:
     folder = _folder() if _BENCHMARK in command else _ROOT
