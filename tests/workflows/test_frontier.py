@@ -57,6 +57,28 @@ def test_the_model_is_dense_again_when_the_caller_stops_or_fails(net):
     assert not any(isinstance(layer, mpo.nn.CompressedLayer) for layer in net.modules())
 
 
+def test_kept_statistics_are_those_of_the_weights_and_the_data(net, tmp_path):
+    def ranks(data):
+        (report,) = compressed_to_each(net, [0.5], calibration=data, moments=tmp_path)
+        return [layer.loss_increase for layer in report.layers]
+
+    one, other = [torch.randn(400, 48)], [torch.randn(400, 48) * torch.arange(48)]
+    first = ranks(one)
+    assert ranks(other) != pytest.approx(first, rel=1e-3)
+    assert ranks(one) == first
+    assert len(list(tmp_path.iterdir())) == 2
+    with torch.no_grad():
+        net[0].weight.mul_(2)
+    assert ranks(one) != pytest.approx(first, rel=1e-3)
+
+
+def test_two_texts_of_one_name_are_refused(run, tmp_path):
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "test.txt").write_text(prose(3000, seed=4), encoding="utf-8")
+    status, printed = run("--also", "other/test.txt")
+    assert (status, "two texts have the same file name" in printed.err) == (2, True), printed.err
+
+
 @pytest.mark.parametrize(
     ("budgets", "options", "message"),
     [
@@ -110,6 +132,7 @@ def test_a_frontier_is_measured_kept_and_drawn(run, tmp_path, monkeypatch):
         if record["name"] != "dense":
             assert record["layers"]["bits"] <= record["setting"]["bits"] * 1.001
     assert records["auto-10"]["predicted"] > 0
+    assert not (tmp_path / "runs" / "moments").exists()
     page = (tmp_path / "runs" / "frontier.md").read_text()
     assert f"{records['auto-7']['perplexity']['plays.txt']['perplexity']:#.4g}" in page
     # What finished is kept, and never mixed with another setting.

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
@@ -19,12 +21,13 @@ from mpochain.compression.reached import require_reached
 from mpochain.compression.records import CompressionReport
 from mpochain.compression.selection import as_patterns
 from mpochain.compression.statistics.default_loss import DefaultLoss
-from mpochain.compression.statistics.passes import batches_for, gather_every, memory_for_statistics, parts
+from mpochain.compression.statistics.passes import batches_for, gather_every, memory_for_statistics, parts, sides_needed
 from mpochain.compression.statistics.store import MomentStore
 from mpochain.errors import ArgumentError
 from mpochain.report import provenance
 from mpochain.surgery.experts import separated_experts
 from mpochain.surgery.finding import require_module
+from mpochain.surgery.fingerprint import fingerprint, fingerprint_of_data
 from mpochain.surgery.replacement import replace_layers
 from mpochain.surgery.wrappers import without_wrappers
 
@@ -57,7 +60,8 @@ def compressed_to_each(
         method: compression method; by default that of the first budget.
         loss: function from the model's output to a scalar.
         seed: seed of the sampled labels.
-        moments: folder where the statistics are kept, for another call with the same model and data.
+        moments: folder where the statistics are kept, for another call. Those of other weights, data or needs are kept
+            apart from them.
 
     Yields:
         The report of each budget, in order.
@@ -104,7 +108,18 @@ def compressed_to_each(
         untouched = untouched_modules(model, layers, parameters)
         weighting = DefaultLoss(model, seed) if loss is None else loss
         groups = list(parts(model, layers, way))
-        with MomentStore(on_disk=len(groups) > 1, folder=moments) as store:
+        folder = None
+        if moments is not None:
+            needed = [
+                way.needs,
+                *map(sorted, sides_needed(layers, way)),
+                seed,
+                repr(loss),
+                [list(group) for group in groups],
+            ]
+            identity = json.dumps([fingerprint(model), fingerprint_of_data(calibration or ()), needed])
+            folder = moments / hashlib.sha256(identity.encode()).hexdigest()[:16]
+        with MomentStore(on_disk=len(groups) > 1, folder=folder) as store:
             gather_every(model, groups, batches, way, store, loss=weighting)
             require_reached(model, layers, store.unreached, patterns)
             preparation = Preparation(way, layers, store, memory_for_statistics(model))

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import logging
+import shutil
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import groupby
 from pathlib import Path
@@ -107,11 +109,13 @@ def measure_frontier(
                 ignore=recipe.ignore,
                 method=sized[0].chosen_method(),
                 seed=recipe.seed,
-                moments=moments / method,
+                moments=moments,
             )
             for point, report in zip(sized, reports, strict=True):
                 record = {**_of_report(point, report), **measured(point.name)}
                 _write(out, point.name, setting | _of_point(point), record)
+        # They are as large as several models, and every point has its record.
+        shutil.rmtree(moments, ignore_errors=True)
 
 
 def read_frontier(out: Path) -> dict[str, dict[str, Any]]:
@@ -126,8 +130,8 @@ def read_frontier(out: Path) -> dict[str, dict[str, Any]]:
 
 def _require_others(recipe: Recipe, others: Sequence[Path]) -> None:
     require_found({}, {f"text {number}": file for number, file in enumerate(others, 2)})
-    names = [file.name for file in others]
-    if len({*names, "evaluation"}) < len(names) + 1:
+    names = [file.name for file in (recipe.evaluation.text, *others)] if recipe.evaluation is not None else []
+    if len(set(names)) < len(names):
         raise RecipeError(f"two texts have the same file name, got {', '.join(names)}; rename one")
     seen = {digest(section.text): use for use, section in _sections(recipe)}
     for file in others:
@@ -162,15 +166,11 @@ def _of_point(point: Point) -> dict[str, Any]:
 def _of_report(point: Point, report: CompressionReport) -> dict[str, Any]:
     """Size and prediction of one point."""
     weights = sum(layer.shape[0] * layer.shape[1] for layer in report.layers)
-    # Low rank in the model's own type is counted in 16 bits.
     stored = report.bytes_after
     if isinstance(point.budget, float):
-        stored = round(report.bytes_after * OWN_BITS / (8 * report.bytes_before / weights))
+        # The numbers of methods without few bits are counted in 16 bits; their indices count as they are.
+        stored -= round(report.parameters_after * (report.bytes_before / weights - OWN_BITS // 8))
     increases = [layer.loss_increase for layer in report.layers]
-    forms: dict[str, int] = {}
-    for layer in report.layers:
-        form = layer.form.partition(",")[0] if layer.form == DENSE else layer.form
-        forms[form] = forms.get(form, 0) + 1
     return {
         "layers": {
             "weights": weights,
@@ -178,7 +178,7 @@ def _of_report(point: Point, report: CompressionReport) -> dict[str, Any]:
             "bits": 8 * stored / weights,
             "macs": sum(layer.macs_after for layer in report.layers)
             / sum(layer.macs_before for layer in report.layers),
-            "forms": forms,
+            "forms": dict(Counter(layer.form for layer in report.layers)),
         },
         "predicted": None if None in increases else sum(increase for increase in increases if increase is not None),
         "seconds": report.seconds,

@@ -19,7 +19,15 @@ from mpochain.system.extensions import errors_named
 from mpochain.system.progress import TimeLeft
 from mpochain.wording import counted
 
-__all__ = ["batches_for", "gather_every", "gather_moments", "memory_for_statistics", "parts", "require_batches"]
+__all__ = [
+    "batches_for",
+    "gather_every",
+    "gather_moments",
+    "memory_for_statistics",
+    "parts",
+    "require_batches",
+    "sides_needed",
+]
 
 _logger = logging.getLogger(__name__)
 
@@ -114,14 +122,14 @@ def parts(model: nn.Module, targets: Mapping[str, Target], method: _Needing) -> 
     Methods that need the moments of both sides in full get 1.25 times the parameters in float32.
     """
     room = memory_for_statistics(model)
-    if _sides_needed(targets, method)[1]:
+    if sides_needed(targets, method)[1]:
         room = max(room, int(_SHARE_OF_BOTH_SIDES * 4 * sum(parameter.numel() for parameter in model.parameters())))
     part: dict[str, Target] = {}
     taken = 0
     for name, target in targets.items():
         size = 0
         if method.needs != "nothing":
-            inputs, outputs = _sides_needed({name: target}, method)
+            inputs, outputs = sides_needed({name: target}, method)
             weighted = method.needs == "gradients"
             size = moment_bytes({name: target.module}, gradients=weighted, inputs=inputs, outputs=outputs)
         if part and taken + size > room:
@@ -185,7 +193,7 @@ def gather_moments(
     if isinstance(loss, DefaultLoss):
         loss.restart()
     modules = {name: target.module for name, target in targets.items()}
-    inputs, outputs = _sides_needed(targets, method)
+    inputs, outputs = sides_needed(targets, method)
     weighted = method.needs == "gradients"
     collected = collect(model, modules, batches, loss=loss if weighted else None, inputs=inputs, outputs=outputs)
     store.keep(collected.moments)
@@ -194,7 +202,7 @@ def gather_moments(
         store.loss = loss.description if isinstance(loss, DefaultLoss) else "the given one"
 
 
-def _sides_needed(targets: Mapping[str, Target], method: _Needing) -> tuple[set[str], set[str]]:
+def sides_needed(targets: Mapping[str, Target], method: _Needing) -> tuple[set[str], set[str]]:
     """Names of the layers whose moments of the inputs, and of those whose moments of the outputs, a method asks for."""
     inputs, outputs = set(), set()
     for name, target in targets.items():
