@@ -381,7 +381,7 @@ def test_an_exported_model_runs_every_expert():
 def test_sequential_compression_leaves_experts_uncorrected():
     """The compressed model sends other tokens to an expert than the dense one."""
     model = build("Mixtral", num_hidden_layers=2)
-    report = mpo.compress(model, 0.7, method="svd_llm", calibration=[batch(1)], sequential=True)
+    report = mpo.compress(model, 0.7, method="svd_llm", calibration=[batch(1), batch(2)], sequential=True)
     assert len(experts_of(model)) == 2
     assert {layer.form == "dense" for layer in report.layers if "experts" in layer.name} == {False}
     assert logits(model).isfinite().all()

@@ -345,7 +345,7 @@ class Counted(mpo.compression.Interpolative):
 def test_each_layer_is_fitted_once_and_again_only_where_memory_is_short(net, batches, monkeypatch):
     results = []
     for room in (1 << 20, 6000, 0):  # the moments take 2880 bytes, and each fit 2304
-        monkeypatch.setattr("mpochain.compression.pipeline.memory_for_statistics", lambda _, room=room: room)
+        monkeypatch.setattr("mpochain.compression.layer_choices.memory_for_statistics", lambda _, room=room: room)
         torch.manual_seed(0)
         model, method = TiedNet(), Counted()
         report = mpo.compress(model, 0.5, calibration=batches, method=method)

@@ -10,12 +10,13 @@ import transformers
 from torch import nn
 
 import mpochain as mpo
-from mpochain.compression import Refinement, Rtn, stack_refinement
-from mpochain.compression.block_calls import block_calls
-from mpochain.compression.block_training import BlockExample, relative_error, train_block
-from mpochain.compression.blocks import stacks
-from mpochain.compression.hidden_states import HiddenStates
-from mpochain.compression.output_metrics import metric_factors
+from mpochain.compression import Refinement, Rtn
+from mpochain.compression.blocks import stack_refinement
+from mpochain.compression.blocks.calls import block_calls
+from mpochain.compression.blocks.hidden_states import HiddenStates
+from mpochain.compression.blocks.output_metrics import metric_factors
+from mpochain.compression.blocks.stacks import stacks
+from mpochain.compression.blocks.training import BlockExample, relative_error, train_block
 from mpochain.errors import ArgumentError, CheckpointError, NonFiniteError
 from mpochain.nn.layer import CompressedLayer
 
@@ -296,7 +297,9 @@ class Skips(nn.Module):
     ],
 )
 def test_what_cannot_be_refined_is_refused_before_any_work(monkeypatch, model, arguments, message):
-    monkeypatch.setattr("mpochain.compression.pipeline.gather_every", lambda *_, **__: pytest.fail("work was done"))
+    monkeypatch.setattr(
+        "mpochain.compression.layer_choices.gather_every", lambda *_, **__: pytest.fail("work was done")
+    )
     before = copy.deepcopy(model)
     with pytest.raises(ArgumentError, match=message):
         mpo.compress(model, 0.5, **{"calibration": rows(4), "refine": True, **arguments})

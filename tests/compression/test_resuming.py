@@ -46,7 +46,7 @@ def same(model, other):
 @pytest.mark.parametrize(
     ("options", "layers"),
     [
-        *[({}, 1), ({}, 3), ({"sequential": True}, 2), ({"method": "kronecker"}, 2), ({"method": "search"}, 3)],
+        *[({}, 1), ({}, 3), ({"method": "kronecker"}, 2), ({"method": "search"}, 3)],
         ({"budget": "4.5 bits"}, 2),
     ],
 )
@@ -60,8 +60,8 @@ def test_layers_are_built_once(monkeypatch, tmp_path, model, data, options, laye
             compress(model, calibration=data, checkpoint=tmp_path, **options)
     built = []
     monkeypatch.setattr(statistics_passes, "gather_moments", lambda *_, **__: pytest.fail("the moments were kept"))
-    record = building._record
-    monkeypatch.setattr(building, "_record", lambda target, *rest: built.append(target.name) or record(target, *rest))
+    record = building.record_of
+    monkeypatch.setattr(building, "record_of", lambda target, *rest: built.append(target.name) or record(target, *rest))
     again = compress(resumed, calibration=data, checkpoint=tmp_path, **options)
     assert len(built) == 3 - (layers - 1)
     assert same(resumed, expected)

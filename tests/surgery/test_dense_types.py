@@ -172,5 +172,5 @@ def test_parameters_frozen_after_the_compression_stay_frozen():
 def test_sequential_compression_keeps_the_training_mode(training):
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(16, 16), nn.Linear(16, 16)).train(training)
-    mpo.compress(model, 0.8, calibration=[torch.randn(60, 16)], sequential=True)
+    mpo.compress(model, 0.8, calibration=[torch.randn(60, 16)] * 2, sequential=True)
     assert {module.training for module in model.modules()} == {training}

@@ -2,6 +2,8 @@
 
 from mpochain.compression.allocation import Curve, allocate
 from mpochain.compression.at_budgets import compressed_to_each
+from mpochain.compression.blocks.refined_blocks import RefinedBlock
+from mpochain.compression.blocks.refinement_settings import Refinement
 from mpochain.compression.checks import require_possible
 from mpochain.compression.choices import Built, Choices
 from mpochain.compression.costs import Costs
@@ -25,8 +27,6 @@ from mpochain.compression.methods import (
 from mpochain.compression.moments import collect_moments
 from mpochain.compression.pipeline import compress
 from mpochain.compression.records import CompressionReport, LayerRecord
-from mpochain.compression.refined_blocks import RefinedBlock
-from mpochain.compression.refinement_settings import Refinement
 from mpochain.compression.selection import select
 from mpochain.compression.state import CompressionState, open_state
 from mpochain.compression.statistics.moments import Moments

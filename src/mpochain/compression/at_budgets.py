@@ -100,8 +100,8 @@ def compressed_to_each(
         left_out = as_patterns(ignore, "ignore")
         limits = []
         for budget in budgets:
-            opened, limit = checked(model, budget, way, patterns, left_out, sequential=False, refine=False)
-            limits.append(limit)
+            opened, limits_of_it = checked(model, budget, way, patterns, left_out, sequential=False, refine=False)
+            limits += limits_of_it
         layers = opened.targets
         batches = batches_for(calibration, way)
         parameters, size = sum(parameter.numel() for parameter in model.parameters()), bytes_in_memory(model)

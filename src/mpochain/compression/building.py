@@ -4,34 +4,32 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import replace
 from typing import Any
 
-import torch
-from torch import nn
+from torch import Tensor, nn
 
-from mpochain.arrays import relative_distance
+from mpochain.compression.blocks.correction import moments_after
+from mpochain.compression.built_record import record_of
 from mpochain.compression.choices import Built, Choices
 from mpochain.compression.costs import Costs
 from mpochain.compression.limit import Limit
 from mpochain.compression.methods import Method
 from mpochain.compression.preparation import Preparation, choices_of, method_errors, reason_to_stay_dense
 from mpochain.compression.records import LayerRecord
-from mpochain.compression.sequential import Pair, corrected, in_sequence
 from mpochain.compression.state import CompressionState
 from mpochain.compression.statistics.moments import Moments
-from mpochain.compression.statistics.projections import Errors
 from mpochain.compression.statistics.store import MomentStore
 from mpochain.compression.target import Target
-from mpochain.errors import ArgumentError, ExtensionError, MPOError, NonFiniteError
+from mpochain.errors import ArgumentError, ExtensionError, MPOError
 from mpochain.nn import CompressedLayer, MPOEmbedding, RowEmbedding
 from mpochain.surgery.replacement import replace_layers
 from mpochain.surgery.tying import tied_head
 from mpochain.system.progress import TimeLeft
 from mpochain.wording import kind_of
 
-__all__ = ["Builder", "build_at_once", "build_in_sequence"]
+__all__ = ["Builder", "build_all", "build_at_once"]
 
 _logger = logging.getLogger(__name__)
 
@@ -71,24 +69,67 @@ class Builder:
         self.built: dict[nn.Module, nn.Module] = {}
         self.verified = False
 
-    def __call__(self, name: str, pair: Pair | None = None) -> nn.Module | None:
-        """Build and record the replacement of a dense layer; None if the layer stays dense.
+    def __call__(self, name: str) -> nn.Module | None:
+        """Build, record and keep the replacement of a dense layer; None if the layer stays dense."""
+        if self.restore(name):
+            return self.built.get(self._targets[name].module)
+        return self.keep(name, *self.proposal(name))
 
-        Args:
-            name: name of the layer.
-            pair: moments of its inputs in both models, for sequential correction; None without correction.
-        """
+    def has_statistics(self, name: str) -> bool:
+        """Whether data and gradients reached a layer."""
+        return name not in self._moments.unreached
+
+    def restore(self, name: str) -> bool:
+        """Take a layer from the state of an interrupted run; False if it is not built yet."""
         target = self._targets[name]
         stored = None if self._state is None else self._state.layer(target)
-        if stored is not None:
-            layer, self.records[name] = stored
-            return self._put(target, layer)
-        moments = self._moments.get(name)
+        if stored is None:
+            return False
+        layer, self.records[name] = stored
+        self._put(target, layer)
+        return True
+
+    def keep(self, name: str, layer: CompressedLayer | None, record: LayerRecord) -> nn.Module | None:
+        """Take a replacement of a dense layer, None if it stays dense, as the final one."""
+        self.records[name] = record
+        if self._state is not None:
+            self._state.keep_layer(name, layer, record)
+        return self._put(self._targets[name], layer)
+
+    def proposal(self, name: str) -> tuple[CompressedLayer | None, LayerRecord]:
+        """Build the replacement of a dense layer, None if it stays dense, and its record."""
         reason = self._moments.unreached.get(name)
-        result: Any = None
-        if reason is None:
+        choices = None if reason is not None else self._preparation.take(name)
+        return self._built(self._targets[name], self._moments.get(name), choices, reason)
+
+    def corrected_proposal(
+        self, name: str, weight: Tensor, inputs: Tensor
+    ) -> tuple[CompressedLayer, LayerRecord] | None:
+        """Build the replacement of a dense layer from another weight; None if its choices have no layer of its size.
+
+        Args:
+            name: name of a layer with statistics.
+            weight: the weight to compress, of the shape of the dense one.
+            inputs: second moments ``(in, in)`` of the inputs that it reads.
+        """
+        moments = self._moments.get(name)
+        assert moments is not None
+        target = replace(self._targets[name], weight=weight.to(self._targets[name].weight.dtype))
+        moments = moments_after(target.weight, moments, inputs)
+        choices = choices_of(self._method, target, moments)
+        if self._chosen[name] >= len(choices):
+            return None
+        layer, record = self._built(target, moments, choices, None)
+        return None if layer is None else (layer, record)
+
+    def _built(
+        self, target: Target, moments: Moments | None, choices: Choices | None, reason: str | None
+    ) -> tuple[CompressedLayer | None, LayerRecord]:
+        """The chosen replacement of a layer, and its record with respect to the dense weight."""
+        name, result = target.name, None
+        if choices is not None:
             with method_errors(self._method, name):
-                choices, result = self._fitted(name, moments, pair)
+                result = choices.build(self._chosen[name])
             if result is None:
                 reason = reason_to_stay_dense(choices, target, self._method)
         if result is not None:
@@ -99,27 +140,10 @@ class Builder:
             rows.padding_idx = target.module.padding_idx
             result = Built(rows, result.errors)
         with method_errors(self._method, name):
-            self.records[name] = _record(target, result, moments, reason)
-        if result is not None:
-            self._require_announced(choices.costs[self._chosen[name] :], self.records[name])
-        layer = None if result is None else result.layer
-        if self._state is not None:
-            self._state.keep_layer(name, layer, self.records[name])
-        return self._put(target, layer)
-
-    def _fitted(self, name: str, moments: Moments | None, pair: Pair | None) -> tuple[Choices, Built | None]:
-        """The choices of a layer, and the chosen one built; None if that is the dense layer."""
-        target = self._targets[name]
-        if pair is None or moments is None:
-            choices = self._preparation.take(name)
-            return choices, choices.build(self._chosen[name])
-        correction = corrected(target.weight, moments, pair)
-        choices = choices_of(self._method, replace(target, weight=correction.weight), correction.moments)
-        result = choices.build(self._chosen[name])
-        if isinstance(result, Built) and result.errors is not None:
-            errors = Errors(correction.output_error(result.errors.output), result.errors.loss)
-            result = Built(result.layer, errors)
-        return choices, result
+            record = record_of(self._targets[name], result, moments, reason)
+        if result is not None and choices is not None:
+            self._require_announced(choices.costs[self._chosen[name] :], record)
+        return (None if result is None else result.layer), record
 
     def _require_announced(self, costs: Costs, record: LayerRecord) -> None:
         """Refuse a layer that stores more than the method announced for it, the first of ``costs``."""
@@ -195,6 +219,16 @@ class Builder:
         self.verified = True
 
 
+def build_all(names: Collection[str], builder: Builder) -> None:
+    """Build the layers of these names, without inserting them into the model."""
+    last, left = time.monotonic(), TimeLeft(len(names))
+    for number, name in enumerate(names, 1):
+        builder(name)
+        if time.monotonic() - last > _INTERVAL:
+            last = time.monotonic()
+            _logger.info("layers built: %s", left.after(number))
+
+
 def build_at_once(
     model: nn.Module,
     targets: Mapping[str, Target],
@@ -205,81 +239,8 @@ def build_at_once(
     dry_run: bool,
 ) -> None:
     """Build every layer, then insert all of them into the model."""
-    last, left = time.monotonic(), TimeLeft(len(targets))
-    for number, name in enumerate(targets, 1):
-        builder(name)
-        if time.monotonic() - last > _INTERVAL:
-            last = time.monotonic()
-            _logger.info("layers built: %s", left.after(number))
+    build_all(targets, builder)
     builder.verify(limit)
     if not dry_run:
         builder.tie(heads)
         replace_layers(model, builder.built)
-
-
-def build_in_sequence(
-    model: nn.Module,
-    targets: Mapping[str, Target],
-    batches: Iterable[Any],
-    builder: Builder,
-    limit: Limit,
-    *,
-    dry_run: bool,
-) -> None:
-    """Build and replace layers block by block; restore the dense layers after a dry run or a failure."""
-    in_sequence(model, targets, batches, builder)
-    try:
-        builder.verify(limit)
-    finally:
-        if dry_run or not builder.verified:
-            replace_layers(model, {layer: dense for dense, layer in builder.built.items()})
-
-
-def _record(target: Target, result: Built | None, moments: Moments | None, reason: str | None) -> LayerRecord:
-    dense = LayerRecord(
-        name=target.name,
-        shape=target.shape,
-        form="dense",
-        parameters_before=target.parameters,
-        parameters_after=target.parameters,
-        bytes_before=target.bytes,
-        bytes_after=target.bytes,
-        macs_before=target.macs,
-        macs_after=target.macs,
-        weight_error=0.0,
-        output_error=0.0 if moments is not None else None,
-        loss_increase=0.0 if moments is not None and moments.gradients is not None else None,
-        rows=None if moments is None else moments.rows,
-        reason=reason,
-    )
-    if result is None:
-        return dense
-    layer = result.layer
-    numbers = layer.numbers()
-    weight64, weight = target.weight.double(), layer.weight.detach()
-    if not weight.isfinite().all():
-        raise NonFiniteError(
-            f"{target.name}: the compressed form of its weight exceeds the range of {target.weight.dtype}; convert the "
-            "model to a wider type, or leave the layer out with ignore="
-        )
-    return replace(
-        dense,
-        form=layer.form(),
-        parameters_after=numbers.parameters,
-        bytes_after=numbers.bytes,
-        macs_after=numbers.macs,
-        weight_error=relative_distance(weight64, weight),
-        output_error=result.errors.output if result.errors is not None else None,
-        loss_increase=result.errors.loss if result.errors is not None else None,
-        padding=_padding(target, layer),
-    )
-
-
-def _padding(target: Target, layer: nn.Module) -> float | None:
-    """Norm of an embedding's padding row if the row was zero and no longer is; None otherwise."""
-    if not isinstance(target.module, nn.Embedding) or target.module.padding_idx is None:
-        return None
-    padding = target.module.padding_idx
-    with torch.no_grad():
-        norm = float(layer(torch.tensor([padding], device=target.weight.device)).double().norm())
-    return norm if norm and not target.weight[padding].any() else None

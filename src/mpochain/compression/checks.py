@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 
 from torch import nn
 
+from mpochain.compression.blocks.refinement import require_refinable
+from mpochain.compression.blocks.refinement_settings import Refinement, settings_of
 from mpochain.compression.budget import error_budget
 from mpochain.compression.limit import Limit
 from mpochain.compression.methods import Method, method_of
-from mpochain.compression.refinement import require_refinable
-from mpochain.compression.refinement_settings import Refinement, settings_of
 from mpochain.compression.selection import Opened, open_targets
+from mpochain.compression.stages import stage_limits
 from mpochain.compression.target import Target
 from mpochain.errors import ArgumentError
 from mpochain.surgery.experts import separated_experts
@@ -33,6 +34,7 @@ def require_possible(
     sequential: bool = False,
     refine: bool | Refinement = False,
     speed: float | str | None = None,
+    stages: Sequence[float | str] = (),
 ) -> None:
     """Refuse what :func:`mpochain.compress` would refuse before it reads any data; the arguments are the same.
 
@@ -42,7 +44,7 @@ def require_possible(
     """
     with separated_experts(model):
         way = method_of(method, budget)
-        checked(model, budget, way, targets, ignore, sequential=sequential, refine=refine, speed=speed)
+        checked(model, budget, way, targets, ignore, sequential=sequential, refine=refine, speed=speed, stages=stages)
 
 
 def checked(
@@ -55,17 +57,21 @@ def checked(
     sequential: bool,
     refine: bool | Refinement,
     speed: float | str | None = None,
-) -> tuple[Opened, Limit]:
-    """The layers to compress and their limit, after all checks that need no data."""
+    stages: Sequence[float | str] = (),
+) -> tuple[Opened, list[Limit]]:
+    """The layers to compress and their limits, that of the last stage last, after all checks that need no data."""
     selected = open_targets(model, method, targets, ignore)
     _require_consistent(method, budget, sequential, speed)
     limit = Limit.of(budget, model, method, selected.targets, speed)
+    earlier = stage_limits(
+        stages, budget, method, lambda stage: Limit.of(stage, model, method, selected.targets, speed)
+    )
     with errors_named(f"method {method.name!r}, check of the layers"):
         method.check(selected.targets, limit.of_layers)
     limit.check()
     if settings_of(refine) is not None:
         require_refinable(model, selected.targets)
-    return selected, limit
+    return selected, [*earlier, limit]
 
 
 def _require_consistent(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
@@ -12,28 +12,27 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mpochain.compression.budget import bytes_in_memory, error_budget
-from mpochain.compression.building import Builder, build_at_once, build_in_sequence
+from mpochain.compression.blocks.refinement import refine_blocks, require_data_to_refine
+from mpochain.compression.blocks.refinement_settings import Refinement, settings_of
+from mpochain.compression.blocks.sequential import build_in_sequence, require_sequence
+from mpochain.compression.budget import bytes_in_memory
+from mpochain.compression.building import Builder, build_at_once
 from mpochain.compression.checks import checked, untouched_modules
 from mpochain.compression.former_log import logged_to
 from mpochain.compression.held_out import compared
+from mpochain.compression.layer_choices import Setup
 from mpochain.compression.methods import Method, method_of
-from mpochain.compression.preparation import Preparation, allocated
-from mpochain.compression.reached import require_reached
 from mpochain.compression.records import CompressionReport
-from mpochain.compression.refinement import refine_blocks, require_data_to_refine
-from mpochain.compression.refinement_settings import Refinement, settings_of
 from mpochain.compression.selection import as_patterns
+from mpochain.compression.stages import compressed_in_stages
 from mpochain.compression.state import CompressionState, open_state
 from mpochain.compression.statistics.default_loss import DefaultLoss
 from mpochain.compression.statistics.passes import (
     batches_for,
-    gather_every,
     memory_for_statistics,
     parts,
     require_batches,
 )
-from mpochain.compression.statistics.store import MomentStore
 from mpochain.compression.sufficiency import too_few_rows
 from mpochain.report import provenance
 from mpochain.surgery.experts import separated_experts
@@ -59,6 +58,7 @@ def compress(
     sequential: bool = False,
     refine: bool | Refinement = False,
     speed: float | str | None = None,
+    stages: Sequence[float | str] = (),
     loss: Callable[[Any], Tensor] | None = None,
     dry_run: bool = False,
     seed: int = 0,
@@ -95,10 +95,12 @@ def compress(
             elsewhere, or an instance of :class:`mpochain.compression.Method`, which holds its settings. By default
             ``"auto"`` for a budget in bytes or bits, which chooses form, rank and bits of each layer, and
             ``"interpolative"`` for others.
-        sequential: build layers block by block and fit each one, on its inputs in the compressed model, to the dense
-            model's outputs, so that later layers correct the errors of earlier ones. Requires blocks that run one
-            after the other. It helps small stacks of layers, but made a language model worse (docs/decisions/0029), so
-            measure before you use it.
+        sequential: build layers block by block, and let those that write the hidden states of a block (such as the
+            output projection of attention and the last layer of an MLP) make up for how far these have drifted from the
+            dense model's. How strongly each is corrected is chosen on held-out batches (``held_out`` or, without it,
+            one of eight calibration batches), and a correction that does not lower their error is left out. Other
+            layers, and models in which no such layer is found, are compressed as without it. Requires blocks that run
+            one after the other.
         refine: after the compression, train all parameters of each block (what replaced its layers, codes of quantised
             weights included, norms, biases) on the dense block's outputs, with errors weighted by the gradients of
             ``loss``. Held-out batches decide which state of a block is kept, so that a block which gains nothing stays
@@ -108,6 +110,11 @@ def compress(
         speed: second budget, the share of the layers' multiply-adds to keep, such as ``0.7`` or ``"70%"``. Both hold,
             and where they conflict, each has its price: rank reduction saves multiply-adds, few bits save bytes alone.
             With ``budget=None`` it is the only one.
+        stages: budgets of earlier stages, each larger than the next, such as ``[0.9]`` or ``["6 bits", "4 bits"]``.
+            The model is compressed to each of them, the statistics of the inputs and gradients are collected again in
+            the compressed model, and the next stage starts from the dense weights with these. Each stage takes as long
+            as a compression of its own. The default ``loss`` samples labels from the predictions of the compressed
+            model then.
         loss: function from the model's output to a scalar summed over tokens, whose gradients weight the outputs. The
             default is chosen by the outputs and named in the report: cross-entropy to labels sampled from the model's
             own predictions for classes and tokens, squared error for numbers (one output, embeddings, hidden states).
@@ -151,12 +158,11 @@ def compress(
         way = method_of(method, budget)
         targets = None if targets is None else as_patterns(targets, "targets")
         ignore = as_patterns(ignore, "ignore")
-        selected, limit = checked(
-            model, budget, way, targets, ignore, sequential=sequential, refine=refine, speed=speed
+        selected, limits = checked(
+            model, budget, way, targets, ignore, sequential=sequential, refine=refine, speed=speed, stages=stages
         )
-        opened = selected.targets
+        opened, limit = selected.targets, limits[-1]
         limit.warn_if_loose()
-        error = None if budget is None else error_budget(budget)
         batches = batches_for(calibration, way)
         refinement = None if dry_run else settings_of(refine)
         aside = None
@@ -164,6 +170,7 @@ def compress(
             aside = require_batches(held_out, "held_out")
         if refinement is not None:
             require_data_to_refine(model, opened, calibration, aside)
+        divided = require_sequence(model, opened, calibration or (), aside) if sequential else None
         state = None
         if isinstance(checkpoint, CompressionState):
             state = checkpoint
@@ -179,38 +186,34 @@ def compress(
                 sequential=sequential,
                 refine=refine,
                 speed=speed,
+                stages=stages,
                 loss=loss,
                 seed=seed,
             )
         parameters = sum(parameter.numel() for parameter in model.parameters())
         size = bytes_in_memory(model)
         untouched = untouched_modules(model, opened, parameters)
-        groups = list(parts(model, opened, way))
-        folder = None if state is None else state.moments
         weighting = DefaultLoss(model, seed) if loss is None else loss
-        with MomentStore(on_disk=len(groups) > 1, folder=folder) as moments:
-            if state is None or not state.has_layers(opened):
-                gather_every(model, groups, batches, way, moments, loss=weighting)
-                require_reached(model, opened, moments.unreached, targets)
-            # Sequential compression fits layers again to their corrected weights, so no fit is worth keeping.
-            room = 0 if sequential else memory_for_statistics(model)
-            preparation = Preparation(way, opened, moments, room)
-            choice = state.choices() if state is not None else None
-            if choice is None:
-                choice = {
-                    **allocated(way, opened, preparation, limit, error),
-                    "loss": moments.loss,
-                    "unreached": list(moments.unreached),
-                }
-                if state is not None:
-                    state.keep_choices(choice)
+        setup = Setup(model, way, selected, targets, batches, weighting, list(parts(model, opened, way)))
+        standing: Mapping[nn.Module, nn.Module] = {}
+        if len(limits) > 1 and (state is None or not state.has_layers(opened)):
+            standing = compressed_in_stages(setup, limits[:-1], state)
+        with setup.store(state) as moments:
+            preparation, choice = setup.choose(limit, moments, state, standing)
+            standing = {}  # frees the layers of the last stage
             builder = Builder(way, opened, choice["chosen"], moments, preparation, state)
             _logger.info("building %s, from %s on", counted(len(opened), "layer"), next(iter(opened)))
-            if sequential:
-                for name in choice["unreached"]:
-                    builder(name)
-                reached = {name: target for name, target in opened.items() if name not in choice["unreached"]}
-                build_in_sequence(model, reached, batches, builder, limit, dry_run=dry_run)
+            if divided is not None:
+                build_in_sequence(
+                    model,
+                    opened,
+                    divided,
+                    builder,
+                    limit,
+                    loss=weighting if way.needs == "gradients" else None,
+                    room=memory_for_statistics(model),
+                    dry_run=dry_run,
+                )
             else:
                 build_at_once(model, opened, selected.heads, builder, limit, dry_run=dry_run)
         refined = None
@@ -236,6 +239,8 @@ def compress(
             budget=budget,
             allowed_bytes=limit.allowed,
             speed=speed,
+            sequential=sequential,
+            stages=tuple(stages),
             model_parameters=parameters,
             untouched=untouched,
             frontier=tuple((share, increase) for share, increase in choice["frontier"]),

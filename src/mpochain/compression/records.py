@@ -6,8 +6,8 @@ import html
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from mpochain.compression.layer_record import LayerRecord
-from mpochain.compression.refined_blocks import RefinedBlock, refinement_note
+from mpochain.compression.blocks.refined_blocks import RefinedBlock, refinement_note
+from mpochain.compression.layer_record import LayerRecord, correction_note
 from mpochain.compression.sufficiency import HeldOut, too_few_rows
 from mpochain.compression.summary import summary
 from mpochain.errors import MissingDependencyError
@@ -33,6 +33,8 @@ COLUMNS = (
     Column("output_error", "output error", ".3f"),
     Column("loss_increase", "loss +", ".4f"),
 )
+# Shown after a sequential compression alone.
+_CORRECTION = Column("correction", "corrected by")
 
 # Columns that are left out first where there is no room.
 _LEAST_IMPORTANT = (
@@ -68,6 +70,8 @@ class CompressionReport:
         held_out: how well the result holds on data that were set aside; None without such data.
         refined: one record per refined block; empty without refinement.
         speed: second budget, of multiply-adds, as the user gave it; None without one.
+        sequential: whether layers were corrected for the drift of the hidden states; their records say how.
+        stages: budgets of the earlier stages; empty without any.
     """
 
     layers: tuple[LayerRecord, ...]
@@ -86,6 +90,8 @@ class CompressionReport:
     held_out: HeldOut | None = None
     refined: tuple[RefinedBlock, ...] = ()
     speed: float | str | None = None
+    sequential: bool = False
+    stages: tuple[float | str, ...] = ()
 
     def __repr__(self) -> str:
         return (
@@ -160,6 +166,7 @@ class CompressionReport:
                 "size": f"{layer.shape[0]}x{layer.shape[1]}",
                 "share": layer.parameters_after / layer.parameters_before,
                 "bits_per_weight": layer.bits_per_weight,
+                "correction": layer.correction,
             }
             for layer in self.layers
         ]
@@ -180,9 +187,10 @@ class CompressionReport:
         """
         before, after = self.parameters_before, self.parameters_after
         rows = self.rows()
+        columns = (*COLUMNS, _CORRECTION) if self.sequential else COLUMNS
         return "\n".join(
             [
-                text(COLUMNS, rows) if width is None else text_within(COLUMNS, rows, width, _LEAST_IMPORTANT),
+                text(columns, rows) if width is None else text_within(columns, rows, width, _LEAST_IMPORTANT),
                 "",
                 f"{counted(len(self.layers), 'layer')}, {self.coverage:.1%} of {self.model_parameters:,} parameters: "
                 f"{before:,} before, {after:,} after ({after / before:.1%})",
@@ -238,6 +246,12 @@ class CompressionReport:
             lines.append(f"warning: {shortage}")
         if self.held_out is not None:
             lines.append(str(self.held_out))
+        if self.stages:
+            last = f"the model compressed to {self.stages[-1]}"
+            before = f", after {', '.join(map(str, self.stages[:-1]))}" if self.stages[1:] else ""
+            lines.append(f"statistics of the last stage: from {last}{before}")
+        if self.sequential:
+            lines.append(correction_note(self.layers))
         if self.refined:
             lines.append(refinement_note(self.refined))
         return lines

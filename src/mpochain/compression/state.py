@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import shutil
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -18,10 +18,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.parametrize import is_parametrized
 
+from mpochain.compression.blocks.refined_blocks import RefinedBlock
+from mpochain.compression.blocks.refinement_settings import Refinement, settings_of
 from mpochain.compression.methods import Method, method_of
 from mpochain.compression.records import LayerRecord
-from mpochain.compression.refined_blocks import RefinedBlock
-from mpochain.compression.refinement_settings import Refinement, settings_of
 from mpochain.compression.selection import as_patterns
 from mpochain.compression.state_files import part_of, read_part, read_sealed, write_part, write_sealed
 from mpochain.compression.target import Target
@@ -34,7 +34,7 @@ from mpochain.system.files import require_writable
 
 __all__ = ["CompressionState", "open_state"]
 
-_RUN, _CHOICES, _LAYERS, _BLOCKS = "run.json", "choices.json", "layers", "blocks"
+_RUN, _CHOICES, _LAYERS, _BLOCKS, _STAGES = "run.json", "choices.json", "layers", "blocks", "stages"
 _FORMAT = 1
 
 # What a run is identified by, in words.
@@ -56,7 +56,7 @@ class CompressionState:
     """
 
     def __init__(self, folder: Path, identity: Mapping[str, Any], *, replace_other: bool = False) -> None:
-        self.folder = require_writable(folder)
+        self.folder, self._identity = require_writable(folder), dict(identity)
         self._began, self._earlier = time.monotonic(), 0.0
         file = folder / _RUN
         identity = json.loads(json.dumps(identity))
@@ -85,6 +85,14 @@ class CompressionState:
                 shutil.rmtree(place)
             else:
                 place.unlink()
+
+    def stage(self, number: int) -> CompressionState:
+        """The state of an earlier stage, in a folder inside this one.
+
+        Args:
+            number: number of the stage, from 1.
+        """
+        return CompressionState(self.folder / _STAGES / str(number), {**self._identity, "stage": number})
 
     @property
     def moments(self) -> Path:
@@ -169,10 +177,13 @@ class CompressionState:
         return record
 
     def _parts(self) -> Iterable[Mapping[str, Any]]:
-        yield self.choices() or {}
-        for file in (*(self.folder / _LAYERS).glob("*.safetensors"), *(self.folder / _BLOCKS).glob("*.safetensors")):
-            part = read_part(file)
-            yield {} if part is None else part[1]
+        """The values of all finished parts, those of earlier stages included."""
+        for file in self.folder.rglob(_CHOICES):
+            yield read_sealed(file) or {}
+        for folder in (_LAYERS, _BLOCKS):
+            for file in self.folder.rglob(f"{folder}/*.safetensors"):
+                part = read_part(file)
+                yield {} if part is None else part[1]
 
     def _difference(self, stored: Mapping[str, Any], identity: Mapping[str, Any]) -> str:
         """Why a stored state is not that of this run; empty if it is."""
@@ -201,6 +212,7 @@ def open_state(
     sequential: bool = False,
     refine: bool | Refinement = False,
     speed: float | str | None = None,
+    stages: Sequence[float | str] = (),
     loss: Callable[[Any], Tensor] | None = None,
     seed: int = 0,
     replace_other: bool = False,
@@ -218,6 +230,7 @@ def open_state(
         sequential: whether layers are built block by block.
         refine: whether blocks are refined, and how.
         speed: second budget, of multiply-adds.
+        stages: budgets of earlier stages.
         loss: its name identifies the run.
         seed: seed of the sampled labels.
         replace_other: see :class:`CompressionState`.
@@ -235,7 +248,7 @@ def open_state(
     way = method_of(method, budget)
     with separated_experts(model):  # as compress() sees it
         weights = fingerprint(model)
-    identity = {
+    identity: dict[str, Any] = {
         "weights": weights,
         "calibration": None if calibration is None else fingerprint_of_data(calibration),
         "method": f"{type(way).__module__}:{type(way).__qualname__}",
@@ -253,6 +266,8 @@ def open_state(
     refinement = settings_of(refine)
     if refinement is not None:
         identity["refine"] = refinement.model_dump()
+    if stages:
+        identity["stages"] = list(stages)
     return CompressionState(Path(folder), identity, replace_other=replace_other)
 
 

@@ -11,7 +11,7 @@ from mpochain.nn import CompressedLayer
 from mpochain.nn.attachments import has_movable_hook, require_nothing_attached
 from mpochain.surgery.wrappers import notice_replacement, require_replaceable_in
 
-__all__ = ["replace_layers", "with_values"]
+__all__ = ["replace_layers", "with_layers", "with_values"]
 
 
 def replace_layers(model: nn.Module, layers: Mapping[nn.Module, nn.Module]) -> None:
@@ -50,6 +50,29 @@ def replace_layers(model: nn.Module, layers: Mapping[nn.Module, nn.Module]) -> N
         notice_replacement(parent)
         if new is not old and has_movable_hook(old) and not has_movable_hook(new):
             _move_hook(old, new)
+
+
+@contextmanager
+def with_layers(model: nn.Module, layers: Mapping[nn.Module, nn.Module]) -> Iterator[None]:
+    """Context in which other layers stand for some of a model's.
+
+    Args:
+        model: changed in place until the context ends.
+        layers: maps each layer of the model to the one that stands for it.
+
+    Example:
+        >>> model = nn.Sequential(nn.Linear(2, 2))
+        >>> with with_layers(model, {model[0]: nn.ReLU()}):
+        ...     print(model[0])
+        ReLU()
+        >>> model[0]
+        Linear(in_features=2, out_features=2, bias=True)
+    """
+    replace_layers(model, layers)
+    try:
+        yield
+    finally:
+        replace_layers(model, {new: old for old, new in layers.items()})
 
 
 @contextmanager

@@ -49,6 +49,7 @@ def collect(
     loss: _Loss | DefaultLoss | None = None,
     inputs: Collection[str] = (),
     outputs: Collection[str] = (),
+    standing: Mapping[nn.Module, nn.Module] | None = None,
 ) -> Collected:
     """Run a model over calibration batches and collect the second moments of its layers.
 
@@ -61,6 +62,8 @@ def collect(
         inputs: names of the layers whose moments of the inputs are collected even if the inputs are the larger side.
         outputs: names of the layers whose moments of the gradients with respect to the outputs are collected even if
             the outputs are the larger side.
+        standing: what stands in the model for some of the layers, such as a compressed layer. The moments are those of
+            the dense weights on the inputs and gradients in the model as it is.
 
     Raises:
         ArgumentError: there are no batches, a batch has another type, all positions are masked, or the loss is no
@@ -72,28 +75,35 @@ def collect(
             "the model was built or loaded under torch.inference_mode(), so gradients cannot pass through it; build or "
             "load it outside, or choose a method without gradients, such as svd_llm"
         )
+    seen = {name: (standing or {}).get(layer, layer) for name, layer in layers.items()}
+
+    def summed(*, recomputing: bool) -> dict[str, Sums]:
+        slabs = Slabs()
+        sums = {name: Sums(name, layer, name in inputs, name in outputs, slabs) for name, layer in layers.items()}
+        _pass(model, seen, sums, batches, loss, recomputing=recomputing)
+        return sums
+
     with torch.inference_mode(False):
         try:
-            sums = _pass(model, layers, batches, loss, inputs, outputs, recomputing=loss is not None)
+            sums = summed(recomputing=loss is not None)
         except InputsChangedError:
             if isinstance(loss, DefaultLoss):
                 loss.restart()
-            sums = _pass(model, layers, batches, loss, inputs, outputs, recomputing=False)
+            sums = summed(recomputing=False)
         return _collected(sums, gradients=loss is not None)
 
 
 def _pass(
     model: nn.Module,
     layers: Mapping[str, nn.Module],
+    sums: Mapping[str, Sums],
     batches: Iterable[Any],
     loss: _Loss | DefaultLoss | None,
-    inputs: Collection[str],
-    outputs: Collection[str],
     *,
     recomputing: bool,
-) -> dict[str, Sums]:
-    slabs, latest, again = Slabs(), InputMoments(), Recomputation()
-    sums = {name: Sums(name, layer, name in inputs, name in outputs, slabs) for name, layer in layers.items()}
+) -> None:
+    """Run the model over all batches and add what its layers read to their sums."""
+    latest, again = InputMoments(), Recomputation()
     count = masked = 0
     masks = Masks(model, {})
     with ExitStack() as stack:
@@ -133,7 +143,6 @@ def _pass(
         raise ArgumentError(f"the masks of all {count} calibration batches leave no position; give batches with data")
     if masked:
         _logger.warning("%d of %d calibration batches are masked entirely and were left out", masked, count)
-    return sums
 
 
 def _mixtures(model: nn.Module, sums: Mapping[str, Sums]) -> Iterator[tuple[str, SeparateExperts, list[Sums]]]:

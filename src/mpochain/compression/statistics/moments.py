@@ -21,7 +21,7 @@ from mpochain.errors import ArgumentError, MPOError
 from mpochain.nn.dense import dense_parameters
 from mpochain.surgery.wrappers import uncompiled
 
-__all__ = ["Moments", "frozen", "moment_bytes", "run_batch"]
+__all__ = ["Moments", "copied", "frozen", "moment_bytes", "run_batch"]
 
 _ELEMENT = 4  # bytes of a float32
 
@@ -97,8 +97,8 @@ def run_batch(model: nn.Module, batch: Any) -> Any:
         if isinstance(batch, Tensor):
             return model(batch.clone())
         if isinstance(batch, Mapping):
-            return model(**_copied(dict(batch)))
-        return model(*_copied(tuple(batch)))
+            return model(**copied(dict(batch)))
+        return model(*copied(tuple(batch)))
     except (MPOError, torch.OutOfMemoryError):
         raise
     except (RuntimeError, TypeError, ValueError, IndexError, KeyError) as error:
@@ -120,7 +120,14 @@ def _described(value: Any) -> str:
     return type(value).__name__
 
 
-def _copied(arguments: Any) -> Any:
+def copied(arguments: Any) -> Any:
+    """Arguments of a model, or a batch, with copies of the tensors.
+
+    Example:
+        >>> batch = torch.zeros(2)
+        >>> copied({"x": batch})["x"] is batch
+        False
+    """
     return tree.tree_map(lambda value: value.clone() if isinstance(value, Tensor) else value, arguments)
 
 

@@ -148,6 +148,7 @@ def gather_every(
     store: MomentStore,
     *,
     loss: Callable[[Any], Tensor] | DefaultLoss,
+    standing: Mapping[nn.Module, nn.Module] | None = None,
 ) -> None:
     """Read the data once for each group of layers whose moments the store does not hold yet.
 
@@ -158,10 +159,13 @@ def gather_every(
         method: method that needs the moments.
         store: receives the moments; those that an earlier call kept in its folder are not collected again.
         loss: see :func:`mpochain.compression.compress`.
+        standing: what stands in the model for some of the layers, see
+            :func:`mpochain.compression.statistics.collection.collect`.
     """
     for number, group in enumerate(groups, 1):
         if not store.resume(group):
-            gather_moments(model, group, batches, method, store, loss=loss, part=(number, len(groups)))
+            part = (number, len(groups))
+            gather_moments(model, group, batches, method, store, loss=loss, part=part, standing=standing)
             store.finish(group)
 
 
@@ -174,6 +178,7 @@ def gather_moments(
     *,
     loss: Callable[[Any], Tensor] | DefaultLoss,
     part: tuple[int, int] = (1, 1),
+    standing: Mapping[nn.Module, nn.Module] | None = None,
 ) -> None:
     """Read the data once and store the moments that a method needs, if any.
 
@@ -185,6 +190,7 @@ def gather_moments(
         store: receives the moments, the reasons why layers have none, and the description of the loss.
         loss: see :func:`mpochain.compression.compress`.
         part: number of this pass over the data and of all passes, for the log.
+        standing: see :func:`gather_every`.
     """
     if method.needs == "nothing":
         return
@@ -195,7 +201,9 @@ def gather_moments(
     modules = {name: target.module for name, target in targets.items()}
     inputs, outputs = sides_needed(targets, method)
     weighted = method.needs == "gradients"
-    collected = collect(model, modules, batches, loss=loss if weighted else None, inputs=inputs, outputs=outputs)
+    collected = collect(
+        model, modules, batches, loss=loss if weighted else None, inputs=inputs, outputs=outputs, standing=standing
+    )
     store.keep(collected.moments)
     store.unreached |= collected.unreached
     if weighted:

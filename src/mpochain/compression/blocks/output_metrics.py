@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mpochain.compression.block_calls import BlockCall
+from mpochain.compression.blocks.calls import BlockCall
 from mpochain.compression.statistics.default_loss import DefaultLoss
 from mpochain.compression.statistics.moments import run_batch
 from mpochain.linalg import cholesky

@@ -1,9 +1,9 @@
-"""Calls of the blocks of a model on calibration data, and the moments of the layers within a block."""
+"""Calls of the blocks of a model on calibration data."""
 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -11,29 +11,11 @@ from torch import Tensor, nn
 from torch.utils import _pytree as tree
 
 from mpochain.compression.statistics.moments import run_batch
-from mpochain.compression.statistics.square_sum import SquareSum, unit_rows
-from mpochain.compression.statistics.sums import LatestInput, input_argument
-from mpochain.errors import ArgumentError, MPOError
+from mpochain.errors import ArgumentError
 from mpochain.surgery.half_precision import as_float32
 from mpochain.surgery.masks import Masks, arguments_of
 
-__all__ = ["BlockCall", "BlockSums", "Pair", "block_calls"]
-
-# Inputs of the layers of a block; layers that read the same input have the same tensor.
-_Inputs = Mapping[nn.Module, Tensor]
-
-
-@dataclass(frozen=True, eq=False)
-class Pair:
-    """Second moments of a layer's inputs, ``x`` in the dense model and ``x'`` in the compressed model.
-
-    Attributes:
-        across: ``E[x x'^T]``, ``(in, in)``, float32, or float64 where float32 cannot hold the numbers.
-        own: ``E[x' x'^T]``, ``(in, in)``, likewise.
-    """
-
-    across: Tensor
-    own: Tensor
+__all__ = ["BlockCall", "block_calls"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -142,70 +124,3 @@ def block_calls(
     if len(calls) < len(blocks):
         raise ArgumentError(f"{option} needs blocks that are called once each, in order; leave it out")
     return [calls[0], *(replace(call, hidden=call.hidden.clone()) for call in calls[1:])]
-
-
-class BlockSums:
-    """Running sums of input moments for the layers of one block; layers with the same input share their sums.
-
-    Args:
-        layers: the layers, with their names in the model.
-    """
-
-    def __init__(self, layers: Mapping[nn.Module, str]) -> None:
-        self._layers = layers
-        self._owners: dict[nn.Module, nn.Module] = {}
-        self._pairs: dict[nn.Module, tuple[SquareSum, SquareSum]] = {}
-        self._rows: dict[nn.Module, int] = {}
-
-    def read(self, block: nn.Module, call: BlockCall, hidden: Tensor) -> tuple[_Inputs, Tensor]:
-        """Run the block and return copies of the inputs of its layers, and the block's output."""
-        inputs: dict[nn.Module, Tensor] = {}
-        latest = LatestInput()
-        copies: list[Tensor] = []
-
-        def record(layer: nn.Module, arguments: tuple[Any, ...], named: dict[str, Any]) -> None:
-            if layer in inputs:
-                raise ArgumentError("sequential=True needs layers that are called once in each block; leave it out")
-            _, x = input_argument(layer, arguments, named)
-            if not latest.is_same(x.reshape(-1, x.shape[-1])):
-                copies[:] = [x.clone()]
-            inputs[layer] = copies[0]
-
-        hooks = [layer.register_forward_pre_hook(record, with_kwargs=True) for layer in self._layers]
-        try:
-            return inputs, call.run(block, hidden)
-        finally:
-            for hook in hooks:
-                hook.remove()
-
-    def add(self, dense: _Inputs, compressed: _Inputs, masks: Masks) -> None:
-        """Add the inputs of one batch in both models, without masked rows."""
-        owners: dict[tuple[int, int], nn.Module] = {}
-        for layer, name in self._layers.items():
-            if layer not in dense:
-                raise MPOError("a block did not call one of its layers; leave that layer out with ignore=")
-            owner = owners.setdefault((id(dense[layer]), id(compressed[layer])), layer)
-            if self._owners.setdefault(layer, owner) is not owner:
-                raise MPOError(
-                    f"{name} shares its input with another layer in some calibration batches but not in others; give "
-                    "batches of one kind only"
-                )
-            if owner is layer:
-                kept = masks.rows(name, dense[layer].shape)
-                x, own = (inputs[layer].reshape(-1, inputs[layer].shape[-1]) for inputs in (dense, compressed))
-                if kept is not None:
-                    x, own = x[kept.to(x.device)], own[kept.to(own.device)]
-                (x, power), (own, own_power) = unit_rows(x), unit_rows(own)
-                across, square = self._pairs.setdefault(layer, (SquareSum(), SquareSum()))
-                across.add_product(x, own, power + own_power)
-                square.add_rows(own, own_power)
-                self._rows[layer] = self._rows.get(layer, 0) + len(x)
-
-    def means(self) -> Iterator[tuple[nn.Module, Pair]]:
-        """The layers with the moments of their inputs in both models."""
-        means = {
-            owner: Pair(*(total.mean(max(self._rows[owner], 1)) for total in totals))
-            for owner, totals in self._pairs.items()
-        }
-        for layer in self._layers:
-            yield layer, means[self._owners[layer]]

@@ -12,13 +12,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from mpochain.compression.refinement_settings import Refinement
+from mpochain.compression.blocks.refinement_settings import Refinement
 from mpochain.errors import NonFiniteError
 from mpochain.execution import fast_products
 from mpochain.surgery.half_precision import HALF_DTYPES, in_float32
 from mpochain.system.processor import multiplies_bfloat16
 
-__all__ = ["BlockExample", "Outcome", "relative_error", "train_block"]
+__all__ = ["BlockExample", "Outcome", "held_out_error", "relative_error", "train_block"]
 
 _logger = logging.getLogger(__name__)
 
@@ -131,7 +131,7 @@ def train_block(
     Raises:
         NonFiniteError: the block's outputs are NaN or infinite before the training.
     """
-    before = best = _held_out_error(block, held_out)
+    before = best = held_out_error(block, held_out)
     if not math.isfinite(before):
         raise NonFiniteError(
             f"{label}: its outputs on held-out data are NaN or infinite; compress with a larger budget or a wider "
@@ -159,7 +159,7 @@ def train_block(
                     last = time.monotonic()
                     _logger.info("%s: training step %d of %d", label, step, steps)
             masters = _copies(halves)
-        error = _held_out_error(block, held_out)
+        error = held_out_error(block, held_out)
         if error < best:
             best, best_epoch, state = error, epoch, _copies(parameters)
         if step < epoch * count or epoch - best_epoch >= settings.patience:
@@ -192,7 +192,7 @@ def _take_step(
             parameter.requires_grad_(False)
 
 
-def _held_out_error(block: nn.Module, held_out: Callable[[], Iterator[BlockExample]]) -> float:
+def held_out_error(block: nn.Module, held_out: Callable[[], Iterator[BlockExample]]) -> float:
     """Mean error over the rows of all held-out batches, in the block's own types."""
     total, rows = 0.0, 0
     with torch.no_grad(), fast_products():

@@ -8,7 +8,7 @@ gains nothing stays as it was.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Mapping, Sized
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import closing
 from dataclasses import dataclass
 from typing import Any
@@ -16,11 +16,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mpochain.compression.block_calls import block_calls
-from mpochain.compression.blocks import Stack, stacks
-from mpochain.compression.refined_blocks import RefinedBlock, described
-from mpochain.compression.refinement_settings import Refinement
-from mpochain.compression.stack_refinement import OPTION, StackRefinement, trainable_parameters
+from mpochain.compression.blocks.batches import divided
+from mpochain.compression.blocks.calls import block_calls
+from mpochain.compression.blocks.refined_blocks import RefinedBlock, described
+from mpochain.compression.blocks.refinement_settings import Refinement
+from mpochain.compression.blocks.stack_refinement import OPTION, StackRefinement, trainable_parameters
+from mpochain.compression.blocks.stacks import Stack, stacks
 from mpochain.compression.state import CompressionState
 from mpochain.compression.statistics.default_loss import DefaultLoss
 from mpochain.compression.statistics.moments import frozen
@@ -29,14 +30,10 @@ from mpochain.errors import ArgumentError
 from mpochain.surgery.calls import without_cache
 from mpochain.surgery.replacement import replace_layers
 from mpochain.system.progress import TimeLeft
-from mpochain.wording import counted
 
 __all__ = ["Refined", "refine_blocks", "require_data_to_refine", "require_refinable"]
 
 _logger = logging.getLogger(__name__)
-
-# Without held-out batches, one of so many calibration batches is held out.
-_ONE_OF = 8
 
 
 @dataclass(frozen=True, eq=False)
@@ -84,7 +81,7 @@ def require_data_to_refine(
     """
     if calibration is None:
         raise ArgumentError(f"{OPTION} needs calibration= batches to train on; give some, or leave it out")
-    batches, _ = _divided(calibration, held_out)
+    batches, _ = divided(calibration, held_out, OPTION)
     candidates = stacks(model, {target.module for target in targets.values()})
     with frozen(model), without_cache(model), torch.no_grad():
         refusals = [_refusal(model, stack, batches[0]) for stack in candidates]
@@ -124,7 +121,7 @@ def refine_blocks(
         ArgumentError: the model has no blocks that run one after the other.
         NonFiniteError: a block's outputs are NaN or infinite; the message names the block.
     """
-    training, aside = _divided(calibration, held_out)
+    training, aside = divided(calibration, held_out, OPTION)
     allowed = _requiring_gradients(model)
     chosen = stacks(model, set(built.values()))
     left = TimeLeft(sum(len(stack.blocks) for stack in chosen))
@@ -171,33 +168,3 @@ def _refusal(model: nn.Module, stack: Stack, batch: Any) -> str:
     except ArgumentError as error:
         return str(error)
     return ""
-
-
-def _divided(calibration: Iterable[Any], held_out: Iterable[Any] | None) -> tuple[list[Any], list[Any]]:
-    """Batches to train on and held-out batches.
-
-    Raises:
-        ArgumentError: there are too few.
-    """
-    training = _listed(calibration)
-    aside = [] if held_out is None else _listed(held_out)
-    if not aside:
-        if len(training) < _ONE_OF:
-            training, aside = training[:-1], training[-1:]
-        else:
-            aside = training[_ONE_OF - 1 :: _ONE_OF]
-            training = [batch for number, batch in enumerate(training, 1) if number % _ONE_OF]
-    if not training or not aside:
-        count = counted(len(training) + len(aside), "batch", "batches")
-        raise ArgumentError(
-            f"{OPTION} needs batches to train on and others to hold out, got {count}; divide calibration= into two "
-            "batches or more, or give held_out="
-        )
-    return training, aside
-
-
-def _listed(batches: Iterable[Any]) -> list[Any]:
-    """All batches; those of a list or the like without a pass that would show progress."""
-    if isinstance(batches, Sized) and hasattr(batches, "__getitem__"):
-        return [batches[number] for number in range(len(batches))]
-    return list(batches)

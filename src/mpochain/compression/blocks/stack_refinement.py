@@ -9,13 +9,13 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from mpochain.compression.block_calls import BlockCall, block_calls
-from mpochain.compression.block_training import BlockExample, train_block
-from mpochain.compression.blocks import Stack
-from mpochain.compression.hidden_states import HiddenStates
-from mpochain.compression.output_metrics import metric_factors
-from mpochain.compression.refined_blocks import RefinedBlock
-from mpochain.compression.refinement_settings import Refinement
+from mpochain.compression.blocks.calls import BlockCall, block_calls
+from mpochain.compression.blocks.hidden_states import HiddenStates
+from mpochain.compression.blocks.output_metrics import metric_factors
+from mpochain.compression.blocks.refined_blocks import RefinedBlock
+from mpochain.compression.blocks.refinement_settings import Refinement
+from mpochain.compression.blocks.stacks import Stack
+from mpochain.compression.blocks.training import BlockExample, train_block
 from mpochain.compression.state import CompressionState
 from mpochain.compression.statistics.default_loss import DefaultLoss
 from mpochain.errors import ArgumentError

@@ -1,0 +1,1 @@
+"""Work on a model block by block: stacks of blocks and their calls, sequential correction, refinement."""

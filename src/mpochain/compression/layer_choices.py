@@ -1,0 +1,89 @@
+"""The choice of each layer under a limit, from statistics of the model as it is."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor, nn
+
+from mpochain.compression.budget import error_budget
+from mpochain.compression.limit import Limit
+from mpochain.compression.methods import Method
+from mpochain.compression.preparation import Preparation, allocated
+from mpochain.compression.reached import require_reached
+from mpochain.compression.selection import Opened
+from mpochain.compression.state import CompressionState
+from mpochain.compression.statistics.default_loss import DefaultLoss
+from mpochain.compression.statistics.passes import gather_every, memory_for_statistics
+from mpochain.compression.statistics.store import MomentStore
+from mpochain.compression.target import Target
+from mpochain.surgery.replacement import with_layers
+
+__all__ = ["Setup"]
+
+
+@dataclass(frozen=True, eq=False)
+class Setup:
+    """What all stages of a compression share.
+
+    Attributes:
+        model: the dense model.
+        method: compression method.
+        selected: the layers.
+        patterns: targets as the user gave them; None for all layers.
+        batches: calibration batches.
+        loss: loss whose gradients weight the outputs.
+        groups: layers of each pass over the data.
+    """
+
+    model: nn.Module
+    method: Method
+    selected: Opened
+    patterns: Collection[str] | None
+    batches: Iterable[Any]
+    loss: Callable[[Any], Tensor] | DefaultLoss
+    groups: Sequence[Mapping[str, Target]]
+
+    def store(self, state: CompressionState | None) -> MomentStore:
+        """Storage for the moments of all layers, a context manager."""
+        return MomentStore(on_disk=len(self.groups) > 1, folder=None if state is None else state.moments)
+
+    def choose(
+        self,
+        limit: Limit,
+        moments: MomentStore,
+        state: CompressionState | None,
+        standing: Mapping[nn.Module, nn.Module],
+    ) -> tuple[Preparation, dict[str, Any]]:
+        """Collect the moments that are missing, and choose the form of each layer unless the state has it.
+
+        Args:
+            limit: limit of all layers together.
+            moments: receives the moments.
+            state: keeps the choices, or has them; None to keep none.
+            standing: compressed layer of each dense one in the model that the moments are collected in.
+
+        Returns:
+            Fits of the layers, and the choices with other results, ready for JSON.
+        """
+        targets = self.selected.targets
+        if state is None or not state.has_layers(targets):
+            with with_layers(self.model, standing):
+                gather_every(
+                    self.model, self.groups, self.batches, self.method, moments, loss=self.loss, standing=standing
+                )
+            require_reached(self.model, targets, moments.unreached, self.patterns)
+        preparation = Preparation(self.method, targets, moments, memory_for_statistics(self.model))
+        choice = None if state is None else state.choices()
+        if choice is None:
+            error = None if limit.budget is None else error_budget(limit.budget)
+            choice = {
+                **allocated(self.method, targets, preparation, limit, error),
+                "loss": moments.loss,
+                "unreached": list(moments.unreached),
+            }
+            if state is not None:
+                state.keep_choices(choice)
+        return preparation, choice
