@@ -160,7 +160,7 @@ def test_a_compression_goes_on_where_it_was_interrupted(monkeypatch, tmp_path, o
 @pytest.mark.parametrize(
     ("stages", "options", "message"),
     [
-        (2, {}, r"a list of budgets, each larger than the next, such as stages=\[0.9, 0.8\]; got 2"),
+        (2, {}, r"a list of budgets, each larger than the next, such as \[0.9, 0.8\]; got 2"),
         ("0.9", {}, "a list of budgets"),
         ([0.9, 0.95], {}, "0.95 is not below 0.9 before it"),
         ([0.9, 0.9], {}, "0.9 is not below 0.9 before it"),

@@ -161,6 +161,8 @@ def test_another_run_is_refused_unless_it_may_be_replaced(monkeypatch, recipe, t
         ("--method kronecker --set terms=1 --budget 0.5", "give no --budget, or leave out the setting that decides"),
         ("--method svd --sequential", "--sequential needs calibration data"),
         ("--ignore re:.*", "see --target and --ignore"),
+        ("--stages 0.4", "--stages: 0.5 is not below 0.4"),
+        ("--stages 0.9,nine", "(on the command line --stages)"),
     ],
 )
 def test_what_is_impossible_is_refused_before_anything_is_evaluated(
@@ -184,6 +186,18 @@ def test_blocks_are_refined_by_a_recipe(recipe, tmp_path):
     assert record["recipe"]["refine"]["epochs"] == 1
     assert [block["name"] for block in record["compression"]["refined"]] == ["model.layers.0", "model.layers.1"]
     assert "blocks in" in result.report.summary()
+
+
+def test_stages_and_sequential_correction_by_a_recipe(recipe, tmp_path):
+    fields = {"budget": 0.6, "method": "svd_llm", "stage_budgets": [0.8], "sequential": True}
+    staged = Recipe.model_validate({**recipe.model_dump(exclude={"evaluation", "prompts"}), **fields})
+    compress_by(staged, tmp_path / "out")
+    record = json.loads((tmp_path / "out" / "report.json").read_text())["compression"]
+    assert (record["stages"], record["sequential"]) == ([0.8], True)
+    corrected = [layer["name"].split(".")[-1] for layer in record["layers"] if layer["mixing"] is not None]
+    assert corrected == ["o_proj", "down_proj"] * 2
+    with pytest.raises(RecipeError, match="give budgets of earlier stages of a compression as stage_budgets"):
+        Recipe.model_validate({**recipe.model_dump(), "stages": [0.8]})
 
 
 @pytest.mark.parametrize("refine", [{"epochs": 0}, {"epoch": 3}, 3])

@@ -27,6 +27,7 @@ from mpochain.cli.options import (
     Setting,
     Source,
     SpeedShare,
+    Stages,
     Targets,
     Window,
     command_line,
@@ -35,6 +36,7 @@ from mpochain.cli.options import (
     quiet_transformers,
     settings_of,
     share_or_size,
+    shares_or_sizes,
 )
 from mpochain.cli.outcome import outcome
 from mpochain.cli.terminal import width
@@ -58,6 +60,7 @@ def compress(
     method: Method = None,
     setting: Setting = None,
     sequential: Sequential = None,
+    stages: Stages = None,
     refine: Refine = None,
     calibration: CalibrationText = None,
     calibration_windows: CalibrationWindows = None,
@@ -98,6 +101,7 @@ def compress(
             "method": method,
             "settings": settings_of(setting),
             "sequential": sequential,
+            "stage_budgets": shares_or_sizes(stages),
             "refine": refine,
             "targets": tuple(target) if target else None,
             "ignore": tuple(ignore) if ignore else None,

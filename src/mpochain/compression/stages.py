@@ -37,7 +37,7 @@ def stage_limits(
     """
     if not isinstance(stages, list | tuple):
         raise ArgumentError(
-            f"stages= is a list of budgets, each larger than the next, such as stages=[0.9, 0.8]; got {stages!r}"
+            f"stages= is a list of budgets, each larger than the next, such as [0.9, 0.8]; got {stages!r}"
         )
     if not stages:
         return []
@@ -58,21 +58,19 @@ def stage_limits(
             limit = limit_of(stage)
             error = error_budget(stage)
         except ArgumentError as error_of_it:
-            raise ArgumentError(f"stages={stages!r}: {error_of_it}") from error_of_it
+            raise ArgumentError(f"stages: {error_of_it}") from error_of_it
         if (error is not None) is not by_error:
             raise ArgumentError(
-                f"stages={stages!r}: {stage!r} and budget {budget!r} cannot be compared, since one of them limits the "
+                f"stages: {stage!r} and budget {budget!r} cannot be compared, since one of them limits the "
                 "error of each layer; give budgets of one kind"
             )
         if before is not None and _size(limit) >= _size(before):
             raise ArgumentError(
-                f"stages={stages!r}: {stage!r} is not below {before.budget!r} before it; each stage must ask for a "
+                f"stages: {stage!r} is not below {before.budget!r} before it; each stage must ask for a "
                 f"smaller model than the one before, and the budget {budget!r} for the smallest"
             )
         if before is None and not by_error and limit.allowed >= sum(target.bytes for target in limit.targets.values()):
-            raise ArgumentError(
-                f"stages={stages!r}: {stage!r} allows all layers as they are; give less, or leave it out"
-            )
+            raise ArgumentError(f"stages: {stage!r} allows all layers as they are; give less, or leave it out")
         before = limit
         limits.append(limit)
     return limits[:-1]

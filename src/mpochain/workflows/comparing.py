@@ -130,7 +130,7 @@ def compare(recipe: Recipe, out: Path, *, only: Callable[[str], bool] = lambda _
 
 def _log_unused(recipe: Recipe) -> None:
     """Name the fields that a comparison does not use, so that nobody waits for their effect."""
-    unused = {"method", "settings", "sequential", "refine", "speed", "stages"} | (
+    unused = {"method", "settings", "sequential", "refine", "speed", "stages", "stage_budgets"} | (
         {"budget"} if recipe.comparison is not None else set()
     )
     for name in sorted(recipe.model_fields_set & unused):
@@ -165,7 +165,8 @@ def read_run(file: Path) -> dict[str, Any]:
 def _setting(recipe: Recipe, name: str) -> dict[str, Any]:
     """Settings that determine a run's result: the recipe without other runs, with texts identified by content."""
     setting = recipe.model_dump(
-        mode="json", exclude={"comparison", "budget", "method", "settings", "sequential", "refine", "speed"}
+        mode="json",
+        exclude={"comparison", "budget", "method", "settings", "sequential", "refine", "speed", "stage_budgets"},
     )
     setting["model"] = Path(recipe.model).name
     if recipe.evaluation is not None and recipe.evaluation.windows is None:
@@ -230,6 +231,7 @@ def _compressed(recipe: Recipe, name: str, out: Path) -> dict[str, Any]:
             "budget": next(budget for budget in comparison_of(recipe).budgets if str(budget) == label),
             "sequential": method.endswith(SEQUENTIAL),
             "refine": False,
+            "stage_budgets": (),
         }
     )
     compressed = compress_by(single, evaluated="after", timed=True)

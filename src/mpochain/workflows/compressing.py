@@ -126,6 +126,7 @@ def _compress(
         "sequential": recipe.sequential,
         "refine": recipe.refine,
         "speed": recipe.speed,
+        "stages": recipe.stage_budgets,
         "seed": recipe.seed,
     }
     possible = {name: value for name, value in arguments.items() if name != "seed"}

@@ -33,8 +33,8 @@ logger = logging.getLogger(__name__)
 
 # Windows of the calibration text that are set aside, if it has more than are used.
 _HELD_OUT = 4
-# As many if they decide which state of a refined block is kept.
-_HELD_OUT_OF_REFINEMENT = 8
+# As many if they decide which correction or which state of a refined block is kept.
+_HELD_OUT_OF_BLOCKS = 8
 
 Section = Literal["calibration", "evaluation", "finetune"]
 
@@ -134,7 +134,7 @@ def read_inputs(recipe: Recipe, *sections: Section, model: Path | None = None, t
                 texts["evaluation"] = tokens
             elif name == "calibration":
                 texts["calibration"] = windows(tokens, section.window, section.windows)
-                count = _HELD_OUT_OF_REFINEMENT if recipe.refine else _HELD_OUT
+                count = _HELD_OUT_OF_BLOCKS if recipe.refine or recipe.sequential else _HELD_OUT
                 texts["held_out"] = spare_windows(tokens, section.window, section.windows, count)
             else:
                 texts["training"] = torch.cat(windows(tokens, section.window, section.windows))

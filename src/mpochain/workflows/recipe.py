@@ -117,7 +117,7 @@ class Comparison(RecipeSection):
     """Comparison of several compression methods at several budgets.
 
     Attributes:
-        methods: names of the methods; the suffix ``+sequential`` makes later layers correct the errors of earlier ones.
+        methods: names of the methods; the suffix ``+sequential`` lets later layers make up for errors of earlier ones.
         budgets: budgets at which every method runs.
         finetune: methods whose results are also finetuned.
     """
@@ -146,7 +146,9 @@ class Recipe(RecipeSection):
         method: a name in :data:`mpochain.compression.METHODS`, or ``package.module:ClassName`` of a method from another
             package, which is imported. By default "auto" for a budget in bytes or bits, and "interpolative" for others.
         settings: settings of the method, see its ``Settings``; ``mpochain methods`` lists them.
-        sequential: whether later layers correct the errors of earlier ones.
+        sequential: whether layers that write the hidden states make up for their drift from the dense model's.
+        stage_budgets: budgets of earlier stages, each larger than the next, such as [0.9]: each stage collects its
+            statistics in the model of the stage before. See ``stages`` of :func:`mpochain.compress`.
         refine: whether blocks are trained on the dense blocks' outputs after the compression; or the fields of
             :class:`mpochain.compression.Refinement`.
         targets: layers to compress, by name, ``re:`` pattern or class; by default all linear layers.
@@ -167,6 +169,7 @@ class Recipe(RecipeSection):
     method: MethodName = Field(_BY_BUDGET, validate_default=True)
     settings: dict[str, Any] = Field(default_factory=dict, validate_default=True)
     sequential: bool = False
+    stage_budgets: tuple[Budget, ...] = ()
     refine: bool | Refinement = False
     targets: tuple[Pattern, ...] | None = None
     ignore: tuple[Pattern, ...] = ()
@@ -191,6 +194,16 @@ class Recipe(RecipeSection):
         if not isinstance(refine, dict):
             raise ValueError(f"give true, false or fields such as {{epochs: 6}}, got {refine!r}")
         return Refinement.model_validate(refine)  # its error is a ValueError
+
+    @field_validator("stages", mode="before")
+    @classmethod
+    def _stages_are_named(cls, stages: Any) -> Any:
+        if isinstance(stages, list | tuple) and any(isinstance(stage, int | float | str) for stage in stages):
+            raise ValueError(
+                "these are the named stages of a distillation; give budgets of earlier stages of a compression as "
+                "stage_budgets"
+            )
+        return stages
 
     @field_validator("settings")
     @classmethod

@@ -34,6 +34,7 @@ _OPTIONS = {
     "settings": "--set",
     "prompts": "--prompt",
     "targets": "--target",
+    "stage_budgets": "--stages",
 }
 
 
@@ -126,6 +127,8 @@ def _problems(error: ValidationError, flags: Mapping[str, Any]) -> list[str]:
 def _option(location: tuple[int | str, ...], flags: Mapping[str, Any]) -> str | None:
     """Command-line option for a recipe field; None if the command has no such option."""
     offered: Any = flags
+    while location and isinstance(location[-1], int):  # an item of a list that the option gives as a whole
+        location = location[:-1]
     for key in location:
         if not isinstance(offered, Mapping) or key not in offered:
             return None

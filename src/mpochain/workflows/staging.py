@@ -36,7 +36,10 @@ RECORD = "distillation.json"
 _WORK = "stages"
 
 # Recipe fields for single compressions and comparisons, which stages do not use.
-_UNUSED = {"budget", "method", "settings", "sequential", "refine", "speed", "targets", "ignore", "comparison"}
+_UNUSED = {
+    *("budget", "method", "settings", "sequential", "refine", "speed", "stage_budgets", "targets", "ignore"),
+    "comparison",
+}
 
 # Results of a stage: its layers, perplexity before and after finetuning, and the training.
 _PARTS = ("layers", "before", "training", "after")
