@@ -12,6 +12,7 @@ from torch import nn
 import mpochain as mpo
 from mpochain.compression import METHODS, Auto, Gptq, Rtn, Target, collect_moments
 from mpochain.compression.methods.few_bits import dense_in_bits, interpolative_in_bits
+from mpochain.compression.methods.rounding_metric import RoundingMetric
 from mpochain.compression.statistics.loss_metric import LossMetric
 from mpochain.errors import ArgumentError
 from mpochain.quantization import Scheme
@@ -106,11 +107,16 @@ def test_each_method_loses_less_than_the_one_before(net, data):
     assert lost["auto"] < lost["gptq"] < lost["rtn"]
 
 
-def low_rank_in_bits(target, moments, schemes, factor):
-    return interpolative_in_bits(target, moments, schemes, factor, factor)
+def dense_choices(target, moments, schemes, factor):
+    return dense_in_bits(target, moments, schemes, RoundingMetric(target, moments), factor)
 
 
-@pytest.mark.parametrize("form", [dense_in_bits, low_rank_in_bits])
+def low_rank_choices(target, moments, schemes, factor, rank_factor=None):
+    metric = RoundingMetric(target, moments)
+    return interpolative_in_bits(target, moments, schemes, metric, factor, rank_factor or factor)
+
+
+@pytest.mark.parametrize("form", [dense_choices, low_rank_choices])
 @pytest.mark.parametrize("name", ["0", "2"])
 def test_announced_errors_are_those_of_the_layers(net, moments, name, form):
     """Those of the rank, and of rounding at the ranks and bits that were tried; the others lie between them."""
@@ -121,7 +127,7 @@ def test_announced_errors_are_those_of_the_layers(net, moments, name, form):
     assert np.array_equal(choices.errors, again.errors), "it may be prepared twice"
     assert choices.zero_error == pytest.approx(3.0 * metric.error(target.weight), rel=1e-4)
     ratios = []
-    for choice in range(0, len(choices) - 1, 1 if form is dense_in_bits else 5):
+    for choice in range(0, len(choices) - 1, 1 if form is dense_choices else 5):
         built = choices.build(choice)
         error = 3.0 * metric.error(target.weight - built.layer.weight.detach())
         assert built.errors.loss == pytest.approx(error, rel=1e-3)
@@ -136,7 +142,7 @@ def test_announced_errors_are_those_of_the_layers(net, moments, name, form):
 
 def test_the_rank_has_a_factor_of_its_own(net, moments):
     target = Target.open("0", net[0])
-    one, other = (interpolative_in_bits(target, moments["0"], [Scheme(8)], 1.0, factor) for factor in (1.0, 5.0))
+    one, other = (low_rank_choices(target, moments["0"], [Scheme(8)], 1.0, factor) for factor in (1.0, 5.0))
     for choice in (0, 2):
         assert 4.5 < other.errors[choice] / one.errors[choice] < 5, "8 bits add next to nothing"
         built = [choices.build(choice).errors.loss for choices in (one, other)]

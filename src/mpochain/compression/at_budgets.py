@@ -21,7 +21,14 @@ from mpochain.compression.reached import require_reached
 from mpochain.compression.records import CompressionReport
 from mpochain.compression.selection import as_patterns
 from mpochain.compression.statistics.default_loss import DefaultLoss
-from mpochain.compression.statistics.passes import batches_for, gather_every, memory_for_statistics, parts, sides_needed
+from mpochain.compression.statistics.passes import (
+    batches_for,
+    gather_every,
+    kept_on_disk,
+    memory_for_statistics,
+    parts,
+    sides_needed,
+)
 from mpochain.compression.statistics.store import MomentStore
 from mpochain.errors import ArgumentError
 from mpochain.report import provenance
@@ -112,6 +119,7 @@ def compressed_to_each(
         if moments is not None:
             needed = [
                 way.needs,
+                way.sets_aside,
                 *map(sorted, sides_needed(layers, way)),
                 seed,
                 repr(loss),
@@ -119,7 +127,7 @@ def compressed_to_each(
             ]
             identity = json.dumps([fingerprint(model), fingerprint_of_data(calibration or ()), needed])
             folder = moments / hashlib.sha256(identity.encode()).hexdigest()[:16]
-        with MomentStore(on_disk=len(groups) > 1, folder=folder) as store:
+        with MomentStore(on_disk=kept_on_disk(model, groups, way), folder=folder) as store:
             gather_every(model, groups, batches, way, store, loss=weighting)
             require_reached(model, layers, store.unreached, patterns)
             preparation = Preparation(way, layers, store, memory_for_statistics(model))

@@ -42,7 +42,7 @@ def record_of(target: Target, result: Built | None, moments: Moments | None, rea
         weight_error=0.0,
         output_error=0.0 if moments is not None else None,
         loss_increase=0.0 if moments is not None and moments.gradients is not None else None,
-        rows=None if moments is None else moments.rows,
+        rows=None if moments is None else moments.rows_read,
         reason=reason,
     )
     if result is None:

@@ -16,7 +16,7 @@ from mpochain.compression.reached import require_reached
 from mpochain.compression.selection import Opened
 from mpochain.compression.state import CompressionState
 from mpochain.compression.statistics.default_loss import DefaultLoss
-from mpochain.compression.statistics.passes import gather_every, memory_for_statistics
+from mpochain.compression.statistics.passes import gather_every, kept_on_disk, memory_for_statistics
 from mpochain.compression.statistics.store import MomentStore
 from mpochain.compression.target import Target
 from mpochain.surgery.replacement import with_layers
@@ -48,7 +48,8 @@ class Setup:
 
     def store(self, state: CompressionState | None) -> MomentStore:
         """Storage for the moments of all layers, a context manager."""
-        return MomentStore(on_disk=len(self.groups) > 1, folder=None if state is None else state.moments)
+        on_disk = kept_on_disk(self.model, self.groups, self.method)
+        return MomentStore(on_disk=on_disk, folder=None if state is None else state.moments)
 
     def choose(
         self,

@@ -6,11 +6,9 @@ import logging
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import fields
 from typing import Any
 
 import numpy as np
-from torch import Tensor
 
 from mpochain.compression.allocation import (
     Curve,
@@ -126,7 +124,7 @@ class Preparation:
             reason = reason_to_stay_dense(choices, target, self._method)
             if reason is not None:
                 self.without_choice[name] = reason
-            size = choices.held_bytes + (_bytes(moments) if self._moments.on_disk else 0)
+            size = choices.held_bytes + (moments.bytes if self._moments.on_disk and moments is not None else 0)
             if size <= self._room:
                 self._held[name] = choices
                 self._room -= size
@@ -150,12 +148,6 @@ class Preparation:
         """Return the choices of a layer, fitting again if needed, and release them from this object."""
         choices = self._held.pop(name, None)
         return choices_of(self._method, self._targets[name], self._moments.get(name)) if choices is None else choices
-
-
-def _bytes(moments: Moments | None) -> int:
-    values = [] if moments is None else [getattr(moments, field.name) for field in fields(moments)]
-    tensors = {id(value): value for value in values if isinstance(value, Tensor)}  # two fields may hold the same
-    return sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
 
 
 def allocated(

@@ -14,6 +14,7 @@ from mpochain.compression.methods.few_bits import (
     interpolative_ranks,
 )
 from mpochain.compression.methods.method import Method, MethodSettings
+from mpochain.compression.methods.rounding_metric import RoundingMetric
 from mpochain.compression.statistics.moments import Moments
 from mpochain.compression.target import Target
 from mpochain.quantization import Scheme
@@ -75,6 +76,7 @@ class Auto(Method):
 
     settings: Settings
     needs = "gradients"
+    sets_aside = True
     tensors = 10
 
     def needs_inputs(self, shape: tuple[int, int]) -> bool:  # noqa: ARG002  # of the protocol
@@ -98,13 +100,13 @@ class Auto(Method):
 
     def prepare(self, target: Target, moments: Moments | None) -> Choices:
         """See :class:`~mpochain.compression.methods.method.Method`."""
-        parts = []
+        metric, parts = RoundingMetric(target, moments), []
         for form in dict.fromkeys(self.settings.forms):
             schemes = self._schemes(form)
             if form == "dense":
-                parts.append(dense_in_bits(target, moments, schemes, _ROUNDING_FACTOR))
+                parts.append(dense_in_bits(target, moments, schemes, metric, _ROUNDING_FACTOR))
             else:
-                parts.append(interpolative_in_bits(target, moments, schemes, _ROUNDING_FACTOR, _RANK_FACTOR))
+                parts.append(interpolative_in_bits(target, moments, schemes, metric, _ROUNDING_FACTOR, _RANK_FACTOR))
         return Choices.joined(*parts)
 
     def _schemes(self, form: str) -> list[Scheme]:

@@ -12,8 +12,8 @@ from pydantic import BeforeValidator, Field, field_validator
 from mpochain.chain import MPOChain
 from mpochain.compression.choices import Built, Choices
 from mpochain.compression.costs import Costs
-from mpochain.compression.methods.interpolative import DAMPING
 from mpochain.compression.methods.method import Method, MethodSettings
+from mpochain.compression.statistics.damping import DAMPING
 from mpochain.compression.statistics.moments import Moments
 from mpochain.compression.statistics.projections import errors_between, weights_of
 from mpochain.compression.target import Target

@@ -11,16 +11,16 @@ from numpy.typing import NDArray
 
 from mpochain.compression.choices import Built, Choices
 from mpochain.compression.costs import Costs
-from mpochain.compression.methods.interpolative import DAMPING, index_bytes
+from mpochain.compression.methods.interpolative import index_bytes
+from mpochain.compression.methods.rounding_metric import RoundingMetric
 from mpochain.compression.methods.uniform_bits import coded_numbers, dense_costs, usable
-from mpochain.compression.statistics.loss_metric import LossMetric
+from mpochain.compression.statistics.damping import damping_of_low_rank
 from mpochain.compression.statistics.moments import Moments
 from mpochain.compression.statistics.projections import Errors, Projections, errors_between, fit, losses
 from mpochain.compression.target import Target
 from mpochain.decomposition import interpolative, interpolative_parameters
 from mpochain.nn import CompressedLayer, InterpolativeLinear, QuantizedLinear, QuantizedParts
 from mpochain.quantization import Scheme, Triangle, interpolation, two_sided
-from mpochain.quantization.triangle import input_triangle, output_triangle
 
 __all__ = ["RANK_STEP", "dense_in_bits", "interpolative_costs", "interpolative_in_bits", "interpolative_ranks"]
 
@@ -44,16 +44,9 @@ _ON_ITS_GRID = 3.0
 _ROUNDS = 2
 
 
-def _triangles(loss: LossMetric, name: str) -> tuple[Triangle, Triangle]:
-    """Triangles of the inputs and of the outputs, along which rounding feeds its error back.
-
-    They are several times as large as the moments, so they are made when needed and not kept with the choices.
-    """
-    inputs, outputs = loss.inputs, loss.outputs
-    return input_triangle(inputs, len(inputs), name), output_triangle(outputs, len(outputs), name)
-
-
-def dense_in_bits(target: Target, moments: Moments | None, schemes: Sequence[Scheme], factor: float) -> Choices:
+def dense_in_bits(
+    target: Target, moments: Moments | None, schemes: Sequence[Scheme], metric: RoundingMetric, factor: float
+) -> Choices:
     """Choices of the dense weight in codes, rounded with feedback of the error along inputs and outputs.
 
     The weight is rounded at the most and the fewest bits below 8. Errors between and at 8 bits follow from these, as a
@@ -63,17 +56,17 @@ def dense_in_bits(target: Target, moments: Moments | None, schemes: Sequence[Sch
         target: the dense layer.
         moments: its moments on both sides; None for equal weights.
         schemes: bits and groups to offer.
+        metric: the metric in which the weight is rounded and judged.
         factor: measured increase of the loss over the predicted one.
     """
     offered, reason = usable(target, list(schemes))
-    loss = LossMetric.of(target.weight, moments)
 
     def errors() -> tuple[_Values, float | None]:
-        triangles = _triangles(loss, target.name)
+        triangles = metric.triangles()
 
         def error(scheme: Scheme) -> float:
             short = two_sided(target.weight, scheme, *triangles, name=target.name)
-            return factor * loss.error(target.weight - short.dequantized(target.weight.dtype))
+            return factor * metric.judging.error(target.weight - short.dequantized(target.weight.dtype))
 
         bits = {scheme.bits for scheme in offered} - {8}
         # Rounded at the most and the fewest bits below 8; at those between by interpolation.
@@ -91,10 +84,10 @@ def dense_in_bits(target: Target, moments: Moments | None, schemes: Sequence[Sch
             return known[coarse] ** (1 - share) * known[fine] ** share
 
         values = [known[scheme] if scheme in known else estimate(scheme) for scheme in offered]
-        return np.array(values), factor * loss.error(target.weight)
+        return np.array(values), factor * metric.judging.error(target.weight)
 
     def build(choice: int) -> Built:
-        short = two_sided(target.weight, offered[choice], *_triangles(loss, target.name), name=target.name)
+        short = two_sided(target.weight, offered[choice], *metric.triangles(), name=target.name)
         layer = QuantizedLinear.from_codes(short, target.bias, dtype=target.weight.dtype)
         return _built(target, moments, layer, factor)
 
@@ -112,7 +105,12 @@ def interpolative_ranks(shape: tuple[int, int]) -> NDArray[np.int64]:
 
 
 def interpolative_in_bits(
-    target: Target, moments: Moments | None, schemes: Sequence[Scheme], factor: float, rank_factor: float
+    target: Target,
+    moments: Moments | None,
+    schemes: Sequence[Scheme],
+    metric: RoundingMetric,
+    factor: float,
+    rank_factor: float,
 ) -> Choices:
     """Choices of low rank in interpolative form whose rows and coefficients are in codes.
 
@@ -124,6 +122,7 @@ def interpolative_in_bits(
         target: the dense layer.
         moments: its moments on both sides; None for equal weights.
         schemes: bits and groups of rows and coefficients to offer.
+        metric: the metric in which rows and coefficients are rounded and judged.
         factor: measured increase of the loss over the predicted one, of what rounding adds.
         rank_factor: the same of what the rank loses.
     """
@@ -138,19 +137,22 @@ def interpolative_in_bits(
         return Choices.of(
             target, Costs.of(target, [], []), np.empty(0), lambda _: None, unit=_unit(moments), reason=reason
         )
-    loss = LossMetric.of(target.weight, moments)
+    judging = None if moments is None else moments.judging
+    damping: list[float] = []  # chosen once
 
     # Fitted again for the layer that is built: few layers become low rank, and a fit takes as much memory as a layer.
     def fitted() -> Projections:
-        return fit(target.weight, moments, damping=DAMPING)
+        if not damping:
+            damping.append(damping_of_low_rank(target.weight, moments))
+        return fit(target.weight, moments, damping=damping[0])
 
     def errors() -> tuple[_Values, float | None]:
-        projections, triangles = fitted(), _triangles(loss, target.name)
-        of_rank = losses(projections, target.weight, moments)
+        projections, triangles = fitted(), metric.triangles()
+        of_rank = losses(projections, target.weight, judging)
 
         def added(scheme: Scheme, rank: int) -> float:
             layer = _interpolative_layer(target, projections, triangles, scheme, rank, rounds=1)
-            lost = loss.error(target.weight - layer.weight.detach())
+            lost = metric.judging.error(target.weight - layer.weight.detach())
             return max(lost - float(of_rank[rank]), 1e-6 * lost, 1e-300)
 
         # By rank for one scheme; the others differ by the step of their grid.
@@ -166,14 +168,13 @@ def interpolative_in_bits(
 
     def build(choice: int) -> Built:
         scheme, rank = places[choice]
-        triangles = _triangles(loss, target.name)
-        projections = fitted()
+        triangles, projections = metric.triangles(), fitted()
         layer = _interpolative_layer(target, projections, triangles, scheme, rank, rounds=_ROUNDS)
         built = _built(target, moments, layer, factor)
         if built.errors is None or built.errors.loss is None:
             return built
         # The part of the rank has a factor of its own.
-        of_rank = float(losses(projections, target.weight, moments)[rank])
+        of_rank = float(losses(projections, target.weight, judging)[rank])
         increase = built.errors.loss + (rank_factor - factor) * min(of_rank, built.errors.loss / factor)
         return Built(layer, Errors(built.errors.output, increase))
 
@@ -227,7 +228,7 @@ def _built(target: Target, moments: Moments | None, layer: CompressedLayer, fact
     """A layer with its errors on the calibration data, the loss times its factor."""
     if moments is None:
         return Built(layer)
-    errors = errors_between(target.weight, moments, layer.weight)
+    errors = errors_between(target.weight, moments.judging, layer.weight)
     return Built(layer, Errors(errors.output, None if errors.loss is None else factor * errors.loss))
 
 

@@ -7,17 +7,14 @@ import numpy as np
 from mpochain.compression.choices import Built, Choices
 from mpochain.compression.costs import Costs
 from mpochain.compression.methods.method import Method
+from mpochain.compression.statistics.damping import damping_of_low_rank
 from mpochain.compression.statistics.moments import Moments
-from mpochain.compression.statistics.projections import fit
+from mpochain.compression.statistics.projections import fit, losses
 from mpochain.compression.target import Target
 from mpochain.decomposition import Interpolation, interpolative
 from mpochain.nn import InterpolativeLinear
 
-__all__ = ["DAMPING", "Interpolative", "index_bytes", "smallest_low_rank"]
-
-# The gradients' moments are damped: this share of their mean diagonal is added to the diagonal. With few tokens, a zero
-# gradient does not prove that an output is unimportant.
-DAMPING = 0.1
+__all__ = ["Interpolative", "index_bytes", "smallest_low_rank"]
 
 
 class Interpolative(Method):
@@ -36,6 +33,7 @@ class Interpolative(Method):
     """
 
     needs = "gradients"
+    sets_aside = True
 
     def smallest(self, target: Target) -> int:
         """See :class:`~mpochain.compression.methods.method.Method`."""
@@ -48,9 +46,12 @@ class Interpolative(Method):
         parameters = ranks * (out + in_ - ranks)
         costs = Costs.of(target, parameters, parameters, index_bytes=index_bytes(target))
         costs = costs[: int(np.searchsorted(costs.elements, target.parameters))]  # smaller than the matrix
-        projections = fit(target.weight, moments, damping=DAMPING)
-        # To second order, the loss grows by half the squared weighted error.
-        losses = projections.errors / 2
+        projections = fit(target.weight, moments, damping=damping_of_low_rank(target.weight, moments))
+        judging = None if moments is None else moments.judging
+        # To second order, the loss grows by half the squared weighted error; on data set aside without any damping.
+        increases = projections.errors / 2
+        if judging is not moments:
+            increases = losses(projections, target.weight, judging)
 
         def build(choice: int) -> Built:
             rank = choice + 1
@@ -59,15 +60,15 @@ class Interpolative(Method):
             layer = InterpolativeLinear.from_interpolation(
                 Interpolation(rows, coefficients, short.permutation), target.bias
             )
-            return Built(layer, None if moments is None else projections.errors_of(target.weight, moments, rank))
+            return Built(layer, None if judging is None else projections.errors_of(target.weight, judging, rank))
 
         return Choices.of(
             target,
             costs,
-            losses[1 : len(costs) + 1],
+            increases[1 : len(costs) + 1],
             build,
             unit="nats per token" if moments is not None else "half the squared norm of the weight",
-            zero_error=float(losses[0]),
+            zero_error=float(increases[0]),
             held_bytes=projections.bytes,
         )
 

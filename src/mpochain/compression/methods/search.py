@@ -9,8 +9,9 @@ from mpochain import shapes
 from mpochain.chain import MPOChain
 from mpochain.compression.choices import Built, Choices
 from mpochain.compression.costs import Costs
-from mpochain.compression.methods.interpolative import DAMPING, Interpolative, index_bytes, smallest_low_rank
+from mpochain.compression.methods.interpolative import Interpolative, index_bytes, smallest_low_rank
 from mpochain.compression.methods.method import Method
+from mpochain.compression.statistics.damping import DAMPING
 from mpochain.compression.statistics.moments import Moments
 from mpochain.compression.statistics.projections import errors_between, weights_of
 from mpochain.compression.target import Target

@@ -21,11 +21,15 @@ from mpochain.nn import SeparateExperts
 from mpochain.surgery.calls import without_cache
 from mpochain.surgery.masks import Masks, arguments_of
 
-__all__ = ["Collected", "collect"]
+__all__ = ["Collected", "NothingCountedError", "collect"]
 
 _logger = logging.getLogger(__name__)
 
 _Loss = Callable[[Any], Tensor]
+
+
+class NothingCountedError(ArgumentError):
+    """The masks of all batches leave no position."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -140,7 +144,9 @@ def _pass(
     if not count:
         raise ArgumentError("calibration needs at least one batch")
     if masked == count:
-        raise ArgumentError(f"the masks of all {count} calibration batches leave no position; give batches with data")
+        raise NothingCountedError(
+            f"the masks of all {count} calibration batches leave no position; give batches with data"
+        )
     if masked:
         _logger.warning("%d of %d calibration batches are masked entirely and were left out", masked, count)
 

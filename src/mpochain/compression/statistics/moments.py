@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 import torch
@@ -46,6 +46,8 @@ class Moments:
         inputs: ``(in, in)``: ``E[x x^T]``; None if ``out <= in`` and it was not requested.
         output_gradients: ``(out, out)``: ``E[g g^T]``; None if no gradients were taken, or if ``out > in`` and it was
             not requested. The same tensor as ``gradients`` if ``out <= in``.
+        held_out: the same moments of other data, which were set aside from these, see :attr:`Method.sets_aside
+            <mpochain.compression.Method>`; None if none were.
     """
 
     activations: Tensor
@@ -55,6 +57,29 @@ class Moments:
     rows: int
     inputs: Tensor | None = None
     output_gradients: Tensor | None = None
+    held_out: Moments | None = None
+
+    @property
+    def judging(self) -> Moments:
+        """The moments by which an approximation is judged: those set aside, or these without any."""
+        return self if self.held_out is None else self.held_out
+
+    @property
+    def rows_read(self) -> int:
+        """Number of input rows, those set aside included."""
+        return self.rows + (0 if self.held_out is None else self.held_out.rows)
+
+    @property
+    def bytes(self) -> int:
+        """Memory of the tensors; what two fields share counts once."""
+        tensors = {id(value): value for value in self.tensors()}
+        return sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
+
+    def tensors(self) -> Iterator[Tensor]:
+        """All tensors, those of the moments set aside included; one may come twice."""
+        yield from (value for field in fields(self) if isinstance(value := getattr(self, field.name), Tensor))
+        if self.held_out is not None:
+            yield from self.held_out.tensors()
 
 
 def moment_bytes(

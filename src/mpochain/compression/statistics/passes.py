@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, Protocol
 
 from torch import Tensor, nn
 
-from mpochain.compression.statistics.collection import collect
+from mpochain.compression.statistics.collection import Collected, NothingCountedError, collect
 from mpochain.compression.statistics.default_loss import DefaultLoss
 from mpochain.compression.statistics.moments import moment_bytes
 from mpochain.compression.statistics.store import MomentStore
@@ -23,6 +24,7 @@ __all__ = [
     "batches_for",
     "gather_every",
     "gather_moments",
+    "kept_on_disk",
     "memory_for_statistics",
     "parts",
     "require_batches",
@@ -39,6 +41,9 @@ _SHARE, _LEAST_BYTES = 0.4, 1 << 27
 # for a transformer, which at the share above would take seven passes.
 _SHARE_OF_BOTH_SIDES = 1.25
 
+# Of methods that set data aside, one of so many batches is; of fewer batches in all than the second number, none.
+_ONE_OF, _LEAST_BATCHES = 4, 8
+
 # Seconds between two progress messages of a pass.
 _INTERVAL = 20.0
 
@@ -48,6 +53,7 @@ class _Needing(Protocol):
 
     name: str
     needs: Any
+    sets_aside: bool
 
     def needs_inputs(self, shape: tuple[int, int]) -> bool: ...
     def needs_outputs(self, shape: tuple[int, int]) -> bool: ...
@@ -97,7 +103,10 @@ class _Logged:
 
     def __init__(self, batches: Iterable[Any]) -> None:
         self._batches = batches
-        self._count = len(batches) if isinstance(batches, Sized) else None
+        self._count = _count(batches)
+
+    def __len__(self) -> int:
+        return len(self._batches)  # type: ignore[arg-type]  # a TypeError says that they have no length
 
     def __iter__(self) -> Iterator[Any]:
         left = TimeLeft(self._count)
@@ -108,6 +117,26 @@ class _Logged:
                 last = time.monotonic()
                 _logger.info("calibration batch %s", left.after(number))
         self._count = number  # known from the second pass on, also of data without a length
+
+
+def _count(batches: Iterable[Any]) -> int | None:
+    """Number of the batches; None if they have no length, as a data loader over a stream."""
+    try:
+        return len(batches)  # type: ignore[arg-type]
+    except TypeError:
+        return None
+
+
+class _Some:
+    """The batches that are set aside, or the others."""
+
+    def __init__(self, batches: Iterable[Any], *, aside: bool) -> None:
+        self._batches, self._aside = batches, aside
+
+    def __iter__(self) -> Iterator[Any]:
+        for number, batch in enumerate(self._batches, 1):
+            if (number % _ONE_OF == 0) == self._aside:
+                yield batch
 
 
 def memory_for_statistics(model: nn.Module) -> int:
@@ -127,17 +156,28 @@ def parts(model: nn.Module, targets: Mapping[str, Target], method: _Needing) -> 
     part: dict[str, Target] = {}
     taken = 0
     for name, target in targets.items():
-        size = 0
-        if method.needs != "nothing":
-            inputs, outputs = sides_needed({name: target}, method)
-            weighted = method.needs == "gradients"
-            size = moment_bytes({name: target.module}, gradients=weighted, inputs=inputs, outputs=outputs)
+        size = _moment_bytes({name: target}, method)
         if part and taken + size > room:
             yield part
             part, taken = {}, 0
         part[name] = target
         taken += size
     yield part
+
+
+def kept_on_disk(model: nn.Module, groups: Sequence[Mapping[str, Target]], method: _Needing) -> bool:
+    """Whether moments go to files: they take several passes, or data are set aside and those of both are too large."""
+    if len(groups) > 1 or not method.sets_aside:
+        return len(groups) > 1
+    return 2 * _moment_bytes(groups[0], method) > memory_for_statistics(model)
+
+
+def _moment_bytes(targets: Mapping[str, Target], method: _Needing) -> int:
+    if method.needs == "nothing":
+        return 0
+    inputs, outputs = sides_needed(targets, method)
+    modules = {name: target.module for name, target in targets.items()}
+    return moment_bytes(modules, gradients=method.needs == "gradients", inputs=inputs, outputs=outputs)
 
 
 def gather_every(
@@ -201,11 +241,22 @@ def gather_moments(
     modules = {name: target.module for name, target in targets.items()}
     inputs, outputs = sides_needed(targets, method)
     weighted = method.needs == "gradients"
-    collected = collect(
-        model, modules, batches, loss=loss if weighted else None, inputs=inputs, outputs=outputs, standing=standing
-    )
-    store.keep(collected.moments)
-    store.unreached |= collected.unreached
+
+    def collected(data: Iterable[Any]) -> Collected:
+        return collect(
+            model, modules, data, loss=loss if weighted else None, inputs=inputs, outputs=outputs, standing=standing
+        )
+
+    aside, rest = Collected(), batches
+    if method.sets_aside and (_count(batches) or 0) >= _LEAST_BATCHES:
+        # After one another, so that there is one set of sums in memory at a time.
+        try:
+            aside, rest = collected(_Some(batches, aside=True)), _Some(batches, aside=False)
+        except NothingCountedError:
+            _logger.warning("the masks leave no position of the batches to set aside, so none are")
+    own = collected(rest)
+    store.keep({name: replace(moments, held_out=aside.moments.get(name)) for name, moments in own.moments.items()})
+    store.unreached |= own.unreached
     if weighted:
         store.loss = loss.description if isinstance(loss, DefaultLoss) else "the given one"
 

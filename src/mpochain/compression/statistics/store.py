@@ -17,6 +17,8 @@ from mpochain.system.temporary import TemporaryFolder
 
 __all__ = ["MomentStore"]
 
+_ASIDE = "held_out"  # the field that holds moments itself
+
 
 class MomentStore:
     """Moments by layer name; a context manager that deletes those in temporary files when it exits.
@@ -62,12 +64,7 @@ class MomentStore:
     @property
     def bytes_in_memory(self) -> int:
         """Memory of the moments held; tensors shared by layers with the same input count once."""
-        tensors = {
-            id(value): value
-            for moments in self._held.values()
-            for field in fields(moments)
-            if isinstance(value := getattr(moments, field.name), Tensor)
-        }
+        tensors = {id(tensor): tensor for moments in self._held.values() for tensor in moments.tensors()}
         return sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
 
     def keep(self, moments: Mapping[str, Moments]) -> None:
@@ -142,15 +139,14 @@ class MomentStore:
         for name, layer_moments in moments.items():
             tensors: dict[str, Tensor] = {}
             values: dict[str, Any] = {}
-            for field in fields(layer_moments):
-                value = getattr(layer_moments, field.name)
+            for key, value in _fields(layer_moments).items():
                 if not isinstance(value, Tensor):
-                    values[field.name] = value
+                    values[key] = value
                 elif id(value) in owners:
-                    values[field.name] = {"shared": owners[id(value)]}
+                    values[key] = {"shared": owners[id(value)]}
                 else:
-                    tensors[field.name] = value
-                    owners[id(value)] = f"{name}:{field.name}"
+                    tensors[key] = value
+                    owners[id(value)] = f"{name}:{key}"
             write_part(folder, name, tensors, values)
             self._names.add(name)
 
@@ -173,4 +169,19 @@ class MomentStore:
                         return None
                     tensors[value["shared"]] = owner_part[0][shared_field]
                 values[field] = tensors[value["shared"]]
-        return Moments(**(values | own))
+        return _moments(values | own)
+
+
+def _fields(moments: Moments) -> dict[str, Any]:
+    """All fields by name; those of the moments set aside have their name before their own."""
+    values = {field.name: getattr(moments, field.name) for field in fields(moments) if field.name != _ASIDE}
+    if moments.held_out is not None:
+        values |= {f"{_ASIDE}.{name}": value for name, value in _fields(moments.held_out).items()}
+    return values
+
+
+def _moments(values: Mapping[str, Any]) -> Moments:
+    """Moments from the values of :func:`_fields`."""
+    own = {name: value for name, value in values.items() if "." not in name}
+    aside = {name.partition(".")[2]: value for name, value in values.items() if "." in name}
+    return Moments(**own, held_out=_moments(aside) if aside else None)
