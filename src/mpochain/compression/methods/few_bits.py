@@ -14,7 +14,6 @@ from mpochain.compression.costs import Costs
 from mpochain.compression.methods.interpolative import index_bytes
 from mpochain.compression.methods.rounding_metric import RoundingMetric
 from mpochain.compression.methods.uniform_bits import coded_numbers, dense_costs, usable
-from mpochain.compression.statistics.damping import damping_of_low_rank
 from mpochain.compression.statistics.moments import Moments
 from mpochain.compression.statistics.projections import Errors, Projections, errors_between, fit, losses
 from mpochain.compression.target import Target
@@ -138,13 +137,10 @@ def interpolative_in_bits(
             target, Costs.of(target, [], []), np.empty(0), lambda _: None, unit=_unit(moments), reason=reason
         )
     judging = None if moments is None else moments.judging
-    damping: list[float] = []  # chosen once
 
     # Fitted again for the layer that is built: few layers become low rank, and a fit takes as much memory as a layer.
     def fitted() -> Projections:
-        if not damping:
-            damping.append(damping_of_low_rank(target.weight, moments))
-        return fit(target.weight, moments, damping=damping[0])
+        return fit(target.weight, moments, damping=metric.damping_of_low_rank)
 
     def errors() -> tuple[_Values, float | None]:
         projections, triangles = fitted(), metric.triangles()

@@ -7,15 +7,13 @@ power, as in the value projections of first blocks, thirty times as much as else
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-
 import numpy as np
 from torch import Tensor
 
 from mpochain.compression.statistics.moments import Moments
 from mpochain.compression.statistics.projections import fit, losses
 
-__all__ = ["DAMPING", "best_damping", "damping_of_low_rank"]
+__all__ = ["DAMPING", "damping_of_low_rank"]
 
 DAMPING = 0.1
 """Share that is added where no data were set aside."""
@@ -47,14 +45,4 @@ def damping_of_low_rank(weight: Tensor, moments: Moments | None) -> float:
         ranks = [round(share * (len(lost) - 1)) for share in _SHARES]
         return float(np.log(np.maximum(lost[ranks], 1e-300)).mean())
 
-    return best_damping(_OFFERED, loss)
-
-
-def best_damping(offered: Sequence[float], loss: Callable[[float], float]) -> float:
-    """The damping of least loss, the first of those alike.
-
-    Example:
-        >>> best_damping([0.1, 1.0, 3.0], lambda damping: abs(damping - 1.2))
-        1.0
-    """
-    return min(offered, key=loss)
+    return min(_OFFERED, key=loss)
