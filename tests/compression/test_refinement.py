@@ -65,8 +65,8 @@ def transformer():
     dense, held_out = llama(), windows(3, seed=2)
     dense.model.layers[1].input_layernorm.weight.requires_grad_(False)
     compressed, refined = copy.deepcopy(dense), copy.deepcopy(dense)
-    mpo.compress(compressed, 0.6, calibration=windows(8), held_out=held_out)
-    report = mpo.compress(refined, 0.6, calibration=windows(8), held_out=held_out, refine=FAST)
+    mpo.compress(compressed, 0.4, calibration=windows(8), held_out=held_out)
+    report = mpo.compress(refined, 0.4, calibration=windows(8), held_out=held_out, refine=FAST)
     return dense, compressed, refined, report
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import logging
+from dataclasses import replace
 
 import pytest
 import torch
@@ -187,13 +188,16 @@ def test_moments_of_a_corrected_weight(shape):
     x, g = torch.randn(50, in_), torch.randn(50, out)
     weight, G = torch.randn(shape), g.T @ g / 50
     own = x.T @ x / 50
-    moments = Moments(torch.eye(min(shape)), G if out <= in_ else torch.eye(in_), 1.0, 1.0, 50, own, G)
-    result = moments_after(weight, moments, own)
+    aside = Moments(torch.eye(min(shape)), G if out <= in_ else torch.eye(in_), 1.0, 1.0, 50, own, G)
+    result = moments_after(weight, replace(aside, held_out=aside), own, 4 * own)
     y = x @ weight.T if out <= in_ else x
     back = g if out <= in_ else g @ weight
     torch.testing.assert_close(result.activations, y.T @ y / 50, rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(result.gradients, back.T @ back / 50, rtol=1e-4, atol=1e-5)
     assert result.inputs is own
+    torch.testing.assert_close(result.held_out.activations, 4 * result.activations)
+    torch.testing.assert_close(result.held_out.gradients, result.gradients)
+    assert moments_after(weight, aside, own, own).held_out is None
 
 
 def block_errors(model, plain, dense, batch):
@@ -272,8 +276,8 @@ def test_without_mixing_nothing_is_corrected_to_the_bit(monkeypatch, method, bud
 def test_a_correction_that_hurts_after_rounding_is_left_out(monkeypatch):
     proposal = Builder.corrected_proposal
 
-    def worse(self, name, weight, inputs):
-        return proposal(self, name, -weight, inputs)
+    def worse(self, name, weight, *inputs):
+        return proposal(self, name, -weight, *inputs)
 
     monkeypatch.setattr(Builder, "corrected_proposal", worse)
     plain, model = residual_stack(blocks=2), residual_stack(blocks=2)

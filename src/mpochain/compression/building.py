@@ -103,7 +103,7 @@ class Builder:
         return self._built(self._targets[name], self._moments.get(name), choices, reason)
 
     def corrected_proposal(
-        self, name: str, weight: Tensor, inputs: Tensor
+        self, name: str, weight: Tensor, inputs: Tensor, held_out: Tensor
     ) -> tuple[CompressedLayer, LayerRecord] | None:
         """Build the replacement of a dense layer from another weight; None if its choices have no layer of its size.
 
@@ -111,11 +111,12 @@ class Builder:
             name: name of a layer with statistics.
             weight: the weight to compress, of the shape of the dense one.
             inputs: second moments ``(in, in)`` of the inputs that it reads.
+            held_out: the same of held-out batches.
         """
         moments = self._moments.get(name)
         assert moments is not None
         target = replace(self._targets[name], weight=weight.to(self._targets[name].weight.dtype))
-        moments = moments_after(target.weight, moments, inputs)
+        moments = moments_after(target.weight, moments, inputs, held_out)
         choices = choices_of(self._method, target, moments)
         if self._chosen[name] >= len(choices):
             return None

@@ -9,7 +9,7 @@ from mpochain.compression.statistics.moments import copied
 from mpochain.errors import ArgumentError
 from mpochain.wording import counted
 
-__all__ = ["divided"]
+__all__ = ["divided", "listed"]
 
 # Without held-out batches, one of so many calibration batches is held out.
 _ONE_OF = 8
@@ -30,8 +30,8 @@ def divided(calibration: Iterable[Any], held_out: Iterable[Any] | None, option: 
         >>> divided([1, 2, 3], None, "refine=True"), divided([1], [2], "refine=True")
         (([1, 2], [3]), ([1], [2]))
     """
-    fitted = _listed(calibration)
-    aside = [] if held_out is None else _listed(held_out)
+    fitted = listed(calibration)
+    aside = [] if held_out is None else listed(held_out)
     if not aside:
         if len(fitted) < _ONE_OF:
             fitted, aside = fitted[:-1], fitted[-1:]
@@ -47,7 +47,7 @@ def divided(calibration: Iterable[Any], held_out: Iterable[Any] | None, option: 
     return fitted, aside
 
 
-def _listed(batches: Iterable[Any]) -> list[Any]:
+def listed(batches: Iterable[Any]) -> list[Any]:
     """All batches; those of a list or the like without a pass that would show progress."""
     if isinstance(batches, Sized) and hasattr(batches, "__getitem__"):
         return [batches[number] for number in range(len(batches))]

@@ -79,8 +79,10 @@ class Drift:
         return self._means
 
 
-def moments_after(weight: Tensor, moments: Moments, inputs: Tensor) -> Moments:
+def moments_after(weight: Tensor, moments: Moments, inputs: Tensor, held_out: Tensor) -> Moments:
     """Moments of a layer with a corrected weight, on its inputs in the compressed model.
+
+    Those that were set aside become the ones on the held-out inputs, to which the weight was not fitted.
 
     Those of the gradients are those of the dense model. With respect to the inputs of a layer with more outputs than
     inputs, they follow from those with respect to the outputs, where these are known, and else stay as they are.
@@ -89,6 +91,7 @@ def moments_after(weight: Tensor, moments: Moments, inputs: Tensor) -> Moments:
         weight: the corrected weight ``(out, in)``.
         moments: moments of the layer in the dense model.
         inputs: ``E[x' x'^T] (in, in)``.
+        held_out: the same of held-out batches.
     """
     weight64, inputs64 = weight.double(), inputs.double()
     out, in_ = weight.shape
@@ -103,4 +106,5 @@ def moments_after(weight: Tensor, moments: Moments, inputs: Tensor) -> Moments:
         gradients=gradients,
         input_power=float(inputs64.diagonal().mean()),
         inputs=None if moments.inputs is None else inputs,
+        held_out=None if moments.held_out is None else moments_after(weight, moments.held_out, held_out, held_out),
     )

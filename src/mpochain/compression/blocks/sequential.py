@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mpochain.compression.blocks.batches import divided
+from mpochain.compression.blocks.batches import divided, listed
 from mpochain.compression.blocks.calls import block_calls
 from mpochain.compression.blocks.stack_correction import OPTION, StackCorrection
 from mpochain.compression.blocks.stacks import largest_stack
@@ -43,11 +43,12 @@ def require_sequence(
         ArgumentError: the model has no such blocks, or there are too few batches.
     """
     stack = largest_stack(model, {target.module for target in targets.values()}, OPTION)
+    batches = listed(calibration)
     with frozen(model), without_cache(model), torch.no_grad():
-        for batch in calibration:
+        for batch in batches:
             if block_calls(model, stack.blocks, batch, option=OPTION):
                 break
-    return divided(calibration, held_out, OPTION)
+    return divided(batches, held_out, OPTION)
 
 
 def build_in_sequence(

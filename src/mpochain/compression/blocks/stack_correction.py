@@ -161,7 +161,7 @@ class StackCorrection:
             if writer.later:
                 states = [
                     states_after(block, self._dense_calls[k][number], self._wanted[k], writer)
-                    for k in range(self._count)
+                    for k in range(len(self._wanted))
                 ]
                 wanted[writer] = resources.enter_context(closing(HiddenStates(states, room=self._room)))
             else:
@@ -181,14 +181,16 @@ class StackCorrection:
             return self._held_out_error(number)
 
         before, error_of_dense = error(plain), error(None)
-        drift = self._drift(number, writer, wanted)
+        fitted, held_out = range(self._count), range(self._count, len(self._states))
+        drift = self._drift(number, writer, wanted, fitted)
         chosen = self._chosen(number, writer, drift, error_of_dense)
         after, ridge, mixing = before, None, 0.0
         kept: tuple[Any, LayerRecord] = (plain, record)
         if chosen is not None:
             ridge_tried, mixing_tried, change = chosen
             weight = weight_and_bias(dense, name)[0].detach().double() + mixing_tried * change
-            proposal = builder.corrected_proposal(name, weight, drift.inputs)
+            aside = self._drift(number, writer, wanted, held_out)
+            proposal = builder.corrected_proposal(name, weight, drift.inputs, aside.inputs)
             # A layer of another form may take more than the budget gives it.
             if proposal is not None and proposal[1].costs_at_most(record):
                 tried = error(proposal[0])
@@ -201,10 +203,10 @@ class StackCorrection:
         what = f"corrected by {mixing:g} of the change at a ridge of {ridge:g}" if ridge else "not corrected"
         _logger.info("%s %s: held-out error of its block %.4g -> %.4g", name, what, before, after)
 
-    def _drift(self, number: int, writer: Writer, wanted: HiddenStates) -> Drift:
+    def _drift(self, number: int, writer: Writer, wanted: HiddenStates, batches: range) -> Drift:
         """Moments of what is missing after a layer, which is dense in the compressed block."""
         drift, block = Drift(), self.stack.blocks[number]
-        for k in range(self._count):
+        for k in batches:
             call = self._calls[k][number]
             with _inputs_of(writer.layer) as inputs:
                 states = states_after(block, call, self._states[k], writer)
