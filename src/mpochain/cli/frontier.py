@@ -72,9 +72,10 @@ def frontier(
     """
     from mpochain.report.figures import require_matplotlib
     from mpochain.workflows import read_recipe
-    from mpochain.workflows.frontier import measure_frontier, read_frontier
+    from mpochain.workflows.frontier import measure_frontier
     from mpochain.workflows.frontier_page import write_frontier
     from mpochain.workflows.frontier_points import METHODS_DRAWN, SIZES
+    from mpochain.workflows.frontier_records import read_frontier
 
     require_matplotlib()
     if not page_only:

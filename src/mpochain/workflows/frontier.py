@@ -2,45 +2,28 @@
 
 from __future__ import annotations
 
-import json
 import logging
-import shutil
-from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from itertools import groupby
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
-from mpochain.compression import CompressionReport, compressed_to_each
-from mpochain.errors import CheckpointError, RecipeError
+from mpochain.errors import RecipeError
 from mpochain.language import read_tokens
 from mpochain.language.text import ENOUGH_WINDOWS, require_vocabulary
-from mpochain.report import provenance
 from mpochain.system.files import require_writable
-from mpochain.system.locks import locked
 from mpochain.system.progress import Counters, uncounted
-from mpochain.system.reading import read_bytes
 from mpochain.workflows.checks import require_found, require_inputs
-from mpochain.workflows.frontier_points import METHODS_DRAWN, OWN_BITS, SIZES, Point, points_of
+from mpochain.workflows.frontier_points import METHODS_DRAWN, SIZES, points_of
+from mpochain.workflows.frontier_records import is_measured, locked_frontier, measure_points
 from mpochain.workflows.inputs import Inputs, evaluate, read_inputs
-from mpochain.workflows.json_file import write_json
 from mpochain.workflows.recipe import Recipe
 from mpochain.workflows.texts import digest
 
-__all__ = ["DENSE", "measure_frontier", "read_frontier"]
+__all__ = ["measure_frontier"]
 
 logger = logging.getLogger(__name__)
-
-DENSE = "dense"
-"""Name of the record of the dense model."""
-
-FORMAT = 1
-
-_FIELDS = {"format", "name", "setting", "perplexity", "provenance"}
-_LONGEST = 64 << 20  # bytes of a record
 
 
 def measure_frontier(
@@ -78,54 +61,25 @@ def measure_frontier(
     require_inputs(recipe, ("calibration", "evaluation"))
     setting = _setting(recipe, others)
     require_writable(out)
-    with locked(out / ".mpochain-lock", f"the frontier in {out}"):
-        missing = [point for point in points if not _is_finished(out, point.name, setting | _of_point(point))]
-        if not missing and _is_finished(out, DENSE, setting):
+    with locked_frontier(out):
+        if is_measured(out, points, setting):
             return
         inputs = read_inputs(recipe, "calibration", "evaluation")
         model = inputs.language.model
         tokens = {file.name: read_tokens(file, inputs.language.tokenizer) for file in others}
         for text in tokens.values():
             require_vocabulary(model, text)
-
-        def measured(label: str) -> dict[str, Any]:
-            return {
-                "perplexity": _perplexities(inputs, model, tokens, label, counters),
-                "provenance": provenance(threads=torch.get_num_threads(), commit=True),
-            }
-
-        if not _is_finished(out, DENSE, setting):
-            size = {"parameters": sum(parameter.numel() for parameter in model.parameters())}
-            _write(out, DENSE, setting, size | measured(DENSE))
-        moments = out / "moments"
-        for (method, _), group in groupby(missing, key=lambda point: (point.method, point.settings)):
-            sized = list(group)
-            logger.info("%s at %s", method, ", ".join(f"{point.bits:g} bits" for point in sized))
-            reports = compressed_to_each(
-                model,
-                [point.budget for point in sized],
-                calibration=inputs.calibration,
-                targets=recipe.targets,
-                ignore=recipe.ignore,
-                method=sized[0].chosen_method(),
-                seed=recipe.seed,
-                moments=moments,
-            )
-            for point, report in zip(sized, reports, strict=True):
-                record = {**_of_report(point, report), **measured(point.name)}
-                _write(out, point.name, setting | _of_point(point), record)
-        # They are as large as several models, and every point has its record.
-        shutil.rmtree(moments, ignore_errors=True)
-
-
-def read_frontier(out: Path) -> dict[str, dict[str, Any]]:
-    """Read the records of a frontier by name.
-
-    Raises:
-        CheckpointError: a record is damaged.
-    """
-    records = (_read(file) for file in sorted(out.glob("*.json")))
-    return {record["name"]: record for record in records}
+        measure_points(
+            model,
+            points,
+            out,
+            setting,
+            lambda name: _perplexities(inputs, model, tokens, name, counters),
+            calibration=inputs.calibration,
+            targets=recipe.targets,
+            ignore=recipe.ignore,
+            seed=recipe.seed,
+        )
 
 
 def _require_others(recipe: Recipe, others: Sequence[Path]) -> None:
@@ -159,32 +113,6 @@ def _setting(recipe: Recipe, others: Sequence[Path]) -> dict[str, Any]:
     return setting
 
 
-def _of_point(point: Point) -> dict[str, Any]:
-    return {"method": point.method, "bits": point.bits, "budget": point.budget, "settings": dict(point.settings)}
-
-
-def _of_report(point: Point, report: CompressionReport) -> dict[str, Any]:
-    """Size and prediction of one point."""
-    weights = sum(layer.shape[0] * layer.shape[1] for layer in report.layers)
-    stored = report.bytes_after
-    if isinstance(point.budget, float):
-        # The numbers of methods without few bits are counted in 16 bits; their indices count as they are.
-        stored -= round(report.parameters_after * (report.bytes_before / weights - OWN_BITS // 8))
-    increases = [layer.loss_increase for layer in report.layers]
-    return {
-        "layers": {
-            "weights": weights,
-            "bytes": stored,
-            "bits": 8 * stored / weights,
-            "macs": sum(layer.macs_after for layer in report.layers)
-            / sum(layer.macs_before for layer in report.layers),
-            "forms": dict(Counter(layer.form for layer in report.layers)),
-        },
-        "predicted": None if None in increases else sum(increase for increase in increases if increase is not None),
-        "seconds": report.seconds,
-    }
-
-
 def _perplexities(
     inputs: Inputs, model: nn.Module, others: Mapping[str, Tensor], label: str, counters: Counters
 ) -> dict[str, Any]:
@@ -198,26 +126,3 @@ def _perplexities(
         result[name] = evaluate(model, tokens, evaluation, counter).as_dict()
         logger.info("perplexity of %s on %s: %.2f", label, name, result[name]["perplexity"])
     return result
-
-
-def _is_finished(out: Path, name: str, setting: Mapping[str, Any]) -> bool:
-    file = out / f"{name}.json"
-    if not file.exists():
-        return False
-    if _read(file)["setting"] != setting:
-        raise CheckpointError(f"{file} belongs to another model, text or setting; remove it, or name another folder")
-    return True
-
-
-def _read(file: Path) -> dict[str, Any]:
-    try:
-        record = json.loads(read_bytes(file, _LONGEST).decode())
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"{file} is damaged ({error}); remove it and measure the frontier again") from error
-    if not isinstance(record, dict) or not set(record) >= _FIELDS or record["format"] != FORMAT:
-        raise CheckpointError(f"{file} is damaged or has another format; remove it and measure the frontier again")
-    return record
-
-
-def _write(out: Path, name: str, setting: Mapping[str, Any], record: Mapping[str, Any]) -> None:
-    write_json(out / f"{name}.json", {"format": FORMAT, "name": name, "setting": dict(setting), **record})

@@ -7,13 +7,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from mpochain.errors import CheckpointError, OutputError
+from mpochain.errors import OutputError
 from mpochain.report import Column
 from mpochain.report.figures import Series, draw
 from mpochain.report.origin import origin
 from mpochain.report.page import Figure, Heading, Page, Table, Text
 from mpochain.system.files import require_writable, write_bytes
-from mpochain.workflows.frontier import DENSE, read_frontier
+from mpochain.workflows.frontier_records import DENSE, read_frontier
 
 __all__ = ["write_frontier"]
 
@@ -52,8 +52,6 @@ def write_frontier(out: Path, page: Path, *, title: str = "Perplexity against si
     if page.suffix != ".md":
         raise OutputError(f"the page must be a Markdown file; name it {page.with_suffix('.md').name}")
     records = read_frontier(out)
-    if DENSE not in records:
-        raise CheckpointError(f"{out} contains no record of the dense model; measure the frontier first")
     dense = records.pop(DENSE)
     texts = list(dense["perplexity"])
     rows = _rows(records, dense, texts)
