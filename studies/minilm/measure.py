@@ -67,7 +67,7 @@ def measure(
         dense = embeddings(encoder, others)
 
         def measured(name: str) -> dict[str, object]:
-            found = agreement(dense, embeddings(encoder, others))
+            quality = agreement(dense, embeddings(encoder, others))
             logging.getLogger(__name__).info(
                 "%s: cosine %.4f, Spearman %.4f", name, quality["cosine"], quality["spearman"]
             )
