@@ -21,10 +21,12 @@ from mpochain.quantization import Scheme
 
 __all__ = ["Auto"]
 
-# Measured increase of the loss over the predicted one: of rounding along both sides, and of low rank, which is fitted
-# to the gradients of the calibration with less damping and follows the sample more. What decides between forms is their
-# ratio; docs/decisions/0062 has the measurements.
-_ROUNDING_FACTOR, _RANK_FACTOR = 2.0, 3.0
+# Measured increase of the loss over the predicted one, of rounding and of low rank. Where data were set aside it is the
+# same for both: the metric to second order takes inputs and gradients for independent. Errors of the data that were
+# fitted are too small as well, those of low rank more than those of rounding, since it follows the sample more. What
+# decides between forms is the ratio; docs/decisions/0062 and 0065 have the measurements.
+_FACTORS_OF_DATA_SET_ASIDE = (1.7, 1.7)
+_FACTORS_OF_FITTED_DATA = (2.0, 3.0)
 
 # Rows and coefficients are held in at least so many bits, unless fewer are all that is allowed: in equal bytes, a
 # smaller rank in 3 bits loses about half as much as a larger one in 2.
@@ -101,12 +103,13 @@ class Auto(Method):
     def prepare(self, target: Target, moments: Moments | None) -> Choices:
         """See :class:`~mpochain.compression.methods.method.Method`."""
         metric, parts = RoundingMetric(target, moments), []
+        factors = _FACTORS_OF_FITTED_DATA if metric.judges_itself else _FACTORS_OF_DATA_SET_ASIDE
         for form in dict.fromkeys(self.settings.forms):
             schemes = self._schemes(form)
             if form == "dense":
-                parts.append(dense_in_bits(target, moments, schemes, metric, _ROUNDING_FACTOR))
+                parts.append(dense_in_bits(target, moments, schemes, metric, factors[0]))
             else:
-                parts.append(interpolative_in_bits(target, moments, schemes, metric, _ROUNDING_FACTOR, _RANK_FACTOR))
+                parts.append(interpolative_in_bits(target, moments, schemes, metric, *factors))
         return Choices.joined(*parts)
 
     def _schemes(self, form: str) -> list[Scheme]:

@@ -43,6 +43,11 @@ class RoundingMetric:
         self._fitted = LossMetric.of(target.weight, moments)
         self.judging = LossMetric.of(target.weight, moments.judging) if moments is not None else self._fitted
 
+    @property
+    def judges_itself(self) -> bool:
+        """Whether no data were set aside."""
+        return self._moments is None or self._moments.held_out is None
+
     @cached_property
     def damping_of_low_rank(self) -> float:
         """Share of their mean diagonal that is added to the moments of the gradients for low rank."""
@@ -51,7 +56,7 @@ class RoundingMetric:
     @property
     def damping(self) -> float:
         """Share of their mean diagonal that is added to the moments of the outputs."""
-        if self._moments is None or self._moments.held_out is None:
+        if self.judges_itself:
             return OUTPUT_DAMPING
         return _OVER_LOW_RANK * self.damping_of_low_rank
 
