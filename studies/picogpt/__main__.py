@@ -13,6 +13,7 @@ import typer
 from mpochain.errors import MPOError
 from mpochain.system.interrupts import interrupts_between_steps
 from studies.picogpt.commands.demo import demo
+from studies.picogpt.commands.frontier import frontier
 from studies.picogpt.commands.study import study
 from studies.picogpt.commands.train import train
 
@@ -26,6 +27,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 app.command()(demo)
+app.command()(frontier)
 app.command()(study)
 app.command()(train)
 

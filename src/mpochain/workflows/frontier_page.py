@@ -14,6 +14,7 @@ from mpochain.report.origin import origin
 from mpochain.report.page import Figure, Heading, Page, Table, Text
 from mpochain.system.files import require_writable, write_bytes
 from mpochain.workflows.frontier_records import DENSE, read_frontier
+from mpochain.workflows.frontier_summary import summary
 
 __all__ = ["write_frontier"]
 
@@ -63,8 +64,9 @@ def write_frontier(out: Path, page: Path, *, title: str = "Perplexity against si
             Text((_PREFACE,)),
             Text(tuple(_setting_lines(dense))),
             Figure(figure, "Perplexity against bytes of the compressed layers"),
+            *_summary(rows, texts[0]),
             Text((_PREDICTION,)),
-            Table(_columns(texts), rows),
+            Table(_columns(texts, rows), rows),
             Heading("Provenance"),
             Text(origin([record["provenance"] for record in (dense, *records.values())])),
         ],
@@ -74,12 +76,18 @@ def write_frontier(out: Path, page: Path, *, title: str = "Perplexity against si
     return [page, page.with_suffix(".html"), figure]
 
 
-def _columns(texts: list[str]) -> list[Column]:
+def _summary(rows: list[dict[str, Any]], text: str) -> list[Text]:
+    sentences = summary(rows, f"perplexity {text}", "perplexity")
+    return [Text((" ".join(sentences),))] if sentences else []
+
+
+def _columns(texts: list[str], rows: list[dict[str, Any]]) -> list[Column]:
+    small = max((row["megabytes"] for row in rows), default=0.0) < 10
     columns = [
         Column("method", "method"),
         Column("limit", "limit, bits", "g"),
         Column("bits", "bits per weight", ".2f"),
-        Column("megabytes", "MB", ".1f"),
+        Column("megabytes", "MB", ".3f" if small else ".1f"),
     ]
     for text in texts:
         columns += [Column(f"perplexity {text}", text, "#.4g"), Column(f"ratio {text}", "to dense", "#.3g")]
