@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import runpy
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
 
 from mpochain.workflows.comparison_page import write_comparison
+from mpochain.workflows.frontier_page import write_frontier
+from studies.minilm import page as minilm
 from studies.picogpt.study.page import write_page
 
 ROOT = Path(__file__).parents[1]
@@ -28,6 +31,12 @@ EMBEDDINGS = runpy.run_path(str(ROOT / "studies/embeddings/page.py"))
         ("kronecker.md", "studies/kronecker", KRONECKER["write_page"]),
         ("tested.md", "docs/results", TESTED["write_page"]),
         ("embeddings.md", "studies/embeddings", EMBEDDINGS["write_page"]),
+        ("frontier-minilm.md", "studies/minilm/frontier", minilm.write_page),
+        (
+            "frontier-picogpt.md",
+            "studies/picogpt/frontier",
+            partial(write_frontier, title="PicoGPT: perplexity against size"),
+        ),
     ],
 )
 def test_pages_are_those_of_their_records(

@@ -12,6 +12,7 @@ from scipy.stats import spearmanr
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from mpochain.cli.options import quiet_transformers
 from mpochain.errors import ArgumentError
 
 __all__ = ["SentenceEncoder", "agreement", "batches", "embeddings", "load_encoder", "sentences"]
@@ -44,11 +45,10 @@ class SentenceEncoder(nn.Module):
 def load_encoder(folder: Path) -> tuple[SentenceEncoder, Any]:
     """The encoder and its tokenizer, from the folder of the model."""
     from transformers import AutoModel, AutoTokenizer
-    from transformers.utils import logging
 
     # transformers reports the pooler, which sentence embeddings do not use, as an unexpected weight.
-    logging.set_verbosity_error()
-    transformer = AutoModel.from_pretrained(folder, add_pooling_layer=False, dtype=torch.float32)
+    with quiet_transformers():
+        transformer = AutoModel.from_pretrained(folder, add_pooling_layer=False, dtype=torch.float32)
     return SentenceEncoder(transformer).eval(), AutoTokenizer.from_pretrained(folder)
 
 

@@ -82,4 +82,5 @@ def _named(text: Path) -> str:
 
 if __name__ == "__main__":
     logging.basicConfig(level=logging.INFO, format="%(message)s")
-    measure(*(Path(argument) for argument in sys.argv[1:4]), HERE / "frontier", points())
+    model, calibration, evaluation = map(Path, sys.argv[1:])
+    measure(model, calibration, evaluation, HERE / "frontier", points())

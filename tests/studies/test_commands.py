@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import os
 import signal
 import subprocess
@@ -17,7 +18,12 @@ import torch
 from safetensors.torch import load_file
 from texts import prose
 
+from mpochain.workflows.frontier_page import write_frontier
+from mpochain.workflows.frontier_points import points_of
+from mpochain.workflows.frontier_records import read_frontier
+from studies import frontier_points, picogpt
 from studies.picogpt.__main__ import main
+from studies.picogpt.design import Design
 
 # Processes run in a folder of their own and still import the studies of this checkout.
 _PATHS = (Path(__file__).parents[2], os.environ.get("PYTHONPATH"))
@@ -156,3 +162,24 @@ def test_an_interrupted_training_goes_on_to_the_bit(run, tmp_path, corpus):
     assert one.keys() == other.keys()
     assert all(torch.equal(value, other[name]) for name, value in one.items())
     assert not list(tmp_path.glob("*.state"))
+
+
+def test_a_frontier_of_the_stored_model_is_measured_and_kept(tmp_path, monkeypatch, corpus, run):
+    text = picogpt.load_corpus(corpus)
+    model = picogpt.build(design=Design(width=16), vocab_size=len(text.vocabulary), seed=0)
+    status = run("frontier", "--corpus", corpus, "--out", "out")
+    assert (status.returncode, "no trained model of this corpus" in status.stderr) == (1, True)
+    picogpt.save_weights(tmp_path / "dense.safetensors", model, text, {})
+    monkeypatch.setattr(picogpt, "shipped", lambda _: tmp_path / "dense.safetensors")
+    monkeypatch.setattr(frontier_points, "points", lambda: points_of(["rtn"], [8.5, 3.5]))
+    command = ("frontier", "--corpus", corpus, "--out", "out", "--calibration-windows", "4")
+    assert run(*command).returncode == 0
+    records = read_frontier(tmp_path / "out")
+    assert set(records) == {"dense", "rtn-8.5", "rtn-3.5"}
+    loss = {name: record["perplexity"]["validation"]["loss"] for name, record in records.items()}
+    assert loss["dense"] == pytest.approx(picogpt.evaluate(model.eval(), text.validation).loss, abs=0.02)
+    assert abs(loss["rtn-8.5"] - loss["dense"]) < abs(loss["rtn-3.5"] - loss["dense"])
+    write_frontier(tmp_path / "out", tmp_path / "page.md")
+    assert f"{math.exp(loss['rtn-3.5']):#.4g}" in (tmp_path / "page.md").read_text()
+    monkeypatch.setattr(picogpt.PicoGPT, "forward", lambda *_: pytest.fail("measured again"))
+    assert run(*command).returncode == 0

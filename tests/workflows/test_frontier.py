@@ -17,6 +17,7 @@ from mpochain.compression import compressed_to_each
 from mpochain.errors import ArgumentError
 from mpochain.workflows import frontier as workflow
 from mpochain.workflows.frontier_points import points_of
+from mpochain.workflows.frontier_summary import summary
 
 
 @pytest.fixture
@@ -102,6 +103,19 @@ def test_uniform_methods_take_the_largest_bits_and_group_that_fit():
         points_of(["word2ket"], [4])
 
 
+def test_a_summary_names_ties_and_sizes_at_which_another_method_is_better():
+    points = [("auto", 8, 7.9, 2.0), ("rtn", 8, 8.0, 2.00001), ("auto", 5, 5.0, 2.5), ("rtn", 5, 4.2, 2.4)]
+    points += [("auto", 3, 3.0, 3.5), ("auto", 2, 2.0, 7.0)]
+    rows = [dict(zip(("method", "limit", "bits", "loss"), point, strict=True)) for point in points]
+    assert summary(rows, "loss", "loss", ".2f") == (
+        "The lowest loss within a limit has auto and rtn at 8 bits; rtn at 5 bits.",
+        "The best method and the next one: at 8 bits auto 2.00 and rtn 2.00; at 5 bits rtn 2.40 (4.20 bits) and auto "
+        "2.50.",
+        "Only auto has a model within 3 bits (3.50) and 2 bits (7.00).",
+    )
+    assert summary(rows[:1], "loss", "loss") == ()
+
+
 @pytest.fixture
 def run(tmp_path, monkeypatch, capsys):
     write_model(tmp_path / "model")
@@ -134,6 +148,7 @@ def test_a_frontier_is_measured_kept_and_drawn(run, tmp_path, monkeypatch):
     assert records["auto-10"]["predicted"] > 0
     assert not (tmp_path / "runs" / "moments").exists()
     page = (tmp_path / "runs" / "frontier.md").read_text()
+    assert "The lowest perplexity within a limit has" in page
     assert f"{records['auto-7']['perplexity']['plays.txt']['perplexity']:#.4g}" in page
     # What finished is kept, and never mixed with another setting.
     monkeypatch.setattr(workflow, "read_inputs", lambda *_: pytest.fail("measured again"))

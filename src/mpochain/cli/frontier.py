@@ -61,6 +61,7 @@ def frontier(
     page: Annotated[
         Path | None, typer.Option(help="Markdown file for the results; by default frontier.md in the folder.")
     ] = None,
+    title: Annotated[str, typer.Option(help="Title of the page.")] = "Perplexity against size",
     page_only: Annotated[
         bool, typer.Option("--page-only", help="Only write the page again from the finished points.")
     ] = False,
@@ -111,7 +112,7 @@ def frontier(
             except KeyboardInterrupt:
                 logger.info("interrupted; the same command resumes from here")
                 raise typer.Exit(130) from None
-    files = write_frontier(out, page or out / "frontier.md")
+    files = write_frontier(out, page or out / "frontier.md", title=title)
     if as_json:
         print_json({"folder": str(out), "files": [str(file) for file in files], "points": read_frontier(out)})
         return

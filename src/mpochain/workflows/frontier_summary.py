@@ -31,12 +31,13 @@ def summary(rows: Sequence[Mapping[str, Any]], key: str, measure: str, form: str
         ...     print(sentence)
         The lowest loss within a limit has auto at 4 bits.
         The best method and the next one: at 4 bits auto 1.500 and rtn 1.600 (3.75 bits).
-        Only auto has a model within 2 bits, with 2.500.
+        Only auto has a model within 2 bits (2.500).
     """
     if len({row["method"] for row in rows}) < 2:
         return ()
     wins: dict[str, list[str]] = {}
-    pairs, alone = [], []
+    alone: dict[str, list[str]] = {}
+    pairs = []
     for limit in sorted({row["limit"] for row in rows}, reverse=True):
         best: dict[str, Mapping[str, Any]] = {}
         for row in sorted(rows, key=lambda row: row[key]):
@@ -44,7 +45,7 @@ def summary(rows: Sequence[Mapping[str, Any]], key: str, measure: str, form: str
                 best.setdefault(row["method"], row)
         first, *others = best.values()
         if not others:
-            alone.append(f"Only {first['method']} has a model within {limit:g} bits, with {first[key]:{form}}.")
+            alone.setdefault(first["method"], []).append(f"{limit:g} bits ({first[key]:{form}})")
             continue
         winners = [row["method"] for row in best.values() if format(row[key], form) == format(first[key], form)]
         wins.setdefault(" and ".join(winners), []).append(f"{limit:g}")
@@ -55,7 +56,7 @@ def summary(rows: Sequence[Mapping[str, Any]], key: str, measure: str, form: str
         + "; ".join(f"{methods} at {_listed(limits)} bits" for methods, limits in wins.items())
         + ".",
         f"The best method and the next one: {'; '.join(pairs)}.",
-        *alone,
+        *(f"Only {method} has a model within {_listed(limits)}." for method, limits in alone.items()),
     )
 
 
