@@ -106,7 +106,7 @@ CalibrationText = Annotated[
     Path | None, typer.Option("--calibration", help="UTF-8 text typical of the model's use, for calibration.")
 ]
 CalibrationWindows = Annotated[
-    int | None, typer.Option(help="Number of windows of the calibration text; by default 24.")
+    int | None, typer.Option(help="Number of windows of the calibration text; by default 24, or more for wide layers.")
 ]
 EvaluationText = Annotated[
     Path | None,

@@ -27,7 +27,7 @@ from mpochain.workflows.checks import require_inputs
 from mpochain.workflows.compressing import compress_by
 from mpochain.workflows.finetuning import finetune_by
 from mpochain.workflows.former_names import current_record, existing_file, existing_folder
-from mpochain.workflows.inputs import read_inputs
+from mpochain.workflows.inputs import ENOUGH_CALIBRATION, read_inputs
 from mpochain.workflows.json_file import write_json
 from mpochain.workflows.recipe import SEQUENTIAL, Comparison, Recipe
 from mpochain.workflows.texts import digest
@@ -171,6 +171,8 @@ def _setting(recipe: Recipe, name: str) -> dict[str, Any]:
     setting["model"] = Path(recipe.model).name
     if recipe.evaluation is not None and recipe.evaluation.windows is None:
         setting["evaluation"]["windows"] = f"at most {ENOUGH_WINDOWS}"
+    if recipe.calibration is not None and recipe.calibration.windows is None:
+        setting["calibration"]["windows"] = ENOUGH_CALIBRATION
     for section in ("calibration", "evaluation", "finetune"):
         if setting.get(section) is not None:
             text = Path(setting[section]["text"])

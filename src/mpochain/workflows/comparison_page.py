@@ -13,6 +13,7 @@ from mpochain.report.origin import origin
 from mpochain.report.page import Figure, Heading, Page, Table, Text
 from mpochain.system.files import require_writable, write_bytes
 from mpochain.workflows.comparing import FINETUNED, read_runs
+from mpochain.workflows.texts import counted_windows
 
 __all__ = ["write_comparison"]
 
@@ -118,7 +119,7 @@ def _setting_lines(records: Mapping[str, _Record]) -> list[str]:
     ]
     calibration = setting["calibration"]
     if calibration is not None:
-        lines.append(f"calibration: {calibration['text']}, {calibration['windows']} windows of {calibration['window']}")
+        lines.append(f"calibration: {calibration['text']}, {counted_windows(calibration)}")
     finetune = next(
         (record["setting"]["finetune"] for name, record in records.items() if name.endswith(FINETUNED)), None
     )

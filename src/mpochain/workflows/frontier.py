@@ -17,7 +17,7 @@ from mpochain.system.progress import Counters, uncounted
 from mpochain.workflows.checks import require_found, require_inputs
 from mpochain.workflows.frontier_points import METHODS_DRAWN, SIZES, points_of
 from mpochain.workflows.frontier_records import is_measured, locked_frontier, measure_points
-from mpochain.workflows.inputs import Inputs, evaluate, read_inputs
+from mpochain.workflows.inputs import ENOUGH_CALIBRATION, Inputs, evaluate, read_inputs
 from mpochain.workflows.recipe import Recipe
 from mpochain.workflows.texts import digest
 
@@ -110,6 +110,8 @@ def _setting(recipe: Recipe, others: Sequence[Path]) -> dict[str, Any]:
         setting[use]["text"] = f"{section.text.name}, sha256 {digest(section.text)[:16]}"
     if recipe.evaluation is not None and recipe.evaluation.windows is None:
         setting["evaluation"]["windows"] = f"at most {ENOUGH_WINDOWS}"
+    if recipe.calibration is not None and recipe.calibration.windows is None:
+        setting["calibration"]["windows"] = ENOUGH_CALIBRATION
     return setting
 
 

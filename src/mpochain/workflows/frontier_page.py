@@ -15,6 +15,7 @@ from mpochain.report.page import Figure, Heading, Page, Table, Text
 from mpochain.system.files import require_writable, write_bytes
 from mpochain.workflows.frontier_records import DENSE, read_frontier
 from mpochain.workflows.frontier_summary import summary
+from mpochain.workflows.texts import counted_windows
 
 __all__ = ["write_frontier"]
 
@@ -105,7 +106,7 @@ def _setting_lines(dense: _Record) -> list[str]:
     calibration = setting["calibration"]
     lines = [
         f"model: {setting['model']}, {dense['parameters']:,} parameters, type {setting['dtype']}",
-        f"calibration: {calibration['text']}, {calibration['windows']} windows of {calibration['window']}",
+        f"calibration: {calibration['text']}, {counted_windows(calibration)}",
     ]
     sources = [setting["evaluation"]["text"], *setting["others"]]
     for source, (name, perplexity) in zip(sources, dense["perplexity"].items(), strict=True):

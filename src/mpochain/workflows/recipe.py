@@ -55,12 +55,13 @@ class Calibration(RecipeSection):
     Attributes:
         text: UTF-8 file.
         window: tokens per window.
-        windows: number of windows, spread evenly over the text.
+        windows: number of windows, spread evenly over the text. By default 24 or more, until the widest layer has 16
+            tokens per input, as far as the text goes.
     """
 
     text: File
     window: Window = 512
-    windows: Count = 24
+    windows: Count | None = None
 
 
 class Evaluation(RecipeSection):

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from mpochain.errors import RecipeError
 from mpochain.system.paths import file_problem, reason
 from mpochain.workflows.recipe import Recipe
 
-__all__ = ["digest", "require_unseen", "seen_texts", "text_problem"]
+__all__ = ["counted_windows", "digest", "require_unseen", "seen_texts", "text_problem"]
 
 
 def text_problem(file: Path) -> str | None:
@@ -73,3 +75,14 @@ def require_unseen(recipe: Recipe) -> None:
     seen = seen_texts(recipe)
     if seen:
         raise RecipeError(seen[0])
+
+
+def counted_windows(section: Mapping[str, Any]) -> str:
+    """The windows of a text that a recorded setting asks for.
+
+    Example:
+        >>> counted_windows({"windows": 24, "window": 512}), counted_windows({"windows": "at most 64", "window": 128})
+        ('24 windows of 512', 'windows of 128, at most 64')
+    """
+    count, window = section["windows"], section["window"]
+    return f"{count} windows of {window}" if isinstance(count, int) else f"windows of {window}, {count}"
