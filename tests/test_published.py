@@ -33,6 +33,11 @@ EMBEDDINGS = runpy.run_path(str(ROOT / "studies/embeddings/page.py"))
         ("embeddings.md", "studies/embeddings", EMBEDDINGS["write_page"]),
         ("frontier-minilm.md", "studies/minilm/frontier", minilm.write_page),
         (
+            "frontier.md",
+            "studies/smollm2/frontier",
+            partial(write_frontier, title="SmolLM2-135M: perplexity against size"),
+        ),
+        (
             "frontier-picogpt.md",
             "studies/picogpt/frontier",
             partial(write_frontier, title="PicoGPT: perplexity against size"),
