@@ -7,6 +7,7 @@ import copy
 import pytest
 import torch
 from torch import nn
+from torch.utils.data import DataLoader
 
 import mpochain as mpo
 from mpochain.compression import Auto, Interpolative, Target, collect_moments
@@ -62,16 +63,23 @@ def test_every_fourth_batch_is_set_aside(net, batches):
     assert moments["0"].rows_read == 48
 
 
-@pytest.mark.parametrize("count", [7, None])
-def test_few_batches_and_those_without_a_number_are_all_fitted(net, batches, count):
+@pytest.mark.parametrize("kind", ["few", "a stream", "a data loader"])
+def test_few_batches_and_those_that_may_come_in_another_order_are_all_fitted(net, batches, kind):
     class Stream:
         def __iter__(self):
             return iter(batches)
 
-    moments = parted(net, Stream() if count is None else batches[:count])["0"]
-    assert moments.held_out is None
-    assert moments.judging is moments
-    assert moments.rows == 4 * (count or 12)
+    loader = DataLoader(batches, batch_size=None, shuffle=True)
+    data = {"few": batches[:7], "a stream": Stream(), "a data loader": loader}[kind]
+    for given in (data, passes.batches_for(data, Auto())):
+        moments = parted(net, given)["0"]
+        assert moments.held_out is None
+        assert moments.judging is moments
+        assert moments.rows == (28 if kind == "few" else 48)
+
+
+def test_a_list_is_divided_with_its_progress_logged(net, batches):
+    assert parted(net, passes.batches_for(batches, Auto()))["0"].held_out.rows == 12
 
 
 def test_masks_that_leave_nothing_of_what_is_set_aside(net, batches, caplog):

@@ -84,7 +84,8 @@ def compress(
         calibration: batches to call the model with: tensors, tuples of arguments or mappings of keyword arguments. They
             are read several times, so give a list or a data loader, not a generator. Positions that an
             ``attention_mask`` or ``key_padding_mask`` among the arguments masks do not count; without a mask, nor do
-            those with the label -100.
+            those with the label -100. Of a list of eight batches or more, ``auto`` and ``interpolative`` set one of
+            four aside to judge what the others fitted. A data loader may shuffle, so nothing of it is set aside.
         held_out: batches that were set aside, of the same kind. The report compares the compressed model with the dense
             one on them and on as many calibration batches; a much larger difference means too little calibration.
         targets: layers to compress, see :func:`mpochain.compression.select`; by default all linear layers, or all
@@ -99,8 +100,8 @@ def compress(
             output projection of attention and the last layer of an MLP) make up for how far these have drifted from the
             dense model's. How strongly each is corrected is chosen on held-out batches (``held_out`` or, without it,
             one of eight calibration batches), and a correction that does not lower their error is left out. Other
-            layers, and models in which no such layer is found, are compressed as without it. Requires blocks that run
-            one after the other.
+            layers are compressed as usual, and so are all layers of a model in which no such layer is found. Requires
+            blocks that run in a row.
         refine: after the compression, train all parameters of each block (what replaced its layers, codes of quantised
             weights included, norms, biases) on the dense block's outputs, with errors weighted by the gradients of
             ``loss``. Held-out batches decide which state of a block is kept, so that a block which gains nothing stays

@@ -50,8 +50,8 @@ class Method(ABC):
             the budget goes where it reduces the error most.
         same_choice: whether every layer takes the choice of the same index, such as the same number of bits; then the
             errors are never compared.
-        sets_aside: whether one of four calibration batches is set aside, if there are eight or more, so that layers are
-            fitted to the others and their errors are of data that no fit has seen: ``moments.held_out``.
+        sets_aside: whether one of four calibration batches is set aside, if they are a list of eight or more, so that
+            layers are fitted to the others and their errors are of data that no fit has seen: ``moments.held_out``.
         linear: whether the method compresses linear layers.
         embeddings: whether the method compresses embeddings.
         tensors: the most tensors that one of its layers stores, bias included, which says how large the header of the

@@ -6,6 +6,7 @@ import logging
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from operator import length_hint
 from typing import Any, Protocol
 
 from torch import Tensor, nn
@@ -102,16 +103,13 @@ class _Logged:
     """Batches that log how many of them were read, with the time left, every ``_INTERVAL`` seconds."""
 
     def __init__(self, batches: Iterable[Any]) -> None:
-        self._batches = batches
-        self._count = _count(batches)
-
-    def __len__(self) -> int:
-        return len(self._batches)  # type: ignore[arg-type]  # a TypeError says that they have no length
+        self.batches = batches
+        self._count = length_hint(batches) or None
 
     def __iter__(self) -> Iterator[Any]:
         left = TimeLeft(self._count)
         last, number = time.monotonic(), 0
-        for number, batch in enumerate(self._batches, 1):
+        for number, batch in enumerate(self.batches, 1):
             yield batch
             if time.monotonic() - last > _INTERVAL:
                 last = time.monotonic()
@@ -119,12 +117,13 @@ class _Logged:
         self._count = number  # known from the second pass on, also of data without a length
 
 
-def _count(batches: Iterable[Any]) -> int | None:
-    """Number of the batches; None if they have no length, as a data loader over a stream."""
-    try:
-        return len(batches)  # type: ignore[arg-type]
-    except TypeError:
-        return None
+def _divisible(batches: Iterable[Any]) -> bool:
+    """Whether some of the batches can be set aside: there are enough, and they come in one order each time.
+
+    A data loader may shuffle, and give in one pass to the fit what it gives to others in the next.
+    """
+    source = batches.batches if isinstance(batches, _Logged) else batches
+    return hasattr(source, "__getitem__") and length_hint(source) >= _LEAST_BATCHES
 
 
 class _Some:
@@ -248,7 +247,7 @@ def gather_moments(
         )
 
     aside, rest = Collected(), batches
-    if method.sets_aside and (_count(batches) or 0) >= _LEAST_BATCHES:
+    if method.sets_aside and _divisible(batches):
         # After one another, so that there is one set of sums in memory at a time.
         try:
             aside, rest = collected(_Some(batches, aside=True)), _Some(batches, aside=False)
