@@ -10,7 +10,6 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from mpochain.compression.blocks.correction import moments_after
 from mpochain.compression.built_record import record_of
 from mpochain.compression.choices import Built, Choices
 from mpochain.compression.costs import Costs
@@ -102,21 +101,23 @@ class Builder:
         choices = None if reason is not None else self._preparation.take(name)
         return self._built(self._targets[name], self._moments.get(name), choices, reason)
 
+    def moments_of(self, name: str) -> Moments:
+        """The moments of a layer that has statistics."""
+        moments = self._moments.get(name)
+        assert moments is not None
+        return moments
+
     def corrected_proposal(
-        self, name: str, weight: Tensor, inputs: Tensor, held_out: Tensor
+        self, name: str, weight: Tensor, moments: Moments
     ) -> tuple[CompressedLayer, LayerRecord] | None:
         """Build the replacement of a dense layer from another weight; None if its choices have no layer of its size.
 
         Args:
             name: name of a layer with statistics.
-            weight: the weight to compress, of the shape of the dense one.
-            inputs: second moments ``(in, in)`` of the inputs that it reads.
-            held_out: the same of held-out batches.
+            weight: the weight ``(out, in)`` to compress, of the type of the dense one.
+            moments: moments of a layer with this weight, on the inputs that it reads.
         """
-        moments = self._moments.get(name)
-        assert moments is not None
-        target = replace(self._targets[name], weight=weight.to(self._targets[name].weight.dtype))
-        moments = moments_after(target.weight, moments, inputs, held_out)
+        target = replace(self._targets[name], weight=weight)
         choices = choices_of(self._method, target, moments)
         if self._chosen[name] >= len(choices):
             return None

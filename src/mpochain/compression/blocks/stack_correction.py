@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from mpochain.compression.blocks.calls import BlockCall, block_calls
-from mpochain.compression.blocks.correction import Drift
+from mpochain.compression.blocks.correction import Drift, moments_after
 from mpochain.compression.blocks.hidden_states import HiddenStates
 from mpochain.compression.blocks.output_metrics import metric_factors
 from mpochain.compression.blocks.stacks import Stack, largest_stack
@@ -61,7 +61,7 @@ class StackCorrection:
         writers_found: whether a layer was found that writes the hidden states.
 
     Raises:
-        ArgumentError: the blocks are not called once each, in order, each on the output of the one before.
+        ArgumentError: a block is called twice, out of order, or on something else than the output of the block before.
     """
 
     def __init__(
@@ -188,9 +188,11 @@ class StackCorrection:
         kept: tuple[Any, LayerRecord] = (plain, record)
         if chosen is not None:
             ridge_tried, mixing_tried, change = chosen
-            weight = weight_and_bias(dense, name)[0].detach().double() + mixing_tried * change
+            own = weight_and_bias(dense, name)[0].detach()
+            weight = (own.double() + mixing_tried * change).to(own.dtype)
             aside = self._drift(number, writer, wanted, held_out)
-            proposal = builder.corrected_proposal(name, weight, drift.inputs, aside.inputs)
+            moments = moments_after(weight, builder.moments_of(name), drift.inputs, aside.inputs)
+            proposal = builder.corrected_proposal(name, weight, moments)
             # A layer of another form may take more than the budget gives it.
             if proposal is not None and proposal[1].costs_at_most(record):
                 tried = error(proposal[0])
