@@ -7,6 +7,7 @@ import copy
 import pytest
 import torch
 import transformers
+from perceptrons import perceptron, rows, same
 from torch import nn
 
 import mpochain as mpo
@@ -39,21 +40,6 @@ def llama(**options):
         **options,
     )
     return transformers.LlamaForCausalLM(config)
-
-
-def perceptron(seed=3):
-    torch.manual_seed(seed)
-    return nn.Sequential(nn.Linear(16, 24), nn.Tanh(), nn.Linear(24, 24), nn.Tanh(), nn.Linear(24, 8))
-
-
-def rows(count, seed=1):
-    generator = torch.Generator().manual_seed(seed)
-    return [torch.randn(64, 16, generator=generator) for _ in range(count)]
-
-
-def same(model, other):
-    pairs = zip(model.state_dict().items(), other.state_dict().items(), strict=True)
-    return all(name == other_name and torch.equal(x, y) for (name, x), (other_name, y) in pairs)
 
 
 FAST = Refinement(epochs=2, learning_rate=3e-3)

@@ -6,6 +6,7 @@ import copy
 
 import pytest
 import torch
+from perceptrons import same
 from torch import nn
 
 from mpochain import compress
@@ -36,11 +37,6 @@ def cut_at(monkeypatch, owner, name, number):
         return function(*arguments, **named)
 
     monkeypatch.setattr(owner, name, cut)
-
-
-def same(model, other):
-    pairs = zip(model.state_dict().items(), other.state_dict().items(), strict=True)
-    return all(name == other_name and torch.equal(x, y) for (name, x), (other_name, y) in pairs)
 
 
 @pytest.mark.parametrize(

@@ -11,6 +11,7 @@ import torch
 import transformers
 from hypothesis import given
 from hypothesis import strategies as st
+from perceptrons import same
 from torch import nn
 from torch.nn import functional as F
 
@@ -51,11 +52,6 @@ def rows(count, size=200, width=16, seed=1):
 def tokens(count, seed=1):
     generator = torch.Generator().manual_seed(seed)
     return [torch.randint(40, (2, 16), generator=generator) for _ in range(count)]
-
-
-def same(model, other):
-    pairs = zip(model.state_dict().items(), other.state_dict().items(), strict=True)
-    return all(name == other_name and torch.equal(x, y) for (name, x), (other_name, y) in pairs)
 
 
 class Residual(nn.Module):

@@ -6,6 +6,7 @@ import copy
 
 import pytest
 import torch
+from perceptrons import perceptron, rows, same
 from torch import nn
 
 import mpochain as mpo
@@ -16,21 +17,6 @@ from mpochain.compression.statistics.collection import collect
 from mpochain.compression.statistics.default_loss import DefaultLoss
 from mpochain.errors import ArgumentError, CheckpointError
 from mpochain.nn import CompressedLayer
-
-
-def perceptron():
-    torch.manual_seed(3)
-    return nn.Sequential(nn.Linear(16, 24), nn.Tanh(), nn.Linear(24, 24), nn.Tanh(), nn.Linear(24, 8))
-
-
-def rows(count, seed=1):
-    generator = torch.Generator().manual_seed(seed)
-    return [torch.randn(64, 16, generator=generator) for _ in range(count)]
-
-
-def same(model, other):
-    pairs = zip(model.state_dict().items(), other.state_dict().items(), strict=True)
-    return all(name == other_name and torch.equal(x, y) for (name, x), (other_name, y) in pairs)
 
 
 def test_moments_are_those_of_the_dense_weight_in_the_compressed_model():
