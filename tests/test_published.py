@@ -35,7 +35,7 @@ EMBEDDINGS = runpy.run_path(str(ROOT / "studies/embeddings/page.py"))
         (
             "frontier.md",
             "studies/smollm2/frontier",
-            partial(write_frontier, title="SmolLM2-135M: perplexity against size"),
+            partial(write_frontier, title="SmolLM2-135M, channels in a random order: perplexity against size"),
         ),
         (
             "frontier-picogpt.md",

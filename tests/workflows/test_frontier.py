@@ -108,7 +108,7 @@ def test_a_summary_names_ties_and_sizes_at_which_another_method_is_better():
     points += [("auto", 3, 3.0, 3.5), ("auto", 2, 2.0, 7.0)]
     rows = [dict(zip(("method", "limit", "bits", "loss"), point, strict=True)) for point in points]
     assert summary(rows, "loss", "loss", ".2f") == (
-        "The lowest loss within a limit has auto and rtn at 8 bits; rtn at 5 bits.",
+        "Lowest loss within each limit: auto and rtn at 8 bits; rtn at 5 bits.",
         "The best method and the next one: at 8 bits auto 2.00 and rtn 2.00; at 5 bits rtn 2.40 (4.20 bits) and auto "
         "2.50.",
         "Only auto has a model within 3 bits (3.50) and 2 bits (7.00).",
@@ -148,7 +148,7 @@ def test_a_frontier_is_measured_kept_and_drawn(run, tmp_path, monkeypatch):
     assert records["auto-10"]["predicted"] > 0
     assert not (tmp_path / "runs" / "moments").exists()
     page = (tmp_path / "runs" / "frontier.md").read_text()
-    assert "The lowest perplexity within a limit has" in page
+    assert "Lowest perplexity within each limit:" in page
     assert f"{records['auto-7']['perplexity']['plays.txt']['perplexity']:#.4g}" in page
     # What finished is kept, and never mixed with another setting.
     monkeypatch.setattr(workflow, "read_inputs", lambda *_: pytest.fail("measured again"))

@@ -29,7 +29,7 @@ def summary(rows: Sequence[Mapping[str, Any]], key: str, measure: str, form: str
         ...         {"method": "auto", "limit": 2.0, "bits": 2.0, "loss": 2.5}]
         >>> for sentence in summary(rows, "loss", "loss"):
         ...     print(sentence)
-        The lowest loss within a limit has auto at 4 bits.
+        Lowest loss within each limit: auto at 4 bits.
         The best method and the next one: at 4 bits auto 1.500 and rtn 1.600 (3.75 bits).
         Only auto has a model within 2 bits (2.500).
     """
@@ -52,7 +52,7 @@ def summary(rows: Sequence[Mapping[str, Any]], key: str, measure: str, form: str
         named = [_named(row, limit, format(row[key], form)) for row in (first, others[0])]
         pairs.append(f"at {limit:g} bits {' and '.join(named)}")
     return (
-        f"The lowest {measure} within a limit has "
+        f"Lowest {measure} within each limit: "
         + "; ".join(f"{methods} at {_listed(limits)} bits" for methods, limits in wins.items())
         + ".",
         f"The best method and the next one: {'; '.join(pairs)}.",
