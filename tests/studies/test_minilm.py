@@ -82,7 +82,7 @@ def test_a_frontier_is_measured_kept_and_drawn(folder, monkeypatch):
     page = folder / "page.md"
     write_page(folder / "out", page)
     assert f"{cosine['rtn-4.5']:.4f}" in page.read_text()
-    assert "within a limit has" in page.read_text()
+    assert "within each limit: " in page.read_text()
     # What is finished is kept, and never mixed with another setting.
     monkeypatch.setattr(study, "load_encoder", lambda _: pytest.fail("measured again"))
     measure()
