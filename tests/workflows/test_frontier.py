@@ -58,6 +58,25 @@ def test_the_model_is_dense_again_when_the_caller_stops_or_fails(net):
     assert not any(isinstance(layer, mpo.nn.CompressedLayer) for layer in net.modules())
 
 
+def test_a_refined_model_follows_the_plain_one_of_its_budget():
+    torch.manual_seed(0)
+    net = nn.Sequential(*[nn.Sequential(nn.Linear(48, 48), nn.Tanh(), nn.LayerNorm(48)) for _ in range(2)])
+    with torch.no_grad():
+        net[0][2].weight.mul_(1.5)
+    data, x = [torch.randn(40, 48) for _ in range(16)], torch.randn(5, 48)
+    dense = {name: value.clone() for name, value in net.state_dict().items()}
+    outputs, flags = [], []
+    for report in compressed_to_each(net, [0.8, 0.5], calibration=data, refine=[0.5]):
+        outputs.append(net(x).detach())
+        flags.append((report.budget, len(report.refined)))
+    assert flags == [(0.8, 0), (0.5, 0), (0.5, 2)]
+    assert not torch.equal(outputs[1], outputs[2])
+    assert all(torch.equal(value, dense[name]) for name, value in net.state_dict().items()), "dense again, norms too"
+    report = mpo.compress(net, 0.5, calibration=data, refine=True)
+    assert [block.epochs > 0 for block in report.refined] == [True, True]
+    torch.testing.assert_close(net(x).detach(), outputs[2])
+
+
 def test_kept_statistics_are_those_of_the_weights_and_the_data(net, tmp_path):
     def ranks(data):
         (report,) = compressed_to_each(net, [0.5], calibration=data, moments=tmp_path)
@@ -87,6 +106,7 @@ def test_two_texts_of_one_name_are_refused(run, tmp_path):
         (["5% error"], {}, "limits an error"),
         ([0.5], {"method": mpo.compression.Rtn(bits=4)}, "leave no choice"),
         (["0.1 bits"], {}, "out of reach"),
+        ([0.5], {"refine": [0.6]}, "refine names 0.6"),
     ],
 )
 def test_budgets_that_make_no_series(net, budgets, options, message):
@@ -157,9 +177,32 @@ def test_a_frontier_is_measured_kept_and_drawn(run, tmp_path, monkeypatch):
     assert (status, "belongs to another model, text or setting" in printed.err) == (1, True)
 
 
+def test_a_refined_point_is_measured_beside_the_plain_one_or_later(run, tmp_path):
+    def records():
+        return {file.stem: json.loads(file.read_text()) for file in (tmp_path / "runs").glob("*.json")}
+
+    only_auto = ["--sizes", "7", "--refine", "auto-7"]
+    status, printed = run(*only_auto)
+    assert status == 0, printed.err
+    first = records()
+    assert {"auto-7", "auto-7-refined", "rtn-7"} < set(first)
+    plain, refined = first["auto-7"], first["auto-7-refined"]
+    assert plain["layers"]["bytes"] == refined["layers"]["bytes"]
+    assert plain["perplexity"] != refined["perplexity"]
+    assert (plain["predicted"] > 0, refined["predicted"]) == (True, None)
+    assert "| auto, refined |" in (tmp_path / "runs" / "frontier.md").read_text()
+    (tmp_path / "runs" / "auto-7-refined.json").unlink()
+    assert run(*only_auto)[0] == 0
+    again = records()
+    assert again["auto-7"] == plain, "kept"
+    losses = [record["perplexity"]["test.txt"]["loss"] for record in (refined, again["auto-7-refined"])]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-6)
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
+        (["--refine", "auto-9"], "there is no point 'auto-9' to refine; name one of auto-8"),
         (["--sizes", "4,x"], "--sizes takes numbers"),
         (["--sizes", "0"], "above 0"),
         (["--also", "valid.txt"], "is also the text for calibration"),

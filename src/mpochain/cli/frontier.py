@@ -46,6 +46,12 @@ def frontier(
         list[str] | None,
         typer.Option(help="Method to draw, by name; repeatable. By default auto, gptq, rtn and svd_llm."),
     ] = None,
+    refine: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Point at which the blocks are refined as well, such as auto-3, which makes another point; repeatable."
+        ),
+    ] = None,
     calibration: CalibrationText = None,
     calibration_windows: CalibrationWindows = None,
     window: Window = None,
@@ -106,6 +112,7 @@ def frontier(
                     out,
                     sizes=SIZES if sizes is None else _numbers(sizes),
                     methods=method or METHODS_DRAWN,
+                    refine=refine or (),
                     others=also or (),
                     counters=counters,
                 )

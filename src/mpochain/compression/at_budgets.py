@@ -5,13 +5,16 @@ from __future__ import annotations
 import hashlib
 import json
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from mpochain.compression.blocks.refinement import Refined, refine_blocks, require_data_to_refine
+from mpochain.compression.blocks.refinement_settings import Refinement
 from mpochain.compression.budget import bytes_in_memory, error_budget
 from mpochain.compression.building import Builder, build_at_once
 from mpochain.compression.checks import checked, untouched_modules
@@ -27,6 +30,7 @@ from mpochain.compression.statistics.passes import (
     kept_on_disk,
     memory_for_statistics,
     parts,
+    require_batches,
     sides_needed,
 )
 from mpochain.compression.statistics.store import MomentStore
@@ -51,6 +55,8 @@ def compressed_to_each(
     method: str | Method | None = None,
     loss: Callable[[Any], Tensor] | None = None,
     seed: int = 0,
+    refine: Collection[float | str] = (),
+    held_out: Iterable[Any] | None = None,
     moments: Path | None = None,
 ) -> Iterator[CompressionReport]:
     """Compress a model to several budgets, one after the other, and return it to its dense form after each.
@@ -67,15 +73,18 @@ def compressed_to_each(
         method: compression method; by default that of the first budget.
         loss: function from the model's output to a scalar.
         seed: seed of the sampled labels.
+        refine: those of the budgets at which the blocks are refined as well: after the report of such a budget follows
+            a second one, of the refined model.
+        held_out: batches that decide which state of a refined block is kept, see :func:`mpochain.compress`.
         moments: folder where the statistics are kept, for another call. Those of other weights, data or needs are kept
             apart from them.
 
     Yields:
-        The report of each budget, in order.
+        The report of each budget, in order; that of a refined model has ``refined`` blocks.
 
     Raises:
-        ArgumentError: see :func:`mpochain.compress`; or there is no budget, a budget limits an error, or the settings
-            of the method leave no choice.
+        ArgumentError: see :func:`mpochain.compress`; or there is no budget, a budget limits an error, ``refine`` names
+            no budget of the list, or the settings of the method leave no choice.
 
     Example:
         >>> model = nn.Sequential(nn.Linear(32, 64), nn.ReLU(), nn.Linear(64, 8))
@@ -93,6 +102,11 @@ def compressed_to_each(
     for budget in budgets:
         if error_budget(budget) is not None:
             raise ArgumentError(f"budget {budget!r} limits an error; give shares, sizes or bits per weight")
+    for budget in refine:
+        if budget not in budgets:
+            raise ArgumentError(
+                f"refine names {budget!r}, which is none of the budgets {list(budgets)}; name one of them"
+            )
     way = method_of(method, budgets[0])
     if way.settled:
         raise ArgumentError(
@@ -107,10 +121,15 @@ def compressed_to_each(
         left_out = as_patterns(ignore, "ignore")
         limits = []
         for budget in budgets:
-            opened, limits_of_it = checked(model, budget, way, patterns, left_out, sequential=False, refine=False)
+            opened, limits_of_it = checked(
+                model, budget, way, patterns, left_out, sequential=False, refine=bool(refine)
+            )
             limits += limits_of_it
         layers = opened.targets
         batches = batches_for(calibration, way)
+        aside = None if held_out is None or not refine else require_batches(held_out, "held_out")
+        if refine:
+            require_data_to_refine(model, layers, calibration, aside)
         parameters, size = sum(parameter.numel() for parameter in model.parameters()), bytes_in_memory(model)
         untouched = untouched_modules(model, layers, parameters)
         weighting = DefaultLoss(model, seed) if loss is None else loss
@@ -138,21 +157,40 @@ def compressed_to_each(
                 limit.require_reached(curves)
                 builder = Builder(way, layers, chosen_within(curves, limit), store, preparation)
                 build_at_once(model, layers, opened.heads, builder, limit, dry_run=False)
+                report = CompressionReport(
+                    layers=tuple(builder.records[name] for name in layers),
+                    method=way.name,
+                    budget=budget,
+                    allowed_bytes=limit.allowed,
+                    speed=None,
+                    model_parameters=parameters,
+                    untouched=untouched,
+                    frontier=(),
+                    seconds=time.perf_counter() - began,
+                    provenance=provenance(threads=torch.get_num_threads()),
+                    model_bytes=size,
+                    loss=store.loss or None,
+                    shared=tuple(opened.left_out.items()),
+                )
+                refined = Refined([], {})
                 try:
-                    yield CompressionReport(
-                        layers=tuple(builder.records[name] for name in layers),
-                        method=way.name,
-                        budget=budget,
-                        allowed_bytes=limit.allowed,
-                        speed=None,
-                        model_parameters=parameters,
-                        untouched=untouched,
-                        frontier=(),
-                        seconds=time.perf_counter() - began,
-                        provenance=provenance(threads=torch.get_num_threads()),
-                        model_bytes=size,
-                        loss=store.loss or None,
-                        shared=tuple(opened.left_out.items()),
-                    )
+                    yield report
+                    if budget in refine:
+                        began = time.perf_counter()
+                        refined = refine_blocks(
+                            model,
+                            builder.built,
+                            calibration or (),
+                            aside,
+                            Refinement(),
+                            loss=weighting,
+                            seed=seed,
+                            room=memory_for_statistics(model),
+                        )
+                        seconds = report.seconds + time.perf_counter() - began
+                        yield replace(report, refined=tuple(refined.blocks), seconds=seconds)
                 finally:
+                    with torch.no_grad():
+                        for parameter, value in refined.originals.items():
+                            parameter.copy_(value)
                     replace_layers(model, {layer: dense for dense, layer in builder.built.items()})

@@ -32,6 +32,7 @@ def measure_frontier(
     *,
     sizes: Sequence[float] = SIZES,
     methods: Sequence[str] = METHODS_DRAWN,
+    refine: Sequence[str] = (),
     others: Sequence[Path] = (),
     counters: Counters = uncounted,
 ) -> None:
@@ -44,6 +45,7 @@ def measure_frontier(
         out: folder for one JSON file per point; finished points in it are kept.
         sizes: bits per weight of the layers.
         methods: names of methods.
+        refine: names of points, such as ``"auto-3"``, at which the blocks are refined too, which makes another point.
         others: further texts to evaluate on, of another kind.
         counters: returns the progress counter for a label.
 
@@ -54,7 +56,7 @@ def measure_frontier(
         OutputError: the folder is not writable, or another process measures into it.
         MPOError: a step fails.
     """
-    points = points_of(methods, sizes)
+    points = points_of(methods, sizes, refine)
     if recipe.evaluation is None or recipe.calibration is None:
         raise RecipeError("a frontier needs a calibration text and an evaluation text (--calibration, --evaluate)")
     _require_others(recipe, others)
@@ -64,7 +66,7 @@ def measure_frontier(
     with locked_frontier(out):
         if is_measured(out, points, setting):
             return
-        inputs = read_inputs(recipe, "calibration", "evaluation")
+        inputs = read_inputs(recipe.model_copy(update={"refine": bool(refine)}), "calibration", "evaluation")
         model = inputs.language.model
         tokens = {file.name: read_tokens(file, inputs.language.tokenizer) for file in others}
         for text in tokens.values():
@@ -76,6 +78,7 @@ def measure_frontier(
             setting,
             lambda name: _perplexities(inputs, model, tokens, name, counters),
             calibration=inputs.calibration,
+            held_out=inputs.held_out or None,
             targets=recipe.targets,
             ignore=recipe.ignore,
             seed=recipe.seed,

@@ -123,7 +123,7 @@ def _rows(records: Mapping[str, _Record], dense: _Record, texts: list[str]) -> l
     for record in records.values():
         layers, first = record["layers"], texts[0]
         row = {
-            "method": record["setting"]["method"],
+            "method": record["setting"]["method"] + (", refined" if record["setting"].get("refined") else ""),
             "limit": record["setting"]["bits"],
             "bits": layers["bits"],
             "megabytes": layers["bytes"] / 1e6,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from mpochain.compression import Method, method_named
@@ -34,31 +34,39 @@ class Point:
         bits: limit of the bits per weight of the layers.
         budget: the same limit as a budget of the method.
         settings: settings of the method, such as the group of uniform bits that comes nearest to the size.
+        refined: whether the blocks are refined after the compression.
     """
 
     method: str
     bits: float
     budget: float | str
     settings: tuple[tuple[str, Any], ...] = ()
+    refined: bool = False
 
     @property
     def name(self) -> str:
         """Name of the record."""
-        return f"{self.method}-{self.bits:g}"
+        return f"{self.method}-{self.bits:g}{'-refined' if self.refined else ''}"
 
     def chosen_method(self) -> Method:
         """The method with its settings."""
         return method_named(self.method, dict(self.settings))
 
 
-def points_of(methods: Sequence[str], sizes: Sequence[float]) -> list[Point]:
+def points_of(methods: Sequence[str], sizes: Sequence[float], refine: Sequence[str] = ()) -> list[Point]:
     """The points of a frontier, methods in order, sizes that one calibration serves next to each other.
 
     A method with the same bits everywhere has the largest bits and group that fit each size, and no point above its
     largest size or below its smallest. A method without few bits keeps a share of the weights, counted in 16 bits.
 
+    Args:
+        methods: names of methods.
+        sizes: limits in bits per weight of the layers.
+        refine: names of points, such as ``"auto-3"``, that have a second point after them, with refined blocks.
+
     Raises:
-        ArgumentError: a method is unknown or compresses no linear layers, or a size is out of range.
+        ArgumentError: a method is unknown or compresses no linear layers, a size is out of range, or ``refine`` names
+            no point.
 
     Example:
         >>> for point in points_of(["auto", "rtn", "svd_llm"], [3.25]):
@@ -79,7 +87,15 @@ def points_of(methods: Sequence[str], sizes: Sequence[float]) -> list[Point]:
             raise ArgumentError(f"method {name!r} compresses no linear layers, so it has no frontier; leave it out")
         own = [_point(name, method, float(size)) for size in sorted(set(sizes), reverse=True)]
         points += sorted((point for point in own if point is not None), key=lambda point: point.settings)
-    return points
+    names = [point.name for point in points]
+    for name in refine:
+        if name not in names:
+            raise ArgumentError(f"there is no point {name!r} to refine; name one of {', '.join(names)}")
+    return [
+        variant
+        for point in points
+        for variant in ((point, replace(point, refined=True)) if point.name in refine else (point,))
+    ]
 
 
 def _point(name: str, method: Method, size: float) -> Point | None:

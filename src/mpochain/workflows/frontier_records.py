@@ -70,6 +70,7 @@ def measure_points(
     *,
     quality: str = "perplexity",
     calibration: Iterable[Any] | None = None,
+    held_out: Iterable[Any] | None = None,
     targets: Iterable[str] | None = None,
     ignore: Iterable[str] = (),
     seed: int = 0,
@@ -84,6 +85,7 @@ def measure_points(
         measure: returns the quality of the model as it is then, ready for JSON; its argument is the name of the point.
         quality: name of the field that holds what ``measure`` returns.
         calibration: see :func:`mpochain.compress`, as the arguments after it.
+        held_out: batches that decide which state of a refined block is kept.
         targets: layers to compress.
         ignore: layers to leave out.
         seed: seed of the sampled labels.
@@ -107,20 +109,30 @@ def measure_points(
     moments = out / "moments"
     for (method, _), group in groupby(missing, key=lambda point: (point.method, point.settings)):
         sized = list(group)
-        logger.info("%s at %s", method, ", ".join(f"{point.bits:g} bits" for point in sized))
+        plain = {point.budget: point for point in sized if not point.refined}
+        refined = {point.budget: point for point in sized if point.refined}
+        logger.info("%s at %s", method, ", ".join(f"{bits:g} bits" for bits in dict.fromkeys(p.bits for p in sized)))
         reports = compressed_to_each(
             model,
-            [point.budget for point in sized],
+            [*(plain | refined)],
             calibration=calibration,
             targets=targets,
             ignore=ignore,
             method=sized[0].chosen_method(),
             seed=seed,
+            refine=refined,
+            held_out=held_out,
             moments=moments,
         )
-        for point, report in zip(sized, reports, strict=True):
-            record = {**_of_report(point, report), **measured(point.name)}
-            _write(out, point.name, {**setting, **_of_point(point)}, record)
+        passed: set[float | str] = set()
+        for report in reports:
+            assert report.budget is not None
+            # The first report of a budget is before refinement; it may have its record from an earlier run.
+            point = (refined if report.budget in passed else plain).get(report.budget)
+            passed.add(report.budget)
+            if point is not None:
+                record = {**_of_report(point, report), **measured(point.name)}
+                _write(out, point.name, {**setting, **_of_point(point)}, record)
     # They are as large as several models, and every point has its record.
     shutil.rmtree(moments, ignore_errors=True)
 
@@ -143,7 +155,8 @@ def read_frontier(out: Path, quality: str = "perplexity") -> dict[str, dict[str,
 
 
 def _of_point(point: Point) -> dict[str, Any]:
-    return {"method": point.method, "bits": point.bits, "budget": point.budget, "settings": dict(point.settings)}
+    named = {"method": point.method, "bits": point.bits, "budget": point.budget, "settings": dict(point.settings)}
+    return named | ({"refined": True} if point.refined else {})
 
 
 def _of_report(point: Point, report: CompressionReport) -> dict[str, Any]:
@@ -153,7 +166,8 @@ def _of_report(point: Point, report: CompressionReport) -> dict[str, Any]:
     if isinstance(point.budget, float):
         # The numbers of methods without few bits are counted in 16 bits; their indices count as they are.
         stored -= round(report.parameters_after * (report.bytes_before / weights - OWN_BITS // 8))
-    increases = [layer.loss_increase for layer in report.layers]
+    # The prediction is of the compression alone.
+    increases = [None if point.refined else layer.loss_increase for layer in report.layers]
     return {
         "layers": {
             "weights": weights,
