@@ -21,11 +21,10 @@ from mpochain.quantization import Scheme
 
 __all__ = ["Auto"]
 
-# Measured increase of the loss over the predicted one, of rounding and of low rank. Where data were set aside it is the
-# same for both: the metric to second order takes inputs and gradients for independent. Errors of the data that were
-# fitted are too small as well, those of low rank more than those of rounding, since it follows the sample more. What
-# decides between forms is the ratio; docs/decisions/0062 and 0065 have the measurements.
-_FACTORS_OF_DATA_SET_ASIDE = (1.7, 1.7)
+# Measured increase of the loss over the predicted one, of rounding and of low rank. On data set aside the prediction
+# needs none. On fitted data errors look too small, those of low rank more than those of rounding, since it follows the
+# sample more; docs/decisions/0062 and 0065 have the measurements.
+_FACTORS_OF_DATA_SET_ASIDE = (1.0, 1.0)
 _FACTORS_OF_FITTED_DATA = (2.0, 3.0)
 
 # Rows and coefficients are held in at least so many bits, unless fewer are all that is allowed: in equal bytes, a
