@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from mpochain.cli.options import Json, print_json, quiet_transformers
+from mpochain.cli.options import Device, Json, print_json, quiet_transformers
 
 __all__ = ["compare"]
 
@@ -22,6 +22,7 @@ def compare(
     ),
     model: Annotated[str | None, typer.Option(help="Dense model to compress instead of the recipe's.")] = None,
     only: Annotated[list[str] | None, typer.Option(help="Run to execute, by name; repeatable. By default all.")] = None,
+    device: Device = None,
     page: Annotated[
         Path | None, typer.Option(help="Markdown file for the results; by default comparison.md in the folder.")
     ] = None,
@@ -43,7 +44,7 @@ def compare(
 
     require_matplotlib()
     if not page_only:
-        settings = read_recipe(recipe, {"model": model})
+        settings = read_recipe(recipe, {"model": model, "device": device})
         names = run_names(settings)
         unknown = sorted(set(only or ()) - set(names))
         if unknown:

@@ -12,6 +12,7 @@ from mpochain.cli.options import (
     Budget,
     CalibrationText,
     CalibrationWindows,
+    Device,
     Dtype,
     EvaluationText,
     EvaluationWindows,
@@ -68,6 +69,7 @@ def compress(
     target: Targets = None,
     ignore: Ignore = None,
     dtype: Dtype = None,
+    device: Device = None,
     seed: Seed = None,
     evaluate: EvaluationText = None,
     evaluate_windows: EvaluationWindows = None,
@@ -107,6 +109,7 @@ def compress(
             "ignore": tuple(ignore) if ignore else None,
             "prompts": tuple(prompt) if prompt else None,
             "dtype": dtype,
+            "device": device,
             "seed": seed,
             "calibration": {
                 "text": None if calibration is None else str(calibration),

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from mpochain.cli.options import Dtype, Json, Overwrite, print_json, quiet_transformers
+from mpochain.cli.options import Device, Dtype, Json, Overwrite, print_json, quiet_transformers
 
 __all__ = ["convert"]
 
@@ -18,6 +18,7 @@ def convert(
     ],
     out: Annotated[Path, typer.Option(help="Folder for the dense model.")],
     dtype: Dtype = None,
+    device: Device = None,
     overwrite: Overwrite = False,
     as_json: Json = False,
 ) -> None:
@@ -30,7 +31,7 @@ def convert(
     require_found({"model": model})
     require_no_model(out, overwrite=overwrite)
     with quiet_transformers(), folder_lock(out):
-        language = read_model(model, dtype=dtype or "auto")
+        language = read_model(model, dtype=dtype or "auto", device=device or "cpu")
         save_dense(language, out, overwrite=overwrite)
     if not as_json:
         print(out)

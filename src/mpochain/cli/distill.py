@@ -10,6 +10,7 @@ from typing import Annotated
 import typer
 
 from mpochain.cli.options import (
+    Device,
     Dtype,
     EvaluationText,
     EvaluationWindows,
@@ -58,6 +59,7 @@ def distill(
         bool, typer.Option("--at-once", help="Merge all stages into one with the sum of their steps, as a baseline.")
     ] = False,
     dtype: Dtype = None,
+    device: Device = None,
     seed: Seed = None,
     overwrite: Overwrite = False,
     as_json: Json = False,
@@ -79,6 +81,7 @@ def distill(
         {
             "model": model,
             "dtype": dtype,
+            "device": device,
             "seed": seed,
             "finetune": {"text": None if text is None else str(text), "windows": windows},
             "evaluation": {

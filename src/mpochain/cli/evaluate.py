@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from mpochain.cli.options import Dtype, EvaluationWindows, Json, count_or_all, print_json, quiet_transformers
+from mpochain.cli.options import Device, Dtype, EvaluationWindows, Json, count_or_all, print_json, quiet_transformers
 from mpochain.errors import ArgumentError
 from mpochain.system.progress import counting
 
@@ -26,6 +26,7 @@ def evaluate(
     ] = None,
     windows: EvaluationWindows = None,
     dtype: Dtype = None,
+    device: Device = None,
     as_json: Json = False,
 ) -> None:
     """Print the perplexity of a model on a text, and the number of tokens it was measured on."""
@@ -36,7 +37,7 @@ def evaluate(
 
     require_found({"model": model}, {"--text": text})
     with quiet_transformers(), counting() as counters:
-        language = read_model(model, dtype=dtype or "auto")
+        language = read_model(model, dtype=dtype or "auto", device=device or "cpu")
         tokens = read_tokens(text, language.tokenizer)
         used, every = counted(len(tokens), window, _count(windows), stride)
         result = perplexity(

@@ -10,6 +10,7 @@ from typing import Annotated
 import typer
 
 from mpochain.cli.options import (
+    Device,
     Dtype,
     EvaluationText,
     EvaluationWindows,
@@ -70,6 +71,7 @@ def finetune(
     evaluate: EvaluationText = None,
     evaluate_windows: EvaluationWindows = None,
     dtype: Dtype = None,
+    device: Device = None,
     overwrite: Overwrite = False,
     as_json: Json = False,
 ) -> None:
@@ -88,6 +90,7 @@ def finetune(
             # A recipe needs a model. Without a recipe and a teacher this one fills the field, and it is not read.
             "model": teacher or (str(model) if recipe is None else None),
             "dtype": dtype,
+            "device": device,
             "finetune": {
                 "text": None if text is None else str(text),
                 "windows": windows,

@@ -11,6 +11,7 @@ import typer
 from mpochain.cli.options import (
     CalibrationText,
     CalibrationWindows,
+    Device,
     Dtype,
     EvaluationText,
     EvaluationWindows,
@@ -63,6 +64,7 @@ def frontier(
     target: Targets = None,
     ignore: Ignore = None,
     dtype: Dtype = None,
+    device: Device = None,
     seed: Seed = None,
     page: Annotated[
         Path | None, typer.Option(help="Markdown file for the results; by default frontier.md in the folder.")
@@ -93,6 +95,7 @@ def frontier(
                 "targets": tuple(target) if target else None,
                 "ignore": tuple(ignore) if ignore else None,
                 "dtype": dtype,
+                "device": device,
                 "seed": seed,
                 "calibration": {
                     "text": None if calibration is None else str(calibration),

@@ -20,6 +20,7 @@ __all__ = [
     "Budget",
     "CalibrationText",
     "CalibrationWindows",
+    "Device",
     "Dtype",
     "EvaluationText",
     "EvaluationWindows",
@@ -136,6 +137,12 @@ Ignore = Annotated[
 ]
 Dtype = Annotated[
     str | None, typer.Option(help="Dtype to work in: auto (as stored, the default), float32, bfloat16 or float16.")
+]
+Device = Annotated[
+    str | None,
+    typer.Option(
+        help="Where to work: cpu (the default), cuda, cuda:1, mps, or auto for the accelerator if there is one."
+    ),
 ]
 Seed = Annotated[int | None, typer.Option(help="Seed of random numbers; by default 0.", min=0)]
 Overwrite = Annotated[

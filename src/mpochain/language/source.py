@@ -16,6 +16,7 @@ from torch import nn
 from mpochain.checkpoint import is_checkpoint, is_outdated, load, require_no_other_model, write_checkpoint
 from mpochain.errors import ArgumentError, CheckpointError, MissingDependencyError, OutputError
 from mpochain.language.companions import read_companions, write_companions
+from mpochain.language.devices import device_named
 from mpochain.language.pretrained import is_hub_name, read_dense, read_tokenizer, require_complete, require_readable
 from mpochain.surgery import to_dense
 from mpochain.system.files import require_writable
@@ -62,7 +63,7 @@ class LanguageModel:
     companions: Mapping[str, bytes] = field(default_factory=dict, repr=False)
 
 
-def load_language_model(source: str | Path, *, dtype: str = "auto") -> LanguageModel:
+def load_language_model(source: str | Path, *, dtype: str = "auto", device: str = "cpu") -> LanguageModel:
     """Load a causal language model and its tokenizer.
 
     Args:
@@ -70,16 +71,20 @@ def load_language_model(source: str | Path, *, dtype: str = "auto") -> LanguageM
             dequantised), or a name on the Hugging Face hub.
         dtype: ``"float32"``, ``"bfloat16"``, ``"float16"``, or ``"auto"`` for the stored dtype (float32 for a GGUF
             file).
+        device: where the model is put, see :func:`mpochain.language.device_named`.
 
     Raises:
         CheckpointError: the source has no language model, or it cannot be read.
-        ArgumentError: the dtype is unknown.
+        ArgumentError: the dtype is unknown, or the device is not there.
         MissingDependencyError: transformers is not installed.
     """
     if dtype != "auto" and dtype not in _DTYPES:
         raise ArgumentError(f"dtype must be auto or one of {', '.join(_DTYPES)}, got {dtype!r}")
+    place = device_named(device)
     path = as_path(source, "source")
-    return read_unchanged(path, lambda: _load(source, dtype)) if path.is_dir() else _load(source, dtype)
+    language = read_unchanged(path, lambda: _load(source, dtype)) if path.is_dir() else _load(source, dtype)
+    language.model.to(place)
+    return language
 
 
 def _load(source: str | Path, dtype: str) -> LanguageModel:

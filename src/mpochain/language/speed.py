@@ -76,7 +76,7 @@ def compare_speed(
     decode: dict[str, list[float]] = {name: [] for name in models}
     for number in range(rounds + 1):
         for name, model in models.items():
-            seconds = _round(model, prompt, written)
+            seconds = _round(model, prompt.to(next(model.parameters()).device), written)
             if number:  # round 0 warms up
                 prefill[name].append(seconds[0])
                 decode[name].append(seconds[1])
@@ -120,9 +120,17 @@ def _round(model: Any, prompt: Tensor, written: int) -> tuple[float, float]:
 
 
 def _timed(function: Callable[[], Any]) -> tuple[Any, float]:
+    _wait()
     began = time.perf_counter()
     result = function()
+    _wait()
     return result, time.perf_counter() - began
+
+
+def _wait() -> None:
+    """Wait for an accelerator, which works on after a call has returned."""
+    if torch.accelerator.is_available():
+        torch.accelerator.synchronize()
 
 
 def _spread(values: list[float]) -> float:

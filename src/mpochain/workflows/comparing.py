@@ -166,7 +166,17 @@ def _setting(recipe: Recipe, name: str) -> dict[str, Any]:
     """Settings that determine a run's result: the recipe without other runs, with texts identified by content."""
     setting = recipe.model_dump(
         mode="json",
-        exclude={"comparison", "budget", "method", "settings", "sequential", "refine", "speed", "stage_budgets"},
+        exclude={
+            "device",
+            "comparison",
+            "budget",
+            "method",
+            "settings",
+            "sequential",
+            "refine",
+            "speed",
+            "stage_budgets",
+        },
     )
     setting["model"] = Path(recipe.model).name
     if recipe.evaluation is not None and recipe.evaluation.windows is None:

@@ -225,7 +225,9 @@ def _require_other_folder(recipe: Recipe, out: Path) -> None:
 
 
 def _speed(recipe: Recipe, model: nn.Module, counters: Counters) -> dict[str, Speed]:
-    dense = read_model(recipe.model, dtype=recipe.dtype, role="the dense model again, to time both")
+    dense = read_model(
+        recipe.model, dtype=recipe.dtype, device=recipe.device, role="the dense model again, to time both"
+    )
     return time_models({"dense": dense.model, "compressed": model}, dense, counters=counters)
 
 

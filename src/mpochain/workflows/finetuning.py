@@ -127,7 +127,7 @@ def _finetune(
     if teacher_source is not None:
         # Autocast rounds the teacher's products in any case; weights in that dtype need no cast at every step.
         dtype = recipe.finetune.training.autocast or recipe.dtype
-        teacher = read_model(teacher_source, dtype=dtype, role="the teacher").model
+        teacher = read_model(teacher_source, dtype=dtype, device=recipe.device, role="the teacher").model
     state = existing_file(out, _STATE)
     begun = Begun(out / _BEGUN, _identity(inputs))
     if evaluated == "both" and not state.exists():

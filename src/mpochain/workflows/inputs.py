@@ -119,9 +119,9 @@ def read_inputs(recipe: Recipe, *sections: Section, model: Path | None = None, t
     """
     require_inputs(recipe, sections, model=model, teacher=teacher)
     if model is not None:
-        language = read_model(model, dtype=recipe.dtype)
+        language = read_model(model, dtype=recipe.dtype, device=recipe.device)
     else:
-        language = read_model(recipe.model, dtype=recipe.dtype)
+        language = read_model(recipe.model, dtype=recipe.dtype, device=recipe.device)
         if compressed_layers(language.model):
             raise RecipeError(f"{recipe.model} is already compressed; start from the dense model, or convert it first")
     texts: dict[str, Any] = {}
@@ -169,20 +169,24 @@ def _enough(model: nn.Module, total: int, window: int, spare: int) -> int:
     return max(1, min(wanted, every - spare if every > 2 * spare else every))
 
 
-def read_model(source: str | Path, *, dtype: str = "auto", role: str = "the model") -> LanguageModel:
+def read_model(
+    source: str | Path, *, dtype: str = "auto", device: str = "cpu", role: str = "the model"
+) -> LanguageModel:
     """Read and log a language model with its tokenizer, see :func:`mpochain.language.load_language_model`.
 
     Args:
         source: folder, ``.gguf`` file, or name on the Hugging Face hub.
         dtype: dtype of the weights; ``"auto"`` for the stored dtype.
+        device: where the model is put.
         role: purpose of the model, for the log.
 
     Raises:
         CheckpointError: the model cannot be read.
+        ArgumentError: the device is not there.
         MissingDependencyError: transformers is not installed.
     """
     logger.info("reading %s, %s", role, source)
-    return load_language_model(source, dtype=dtype)
+    return load_language_model(source, dtype=dtype, device=device)
 
 
 def evaluate(model: nn.Module, tokens: Tensor, evaluation: Evaluation, counter: Counter | None = None) -> Perplexity:

@@ -141,6 +141,8 @@ class Recipe(RecipeSection):
     Attributes:
         model: folder, ``.gguf`` file, or name on the Hugging Face hub.
         dtype: dtype to work in; ``"auto"`` for the stored dtype.
+        device: where the model is put and all work on it is done: ``"cpu"``, ``"cuda"``, ``"cuda:1"``, ``"mps"``, or
+            ``"auto"`` for the accelerator of the machine if it has one.
         budget: share of the layers' storage to keep, such as 0.6 or "60%"; or bytes, such as "200MB"; or bits per
             weight of the layers, such as "3 bits"; or the limit of each layer's relative error, such as "5% error".
         speed: second budget, the share of the layers' multiply-adds to keep, such as 0.7 or "70%".
@@ -165,6 +167,7 @@ class Recipe(RecipeSection):
 
     model: Source
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    device: Annotated[str, Field(pattern=r"^[a-z]+(:\d+)?$")] = "cpu"
     budget: Budget | None = None
     speed: SpeedShare | None = None
     method: MethodName = Field(_BY_BUDGET, validate_default=True)

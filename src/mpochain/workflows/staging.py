@@ -122,7 +122,7 @@ def _distill(recipe: Recipe, out: Path, *, teacher_cache: Path | None, command: 
     distillation = _Distillation(inputs, teacher_model, teacher_cache, work, counters)
     work.remember("dense", partial(distillation.perplexity, dense, "dense"))
     # The student is loaded separately, because the teacher must not change.
-    language = load_language_model(work.latest() or recipe.model, dtype=recipe.dtype)
+    language = load_language_model(work.latest() or recipe.model, dtype=recipe.dtype, device=recipe.device)
     for stage in recipe.stages:
         if not work.has(stage.name, "learnt"):
             distillation.run(stage, language)
@@ -227,8 +227,8 @@ def _teacher(recipe: Recipe, dense: nn.Module) -> nn.Module:
     source = None if recipe.finetune is None else recipe.finetune.teacher
     if source is None or source == recipe.model:
         return dense
-    teacher = read_model(source, dtype=recipe.dtype, role="the teacher").model
-    tokens = torch.zeros(1, 2, dtype=torch.long, device="cpu")
+    teacher = read_model(source, dtype=recipe.dtype, device=recipe.device, role="the teacher").model
+    tokens = torch.zeros(1, 2, dtype=torch.long, device=next(teacher.parameters()).device)
     size, teacher_size = (int(logits_of(model(tokens)).shape[-1]) for model in (dense, teacher))
     if size != teacher_size:
         raise RecipeError(f"the teacher has a vocabulary of {teacher_size:,} and the model one of {size:,}")

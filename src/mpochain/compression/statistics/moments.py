@@ -108,7 +108,8 @@ def run_batch(model: nn.Module, batch: Any) -> Any:
     """Call a model with one batch: a tensor, a tuple of arguments, or a mapping of keyword arguments.
 
     The model gets copies of the tensors, because it may change its inputs in place and the data are read several times.
-    Copies made outside of ``torch.inference_mode()`` can also take part in gradients.
+    They lie on the device of the model's first parameter. Copies made outside of ``torch.inference_mode()`` can also
+    take part in gradients.
 
     Raises:
         ArgumentError: the batch has another type, or the model cannot be called with it.
@@ -118,12 +119,14 @@ def run_batch(model: nn.Module, batch: Any) -> Any:
             "a calibration batch must be a tensor, a tuple of arguments or a mapping of keyword arguments, got "
             f"{type(batch).__name__}"
         )
+    first = next(model.parameters(), None)
+    device = None if first is None else first.device
     try:
         if isinstance(batch, Tensor):
-            return model(batch.clone())
+            return model(copied(batch, device))
         if isinstance(batch, Mapping):
-            return model(**copied(dict(batch)))
-        return model(*copied(tuple(batch)))
+            return model(**copied(dict(batch), device))
+        return model(*copied(tuple(batch), device))
     except (MPOError, torch.OutOfMemoryError):
         raise
     except (RuntimeError, TypeError, ValueError, IndexError, KeyError) as error:
@@ -145,15 +148,23 @@ def _described(value: Any) -> str:
     return type(value).__name__
 
 
-def copied(arguments: Any) -> Any:
+def copied(arguments: Any, device: torch.device | None = None) -> Any:
     """Arguments of a model, or a batch, with copies of the tensors.
+
+    Args:
+        arguments: tensors in lists, tuples or mappings.
+        device: where the copies lie; None for where the tensors lie.
 
     Example:
         >>> batch = torch.zeros(2)
         >>> copied({"x": batch})["x"] is batch
         False
     """
-    return tree.tree_map(lambda value: value.clone() if isinstance(value, Tensor) else value, arguments)
+
+    def copy(value: Any) -> Any:
+        return value.to(device or value.device, copy=True) if isinstance(value, Tensor) else value
+
+    return tree.tree_map(copy, arguments)
 
 
 @contextmanager

@@ -79,8 +79,9 @@ def sampled_labels(logits: Tensor, kept: Tensor | None, generator: torch.Generat
         NonFiniteError: see :func:`sampled_classes`.
     """
     rows = _rows(logits, kept)
-    uniform = torch.rand(rows.shape, generator=generator, dtype=rows.dtype, device="cpu")
-    labels = (uniform.to(rows.device) < rows.detach().sigmoid()).to(rows.dtype)
+    drawn_by = _on(rows.device, generator)
+    uniform = torch.rand(rows.shape, generator=drawn_by, dtype=rows.dtype, device=rows.device)
+    labels = (uniform < rows.detach().sigmoid()).to(rows.dtype)
     return torch.nn.functional.binary_cross_entropy_with_logits(rows, labels, reduction="sum")
 
 
@@ -100,8 +101,19 @@ def sampled_values(values: Tensor, kept: Tensor | None, scale: float, generator:
         NonFiniteError: a row that counts has NaN or infinite values.
     """
     rows = _rows(values, kept)
-    noise = torch.randn(rows.shape, generator=generator, dtype=rows.dtype, device="cpu")
-    return (rows * noise.to(rows.device)).sum() / scale
+    noise = torch.randn(rows.shape, generator=_on(rows.device, generator), dtype=rows.dtype, device=rows.device)
+    return (rows * noise).sum() / scale
+
+
+def _on(device: torch.device, generator: torch.Generator) -> torch.Generator:
+    """A generator for numbers on a device: the CPU's itself, elsewhere a new one that it seeds.
+
+    Numbers drawn on the CPU would have to be copied, and for labels all logits to the CPU first.
+    """
+    if device == generator.device:
+        return generator
+    seed = int(torch.randint(1 << 62, (), generator=generator, device=generator.device))
+    return torch.Generator(device).manual_seed(seed)
 
 
 def _rows(values: Tensor, kept: Tensor | None) -> Tensor:
@@ -143,7 +155,7 @@ def _draw(logits: Tensor, gradient: Tensor, generator: torch.Generator) -> Tenso
     torch.softmax(logits.float(), -1, out=gradient)
     if not gradient.isfinite().all():
         raise NonFiniteError(_NAN)
-    drawn = torch.multinomial(gradient.cpu(), 1, generator=generator).to(logits.device)
+    drawn = torch.multinomial(gradient, 1, generator=_on(gradient.device, generator))
     chosen = gradient.gather(1, drawn)
     # Gradient of cross-entropy with respect to the logits: the probabilities, minus 1 at the label.
     gradient.scatter_add_(1, drawn, torch.full_like(chosen, -1.0))
