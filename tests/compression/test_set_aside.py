@@ -13,7 +13,7 @@ import mpochain as mpo
 from mpochain.compression import Auto, Interpolative, Target, collect_moments
 from mpochain.compression.methods.rounding_metric import RoundingMetric
 from mpochain.compression.statistics import passes
-from mpochain.compression.statistics.damping import damping_of_low_rank
+from mpochain.compression.statistics.damping import best_damped_fit
 from mpochain.compression.statistics.loss_metric import LossMetric
 from mpochain.compression.statistics.projections import fit, losses
 from mpochain.compression.statistics.store import MomentStore
@@ -121,7 +121,7 @@ def test_reported_errors_are_those_of_data_set_aside(net, batches, method, budge
 def test_low_rank_takes_the_damping_that_loses_least_on_data_set_aside(net, batches):
     moments = parted(net, batches)["0"]
     weight = net[0].weight.detach()
-    chosen = damping_of_low_rank(weight, moments)
+    chosen, _ = best_damped_fit(weight, moments)
     lost = {
         damping: losses(fit(weight, moments, damping=damping), weight, moments.held_out)[[5, 10, 14, 19]]
         for damping in (0.03, 0.1, 0.3, 1.0)
@@ -137,7 +137,7 @@ def test_rounding_is_damped_by_what_was_chosen_for_low_rank(net, batches):
     moments = parted(net, batches)["2"]
     target = Target.open("2", net[2])
     metric = RoundingMetric(target, moments)
-    assert metric.damping == 3 * damping_of_low_rank(target.weight, moments)
+    assert metric.damping == 3 * best_damped_fit(target.weight, moments)[0]
     assert metric.judging.inputs is moments.held_out.inputs
     inputs, outputs = metric.triangles()
     short = two_sided(target.weight, Scheme(3, 128), inputs, outputs)

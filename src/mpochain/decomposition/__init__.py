@@ -31,7 +31,12 @@ from mpochain.decomposition.scaling import core_std, equalised, equalised_rows, 
 from mpochain.decomposition.splitting import KroneckerFactors, split_off, split_spec
 from mpochain.decomposition.sweep import Decomposition, check_cutoff, retained_rank
 from mpochain.decomposition.tt_svd import tt_svd
-from mpochain.decomposition.weighted import WeightedLowRank, projected_low_rank, weighted_low_rank
+from mpochain.decomposition.weighted import (
+    WeightedLowRank,
+    damped_low_rank,
+    projected_low_rank,
+    weighted_low_rank,
+)
 from mpochain.decomposition.zero import random_like, zero_cores
 
 __all__ = [
@@ -49,6 +54,7 @@ __all__ = [
     "contracted",
     "core_std",
     "correlated_groups",
+    "damped_low_rank",
     "decomposed_by",
     "deinterleave",
     "direct_product",

@@ -11,6 +11,8 @@ the errors of all layers have the same unit, that of the loss.
 
 from __future__ import annotations
 
+import math
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -31,7 +33,7 @@ from mpochain.arrays import (
 from mpochain.errors import ArgumentError, NonFiniteError, ShapeError
 from mpochain.linalg import eigh, named
 
-__all__ = ["WeightedLowRank", "projected_low_rank", "weighted_low_rank"]
+__all__ = ["WeightedLowRank", "damped_low_rank", "projected_low_rank", "weighted_low_rank"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -154,6 +156,49 @@ def projected_low_rank(matrix: Array, metric: Array | None, moments: Array, *, n
         return Projector(M)(weight64, N, power_M + power_N)
 
 
+def damped_low_rank(
+    matrix: Array, metric: Array, moments: Array, dampings: Sequence[float], *, name: str = "matrix"
+) -> Iterator[WeightedLowRank]:
+    """:func:`projected_low_rank` with several numbers added to the weights ``G`` of all outputs, one after another.
+
+    With ``out <= in`` the metric is ``G + s I``, otherwise the moments are ``W^T (G + s I) W``. The metric takes one
+    eigenvalue decomposition for all of them.
+
+    Args:
+        matrix: ``W (out, in)``, any float type.
+        metric: ``G`` with ``out <= in``, otherwise ``H``.
+        moments: ``W H W^T`` with ``out <= in``, otherwise ``W^T G W``.
+        dampings: the numbers ``s``, at least 0.
+        name: name of the matrix in errors.
+
+    Raises:
+        MPOError: see :func:`projected_low_rank`.
+
+    Example:
+        >>> import numpy as np
+        >>> W = np.random.default_rng(0).normal(size=(3, 5))
+        >>> fits = damped_low_rank(W, np.diag([1.0, 2.0, 3.0]), W @ W.T, [0.5, 2.0])
+        >>> damped = projected_low_rank(W, np.diag([1.5, 2.5, 3.5]), W @ W.T)
+        >>> np.allclose(next(fits).squares, damped.squares)
+        True
+    """
+    weight64 = _checked64(matrix, name)
+    side, wide = min(weight64.shape), weight64.shape[0] <= weight64.shape[1]
+    M, power_M = symmetric_moments(metric, side, 0.0, weight64, f"the metric of {name}")
+    of_moments = f"the moments of {name}"
+    with named(name):
+        if wide:
+            N, power_N = symmetric_moments(moments, side, 0.0, weight64, of_moments)
+            for projector in Projector.shifted(M, [math.ldexp(damping, -power_M) for damping in dampings]):
+                yield projector(weight64, N, power_M + power_N)
+            return
+        projector, product = Projector(M), namespace(weight64).matrix_transpose(weight64) @ weight64
+        moments64 = cast(promoted(detached(moments), of_moments), "float64")
+        for damping in dampings:
+            N, power_N = symmetric_moments(moments64 + damping * product, side, 0.0, weight64, of_moments)
+            yield projector(weight64, N, power_M + power_N)
+
+
 def _checked64(matrix: Array, name: str) -> Array:
     require_matrix(matrix, name)
     weight64 = cast(promoted(detached(matrix), name), "float64")
@@ -175,7 +220,22 @@ class Projector:
         self._root: Array | None = None
         self._inverse: Array | None = None
         if metric is not None:
-            self._root, self._inverse = _roots(metric)
+            self._root, self._inverse = _roots(*eigh(metric))
+
+    @classmethod
+    def shifted(cls, metric: Array, shifts: Sequence[float]) -> Iterator[Projector]:
+        """Projectors with the metrics ``M + s I`` of several shifts, from one eigenvalue decomposition.
+
+        Args:
+            metric: ``M``.
+            shifts: numbers of at least 0 that are added to the diagonal.
+        """
+        values, vectors = eigh(metric)
+        for shift in shifts:
+            projector = cls(None)
+            # What rounding makes of zero is below zero as often as above.
+            projector._root, projector._inverse = _roots(values.clip(0.0) + shift, vectors)
+            yield projector
 
     def __call__(self, weight64: Array, moments: Array, exponent: int = 0) -> WeightedLowRank:
         """Approximations of all ranks of a float64 matrix with the moments ``N``.
@@ -248,10 +308,9 @@ def _eigenvectors(symmetric: Array) -> tuple[NDArray[np.float64], Array]:
     return np.maximum(descending, 0.0), xp.flip(vectors, axis=1)
 
 
-def _roots(symmetric: Array) -> tuple[Array, Array]:
-    """Square root of a positive semidefinite matrix, and the pseudo-inverse of that root."""
-    xp = namespace(symmetric)
-    values, vectors = eigh(symmetric)
+def _roots(values: Array, vectors: Array) -> tuple[Array, Array]:
+    """Square root of a positive semidefinite matrix, and the pseudo-inverse of that root, from its eigenvalues."""
+    xp = namespace(values)
     values = xp.where(values > 0, values, xp.zeros_like(values))
     sizes = xp.sqrt(values)
     nonzero = values > float(xp.max(values)) * 1e-14

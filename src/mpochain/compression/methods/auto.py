@@ -101,7 +101,7 @@ class Auto(Method):
 
     def prepare(self, target: Target, moments: Moments | None) -> Choices:
         """See :class:`~mpochain.compression.methods.method.Method`."""
-        metric, parts = RoundingMetric(target, moments), []
+        metric, parts = RoundingMetric(target, moments, low_rank="interpolative" in self.settings.forms), []
         factors = _FACTORS_OF_FITTED_DATA if metric.judges_itself else _FACTORS_OF_DATA_SET_ASIDE
         for form in dict.fromkeys(self.settings.forms):
             schemes = self._schemes(form)

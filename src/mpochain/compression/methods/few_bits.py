@@ -15,7 +15,7 @@ from mpochain.compression.methods.interpolative import index_bytes
 from mpochain.compression.methods.rounding_metric import RoundingMetric
 from mpochain.compression.methods.uniform_bits import coded_numbers, dense_costs, usable
 from mpochain.compression.statistics.moments import Moments
-from mpochain.compression.statistics.projections import Errors, Projections, errors_between, fit, losses
+from mpochain.compression.statistics.projections import Errors, Projections, errors_between, losses
 from mpochain.compression.target import Target
 from mpochain.decomposition import interpolative, interpolative_parameters
 from mpochain.nn import CompressedLayer, InterpolativeLinear, QuantizedLinear, QuantizedParts
@@ -138,12 +138,8 @@ def interpolative_in_bits(
         )
     judging = None if moments is None else moments.judging
 
-    # Fitted again for the layer that is built: few layers become low rank, and a fit takes as much memory as a layer.
-    def fitted() -> Projections:
-        return fit(target.weight, moments, damping=metric.damping_of_low_rank)
-
     def errors() -> tuple[_Values, float | None]:
-        projections, triangles = fitted(), metric.triangles()
+        projections, triangles = metric.low_rank(), metric.triangles()
         of_rank = losses(projections, target.weight, judging)
 
         def added(scheme: Scheme, rank: int) -> float:
@@ -164,7 +160,8 @@ def interpolative_in_bits(
 
     def build(choice: int) -> Built:
         scheme, rank = places[choice]
-        triangles, projections = metric.triangles(), fitted()
+        # Fitted again: few layers become low rank, and a fit takes as much memory as a layer.
+        triangles, projections = metric.triangles(), metric.low_rank()
         layer = _interpolative_layer(target, projections, triangles, scheme, rank, rounds=_ROUNDS)
         built = _built(target, moments, layer, factor)
         if built.errors is None or built.errors.loss is None:

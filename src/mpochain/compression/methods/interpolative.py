@@ -7,9 +7,9 @@ import numpy as np
 from mpochain.compression.choices import Built, Choices
 from mpochain.compression.costs import Costs
 from mpochain.compression.methods.method import Method
-from mpochain.compression.statistics.damping import damping_of_low_rank
+from mpochain.compression.statistics.damping import best_damped_fit
 from mpochain.compression.statistics.moments import Moments
-from mpochain.compression.statistics.projections import fit, losses
+from mpochain.compression.statistics.projections import losses
 from mpochain.compression.target import Target
 from mpochain.decomposition import Interpolation, interpolative
 from mpochain.nn import InterpolativeLinear
@@ -46,7 +46,7 @@ class Interpolative(Method):
         parameters = ranks * (out + in_ - ranks)
         costs = Costs.of(target, parameters, parameters, index_bytes=index_bytes(target))
         costs = costs[: int(np.searchsorted(costs.elements, target.parameters))]  # smaller than the matrix
-        projections = fit(target.weight, moments, damping=damping_of_low_rank(target.weight, moments))
+        _, projections = best_damped_fit(target.weight, moments)
         judging = None if moments is None else moments.judging
         # To second order, the loss grows by half the squared weighted error; on data set aside without any damping.
         increases = projections.errors / 2

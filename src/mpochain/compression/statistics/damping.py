@@ -11,9 +11,9 @@ import numpy as np
 from torch import Tensor
 
 from mpochain.compression.statistics.moments import Moments
-from mpochain.compression.statistics.projections import fit, losses
+from mpochain.compression.statistics.projections import Projections, damped_fits, fit, losses
 
-__all__ = ["DAMPING", "damping_of_low_rank"]
+__all__ = ["DAMPING", "best_damped_fit"]
 
 DAMPING = 0.1
 """Share that is added where no data were set aside."""
@@ -24,25 +24,27 @@ _OFFERED = (0.03, 0.1, 0.3, 1.0)
 _SHARES = (0.2, 0.4, 0.6, 0.8)
 
 
-def damping_of_low_rank(weight: Tensor, moments: Moments | None) -> float:
-    """The damping whose low-rank approximations lose least on the data that were set aside.
+def best_damped_fit(weight: Tensor, moments: Moments | None) -> tuple[float, Projections]:
+    """The damping whose low-rank approximations lose least on the data that were set aside, and these approximations.
 
     Args:
         weight: ``(out, in)``.
-        moments: moments of the layer, with gradients; :data:`DAMPING` is returned without them or without data set
+        moments: moments of the layer, with gradients; the damping is :data:`DAMPING` without them or without data set
             aside.
 
     Example:
         >>> import torch
-        >>> damping_of_low_rank(torch.ones(2, 3), None)
-        0.1
+        >>> damping, projections = best_damped_fit(torch.ones(2, 3), None)
+        >>> damping, len(projections.errors)
+        (0.1, 3)
     """
     if moments is None or moments.held_out is None or moments.gradients is None:
-        return DAMPING
+        return DAMPING, fit(weight, moments, damping=DAMPING)
 
-    def loss(damping: float) -> float:
-        lost = losses(fit(weight, moments, damping=damping), weight, moments.judging)
+    def loss(projections: Projections) -> float:
+        lost = losses(projections, weight, moments.judging)
         ranks = [round(share * (len(lost) - 1)) for share in _SHARES]
         return float(np.log(np.maximum(lost[ranks], 1e-300)).mean())
 
-    return min(_OFFERED, key=loss)
+    fits = zip(_OFFERED, damped_fits(weight, moments, _OFFERED), strict=True)
+    return min(fits, key=lambda offered: loss(offered[1]))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,10 +12,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from mpochain.compression.statistics.moments import Moments
-from mpochain.decomposition import WeightedLowRank, projected_low_rank, weighted_low_rank
+from mpochain.decomposition import WeightedLowRank, damped_low_rank, projected_low_rank, weighted_low_rank
 from mpochain.errors import ArgumentError
 
-__all__ = ["Errors", "Projections", "errors_between", "fit", "losses", "weights_of"]
+__all__ = ["Errors", "Projections", "damped_fits", "errors_between", "fit", "losses", "weights_of"]
 
 # This share of the inputs' mean power is added to the diagonal of their moments, so that directions absent from the
 # data still count a little.
@@ -140,10 +141,29 @@ def fit(weight: Tensor, moments: Moments | None, *, damping: float | None = None
     """
     if moments is None:
         return Projections.of(weighted_low_rank(weight))
-    inputs, outputs = _sides(weight, moments, damping)
-    metric, moments64 = (outputs, inputs) if _is_wide(weight) else (inputs, outputs)
-    assert moments64 is not None
+    if damping is not None and moments.gradients is not None:
+        return next(damped_fits(weight, moments, [damping]))
+    inputs, weight64 = _inputs_on_the_smaller_side(weight, moments), weight.detach().double()
+    metric, moments64 = (None, inputs) if _is_wide(weight) else (inputs, weight64.T @ weight64)
     return Projections.of(projected_low_rank(weight, metric, moments64))
+
+
+def damped_fits(weight: Tensor, moments: Moments, dampings: Sequence[float]) -> Iterator[Projections]:
+    """:func:`fit` with several dampings, which share half of the work.
+
+    Args:
+        weight: ``(out, in)``.
+        moments: moments of the layer, with gradients.
+        dampings: see :func:`fit`.
+    """
+    assert moments.gradients is not None
+    assert moments.gradient_power is not None
+    inputs, outputs = _inputs_on_the_smaller_side(weight, moments), moments.gradients.double()
+    pair = (outputs, inputs) if _is_wide(weight) else (inputs, outputs)
+    yield from map(
+        Projections.of,
+        damped_low_rank(weight, *pair, [damping * moments.gradient_power for damping in dampings]),
+    )
 
 
 def weights_of(moments: Moments, *, damping: float) -> tuple[Tensor, Tensor | None]:
@@ -192,17 +212,10 @@ def _is_wide(weight: Tensor) -> bool:
     return bool(weight.shape[0] <= weight.shape[1])
 
 
-def _sides(weight: Tensor, moments: Moments, damping: float | None) -> tuple[Tensor, Tensor | None]:
-    """Weights of the inputs and of the outputs, both on the smaller side."""
-    weight64 = weight.detach().double()
+def _inputs_on_the_smaller_side(weight: Tensor, moments: Moments) -> Tensor:
+    """``W H W^T`` if ``out <= in``, otherwise ``H``, both with the ridge of ``H``, float64."""
+    weight64, activations = weight.detach().double(), moments.activations.double()
     ridge = _RIDGE * moments.input_power
-    weighted = damping is not None and moments.gradients is not None and moments.gradient_power is not None
-    gradients = moments.gradients.double() if weighted and moments.gradients is not None else None
-    extra = (damping or 0.0) * (moments.gradient_power or 0.0)
-    identity = torch.eye(min(weight64.shape), dtype=torch.float64, device=weight64.device)
-    activations = moments.activations.double()
     if _is_wide(weight):
-        metric = None if gradients is None else gradients + extra * identity
-        return activations + ridge * weight64 @ weight64.T, metric
-    product = weight64.T @ weight64
-    return activations + ridge * identity, product if gradients is None else gradients + extra * product
+        return activations + ridge * weight64 @ weight64.T
+    return activations + ridge * torch.eye(len(activations), dtype=torch.float64, device=activations.device)
