@@ -20,6 +20,8 @@ from mpochain.quantization import Scheme
 
 UNITS = torch.tensor([[0, 1], [0, 2], [3, 1], [2, 2], [1, 3], [3, 3], [0, 0], [1, 1], [2, 0]])
 
+_SYMMETRIC = Scheme(4, 3, symmetric=True)
+
 
 def _permuted(**orders):
     return PermutedLinear(MPOLinear(12, 8, max_bond=2, bias=False), **orders)
@@ -51,7 +53,9 @@ _LAYERS = {
     "rows of trains": lambda: RowLinear(TokenTrainEmbedding(9, 8, max_bond=2)),
     "4 bits": lambda: QuantizedLinear(12, 8, Scheme(4, group=5)),
     "3 bits, symmetric": lambda: QuantizedLinear(45, 8, Scheme(3, group=9, symmetric=True), bias=False),
-    "sum in codes": lambda: _in_codes("sum", {"parts.0.rows": Scheme(8), "parts.1.core_0_1": Scheme(4, 3, True)}),
+    "sum in codes": lambda: _in_codes(
+        "sum", {"parts.0.rows.weight": Scheme(8), "parts.1.core_0_1": Scheme(4, 3, True)}
+    ),
     "table, 2 bits": lambda: QuantizedEmbedding(9, 18, Scheme(2, group=16)),
     "embedding in codes": lambda: _in_codes("embedding", {"table.core_0_0": Scheme(8), "table.core_0_1": Scheme(4)}),
 }
@@ -75,8 +79,9 @@ def first_of_each_kind():
 
 
 def first_trained(layer):
-    """The first parameter that is trained."""
-    return next(parameter for parameter in layer.parameters() if parameter.requires_grad)
+    """The first parameter of the weight that is trained."""
+    trained = [parameter for parameter in layer.parameters() if parameter.requires_grad]
+    return next(parameter for parameter in trained if parameter is not getattr(layer, "bias", None))
 
 
 def inputs_of(layer, lead, dtype=torch.float64):

@@ -139,7 +139,7 @@ def _edit(folder, change):
         (lambda c: c["layers"]["2"].update(kind="magic"), "layers.2: kind 'magic' is no known layer"),
         (lambda c: c["layers"]["2"].update(rank=1 << 40), "layers.2.rank: Input should be less than"),
         (lambda c: c["layers"]["2"].update(rank=13), "rank 13 exceeds the smaller side"),
-        (lambda c: c["layers"]["2"].update(rank=4), "2.coefficients has shape"),
+        (lambda c: c["layers"]["2"].update(rank=4), "2.coefficients.weight has shape"),
         (
             lambda c: c["layers"]["2"].update(out_features=1 << 30),
             "1073741824x20 matrix, but the layer that it replaces",

@@ -12,6 +12,7 @@ from torch import nn
 import mpochain as mpo
 from mpochain import InterpolativeLinear, MPOError
 from mpochain.decomposition import interpolative
+from mpochain.quantization import Scheme
 
 BATCHES = [(1,), (6,), (0,), (), (2, 1, 3), (70,), (2, 40)]
 
@@ -35,7 +36,7 @@ def test_what_fast_execution_keeps_is_never_old(rank):
 
     check(layer)
     with torch.no_grad():
-        layer.coefficients.mul_(2)
+        layer.coefficients.weight.mul_(2)
     check(layer)
     other, _ = layer_of(rank=rank, seed=1)
     layer.load_state_dict(other.state_dict())
@@ -44,15 +45,15 @@ def test_what_fast_execution_keeps_is_never_old(rank):
     layer(x).square().sum().backward()
     optimizer.step()
     check(layer)
-    layer.rows = nn.Parameter(torch.randn_like(layer.rows))
+    layer.rows.weight = nn.Parameter(torch.randn_like(layer.rows.weight))
     check(layer)
     copied = pickle.loads(pickle.dumps(copy.deepcopy(layer)))
     with torch.no_grad():
-        copied.rows.add_(1)
+        copied.rows.weight.add_(1)
     check(copied)
     check(layer)
     check(layer.float().double())
-    values = {"rows": torch.randn_like(layer.rows), "coefficients": torch.randn_like(layer.coefficients)}
+    values = {f"{name}.weight": torch.randn_like(layer.get_submodule(name).weight) for name in ("rows", "coefficients")}
     with torch.no_grad():
         found = torch.func.functional_call(layer, values, (x,))
         torch.testing.assert_close(found, torch.func.functional_call(layer.set_execution(), values, (x,)))
@@ -128,3 +129,114 @@ def test_a_model_made_dense_again():
 def test_its_parameters_learn_at_one_rate():
     layer, _ = layer_of()
     assert mpo.surgery.learning_rate_scales(nn.Sequential(layer, nn.Linear(9, 2))) == {}
+
+
+class Doubled(nn.Module):
+    def __init__(self, inside):
+        super().__init__()
+        self.inside = inside
+
+    def forward(self, x):
+        return 2 * self.inside(x)
+
+
+def _replaced(layer):
+    layer.rows = Doubled(layer.rows)
+
+
+def _hooked(layer):
+    layer.coefficients.register_forward_hook(lambda module, inputs, output: 2 * output)
+
+
+def _own_forward(layer):
+    forward = layer.rows.forward
+    layer.rows.forward = lambda x: 2 * forward(x)
+
+
+def _parametrised(layer):
+    nn.utils.parametrize.register_parametrization(layer.rows, "weight", Doubled(nn.Identity()))
+
+
+def _another_type(layer):
+    class Other(nn.Linear):
+        def forward(self, x):
+            return 2 * super().forward(x)
+
+    layer.rows.__class__ = Other
+
+
+@pytest.mark.parametrize("alter", [_replaced, _hooked, _own_forward, _parametrised, _another_type])
+@pytest.mark.parametrize("cache", [False, True])
+@pytest.mark.parametrize("rows", [2, 70])
+def test_factors_that_do_more_than_multiply_are_called(alter, cache, rows):
+    layer, matrix = layer_of(rank=3)
+    layer.set_execution(cache=cache)
+    x = torch.randn(rows, 7, dtype=torch.float64)
+    with torch.no_grad():
+        layer(x)
+        alter(layer)
+        expected = nn.functional.linear(x, 2 * matrix, layer.bias)
+        for _ in range(2):
+            y = layer(x)
+            if alter is _hooked:
+                kept = layer.place < 3
+                torch.testing.assert_close(y[:, ~kept], expected[:, ~kept])
+                assert not torch.allclose(y[:, kept], expected[:, kept])
+            else:
+                torch.testing.assert_close(y, expected)
+        torch.testing.assert_close(layer(x), nn.functional.linear(x, layer.weight, layer.bias))
+        torch.testing.assert_close(mpo.to_dense(layer)(x), y)
+    assert not layer.has_plain_factors()
+    with pytest.raises(MPOError, match="expected plain torch.nn.Linear"):
+        layer.reset_parameters()
+    total = mpo.SumLinear([layer, mpo.MPOLinear(7, 9, max_bond=2, bias=False, dtype=torch.float64)])
+    with torch.no_grad():
+        for _ in range(2):
+            torch.testing.assert_close(
+                total.set_execution(cache=cache)(x), nn.functional.linear(x, total.weight, total.bias)
+            )
+
+
+def test_a_factor_that_drops_inputs_in_training_has_one_matrix():
+    layer, matrix = layer_of()
+    layer.rows = nn.Sequential(nn.Dropout(0.5), layer.rows)
+    torch.testing.assert_close(layer.train().weight, matrix)
+    assert layer.rows[0].training
+
+
+def test_no_module_that_quantisers_look_for_is_without_rows():
+    layer = InterpolativeLinear(7, 5, 5)
+    assert [name for name, module in layer.named_modules() if isinstance(module, nn.Linear)] == ["rows"]
+    assert layer.state_dict()["coefficients.weight"].shape == (0, 5)
+    x = torch.randn(3, 7)
+    _replaced(layer)
+    torch.testing.assert_close(layer(x), nn.functional.linear(x, layer.weight, layer.bias))
+
+
+@pytest.mark.parametrize("form", ["alone", "in a sum", "in codes", "sum in codes"])
+def test_state_dicts_with_former_names_load(form):
+    def built():
+        layer = InterpolativeLinear(70, 48, 6)
+        if "sum" in form:
+            layer = mpo.SumLinear([layer, mpo.MPOLinear(70, 48, max_bond=2, bias=False)])
+        return nn.Sequential(mpo.QuantizedParts.of(layer, Scheme(4)) if "codes" in form else layer)
+
+    model, other = built(), built()
+    former = {name.replace("rows.weight", "rows"): value for name, value in model.state_dict().items()}
+    former = {name.replace("coefficients.weight", "coefficients"): value for name, value in former.items()}
+    assert former.keys() != model.state_dict().keys()
+    other.load_state_dict(former)
+    assert all(torch.equal(value, model.state_dict()[name]) for name, value in other.state_dict().items())
+    former["0.rows.weight"] = former["0.other"] = torch.zeros(6, 70)
+    with pytest.raises(RuntimeError, match=r"Unexpected key.*0\.other"):
+        other.load_state_dict(former)
+
+
+def test_its_factors_are_no_targets_of_another_compression():
+    model = nn.Sequential(InterpolativeLinear(64, 64, 16), nn.ReLU(), nn.Linear(64, 64))
+    with pytest.raises(MPOError, match="'0.rows' is part of a compressed layer"):
+        mpo.compress(model, 0.5, method="svd", targets=["0.rows"])
+    report = mpo.compress(model, 0.5, method="svd", targets=["Linear"])
+    assert [layer.name for layer in report.layers] == ["2"]
+    with pytest.raises(MPOError, match="its layers are already compressed"):
+        mpo.compress(nn.Sequential(model[0]), 0.5, method="svd")

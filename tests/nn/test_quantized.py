@@ -289,25 +289,27 @@ def test_any_layer_has_its_tensors_in_codes(name, tmp_path):
 
 def test_one_scheme_is_for_the_tensors_that_it_makes_smaller():
     layer = InterpolativeLinear(64, 48, rank=2, dtype=torch.bfloat16)  # 4 bytes of coefficients in a row, or 7
-    assert list(QuantizedParts.of(layer, Scheme(4)).codes()) == ["rows"]
+    assert list(QuantizedParts.of(layer, Scheme(4)).codes()) == ["rows.weight"]
     with pytest.raises(ArgumentError, match="has no tensor that 8 bits in groups of 1 make smaller"):
         QuantizedParts.of(layer, Scheme(8, group=1))
     parts = QuantizedParts.of(InterpolativeLinear(64, 48, rank=4), Scheme(4))
-    assert list(parts.codes()) == ["rows", "coefficients"]
+    assert list(parts.codes()) == ["rows.weight", "coefficients.weight"]
     assert torch.equal(parts.bias, parts.layer.bias)
 
 
 def test_what_cannot_be_in_codes_is_refused():
     layer = InterpolativeLinear(12, 8, 3)
     for tensors in ({}, {"bias": Scheme(4)}, {"place": Scheme(4)}, {"row": Scheme(4)}):
-        with pytest.raises(ArgumentError, match="cannot be held in codes; name some of rows, coefficients"):
+        with pytest.raises(
+            ArgumentError, match="cannot be held in codes; name some of rows.weight, coefficients.weight"
+        ):
             QuantizedParts.of(layer, tensors)
-    with pytest.raises(ShapeError, match=r"rows of shape \(3, 12\) is quantised as \(3, 12\), got .*\(7, 45\)"):
+    with pytest.raises(ShapeError, match=r"rows\.weight of shape \(3, 12\) is quantised as \(3, 12\), got .*\(7, 45\)"):
         QuantizedParts.of(layer, {"rows": random_codes(Scheme(4))})
     for wrong in (nn.Linear(4, 4), QuantizedLinear(12, 8, Scheme(4))):
         with pytest.raises(DTypeError, match="expected a compressed layer that is not quantised"):
             QuantizedParts.of(wrong, Scheme(4))
-    with pytest.raises(NonFiniteError, match="rows of up"):
+    with pytest.raises(NonFiniteError, match="rows.weight of up"):
         QuantizedParts.of(InterpolativeLinear(12, 8, 3).requires_grad_(False).apply(_broken), Scheme(4), "up")
     with pytest.raises(ArgumentError, match="in_features must be a positive integer, got 0"):
         QuantizedLinear(0, 8, Scheme(4))
@@ -320,7 +322,7 @@ def test_what_cannot_be_in_codes_is_refused():
 
 def _broken(module):
     if isinstance(module, CompressedLayer):
-        module.rows.fill_(float("nan"))
+        module.rows.weight.fill_(float("nan"))
 
 
 def test_frozen_weights_stay_frozen():

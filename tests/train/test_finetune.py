@@ -204,7 +204,7 @@ class TestWhatIsTrained:
     def test_only_what_is_asked_for_and_nothing_frozen(self, small):
         model = copy.deepcopy(small)
         layers = {name: layer for name, layer in model.named_modules() if isinstance(layer, mpo.InterpolativeLinear)}
-        cores = {f"{name}.{core}" for name in layers for core in ("rows", "coefficients")}
+        cores = {f"{name}.{core}.weight" for name in layers for core in ("rows", "coefficients")}
         frozen = sorted(cores)[0]
         model.get_parameter(frozen).requires_grad_(False)
         required = {name: parameter.requires_grad for name, parameter in model.named_parameters()}

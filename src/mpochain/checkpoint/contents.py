@@ -11,6 +11,7 @@ import torch
 
 from mpochain.checkpoint.configuration import CONFIG, read_configuration, tensors_file
 from mpochain.checkpoint.elements import DTYPES
+from mpochain.checkpoint.present_names import present_names
 from mpochain.errors import CheckpointError, MPOError
 from mpochain.nn import CompressedLayer
 from mpochain.nn.kinds import layer_of
@@ -116,7 +117,8 @@ def _contents(folder: Path) -> Contents:
             continue  # a head tied to another layer, and counted there
         for key in weight:
             others.pop(f"{name}.{key}", None)
-        numbers = _typed(layer, {key: dtype for key, (dtype, _) in own.items()}).numbers()
+        present = present_names(own, layer)
+        numbers = _typed(layer, {present.get(key, key): dtype for key, (dtype, _) in own.items()}).numbers()
         layers.append(StoredLayer(name, layer.shape, layer.form(), numbers.parameters, numbers.bytes))
     return Contents(
         config.model.name if config.model is not None else None,

@@ -14,9 +14,11 @@ from mpochain.architectures import fused_experts
 from mpochain.checkpoint.configuration import CONFIG, Configuration, read_configuration, tensors_file
 from mpochain.checkpoint.elements import require_elements, same_kind
 from mpochain.checkpoint.hugging_face import HuggingFaceModel
+from mpochain.checkpoint.present_names import PresentNames, present_names
 from mpochain.errors import ArgumentError, CheckpointError, MPOError
 from mpochain.nn import CompressedLayer, RowEmbedding, SeparateExperts
 from mpochain.nn.dense import dense_shape
+from mpochain.nn.former_names import former_names_in
 from mpochain.nn.kinds import layer_of
 from mpochain.surgery.experts import separate_experts
 from mpochain.surgery.finding import require_module
@@ -95,8 +97,7 @@ def _load(folder: Path, model: nn.Module | None) -> nn.Module:
                 model = built.build()
             _separate(model, config.experts, len(names), folder)
             _replace(model, config.layers, folder)
-            _compare(model, stored, names, config.tied, file)
-            _fill(model, stored, names, config.tied)
+            _fill(model, *_compare(model, stored, names, config.tied, file))
             _require_valid_values(model, file)
     except (safetensors.SafetensorError, OSError) as error:
         raise CheckpointError(f"{file} cannot be read: {error}") from error
@@ -219,8 +220,19 @@ def _shape(layer: nn.Module) -> tuple[int, int]:
     return shape
 
 
-def _compare(model: nn.Module, stored: Any, names: set[str], tied: Mapping[str, str], file: Path) -> None:
-    """Raise CheckpointError if names or shapes in the file differ from the model's, before tensors are read."""
+def _compare(
+    model: nn.Module, file_tensors: Any, file_names: set[str], tied_in_file: Mapping[str, str], file: Path
+) -> tuple[Any, set[str], Mapping[str, str]]:
+    """Raise CheckpointError if names or shapes in the file differ from the model's, before tensors are read.
+
+    Returns:
+        The tensors of the file, their names, and which are tied, all by the names that the model has.
+    """
+    present = present_names(file_tensors, model)
+    stored = PresentNames(file_tensors, present)
+    names = {present.get(name, name) for name in file_names}
+    renamed = former_names_in(model)
+    tied = {renamed.get(name, name): renamed.get(target, target) for name, target in tied_in_file.items()}
     for name, target in tied.items():
         copy, layer = (_module_of(model, key) for key in (name, target))
         if isinstance(layer, CompressedLayer) and copy is not None and not isinstance(copy, CompressedLayer):
@@ -251,6 +263,7 @@ def _compare(model: nn.Module, stored: Any, names: set[str], tied: Mapping[str, 
         require_elements(model, elements | {name: elements[target] for name, target in tied.items()})
     except ArgumentError as error:
         raise CheckpointError(f"{file}: {error}") from error
+    return stored, names, tied
 
 
 def _module_of(model: nn.Module, tensor: str) -> nn.Module | None:

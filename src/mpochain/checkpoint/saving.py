@@ -146,7 +146,20 @@ def _entry(layer: CompressedLayer, name: str) -> dict[str, Any]:
             f"would be loaded as another layer; give {type(layer).__name__} an Entry of its own, and entry() and "
             "from_entry() for it"
         )
+    wanted, held = known.from_entry(entry).state_dict(), layer.state_dict()
+    odd = wanted.keys() ^ held.keys() or {key for key in wanted if _differ(wanted[key], held[key])}
+    if odd:
+        raise ArgumentError(
+            f"{name} holds other tensors than {kind_of(layer)} has, such as {min(odd)}, since a quantiser, an adapter "
+            "or a parametrisation replaced something inside; save the model before, merge adapters first "
+            "(merge_and_unload()), or save the changed model with the tool that changed it"
+        )
     return entry.model_dump(mode="json")
+
+
+def _differ(wanted: Tensor, held: Tensor) -> bool:
+    """Whether a tensor has another shape, or integers where floating-point numbers belong."""
+    return wanted.shape != held.shape or wanted.is_floating_point() is not held.is_floating_point()
 
 
 def require_replaceable(folder: Path) -> Path:

@@ -143,8 +143,8 @@ def compress(
     Example:
         >>> model = nn.Sequential(nn.Linear(32, 64), nn.ReLU(), nn.Linear(64, 8))
         >>> report = compress(model, 0.5, calibration=[torch.randn(100, 32)])
-        >>> report.parameters_after <= 0.5 * report.parameters_before, model[0]
-        (True, InterpolativeLinear(32 -> 64, rank ..., bias=True))
+        >>> report.parameters_after <= 0.5 * report.parameters_before, type(model[0]).__name__
+        (True, 'InterpolativeLinear')
     """
     began = time.perf_counter()
     require_module(model)

@@ -18,7 +18,7 @@ from mpochain.nn import SeparateExperts
 from mpochain.nn.attachments import require_nothing_attached
 from mpochain.nn.dense import dense_shape, require_plain
 from mpochain.surgery.experts import class_name
-from mpochain.surgery.finding import compressed_layers
+from mpochain.surgery.finding import compressed_layers, parts_of_layers
 from mpochain.surgery.tying import tied_linears
 from mpochain.surgery.wrappers import adapter_parts, require_replaceable_in
 from mpochain.wording import article, kind_of
@@ -122,18 +122,18 @@ def names_of(model: nn.Module, module: nn.Module) -> set[str]:
 
 def _every(model: nn.Module, method: _Able) -> list[str]:
     """Names of the layers that a method compresses by default."""
-    adapters = adapter_parts(model)
+    inside = adapter_parts(model) | parts_of_layers(model)
     return [
         name
         for name, module in model.named_modules()
-        if name and module not in adapters and _is_dense(module, embeddings=not method.linear, linear=method.linear)
+        if name and module not in inside and _is_dense(module, embeddings=not method.linear, linear=method.linear)
     ]
 
 
 def _altered(model: nn.Module, method: _Able, ignore: Iterable[str]) -> dict[str, str]:
     """Layers that stay dense because their forward, weight or state was altered, with the reason."""
     left_out = {}
-    ignored = _ignored(model, ignore)
+    ignored = _ignored(model, ignore) | parts_of_layers(model)
     for name, module in model.named_modules():
         kind = dense_shape(module) is not None if method.linear else isinstance(module, nn.Embedding)
         if name and kind and module not in ignored and (reason := reason_against(module)):
@@ -173,10 +173,14 @@ def select(
     """
     modules = {name: module for name, module in model.named_modules(remove_duplicate=False) if name}
     chosen: set[nn.Module] = set()
+    parts = parts_of_layers(model)
     for pattern in as_patterns(targets, "targets"):
         names, by_class = _matches(pattern, modules, "targets")
         for name in names:
-            if _is_dense(modules[name], embeddings=embeddings, linear=linear):
+            if modules[name] in parts:
+                if not by_class and not pattern.startswith("re:"):
+                    raise ArgumentError(f"targets: {name!r} is part of a compressed layer, so it is compressed already")
+            elif _is_dense(modules[name], embeddings=embeddings, linear=linear):
                 chosen.add(modules[name])
             elif isinstance(modules[name], SeparateExperts):
                 chosen |= {layer for layer in modules[name].modules() if _is_dense(layer, linear=linear)}
@@ -213,12 +217,8 @@ def dense_layers(model: nn.Module, ignore: Iterable[str] = ()) -> dict[str, nn.M
         >>> list(dense_layers(model))
         ['up']
     """
-    shared, adapters = shared_modules(model), adapter_parts(model)
-    own = [
-        name
-        for name, module in model.named_modules()
-        if name and _is_dense(module) and module not in shared and module not in adapters
-    ]
+    left_out = shared_modules(model).keys() | adapter_parts(model) | parts_of_layers(model)
+    own = [name for name, module in model.named_modules() if name and _is_dense(module) and module not in left_out]
     return select(model, own, ignore) if own else {}
 
 

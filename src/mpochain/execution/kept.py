@@ -101,17 +101,23 @@ class Kept:
         self._entry: tuple[int, list[ParameterState], Any] | None = None
 
     def get(
-        self, x: Tensor, parameters: Sequence[Tensor], make: Callable[[], Result], buffers: Sequence[Tensor] = ()
+        self,
+        x: Tensor,
+        parameters: Sequence[Tensor] | None,
+        make: Callable[[], Result],
+        buffers: Sequence[Tensor] = (),
     ) -> Result | None:
         """The result of ``make`` for these parameters; None if it may not be cached.
 
         Args:
             x: input of the call that uses the result.
-            parameters: all parameters that ``make`` uses.
+            parameters: all parameters that ``make`` uses; None if they are not known, so that nothing is cached.
             make: computes the tensor, or a layer of tensors; called without gradients if a parameter or buffer has
                 changed.
             buffers: all buffers that ``make`` uses.
         """
+        if parameters is None:
+            return None
         tensors = [*parameters, *buffers] if buffers else parameters
         entry = self._entry
         if entry is not None and entry[0] == STEPS.count and type(x) is Tensor and len(tensors) == len(entry[1]):

@@ -66,14 +66,14 @@ class ComposedLinear(CompressedLayer, ABC):
             part.set_execution(cache=cache, autotune=autotune)
         super()._set_execution(cache, autotune)
 
-    def _kept_from(self) -> list[Tensor]:
-        # The generator over all submodules takes longer than a small product; a parametrised part has submodules.
-        return [
-            parameter
-            for part in self.parts
-            for parameter in (part.parameters() if part._modules else part._parameters.values())
-            if parameter is not None and parameter.ndim > 1
-        ]
+    def _kept_from(self) -> list[Tensor] | None:
+        kept: list[Tensor] = []
+        for part in self._parts():
+            own = part._kept_from()
+            if own is None:
+                return None
+            kept += own
+        return kept
 
     def _kept_buffers(self) -> Sequence[Tensor]:
         return ()  # orders change only together with the cores

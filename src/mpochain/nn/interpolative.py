@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Literal, Self
+from typing import Any, Literal, Self, cast
 
 import torch
 from torch import Tensor, nn
@@ -13,6 +13,7 @@ from torch.nn import functional as F
 from mpochain.decomposition import Interpolation, interpolative_parameters
 from mpochain.errors import ArgumentError, ShapeError, SpecError
 from mpochain.execution.tracing import is_traced
+from mpochain.nn.children import float_tensor_of, is_plain, linear_without_values, matrix_of
 from mpochain.nn.entry import MatrixEntry, Size
 from mpochain.nn.index import Index
 from mpochain.nn.initialization import uniform_bias_
@@ -43,6 +44,9 @@ class InterpolativeLinear(CompressedLayer):
     parameters and multiply-adds per row, ``r^2`` fewer than two factors of the same matrix. Source: see
     :func:`mpochain.decomposition.interpolative`.
 
+    Both factors are ``torch.nn.Linear``, so that quantisers and adapters, which replace modules of that type, find
+    them. As long as both are plain the layer computes with their weights; otherwise it calls them.
+
     Args:
         in_features: size of each input row.
         out_features: size of each output row.
@@ -50,6 +54,10 @@ class InterpolativeLinear(CompressedLayer):
         bias: whether the layer has a bias.
         device: device of the parameters.
         dtype: element type of the parameters.
+
+    Attributes:
+        rows: ``torch.nn.Linear`` of the stored rows, ``(..., in)`` to ``(..., r)``, or what replaced it.
+        coefficients: ``torch.nn.Linear`` of the coefficients, ``(..., r)`` to ``(..., out - r)``, or what replaced it.
 
     Raises:
         ArgumentError: sizes that are not positive integers.
@@ -63,6 +71,8 @@ class InterpolativeLinear(CompressedLayer):
 
     kind = "interpolative"
     Entry = InterpolativeEntry
+    rows: nn.Module
+    coefficients: nn.Module
     place: Tensor
 
     def __init__(
@@ -84,24 +94,27 @@ class InterpolativeLinear(CompressedLayer):
                 f"rank {rank} exceeds the smaller side of the {out_features}x{in_features} matrix; use nn.Linear"
             )
         self.in_features, self.out_features, self.rank = in_features, out_features, rank
-
-        def empty(*shape: int) -> nn.Parameter:
-            return nn.Parameter(torch.empty(*shape, device=device, dtype=dtype))
-
-        self.rows = empty(rank, in_features)
-        self.coefficients = empty(out_features - rank, rank)
-        self.register_parameter("bias", empty(out_features) if bias else None)
+        self.rows = linear_without_values(in_features, rank, device, dtype)
+        self.coefficients = linear_without_values(rank, out_features - rank, device, dtype)
+        self.register_parameter(
+            "bias", nn.Parameter(torch.empty(out_features, device=device, dtype=dtype)) if bias else None
+        )
         # Output j is column place[j] of [x rows^T, x rows^T coefficients^T].
         self.register_buffer("place", torch.arange(out_features, dtype=torch.int32, device=device))
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Draw new parameters; matrix entries have the standard deviation of ``nn.Linear``, ``1 / sqrt(3 in)``."""
-        if self.rows.is_meta:  # no numbers, and torch takes a millisecond
+        """Draw new parameters; matrix entries have the standard deviation of ``nn.Linear``, ``1 / sqrt(3 in)``.
+
+        Raises:
+            ArgumentError: ``rows`` or ``coefficients`` was replaced, or has hooks.
+        """
+        rows, coefficients = self._plain_weights()
+        if rows.is_meta:  # no numbers, and torch takes a millisecond
             return
         deviation = 1 / math.sqrt(3 * self.in_features)
-        nn.init.normal_(self.rows, std=deviation)
-        nn.init.normal_(self.coefficients, std=1 / math.sqrt(self.rank))
+        nn.init.normal_(rows, std=deviation)
+        nn.init.normal_(coefficients, std=1 / math.sqrt(self.rank))
         uniform_bias_(self.bias, self.in_features)
 
     @classmethod
@@ -119,8 +132,8 @@ class InterpolativeLinear(CompressedLayer):
             layer = cls(rows.shape[1], out_features, rows.shape[0], bias=bias is not None, dtype=rows.dtype)
         layer = layer.to_empty(device=rows.device)
         with torch.no_grad():
-            layer.rows.copy_(rows)
-            layer.coefficients.copy_(coefficients)
+            for ours, theirs in zip(layer._plain_weights(), (rows, coefficients), strict=True):
+                ours.copy_(theirs)
             layer.place.copy_(torch.tensor(interpolation.permutation, dtype=torch.int32, device="cpu"))
             if bias is not None and layer.bias is not None:
                 layer.bias = nn.Parameter(bias.detach().clone())
@@ -129,7 +142,25 @@ class InterpolativeLinear(CompressedLayer):
     @property
     def weight(self) -> Tensor:
         """The dense ``W (out_features, in_features)``, differentiable; built at every access."""
-        return torch.cat([self.rows, self.coefficients @ self.rows]).index_select(0, self.place)
+        rows, coefficients = self._matrices()
+        return torch.cat([rows, coefficients @ rows]).index_select(0, self.place)
+
+    def former_names(self) -> dict[str, str]:
+        """See :meth:`mpochain.nn.CompressedLayer.former_names`."""
+        return {"rows": "rows.weight", "coefficients": "coefficients.weight"}
+
+    def permute_inputs(self, order: Tensor) -> None:
+        """Change the layer in place such that its input ``k`` is what was its input ``order[k]``.
+
+        Raises:
+            ArgumentError: ``rows`` or ``coefficients`` was replaced, or has hooks.
+        """
+        rows, _ = self._plain_weights()
+        rows.copy_(rows[:, order].clone())
+
+    def has_plain_factors(self) -> bool:
+        """Whether both factors are ``torch.nn.Linear`` that multiply with their weights and do nothing else."""
+        return self._weights() is not None
 
     def indices(self) -> dict[str, Index]:
         """See :meth:`mpochain.nn.CompressedLayer.indices`."""
@@ -158,8 +189,41 @@ class InterpolativeLinear(CompressedLayer):
         """Multiply-adds per input row."""
         return interpolative_parameters(self.out_features, self.in_features, self.rank)
 
-    def _kept_from(self) -> Sequence[Tensor]:
-        return self.rows, self.coefficients
+    def _weights(self) -> tuple[Tensor, Tensor] | None:
+        """The weights of both factors; None where one does more than multiply, so that it has to be called."""
+        # Module.__getattr__ would take longer than all questions here.
+        modules = self._modules
+        rows, coefficients = modules["rows"], modules["coefficients"]
+        if is_plain(rows) and is_plain(coefficients):
+            return cast("tuple[Tensor, Tensor]", (rows._parameters["weight"], coefficients._parameters["weight"]))
+        return None
+
+    def _plain_weights(self) -> tuple[Tensor, Tensor]:
+        weights = self._weights()
+        if weights is None:
+            kinds = " and ".join(dict.fromkeys(type(factor).__name__ for factor in (self.rows, self.coefficients)))
+            raise ArgumentError(
+                f"the factors of the {type(self).__name__} are {kinds} with changes of their own, such as those of a "
+                "quantiser or adapter; expected plain torch.nn.Linear. Do this before they are changed, or merge "
+                "adapters first (merge_and_unload())"
+            )
+        return weights
+
+    def _matrices(self) -> tuple[Tensor, Tensor]:
+        """The matrices of both factors, whatever they are."""
+        weights = self._weights()
+        if weights is not None:
+            return weights
+        rows = matrix_of(self.rows, self.in_features, self._stored())
+        if self.rank == self.out_features:
+            return rows, rows.new_zeros(0, self.rank)
+        return rows, matrix_of(self.coefficients, self.rank, self._stored())
+
+    def _stored(self) -> Tensor:
+        return float_tensor_of(self)
+
+    def _kept_from(self) -> Sequence[Tensor] | None:
+        return self._weights()
 
     def _kept_buffers(self) -> Sequence[Tensor]:
         return ()  # orders change only together with the cores
@@ -172,21 +236,39 @@ class InterpolativeLinear(CompressedLayer):
 
     def _left(self) -> Tensor:
         """Left factor ``(out_features, rank)`` of the matrix: identity rows for the stored rows, else coefficients."""
-        identity = torch.eye(self.rank, dtype=self.coefficients.dtype, device=self.coefficients.device)
-        return torch.cat([identity, self.coefficients]).index_select(0, self.place)
+        _, coefficients = self._matrices()
+        identity = torch.eye(self.rank, dtype=coefficients.dtype, device=coefficients.device)
+        return torch.cat([identity, coefficients]).index_select(0, self.place)
 
     def _run_kept(self, x: Tensor, kept: Tensor) -> Tensor:
-        return F.linear(x if kept.shape[1] == self.in_features else F.linear(x, self.rows), kept, self.bias)
+        if kept.shape[1] != self.in_features:
+            rows: Any = self._modules["rows"]  # plain, since something is kept
+            x = F.linear(x, rows._parameters["weight"])
+        return F.linear(x, kept, self.bias)
 
     def compact(self, x: Tensor) -> Tensor:
         """See :meth:`mpochain.nn.CompressedLayer.compact`."""
-        kept = F.linear(x, self.rows)
+        weights = self._weights()
+        if weights is None:
+            return self._called(x)
+        rows, coefficients = weights
+        kept = F.linear(x, rows)
         # For many input rows, multiplying with the identity is faster than permuting the outputs. A traced graph must
         # not depend on the number of rows.
         if is_traced() or x.numel() >= _MANY_ROWS * self.in_features:
             return F.linear(kept, self._left(), self.bias)
-        others = F.linear(kept, self.coefficients)
-        y = reordered(torch.cat([kept, others], dim=-1), self.place)
+        return self._placed(kept, F.linear(kept, coefficients))
+
+    def _called(self, x: Tensor) -> Tensor:
+        """The layer's output by calls of its factors, which may be of any type."""
+        kept = self.rows(x)
+        if self.rank == self.out_features:  # quantisers and adapters fail for matrices without rows
+            return self._placed(kept)
+        return self._placed(kept, self.coefficients(kept))
+
+    def _placed(self, *outputs: Tensor) -> Tensor:
+        """Outputs of both factors in their places, and the bias."""
+        y = reordered(outputs[0] if len(outputs) == 1 else torch.cat(outputs, dim=-1), self.place)
         # Under autocast a bias of a wider dtype would promote the output; nn.Linear does not.
         return y if self.bias is None else y + self.bias.to(y.dtype)
 

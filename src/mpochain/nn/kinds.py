@@ -29,7 +29,7 @@ def layer_of(data: Any, shape: tuple[int, int] | None, name: str) -> CompressedL
 
     Example:
         >>> data = {"kind": "interpolative", "out_features": 3, "in_features": 4, "rank": 2, "bias": False}
-        >>> layer_of(data, (3, 4), "up").rows.device
+        >>> layer_of(data, (3, 4), "up").rows.weight.device
         device(type='meta')
     """
     kind = data.get("kind") if isinstance(data, dict) else None

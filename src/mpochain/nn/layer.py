@@ -20,7 +20,7 @@ from mpochain.nn.dense import linear_of
 from mpochain.nn.dense_form import DenseForm, in_the_state_of
 from mpochain.nn.entry import LayerEntry
 from mpochain.nn.index import Index
-from mpochain.nn.numbers import Numbers
+from mpochain.nn.numbers import Numbers, stored_bytes
 
 __all__ = ["CompressedLayer"]
 
@@ -120,6 +120,13 @@ class CompressedLayer(nn.Module, ABC):
         """Tensors whose element type is not the layer's, such as codes and their scales, by name in the state dict."""
         return {}
 
+    def former_names(self) -> dict[str, str]:
+        """Present names of tensors in the layer's state dict, by the names that they had in earlier versions.
+
+        State dicts and checkpoints with former names still load.
+        """
+        return {}
+
     def require_valid(self, name: str) -> None:
         """Raise an error for values that the layer cannot compute with, such as indices out of range in a file.
 
@@ -143,7 +150,7 @@ class CompressedLayer(nn.Module, ABC):
         stored = {name: tensor for name, tensor in tensors.values() if name.rpartition(".")[2] != "bias"}
         return Numbers(
             parameters=sum(tensor.numel() for name, tensor in stored.items() if name not in indices),
-            bytes=sum(tensor.numel() * tensor.element_size() for tensor in stored.values()),
+            bytes=sum(map(stored_bytes, stored.values())),
             macs=self.macs(),
         )
 
@@ -243,8 +250,15 @@ class CompressedLayer(nn.Module, ABC):
             x.requires_grad or any(parameter.requires_grad for parameter in self.parameters())
         )
 
-    def _kept_from(self) -> Sequence[Tensor]:
-        """The parameters that the cached matrix depends on."""
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *arguments: Any) -> None:
+        """Load the layer's tensors, also under former names; called by ``load_state_dict`` before submodules load."""
+        for former, name in self.former_names().items():
+            if prefix + former in state_dict:
+                state_dict.setdefault(prefix + name, state_dict.pop(prefix + former))
+        super()._load_from_state_dict(state_dict, prefix, *arguments)
+
+    def _kept_from(self) -> Sequence[Tensor] | None:
+        """The parameters that the cached matrix depends on; None if nothing may be cached."""
         bias = self.bias
         return [parameter for parameter in self.parameters() if parameter is not bias]
 

@@ -313,6 +313,12 @@ class MPOLinear(CompressedLayer):
             runner.plan(batch, training=training, dtype=core.dtype, device=core.device) for runner in self._runners
         )
 
+    def _kept_from(self) -> Sequence[Tensor] | None:
+        if self._modules:  # it is parametrised
+            return super()._kept_from()
+        # The generator over all submodules takes longer than a small product.
+        return [core for name, core in self._parameters.items() if name != "bias" and core is not None]
+
     def _set_execution(self, cache: bool, autotune: bool) -> None:
         # The runners cache the merged cores, since these depend on the plans.
         for runner in self._runners:

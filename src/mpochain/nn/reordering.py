@@ -36,7 +36,9 @@ def can_reorder(layer: nn.Module) -> bool:
     """True if the layer computes only its linear map, so that its rows or columns can be permuted safely."""
     if any((*hooks(layer), *alterations(layer))):
         return False
-    if isinstance(layer, InterpolativeLinear | MPOLinear | PermutedLinear):
+    if isinstance(layer, InterpolativeLinear):
+        return layer.has_plain_factors()
+    if isinstance(layer, MPOLinear | PermutedLinear):
         return True
     try:
         dense_parameters(layer)
@@ -112,8 +114,11 @@ def with_inputs(layer: Any, order: Tensor) -> nn.Module:
         inner, place, columns = _parts(layer)
         inverse = torch.argsort(order)
         return _permuted(layer, inner, place, inverse if columns is None else inverse[columns], layer.bias)
-    weight = layer.rows if isinstance(layer, InterpolativeLinear) else dense_parameters(layer)[0]
-    weight.copy_(weight[:, order].clone())
+    if isinstance(layer, InterpolativeLinear):
+        layer.permute_inputs(order)
+    else:
+        weight, _ = dense_parameters(layer)
+        weight.copy_(weight[:, order].clone())
     return layer
 
 

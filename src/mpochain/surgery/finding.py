@@ -7,7 +7,7 @@ from torch import nn
 from mpochain.errors import ArgumentError
 from mpochain.nn import CompressedLayer
 
-__all__ = ["compressed_layers", "require_module"]
+__all__ = ["compressed_layers", "parts_of_layers", "require_module"]
 
 
 def require_module(model: object, argument: str = "model") -> None:
@@ -37,3 +37,15 @@ def compressed_layers(model: nn.Module) -> dict[str, CompressedLayer]:
             layers[name] = module
             inner.update(module.modules())
     return layers
+
+
+def parts_of_layers(model: nn.Module) -> set[nn.Module]:
+    """All modules inside of compressed layers, such as the factors of one of low rank.
+
+    Example:
+        >>> from mpochain.nn import InterpolativeLinear
+        >>> model = nn.Sequential(InterpolativeLinear(4, 3, 2), nn.Linear(3, 2))
+        >>> {type(part).__name__ for part in parts_of_layers(model)}, model[1] in parts_of_layers(model)
+        ({'Linear'}, False)
+    """
+    return {part for layer in compressed_layers(model).values() for part in layer.modules() if part is not layer}

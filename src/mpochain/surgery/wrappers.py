@@ -152,6 +152,10 @@ def require_replaceable_in(model: nn.Module, layers: Collection[nn.Module]) -> N
                 f"{name} is part of an adapter; leave it out with ignore=, or merge the adapters first "
                 "(merge_and_unload())"
             )
+        if module in layers and isinstance(module, CompressedLayer) and not adapters.isdisjoint(module.modules()):
+            raise ArgumentError(
+                f"{name} has adapters inside, which its replacement would lose; merge them first (merge_and_unload())"
+            )
         if kinds & _HOLDING:
             for inner, child in module.named_modules(prefix=name):
                 if child in layers:

@@ -174,8 +174,8 @@ def train(
             record, tensors = read_state(checkpoint)
             result = _restore(checkpoint, record, setting)
             start = _interrupted.get(model, {}).get(checkpoint.resolve(), weights)
-            restore_state(checkpoint, tensors, model, optimizer, generator, start=(record["start"], start))
-            start = record["start"] or start
+            renamed = restore_state(checkpoint, tensors, model, optimizer, generator, start=(record["start"], start))
+            start = (None if renamed else record["start"]) or start
         _interrupted.setdefault(model, {})[checkpoint.resolve()] = start
         return result
 

@@ -17,6 +17,7 @@ from safetensors.torch import save
 from torch import Tensor, nn
 
 from mpochain.errors import CheckpointError
+from mpochain.nn.former_names import former_names_in
 from mpochain.surgery.fingerprint import fingerprint_of_data
 from mpochain.system.files import write_bytes
 from mpochain.system.reading import open_regular
@@ -119,7 +120,7 @@ def restore_state(
     generator: torch.Generator,
     *,
     start: tuple[str | None, str],
-) -> None:
+) -> bool:
     """Restore a state written by :func:`save_state`.
 
     Everything is checked before anything is changed, so a bad file leaves model and optimiser as they were.
@@ -133,9 +134,13 @@ def restore_state(
         start: hash of the weights that the run started from, None if the state does not tell, and that of the weights
             which the caller gave.
 
+    Returns:
+        Whether an earlier version wrote the state under other names, so that the hash of its start means nothing now.
+
     Raises:
         CheckpointError: the file belongs to another model.
     """
+    tensors, renamed = _by_present_names(tensors, model)
     model_tensors = _model_tensors(model)
     expected = {name: (tuple(value.shape), value.dtype) for name, value in model_tensors.items()}
     moments: dict[str, tuple[nn.Parameter, str]] = {}
@@ -163,8 +168,11 @@ def restore_state(
                 "of that run, or remove the file to start again"
             )
     # Who goes on with a model that has been trained up to this state does not give another one.
-    if start[0] not in (None, start[1]) and not all(
-        torch.equal(value.cpu(), tensors[name]) for name, value in model_tensors.items()
+    # The hash depends on names.
+    if (
+        not renamed
+        and start[0] not in (None, start[1])
+        and not all(torch.equal(value.cpu(), tensors[name]) for name, value in model_tensors.items())
     ):
         raise CheckpointError(
             f"{path} belongs to a run that started from other weights: their hash was {start[0]}, and that of the "
@@ -179,6 +187,18 @@ def restore_state(
             moment = tensors[name] if key == "step" else torch.empty_like(parameter).copy_(tensors[name])
             optimizer.state[parameter][key] = moment
     generator.set_state(tensors["generator"])
+    return renamed
+
+
+def _by_present_names(tensors: Mapping[str, Tensor], model: nn.Module) -> tuple[dict[str, Tensor], bool]:
+    """Tensors of a state by the names that the model has now, and whether an earlier version gave them others."""
+    present = {
+        f"{kind}.{former}": f"{kind}.{name}"
+        for former, name in former_names_in(model).items()
+        for kind in ("model", *(f"optimizer.{key}" for key in _MOMENTS))
+        if f"model.{former}" in tensors
+    }
+    return {present.get(name, name): value for name, value in tensors.items()}, bool(present)
 
 
 def _unreadable(path: Path, error: Exception) -> CheckpointError:

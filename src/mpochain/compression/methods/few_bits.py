@@ -213,7 +213,7 @@ def _interpolative_layer(
     short = interpolation(target.weight, low_rank, scheme, *triangles, rounds=rounds, name=target.name)
     assert short.coefficients is not None, "ranks are below the number of rows"
     layer = InterpolativeLinear.from_interpolation(short.dequantized(target.weight.dtype), target.bias)
-    codes = {"rows": short.rows, "coefficients": short.coefficients}
+    codes = {"rows.weight": short.rows, "coefficients.weight": short.coefficients}
     return QuantizedParts.of(layer, codes, name=target.name)
 
 

@@ -26,7 +26,7 @@ class CodedTensor:
     r_right)`` has rows ``(r_left out)`` and columns ``(in r_right)``.
 
     Attributes:
-        path: path of the tensor within the layer, such as ``weight`` or ``parts.0.rows``.
+        path: path of the tensor within the layer, such as ``weight`` or ``parts.0.rows.weight``.
         shape: shape of the tensor.
         scheme: bits, group and symmetry.
 

@@ -210,7 +210,7 @@ class QuantizedLinear(QuantizedLayer):
         parts = [outputs(x, rows) for rows in tiles]
         return parts[0] if len(parts) == 1 else torch.cat(parts, dim=-1)
 
-    def _kept_from(self) -> Sequence[Tensor]:
+    def _kept_from(self) -> Sequence[Tensor] | None:
         if self._modules:  # it is parametrised
             return super()._kept_from()
         # The generator over all submodules takes longer than a small product.

@@ -9,6 +9,7 @@ from typing import Any
 from torch import Tensor
 
 from mpochain.errors import ArgumentError, DTypeError
+from mpochain.nn.former_names import former_names_in
 from mpochain.nn.kinds import LAYERS
 from mpochain.nn.layer import CompressedLayer
 from mpochain.nn.quantized.coded import CodedTensor
@@ -33,7 +34,7 @@ class QuantizedParts(QuantizedTensors):
         >>> import torch
         >>> from mpochain import InterpolativeLinear
         >>> layer = InterpolativeLinear(64, 48, rank=12)
-        >>> quantised = QuantizedParts.of(layer, {"rows": Scheme(4), "coefficients": Scheme(4)})
+        >>> quantised = QuantizedParts.of(layer, {"rows.weight": Scheme(4), "coefficients.weight": Scheme(4)})
         >>> layer.numbers().bytes, quantised.numbers().bytes
         (4992, 1008)
         >>> quantised(torch.zeros(2, 5, 64)).shape
@@ -70,12 +71,13 @@ class QuantizedParts(QuantizedTensors):
             raise DTypeError(f"{label}: expected a compressed layer that is not quantised, got {kind_of(layer)}")
         if type(layer) is not LAYERS.get(layer.kind):
             raise DTypeError(f"{label} is {kind_of(layer)}, which is not in mpochain.nn.LAYERS; add it there first")
-        choices = codable(layer)
+        choices, present = codable(layer), former_names_in(layer)
         if isinstance(tensors, Scheme):
             scheme = tensors
             tensors = {path: scheme for path, value in choices.items() if _is_smaller(value, scheme)}
             if not tensors:
                 raise ArgumentError(f"{label} has no tensor that {scheme} make smaller; leave it as it is")
+        tensors = {present.get(path, path): value for path, value in tensors.items()}
         if not tensors or tensors.keys() - choices.keys():
             raise ArgumentError(
                 f"{label}: {', '.join(map(repr, tensors)) or 'no tensor'} cannot be held in codes; name some of "

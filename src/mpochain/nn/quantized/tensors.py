@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from mpochain.errors import ArgumentError
 from mpochain.nn.entry import LayerEntry
+from mpochain.nn.former_names import former_names_in
 from mpochain.nn.index import Index
 from mpochain.nn.kinds import LAYERS
 from mpochain.nn.layer import CompressedLayer
@@ -142,6 +143,15 @@ class QuantizedTensors(QuantizedLayer):
             for path, index in self._skeleton[0].indices().items()
         }
 
+    def former_names(self) -> dict[str, str]:
+        """See :meth:`mpochain.nn.CompressedLayer.former_names`; those of the layer, with the endings of codes."""
+        names: dict[str, str] = {}
+        for former, path in former_names_in(self._skeleton[0]).items():
+            tensor = self._in_codes.get(path)
+            stored = [path] if tensor is None else tensor.types
+            names |= {f"{_HELD}.{former}{name.removeprefix(path)}": f"{_HELD}.{name}" for name in stored}
+        return names
+
     def entry(self) -> PartsEntry:
         """The entry of the layer, and the scheme of each tensor that is held in codes."""
         tensors = [
@@ -158,7 +168,8 @@ class QuantizedTensors(QuantizedLayer):
         layer = LAYERS[entry.layer.kind].from_entry(entry.layer)
         if layer.looks_up is not cls.looks_up:
             raise ArgumentError(f"{cls.__name__} cannot hold {kind_of(layer)}")
-        schemes = {tensor.name: tensor.scheme() for tensor in entry.tensors}
+        present = former_names_in(layer)
+        schemes = {present.get(tensor.name, tensor.name): tensor.scheme() for tensor in entry.tensors}
         unknown = sorted(schemes.keys() - codable(layer).keys())
         if unknown or len(schemes) < len(entry.tensors):
             raise ArgumentError(
@@ -212,7 +223,7 @@ def codable(layer: CompressedLayer) -> dict[str, Tensor]:
     Example:
         >>> from mpochain import InterpolativeLinear
         >>> list(codable(InterpolativeLinear(6, 4, rank=2)))
-        ['rows', 'coefficients']
+        ['rows.weight', 'coefficients.weight']
     """
     return {
         path: value
