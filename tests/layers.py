@@ -15,7 +15,7 @@ from mpochain import (
     TokenTrainEmbedding,
     shapes,
 )
-from mpochain.nn import QuantizedEmbedding, QuantizedLinear, QuantizedParts, RowLinear
+from mpochain.nn import LinearChain, QuantizedEmbedding, QuantizedLinear, QuantizedParts, RowLinear
 from mpochain.quantization import Scheme
 
 UNITS = torch.tensor([[0, 1], [0, 2], [3, 1], [2, 2], [1, 3], [3, 3], [0, 0], [1, 1], [2, 0]])
@@ -36,9 +36,14 @@ _LAYERS = {
     "chain, three sites": lambda: MPOLinear(12, 8, out_dims=(2, 2, 2), in_dims=(2, 3, 2), max_bond=2, bias=False),
     "chain, padded": lambda: MPOLinear(7, 11, spec=ChainSpec((3, 4), (2, 4), 2, out_features=11, in_features=7)),
     "chains": lambda: MPOLinear(12, 8, terms=[ChainSpec((2, 4), (3, 4), 2), shapes.low_rank(8, 12, 1)]),
+    "linears": lambda: LinearChain([ChainSpec((2, 2, 2), (2, 3, 2), 2)]),
+    "linears, permuted": lambda: _permuted(rows=torch.randperm(8), columns=torch.randperm(12)).as_linears(),
+    "linears, padded": lambda: LinearChain([ChainSpec((3, 4), (2, 4), 2, out_features=11, in_features=7)], bias=False),
+    "linears, two terms": lambda: LinearChain([ChainSpec((2, 4), (3, 4), 2), shapes.low_rank(8, 12, 1)]),
     "interpolative": lambda: InterpolativeLinear(12, 8, 3),
     "interpolative, full rank": lambda: InterpolativeLinear(5, 8, 5, bias=False),
     "sum": lambda: SumLinear([InterpolativeLinear(12, 8, 2, bias=False), MPOLinear(12, 8, max_bond=2)]),
+    "sum with linears": lambda: _LAYERS["sum"]().as_linears(),
     "sum without bias": lambda: SumLinear([MPOLinear(12, 8, max_bond=1, bias=False) for _ in range(2)]),
     "permuted": lambda: _permuted(rows=torch.randperm(8), columns=torch.randperm(12), bias=torch.randn(8)),
     "permuted rows": lambda: _permuted(rows=torch.randperm(8)),

@@ -222,6 +222,7 @@ def test_every_public_name_resolves():
 CONCRETE = {
     "EntangledEmbedding",
     "InterpolativeLinear",
+    "LinearChain",
     "MPOEmbedding",
     "MPOLinear",
     "PermutedLinear",

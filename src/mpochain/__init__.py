@@ -51,7 +51,7 @@ if TYPE_CHECKING:
         SumLinear,
         TokenTrainEmbedding,
     )
-    from mpochain.surgery import set_execution, to_dense
+    from mpochain.surgery import as_linears, set_execution, to_dense
     from mpochain.train import FinetuneConfig, finetune
 
 __version__ = "0.1.0"
@@ -73,6 +73,7 @@ __all__ = [
     "Setting",
     "SumLinear",
     "TokenTrainEmbedding",
+    "as_linears",
     "compress",
     "decompose",
     "decompose_terms",
@@ -100,6 +101,7 @@ _LAZY_NAMES = {
     "QuantizedParts": "nn",
     "SumLinear": "nn",
     "TokenTrainEmbedding": "nn",
+    "as_linears": "surgery",
     "compress": "compression",
     "fast_products": "execution",
     "finetune": "train",

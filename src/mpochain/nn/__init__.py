@@ -16,6 +16,7 @@ from mpochain.nn.interpolative import InterpolativeLinear
 from mpochain.nn.kinds import LAYERS
 from mpochain.nn.layer import CompressedLayer
 from mpochain.nn.linear import MPOLinear
+from mpochain.nn.linear_chain import LinearChain
 from mpochain.nn.numbers import Numbers
 from mpochain.nn.permuted import PermutedLinear
 from mpochain.nn.quantized import CodedTensor, QuantizedLayer, QuantizedLinear, QuantizedParts, QuantizedTensors
@@ -29,6 +30,7 @@ __all__ = [
     "Index",
     "InterpolativeLinear",
     "LayerEntry",
+    "LinearChain",
     "MPOEmbedding",
     "MPOLinear",
     "MatrixEntry",
@@ -51,6 +53,7 @@ __all__ = [
 _LAYERS: tuple[type[CompressedLayer], ...] = (
     MPOLinear,
     InterpolativeLinear,
+    LinearChain,
     SumLinear,
     PermutedLinear,
     MPOEmbedding,

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, TypeGuard
 
 import torch
 from torch import Tensor, nn
 
-__all__ = ["WithoutRows", "float_tensor_of", "is_plain", "linear_without_values", "matrix_of"]
+__all__ = ["WithoutRows", "evaluated", "float_tensor_of", "is_plain", "linear_without_values", "matrix_of"]
 
 # Types of weights with which F.linear computes what nn.Linear computes; quantisers use types of their own.
 _PLAIN = (nn.Parameter, Tensor)
@@ -89,14 +91,31 @@ def matrix_of(linear: nn.Module, in_features: int, like: Tensor) -> Tensor:
         >>> torch.equal(matrix_of(linear, 3, linear.weight), linear.weight)
         True
     """
-    training = {module: module.training for module in linear.modules()}
-    try:
-        linear.eval()
+    with evaluated(linear):
         matrix: Tensor = linear(torch.eye(in_features, dtype=like.dtype, device=like.device))
-    finally:
-        for module, mode in training.items():
-            module.training = mode
     return matrix.T
+
+
+@contextmanager
+def evaluated(module: nn.Module) -> Iterator[None]:
+    """Context in which a module and all inside it are in evaluation mode.
+
+    Example:
+        >>> dropout = nn.Dropout()
+        >>> with evaluated(dropout):
+        ...     print(dropout.training)
+        False
+        >>> dropout.training
+        True
+    """
+    training = {part: part.training for part in module.modules()}
+    try:
+        for part in training:
+            part.training = False
+        yield
+    finally:
+        for part, mode in training.items():
+            part.training = mode
 
 
 def float_tensor_of(layer: nn.Module) -> Tensor:

@@ -13,11 +13,12 @@ from mpochain.nn.index import Index
 from mpochain.nn.interpolative import InterpolativeLinear
 from mpochain.nn.layer import CompressedLayer
 from mpochain.nn.linear import MPOLinear
+from mpochain.nn.linear_chain import LinearChain
 
 __all__ = ["ComposedLinear", "Part"]
 
 # Layers that a composed layer may consist of; none is composed itself, so there is no nesting.
-Part = InterpolativeLinear | MPOLinear
+Part = InterpolativeLinear | LinearChain | MPOLinear
 
 
 class ComposedLinear(CompressedLayer, ABC):
@@ -38,7 +39,7 @@ class ComposedLinear(CompressedLayer, ABC):
         for part in parts:
             if not isinstance(part, Part):
                 raise DTypeError(
-                    f"the parts of {type(self).__name__} must be InterpolativeLinear or MPOLinear, "
+                    f"the parts of {type(self).__name__} must be InterpolativeLinear, LinearChain or MPOLinear, "
                     f"got {type(part).__name__}"
                 )
         self.in_features, self.out_features = parts[0].in_features, parts[0].out_features

@@ -158,6 +158,10 @@ class InterpolativeLinear(CompressedLayer):
         rows, _ = self._plain_weights()
         rows.copy_(rows[:, order].clone())
 
+    def as_linears(self, *, dequantize: bool = False) -> nn.Module:  # noqa: ARG002  # see the base class
+        """The layer itself."""
+        return self
+
     def has_plain_factors(self) -> bool:
         """Whether both factors are ``torch.nn.Linear`` that multiply with their weights and do nothing else."""
         return self._weights() is not None

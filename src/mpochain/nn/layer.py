@@ -193,6 +193,19 @@ class CompressedLayer(nn.Module, ABC):
         with torch.inference_mode(False), torch.no_grad(), without_autocast(self._stored()):
             return in_the_state_of(self, linear_of(self.weight, self.bias))
 
+    def as_linears(self, *, dequantize: bool = False) -> nn.Module:  # noqa: ARG002  # used by layers in codes
+        """A layer with the same function that is made of ``torch.nn.Linear``; the layer itself if it is already.
+
+        Args:
+            dequantize: whether a layer in codes is dequantised first; otherwise it is refused.
+
+        Raises:
+            ArgumentError: the layer is of a form that this cannot express.
+        """
+        raise ArgumentError(
+            f"{type(self).__name__} ({self.form()}) cannot be made of torch.nn.Linear; make it dense (to_dense())"
+        )
+
     def _default_dense(self) -> nn.Module:
         """The dense layer, if this one replaced none."""
         return self.to_linear()

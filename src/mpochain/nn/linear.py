@@ -19,6 +19,7 @@ from mpochain.nn.dense import dense_parameters
 from mpochain.nn.entry import MOST_TERMS, LayerEntry, SpecEntry
 from mpochain.nn.initialization import normal_, uniform_bias_
 from mpochain.nn.layer import CompressedLayer
+from mpochain.nn.linear_chain import LinearChain
 from mpochain.nn.requested import requested_specs
 from mpochain.planning import ContractionPlan
 from mpochain.planning.batches import check_batch
@@ -312,6 +313,11 @@ class MPOLinear(CompressedLayer):
         return tuple(
             runner.plan(batch, training=training, dtype=core.dtype, device=core.device) for runner in self._runners
         )
+
+    def as_linears(self, *, dequantize: bool = False) -> nn.Module:  # noqa: ARG002  # see the base class
+        """See :meth:`mpochain.nn.CompressedLayer.as_linears`; a :class:`LinearChain` with copies of the cores."""
+        layer = LinearChain.from_cores(list(zip(self.specs, self.cores, strict=True)), self.bias)
+        return layer.train(self.training)
 
     def _kept_from(self) -> Sequence[Tensor] | None:
         if self._modules:  # it is parametrised

@@ -16,6 +16,7 @@ from mpochain.nn.entry import LayerEntry
 from mpochain.nn.index import Index
 from mpochain.nn.initialization import uniform_bias_
 from mpochain.nn.linear import ChainsEntry, MPOLinear
+from mpochain.nn.linear_chain import LinearChain
 from mpochain.nn.ordering import permutation_buffer, reordered
 
 __all__ = ["PermutedEntry", "PermutedLinear"]
@@ -161,6 +162,12 @@ class PermutedLinear(ComposedLinear):
     def form(self) -> str:
         """The form of the inner layer."""
         return f"{self.inner.form()}, permuted"
+
+    def as_linears(self, *, dequantize: bool = False) -> nn.Module:  # noqa: ARG002  # see the base class
+        """See :meth:`mpochain.nn.CompressedLayer.as_linears`; a :class:`LinearChain` with copies of the cores."""
+        terms = list(zip(self.inner.specs, self.inner.cores, strict=True))
+        layer = LinearChain.from_cores(terms, self.bias, place=self.place, columns=self.columns)
+        return layer.train(self.training)
 
     def reset_parameters(self) -> None:
         """Draw new parameters; the permutations stay."""

@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self, cast
 
 from pydantic import Field
-from torch import Tensor
+from torch import Tensor, nn
 
 from mpochain.errors import ArgumentError, ShapeError
 from mpochain.nn.composed import ComposedLinear, Part
 from mpochain.nn.entry import MOST_PARTS, LayerEntry
 from mpochain.nn.interpolative import InterpolativeEntry, InterpolativeLinear
 from mpochain.nn.linear import ChainsEntry, MPOLinear
+from mpochain.nn.linear_chain import LinearChain, LinearChainEntry
 
 __all__ = ["SumEntry", "SumLinear"]
 
-_PartEntry = Annotated[ChainsEntry | InterpolativeEntry, Field(discriminator="kind")]
+_PartEntry = Annotated[ChainsEntry | InterpolativeEntry | LinearChainEntry, Field(discriminator="kind")]
 
 
 class SumEntry(LayerEntry):
@@ -38,8 +39,8 @@ class SumLinear(ComposedLinear):
     For a sum of chains only, use one :class:`~mpochain.MPOLinear` with ``terms=``. At most one part has a bias.
 
     Args:
-        parts: two or more ``InterpolativeLinear`` or ``MPOLinear`` of the same shape; they become submodules and are
-            not copied.
+        parts: two or more ``InterpolativeLinear``, ``LinearChain`` or ``MPOLinear`` of the same shape; they become
+            submodules and are not copied.
 
     Raises:
         ArgumentError: fewer than two parts, or more than one bias.
@@ -87,18 +88,19 @@ class SumLinear(ComposedLinear):
     @classmethod
     def from_entry(cls, entry: SumEntry) -> Self:
         """See :meth:`mpochain.nn.CompressedLayer.from_entry`."""
-        return cls(
-            [
-                InterpolativeLinear.from_entry(part)
-                if isinstance(part, InterpolativeEntry)
-                else MPOLinear.from_entry(part)
-                for part in entry.parts
-            ]
-        )
+        kinds: dict[str, Any] = {part.kind: part for part in (InterpolativeLinear, LinearChain, MPOLinear)}
+        return cls([kinds[part.kind].from_entry(part) for part in entry.parts])
 
     def form(self) -> str:
         """The forms of all parts."""
         return " + ".join(part.form() for part in self._parts())
+
+    def as_linears(self, *, dequantize: bool = False) -> nn.Module:
+        """See :meth:`mpochain.nn.CompressedLayer.as_linears`; parts of low rank are shared with the new layer."""
+        parts = [cast("Part", part.as_linears(dequantize=dequantize)) for part in self._parts()]
+        if all(new is old for new, old in zip(parts, self._parts(), strict=True)):
+            return self
+        return type(self)(parts).train(self.training)
 
     def compact(self, x: Tensor) -> Tensor:
         """The sum of the outputs of all parts; see :meth:`mpochain.nn.CompressedLayer.compact`."""

@@ -10,6 +10,7 @@ from typing import Any, Literal, Self
 import torch
 from torch import Tensor, nn
 
+from mpochain.errors import ArgumentError
 from mpochain.nn.entry import Size
 from mpochain.nn.layer import CompressedLayer
 from mpochain.nn.numbers import Numbers
@@ -64,6 +65,19 @@ class QuantizedLayer(CompressedLayer, ABC):
         It is the first parameter, since transformers and others take a model's type from its first parameter.
         """
         self.prototype = nn.Parameter(torch.empty(0, device=device, dtype=dtype), requires_grad=False)
+
+    def as_linears(self, *, dequantize: bool = False) -> nn.Module:
+        """See :meth:`mpochain.nn.CompressedLayer.as_linears`."""
+        if not dequantize:
+            raise ArgumentError(
+                f"{type(self).__name__} ({self.form()}) is held in codes already; give dequantize=True to have it "
+                "dequantised, which multiplies its size"
+            )
+        return self._dequantised().train(self.training)
+
+    def _dequantised(self) -> nn.Module:
+        """A layer made of ``torch.nn.Linear`` that holds the dequantised tensors."""
+        return super().as_linears(dequantize=True)
 
     def own_types(self) -> dict[str, torch.dtype]:
         """See :meth:`mpochain.nn.CompressedLayer.own_types`."""

@@ -210,6 +210,9 @@ class QuantizedLinear(QuantizedLayer):
         parts = [outputs(x, rows) for rows in tiles]
         return parts[0] if len(parts) == 1 else torch.cat(parts, dim=-1)
 
+    def _dequantised(self) -> nn.Module:
+        return self.to_linear()
+
     def _kept_from(self) -> Sequence[Tensor] | None:
         if self._modules:  # it is parametrised
             return super()._kept_from()

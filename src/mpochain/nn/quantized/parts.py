@@ -6,7 +6,8 @@ import copy
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from torch import Tensor
+import torch
+from torch import Tensor, nn
 
 from mpochain.errors import ArgumentError, DTypeError
 from mpochain.nn.former_names import former_names_in
@@ -102,6 +103,10 @@ class QuantizedParts(QuantizedTensors):
     def compact(self, x: Tensor) -> Tensor:
         """See :meth:`mpochain.nn.CompressedLayer.compact`."""
         return self.layer.compact(x)
+
+    def _dequantised(self) -> nn.Module:
+        with torch.inference_mode(False), torch.no_grad():
+            return self._filled(copy.deepcopy(self._skeleton[0])).as_linears()
 
     def _set_execution(self, cache: bool, autotune: bool) -> None:
         self._autotune = autotune
