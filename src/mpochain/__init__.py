@@ -1,7 +1,7 @@
 """Tensor-network (MPO / TT-matrix) layers for PyTorch, and compression of models by them.
 
 Importing this package does not import torch. Names and subpackages that need torch are loaded on first use, whatever
-was imported before.
+was imported before. Once transformers is imported, before or after, it reads and writes folders of compressed models.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from mpochain import errors, shapes
 from mpochain.chain import MPOChain
 from mpochain.errors import MPOError
 from mpochain.factorization import decompose, decompose_terms
+from mpochain.integrations import connect
 from mpochain.planning import ContractionPlan, Setting, plan
 from mpochain.spec import ChainSpec
 
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
         compression,
         decomposition,
         execution,
+        integrations,
         language,
         linalg,
         nn,
@@ -118,6 +120,7 @@ _SUBPACKAGES = (
     "compression",
     "decomposition",
     "execution",
+    "integrations",
     "language",
     "linalg",
     "nn",
@@ -144,3 +147,6 @@ def __getattr__(name: str) -> Any:
 
 def __dir__() -> list[str]:
     return sorted({*globals(), *__all__, *_SUBPACKAGES})
+
+
+connect()

@@ -12,6 +12,7 @@ import pytest
 import torch
 import transformers
 from torch import nn
+from versions import as_version1, description_of, set_model
 
 import mpochain as mpo
 from mpochain import InterpolativeLinear, MPOError, MPOLinear, SumLinear, shapes
@@ -124,7 +125,9 @@ def _edit(folder, change):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda c: c.update(version=2), "version 2 is unknown"),
+        (lambda c: c.update(version=3), "version 3 is newer than this release .*update it: pip install --upgrade"),
+        (lambda c: c.update(version="2"), "version '2' is unknown; this release reads 1 and 2"),
+        (lambda c: c.update(version=True), "version True is unknown"),
         (lambda c: c.update(format="other"), "format is 'other', expected 'mpochain'"),
         (lambda c: c.pop("layers"), "layers: Field required"),
         (lambda c: c.update(extra=1), "extra: Extra inputs are not permitted"),
@@ -169,7 +172,7 @@ def test_configurations_that_are_not_believed(tmp_path, change, message):
 
 def test_a_tensor_that_cannot_be_two_is_told(tmp_path):
     mpo.save(gpt2()[0], tmp_path)
-    _edit(tmp_path, lambda c: c["tied"].update({"lm_head.weight": "transformer.ln_f.weight"}))
+    _edit(tmp_path, lambda c: description_of(c)["tied"].update({"lm_head.weight": "transformer.ln_f.weight"}))
     with pytest.raises(MPOError, match=r"'lm_head.weight' has shape \(50, 24\), and .* one tensor cannot be both"):
         mpo.load(tmp_path)
 
@@ -177,23 +180,23 @@ def test_a_tensor_that_cannot_be_two_is_told(tmp_path):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda m: m.update(name="os"), "transformers has no model 'os'"),
-        (lambda m: m.update(name="GPT2Config"), "transformers has no model 'GPT2Config'"),
-        (lambda m: m.update(name="__builtins__"), "model.name: String should match pattern"),
-        (lambda m: m["config"].update(n_layer=10**9), "over [0-9,]* modules, the file [0-9,]* tensors"),
-        (
-            lambda m: m["config"].update(n_positions=10**8),
-            r"wpe.weight has shape \(32, 24\), expected \(100000000, 24\)",
-        ),
-        (lambda m: m["config"].update(vocab_size=10**12), r"wte.weight has shape \(50, 24\), expected \(1000000000000"),
-        (lambda m: m["config"].update(num_labels=10**9), "building the model takes over|is not built after"),
-        (lambda m: m["config"].update(n_embd=25), "model.config: |"),
-        (lambda m: m["config"].update(n_embd=48), "but the layer that it replaces is|has shape"),
+        ({"name": "os"}, "transformers has no model 'os'"),
+        ({"name": "GPT2Config"}, "transformers has no model 'GPT2Config'"),
+        ({"name": "__builtins__"}, "(model.name|architectures.0): String should match pattern"),
+        ({"n_layer": 10**9}, "over [0-9,]* modules, the file [0-9,]* tensors"),
+        ({"n_positions": 10**8}, r"wpe.weight has shape \(32, 24\), expected \(100000000, 24\)"),
+        ({"vocab_size": 10**12}, r"wte.weight has shape \(50, 24\), expected \(1000000000000"),
+        ({"num_labels": 10**9}, "building the model takes over|is not built after"),
+        ({"n_embd": 25}, "config: |"),
+        ({"n_embd": 48}, "but the layer that it replaces is|has shape"),
     ],
 )
-def test_architectures_that_are_not_believed(tmp_path, change, message):
+@pytest.mark.parametrize("version", [1, 2])
+def test_architectures_that_are_not_believed(tmp_path, version, change, message):
     mpo.save(gpt2()[0], tmp_path)
-    _edit(tmp_path, lambda c: change(c["model"]))
+    if version == 1:
+        as_version1(tmp_path)
+    _edit(tmp_path, lambda c: set_model(c, **change))
     with pytest.raises(MPOError, match=message):
         mpo.load(tmp_path)
 
@@ -214,7 +217,7 @@ def test_a_model_whose_false_number_would_become_a_huge_buffer(tmp_path):
     tokens = torch.arange(20)[None]
     assert torch.equal(mpo.load(tmp_path)(tokens).logits, model(tokens).logits)
     # Its mask of all positions would take a terabyte.
-    _edit(tmp_path, lambda c: c["model"]["config"].update(max_position_embeddings=10**6))
+    _edit(tmp_path, lambda c: set_model(c, max_position_embeddings=10**6))
     with pytest.raises(MPOError, match=r"wpe.weight has shape \(32, 24\), expected \(1000000, 24\)"):
         mpo.load(tmp_path)
 

@@ -17,6 +17,7 @@ import transformers
 from layers import NAMES, layer_named
 from safetensors.torch import load, save
 from torch import nn
+from versions import as_version1, description_of, set_model, tensors_of
 
 import mpochain as mpo
 from mpochain import InterpolativeLinear, MPOError, MPOLinear
@@ -57,13 +58,24 @@ def edit(folder, change):
 
 def replace_tensors(folder, change):
     """Change the tensors of a checkpoint, with the right hash."""
-    config = json.loads((folder / "config.json").read_text())
-    tensors = load((folder / config["tensors"]).read_bytes())
+    tensors = load(tensors_of(folder).read_bytes())
     change(tensors)
     data = save(tensors)
     sha256 = hashlib.sha256(data).hexdigest()
     (folder / f"model-{sha256[:16]}.safetensors").write_bytes(data)
-    edit(folder, lambda c: c.update(sha256=sha256, tensors=f"model-{sha256[:16]}.safetensors"))
+
+    def reseal(config):
+        description_of(config)["sha256"] = sha256
+        if "tensors" in config:
+            config["tensors"] = f"model-{sha256[:16]}.safetensors"
+
+    edit(folder, reseal)
+
+
+def saved(model, folder, version):
+    """The folder of a Hugging Face model in one of the versions."""
+    mpo.save(model, folder)
+    return as_version1(folder) if version == 1 else folder
 
 
 # Configurations: every value that transformers writes comes back.
@@ -101,7 +113,7 @@ def test_configurations_come_back_as_transformers_reads_them(tmp_path):
 def test_infinities_of_a_configuration_come_back():
     config = transformers.Mamba2Config(**TINY | {"num_hidden_layers": 1}, state_size=4, num_heads=3, head_dim=8)
     fields = json.loads(json.dumps(described(transformers.Mamba2Model(config))))
-    built = HuggingFaceModel(fields["name"], fields["config"], fields["generation"], "here").build()
+    built = HuggingFaceModel(fields["name"], fields["config"], fields["generation"], "here.{}".format).build()
     assert built.config.time_step_limit[1] == math.inf
 
 
@@ -130,10 +142,11 @@ def test_large_numbers_of_a_configuration_are_no_attack(tmp_path, settings):
         ("LlamaModel", TINY | {"hidden_size": 10**18}),
     ],
 )
-def test_no_configuration_builds_more_than_the_file_has_tensors(tmp_path, name, config):
-    mpo.save(llama(), tmp_path)
-    edit(tmp_path, lambda c: c["model"].update(name=name, config=config))
-    with pytest.raises(CheckpointError, match=r"config.json: model.config: "):
+@pytest.mark.parametrize("version", [1, 2])
+def test_no_configuration_builds_more_than_the_file_has_tensors(tmp_path, version, name, config):
+    saved(llama(), tmp_path, version)
+    edit(tmp_path, lambda c: set_model(c, name=name, config=config))
+    with pytest.raises(CheckpointError, match=r"config.json: (model.)?config: "):
         mpo.load(tmp_path)
 
 
@@ -198,13 +211,16 @@ def test_tables_larger_than_the_memory_are_refused(tmp_path, monkeypatch):
         {"architecture": "local-dir:/tmp", "model_type": "timm_wrapper"},
     ],
 )
-def test_values_that_fetch_code_are_refused(tmp_path, fields):
+@pytest.mark.parametrize("version", [1, 2])
+def test_values_that_fetch_code_are_refused(tmp_path, version, fields):
     (key, *_) = fields
     with pytest.raises(MPOError, match=rf"here\.{key}"):
         require_no_code(fields, "here")
-    mpo.save(llama(), tmp_path)
-    edit(tmp_path, lambda c: c["model"]["config"].update(fields))
-    with pytest.raises(CheckpointError, match=rf"config\.json: model\.config\.{key}"):
+    saved(llama(), tmp_path, version)
+    if version == 2 and key == "quantization_config":
+        fields = {"text_config": fields}  # the outer one is read by this library, which knows its own method alone
+    edit(tmp_path, lambda c: set_model(c, **fields))
+    with pytest.raises(CheckpointError, match=rf"config\.json: (model\.)?config\.(text_config\.)?{key}"):
         mpo.load(tmp_path)
 
 
@@ -391,10 +407,10 @@ def test_models_that_are_built_with_arguments_or_parts_of_models(tmp_path):
     mpo.compress(whole, 0.7, method="svd")
     loaded = mpo.load(mpo.save(whole, tmp_path / "whole"))
     assert loaded.pooler is None
-    edit(tmp_path / "whole", lambda c: c["model"].update(arguments={"add_pooling_layer": True}))
+    edit(tmp_path / "whole", lambda c: set_model(c, arguments={"add_pooling_layer": True}))
     with pytest.raises(CheckpointError, match=r"missing or unexpected tensors pooler"):
         mpo.load(tmp_path / "whole")
-    edit(tmp_path / "whole", lambda c: c["model"].update(arguments={"use_mask_token": True}))
+    edit(tmp_path / "whole", lambda c: set_model(c, arguments={"use_mask_token": True}))
     with pytest.raises(CheckpointError, match=r"BertModel takes no argument 'use_mask_token'"):
         mpo.load(tmp_path / "whole")
     mpo.save(whole.encoder, tmp_path / "part")

@@ -1,4 +1,8 @@
-"""Checkpoints that were written by commit 9963e53, one of each kind: they load, and mean what they meant."""
+"""Checkpoints of version 1: they load, and mean what they meant.
+
+Commit 9963e53 wrote them, one of each kind; those of GPT-2 and Mixtral were written by commit 2bb0933, the last one
+before version 2.
+"""
 
 from __future__ import annotations
 
@@ -56,10 +60,23 @@ def test_tied_heads_stay_tied(name):
     assert not next(model.head.parameters()).any()
 
 
-def test_a_transformers_model_by_its_folder_alone():
-    expected = expected_of("llama")
-    model = mpo.load(FOLDER / "llama")
+@pytest.mark.parametrize("name", ["llama", "gpt2-codes", "mixtral"])
+def test_a_transformers_model_by_its_folder_alone(name):
+    expected = expected_of(name)
+    model = mpo.load(FOLDER / name)
     torch.testing.assert_close(model(expected["x"]).logits, expected["y"], rtol=1e-4, atol=1e-5)
+
+
+def test_saved_again_it_is_a_folder_of_version_2_with_the_same_tensors(tmp_path):
+    folder = mpo.save(mpo.load(FOLDER / "mixtral"), tmp_path)
+    (old,), (new,) = (place.glob("model-*.safetensors") for place in (FOLDER / "mixtral", folder))
+    assert (new.name, new.read_bytes()) == (old.name, old.read_bytes())
+    before, after = (json.loads((place / "config.json").read_text()) for place in (FOLDER / "mixtral", folder))
+    description = after["quantization_config"]
+    assert description["version"] == 2
+    assert {key: description[key] for key in ("layers", "tied", "experts")} == {
+        key: before[key] for key in ("layers", "tied", "experts")
+    }
 
 
 def test_a_training_state_goes_on_where_it_stopped(tmp_path):

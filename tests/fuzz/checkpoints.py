@@ -22,10 +22,14 @@ from layers import NAMES, layer_named
 from safetensors.torch import load
 from tied_net import TiedNet
 from torch import nn
+from versions import as_version1, description_of, tensors_of
 
 import mpochain as mpo
 from mpochain.checkpoint import contents
 from mpochain.nn import RowEmbedding, RowLinear
+
+# The part of a configuration that describes a Hugging Face model, in version 1, and its layers, in version 2.
+_PARTS = ("model", "quantization_config")
 
 
 class _Scaled(nn.Module):
@@ -83,13 +87,16 @@ class Checkpoints:
         self._add("scaled", scaled, _Scaled)
         for k in range(3):
             self._add(f"transformers {k}", _hugging_face(k), None)
+            self._add(f"transformers {k}, version 1", _hugging_face(k), None)
         self.own = [name for name in self.models if not name.startswith("transformers")]
         self.others = [name for name in self.models if name.startswith("transformers")]
 
     def _add(self, name, model, build):
         saved = mpo.save(model.eval(), self.folder / "pristine" / name)
+        if name.endswith("version 1"):
+            as_version1(saved)
         config = json.loads((saved / "config.json").read_text())
-        data = (saved / config["tensors"]).read_bytes()
+        data = tensors_of(saved).read_bytes()
         self.models[name] = config, data, load(data), build
 
     def mutant(self, random, *, own):
@@ -103,8 +110,9 @@ class Checkpoints:
         kind = random.randrange(8)
         if kind < 4:
             config, names = mutated_json(random, config)
-            if isinstance(config, dict) and isinstance(config.get("model"), dict) and random.random() < 0.5:
-                config["model"], more = mutated_json(random, config["model"])
+            part = next((part for part in _PARTS if isinstance(config, dict) and part in config), None)
+            if part is not None and isinstance(config[part], dict) and random.random() < 0.5:
+                config[part], more = mutated_json(random, config[part])
                 names = [*names, *more]
         elif kind == 4:
             text = mutated_bytes(random, json.dumps(config, indent=1).encode())
@@ -118,10 +126,8 @@ class Checkpoints:
         file = self.models["tied"][0]["tensors"]
         if isinstance(config, dict):
             if kind in (5, 6, 7) and sealed:
-                sha256 = hashlib.sha256(data).hexdigest()
-                config = {**config, "sha256": sha256, "tensors": f"model-{sha256[:16]}.safetensors"}
-            if isinstance(config.get("tensors"), str) and config["tensors"].startswith("model-"):
-                file = config["tensors"].replace("/", "").replace("\x00", "")[:200]
+                config = _sealed(config, hashlib.sha256(data).hexdigest())
+            file = _file_of(config) or file
         (folder / file).write_bytes(data)
         (folder / "config.json").write_bytes(text if text is not None else json.dumps(config).encode())
         if text is not None:
@@ -142,11 +148,28 @@ class Checkpoints:
                 architecture = build()
             loaded = mpo.load(folder, architecture)
         config = json.loads((folder / "config.json").read_text())
-        _require_tensors(loaded, config, load((folder / config["tensors"]).read_bytes()))
+        _require_tensors(loaded, description_of(config), load(tensors_of(folder).read_bytes()))
         contents(folder)
         if build is not None and isinstance(loaded, nn.Sequential):
             _run(loaded[0])
         return "same"
+
+
+def _sealed(config, sha256):
+    """The configuration with another hash of the tensors."""
+    if "format" in config:
+        return {**config, "sha256": sha256, "tensors": f"model-{sha256[:16]}.safetensors"}
+    return {**config, "quantization_config": {**config["quantization_config"], "sha256": sha256}}
+
+
+def _file_of(config):
+    """The name of the file of tensors that a mutant states; None if it states none that could be written."""
+    name = config.get("tensors")
+    if "quantization_config" in config and isinstance(config["quantization_config"], dict):
+        name = f"model-{str(config['quantization_config'].get('sha256'))[:16]}.safetensors"
+    if isinstance(name, str) and name.startswith("model-"):
+        return name.replace("/", "").replace("\x00", "")[:200]
+    return None
 
 
 def _require_tensors(model, config, stored):

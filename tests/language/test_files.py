@@ -63,7 +63,7 @@ def test_another_model_in_the_same_folder_leaves_no_file_of_the_first(folder, tm
 def test_code_of_a_folder_never_runs_and_is_never_asked_for(folder, tmp_path, monkeypatch, where, file):
     if where == "small":
         save_language_model(load_language_model(folder), tmp_path / "small")
-        folder = tmp_path / "small" / "tokenizer"
+        folder = tmp_path / "small"
     ran = tmp_path / "ran"
     (folder / "evil.py").write_text(
         f"import pathlib\npathlib.Path({str(ran)!r}).write_text('x')\n"
@@ -100,7 +100,7 @@ def test_the_hub_is_asked_only_for_names_that_are_no_paths(folder, tmp_path, mon
 @pytest.mark.parametrize("name", ["tokenizer.json", "other.json"])
 def test_only_files_of_the_folder_are_read(folder, tmp_path, kind, name):
     small = save_language_model(load_language_model(folder), tmp_path / "small")
-    file = small / "tokenizer" / name
+    file = small / name
     file.unlink(missing_ok=True)
     if kind == "pipe":
         os.mkfifo(file)

@@ -131,8 +131,7 @@ def test_an_interrupted_run_goes_on_to_the_same_result(
         whole.texts,
     )
     assert sorted(file.suffix or file.name for file in (tmp_path / "out").iterdir() if file.name[0] != ".") == [
-        *(".html", ".json", ".json", ".safetensors"),
-        "tokenizer",
+        *(".html", *[".json"] * 5, ".md", ".safetensors"),
     ]
 
 

@@ -87,8 +87,9 @@ def export_compressed_tensors(model: nn.Module, folder: Path | str) -> Path:
 
 def _layers(model: nn.Module, description: dict[str, Any]) -> dict[str, QuantizedLinear]:
     """The layers in codes by name, after a check that the format can hold the model."""
-    fields = description["name"], description["config"], description["generation"], "the model"
-    sketch = HuggingFaceModel(*fields, description.get("arguments")).sketch(len(model.state_dict()))
+    fields = description["name"], description["config"], description["generation"]
+    built = HuggingFaceModel(*fields, lambda field: f"the model.{field}", description.get("arguments"))
+    sketch = built.sketch(len(model.state_dict()))
     layers = {}
     for name, layer in compressed_layers(model).items():
         if not isinstance(layer, QuantizedLinear):

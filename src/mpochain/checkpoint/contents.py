@@ -6,12 +6,12 @@ import math
 from dataclasses import dataclass
 from pathlib import Path
 
-import safetensors
 import torch
 
-from mpochain.checkpoint.configuration import CONFIG, read_configuration, tensors_file
+from mpochain.checkpoint.configuration import CONFIG, read_configuration
 from mpochain.checkpoint.elements import DTYPES
 from mpochain.checkpoint.present_names import present_names
+from mpochain.checkpoint.stored import opened_tensors
 from mpochain.errors import CheckpointError, MPOError
 from mpochain.nn import CompressedLayer
 from mpochain.nn.kinds import layer_of
@@ -51,7 +51,7 @@ class Contents:
             for weights, such as codes; tied tensors count once.
         bytes: size of all tensors.
         dtypes: element types of the tensors, by their safetensors names.
-        intact: True if the file of tensors has the hash that the configuration states.
+        intact: True if the file of tensors has the hash that the configuration states, and so have several such files.
     """
 
     model: str | None
@@ -93,15 +93,11 @@ def contents(folder: Path | str) -> Contents:
 
 def _contents(folder: Path) -> Contents:
     config = read_configuration(folder / CONFIG)
-    file, intact = tensors_file(folder, config)
     held: dict[str, tuple[str, int]] = {}
-    try:
-        with safetensors.safe_open(file, framework="pt") as stored:
-            for name in sorted(stored.keys()):
-                part = stored.get_slice(name)
-                held[name] = part.get_dtype(), math.prod(part.get_shape())
-    except (safetensors.SafetensorError, OSError) as error:
-        raise CheckpointError(f"{file} cannot be read: {error}") from error
+    with opened_tensors(folder, config, damaged=True) as stored:
+        for name in sorted(stored.keys()):
+            part = stored.get_slice(name)
+            held[name] = part.get_dtype(), math.prod(part.get_shape())
 
     layers = []
     # Floating-point numbers outside of the weights of layers.
@@ -126,7 +122,7 @@ def _contents(folder: Path) -> Contents:
         sum(others.values()) + sum(layer.parameters for layer in layers),
         sum(count * DTYPES.get(dtype, torch.float32).itemsize for dtype, count in held.values()),
         tuple(sorted({dtype for dtype, _ in held.values()})),
-        intact,
+        stored.intact,
     )
 
 

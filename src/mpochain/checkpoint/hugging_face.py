@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import inspect
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from typing import Any
 
@@ -19,7 +19,13 @@ from torch import nn
 from mpochain.checkpoint.building import bounded_building
 from mpochain.errors import ArgumentError, CheckpointError, MissingDependencyError
 
-__all__ = ["HuggingFaceModel", "described", "require_no_code", "require_own_implementations"]
+__all__ = [
+    "HuggingFaceModel",
+    "constructor_arguments",
+    "described",
+    "require_no_code",
+    "require_own_implementations",
+]
 
 # Implementations that are part of transformers and torch. Others, such as those of flash attention, may be downloaded.
 _IMPLEMENTATIONS = (None, "eager", "sdpa", "flex_attention", "grouped_mm", "batched_mm")
@@ -61,12 +67,17 @@ def described(model: nn.Module) -> dict[str, Any] | None:
     _without_auto_map(fields)
     require_no_code(fields, f"the configuration of {name}: config")
     described = {"library": "transformers", "name": name, "config": fields, "generation": stops}
-    arguments = _arguments(model)
+    arguments = constructor_arguments(model)
     return described | {"arguments": arguments} if arguments else described
 
 
-def _arguments(model: nn.Module) -> dict[str, bool]:
-    """The arguments of a model's constructor that its configuration does not state, where they are not the default."""
+def constructor_arguments(model: nn.Module) -> dict[str, bool]:
+    """The arguments of a model's constructor that its configuration does not state, where they are not the default.
+
+    Example:
+        >>> constructor_arguments(nn.Linear(2, 2))
+        {}
+    """
     allowed = inspect.signature(type(model).__init__).parameters
     embeddings = getattr(model, "embeddings", None)
     present = {
@@ -168,7 +179,7 @@ class HuggingFaceModel:
         config: fields of its configuration.
         generation: fields of its generation configuration; None for the default.
         arguments: further arguments of the class, by name.
-        where: name of the model's description in errors.
+        where: gives the place of a field, such as ``"config"``, in errors.
 
     Raises:
         CheckpointError: transformers has no such model, it takes no such argument, or a field would load code.
@@ -180,7 +191,7 @@ class HuggingFaceModel:
         name: str,
         config: Mapping[str, Any],
         generation: Mapping[str, Any] | None,
-        where: str,
+        where: Callable[[str], str],
         arguments: Mapping[str, bool] | None = None,
     ) -> None:
         try:
@@ -196,16 +207,16 @@ class HuggingFaceModel:
         try:
             self._class: Any = getattr(transformers, name, None)
         except Exception as error:  # a module of transformers that cannot be imported
-            raise CheckpointError(f"{where}.name: transformers cannot import {name!r}: {error}") from error
+            raise CheckpointError(f"{where('name')}: transformers cannot import {name!r}: {error}") from error
         if not (isinstance(self._class, type) and issubclass(self._class, transformers.PreTrainedModel)):
-            raise CheckpointError(f"{where}.name: transformers has no model {name!r}")
+            raise CheckpointError(f"{where('name')}: transformers has no model {name!r}")
         self._where, self._arguments = where, dict(arguments or {})
         allowed = inspect.signature(self._class.__init__).parameters
         for argument in self._arguments:
             if argument not in allowed or argument not in _ARGUMENTS:
-                raise CheckpointError(f"{where}.arguments: {name} takes no argument {argument!r}")
-        require_no_code(config, f"{where}.config", CheckpointError)
-        require_no_code(generation, f"{where}.generation", CheckpointError)
+                raise CheckpointError(f"{where('arguments')}: {name} takes no argument {argument!r}")
+        require_no_code(config, where("config"), CheckpointError)
+        require_no_code(generation, where("generation"), CheckpointError)
         self._config, self._generation = config, generation
 
     def sketch(self, tensors: int) -> nn.Module:
@@ -218,7 +229,7 @@ class HuggingFaceModel:
             CheckpointError: the configuration is invalid, or describes a much larger model than the file has tensors
                 for.
         """
-        return bounded_building(lambda: self._built(torch.device("meta")), tensors, f"{self._where}.config")
+        return bounded_building(lambda: self._built(torch.device("meta")), tensors, self._where("config"))
 
     def build(self) -> nn.Module:
         """Build the model with parameters on the meta device and the values of its buffers, on the CPU.
@@ -233,12 +244,12 @@ class HuggingFaceModel:
             with torch.device("cpu"):
                 model: Any = self._built(self._without_weights(include_buffers=False))
         except MemoryError as error:
-            raise CheckpointError(f"{self._where}.config: the memory does not suffice for this model") from error
+            raise CheckpointError(f"{self._where('config')}: the memory does not suffice for this model") from error
         if self._generation is not None:
             try:
                 model.generation_config = self._generation_class.from_dict(dict(self._generation))
             except Exception as error:
-                raise CheckpointError(f"{self._where}.generation: {error}") from error
+                raise CheckpointError(f"{self._where('generation')}: {error}") from error
         return model
 
     def _built(self, context: AbstractContextManager[Any]) -> nn.Module:
@@ -251,4 +262,4 @@ class HuggingFaceModel:
         except MemoryError:
             raise
         except Exception as error:  # a malicious configuration may make transformers raise anything
-            raise CheckpointError(f"{self._where}.config: {type(error).__name__}: {error}") from error
+            raise CheckpointError(f"{self._where('config')}: {type(error).__name__}: {error}") from error

@@ -9,22 +9,19 @@ from typing import Any
 import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
-from torch.nn.utils.parametrize import is_parametrized
 
-from mpochain.checkpoint.configuration import CONFIG, TENSORS, VERSION, is_checkpoint
-from mpochain.checkpoint.elements import require_storable
+from mpochain.checkpoint.card import write_card
+from mpochain.checkpoint.configuration import CONFIG, GENERATION, INDEX, METHOD, TENSORS, VERSION, is_checkpoint
+from mpochain.checkpoint.described import dtype_of, entries_of, quantization_of, separated, write_configuration
 from mpochain.checkpoint.hugging_face import described
-from mpochain.checkpoint.overlaps import require_no_overlaps
-from mpochain.errors import ArgumentError, OutputError
-from mpochain.nn import LAYERS, CompressedLayer, SeparateExperts
-from mpochain.surgery.finding import compressed_layers, require_module
+from mpochain.errors import OutputError
+from mpochain.surgery.finding import require_module
 from mpochain.surgery.wrappers import without_wrappers
 from mpochain.system.faults import output_errors
 from mpochain.system.files import require_writable, write_bytes
 from mpochain.system.folders import replaced_together
 from mpochain.system.paths import as_path, require_path
 from mpochain.system.reading import sha256_of
-from mpochain.wording import kind_of
 
 __all__ = [
     "distinct_tensors",
@@ -65,15 +62,20 @@ def save(model: nn.Module, folder: Path | str) -> Path:
     require_module(model)
     folder = as_path(folder, "folder")
     with without_wrappers(model) as plain:
-        layers = _entries(plain)
+        layers = entries_of(plain)
         require_no_other_model(folder)
         with replaced_together(folder, outdated=is_outdated) as new:
-            _write(plain, layers, new)
+            _write(plain, layers, new, folder)
     return folder
 
 
-def write_checkpoint(model: nn.Module, folder: Path) -> None:
+def write_checkpoint(model: nn.Module, new: Path, folder: Path) -> None:
     """Write a model to an empty folder that ``replaced_together`` gave.
+
+    Args:
+        model: the model.
+        new: that folder.
+        folder: folder that the files will be in.
 
     Raises:
         ArgumentError: a compressed layer that :func:`mpochain.load` could not load.
@@ -81,85 +83,43 @@ def write_checkpoint(model: nn.Module, folder: Path) -> None:
     """
     require_module(model)
     with without_wrappers(model) as plain:
-        _write(plain, _entries(plain), folder)
+        _write(plain, entries_of(plain), new, folder)
 
 
 def is_outdated(name: str) -> bool:
-    """Whether a file of a checkpoint's folder holds the tensors of an older one, by its name."""
-    return TENSORS.fullmatch(name) is not None
+    """Whether a file of a checkpoint's folder is of the model that a new one replaces, by its name."""
+    return TENSORS.fullmatch(name) is not None or name in (GENERATION, INDEX)
 
 
-def _write(model: nn.Module, layers: dict[str, Any], folder: Path) -> None:
+def _write(model: nn.Module, layers: dict[str, Any], new: Path, folder: Path) -> None:
     hugging_face = described(model)
     tensors, tied = distinct_tensors(model)
     buffers = _unlisted_buffers(model) if hugging_face is None else {}
-    experts = [name for name, module in model.named_modules() if isinstance(module, SeparateExperts)]
-    partial = folder / "model.safetensors"
+    partial = new / "model.safetensors"
     with output_errors(folder):
         save_file(without_shared_memory(tensors | buffers), partial)
         sha256 = sha256_of(partial)
         name = f"model-{sha256[:16]}.safetensors"
-        partial.rename(folder / name)
+        partial.rename(new / name)
+    if hugging_face is not None:
+        description = quantization_of(model, layers, tied, sha256, arguments=hugging_face.get("arguments"))
+        write_configuration(new, hugging_face["config"], hugging_face["name"], dtype_of(model), description)
+        if hugging_face["generation"] is not None:
+            write_bytes(new / GENERATION, (json.dumps(hugging_face["generation"], indent=1) + "\n").encode())
+        write_card(model, new, folder)
+        return
     config = {
-        "format": "mpochain",
+        "format": METHOD,
         "version": VERSION,
         "tensors": name,
         "sha256": sha256,
         "layers": layers,
         "tied": tied,
         **({"buffers": list(buffers)} if buffers else {}),
-        **({"experts": experts} if experts else {}),
-        "model": hugging_face,
+        **({"experts": experts} if (experts := separated(model)) else {}),
+        "model": None,
     }
-    write_bytes(folder / CONFIG, (json.dumps(config, indent=1) + "\n").encode())
-
-
-def _entries(model: nn.Module) -> dict[str, Any]:
-    """The entries of all compressed layers, after a check that a checkpoint can hold the model."""
-    require_storable(model)
-    require_no_overlaps(model)
-    return {name: _entry(layer, name) for name, layer in compressed_layers(model).items()}
-
-
-def _entry(layer: CompressedLayer, name: str) -> dict[str, Any]:
-    """The entry of a layer as JSON-ready data."""
-    known = LAYERS.get(layer.kind)
-    if known is None or not isinstance(layer, known):
-        raise ArgumentError(
-            f"{name} is {kind_of(layer)} of kind {layer.kind!r}, which mpochain.load does not know; register "
-            f"it first: mpochain.nn.LAYERS[{layer.kind!r}] = {type(layer).__name__}"
-        )
-    if is_parametrized(layer):
-        raise ArgumentError(
-            f"{name} has parametrisations, which a checkpoint does not hold; call "
-            "torch.nn.utils.parametrize.remove_parametrizations first"
-        )
-    if type(layer) is not known:
-        raise ArgumentError(
-            f"{name} is {kind_of(layer)}, which would be loaded as {known.__name__} without what it changes; "
-            f"give it a kind of its own and register that: mpochain.nn.LAYERS['...'] = {type(layer).__name__}"
-        )
-    entry = layer.entry()
-    if entry.kind != layer.kind:
-        raise ArgumentError(
-            f"{name} is {kind_of(layer)} of kind {layer.kind!r}, but its entry is of kind {entry.kind!r} and "
-            f"would be loaded as another layer; give {type(layer).__name__} an Entry of its own, and entry() and "
-            "from_entry() for it"
-        )
-    wanted, held = known.from_entry(entry).state_dict(), layer.state_dict()
-    odd = wanted.keys() ^ held.keys() or {key for key in wanted if _differ(wanted[key], held[key])}
-    if odd:
-        raise ArgumentError(
-            f"{name} holds other tensors than {kind_of(layer)} has, such as {min(odd)}, since a quantiser, an adapter "
-            "or a parametrisation replaced something inside; save the model before, merge adapters first "
-            "(merge_and_unload()), or save the changed model with the tool that changed it"
-        )
-    return entry.model_dump(mode="json")
-
-
-def _differ(wanted: Tensor, held: Tensor) -> bool:
-    """Whether a tensor has another shape, or integers where floating-point numbers belong."""
-    return wanted.shape != held.shape or wanted.is_floating_point() is not held.is_floating_point()
+    write_bytes(new / CONFIG, (json.dumps(config, indent=1) + "\n").encode())
 
 
 def require_replaceable(folder: Path) -> Path:

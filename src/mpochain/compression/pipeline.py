@@ -20,6 +20,7 @@ from mpochain.compression.building import Builder, build_at_once
 from mpochain.compression.checks import checked, untouched_modules
 from mpochain.compression.former_log import logged_to
 from mpochain.compression.held_out import compared
+from mpochain.compression.history import leave_marks
 from mpochain.compression.layer_choices import Setup
 from mpochain.compression.methods import Method, method_of
 from mpochain.compression.records import CompressionReport
@@ -234,7 +235,7 @@ def compress(
         shortage = too_few_rows(builder.records.values())
         if shortage is not None:
             _logger.warning("%s", shortage)
-        return CompressionReport(
+        report = CompressionReport(
             layers=tuple(builder.records[name] for name in opened),
             method=way.name,
             budget=budget,
@@ -258,6 +259,9 @@ def compress(
             ),
             refined=() if refined is None else tuple(refined.blocks),
         )
+        if not dry_run:
+            leave_marks(model, report)
+        return report
 
 
 def _alone(checkpoint: Path | str | CompressionState | None) -> AbstractContextManager[Any]:

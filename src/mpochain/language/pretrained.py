@@ -47,17 +47,18 @@ def is_hub_name(source: str | Path) -> bool:
     return HUB_NAME.fullmatch(name) is not None and not Path(name).exists() and not Path(name).parent.exists()
 
 
-def require_readable(folder: Path, *, links: bool) -> None:
+def require_readable(folder: Path, *, links: bool, nested: bool = True) -> None:
     """Check that a folder holds only regular files and folders, so that nothing in it blocks a reader.
 
     Args:
         folder: folder of a model.
         links: whether symbolic links may lead out of the folder.
+        nested: whether to look into its subfolders, too.
 
     Raises:
         CheckpointError: a pipe, socket or device, or a link out of the folder. The message names it.
     """
-    for entry in sorted(folder.rglob("*")):
+    for entry in sorted(folder.rglob("*") if nested else folder.glob("*")):
         try:
             mode = entry.stat().st_mode
             if not links:

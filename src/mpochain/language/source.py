@@ -37,11 +37,14 @@ _TOKENIZER, _COMPANIONS = "tokenizer", "files"
 # Folders of transformers and of this library both use this name.
 _CONFIG = "config.json"
 
-# Files of a transformers folder, from which a model and its tokenizer are read.
-_DENSE_FILES = re.compile(
-    r"config\.json|generation_config\.json|(model|pytorch_model)[\w.-]*\.(safetensors|bin)(\.index\.json)?|"
+# Files of a transformers folder, from which a tokenizer and a model are read.
+_TOKENIZER_FILES = re.compile(
     r"(tokenizer|tokenizer_config|special_tokens_map|added_tokens|vocab)\.json|merges\.txt|vocab\.txt|"
     r"chat_template\.(jinja|json)|(spiece|tokenizer|sentencepiece\.bpe)\.model"
+)
+_DENSE_FILES = re.compile(
+    r"config\.json|generation_config\.json|(model|pytorch_model)[\w.-]*\.(safetensors|bin)(\.index\.json)?|"
+    + _TOKENIZER_FILES.pattern
 )
 
 
@@ -96,14 +99,16 @@ def _load(source: str | Path, dtype: str) -> LanguageModel:
             "name on the Hugging Face hub as organisation/name"
         )
     compressed = is_checkpoint(path)
-    stored = path / _TOKENIZER if compressed else path
+    # Folders of version 1 had a subfolder for the tokenizer.
+    apart = compressed and (path / _TOKENIZER).is_dir()
+    stored = path / _TOKENIZER if apart else path
     try:
         if path.suffix == ".gguf":
             model = _dequantised(transformers, path, dtype)
             tokenizer = read_tokenizer(transformers, path.parent, gguf_file=path.name)
         elif compressed:
-            for part in (stored, path / _COMPANIONS):
-                require_readable(part, links=False)
+            require_readable(stored, links=False, nested=apart)
+            require_readable(path / _COMPANIONS, links=False)
             model = load(path)
             model = model if dtype == "auto" else model.to(_DTYPES[dtype])
             tokenizer = read_tokenizer(transformers, stored)
@@ -147,13 +152,13 @@ def save_language_model(
         OutputError: the folder is not writable, or another process writes to it.
     """
     require_no_other_model(folder)
-    replaced = (lambda name: name == _COMPANIONS, is_outdated, outdated)
+    replaced = ({_COMPANIONS, _TOKENIZER}.__contains__, is_outdated, _is_of_tokenizer, outdated)
     with replaced_together(folder, outdated=lambda name: any(test(name) for test in replaced)) as new:
-        language.tokenizer.save_pretrained(new / _TOKENIZER)
+        language.tokenizer.save_pretrained(new)
         if language.companions:
             (new / _COMPANIONS).mkdir()
             write_companions(language.companions, new / _COMPANIONS)
-        write_checkpoint(language.model, new)
+        write_checkpoint(language.model, new, folder)
         records(new)
     return folder
 
@@ -211,6 +216,11 @@ def require_no_model(folder: Path, *, overwrite: bool = False) -> Path:
     with folder_lock(folder):
         require_writable(folder)
     return folder
+
+
+def _is_of_tokenizer(name: str) -> bool:
+    """Whether a file belongs to a tokenizer that is replaced, by its name."""
+    return _TOKENIZER_FILES.fullmatch(name) is not None
 
 
 def _is_of_dense_model(name: str) -> bool:

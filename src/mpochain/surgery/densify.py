@@ -11,6 +11,7 @@ from mpochain.nn import CompressedLayer
 from mpochain.surgery.experts import fuse_experts
 from mpochain.surgery.finding import compressed_layers, require_module
 from mpochain.surgery.replacement import replace_layers
+from mpochain.surgery.tying import state_ties
 from mpochain.surgery.wrappers import require_replaceable_in, unwrapped
 
 __all__ = ["to_dense"]
@@ -57,6 +58,7 @@ def to_dense(model: nn.Module) -> nn.Module:
             head.weight = table.weight
     replace_layers(model, dense)
     fuse_experts(model)
+    state_ties(model)
     return model
 
 

@@ -1,15 +1,18 @@
-"""Output heads tied to an embedding, as in language models."""
+"""Ties: output heads tied to an embedding, and names that share a tensor."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
+from typing import Any
 
 from torch import nn
 
 from mpochain.errors import DTypeError
 from mpochain.nn.embeddings import tied_head
+from mpochain.surgery.finding import compressed_layers
 
-__all__ = ["tied_head", "tied_linears"]
+__all__ = ["state_ties", "tied_head", "tied_linears", "ties_of"]
 
 
 def tied_linears(model: nn.Module, embeddings: Iterable[nn.Module]) -> dict[nn.Linear, nn.Embedding]:
@@ -43,3 +46,46 @@ def tied_linears(model: nn.Module, embeddings: Iterable[nn.Module]) -> dict[nn.L
                 )
             heads[module] = table
     return heads
+
+
+def ties_of(model: nn.Module) -> dict[str, str]:
+    """Names of tied tensors in a model's state dict, each with the first name of the same tensor.
+
+    Example:
+        >>> model = nn.Sequential(nn.Embedding(9, 4), nn.Linear(4, 9, bias=False))
+        >>> model[1].weight = model[0].weight
+        >>> ties_of(model)
+        {'1.weight': '0.weight'}
+    """
+    first: dict[int, str] = {}
+    ties: dict[str, str] = {}
+    for name, value in model.state_dict(keep_vars=True).items():
+        if first.setdefault(id(value), name) != name:
+            ties[name] = first[id(value)]
+    return ties
+
+
+def state_ties(model: nn.Module) -> None:
+    """Tell a model of transformers which of its tensors are tied now, as its class only knows those of dense layers.
+
+    Of a model without compressed layers, its class is asked again. Other models are not changed.
+
+    Args:
+        model: two attributes of it, and of models within it, are set.
+
+    Example:
+        >>> state_ties(nn.Sequential(nn.Linear(2, 2)))
+    """
+    for part in model.modules():
+        if not hasattr(type(part), "get_expanded_tied_weights_keys"):
+            continue
+        of_transformers: Any = part
+        vars(part).pop("_tied_weights_keys", None)
+        if compressed_layers(part):
+            ties = ties_of(part)
+            # Patterns in transformers, which would find core_0_1 in core_0_10, too.
+            patterns = {f"{re.escape(name)}$": f"{re.escape(first)}$" for name, first in ties.items()}
+            of_transformers._tied_weights_keys = patterns
+        else:
+            ties = of_transformers.get_expanded_tied_weights_keys(all_submodels=True)
+        of_transformers.all_tied_weights_keys = ties
