@@ -7,6 +7,7 @@ options exist.
 from __future__ import annotations
 
 import functools
+import importlib.util
 import os
 import shlex
 import subprocess
@@ -15,7 +16,7 @@ import tempfile
 from pathlib import Path
 
 from sybil import Sybil
-from sybil.parsers.markdown import CodeBlockParser, PythonCodeBlockParser
+from sybil.parsers.markdown import CodeBlockParser, PythonCodeBlockParser, SkipParser
 
 _ROOT = str(Path(__file__).parent)
 _BENCHMARK = f"{_ROOT}/benchmarks/bench_planning.py"
@@ -92,10 +93,16 @@ def _output(*command: str, **environment: str) -> str:
     return run.stdout
 
 
+def _name_missing(namespace: dict) -> None:
+    """Give pages ``missing(package)``, by which they skip snippets that need a package which is not installed."""
+    namespace["missing"] = lambda package: importlib.util.find_spec(package) is None
+
+
 # The settings of the documentation site import Sphinx, which only `make docs` installs; a former name warns.
 collect_ignore = ["docs/conf.py", "src/mpochain/jobs"]
 
 pytest_collect_file = Sybil(
-    parsers=[PythonCodeBlockParser(), CodeBlockParser(language="sh", evaluator=_check_command)],
+    parsers=[PythonCodeBlockParser(), CodeBlockParser(language="sh", evaluator=_check_command), SkipParser()],
+    setup=_name_missing,
     patterns=["README.md", "CONTRIBUTING.md", "docs/*.md", "docs/**/*.md"],
 ).pytest()
