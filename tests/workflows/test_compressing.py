@@ -135,6 +135,15 @@ def test_an_interrupted_run_goes_on_to_the_same_result(
     ]
 
 
+def test_the_model_card_has_what_was_measured_and_the_command(recipe, tmp_path):
+    result = compress_by(recipe, tmp_path / "out", command="mpochain compress dense")
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert f"{result.before.perplexity:.4g} dense, {result.after.perplexity:.4g} compressed" in card
+    assert "mpochain compress dense" in card
+    assert 'base_model: "dense"' in card
+    assert "mpochain.compress(model, 0.7, method='interpolative')" in card
+
+
 def test_another_run_is_refused_unless_it_may_be_replaced(monkeypatch, recipe, tmp_path):
     with monkeypatch.context() as patch:
         patch.setattr(compressing, "save_result", raising(KeyboardInterrupt()))

@@ -1,19 +1,19 @@
-"""Functions that are called once a module of another library is imported, so that nobody waits for its import."""
+"""Functions that are called once a module of another library is imported, so that nobody waits for its import.
+
+``import mpochain`` imports this file, so it imports no more of the standard library than is there already.
+"""
 
 from __future__ import annotations
 
-import logging
 import sys
 from collections.abc import Callable, Sequence
-from importlib.abc import MetaPathFinder
-from importlib.machinery import ModuleSpec
-from importlib.util import find_spec
-from types import ModuleType
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from importlib.machinery import ModuleSpec
+    from types import ModuleType
 
 __all__ = ["after_import"]
-
-_logger = logging.getLogger(__name__)
 
 
 def after_import(module: str, call: Callable[[], object]) -> None:
@@ -45,10 +45,14 @@ def _attempt(module: str, call: Callable[[], object]) -> None:
     try:
         call()
     except ImportError as error:
-        _logger.warning("mpochain does not know this version of %s: %s", module.partition(".")[0], error)
+        import logging
+
+        logging.getLogger(__name__).warning(
+            "mpochain does not know this version of %s: %s", module.partition(".")[0], error
+        )
 
 
-class _Finder(MetaPathFinder):
+class _Finder:
     """Finds one module, as the other finders do, and lets its loader call a function afterwards."""
 
     def __init__(self, module: str, call: Callable[[], object]) -> None:
@@ -62,6 +66,8 @@ class _Finder(MetaPathFinder):
     ) -> ModuleSpec | None:
         if fullname != self._module:
             return None
+        from importlib.util import find_spec
+
         if self in sys.meta_path:
             sys.meta_path.remove(self)
         spec = find_spec(fullname)

@@ -11,6 +11,7 @@ from typing import Any, Literal, TypeVar
 import torch
 from torch import nn
 
+from mpochain.checkpoint.card import write_card
 from mpochain.compression import compress, open_state, require_possible
 from mpochain.compression.budget import bytes_in_memory
 from mpochain.errors import MPOError, RecipeError
@@ -24,6 +25,7 @@ from mpochain.workflows.counted_windows import CountedWindows
 from mpochain.workflows.inputs import Section, read_inputs, read_model
 from mpochain.workflows.measured import Measured
 from mpochain.workflows.measurements import Measurements
+from mpochain.workflows.model_card import tell_of_compression
 from mpochain.workflows.recipe import Recipe
 from mpochain.workflows.report_page import write_report
 from mpochain.workflows.result_folder import result_folder, save_result
@@ -186,6 +188,7 @@ def _compress(
             sizes = before_bytes, bytes_of_weights(new)
             write_report(new, replace(compressed_result, file_bytes=sizes), command, settings)
 
+        tell_of_compression(model, result, recipe, command)
         save_result(inputs.language, out, first_report, keep=(UNFINISHED,))
         result = replace(result, file_bytes=(before_bytes, bytes_of_weights(out)))
         logger.info("the compressed model is saved in %s; what follows adds figures to its report", out)
@@ -213,6 +216,8 @@ def _compress(
     if out is not None:
         with replaced_together(out, outdated=lambda name: name == UNFINISHED) as new:
             write_report(new, result, command, settings)
+            tell_of_compression(model, result, recipe, command)
+            write_card(model, new, out)
     if "perplexity" in failures:
         place = "" if out is None else f"the compressed model is saved in {out}, but "
         raise MPOError(f"{place}its evaluation failed: {_reason(failures['perplexity'])}") from failures["perplexity"]

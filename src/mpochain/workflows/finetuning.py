@@ -19,6 +19,7 @@ from mpochain.workflows.begun import Begun
 from mpochain.workflows.former_names import existing_file
 from mpochain.workflows.inputs import Inputs, read_inputs, read_model
 from mpochain.workflows.json_file import write_json
+from mpochain.workflows.model_card import tell_of_finetuning
 from mpochain.workflows.recipe import Recipe
 from mpochain.workflows.result_folder import result_folder, save_result
 
@@ -148,6 +149,7 @@ def _finetune(
     )
     settings = recipe.model_dump(mode="json", exclude_none=True)
     record = {"format": 1, "command": command, "recipe": settings, **finetuned.as_dict()}
+    tell_of_finetuning(model, recipe, command, finetuned.before, after)
     save_result(inputs.language, out, lambda new: write_json(new / RECORD, record))
     return finetuned
 
