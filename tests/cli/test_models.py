@@ -17,6 +17,7 @@ import pytest
 import yaml
 from texts import prose
 from tiny import write_model
+from versions import tensors_of
 
 from mpochain.cli import main
 from mpochain.cli.finetune import finetune
@@ -258,6 +259,9 @@ def test_finetuning(folder, run, small):
     assert not list((folder / "finetuned").glob("*.state"))
     line = run("eval", "finetuned", "--text", "test.txt", "--window", 32, "--windows", 5).stdout
     assert f"perplexity {record['perplexity']['after']['perplexity']:.3f}" in line
+    card = (folder / "finetuned" / "README.md").read_text()
+    assert 'base_model: "dense"' in card
+    assert card.index("mpochain compress") < card.index("Finetuned afterwards.") < card.index("mpochain finetune")
     # On the text alone, without a teacher.
     done = run("finetune", small, "--out", "alone", "--text", "valid.txt", "--window", 32, "--steps", 5)
     assert "5 steps" in done.stdout
@@ -283,7 +287,7 @@ def test_a_killed_finetuning_resumes_to_the_same_model(folder, run, small):
     run("finetune", small, "--out", "killed", *arguments)
     uninterrupted, killed = (json.loads((folder / name / "finetune.json").read_text()) for name in ("whole", "killed"))
     assert uninterrupted["training"]["losses"] == killed["training"]["losses"]
-    names = [json.loads((folder / name / "config.json").read_text())["sha256"] for name in ("whole", "killed")]
+    names = [tensors_of(folder / name).name for name in ("whole", "killed")]
     assert names[0] == names[1], "the same to the bit"
 
 
