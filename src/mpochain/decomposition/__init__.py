@@ -18,6 +18,7 @@ from mpochain.decomposition.interpolative import (
     interpolative_rank,
 )
 from mpochain.decomposition.permutation import PermutedKronecker, permuted_kronecker
+from mpochain.decomposition.projector import WeightedLowRank
 from mpochain.decomposition.randomized import randomized
 from mpochain.decomposition.rounding import (
     left_unfolding,
@@ -31,12 +32,7 @@ from mpochain.decomposition.scaling import core_std, equalised, equalised_rows, 
 from mpochain.decomposition.splitting import KroneckerFactors, split_off, split_spec
 from mpochain.decomposition.sweep import Decomposition, check_cutoff, retained_rank
 from mpochain.decomposition.tt_svd import tt_svd
-from mpochain.decomposition.weighted import (
-    WeightedLowRank,
-    damped_low_rank,
-    projected_low_rank,
-    weighted_low_rank,
-)
+from mpochain.decomposition.weighted import damped_low_rank, projected_low_rank, weighted_low_rank
 from mpochain.decomposition.zero import random_like, zero_cores
 
 __all__ = [

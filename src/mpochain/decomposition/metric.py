@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from mpochain.arrays import Array, asarray, cast, namespace, zeros
-from mpochain.decomposition.weighted import Projector
+from mpochain.decomposition.projector import Projector
 from mpochain.linalg import eigh
 
 __all__ = ["Metric", "Root", "dot", "partial_traces"]
