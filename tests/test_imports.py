@@ -59,7 +59,7 @@ ALLOWED = {
         "checkpoint",
         "language",
     },
-    "integrations": {"errors", "system", "nn", "surgery", "checkpoint"},
+    "integrations": {"errors", "system", "execution", "nn", "surgery", "train", "checkpoint"},
     "jobs": {"workflows"},
     "__main__": {"cli"},
     "cli": _LAYERS | {"system", "train", "report", "compression", "checkpoint", "language", "workflows"},

@@ -9,7 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-__all__ = ["HALF_DTYPES", "as_float32", "in_float32"]
+from mpochain.nn import CompressedLayer
+
+__all__ = ["HALF_DTYPES", "as_float32", "in_float32", "in_own_types"]
 
 # Element types in which small updates round to zero, so that they are trained as float32.
 HALF_DTYPES = (torch.bfloat16, torch.float16)
@@ -38,6 +40,36 @@ def in_float32(model: nn.Module) -> Iterator[None]:
     finally:
         for tensor, dtype, shared in halves:
             _convert(tensor, tensor.data.to(dtype) if shared is None else shared.copy_(tensor.data))
+
+
+@contextmanager
+def in_own_types(model: nn.Module) -> Iterator[None]:
+    """Round tensors that a layer stores in a type of its own, such as scales of codes, to it; restored on exit.
+
+    For a model within :func:`in_float32` that is to be saved.
+
+    Example:
+        >>> from mpochain.nn import QuantizedLinear
+        >>> from mpochain.quantization import Scheme
+        >>> layer = QuantizedLinear.from_linear(nn.Linear(4, 4), Scheme(4))
+        >>> with in_float32(layer), in_own_types(layer):
+        ...     print(layer.weight_scale.dtype)
+        torch.float16
+    """
+    layers = [module for module in model.modules() if isinstance(module, CompressedLayer)]
+    kept: list[tuple[Tensor, Tensor]] = []
+    try:
+        for layer in layers:
+            tensors = dict([*layer.named_parameters(), *layer.named_buffers()])
+            for name, dtype in layer.own_types().items():
+                tensor = tensors.get(name)
+                if tensor is not None and tensor.dtype != dtype:
+                    kept.append((tensor, tensor.data))
+                    _convert(tensor, tensor.data.to(dtype))
+        yield
+    finally:
+        for tensor, data in kept:
+            _convert(tensor, data)
 
 
 def as_float32(value: Any) -> Any:

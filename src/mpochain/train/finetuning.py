@@ -10,7 +10,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mpochain.architectures import context_length
 from mpochain.errors import ArgumentError, MPOError, ShapeError
 from mpochain.surgery import learning_rate_scales
 from mpochain.surgery.causality import require_causal
@@ -20,6 +19,7 @@ from mpochain.surgery.half_precision import in_float32
 from mpochain.train.config import FinetuneConfig
 from mpochain.train.data import TrainingData
 from mpochain.train.examples import Examples, predicts_next_tokens
+from mpochain.train.fitting import require_context, require_fitting_models
 from mpochain.train.loop import TrainResult, train
 from mpochain.train.objective import finetuning_loss
 from mpochain.train.precision import with_products_of
@@ -110,7 +110,7 @@ def finetune(
     config = config or FinetuneConfig()
     weight = config.distillation if config.distillation is not None else float(teacher is not None)
     config = config.model_copy(update={"distillation": weight})
-    _check_models(model, teacher, config)
+    require_fitting_models(model, teacher, config)
     config = with_products_of(model, config)
     if teacher_cache is not None:
         _check_cache(teacher is not None, config)
@@ -208,28 +208,6 @@ def _check_cache(has_teacher: bool, config: FinetuneConfig) -> None:
         raise ArgumentError(f"teacher_cache= stores the teacher's logits, but {reason}; leave it out")
 
 
-def _check_models(model: nn.Module, teacher: nn.Module | None, config: FinetuneConfig) -> None:
-    trainable = require_trainable(model, config)
-    if config.asks_teacher and teacher is None:
-        raise ArgumentError(
-            f"distillation={config.distillation}, hidden={config.hidden} and attention={config.attention} need a "
-            "teacher=; give the dense model, or set them to 0"
-        )
-    if teacher is None:
-        return
-    if not config.asks_teacher:
-        raise ArgumentError(
-            "there is a teacher=, but distillation, hidden and attention are 0, so it would not be used; leave it out"
-        )
-    frozen = {id(parameter) for parameter in teacher.parameters()}
-    shared = [name for name, parameter in trainable.items() if id(parameter) in frozen]
-    if shared:
-        raise ArgumentError(
-            f"the teacher shares {shared[0]} with the model and would change with it; use copy.deepcopy(model), made "
-            "before compression, as the teacher"
-        )
-
-
 def _check_forward(
     model: nn.Module, teacher: nn.Module | None, data: TrainingData, config: FinetuneConfig, device: torch.device
 ) -> int:
@@ -238,14 +216,7 @@ def _check_forward(
     Returns:
         The vocabulary size; 0 for a model that does not predict the next token.
     """
-    text = data.inputs.get("input_ids")
-    for network in (model, teacher):
-        limit = None if network is None else context_length(network)
-        if limit is not None and text is not None and text.ndim > 1 and text.shape[1] > limit:
-            raise ShapeError(
-                f"windows of {text.shape[1]} tokens exceed the context of {type(network).__name__}, {limit} tokens; "
-                "give shorter windows"
-            )
+    require_context(data, model, teacher)
     first = data.select(torch.tensor([0], device="cpu")).to(device)
     if isinstance(first, Windows):
         # Token 0 is in every vocabulary; the vocabulary size is read from the logits.

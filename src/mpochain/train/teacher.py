@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from mpochain.errors import CheckpointError, OutputError
+from mpochain.errors import ArgumentError, CheckpointError, OutputError
 from mpochain.surgery.calls import logits_of, predictions_of
 from mpochain.system.faults import output_errors
 from mpochain.system.files import require_writable, write_bytes
@@ -30,7 +30,7 @@ from mpochain.train.data import TrainingData
 from mpochain.train.losses import captured
 from mpochain.train.windows import Windows
 
-__all__ = ["Outputs", "Teacher", "TeacherCache", "autocast", "outputs_of"]
+__all__ = ["Outputs", "Teacher", "TeacherCache", "autocast", "called", "outputs_of"]
 
 # Largest record that is read, in bytes.
 _LONGEST = 256 << 20
@@ -62,13 +62,40 @@ class Outputs:
 
 def outputs_of(model: nn.Module, part: TrainingData, config: FinetuneConfig) -> Outputs:
     """Call the model once and return all outputs that the configured losses compare."""
-    with captured(model, config.hidden_layers) as hidden:
+    return called(model, part, config)[1]
+
+
+def called(
+    model: nn.Module, part: TrainingData, config: FinetuneConfig, inner: nn.Module | None = None
+) -> tuple[Any, Outputs]:
+    """Call the model once.
+
+    Args:
+        model: the model, or a wrapper such as ``DistributedDataParallel``.
+        part: what it is called with.
+        config: determines which outputs are compared.
+        inner: the model in the wrapper, in which hidden layers are named; None without a wrapper.
+
+    Returns:
+        The output as the model returned it, and what the configured losses compare.
+
+    Raises:
+        ArgumentError: the model does not give the hidden states or attention maps that a loss compares.
+    """
+    with captured(inner or model, config.hidden_layers) as hidden:
         output = part.run(model, **({"output_attentions": True} if config.attention else {}))
+    for name in config.hidden_layers:
+        if not isinstance(hidden.get(name), Tensor):
+            kind = f"returned {type(hidden[name]).__name__}" if name in hidden else "was not called"
+            raise ArgumentError(
+                f"hidden_layers: {name!r} {kind} in {type(inner or model).__name__}, so there are no hidden states to "
+                "compare; name modules that return a tensor in both models, such as the blocks"
+            )
     attentions = attentions_of(output) if config.attention else ()
     if isinstance(part, Windows):
-        return Outputs(logits_of(output), hidden=hidden, attentions=attentions)
+        return output, Outputs(logits_of(output), hidden=hidden, attentions=attentions)
     loss = getattr(output, "loss", None)
-    return Outputs(None, predictions_of(output), loss, hidden, attentions)
+    return output, Outputs(None, predictions_of(output), loss, hidden, attentions)
 
 
 def autocast(device: torch.device, config: FinetuneConfig) -> Any:

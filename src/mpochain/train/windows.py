@@ -35,8 +35,12 @@ class Windows(TrainingData):
     labels: Tensor
 
     @classmethod
-    def of(cls, batches: Any) -> Windows:
+    def of(cls, batches: Any, *, empty: bool = False) -> Windows:
         """Build windows from any of the forms that :func:`mpochain.finetune` accepts.
+
+        Args:
+            batches: the windows.
+            empty: whether a window may have nothing to predict.
 
         Raises:
             ArgumentError: there are no windows, or a window has nothing to predict.
@@ -81,10 +85,10 @@ class Windows(TrainingData):
         if padding is not None:
             # Padding on the left predicts nothing either.
             labels = labels.masked_fill(padding, IGNORED)
-        empty = (labels == IGNORED).all(1).nonzero()
-        if len(empty):
+        unlabelled = (labels == IGNORED).all(1).nonzero()
+        if len(unlabelled) and not empty:
             raise ArgumentError(
-                f"window {empty[0].item()} has nothing to predict: all its labels are {IGNORED}; leave it out"
+                f"window {unlabelled[0].item()} has nothing to predict: all its labels are {IGNORED}; leave it out"
             )
         return cls(inputs, labels, named, torch.arange(len(labels), device="cpu"))
 
