@@ -12,6 +12,7 @@ from mpochain.checkpoint.card import read_origin, remember_origin
 from mpochain.checkpoint.configuration import CONFIG, Configuration, read_configuration
 from mpochain.checkpoint.elements import same_kind
 from mpochain.checkpoint.hugging_face import HuggingFaceModel
+from mpochain.checkpoint.placement import DeviceMap, Placement
 from mpochain.checkpoint.present_names import PresentNames
 from mpochain.checkpoint.skeleton import put_in_place, require_fitting, require_valid_values
 from mpochain.checkpoint.stored import StoredTensors, opened_tensors
@@ -27,7 +28,13 @@ __all__ = ["load"]
 
 
 @torch.inference_mode(False)  # parameters made in inference mode could never be trained
-def load(folder: Path | str, model: nn.Module | None = None) -> nn.Module:
+def load(
+    folder: Path | str,
+    model: nn.Module | None = None,
+    *,
+    device_map: DeviceMap = None,
+    dtype: str | torch.dtype | None = None,
+) -> nn.Module:
     """Load a model written by :func:`save`. The dense weights of compressed layers are never allocated.
 
     Args:
@@ -35,6 +42,9 @@ def load(folder: Path | str, model: nn.Module | None = None) -> nn.Module:
         model: the uncompressed architecture, best built under ``torch.device("meta")``; changed in place and returned.
             Buffers on the meta device get their values from the checkpoint, also those that the state dict leaves out;
             such buffers elsewhere keep their values. Not needed for Hugging Face models.
+        device_map: where the model is put once it is loaded: a device such as ``"cuda"``, ``"auto"``, or a device for
+            each part by name, see :class:`mpochain.checkpoint.Placement`. By default it stays on the CPU.
+        dtype: floating-point type of the model, as ``"bfloat16"``; by default that of the file.
 
     Returns:
         The model, in evaluation mode.
@@ -42,7 +52,8 @@ def load(folder: Path | str, model: nn.Module | None = None) -> nn.Module:
     Raises:
         CheckpointError: a file is missing, damaged, malicious, or of another version or model. The message names the
             field.
-        ArgumentError: the architecture has tensors on the meta device that the checkpoint does not hold.
+        ArgumentError: the architecture has tensors on the meta device that the checkpoint does not hold, or a device is
+            not there.
         MissingDependencyError: the model is a Hugging Face model, and transformers or accelerate is not installed.
 
     Example:
@@ -60,11 +71,14 @@ def load(folder: Path | str, model: nn.Module | None = None) -> nn.Module:
     """
     if model is not None:
         require_module(model)
-    folder = as_path(folder, "folder")
+    folder, placement = as_path(folder, "folder"), Placement(device_map, dtype)
     if model is None:
-        return read_unchanged(folder, lambda: _load(folder, None))
+        loaded = read_unchanged(folder, lambda: _load(folder, None))
+        placement.apply(loaded)
+        return loaded
     with without_wrappers(model, editing=True) as plain:
         read_unchanged(folder, lambda: _load(folder, plain))
+    placement.apply(model)
     return model
 
 

@@ -1,6 +1,5 @@
 """Language models: loading and saving, token windows of text, perplexity, generation and speed."""
 
-from mpochain.language.devices import device_named
 from mpochain.language.generation import generate
 from mpochain.language.perplexity import Perplexity, perplexity
 from mpochain.language.source import (
@@ -18,7 +17,6 @@ __all__ = [
     "Perplexity",
     "Speed",
     "compare_speed",
-    "device_named",
     "generate",
     "load_language_model",
     "perplexity",

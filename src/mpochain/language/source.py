@@ -13,10 +13,9 @@ import safetensors
 import torch
 from torch import nn
 
-from mpochain.checkpoint import is_checkpoint, is_outdated, load, require_no_other_model, write_checkpoint
+from mpochain.checkpoint import device_named, is_checkpoint, is_outdated, load, require_no_other_model, write_checkpoint
 from mpochain.errors import ArgumentError, CheckpointError, MissingDependencyError, OutputError
 from mpochain.language.companions import read_companions, write_companions
-from mpochain.language.devices import device_named
 from mpochain.language.pretrained import is_hub_name, read_dense, read_tokenizer, require_complete, require_readable
 from mpochain.surgery import to_dense
 from mpochain.system.files import require_writable
@@ -74,7 +73,7 @@ def load_language_model(source: str | Path, *, dtype: str = "auto", device: str 
             dequantised), or a name on the Hugging Face hub.
         dtype: ``"float32"``, ``"bfloat16"``, ``"float16"``, or ``"auto"`` for the stored dtype (float32 for a GGUF
             file).
-        device: where the model is put, see :func:`mpochain.language.device_named`.
+        device: where the model is put, see :func:`mpochain.checkpoint.device_named`.
 
     Raises:
         CheckpointError: the source has no language model, or it cannot be read.

@@ -1,4 +1,4 @@
-"""Devices by name: what is refused, where models are put, and where batches go."""
+"""Devices and types of models: what is refused, where models are put, and where batches go."""
 
 from __future__ import annotations
 
@@ -11,11 +11,13 @@ from texts import prose
 from tiny import write_model
 from torch import nn
 
+import mpochain as mpo
+from mpochain.checkpoint import Placement, device_named
 from mpochain.cli import main
 from mpochain.compression.statistics.moments import run_batch
 from mpochain.compression.statistics.sampled_loss import sampled_classes
 from mpochain.errors import ArgumentError, RecipeError
-from mpochain.language import device_named, load_language_model, source
+from mpochain.language import load_language_model, source
 from mpochain.workflows.recipe_file import read_recipe
 
 
@@ -114,3 +116,56 @@ def test_a_recipe_names_a_device():
     assert read_recipe(None, {"model": "m", "device": "cuda:1"}).device == "cuda:1"
     with pytest.raises(RecipeError, match="device"):
         read_recipe(None, {"model": "m", "device": "GPU 1"})
+
+
+@pytest.fixture
+def folder(tmp_path):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(16, 24), nn.ReLU(), nn.Linear(24, 8))
+    mpo.compress(model, 0.7, method="svd")
+    return mpo.save(model, tmp_path / "small")
+
+
+def architecture():
+    with torch.device("meta"):
+        return nn.Sequential(nn.Linear(16, 24), nn.ReLU(), nn.Linear(24, 8))
+
+
+def test_a_model_is_loaded_in_another_type_and_on_a_device(folder):
+    plain = mpo.load(folder, architecture())
+    half = mpo.load(folder, architecture(), dtype=torch.bfloat16, device_map="cpu")
+    assert {parameter.dtype for parameter in half.parameters()} == {torch.bfloat16}
+    values = half.state_dict()
+    assert all(torch.equal(values[name], value.bfloat16()) for name, value in plain.named_parameters())
+    same = mpo.load(folder, architecture(), dtype="auto", device_map="auto")
+    assert {parameter.dtype for parameter in same.parameters()} == {torch.float32}
+
+
+def test_parts_of_a_model_have_devices(folder):
+    x, plain = torch.randn(3, 16), mpo.load(folder, architecture())
+    spread = mpo.load(folder, architecture(), device_map={"0": "cpu", "1": "cpu", "2": "cpu"})
+    assert torch.equal(spread(x), plain(x))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"device_map": {"0": "cpu", "7": "cpu"}}, "the model has no part '7'"),
+        ({"device_map": {"0": "cpu", "1": "cuda", "2": "cpu"}}, "device cuda is not available"),
+        ({"device_map": {"0": "cpu"}}, "device_map"),
+        ({"device_map": "gpu"}, "there is no device 'gpu'"),
+        ({"device_map": 3}, "there is no device 3, since torch finds only the CPU"),
+        ({"device_map": 1.5}, "expected a device, its name or its number, got 1.5"),
+        ({"dtype": "int8"}, "dtype must be auto, one of float32"),
+        ({"dtype": torch.int8}, "dtype must be auto"),
+    ],
+)
+def test_wrong_placements(folder, no_gpu, options, message):
+    with pytest.raises(ArgumentError, match=message):
+        mpo.load(folder, architecture(), **options)
+
+
+def test_the_numbers_of_accelerators(two_gpus):
+    assert Placement(1, None)._device == torch.device("cuda:1")
+    with pytest.raises(ArgumentError, match="cuda:2 does not exist"):
+        Placement(2, None)
