@@ -41,6 +41,7 @@ if TYPE_CHECKING:
     from mpochain.checkpoint import load, save
     from mpochain.compression import compress
     from mpochain.execution import fast_products
+    from mpochain.integrations.export import export
     from mpochain.nn import (
         EntangledEmbedding,
         InterpolativeLinear,
@@ -80,6 +81,7 @@ __all__ = [
     "decompose",
     "decompose_terms",
     "errors",
+    "export",
     "fast_products",
     "finetune",
     "load",
@@ -105,6 +107,7 @@ _LAZY_NAMES = {
     "TokenTrainEmbedding": "nn",
     "as_linears": "surgery",
     "compress": "compression",
+    "export": "integrations.export",
     "fast_products": "execution",
     "finetune": "train",
     "load": "checkpoint",

@@ -72,6 +72,10 @@ class OutputError(MPOError):
     """An output file or folder that cannot be written."""
 
 
+class ExportError(MPOError):
+    """A model that cannot be written in the format of another program, or a written file that is not right."""
+
+
 class ExtensionError(MPOError):
     """A method, layer or kernel of another package that raised an exception, which is the cause of this one."""
 

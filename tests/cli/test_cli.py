@@ -68,7 +68,7 @@ def test_a_command_of_the_study_says_where_it_is(call, name, options):
     assert f"python -m studies.picogpt {name}" in err
 
 
-COMMANDS = ["compress", "methods", "finetune", "distill", "eval", "compare", "inspect", "convert", "recipe"]
+COMMANDS = ["compress", "methods", "finetune", "distill", "eval", "compare", "inspect", "convert", "export", "recipe"]
 
 
 @pytest.mark.parametrize("name", COMMANDS)

@@ -22,6 +22,7 @@ from mpochain.cli.compress import compress
 from mpochain.cli.convert import convert
 from mpochain.cli.distill import distill
 from mpochain.cli.evaluate import evaluate
+from mpochain.cli.export import export
 from mpochain.cli.finetune import finetune
 from mpochain.cli.frontier import frontier
 from mpochain.cli.inspect import inspect
@@ -68,6 +69,7 @@ app.command()(command(compare))
 app.command()(command(frontier))
 app.command()(command(inspect))
 app.command()(command(convert))
+app.command()(command(export))
 app.command()(command(recipe))
 # All arguments, including --help, are passed to compress.
 app.command(

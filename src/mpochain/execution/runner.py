@@ -14,10 +14,11 @@ from mpochain.execution.kept import STEPS, ParameterState, keepable, same, same_
 from mpochain.execution.kernels import KERNELS, Kernel
 from mpochain.execution.measurement import setting_of
 from mpochain.execution.program import Program
-from mpochain.execution.tracing import is_traced
+from mpochain.execution.tracing import is_for_other_programs, is_traced
 from mpochain.execution.tuning import tuned
 from mpochain.planning import Conditions, ContractionPlan, Graph, Machine, Memory, Mode, Schedule, Setting, plan
 from mpochain.planning.batches import batch_bucket
+from mpochain.planning.candidates import unmerged
 from mpochain.planning.store import STORE
 from mpochain.spec import ChainSpec
 
@@ -82,6 +83,11 @@ class ChainRunner:
         traced = plan(self.spec, _TRACED_BATCH, kernels=tuple(KERNELS.values()), graph=graph)
         return _program_of(traced)
 
+    def _swept(self) -> Program:
+        """The program of the fewest multiply-adds that merges no cores."""
+        schedule = unmerged(self.spec, _TRACED_BATCH).schedule
+        return Program(schedule, checked(_kernel("portable"), self.spec), _TRACED_BATCH)
+
     def set_execution(self, memory: Memory, autotune: bool) -> None:
         """Choose compact or fast execution, and predicted or measured plans; drops plans and cached matrices.
 
@@ -138,7 +144,10 @@ class ChainRunner:
         """
         if is_traced():
             portable = torch.compiler.is_exporting() or not torch.compiler.is_compiling()
-            y = (self._portable if portable else self._compiled)(x, cores, bias)
+            program = self._portable if portable else self._compiled
+            if is_for_other_programs() and program.schedule.merges:
+                program = self._swept()
+            y = program(x, cores, bias)
             return y if onto is None else onto + y
         training = torch.is_grad_enabled()
         program, number = self._program(x, training)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any
 
 import torch
@@ -10,7 +13,36 @@ from torch.fx import Proxy
 
 from mpochain.errors import ArgumentError
 
-__all__ = ["is_proxy", "is_recorded", "is_traced", "leaf_of_graph"]
+__all__ = ["for_other_programs", "is_for_other_programs", "is_proxy", "is_recorded", "is_traced", "leaf_of_graph"]
+
+_FOR_OTHERS = ContextVar("for_other_programs", default=False)
+
+
+@contextmanager
+def for_other_programs() -> Iterator[None]:
+    """Context in which recorded graphs are for a file that another program runs, such as one of ONNX.
+
+    Chains are then swept core by core, since what another program computes from parameters alone it may compute once
+    and store: the merge of all cores is the dense matrix. And codes are unpacked by integer arithmetic, as views of
+    other element types are known to torch alone.
+
+    Example:
+        >>> with for_other_programs():
+        ...     is_for_other_programs()
+        True
+        >>> is_for_other_programs()
+        False
+    """
+    token = _FOR_OTHERS.set(True)
+    try:
+        yield
+    finally:
+        _FOR_OTHERS.reset(token)
+
+
+def is_for_other_programs() -> bool:
+    """Whether the graph that is recorded is for a file that another program runs."""
+    return _FOR_OTHERS.get()
 
 
 def is_traced() -> bool:

@@ -20,7 +20,7 @@ import opt_einsum
 from mpochain.planning.schedule import Schedule, lower
 from mpochain.spec import ChainSpec
 
-__all__ = ["Candidate", "candidates", "equation"]
+__all__ = ["Candidate", "candidates", "equation", "unmerged"]
 
 # opt_einsum's exhaustive search takes 1 ms for four cores and 0.1 s for eight, and runs once per grouping. Longer
 # chains are searched here, over sweeps only, since any other path is a sweep of a coarser grouping. Very long chains
@@ -201,18 +201,33 @@ def candidates(spec: ChainSpec, batch: int) -> Iterator[Candidate]:
         ['rebuild {0,1}, one product', '{0} {1} order 0>1', '{0} {1} order 1>0']
     """
     for groups in _groupings(spec.sites):
-        merges = _merge_positions(spec, groups)
-        shapes = list(spec.core_shapes)
-        for step in lower(spec, groups, merges, ()).merges:
-            shapes[step.position : step.position + 2] = [step.result]
-        count = len(groups)
-        eq = equation(count)
-        searched = None
-        if count <= _EXHAUSTIVE_CORES:
-            searched = _sweep_order(_path(eq, [(batch, *(i for _, _, i, _ in shapes)), *shapes]), count)
-        elif count <= _SEARCHED_CORES:
-            searched = _fewest_macs(shapes)
-        plain = tuple(range(count))
-        for order in dict.fromkeys(order for order in (searched, plain[::-1], plain) if order is not None):
-            schedule = lower(spec, groups, merges, order)
-            yield Candidate(groups, order, _path_of(order), order == searched, eq, schedule)
+        yield from _of_groups(spec, batch, groups)
+
+
+def unmerged(spec: ChainSpec, batch: int) -> Candidate:
+    """The candidate of the fewest multiply-adds among those that merge no cores.
+
+    Example:
+        >>> str(unmerged(ChainSpec((8, 8), (8, 8), max_bond=64), batch=16))
+        '{0} {1} order 0>1'
+    """
+    groups = tuple((site,) for site in range(spec.sites))
+    return min(_of_groups(spec, batch, groups), key=lambda candidate: candidate.schedule.sweep_macs)
+
+
+def _of_groups(spec: ChainSpec, batch: int, groups: tuple[Group, ...]) -> Iterator[Candidate]:
+    merges = _merge_positions(spec, groups)
+    shapes = list(spec.core_shapes)
+    for step in lower(spec, groups, merges, ()).merges:
+        shapes[step.position : step.position + 2] = [step.result]
+    count = len(groups)
+    eq = equation(count)
+    searched = None
+    if count <= _EXHAUSTIVE_CORES:
+        searched = _sweep_order(_path(eq, [(batch, *(i for _, _, i, _ in shapes)), *shapes]), count)
+    elif count <= _SEARCHED_CORES:
+        searched = _fewest_macs(shapes)
+    plain = tuple(range(count))
+    for order in dict.fromkeys(order for order in (searched, plain[::-1], plain) if order is not None):
+        schedule = lower(spec, groups, merges, order)
+        yield Candidate(groups, order, _path_of(order), order == searched, eq, schedule)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from mpochain.execution.tracing import is_recorded, is_traced
+from mpochain.execution.tracing import is_for_other_programs, is_recorded, is_traced
 from mpochain.quantization import Scheme, unpacked
 
 __all__ = ["dequantised", "scaled", "straight_through"]
@@ -31,8 +31,9 @@ def dequantised(
         >>> dequantised(words, scales, None, Scheme(4, symmetric=True), 3, torch.float32)
         tensor([[-4.0000,  3.5000, -2.0000]])
     """
-    # torch.jit.trace cannot record a view of other elements.
-    codes = _shifted_out(words, scheme.bits, columns) if is_recorded() else unpacked(words, scheme.bits, columns)
+    # torch.jit.trace cannot record a view of other elements, nor has ONNX one.
+    shifted = is_recorded() or is_for_other_programs()
+    codes = _shifted_out(words, scheme.bits, columns) if shifted else unpacked(words, scheme.bits, columns)
     return scaled(codes, scales, zeros, scheme, columns, dtype)
 
 
@@ -94,5 +95,7 @@ def _shifted_out(words: Tensor, bits: int, columns: int) -> Tensor:
     first = positions // 32
     # A code may begin in one word and end in the next.
     following = (first + 1).clamp(max=words.shape[1] - 1)
-    pairs = unsigned.index_select(1, first) | unsigned.index_select(1, following) << 32
-    return pairs >> positions % 32 & ((1 << bits) - 1)
+    # Functions, not the operators << and >>, which ONNX lacks.
+    upper = torch.bitwise_left_shift(unsigned.index_select(1, following), 32)
+    pairs = unsigned.index_select(1, first) | upper
+    return torch.bitwise_right_shift(pairs, positions % 32) & ((1 << bits) - 1)
