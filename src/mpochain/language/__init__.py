@@ -10,13 +10,16 @@ from mpochain.language.source import (
     save_language_model,
 )
 from mpochain.language.speed import Speed, compare_speed
+from mpochain.language.tasks import TaskScore, evaluate_tasks
 from mpochain.language.text import read_tokens, require_window, windows
 
 __all__ = [
     "LanguageModel",
     "Perplexity",
     "Speed",
+    "TaskScore",
     "compare_speed",
+    "evaluate_tasks",
     "generate",
     "load_language_model",
     "perplexity",
