@@ -42,7 +42,8 @@ def for_other_programs() -> Iterator[None]:
 
 def is_for_other_programs() -> bool:
     """Whether the graph that is recorded is for a file that another program runs."""
-    return _FOR_OTHERS.get()
+    # Graphs that torch.compile records are for torch, and it cannot record the question.
+    return not torch.compiler.is_dynamo_compiling() and _FOR_OTHERS.get()
 
 
 def is_traced() -> bool:
