@@ -212,7 +212,8 @@ def unmerged(spec: ChainSpec, batch: int) -> Candidate:
         '{0} {1} order 0>1'
     """
     groups = tuple((site,) for site in range(spec.sites))
-    return min(_of_groups(spec, batch, groups), key=lambda candidate: candidate.schedule.sweep_macs)
+    # Of two sweeps of equal cost the search may return either, and a file is to be the same each time.
+    return min(_of_groups(spec, batch, groups), key=lambda candidate: (candidate.schedule.sweep_macs, candidate.order))
 
 
 def _of_groups(spec: ChainSpec, batch: int, groups: tuple[Group, ...]) -> Iterator[Candidate]:
