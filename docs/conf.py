@@ -37,6 +37,8 @@ nitpick_ignore_regex = [
     ("py:.*", r"torch(\..*)?"),
     ("py:.*", r"(numpy|np)(\..*)?"),
     ("py:.*", r"pydantic\..*"),
+    ("py:.*", r"transformers\..*"),
+    ("py:class", "Path"),  # of an annotation that Sphinx leaves as it is written
     ("py:class", r"mpochain\.train\.loop\.Batch"),  # a type variable
     ("py:.*", r"(abc|collections\.abc|contextlib|enum|logging|pathlib|typing)\..*"),
 ]
