@@ -251,7 +251,7 @@ def test_peft_trains_saves_loads_and_merges_adapters(x, tmp_path, chains):
             mpo.to_dense(wrong)
     merged = loaded.merge_and_unload()
     torch.testing.assert_close(merged(x), expected, rtol=1e-4, atol=1e-5)
-    assert merged.low_rank.has_plain_factors()
+    assert merged.low_rank.can_reorder()
     assert merged.state_dict().keys() == before.keys()
     changed = {name for name, value in merged.state_dict().items() if not torch.equal(value, before[name])}
     assert changed == {f"{name}.weight" for name in linears(merged)}

@@ -186,7 +186,7 @@ def test_factors_that_do_more_than_multiply_are_called(alter, cache, rows):
                 torch.testing.assert_close(y, expected)
         torch.testing.assert_close(layer(x), nn.functional.linear(x, layer.weight, layer.bias))
         torch.testing.assert_close(mpo.to_dense(layer)(x), y)
-    assert not layer.has_plain_factors()
+    assert not layer.can_reorder()
     with pytest.raises(MPOError, match="expected plain torch.nn.Linear"):
         layer.reset_parameters()
     total = mpo.SumLinear([layer, mpo.MPOLinear(7, 9, max_bond=2, bias=False, dtype=torch.float64)])

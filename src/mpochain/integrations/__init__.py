@@ -1,7 +1,7 @@
-"""Connections with other libraries, one room each: what makes them read, write and run compressed models.
+"""Integrations with transformers and with export formats such as ONNX.
 
-``import mpochain`` imports none of them. What they must know is told to each once it is imported, see
-:func:`mpochain.integrations.later.after_import`.
+``import mpochain`` imports none of these libraries. transformers learns to read and write compressed models once it is
+imported, see :func:`mpochain.integrations.later.after_import`.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ __all__ = ["connect"]
 
 
 def connect() -> None:
-    """Tell other libraries of compressed models as soon as they are imported; ``import mpochain`` calls it."""
+    """Register compressed models with other libraries once these are imported; ``import mpochain`` calls it."""
     after_import("transformers.modeling_utils", _connect_transformers)
 
 

@@ -8,6 +8,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from difflib import get_close_matches
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -52,12 +53,8 @@ def require_harness() -> None:
     Raises:
         MissingDependencyError: it is not.
     """
-    try:
-        import lm_eval  # noqa: F401
-    except ImportError as error:
-        raise MissingDependencyError(
-            f"--tasks needs lm_eval ({error}); install it with: pip install 'mpochain[eval]'"
-        ) from error
+    if find_spec("lm_eval") is None:
+        raise MissingDependencyError("--tasks needs lm_eval; install it with: pip install 'mpochain[eval]'")
 
 
 def evaluate_tasks(

@@ -162,7 +162,7 @@ class InterpolativeLinear(CompressedLayer):
         """The layer itself."""
         return self
 
-    def has_plain_factors(self) -> bool:
+    def can_reorder(self) -> bool:
         """Whether both factors are ``torch.nn.Linear`` that multiply with their weights and do nothing else."""
         return self._weights() is not None
 

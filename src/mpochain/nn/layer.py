@@ -127,6 +127,10 @@ class CompressedLayer(nn.Module, ABC):
         """
         return {}
 
+    def can_reorder(self) -> bool:
+        """Whether ``mpochain.nn.reordering`` can permute the layer's inputs and outputs."""
+        return False
+
     def require_valid(self, name: str) -> None:
         """Raise an error for values that the layer cannot compute with, such as indices out of range in a file.
 

@@ -314,6 +314,10 @@ class MPOLinear(CompressedLayer):
             runner.plan(batch, training=training, dtype=core.dtype, device=core.device) for runner in self._runners
         )
 
+    def can_reorder(self) -> bool:
+        """True: the layer, or one around it, looks features up."""
+        return True
+
     def as_linears(self, *, dequantize: bool = False) -> nn.Module:  # noqa: ARG002  # see the base class
         """See :meth:`mpochain.nn.CompressedLayer.as_linears`; a :class:`LinearChain` with copies of the cores."""
         layer = LinearChain.from_cores(list(zip(self.specs, self.cores, strict=True)), self.bias)

@@ -163,6 +163,10 @@ class PermutedLinear(ComposedLinear):
         """The form of the inner layer."""
         return f"{self.inner.form()}, permuted"
 
+    def can_reorder(self) -> bool:
+        """True: the layer, or one around it, looks features up."""
+        return True
+
     def as_linears(self, *, dequantize: bool = False) -> nn.Module:  # noqa: ARG002  # see the base class
         """See :meth:`mpochain.nn.CompressedLayer.as_linears`; a :class:`LinearChain` with copies of the cores."""
         terms = list(zip(self.inner.specs, self.inner.cores, strict=True))

@@ -16,6 +16,7 @@ from mpochain.errors import DTypeError
 from mpochain.nn.attachments import alterations, hooks
 from mpochain.nn.dense import dense_parameters
 from mpochain.nn.interpolative import InterpolativeLinear
+from mpochain.nn.layer import CompressedLayer
 from mpochain.nn.linear import MPOLinear
 from mpochain.nn.permuted import PermutedLinear
 
@@ -36,10 +37,8 @@ def can_reorder(layer: nn.Module) -> bool:
     """True if the layer computes only its linear map, so that its rows or columns can be permuted safely."""
     if any((*hooks(layer), *alterations(layer))):
         return False
-    if isinstance(layer, InterpolativeLinear):
-        return layer.has_plain_factors()
-    if isinstance(layer, MPOLinear | PermutedLinear):
-        return True
+    if isinstance(layer, CompressedLayer):
+        return layer.can_reorder()
     try:
         dense_parameters(layer)
     except DTypeError:

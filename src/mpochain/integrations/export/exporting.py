@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -230,6 +229,6 @@ def _put(folder: Path, file: Path) -> int:
     size = 0
     for part in written:
         size += part.stat().st_size
-        os.replace(part, file.with_name(part.name))  # noqa: PTH105  # of an existing file too
+        part.replace(file.with_name(part.name))
     sync_folder(file.parent)
     return size
