@@ -34,6 +34,7 @@ def folder(tmp_path_factory):
     write_model(folder / "other")
     (folder / "valid.txt").write_text(prose(6000, seed=1), encoding="utf-8")
     (folder / "test.txt").write_text(prose(3000, seed=2), encoding="utf-8")
+    (folder / "plays.txt").write_text(prose(3000, seed=3), encoding="utf-8")
     (folder / "recipe.yaml").write_text(
         "model: dense\nbudget: 0.7\ncalibration: {text: valid.txt, window: 32, windows: 6}\n"
         "evaluation: {text: test.txt, window: 32, windows: 5}\n",
@@ -154,7 +155,7 @@ def test_what_needs_no_data_and_a_dry_run(folder, run):
     assert (record["folder"], record["speed"], record["perplexity"]) == (
         "chains",
         None,
-        {"before": None, "after": None},
+        {"before": None, "after": None, "also": {}},
     )
     assert record["compression"]["frontier"] == []
     evaluated = ["--evaluate", "test.txt", "--window", 32, "--evaluate-windows", 2]
@@ -249,10 +250,12 @@ def small(folder):
 
 
 def test_finetuning(folder, run, small):
-    evaluated = ["--evaluate", "test.txt", "--evaluate-windows", 5]
+    evaluated = ["--evaluate", "test.txt", "--evaluate-windows", 5, "--also", "plays.txt"]
     done = run("finetune", small, "--out", "finetuned", *FINETUNE, *evaluated, "--json")
     record = json.loads(done.stdout)
     assert record["perplexity"]["after"]["perplexity"] < record["perplexity"]["before"]["perplexity"]
+    other = record["perplexity"]["also"]["plays.txt"]
+    assert other["after"]["perplexity"] < other["before"]["perplexity"] != record["perplexity"]["before"]["perplexity"]
     assert record["training"]["steps"] == 8
     assert record["training"]["tokens"] > 0
     assert record == json.loads((folder / "finetuned" / "finetune.json").read_text())
@@ -261,6 +264,7 @@ def test_finetuning(folder, run, small):
     assert f"perplexity {record['perplexity']['after']['perplexity']:.3f}" in line
     card = (folder / "finetuned" / "README.md").read_text()
     assert 'base_model: "dense"' in card
+    assert f"{other['before']['perplexity']:.4g} before, {other['after']['perplexity']:.4g} after" in card
     assert card.index("mpochain compress") < card.index("Finetuned afterwards.") < card.index("mpochain finetune")
     # On the text alone, without a teacher.
     done = run("finetune", small, "--out", "alone", "--text", "valid.txt", "--window", 32, "--steps", 5)
@@ -359,13 +363,15 @@ def examples(tmp_path_factory):
     config = json.loads((folder / "model" / "config.json").read_text())
     (folder / "model" / "config.json").write_text(json.dumps(config | {"max_position_embeddings": 512}))
     (folder / "valid.txt").write_text(prose(80_000, seed=1), encoding="utf-8")
-    (folder / "test.txt").write_text(prose(10_000, seed=2), encoding="utf-8")
+    for name, seed in (("test.txt", 2), ("plays.txt", 3)):
+        (folder / name).write_text(prose(10_000, seed=seed), encoding="utf-8")
     return folder
 
 
 def test_a_comparison(examples, run, monkeypatch):
     folder = examples
-    (folder / "comparison.yaml").write_text(run("recipe", "--example", "compare").stdout)
+    example = run("recipe", "--example", "compare").stdout
+    (folder / "comparison.yaml").write_text(example.replace("evaluation:", "evaluation:\n  also: [plays.txt]"))
     names = ["dense", "interpolative-0.8", "svd_llm-0.8", "svd_llm-0.8-finetuned"]
     monkeypatch.setattr(run, "folder", folder)
     arguments = "compare", "comparison.yaml", "--out", "runs"
@@ -385,6 +391,9 @@ def test_a_comparison(examples, run, monkeypatch):
     page = (folder / "page" / "comparison.md").read_text()
     for name in names:
         assert f"{records[name]['perplexity']['perplexity']:#.4g}" in page
+        assert set(records[name]["also"]) == {"plays.txt"}
+    for name in names[:3]:
+        assert f"{records[name]['also']['plays.txt']['perplexity']:#.4g}" in page
     for name in names[1:3]:
         layers = records[name]["layers"]
         assert layers["parameters_after"] <= 0.8 * layers["parameters_before"]

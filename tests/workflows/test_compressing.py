@@ -11,15 +11,17 @@ from texts import prose
 from tiny import write_model
 
 from mpochain.cli import main
+from mpochain.cli.outcome import outcome
 from mpochain.errors import MPOError, RecipeError
 from mpochain.workflows import Recipe, compress_by, compressing, measured, report_page, timing
+from mpochain.workflows.recipe import Evaluation
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("compressing")
     write_model(folder / "dense")
-    for name, seed in (("valid.txt", 1), ("test.txt", 2)):
+    for name, seed in (("valid.txt", 1), ("test.txt", 2), ("plays.txt", 3)):
         (folder / name).write_text(prose(3000, seed=seed), encoding="utf-8")
     return folder
 
@@ -30,7 +32,7 @@ def recipe(folder):
         model=str(folder / "dense"),
         budget=0.7,
         calibration={"text": folder / "valid.txt", "window": 16, "windows": 3},
-        evaluation={"text": folder / "test.txt", "window": 16, "windows": 3},
+        evaluation={"text": folder / "test.txt", "window": 16, "windows": 3, "also": [folder / "plays.txt"]},
         prompts=("the king",),
     )
 
@@ -75,6 +77,24 @@ def test_a_model_that_cannot_be_timed_is_saved_with_the_reason(monkeypatch, reci
     assert "AttributeError: no cache" in (tmp_path / "out" / "report.html").read_text()
 
 
+def test_a_further_text_is_measured_on_both_models(whole, folder, recipe):
+    (before, after) = whole.also["plays.txt"]
+    record = json.loads((folder / "whole" / "report.json").read_text())["perplexity"]
+    assert record["also"] == {"plays.txt": {"before": before.as_dict(), "after": after.as_dict()}}
+    alone = recipe.model_copy(update={"evaluation": Evaluation(text=folder / "plays.txt", window=16, windows=3)})
+    other = compress_by(alone)
+    assert (other.before.loss, other.after.loss) == (before.loss, after.loss)
+    assert other.before.loss != whole.before.loss
+    shown = {"report.html": f"{after.perplexity:.2f}", "README.md": f"{after.perplexity:.4g} compressed"}
+    for file, number in shown.items():
+        text = (folder / "whole" / file).read_text()
+        assert "plays.txt" in text
+        assert number in text
+    (row,) = [line.split() for line in outcome(whole, 100).splitlines() if "plays.txt" in line]
+    ratio = after.perplexity / before.perplexity
+    assert row == ["on", "plays.txt", *(f"{value:.2f}" for value in (before.perplexity, after.perplexity, ratio))]
+
+
 @pytest.mark.parametrize("error", [MPOError("NaN"), RuntimeError("NaN")])
 def test_a_model_that_cannot_be_evaluated_is_saved_and_the_command_fails(monkeypatch, recipe, tmp_path, error):
     measure = measured.Measured.perplexity
@@ -88,6 +108,7 @@ def test_a_model_that_cannot_be_evaluated_is_saved_and_the_command_fails(monkeyp
     record = json.loads((tmp_path / "out" / "report.json").read_text())
     assert "NaN" in record["problems"]["perplexity"]
     assert record["texts"], "the rest is measured nevertheless"
+    assert set(record["perplexity"]["also"]) == {"plays.txt"}
     weights(tmp_path / "out")
 
 
@@ -130,6 +151,8 @@ def test_an_interrupted_run_goes_on_to_the_same_result(
         *(whole.before.loss, whole.after.loss),
         whole.texts,
     )
+    losses = [[perplexity.loss for perplexity in result.also["plays.txt"]] for result in (again, whole)]
+    assert losses[0] == losses[1]
     assert sorted(file.suffix or file.name for file in (tmp_path / "out").iterdir() if file.name[0] != ".") == [
         *(".html", *[".json"] * 5, ".md", ".safetensors"),
     ]

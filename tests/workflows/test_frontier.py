@@ -205,7 +205,7 @@ def test_a_refined_point_is_measured_beside_the_plain_one_or_later(run, tmp_path
         (["--refine", "auto-9"], "there is no point 'auto-9' to refine; name one of auto-8"),
         (["--sizes", "4,x"], "--sizes takes numbers"),
         (["--sizes", "0"], "above 0"),
-        (["--also", "valid.txt"], "is also the text for calibration"),
+        (["--also", "valid.txt"], "valid.txt is the text that the model is calibrated on"),
         (["--also", "none.txt"], "there is no such file"),
         (["--method", "nonsense"], "there is no method 'nonsense'"),
     ],

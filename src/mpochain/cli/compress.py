@@ -16,6 +16,7 @@ from mpochain.cli.options import (
     Dtype,
     EvaluationText,
     EvaluationWindows,
+    FurtherTexts,
     Ignore,
     Json,
     Method,
@@ -73,6 +74,7 @@ def compress(
     seed: Seed = None,
     evaluate: EvaluationText = None,
     evaluate_windows: EvaluationWindows = None,
+    also: FurtherTexts = None,
     prompt: Prompts = None,
     timed: Annotated[
         bool, typer.Option("--time/--no-time", " /--no-speed", help="Time the dense and the compressed model.")
@@ -118,6 +120,7 @@ def compress(
             "evaluation": {
                 "text": None if evaluate is None else str(evaluate),
                 "windows": count_or_all(evaluate_windows),
+                "also": tuple(map(str, also)) if also else None,
             },
         },
         window=window,

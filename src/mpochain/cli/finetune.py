@@ -14,6 +14,7 @@ from mpochain.cli.options import (
     Dtype,
     EvaluationText,
     EvaluationWindows,
+    FurtherTexts,
     Json,
     Overwrite,
     RecipeFile,
@@ -70,6 +71,7 @@ def finetune(
     seed: Seed = None,
     evaluate: EvaluationText = None,
     evaluate_windows: EvaluationWindows = None,
+    also: FurtherTexts = None,
     dtype: Dtype = None,
     device: Device = None,
     overwrite: Overwrite = False,
@@ -111,6 +113,7 @@ def finetune(
             "evaluation": {
                 "text": None if evaluate is None else str(evaluate),
                 "windows": count_or_all(evaluate_windows),
+                "also": tuple(map(str, also)) if also else None,
             },
         },
         window=window,
@@ -135,6 +138,9 @@ def finetune(
         print(f"perplexity: {finetuned.before.perplexity:.2f} before, {finetuned.after.perplexity:.2f} after")
     elif finetuned.after is not None:
         print(f"perplexity: {finetuned.after.perplexity:.2f}")
+    for name, (before, after) in finetuned.also.items():
+        first = "" if before is None else f"{before.perplexity:.2f} before, "
+        print(f"perplexity on {name}: {first}{after.perplexity:.2f} after")
     print(_sizes(out, finetuned.peak_bytes))
     print(out)
     print(out / RECORD)

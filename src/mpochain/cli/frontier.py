@@ -15,6 +15,7 @@ from mpochain.cli.options import (
     Dtype,
     EvaluationText,
     EvaluationWindows,
+    FurtherTexts,
     Ignore,
     Json,
     RecipeFile,
@@ -58,9 +59,7 @@ def frontier(
     window: Window = None,
     evaluate: EvaluationText = None,
     evaluate_windows: EvaluationWindows = None,
-    also: Annotated[
-        list[Path] | None, typer.Option(help="Further text to evaluate on, of another kind; repeatable.")
-    ] = None,
+    also: FurtherTexts = None,
     target: Targets = None,
     ignore: Ignore = None,
     dtype: Dtype = None,
@@ -104,6 +103,7 @@ def frontier(
                 "evaluation": {
                     "text": None if evaluate is None else str(evaluate),
                     "windows": count_or_all(evaluate_windows),
+                    "also": tuple(map(str, also)) if also else None,
                 },
             },
             window=window,
@@ -116,7 +116,6 @@ def frontier(
                     sizes=SIZES if sizes is None else _numbers(sizes),
                     methods=method or METHODS_DRAWN,
                     refine=refine or (),
-                    others=also or (),
                     counters=counters,
                 )
             except KeyboardInterrupt:

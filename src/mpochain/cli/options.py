@@ -24,6 +24,7 @@ __all__ = [
     "Dtype",
     "EvaluationText",
     "EvaluationWindows",
+    "FurtherTexts",
     "Ignore",
     "Json",
     "Method",
@@ -112,6 +113,10 @@ CalibrationWindows = Annotated[
 EvaluationText = Annotated[
     Path | None,
     typer.Option("--evaluate", help="UTF-8 text to measure perplexity on; not used for calibration or training."),
+]
+FurtherTexts = Annotated[
+    list[Path] | None,
+    typer.Option("--also", help="Further text to measure perplexity on, of another kind; repeatable."),
 ]
 EvaluationWindows = Annotated[
     str | None,

@@ -8,6 +8,9 @@ from mpochain.report.table import Column, text_within
 from mpochain.system.sizes import megabytes, millions
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from mpochain.language import Perplexity
     from mpochain.workflows import Compressed
 
 __all__ = ["outcome"]
@@ -42,13 +45,9 @@ def outcome(result: Compressed, width: int) -> str:
     before, after = result.parameters
     row("parameters", millions(before), millions(after), after / before)
     if result.after is not None:
-        dense = result.before
-        row(
-            "perplexity",
-            "-" if dense is None else f"{dense.perplexity:.2f}",
-            f"{result.after.perplexity:.2f}",
-            None if dense is None else result.after.perplexity / dense.perplexity,
-        )
+        _quality(row, "perplexity", result.before, result.after)
+    for name, measured in result.also.items():
+        _quality(row, f"  on {name}", *measured)
     if result.speed is not None:
         times, small = result.speed["dense"], result.speed["compressed"]
         prompt, token = f"prompt of {times.prompt} tokens", "one generated token"
@@ -64,6 +63,17 @@ def outcome(result: Compressed, width: int) -> str:
     lines.append(f"compressed in {result.report.seconds:,.0f} s{peak}")
     lines += [wrapped(f"no {what}: {reason}", width) for what, reason in result.problems.items()]
     return "\n".join([*lines, "", result.report.summary(width)])
+
+
+def _quality(
+    row: Callable[[str, str, str, float | None], None], what: str, dense: Perplexity | None, compressed: Perplexity
+) -> None:
+    row(
+        what,
+        "-" if dense is None else f"{dense.perplexity:.2f}",
+        f"{compressed.perplexity:.2f}",
+        None if dense is None else compressed.perplexity / dense.perplexity,
+    )
 
 
 def _milliseconds(seconds: float) -> str:

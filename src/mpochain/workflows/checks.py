@@ -37,6 +37,8 @@ def require_inputs(
         MissingDependencyError: only an optional package is missing.
     """
     texts = {f"{name}.text": getattr(recipe, name).text for name in sections if getattr(recipe, name) is not None}
+    if "evaluation" in sections and recipe.evaluation is not None:
+        texts |= {f"evaluation.also[{number}]": text for number, text in enumerate(recipe.evaluation.also)}
     models = {"model": recipe.model if model is None else model}
     if teacher is not None:
         models["teacher"] = teacher
@@ -79,7 +81,7 @@ def require_found(
 
 
 def _use_problems(recipe: Recipe, sections: Sequence[str], texts: set[Path]) -> list[str]:
-    """Uses of the evaluation text, of texts that can be read."""
+    """Uses of evaluation texts, if all texts can be read."""
     if "evaluation" not in sections or any(text_problem(text) is not None for text in texts):
         return []
     return seen_texts(recipe)

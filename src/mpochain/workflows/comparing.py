@@ -30,7 +30,7 @@ from mpochain.workflows.former_names import current_record, existing_file, exist
 from mpochain.workflows.inputs import ENOUGH_CALIBRATION, read_inputs
 from mpochain.workflows.json_file import write_json
 from mpochain.workflows.recipe import SEQUENTIAL, Comparison, Recipe
-from mpochain.workflows.texts import digest
+from mpochain.workflows.texts import identified
 
 __all__ = ["FINETUNED", "FORMAT", "compare", "comparison_of", "read_run", "read_runs", "run_names"]
 
@@ -183,10 +183,15 @@ def _setting(recipe: Recipe, name: str) -> dict[str, Any]:
         setting["evaluation"]["windows"] = f"at most {ENOUGH_WINDOWS}"
     if recipe.calibration is not None and recipe.calibration.windows is None:
         setting["calibration"]["windows"] = ENOUGH_CALIBRATION
+    if recipe.evaluation is not None:
+        also = [identified(text) for text in recipe.evaluation.also]
+        # Records from before there were further texts have no such field.
+        setting["evaluation"] |= {"also": also}
+        if not also:
+            del setting["evaluation"]["also"]
     for section in ("calibration", "evaluation", "finetune"):
         if setting.get(section) is not None:
-            text = Path(setting[section]["text"])
-            setting[section]["text"] = f"{text.name}, sha256 {digest(text)[:16]}"
+            setting[section]["text"] = identified(getattr(recipe, section).text)
             if setting[section].get("teacher") is not None:
                 setting[section]["teacher"] = Path(setting[section]["teacher"]).name
     if not name.endswith(FINETUNED):
@@ -212,8 +217,10 @@ def _dense(recipe: Recipe) -> dict[str, Any]:
     model = inputs.language.model
     perplexity = inputs.perplexity(model, "dense")
     assert perplexity is not None  # run_names asks for an evaluation
+    also = inputs.perplexities_of_also(model, "dense")
     return {
         "perplexity": perplexity.as_dict(),
+        "also": {name: value.as_dict() for name, value in also.items()},
         "parameters": sum(parameter.numel() for parameter in model.parameters()),
         "seconds": 0.0,
         "peak_bytes": peak_resident(),
@@ -228,6 +235,7 @@ def _finetuned(recipe: Recipe, name: str, out: Path) -> dict[str, Any]:
     record = finetuned.as_dict()
     return {
         "perplexity": record["perplexity"]["after"],
+        "also": {name: both["after"] for name, both in record["perplexity"]["also"].items()},
         "training": record["training"],
         "seconds": finetuned.result.seconds,
         "peak_bytes": finetuned.peak_bytes,
@@ -252,6 +260,7 @@ def _compressed(recipe: Recipe, name: str, out: Path) -> dict[str, Any]:
     assert compressed.after is not None  # run_names asks for an evaluation
     return {
         "perplexity": compressed.after.as_dict(),
+        "also": {name: after.as_dict() for name, (_, after) in compressed.also.items()},
         "parameters": compressed.parameters[1],
         "layers": {
             "parameters_before": report.parameters_before,

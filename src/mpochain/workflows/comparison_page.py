@@ -92,7 +92,7 @@ def write_comparison(out: Path, page: Path) -> list[Path]:
             Text((_PREFACE,)),
             Text(tuple(_setting_lines(records))),
             Heading("Perplexity"),
-            Table(_QUALITY, [_dense_row(records), *rows]),
+            Table((*_QUALITY, *_further_columns(records)), [_dense_row(records), *rows]),
             Figure(figure, "Perplexity against the share of the layers' parameters"),
             Heading("Costs"),
             Text((_COSTS_NOTE,)),
@@ -104,6 +104,15 @@ def write_comparison(out: Path, page: Path) -> list[Path]:
     write_bytes(page, contents.markdown(page.parent).encode())
     write_bytes(page.with_suffix(".html"), contents.html().encode())
     return [page, page.with_suffix(".html"), figure]
+
+
+def _further_columns(records: Mapping[str, _Record]) -> list[Column]:
+    """A column for the perplexity on each further text."""
+    return [Column(f"on {name}", f"perplexity on {name}", "#.4g") for name in records["dense"].get("also", {})]
+
+
+def _further(record: _Record) -> dict[str, Any]:
+    return {f"on {name}": perplexity["perplexity"] for name, perplexity in record.get("also", {}).items()}
 
 
 def _setting_lines(records: Mapping[str, _Record]) -> list[str]:
@@ -139,7 +148,7 @@ def _dense_row(records: Mapping[str, _Record]) -> dict[str, Any]:
     perplexity = records["dense"]["perplexity"]["perplexity"]
     size = next((record["layers"]["bytes_before"] for record in records.values() if "layers" in record), 0)
     values = {"method": "dense", "budget": "1", "share": 1.0, "bytes": size, "perplexity": perplexity, "to_dense": 1.0}
-    return dict.fromkeys((column.key for column in _QUALITY), None) | values
+    return dict.fromkeys((column.key for column in _QUALITY), None) | values | _further(records["dense"])
 
 
 def _rows(records: Mapping[str, _Record]) -> list[dict[str, Any]]:
@@ -172,6 +181,7 @@ def _rows(records: Mapping[str, _Record]) -> list[dict[str, Any]]:
                 "peak": record["peak_bytes"] / 2**30 if record["peak_bytes"] else None,
                 "finetuning_tokens": finetuned["training"]["tokens"] if finetuned is not None else None,
                 "finetuning_minutes": finetuned["seconds"] / 60 if finetuned is not None else None,
+                **_further(record),
             }
         )
     return sorted(rows, key=lambda row: (-row["share"] // 0.02, row["perplexity"]))

@@ -37,6 +37,7 @@ class Compressed:
         parameters: number of the model's parameters before and after.
         before: perplexity of the dense model; None without an evaluation.
         after: perplexity of the compressed model; None without an evaluation.
+        also: perplexity before, None if not measured, and after, on each further text of the evaluation, by file name.
         speed: speed of ``"dense"`` and ``"compressed"``; None if they were not timed.
         peak_bytes: peak memory of the process until the model was compressed, libraries included.
         model_bytes: bytes of the model's parameters and buffers before and after.
@@ -55,6 +56,7 @@ class Compressed:
     speed: dict[str, Speed] | None
     peak_bytes: int | None
     model_bytes: tuple[int, int]
+    also: Mapping[str, tuple[Perplexity | None, Perplexity]] = field(default_factory=dict)
     file_bytes: tuple[int | None, int | None] = (None, None)
     windows: tuple[int, int] | None = None
     texts: tuple[GeneratedText, ...] = ()
@@ -67,6 +69,10 @@ class Compressed:
             "perplexity": {
                 "before": self.before.as_dict() if self.before is not None else None,
                 "after": self.after.as_dict() if self.after is not None else None,
+                "also": {
+                    name: {"before": None if before is None else before.as_dict(), "after": after.as_dict()}
+                    for name, (before, after) in self.also.items()
+                },
             },
             "speed": {name: speed.as_dict() for name, speed in self.speed.items()} if self.speed is not None else None,
             "peak_bytes": self.peak_bytes,

@@ -149,6 +149,7 @@ def _compress(
         measurements = Measurements(unfinished)
         dense = Measured(inputs, measurements, "dense", counters)
         before = dense.perplexity(model) if evaluated == "both" else None
+        also_before = dense.perplexities_of_also(model) if evaluated == "both" else {}
         asked = () if dry_run or evaluated == "after" else recipe.prompts
         dense_texts = dense.texts(model, asked)
         parameters, size = _parameters(model), bytes_in_memory(model)
@@ -204,11 +205,13 @@ def _compress(
 
     compressed = Measured(inputs, measurements, "compressed", counters)
     after = attempt("perplexity", lambda: compressed.perplexity(model))
+    also = attempt("perplexity on further texts", lambda: compressed.perplexities_of_also(model)) or {}
     texts = attempt("generated text", lambda: compressed.texts(model, asked)) or []
     speed = attempt("speed", lambda: _speed(recipe, model, counters)) if timed else None
     result = replace(
         result,
         after=after,
+        also={name: (also_before.get(name), perplexity) for name, perplexity in also.items()},
         texts=tuple(map(GeneratedText, asked, dense_texts, texts)) if texts else (),
         speed=speed,
         problems={what: _reason(error) for what, error in failures.items()},

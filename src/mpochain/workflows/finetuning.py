@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -40,6 +41,7 @@ class Finetuned:
         result: result of the training.
         before: perplexity of the compressed model; None without an evaluation.
         after: perplexity of the finetuned model; None without an evaluation.
+        also: both, the first None if not measured, on each further text of the evaluation, by file name.
         peak_bytes: peak memory of the process, libraries included.
         provenance: versions, machine, threads, commit.
     """
@@ -48,6 +50,7 @@ class Finetuned:
     result: TrainResult
     before: Perplexity | None
     after: Perplexity | None
+    also: Mapping[str, tuple[Perplexity | None, Perplexity]]
     peak_bytes: int | None
     provenance: dict[str, Any]
 
@@ -57,6 +60,10 @@ class Finetuned:
             "perplexity": {
                 "before": self.before.as_dict() if self.before is not None else None,
                 "after": self.after.as_dict() if self.after is not None else None,
+                "also": {
+                    name: {"before": None if before is None else before.as_dict(), "after": after.as_dict()}
+                    for name, (before, after) in self.also.items()
+                },
             },
             "training": {
                 "steps": self.result.steps,
@@ -133,23 +140,32 @@ def _finetune(
     begun = Begun(out / _BEGUN, _identity(inputs))
     if evaluated == "both" and not state.exists():
         perplexity = inputs.perplexity(model, "compressed", counters)
-        begun.keep({"before": None if perplexity is None else asdict(perplexity)})
+        also = inputs.perplexities_of_also(model, "compressed", counters)
+        begun.keep(
+            {
+                "before": None if perplexity is None else asdict(perplexity),
+                "also": {name: asdict(value) for name, value in also.items()},
+            }
+        )
     result = finetune(model, windows, config=recipe.finetune.training, teacher=teacher, checkpoint=state)
     del teacher  # free its memory before evaluation and saving
     peak = peak_resident()
     after = inputs.perplexity(model, "finetuned", counters)
+    also_after = inputs.perplexities_of_also(model, "finetuned", counters)
     before = begun.kept.get("before")
+    also_before = {name: Perplexity(**fields) for name, fields in begun.kept.get("also", {}).items()}
     finetuned = Finetuned(
         inputs.language,
         result,
         None if before is None else Perplexity(**before),
         after,
+        {name: (also_before.get(name), value) for name, value in also_after.items()},
         peak,
         provenance(threads=torch.get_num_threads(), commit=True),
     )
     settings = recipe.model_dump(mode="json", exclude_none=True)
     record = {"format": 1, "command": command, "recipe": settings, **finetuned.as_dict()}
-    tell_of_finetuning(model, recipe, command, finetuned.before, after)
+    tell_of_finetuning(model, recipe, command, finetuned.before, after, finetuned.also)
     save_result(inputs.language, out, lambda new: write_json(new / RECORD, record))
     return finetuned
 
@@ -158,8 +174,8 @@ def _identity(inputs: Inputs) -> dict[str, Any]:
     """What identifies a run, beyond what its training state records."""
     identity: dict[str, Any] = {"weights": fingerprint(inputs.language.model), "evaluation": None}
     if inputs.evaluation is not None and inputs.recipe.evaluation is not None:
-        settings = inputs.recipe.evaluation.model_dump(mode="json", exclude={"text"})
-        identity["evaluation"] = {**settings, "tokens": fingerprint_of_data([inputs.evaluation])}
+        settings = inputs.recipe.evaluation.model_dump(mode="json", exclude={"text", "also"})
+        identity["evaluation"] = {**settings, "tokens": fingerprint_of_data([inputs.evaluation, *inputs.also.values()])}
     return identity
 
 

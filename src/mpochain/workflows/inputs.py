@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import logging
 import math
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -59,6 +60,7 @@ class Inputs:
         calibration: windows, each ``(1, window)``, int64.
         held_out: some windows of the calibration text that are not used for calibration.
         evaluation: all tokens of the evaluation text, ``(n,)``, int64.
+        also: all tokens of each further text of the evaluation, ``(n,)``, int64, by file name.
         training: windows of the finetuning text, ``(windows, window)``, int64.
     """
 
@@ -67,6 +69,7 @@ class Inputs:
     calibration: list[Tensor] | None = None
     held_out: list[Tensor] | None = None
     evaluation: Tensor | None = None
+    also: Mapping[str, Tensor] = field(default_factory=dict)
     training: Tensor | None = None
 
     def perplexity(self, model: nn.Module, label: str, counters: Counters = uncounted) -> Perplexity | None:
@@ -86,6 +89,27 @@ class Inputs:
         logger.info("perplexity, %s: %.2f", label, result.perplexity)
         return result
 
+    def perplexities_of_also(
+        self, model: nn.Module, label: str, counters: Counters = uncounted
+    ) -> dict[str, Perplexity]:
+        """Measure perplexity on each further text of the evaluation, by file name.
+
+        Args:
+            model: causal language model with the recipe's vocabulary.
+            label: name of the model in logs and progress messages.
+            counters: returns the progress counter for a label.
+
+        Raises:
+            NonFiniteError: the model predicts NaN.
+        """
+        results = {}
+        for name, tokens in self.also.items():
+            assert self.recipe.evaluation is not None  # its texts are among them
+            counter = counters(f"perplexity, {label}, {name}")
+            results[name] = evaluate(model, tokens, self.recipe.evaluation, counter)
+            logger.info("perplexity, %s, %s: %.2f", label, name, results[name].perplexity)
+        return results
+
     def evaluation_windows(self) -> tuple[int, int] | None:
         """How many windows an evaluation uses, and how many the text has; None without a text."""
         evaluation = self.recipe.evaluation
@@ -98,7 +122,14 @@ class Inputs:
         evaluation = self.recipe.evaluation
         if evaluation is None:
             return {}
-        return {**evaluation.model_dump(mode="json", exclude={"text"}), "sha256": digest(evaluation.text)}
+        return {**evaluation.model_dump(mode="json", exclude={"text", "also"}), "sha256": digest(evaluation.text)}
+
+    def also_setting(self) -> dict[str, Any]:
+        """What identifies an evaluation on the further texts, besides the model, ready for JSON."""
+        evaluation = self.recipe.evaluation
+        if evaluation is None:
+            return {}
+        return {**self.evaluation_setting(), "sha256": {text.name: digest(text) for text in evaluation.also}}
 
 
 def read_inputs(recipe: Recipe, *sections: Section, model: Path | None = None, teacher: str | None = None) -> Inputs:
@@ -134,14 +165,9 @@ def read_inputs(recipe: Recipe, *sections: Section, model: Path | None = None, t
             tokens = read_tokens(section.text, language.tokenizer)
             require_vocabulary(language.model, tokens)
             if name == "evaluation":
-                # Check that the text has enough windows, before hours of other work.
-                used, every = counted(len(tokens), section.window, section.windows, section.stride)
-                if section.windows is None and used < every:
-                    logger.info(
-                        "evaluation on %d of the %s windows of %s, spread evenly; --evaluate-windows all uses all",
-                        *(used, f"{every:,}", section.text),
-                    )
+                _require_windows(section, section.text, tokens)
                 texts["evaluation"] = tokens
+                texts["also"] = {text.name: _read_also(language, section, text) for text in section.also}
             elif name == "calibration":
                 count = _HELD_OUT_OF_BLOCKS if recipe.refine or recipe.sequential else _HELD_OUT
                 used = section.windows
@@ -159,6 +185,23 @@ def read_inputs(recipe: Recipe, *sections: Section, model: Path | None = None, t
         except MPOError as error:
             raise RecipeError(f"{name}: {error}") from error
     return Inputs(recipe, language, **texts)
+
+
+def _read_also(language: LanguageModel, evaluation: Evaluation, text: Path) -> Tensor:
+    tokens = read_tokens(text, language.tokenizer)
+    require_vocabulary(language.model, tokens)
+    _require_windows(evaluation, text, tokens)
+    return tokens
+
+
+def _require_windows(evaluation: Evaluation, text: Path, tokens: Tensor) -> None:
+    """Check that a text has enough windows, before hours of other work, and say how many are used."""
+    used, every = counted(len(tokens), evaluation.window, evaluation.windows, evaluation.stride)
+    if evaluation.windows is None and used < every:
+        logger.info(
+            "evaluation on %d of the %s windows of %s, spread evenly; --evaluate-windows all uses all",
+            *(used, f"{every:,}", text),
+        )
 
 
 def _enough(model: nn.Module, total: int, window: int, spare: int) -> int:

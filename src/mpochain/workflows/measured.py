@@ -48,6 +48,19 @@ class Measured:
         kept = self._measurements.remember(f"perplexity, {self._label}", inputs.evaluation_setting(), measure)
         return Perplexity(**kept)
 
+    def perplexities_of_also(self, model: nn.Module) -> dict[str, Perplexity]:
+        """Perplexity on each further text of the evaluation, by file name."""
+        inputs = self._inputs
+        if not inputs.also:
+            return {}
+
+        def measure() -> dict[str, Any]:
+            measured = inputs.perplexities_of_also(model, self._label, self._counters)
+            return {name: asdict(perplexity) for name, perplexity in measured.items()}
+
+        kept = self._measurements.remember(f"further texts, {self._label}", inputs.also_setting(), measure)
+        return {name: Perplexity(**fields) for name, fields in kept.items()}
+
     def texts(self, model: nn.Module, prompts: tuple[str, ...]) -> list[str]:
         """Texts generated from the prompts; empty without prompts."""
         if not prompts:

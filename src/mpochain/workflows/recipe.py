@@ -73,18 +73,37 @@ class Evaluation(RecipeSection):
         windows: number of windows, spread evenly over the text; ``"all"`` for all that fit. By default at most
             :data:`mpochain.language.text.ENOUGH_WINDOWS`.
         stride: tokens from the start of one window to the start of the next; at most, and by default, ``window``.
+        also: further texts, of other kinds, to measure perplexity on in the same way; a model that is calibrated on
+            one kind of text may have lost more on others.
     """
 
     text: File
     window: Window = 512
     windows: Count | Literal["all"] | None = None
     stride: Count | None = None
+    also: tuple[File, ...] = ()
 
     @model_validator(mode="after")
     def _no_gaps(self) -> Self:
         if self.stride is not None and self.stride > self.window:
             raise ValueError(f"stride={self.stride} exceeds window={self.window} and would skip tokens; lower it")
         return self
+
+    @model_validator(mode="after")
+    def _texts_are_told_apart(self) -> Self:
+        names = [text.name for text in self.texts()]
+        if len(set(names)) < len(names):
+            raise ValueError(f"two texts have the same file name, got {', '.join(names)}; rename one")
+        return self
+
+    def texts(self) -> tuple[Path, ...]:
+        """All texts, the main one first; no two have the same file name.
+
+        Example:
+            >>> [text.name for text in Evaluation(text=Path("a/wiki.txt"), also=(Path("b/plays.txt"),)).texts()]
+            ['wiki.txt', 'plays.txt']
+        """
+        return (self.text, *self.also)
 
 
 class Finetuning(RecipeSection):

@@ -31,6 +31,7 @@ _OPTIONS = {
     "calibration.windows": "--calibration-windows",
     "evaluation.text": "--evaluate",
     "evaluation.windows": "--evaluate-windows",
+    "evaluation.also": "--also",
     "settings": "--set",
     "prompts": "--prompt",
     "targets": "--target",
@@ -162,6 +163,8 @@ def _resolve(data: dict[str, Any], folder: Path) -> None:
         section = data.get(name)
         if isinstance(section, dict) and isinstance(section.get("text"), str):
             section["text"] = str(folder / section["text"])
+        if isinstance(section, dict) and isinstance(section.get("also"), list):
+            section["also"] = [str(folder / text) if isinstance(text, str) else text for text in section["also"]]
     for units in _units_of(data):
         for key in ("listing", "wordnet"):
             if isinstance(units.get(key), str):

@@ -79,6 +79,9 @@ def _summary(result: Compressed, figures: Path) -> list[Block]:  # noqa: ARG001 
     row("multiply-adds per token", _total(report, "macs_before"), _total(report, "macs_after"), ",")
     if result.before is not None and result.after is not None:
         row("perplexity", result.before.perplexity, result.after.perplexity, ".2f")
+    for name, (before, after) in result.also.items():
+        if before is not None:
+            row(f"perplexity on {name}", before.perplexity, after.perplexity, ".2f")
     notes = [f"No {what}: {reason}." for what, reason in result.problems.items()]
     if result.after is not None:
         after = result.after

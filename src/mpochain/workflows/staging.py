@@ -205,6 +205,10 @@ def _require_stages(recipe: Recipe, out: Path) -> None:
     unused = sorted(recipe.model_fields_set & _UNUSED)
     if unused:
         raise RecipeError(f"{unused[0]} is not used with stages; set it in the groups of a stage")
+    if recipe.evaluation is not None and recipe.evaluation.also:
+        raise RecipeError(
+            "evaluation.also is not used with stages; measure the finished model on further texts with mpochain eval"
+        )
     for source in (recipe.model, recipe.finetune.teacher):
         if source is not None and Path(source).exists() and Path(source).resolve() == out.resolve():
             raise RecipeError(f"{out} is the folder of the dense model; name another folder")

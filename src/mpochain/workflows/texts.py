@@ -11,7 +11,7 @@ from mpochain.errors import RecipeError
 from mpochain.system.paths import file_problem, reason
 from mpochain.workflows.recipe import Recipe
 
-__all__ = ["counted_windows", "digest", "require_unseen", "seen_texts", "text_problem"]
+__all__ = ["counted_windows", "digest", "identified", "require_unseen", "seen_texts", "text_problem"]
 
 
 def text_problem(file: Path) -> str | None:
@@ -50,19 +50,23 @@ def digest(file: Path) -> str:
 
 
 def seen_texts(recipe: Recipe) -> list[str]:
-    """One line for each use of the evaluation text that would make its perplexity too low, even of a copy.
+    """One line for each use of an evaluation text that would make its perplexity too low, even of a copy.
 
     Raises:
         RecipeError: a text cannot be read.
     """
     if recipe.evaluation is None:
         return []
-    evaluated = digest(recipe.evaluation.text)
-    return [
-        f"{recipe.evaluation.text} is the text that the model is {use} on, so its perplexity would be too low; "
-        "evaluate on another text"
+    used = {
+        use: digest(section.text)
         for use, section in (("calibrated", recipe.calibration), ("finetuned", recipe.finetune))
-        if section is not None and digest(section.text) == evaluated
+        if section is not None
+    }
+    return [
+        f"{text} is the text that the model is {use} on, so its perplexity would be too low; evaluate on another text"
+        for text in recipe.evaluation.texts()
+        for use, content in used.items()
+        if digest(text) == content
     ]
 
 
@@ -75,6 +79,23 @@ def require_unseen(recipe: Recipe) -> None:
     seen = seen_texts(recipe)
     if seen:
         raise RecipeError(seen[0])
+
+
+def identified(text: Path) -> str:
+    """Name and content of a text, for recorded settings.
+
+    Raises:
+        RecipeError: the file cannot be read.
+
+    Example:
+        >>> from tempfile import TemporaryDirectory
+        >>> with TemporaryDirectory() as folder:
+        ...     text = Path(folder) / "a.txt"
+        ...     _ = text.write_text("words")
+        ...     identified(text)
+        'a.txt, sha256 dba36bffa5cab0f9'
+    """
+    return f"{text.name}, sha256 {digest(text)[:16]}"
 
 
 def counted_windows(section: Mapping[str, Any]) -> str:
