@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: demo demo-picogpt test fuzz kill architectures docs bench bench-full study lint format clean
+.PHONY: demo demo-picogpt test fuzz kill architectures where docs bench bench-full study lint format clean
 
 demo: $(VENV)/demo.installed  ## compress a language model from the package index, and compare it with the dense one
 	$(BIN)/python -m demo
@@ -33,6 +33,12 @@ KILL_RESULT := docs/results/kills.json
 
 architectures: $(VENV)/dev.installed  ## compress every architecture of transformers, tiny (25 minutes; resumes), and write the page
 	PYTHONPATH=tests OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(BIN)/python -m architectures
+
+where: $(VENV)/dev.installed  ## run compressed models in tools of others, as far as they are installed, and write the page
+	PYTHONPATH=tests OMP_NUM_THREADS=1 $(BIN)/python -m pytest -p where.recording --where docs/results/where.json $(WHERE)
+	$(BIN)/python tests/where/page.py
+
+WHERE := tests
 
 docs: $(VENV)/docs.installed  ## build the documentation site into docs/_build; every warning is an error
 	$(BIN)/python -m sphinx --nitpicky --fail-on-warning --keep-going --quiet --builder html docs docs/_build

@@ -14,6 +14,7 @@ from mpochain.language import load_language_model, perplexity, read_tokens, wind
 
 pytestmark = [
     pytest.mark.cuda,
+    pytest.mark.runs_in("NVIDIA GPU", "calibration, compression, finetuning, perplexity", "low rank, codes"),
     pytest.mark.skipif(not torch.cuda.is_available(), reason="runs on an NVIDIA GPU"),
 ]
 

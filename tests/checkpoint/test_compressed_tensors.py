@@ -62,6 +62,7 @@ def test_tensors_and_configuration_are_those_of_the_format(tmp_path):
     assert stored[prefix + "weight_shape"].tolist() == [32, 64]
 
 
+@pytest.mark.runs_in("compressed-tensors", "folders of `export_compressed_tensors`, without mpochain", "codes")
 def test_transformers_reads_the_same_model(tmp_path):
     pytest.importorskip("compressed_tensors")
     model, ids = model_of(SYMMETRIC), torch.tensor([[3, 1, 4, 1, 5]])
@@ -70,6 +71,7 @@ def test_transformers_reads_the_same_model(tmp_path):
         assert torch.equal(loaded(ids).logits, model(ids).logits)
 
 
+@pytest.mark.refused_in("compressed-tensors", "layers that are not in codes, groups that do not divide a row, Conv1D")
 def test_what_the_format_cannot_hold_is_refused(tmp_path):
     folder = tmp_path / "out"
     for schemes, message in (

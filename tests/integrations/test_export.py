@@ -77,6 +77,7 @@ def session_of(path):
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
+@pytest.mark.runs_in("ONNX Runtime", "`mpo.export`, at three other shapes", "every kind")
 def test_onnx_of_every_form_of_layer(tmp_path):
     onnx = pytest.importorskip("onnx")
     pytest.importorskip("onnxscript")
@@ -116,6 +117,7 @@ def test_onnx_of_every_form_of_layer(tmp_path):
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
+@pytest.mark.runs_in("ONNX Runtime", "a language model with a tied head, with padding", "low rank")
 def test_onnx_of_a_language_model(tmp_path):
     pytest.importorskip("onnx")
     pytest.importorskip("onnxscript")
@@ -154,6 +156,7 @@ def largest_from_parameters(program):
     return largest
 
 
+@pytest.mark.runs_in("torch.export", "chains swept core by core", "chain")
 def test_wide_chains_are_swept_core_by_core(tmp_path):
     model, values = wide_chain(), torch.randn(4, 64)
     by_torch = torch.export.export(model, (values,), dynamic_shapes=({0: torch.export.Dim.DYNAMIC},))
@@ -187,6 +190,7 @@ def test_a_model_comes_back_unchanged(tmp_path, x):
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="needs a C++ compiler")
+@pytest.mark.runs_in("AOTInductor", "a compiled package at other batch sizes", "low rank, chain")
 def test_aoti(tmp_path, x):
     try:
         FORMATS["aoti"].require_available()
@@ -301,6 +305,7 @@ class Altered(Format):
         ("values", "output of the altered file differs from the model by 0.1"),
     ],
 )
+@pytest.mark.refused_in("ONNX Runtime", "a file that holds a layer as a dense matrix, or computes something else")
 def test_a_file_that_is_not_right_is_not_written(tmp_path, x, monkeypatch, fault, message):
     monkeypatch.setitem(FORMATS, "altered", Altered(fault))
     with pytest.raises(ExportError, match=message):

@@ -71,6 +71,7 @@ CONFIGS = {
 
 @pytest.mark.parametrize("accumulate", [1, 4])
 @pytest.mark.parametrize("name", CONFIGS)
+@pytest.mark.runs_in("Trainer", "`HealingTrainer`: the step of `mpo.finetune`, accumulated too", "low rank")
 def test_a_step_is_that_of_finetune(tmp_path, name, accumulate):
     """The same loss, gradients and step, whatever parts the batch is cut into."""
     dense, model = pair(method="tt_svd")
@@ -165,6 +166,7 @@ def test_frozen_parameters_and_the_teacher_do_not_change(tmp_path):
 
 
 @pytest.mark.parametrize("build", [llama, gpt2], ids=["llama", "gpt2"])
+@pytest.mark.runs_in("Trainer", "`HealingTrainer`: resumption to the bit", "low rank")
 def test_a_training_that_is_resumed_ends_where_it_would_have_ended(tmp_path, build):
     dense, start = pair(build, targets=["re:.*"])
     if build is gpt2:  # with dropout, whose random numbers must go on
@@ -297,6 +299,7 @@ def test_half_precision_is_trained_in_float32(tmp_path, dtype):
     require_same(tmp_path / "last", model.eval())
 
 
+@pytest.mark.runs_in("Trainer", "`HealingTrainer`: layers in codes, by their scales", "codes")
 def test_layers_in_codes_are_trained_by_their_scales(tmp_path):
     dense, model = pair(method="rtn")
     args = arguments(tmp_path, save_strategy="steps", save_steps=1)
@@ -335,6 +338,7 @@ def test_other_models_learn_by_their_own_loss_and_a_teacher(tmp_path):
     assert trainer.evaluate()["eval_loss"] > 0
 
 
+@pytest.mark.runs_in("Trainer", "`HealingTrainer`: mixtures of experts", "experts as layers")
 def test_mixtures_of_experts_are_trained(tmp_path):
     dense, model = pair(mixtral)
     trainer = HealingTrainer(model, arguments(tmp_path), teacher=dense, train_dataset=rows(batches()))
@@ -344,6 +348,7 @@ def test_mixtures_of_experts_are_trained(tmp_path):
 
 
 @pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")  # peft asks for it
+@pytest.mark.runs_in("PEFT", "adapters trained by `HealingTrainer` towards a dense teacher", "low rank")
 def test_an_adapter_is_trained_towards_the_teacher(tmp_path):
     peft = pytest.importorskip("peft")
     dense, model = pair(method="interpolative", calibration=[windows()] * 4)

@@ -56,6 +56,7 @@ def holding(layer, dtype):
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("name", NAMES)
+@pytest.mark.runs_in("transformers", "`from_pretrained`: equal logits to the bit, float32 and bfloat16", "every form")
 def test_every_form_gives_the_logits_of_load(tmp_path, name, dtype):
     model = holding(layer_named(name, torch.float32).to(dtype), dtype)
     folder = mpo.save(model, tmp_path)
@@ -82,6 +83,7 @@ def test_every_form_gives_the_logits_of_load(tmp_path, name, dtype):
     ],
     ids=str,
 )
+@pytest.mark.runs_in("transformers", "Llama, GPT-2 and Mixtral with `device_map`, `dtype`", "low rank, experts")
 def test_every_family_gives_the_logits_of_load(tmp_path, name, options):
     model = MODELS[name]()
     mpo.compress(model, 0.6, method="svd")
@@ -101,6 +103,7 @@ def test_another_type_is_that_of_load_and_conversion(tmp_path):
     assert torch.equal(logits(read(folder, dtype=torch.bfloat16)), logits(mpo.load(folder).bfloat16()))
 
 
+@pytest.mark.runs_in("transformers", "tied heads", "embeddings")
 def test_tied_heads_stay_tied(tmp_path):
     model = llama(tied=True)
     mpo.compress(model, 0.6, method="svd", targets=["re:.*"])
@@ -153,6 +156,7 @@ def test_a_head_is_added_to_a_model_that_has_none(tmp_path):
     assert torch.equal(loaded.model(IDS).last_hidden_state, body(IDS).last_hidden_state)
 
 
+@pytest.mark.runs_in("transformers", "`generate` and `pipeline`", "low rank")
 def test_pipelines_and_generate(tmp_path):
     language = mpo.language.load_language_model(write_model(tmp_path / "dense"))
     mpo.compress(language.model, 0.6, method="svd")
@@ -184,6 +188,7 @@ def run(code, *arguments):
     return process.stdout
 
 
+@pytest.mark.refused_in("transformers", "a compressed folder where mpochain is not imported")
 def test_transformers_alone_stops_with_an_error(tmp_path):
     model = llama()
     mpo.compress(model, 0.6, method="svd")
@@ -255,6 +260,7 @@ def folder(tmp_path):
         ({"sha256": "../../etc/passwd"}, "quantization_config.sha256: String should match pattern"),
     ],
 )
+@pytest.mark.refused_in("transformers", "folders of a newer format, or damaged")
 def test_descriptions_that_do_not_fit_are_refused(folder, fields, message):
     edit(folder, **fields)
     for call in (read, mpo.load):
@@ -274,6 +280,7 @@ def test_indices_out_of_range_are_refused(tmp_path):
         read(folder)
 
 
+@pytest.mark.refused_in("transformers", "`from_pretrained` of a folder of format version 1, which `mpo.load` reads")
 def test_a_folder_of_version_1_names_the_way_to_read_it(folder):
     as_version1(folder)
     with pytest.raises((ValueError, OSError)):

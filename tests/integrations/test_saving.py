@@ -43,6 +43,7 @@ def require_same(folder, model):
 @pytest.mark.parametrize("shard", ["50GB", "5KB"])
 @pytest.mark.parametrize("targets", [None, ["re:.*"]], ids=["linears", "embeddings, too"])
 @pytest.mark.parametrize("name", MODELS)
+@pytest.mark.runs_in("transformers", "`save_pretrained`, in shards too", "low rank, embeddings in codes")
 def test_save_pretrained_writes_the_compressed_model(tmp_path, name, targets, shard):
     model = compressed(name, targets=targets)
     model.save_pretrained(tmp_path, max_shard_size=shard)
@@ -143,6 +144,7 @@ def test_a_state_that_is_given_is_written(tmp_path):
     require_same(tmp_path, other)
 
 
+@pytest.mark.refused_in("transformers", "formats of `save_pretrained` that would lose layers")
 def test_what_a_compressed_model_cannot_be_saved_as_is_refused(tmp_path):
     model = compressed("gpt2")
     for options in ({"variant": "fp16"}, {"distributed_checkpoint": True}):
@@ -199,6 +201,7 @@ class Hub:
 
 @pytest.mark.parametrize("card", [True, False])
 @pytest.mark.parametrize("way", ["push_to_hub", "save_pretrained"])
+@pytest.mark.runs_in("transformers", "`push_to_hub` with a model card", "low rank")
 def test_a_compressed_model_is_published_with_its_card(tmp_path, monkeypatch, way, card):
     hub = Hub(["README.md"] if card else [])
     monkeypatch.setattr(huggingface_hub, "HfApi", hub)
@@ -274,6 +277,7 @@ def trainer_of(model, folder, **options):
 
 
 @pytest.mark.parametrize("name", ["tied", "gpt2"])
+@pytest.mark.runs_in("Trainer", "checkpoints of a compressed model", "low rank")
 def test_checkpoints_of_trainer_hold_the_compressed_model(tmp_path, name):
     """A training that goes on from a checkpoint ends where one without an interruption ends."""
     start = compressed(name, targets=["re:.*"])
@@ -289,6 +293,7 @@ def test_checkpoints_of_trainer_hold_the_compressed_model(tmp_path, name):
     torch.testing.assert_close(logits(rest.model.eval()), logits(whole.model))
 
 
+@pytest.mark.runs_in("Trainer", "the best checkpoint, and training of a loaded model", "low rank")
 def test_trainer_loads_the_best_model_and_trains_a_loaded_one(tmp_path):
     model = read(mpo.save(compressed("llama"), tmp_path / "small"))
     worst = {"metric_for_best_model": "loss", "greater_is_better": True}  # which is not the one in memory

@@ -78,6 +78,7 @@ def accuracy(model, tokenizer, folder):
     return sum(hits) / len(hits)
 
 
+@pytest.mark.runs_in("lm-evaluation-harness", "the model in memory on local tasks", "low rank")
 def test_the_model_in_memory_is_scored(harness, folder):
     language = load_language_model(folder / "dense")
     mpo.compress(language.model, 0.5, method="svd")
@@ -128,6 +129,7 @@ def test_what_the_harness_cannot_evaluate_is_told(harness, folder):
         evaluate_tasks(language, ["words"], include=folder / "tasks")
 
 
+@pytest.mark.refused_in("lm-evaluation-harness", "tasks that need a hub where there is none")
 def test_tasks_of_a_hub_that_is_not_there_name_the_remedy(harness, folder):
     language = load_language_model(folder / "dense")
     with pytest.raises(CorpusError, match="give --include with a folder of YAML tasks.*HF_HUB_OFFLINE"):

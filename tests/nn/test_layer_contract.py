@@ -108,6 +108,7 @@ def test_autocast_gives_the_type_of_the_dense_form(layer, cache):
     [(name, False) for name in NAMES] + [(name, True) for name in first_of_each_kind()],
     indirect=["layer"],
 )
+@pytest.mark.runs_in("torch.compile", "one graph, compact and cached", "every form")
 def test_compiled_whole_it_is_the_same(layer, cache):
     torch._dynamo.reset()
     layer.set_execution(cache=cache)
