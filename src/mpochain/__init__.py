@@ -122,6 +122,7 @@ _SUBPACKAGES = (
     "cli",
     "compression",
     "decomposition",
+    "distributed",
     "execution",
     "integrations",
     "language",

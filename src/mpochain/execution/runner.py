@@ -74,6 +74,7 @@ class ChainRunner:
         self._numbers: dict[tuple[Schedule, torch.dtype], int] = {}
         self._kept: dict[int, tuple[int, list[ParameterState], list[Tensor]]] = {}
         self.bound: dict[torch.Size, Bound] = {}
+        self._compact: ChainRunner | None = None
         # Shapes that the kernel does not bind, so that binding is tried only once.
         self._unbindable: set[torch.Size] = set()
         # Planned here, so that a traced forward contains no search.
@@ -132,7 +133,13 @@ class ChainRunner:
         )
 
     def __call__(
-        self, x: Tensor, cores: Sequence[Tensor], bias: Tensor | None = None, onto: Tensor | None = None
+        self,
+        x: Tensor,
+        cores: Sequence[Tensor],
+        bias: Tensor | None = None,
+        onto: Tensor | None = None,
+        *,
+        keeps: bool = True,
     ) -> Tensor:
         """``x (rows, in_features)`` to ``(rows, out_features)``.
 
@@ -141,6 +148,7 @@ class ChainRunner:
             cores: cores of the chain.
             bias: added to the result, unless ``onto`` is given.
             onto: the sum of earlier terms, to which the result is added.
+            keeps: whether anything may be cached; False for cores whose changes cannot be noticed.
         """
         if is_traced():
             portable = torch.compiler.is_exporting() or not torch.compiler.is_compiling()
@@ -149,14 +157,22 @@ class ChainRunner:
                 program = self._swept()
             y = program(x, cores, bias)
             return y if onto is None else onto + y
+        if not keeps and self.memory == "fast":
+            return self._without_cache()(x, cores, bias, onto, keeps=False)
         training = torch.is_grad_enabled()
         program, number = self._program(x, training)
         if training:
             y = program(x, cores, bias)
             return y if onto is None else onto + y
-        if not keepable(x, cores) or not self._keeps(program):
+        if not keeps or not keepable(x, cores) or not self._keeps(program):
             return program(x, cores, bias, onto)
         return program.run(x, self._matrices(program, number, cores), bias, onto)
+
+    def _without_cache(self) -> ChainRunner:
+        """A runner of the same chain with plans for cores that are merged at every call."""
+        if self._compact is None:
+            self._compact = ChainRunner(self.spec, "compact", self.autotune)
+        return self._compact
 
     def _keeps(self, program: Program) -> bool:
         """True if the program's matrices are cached between calls: views of the cores always, others if ``"fast"``."""

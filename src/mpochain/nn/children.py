@@ -9,6 +9,8 @@ from typing import Any, TypeGuard
 import torch
 from torch import Tensor, nn
 
+from mpochain.distributed import is_shard
+
 __all__ = ["WithoutRows", "evaluated", "float_tensor_of", "is_plain", "linear_without_values", "matrix_of"]
 
 # Types of weights with which F.linear computes what nn.Linear computes; quantisers use types of their own.
@@ -54,7 +56,7 @@ def is_plain(linear: Any) -> TypeGuard[nn.Linear]:
     """Whether a module multiplies with its weight and does nothing else, so that it need not be called.
 
     A replaced or quantised weight, an adapter, a parametrisation, a hook, a bias or a forward of the instance makes it
-    more than that.
+    more than that. A shard counts as the weight that FSDP gathers of it.
 
     Example:
         >>> linear = nn.Linear(3, 2, bias=False)
@@ -65,7 +67,7 @@ def is_plain(linear: Any) -> TypeGuard[nn.Linear]:
         return False
     parameters = linear._parameters
     return (
-        type(parameters.get("weight")) in _PLAIN
+        (type(parameters.get("weight")) in _PLAIN or is_shard(parameters["weight"]))
         and parameters["bias"] is None
         and not (
             linear._forward_hooks

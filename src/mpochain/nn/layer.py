@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from mpochain.distributed import is_managed
 from mpochain.errors import ArgumentError, ShapeError
 from mpochain.execution.autocast import without_autocast
 from mpochain.execution.kept import Kept, buffers_of
@@ -242,7 +243,9 @@ class CompressedLayer(nn.Module, ABC):
             return leaf_of_graph(self, input)
         self._require_input(input)
         # The first question is asked here too, as a call of its own takes a part of a small product's time.
-        if self._kept is not None and not (is_traced() or (torch.is_grad_enabled() and self._records_gradients(input))):
+        if self._kept is not None and not (
+            is_traced() or (torch.is_grad_enabled() and self._records_gradients(input)) or is_managed(self)
+        ):
             kept = self._kept.get(input, self._kept_from(), self._to_keep, self._kept_buffers())
             if kept is not None:
                 return self._run_kept(input, kept)
@@ -263,9 +266,7 @@ class CompressedLayer(nn.Module, ABC):
             )
 
     def _records_gradients(self, x: Tensor) -> bool:
-        return torch.is_grad_enabled() and (
-            x.requires_grad or any(parameter.requires_grad for parameter in self.parameters())
-        )
+        return torch.is_grad_enabled() and (x.requires_grad or any(p.requires_grad for p in self.parameters()))
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *arguments: Any) -> None:
         """Load the layer's tensors, also under former names; called by ``load_state_dict`` before submodules load."""

@@ -11,6 +11,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from mpochain.chain import Algorithm, MPOChain
+from mpochain.distributed import is_managed
 from mpochain.errors import ArgumentError, DTypeError, ShapeError, SpecError
 from mpochain.execution import ChainRunner
 from mpochain.execution.tracing import is_proxy, is_recorded, is_traced, leaf_of_graph
@@ -351,8 +352,9 @@ class MPOLinear(CompressedLayer):
         """See :meth:`mpochain.nn.CompressedLayer.compact`."""
         y: Tensor | None = None
         rows = x if x.ndim == 2 else x.reshape(-1, self.in_features)
+        keeps = not is_managed(self)
         for runner, cores in zip(self._runners, self.cores, strict=True):
-            y = runner(rows, cores, self.bias if y is None else None, y)
+            y = runner(rows, cores, self.bias if y is None else None, y, keeps=keeps)
         assert y is not None
         return y if x.ndim == 2 else y.reshape(*x.shape[:-1], self.out_features)
 
@@ -366,7 +368,10 @@ class MPOLinear(CompressedLayer):
         """
         shape = input.shape
         bindable = not (
-            torch.compiler.is_compiling() or torch.is_grad_enabled() or torch._C._are_functorch_transforms_active()
+            torch.compiler.is_compiling()
+            or torch.is_grad_enabled()
+            or torch._C._are_functorch_transforms_active()
+            or "_is_fsdp_managed_module" in self.__dict__  # is_managed(self), whose call would take longer
         )
         if bindable:
             bound = self._runners[0].bound.get(shape)

@@ -1,0 +1,30 @@
+"""Models that several processes train together: shards of parameters, and what one process does for all."""
+
+from mpochain.distributed.processes import agreed, collected, done_by_first, is_first, position, trains_together
+from mpochain.distributed.sharding import (
+    filled,
+    full,
+    gathered,
+    is_managed,
+    is_shard,
+    is_sharded,
+    reshard,
+    whole_on_first,
+)
+
+__all__ = [
+    "agreed",
+    "collected",
+    "done_by_first",
+    "filled",
+    "full",
+    "gathered",
+    "is_first",
+    "is_managed",
+    "is_shard",
+    "is_sharded",
+    "position",
+    "reshard",
+    "trains_together",
+    "whole_on_first",
+]

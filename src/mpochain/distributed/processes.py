@@ -1,0 +1,121 @@
+"""Processes that train one model together: what the first of them does for all, and errors that all of them raise."""
+
+from __future__ import annotations
+
+import pickle
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch.distributed as dist
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+
+from mpochain.distributed.sharding import is_sharded
+from mpochain.errors import MPOError
+
+__all__ = ["agreed", "collected", "done_by_first", "is_first", "position", "trains_together"]
+
+
+def trains_together(model: nn.Module) -> bool:
+    """Whether several processes train a model: it is sharded, or within ``DistributedDataParallel``.
+
+    Processes of one group that train a model each, on their own, are not meant.
+
+    Example:
+        >>> trains_together(nn.Linear(2, 2))
+        False
+    """
+    return is_sharded(model) or any(isinstance(module, DistributedDataParallel) for module in model.modules())
+
+
+def is_first() -> bool:
+    """Whether this process is the first of the default group, or there is no group.
+
+    Example:
+        >>> is_first()
+        True
+    """
+    return not (dist.is_available() and dist.is_initialized()) or dist.get_rank() == 0
+
+
+def position(*, together: bool) -> int:
+    """The number of this process among those that train a model; 0 if it is the only one.
+
+    Example:
+        >>> position(together=False)
+        0
+    """
+    return dist.get_rank() if together else 0
+
+
+def collected(value: Any, *, together: bool) -> list[Any]:
+    """The values of all processes that train a model, in their order; every process must call it.
+
+    Args:
+        value: the value of this process; it is pickled.
+        together: whether there are other processes.
+
+    Example:
+        >>> collected("data", together=False)
+        ['data']
+    """
+    if not together:
+        return [value]
+    values: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(values, value)
+    return values
+
+
+def agreed(error: BaseException | None) -> None:
+    """Wait for the first process, and raise in every other process the error that it had.
+
+    Args:
+        error: the error of this process, which counts in the first one alone; it is not raised there.
+
+    Raises:
+        BaseException: the error of the first process; an :class:`mpochain.errors.MPOError` with its text if it cannot
+            be sent.
+    """
+    sent: list[BaseException | None] = [_sendable(error) if is_first() else None]
+    dist.broadcast_object_list(sent, src=0)
+    if sent[0] is not None and not is_first():
+        raise sent[0]
+
+
+@contextmanager
+def done_by_first(*, together: bool) -> Iterator[bool]:
+    """A block that only the first process does, while the others wait; all of them raise its error.
+
+    Args:
+        together: whether there are other processes; without them every process does the block.
+
+    Yields:
+        Whether this process does it.
+
+    Example:
+        >>> with done_by_first(together=False) as does:
+        ...     print(does)
+        True
+    """
+    if not together:
+        yield True
+        return
+    error: BaseException | None = None
+    try:
+        yield is_first()
+    except BaseException as raised:
+        error = raised
+        raise
+    finally:
+        agreed(error)
+
+
+def _sendable(error: BaseException | None) -> BaseException | None:
+    if error is None:
+        return None
+    try:
+        pickle.loads(pickle.dumps(error))
+    except Exception:
+        return MPOError(f"the first process stopped with {type(error).__name__}: {error}")
+    return error
