@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from mpochain.checkpoint.configuration import CONFIG
 from mpochain.checkpoint.hugging_face import HuggingFaceModel, described
-from mpochain.checkpoint.saving import distinct_tensors, without_shared_memory
+from mpochain.checkpoint.saving import distinct_tensors, without_shared_memory, written_by_first
 from mpochain.errors import ArgumentError, OutputError
 from mpochain.nn import QuantizedLinear
 from mpochain.nn.dense import is_transposed
@@ -63,7 +63,9 @@ def export_compressed_tensors(model: nn.Module, folder: Path | str) -> Path:
     """
     require_module(model)
     folder = as_path(folder, "folder")
-    with without_wrappers(model) as plain:
+    with without_wrappers(model) as plain, written_by_first(plain) as writes:
+        if not writes:
+            return folder
         description = described(plain)
         if description is None:
             raise ArgumentError(

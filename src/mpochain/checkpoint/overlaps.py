@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from torch import Tensor, nn
 
 from mpochain.errors import ArgumentError
+from mpochain.surgery.tying import address_of, view_of
 
 __all__ = ["require_no_overlaps"]
 
@@ -31,7 +32,7 @@ def _overlaps(tensors: Mapping[str, Tensor]) -> list[tuple[str, str]]:
     """Pairs of names of tensors that use the same memory, but are not the same view of it."""
     by_storage: dict[int, list[tuple[int, int, str]]] = {}
     for name, value in tensors.items():
-        if value.numel():
+        if address_of(value) is not None:
             last = sum((size - 1) * stride for size, stride in zip(value.shape, value.stride(), strict=True))
             start = value.storage_offset() * value.element_size()
             end = start + (last + 1) * value.element_size()
@@ -43,15 +44,6 @@ def _overlaps(tensors: Mapping[str, Tensor]) -> list[tuple[str, str]]:
             for start, _, other in spans[k + 1 :]:
                 if start >= end:
                     break
-                if not _same_view(tensors[name], tensors[other]):
+                if view_of(tensors[name]) != view_of(tensors[other]):
                     pairs.append((name, other))
     return pairs
-
-
-def _same_view(one: Tensor, other: Tensor) -> bool:
-    return (one.data_ptr(), one.shape, one.stride(), one.dtype) == (
-        other.data_ptr(),
-        other.shape,
-        other.stride(),
-        other.dtype,
-    )

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
@@ -14,8 +15,10 @@ from mpochain.checkpoint.card import write_card
 from mpochain.checkpoint.configuration import CONFIG, GENERATION, INDEX, METHOD, TENSORS, VERSION, is_checkpoint
 from mpochain.checkpoint.described import dtype_of, entries_of, quantization_of, separated, write_configuration
 from mpochain.checkpoint.hugging_face import described
+from mpochain.distributed import done_by_first, is_first, is_sharded, whole_on_first
 from mpochain.errors import OutputError
 from mpochain.surgery.finding import require_module
+from mpochain.surgery.tying import address_of, ties_of
 from mpochain.surgery.wrappers import without_wrappers
 from mpochain.system.faults import output_errors
 from mpochain.system.files import require_writable, write_bytes
@@ -31,6 +34,7 @@ __all__ = [
     "save",
     "without_shared_memory",
     "write_checkpoint",
+    "written_by_first",
 ]
 
 
@@ -40,7 +44,8 @@ def save(model: nn.Module, folder: Path | str) -> Path:
     Args:
         model: any model. A Hugging Face model is saved with its configuration, so that :func:`mpochain.load` can build
             it. Of a model within ``torch.compile``, ``DataParallel`` or ``DistributedDataParallel``, or with compiled
-            parts, the plain model is saved.
+            parts, the plain model is saved. A model that is sharded over processes (``fully_shard``) is written by the
+            first of them with its tensors in one piece: all processes must call this.
         folder: created if needed.
 
     Returns:
@@ -61,12 +66,35 @@ def save(model: nn.Module, folder: Path | str) -> Path:
     """
     require_module(model)
     folder = as_path(folder, "folder")
-    with without_wrappers(model) as plain:
-        layers = entries_of(plain)
-        require_no_other_model(folder)
-        with replaced_together(folder, outdated=is_outdated) as new:
-            _write(plain, layers, new, folder)
+    with without_wrappers(model) as plain, written_by_first(plain) as writes:
+        if writes:
+            layers = entries_of(plain)
+            require_no_other_model(folder)
+            with replaced_together(folder, outdated=is_outdated) as new:
+                _write(plain, layers, new, folder)
     return folder
+
+
+@contextmanager
+def written_by_first(model: nn.Module) -> Iterator[bool]:
+    """A block that writes a model: of a sharded one only the first process does, with all tensors in one piece.
+
+    Every process that holds a part of the model must enter it; they wait for the first, and raise its error.
+
+    Args:
+        model: a plain model, which every process writes that enters, or a sharded one.
+
+    Yields:
+        Whether this process writes.
+
+    Example:
+        >>> with written_by_first(nn.Linear(2, 2)) as writes:
+        ...     print(writes)
+        True
+    """
+    together = is_sharded(model)
+    with done_by_first(together=together) as writes, whole_on_first(model, is_first=is_first()):
+        yield writes
 
 
 def write_checkpoint(model: nn.Module, new: Path, folder: Path) -> None:
@@ -146,17 +174,8 @@ def require_no_other_model(folder: Path) -> None:
 
 def distinct_tensors(model: nn.Module) -> tuple[dict[str, Tensor], dict[str, str]]:
     """All distinct tensors by their first name, and a map from the other names of tied tensors to the first."""
-    first: dict[tuple[int, torch.Size, tuple[int, ...], torch.dtype], str] = {}
-    tensors: dict[str, Tensor] = {}
-    tied: dict[str, str] = {}
-    for name, value in model.state_dict().items():
-        place = (value.data_ptr(), value.shape, value.stride(), value.dtype)
-        if value.numel() and place in first:
-            tied[name] = first[place]
-        else:
-            first[place] = name
-            tensors[name] = value
-    return tensors, tied
+    tied = ties_of(model)
+    return {name: value for name, value in model.state_dict().items() if name not in tied}, tied
 
 
 def without_shared_memory(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -165,9 +184,11 @@ def without_shared_memory(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     apart = {}
     for name, value in tensors.items():
         value = value.contiguous()
-        place = value.untyped_storage().data_ptr()
-        apart[name] = value.clone() if place in seen else value
-        seen.add(place)
+        if address_of(value) is not None:
+            place = value.untyped_storage().data_ptr()
+            value = value.clone() if place in seen else value
+            seen.add(place)
+        apart[name] = value
     return apart
 
 

@@ -16,6 +16,7 @@ from mpochain.compression.methods import Method
 from mpochain.compression.target import Target
 from mpochain.compression.two_limits import fewest_macs
 from mpochain.errors import ArgumentError
+from mpochain.surgery.tying import address_of, ties_of
 from mpochain.system.sizes import megabytes
 
 __all__ = ["Limit"]
@@ -169,17 +170,15 @@ class Limit:
 
 def _bytes_outside(model: nn.Module, targets: Mapping[str, Target], tensors: int) -> int:
     """Bytes of the file of a saved model without these layers' weights; a layer then has ``tensors`` tensors."""
-    weights = {target.weight.data_ptr() for target in targets.values()}
-    seen: set[tuple[int, torch.Size]] = set()
+    weights = {address_of(target.weight) for target in targets.values()}
+    tied = ties_of(model)
     size = 0
     for name, tensor in model.state_dict().items():
         if not isinstance(tensor, torch.Tensor):
             continue  # extra state, which no checkpoint stores
-        place = tensor.data_ptr(), tensor.shape
-        if tensor.numel() and place in seen:
-            continue  # tied, and stored once
-        seen.add(place)
+        if name in tied:
+            continue  # stored once
         size += _HEADER + len(name)
-        if tensor.data_ptr() not in weights:
+        if address_of(tensor) not in weights:
             size += tensor.numel() * tensor.element_size()
     return size + sum(tensors * (_HEADER + len(name)) for name in targets)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
+from mpochain.surgery.tying import address_of
+
 __all__ = ["no_head_of", "shared_modules"]
 
 
@@ -56,6 +58,5 @@ def no_head_of(model: nn.Module, embedding: nn.Embedding) -> str | None:
 
 def _place(parameter: Tensor) -> tuple[int, ...]:
     """Identifies the numbers of a parameter: their place in memory, or the object if it has none."""
-    if parameter.is_meta or not parameter.numel() or isinstance(parameter, nn.UninitializedParameter):
-        return (id(parameter),)
-    return (parameter.data_ptr(), parameter.numel())
+    address = address_of(parameter)
+    return (id(parameter),) if address is None else (address, parameter.numel())

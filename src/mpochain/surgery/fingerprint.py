@@ -10,11 +10,15 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from mpochain.distributed import full
+
 __all__ = ["fingerprint", "fingerprint_of_data"]
 
 
 def fingerprint(model: nn.Module) -> str:
     """Return the SHA-256 of a model's parameters and buffers, including their names, shapes and dtypes.
+
+    A model that is sharded has the hash of the plain one; all processes must call this.
 
     Example:
         >>> model = nn.Linear(2, 2)
@@ -29,7 +33,7 @@ def fingerprint(model: nn.Module) -> str:
             _add(digest, {name: value})
             continue
         digest.update(f"{name} {tuple(value.shape)} {value.dtype}".encode())
-        digest.update(_bytes_of(value))
+        digest.update(_bytes_of(full(value)))
     return digest.hexdigest()
 
 

@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from mpochain.distributed import is_shard
+from mpochain.errors import ArgumentError
 from mpochain.nn import CompressedLayer
 
 __all__ = ["HALF_DTYPES", "as_float32", "in_float32", "in_own_types"]
@@ -23,6 +25,9 @@ def in_float32(model: nn.Module) -> Iterator[None]:
 
     Parameters stay the same objects, so that tied parameters stay tied, and views of other tensors stay views.
 
+    Raises:
+        ArgumentError: such a tensor is sharded over processes, which would go on with the numbers of its own type.
+
     Example:
         >>> model = nn.Linear(2, 2, dtype=torch.bfloat16)
         >>> with in_float32(model):
@@ -32,6 +37,13 @@ def in_float32(model: nn.Module) -> Iterator[None]:
         torch.bfloat16
     """
     tensors: list[Tensor] = [*model.parameters(), *model.buffers()]
+    for tensor in tensors:
+        if tensor.dtype in HALF_DTYPES and is_shard(tensor):
+            raise ArgumentError(
+                f"the model is sharded and has tensors of type {tensor.dtype}, which are float32 in training; convert "
+                "it before it is sharded (model.float()), and give fully_shard a MixedPrecisionPolicy for products in "
+                "another type"
+            )
     halves = [(tensor, tensor.dtype, _shared(tensor)) for tensor in tensors if tensor.dtype in HALF_DTYPES]
     try:
         for tensor, _, _ in halves:

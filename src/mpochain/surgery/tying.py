@@ -6,13 +6,15 @@ import re
 from collections.abc import Iterable
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
+from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from mpochain.errors import DTypeError
 from mpochain.nn.embeddings import tied_head
 from mpochain.surgery.finding import compressed_layers
 
-__all__ = ["state_ties", "tied_head", "tied_linears", "ties_of"]
+__all__ = ["address_of", "state_ties", "tied_head", "tied_linears", "ties_of", "view_of"]
 
 
 def tied_linears(model: nn.Module, embeddings: Iterable[nn.Module]) -> dict[nn.Linear, nn.Embedding]:
@@ -48,8 +50,42 @@ def tied_linears(model: nn.Module, embeddings: Iterable[nn.Module]) -> dict[nn.L
     return heads
 
 
+def address_of(tensor: Tensor) -> int | None:
+    """Where the numbers of a tensor lie in memory, in bytes; None if they lie at no place of their own.
+
+    Shards, other tensors that wrap tensors, tensors without elements and those on the meta device have no address, and
+    torch states 0 for all of them. Two of them are the same only if they are the same object.
+
+    Example:
+        >>> [address_of(nn.Linear(2, 2, device=device).weight) is None for device in ("meta", "cpu")]
+        [True, False]
+    """
+    if is_lazy(tensor) or is_traceable_wrapper_subclass(tensor) or tensor.is_meta or not tensor.numel():
+        return None
+    return tensor.data_ptr() or None
+
+
+def view_of(tensor: Tensor) -> tuple[object, ...]:
+    """A key that is equal for tensors which are the same view of the same memory, or the same object.
+
+    Views of one storage with another shape, stride, offset or type have other keys. The key of a tensor without an
+    address means nothing after the tensor is gone.
+
+    Example:
+        >>> table = nn.Linear(2, 2).weight
+        >>> view_of(table) == view_of(table.detach()), view_of(table) == view_of(table.T)
+        (True, False)
+    """
+    address = address_of(tensor)
+    if address is None:
+        return (id(tensor),)
+    return tensor.device, address, tensor.shape, tensor.stride(), tensor.dtype
+
+
 def ties_of(model: nn.Module) -> dict[str, str]:
     """Names of tied tensors in a model's state dict, each with the first name of the same tensor.
+
+    Tied are the same object and, where it has an address, the same view of the same memory.
 
     Example:
         >>> model = nn.Sequential(nn.Embedding(9, 4), nn.Linear(4, 9, bias=False))
@@ -57,11 +93,14 @@ def ties_of(model: nn.Module) -> dict[str, str]:
         >>> ties_of(model)
         {'1.weight': '0.weight'}
     """
-    first: dict[int, str] = {}
+    first: dict[tuple[object, ...], str] = {}
     ties: dict[str, str] = {}
     for name, value in model.state_dict(keep_vars=True).items():
-        if first.setdefault(id(value), name) != name:
-            ties[name] = first[id(value)]
+        if not isinstance(value, Tensor):  # extra state of a module
+            continue
+        place = view_of(value)
+        if first.setdefault(place, name) != name:
+            ties[name] = first[place]
     return ties
 
 

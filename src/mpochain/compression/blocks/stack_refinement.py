@@ -23,6 +23,7 @@ from mpochain.nn.dense import dense_parameters
 from mpochain.nn.quantized import latent_codes, stored_codes
 from mpochain.surgery.half_precision import as_float32
 from mpochain.surgery.replacement import replace_layers
+from mpochain.surgery.tying import address_of
 
 __all__ = ["OPTION", "StackRefinement", "trainable_parameters"]
 
@@ -49,7 +50,7 @@ def trainable_parameters(model: nn.Module, block: nn.Module, allowed: set[int]) 
         ['weight']
     """
     outside = {
-        tensor.untyped_storage().data_ptr()
+        _memory(tensor)
         for module in _modules_besides(model, block)
         for tensor in (*module._parameters.values(), *module._buffers.values())
         if tensor is not None and tensor.numel()
@@ -60,8 +61,15 @@ def trainable_parameters(model: nn.Module, block: nn.Module, allowed: set[int]) 
         if id(parameter) in allowed
         and parameter.is_floating_point()
         and parameter.numel()
-        and parameter.untyped_storage().data_ptr() not in outside
+        and _memory(parameter) not in outside
     }
+
+
+def _memory(tensor: Tensor) -> tuple[object, ...]:
+    """Identifies the memory that a tensor is a part of, or the object if it has none."""
+    if address_of(tensor) is None:
+        return (id(tensor),)
+    return tensor.device, tensor.untyped_storage().data_ptr()
 
 
 def _modules_besides(model: nn.Module, block: nn.Module) -> set[nn.Module]:

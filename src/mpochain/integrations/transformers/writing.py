@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ from mpochain.checkpoint.card import write_card
 from mpochain.checkpoint.configuration import CONFIG, INDEX, TENSORS
 from mpochain.checkpoint.described import entries_of, quantization_of, write_configuration
 from mpochain.checkpoint.hugging_face import constructor_arguments
-from mpochain.checkpoint.saving import distinct_tensors, is_outdated, without_shared_memory
+from mpochain.checkpoint.saving import distinct_tensors, is_outdated, without_shared_memory, written_by_first
 from mpochain.errors import ArgumentError
 from mpochain.surgery.finding import compressed_layers
 from mpochain.surgery.tying import ties_of
@@ -60,6 +60,8 @@ def write_pretrained(
 ) -> None:
     """Write a compressed model of transformers; the arguments are those of its ``save_pretrained``.
 
+    Of a sharded model the first process writes, unless tensors are given; all processes must call this.
+
     Args:
         model: model with compressed layers.
         save_pretrained: the method of transformers.
@@ -85,12 +87,15 @@ def write_pretrained(
         )
     named.pop("safe_serialization", None)  # transformers ignores it, too
     folder = as_path(save_directory, "save_directory")
-    with without_wrappers(model) as plain, _all_keys(plain):
+    gathering = written_by_first(model) if state_dict is None else nullcontext(True)
+    with without_wrappers(model) as plain, _all_keys(plain), gathering as writes:
+        if not writes:
+            return
         if state_dict is None:
-            tensors, tied = distinct_tensors(plain)
             layers = entries_of(plain)
+            tensors, tied = distinct_tensors(plain)
         else:
-            tied = {name: first for name, first in ties_of(plain).items() if state_dict[first].numel()}
+            tied = ties_of(plain)
             tensors = {name: value for name, value in state_dict.items() if name not in tied}
             layers = {name: layer.entry().model_dump(mode="json") for name, layer in compressed_layers(plain).items()}
         options = {"max_shard_size": max_shard_size, "save_original_format": False}
