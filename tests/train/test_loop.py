@@ -185,7 +185,7 @@ def test_a_run_that_goes_on_with_another_version_says_so(tmp_path, monkeypatch, 
     path = tmp_path / "state.safetensors"
     train(model(), sample, loss, CONFIG, checkpoint=path)
     assert not caplog.records
-    monkeypatch.setattr("mpochain.train.loop.version", lambda name: "9.9")
+    monkeypatch.setattr("mpochain.train.record.version", lambda name: "9.9")
     train(model(), sample, loss, CONFIG, checkpoint=path)
     assert "begun with other versions" in caplog.text
     assert "9.9" in caplog.text

@@ -3,6 +3,7 @@
 from mpochain.train.config import FinetuneConfig, TrainConfig
 from mpochain.train.finetuning import finetune
 from mpochain.train.groups import parameter_groups
-from mpochain.train.loop import CurvePoint, TrainResult, train
+from mpochain.train.loop import train
+from mpochain.train.record import CurvePoint, TrainResult
 
 __all__ = ["CurvePoint", "FinetuneConfig", "TrainConfig", "TrainResult", "finetune", "parameter_groups", "train"]

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from mpochain.distributed import collected, reshard, trains_together
 from mpochain.errors import ArgumentError, MPOError, ShapeError
 from mpochain.surgery import learning_rate_scales
 from mpochain.surgery.causality import require_causal
@@ -20,11 +21,12 @@ from mpochain.train.config import FinetuneConfig
 from mpochain.train.data import TrainingData
 from mpochain.train.examples import Examples, predicts_next_tokens
 from mpochain.train.fitting import require_context, require_fitting_models
-from mpochain.train.loop import TrainResult, train
+from mpochain.train.loop import train
 from mpochain.train.objective import finetuning_loss
 from mpochain.train.precision import with_products_of
 from mpochain.train.prediction_loss import require_equal_predictions, require_labels
 from mpochain.train.preparation import prepared
+from mpochain.train.record import TrainResult
 from mpochain.train.teacher import Teacher, TeacherCache, autocast, outputs_of
 from mpochain.train.trainable import require_trainable
 from mpochain.train.windows import Windows
@@ -55,6 +57,10 @@ def finetune(
     Other models of transformers (encoder-decoders, masked language models, classifiers, images, speech) learn by the
     loss that they compute of ``labels``, and from a teacher by the divergence of their classes or the relative squared
     error of other predictions, so that a teacher alone needs no labels. Padding does not count.
+
+    Several processes can train a model that is sharded (``fully_shard``) or within ``DistributedDataParallel``: each
+    calls this with batches of its own, of which every step takes ``batch_size`` in each process. Losses are those of
+    the process, and the first process writes the checkpoint.
 
     Training modes, ``requires_grad``, ``use_cache`` and gradient checkpointing of both models are restored afterwards.
 
@@ -108,6 +114,7 @@ def finetune(
     if config is not None and not isinstance(config, FinetuneConfig):
         raise ArgumentError(f"config must be a mpochain.FinetuneConfig, got {type(config).__name__}")
     config = config or FinetuneConfig()
+    reshard(model)  # before parameters are frozen
     weight = config.distillation if config.distillation is not None else float(teacher is not None)
     config = config.model_copy(update={"distillation": weight})
     require_fitting_models(model, teacher, config)
@@ -130,7 +137,9 @@ def finetune(
 
     identity: dict[str, Any] = {}
     if checkpoint is not None:
-        identity = {"data": data.sha256(), "teacher": fingerprint(teacher) if teacher is not None else None}
+        hashes = collected(data.sha256(), together=trains_together(model))
+        identity = {"data": hashes if len(hashes) > 1 else hashes[0]}
+        identity["teacher"] = fingerprint(teacher) if teacher is not None else None
     with in_float32(model), prepared(model, teacher, config):
         vocabulary = _check_forward(model, teacher, data, config, device)
         if teacher_cache is not None:

@@ -7,6 +7,7 @@ from typing import Any
 
 from torch import nn
 
+from mpochain.distributed import reshard
 from mpochain.errors import ArgumentError
 from mpochain.surgery import learning_rate_scales
 
@@ -23,6 +24,7 @@ def parameter_groups(
     """Return the trainable parameters in groups for any torch optimiser, one group per learning rate.
 
     Schedulers that multiply the rate of each group, such as those of the transformers Trainer, keep the factors.
+    Parameters that FSDP2 gathered for an earlier call are sharded again, since only the shards are trained.
 
     Args:
         model: parameters without ``requires_grad`` are left out.
@@ -67,6 +69,7 @@ def scaled_groups(
     Raises:
         ArgumentError: ``scales`` names a parameter that the model does not have.
     """
+    reshard(model)
     parameters_by_scale: dict[float, list[nn.Parameter]] = {}
     unknown = dict(scales)
     for name, parameter in model.named_parameters():

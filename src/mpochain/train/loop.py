@@ -2,22 +2,19 @@
 
 from __future__ import annotations
 
-import logging
 import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
-from dataclasses import asdict, dataclass, field
-from importlib.metadata import PackageNotFoundError, version
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 from weakref import WeakKeyDictionary
 
 import torch
-from pydantic import TypeAdapter, ValidationError
 from torch import Tensor, nn
 
-from mpochain.errors import CheckpointError, NonFiniteError
+from mpochain.distributed import done_by_first, trains_together
+from mpochain.errors import NonFiniteError
 from mpochain.execution import fast_products
 from mpochain.surgery.fingerprint import fingerprint
 from mpochain.system.files import require_writable
@@ -26,55 +23,13 @@ from mpochain.system.locks import locked
 from mpochain.system.progress import TrainingProgress
 from mpochain.train.config import TrainConfig, learning_rate
 from mpochain.train.groups import scaled_groups
+from mpochain.train.record import CurvePoint, TrainResult, earlier_result, record_of
 from mpochain.train.state import read_state, restore_state, save_state
 
-__all__ = ["CurvePoint", "TrainResult", "train"]
-
-logger = logging.getLogger(__name__)
+__all__ = ["train"]
 
 Batch = TypeVar("Batch")
 
-
-@dataclass(frozen=True)
-class CurvePoint:
-    """Evaluation during a training run.
-
-    Attributes:
-        step: number of steps done.
-        train_loss: mean training loss since the previous point, in nats per token.
-        metrics: metrics that the evaluation returned.
-    """
-
-    step: int
-    train_loss: float
-    metrics: dict[str, float]
-
-
-@dataclass
-class TrainResult:
-    """Losses, evaluations, tokens and seconds of a training run, over all its sessions.
-
-    Attributes:
-        steps: number of steps done.
-        seconds: time spent in training steps.
-        tokens: tokens trained on.
-        losses: training loss of every step, nats per token.
-        curve: evaluations during the run.
-    """
-
-    steps: int = 0
-    seconds: float = 0.0
-    tokens: int = 0
-    losses: list[float] = field(default_factory=list)
-    curve: list[CurvePoint] = field(default_factory=list)
-
-    @property
-    def tokens_per_second(self) -> float:
-        """Mean training speed, tokens per second."""
-        return self.tokens / self.seconds if self.seconds else 0.0
-
-
-_RESULT = TypeAdapter(TrainResult)
 
 # Hash of the weights that an interrupted run of a model started from, by its checkpoint. The model itself is now partly
 # trained, and the same call resumes all the same.
@@ -132,7 +87,8 @@ def train(
         scales: learning rate factors by parameter name, 1 for others. Weight decay does not depend on them.
         evaluate: called every ``config.evaluate_every`` steps and after the last; its time does not count as training.
         checkpoint: file with the state of the run. If it exists, the run resumes from it, bit for bit on the same
-            machine with the same number of threads and version of torch. One run at a time may use it.
+            machine with the same number of threads and version of torch. One run at a time may use it. If several
+            processes train the model, the first of them writes it, and all of them read it.
         identity: further properties that identify the run, such as the hash of its data (JSON); a checkpoint with
             another identity is refused.
         label: name of the run in progress messages.
@@ -164,7 +120,7 @@ def train(
     setting = {**config.model_dump(mode="json"), **(identity or {})}
     if scales is not None:
         setting["scales"] = dict(sorted(scales.items()))
-    start = ""
+    start, together = "", trains_together(model)
 
     def resume(checkpoint: Path) -> TrainResult:
         nonlocal start
@@ -172,7 +128,7 @@ def train(
         result = TrainResult()
         if checkpoint.exists():
             record, tensors = read_state(checkpoint)
-            result = _restore(checkpoint, record, setting)
+            result = earlier_result(checkpoint, record, setting, together=together)
             start = _interrupted.get(model, {}).get(checkpoint.resolve(), weights)
             renamed = restore_state(checkpoint, tensors, model, optimizer, generator, start=(record["start"], start))
             start = (None if renamed else record["start"]) or start
@@ -181,7 +137,7 @@ def train(
 
     def write_checkpoint() -> None:
         if checkpoint is not None:
-            record = {"setting": setting, "start": start, "versions": _versions(), "result": asdict(result)}
+            record = record_of(setting, start, result, together=together)
             save_state(checkpoint, model, optimizer, generator, record)
 
     def append_evaluation() -> None:
@@ -194,7 +150,7 @@ def train(
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     optimizer.zero_grad(set_to_none=True)  # drop gradients that the caller left
     progress: TrainingProgress | None = None
-    with _alone(checkpoint), run_of_steps() as interrupted:
+    with _alone(checkpoint, together=together), run_of_steps() as interrupted:
         if checkpoint is not None:
             result = resume(checkpoint)
         try:
@@ -246,48 +202,13 @@ def train(
     return result
 
 
-def _alone(checkpoint: Path | None) -> AbstractContextManager[Any]:
-    """Be the only run with this checkpoint."""
-    if checkpoint is None:
-        return nullcontext()
-    require_writable(checkpoint.parent)
-    return locked(checkpoint.with_name(f".{checkpoint.name}.mpochain-lock"), checkpoint)
-
-
-def _versions() -> dict[str, str]:
-    versions = {"torch": str(torch.__version__)}
-    with suppress(PackageNotFoundError):
-        versions["mpochain"] = version("mpochain")
-    return versions
-
-
-def _restore(checkpoint: Path, record: dict[str, Any], setting: dict[str, Any]) -> TrainResult:
-    """Return the result of earlier sessions from a checkpoint's record, after checking that its settings match."""
-    stored = record.get("setting")
-    if not isinstance(stored, dict) or not isinstance(record.get("start", 0), str | None):
-        raise CheckpointError(f"{checkpoint}: the record of the run is damaged; remove the file to start again")
-    for name in sorted({*stored, *setting}):
-        if stored.get(name) != setting.get(name):
-            raise CheckpointError(
-                f"{checkpoint} belongs to a run with {name}={stored.get(name)!r}, not {setting.get(name)!r}; use that "
-                "setting or another file, or remove this one to start again"
-            )
-    if record.get("versions") != _versions():
-        logger.warning(
-            "%s was begun with other versions, %s; it goes on with %s, and its last bits may differ from those of an "
-            "uninterrupted run",
-            checkpoint,
-            record.get("versions") or "which it does not tell",
-            _versions(),
-        )
-    try:
-        result = _RESULT.validate_python(record["result"])
-        if not (0 <= result.steps == len(result.losses) and result.tokens >= 0 and result.seconds >= 0):
-            raise ValueError(f"{result.steps} steps with {len(result.losses)} losses, {result.tokens} tokens")
-        return result
-    except (KeyError, ValueError) as error:
-        first = error.errors()[0] if isinstance(error, ValidationError) else None
-        reason = f"result.{'.'.join(map(str, first['loc']))}: {first['msg']}" if first else f"result: {error}"
-        raise CheckpointError(
-            f"{checkpoint}: the record of the run is damaged ({reason}); remove the file to start again"
-        ) from error
+@contextmanager
+def _alone(checkpoint: Path | None, *, together: bool) -> Iterator[None]:
+    """Be the only run with this checkpoint; of processes that train one model, the first holds the lock."""
+    with ExitStack() as stack:
+        if checkpoint is not None:
+            with done_by_first(together=together) as locks:
+                if locks:
+                    require_writable(checkpoint.parent)
+                    stack.enter_context(locked(checkpoint.with_name(f".{checkpoint.name}.mpochain-lock"), checkpoint))
+        yield

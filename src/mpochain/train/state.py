@@ -16,9 +16,11 @@ import torch
 from safetensors.torch import save
 from torch import Tensor, nn
 
+from mpochain.distributed import done_by_first, filled, full, gathered, reshard, trains_together
 from mpochain.errors import CheckpointError
 from mpochain.nn.former_names import former_names_in
 from mpochain.surgery.fingerprint import fingerprint_of_data
+from mpochain.surgery.tying import ties_of
 from mpochain.system.files import write_bytes
 from mpochain.system.reading import open_regular
 
@@ -34,14 +36,8 @@ _MOMENTS = ("step", "exp_avg", "exp_avg_sq")
 
 def _model_tensors(model: nn.Module) -> dict[str, Tensor]:
     """Return the tensors of the model by name, tied tensors once."""
-    seen: set[tuple[int, torch.Size, tuple[int, ...]]] = set()
-    tensors = {}
-    for name, value in model.state_dict().items():
-        memory = (value.data_ptr(), value.shape, value.stride())
-        if value.numel() == 0 or memory not in seen:
-            seen.add(memory)
-            tensors[f"model.{name}"] = value
-    return tensors
+    tied = ties_of(model)
+    return {f"model.{name}": value for name, value in model.state_dict().items() if name not in tied}
 
 
 def save_state(
@@ -49,17 +45,24 @@ def save_state(
 ) -> None:
     """Write parameters, optimiser moments, the generator of the batches and ``record`` (JSON) to ``path``.
 
+    Of a model that several processes train, the first one writes the file that a single process would write; all of
+    them must call this.
+
     Raises:
         OutputError: the file cannot be written; an older file stays intact.
     """
-    tensors = {name: value.contiguous() for name, value in _model_tensors(model).items()}
+    reshard(model)  # an evaluation may have gathered parameters, of which the optimiser knows nothing
+    tensors = _model_tensors(model)
     for name, parameter in model.named_parameters():
         # Frozen parameters have no moments.
         for key, value in optimizer.state.get(parameter, {}).items():
-            tensors[f"optimizer.{key}.{name}"] = value.contiguous()
-    tensors["generator"] = generator.get_state()
-    text = json.dumps(record)
-    write_bytes(path, save(tensors, metadata=_FORMAT | {"record": text, "sha256": checksum(tensors, text)}))
+            tensors[f"optimizer.{key}.{name}"] = value
+    with done_by_first(together=trains_together(model)) as writes:
+        unsharded = {name: value.contiguous() for name, value in gathered(tensors, keeps=writes).items()}
+        if writes:
+            unsharded["generator"] = generator.get_state()
+            text = json.dumps(record)
+            write_bytes(path, save(unsharded, metadata=_FORMAT | {"record": text, "sha256": checksum(unsharded, text)}))
 
 
 def checksum(tensors: Mapping[str, Tensor], record: str) -> str:
@@ -123,7 +126,8 @@ def restore_state(
 ) -> bool:
     """Restore a state written by :func:`save_state`.
 
-    Everything is checked before anything is changed, so a bad file leaves model and optimiser as they were.
+    Everything is checked before anything is changed, so a bad file leaves model and optimiser as they were. Of a
+    sharded model every process takes its own part.
 
     Args:
         path: the file, for messages.
@@ -153,6 +157,8 @@ def restore_state(
                 expected[f"optimizer.{key}.{name}"] = shape, dtype
     state = generator.get_state()
     expected["generator"] = tuple(state.shape), state.dtype
+    # Earlier versions wrote a tied tensor without elements under all of its names.
+    tensors = {name: value for name, value in tensors.items() if name in expected or value.numel()}
     names = set(tensors)
     if names != set(expected):
         raise CheckpointError(
@@ -172,7 +178,7 @@ def restore_state(
     if (
         not renamed
         and start[0] not in (None, start[1])
-        and not all(torch.equal(value.cpu(), tensors[name]) for name, value in model_tensors.items())
+        and not all(torch.equal(full(value).cpu(), tensors[name]) for name, value in model_tensors.items())
     ):
         raise CheckpointError(
             f"{path} belongs to a run that started from other weights: their hash was {start[0]}, and that of the "
@@ -181,10 +187,10 @@ def restore_state(
         )
     with torch.no_grad():
         for name, value in model_tensors.items():
-            value.copy_(tensors[name])
+            value.copy_(filled(value, tensors[name]))
         for name, (parameter, key) in moments.items():
             # Fused optimisers require the memory layout of the parameter.
-            moment = tensors[name] if key == "step" else torch.empty_like(parameter).copy_(tensors[name])
+            moment = tensors[name] if key == "step" else filled(parameter, tensors[name])
             optimizer.state[parameter][key] = moment
     generator.set_state(tensors["generator"])
     return renamed
