@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, cast
 
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
@@ -60,7 +60,7 @@ def address_of(tensor: Tensor) -> int | None:
         >>> [address_of(nn.Linear(2, 2, device=device).weight) is None for device in ("meta", "cpu")]
         [True, False]
     """
-    if is_lazy(tensor) or is_traceable_wrapper_subclass(tensor) or tensor.is_meta or not tensor.numel():
+    if is_lazy(tensor) or is_traceable_wrapper_subclass(cast("Any", tensor)) or tensor.is_meta or not tensor.numel():
         return None
     return tensor.data_ptr() or None
 
