@@ -29,6 +29,8 @@ def results(folder):
     return {name: [result[name] for result in pair] for name in pair[0]}
 
 
+@pytest.mark.runs_in("FSDP2", "`mpo.finetune` in two processes equals one process", "every form but codes; tied heads")
+@pytest.mark.runs_in("DDP", "`mpo.finetune` in two processes equals one process", "every form but codes; tied heads")
 def test_finetuning_equals_that_of_one_process_with_the_whole_batch(results):
     for name, model in sharded.networks().items():
         result = mpo.finetune(model, sharded.windows(), config=sharded.CONFIG)
@@ -45,6 +47,7 @@ def test_only_what_is_trainable_changes_though_the_model_was_called_before(resul
     assert results["frozen"] == [["head.weight", "head.bias"]] * 2
 
 
+@pytest.mark.refused_in("FSDP2", "training of parameters in bfloat16 or float16")
 def test_a_sharded_model_in_half_precision_is_refused(results):
     for message in results["half"]:
         assert "convert it before it is sharded" in message
@@ -63,6 +66,7 @@ def test_nothing_is_cached_of_parameters_that_are_gathered_for_a_call(results):
                 torch.testing.assert_close(outputs[form, resharded], expected, msg=form)
 
 
+@pytest.mark.runs_in("FSDP2", "`mpo.save`: the folder of one process to the byte", "every form but codes; tied heads")
 def test_the_folder_of_a_sharded_model_is_that_of_one_process(results, folder, tmp_path):
     messages = results["saved"]
     assert messages[0] == messages[1]
@@ -83,6 +87,7 @@ def test_the_folder_of_a_sharded_model_is_that_of_one_process(results, folder, t
             assert torch.equal(loaded(sharded.windows()), model(sharded.windows()))
 
 
+@pytest.mark.runs_in("FSDP2", "`save_pretrained`", "low rank; tied heads")
 def test_both_ways_of_saving_a_sharded_model_of_transformers(results, folder, tmp_path):
     model = sharded.tied_llama()
     model.save_pretrained(tmp_path / "pretrained")
@@ -98,6 +103,8 @@ def test_both_ways_of_saving_a_sharded_model_of_transformers(results, folder, tm
             assert torch.equal(loaded(sharded.windows()).logits, model(sharded.windows()).logits)
 
 
+@pytest.mark.runs_in("FSDP2", "resumption of `mpo.finetune` to the bit", "chain")
+@pytest.mark.runs_in("DDP", "resumption of `mpo.finetune` to the bit", "chain")
 def test_finetuning_in_two_sessions_is_exact(results, folder):
     pair = results["resumed"]
     for result in pair:
