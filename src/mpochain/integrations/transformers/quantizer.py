@@ -62,7 +62,7 @@ class MpochainQuantizer(HfQuantizer):
         config.transformers_weights = self.quantization_config.description.tensors
         return config
 
-    def update_weight_conversions(self, weight_conversions: Any, model: Any) -> list[Any]:  # noqa: ARG002
+    def update_weight_conversions(self, weight_conversions: Any, model: Any = None) -> list[Any]:  # noqa: ARG002
         """The tensors have the names of the model's own state dict, now or in an earlier version of this library."""
         from transformers.core_model_loading import WeightRenaming
 
