@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from mpochain.compression import method_named
 from mpochain.errors import OutputError
 from mpochain.report import Column
 from mpochain.report.figures import Series, draw
@@ -14,13 +15,15 @@ from mpochain.report.origin import origin
 from mpochain.report.page import Figure, Heading, Page, Table, Text
 from mpochain.system.files import require_writable, write_bytes
 from mpochain.workflows.frontier_records import DENSE, read_frontier
-from mpochain.workflows.frontier_summary import summary
+from mpochain.workflows.frontier_summary import other_text, summary
 from mpochain.workflows.texts import counted_windows
 
 __all__ = ["write_frontier"]
 
 # Models above this multiple of the dense perplexity are only in the table.
 _WORST = 10
+
+_REFINED = ", refined"
 
 _PREFACE = (
     "Generated from the records by `mpochain frontier --page-only`; not edited by hand. Sizes are those of the "
@@ -65,7 +68,7 @@ def write_frontier(out: Path, page: Path, *, title: str = "Perplexity against si
             Text((_PREFACE,)),
             Text(tuple(_setting_lines(dense))),
             Figure(figure, "Perplexity against bytes of the compressed layers"),
-            *_summary(rows, texts[0]),
+            *_summary(rows, texts),
             Text((_PREDICTION,)),
             Table(_columns(texts, rows), rows),
             Heading("Provenance"),
@@ -77,9 +80,14 @@ def write_frontier(out: Path, page: Path, *, title: str = "Perplexity against si
     return [page, page.with_suffix(".html"), figure]
 
 
-def _summary(rows: list[dict[str, Any]], text: str) -> list[Text]:
-    sentences = summary(rows, f"perplexity {text}", "perplexity")
-    return [Text((" ".join(sentences),))] if sentences else []
+def _summary(rows: list[dict[str, Any]], texts: list[str]) -> list[Text]:
+    first, *others = texts
+    reads = {row["method"]: method_named(row["method"].removesuffix(_REFINED)).needs != "nothing" for row in rows}
+    paragraphs = [
+        summary(rows, f"perplexity {first}", "perplexity"),
+        *(other_text(rows, f"ratio {first}", f"ratio {other}", (first, other), reads) for other in others),
+    ]
+    return [Text((" ".join(sentences),)) for sentences in paragraphs if sentences]
 
 
 def _columns(texts: list[str], rows: list[dict[str, Any]]) -> list[Column]:
@@ -123,7 +131,7 @@ def _rows(records: Mapping[str, _Record], dense: _Record, texts: list[str]) -> l
     for record in records.values():
         layers, first = record["layers"], texts[0]
         row = {
-            "method": record["setting"]["method"] + (", refined" if record["setting"].get("refined") else ""),
+            "method": record["setting"]["method"] + _REFINED * bool(record["setting"].get("refined")),
             "limit": record["setting"]["bits"],
             "bits": layers["bits"],
             "megabytes": layers["bytes"] / 1e6,

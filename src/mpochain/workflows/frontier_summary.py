@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-__all__ = ["summary"]
+__all__ = ["other_text", "summary"]
 
 # A model below this share of the limit has its size beside it.
 _ABOUT = 0.97
@@ -57,6 +57,50 @@ def summary(rows: Sequence[Mapping[str, Any]], key: str, measure: str, form: str
         + ".",
         f"The best method and the next one: {'; '.join(pairs)}.",
         *(f"Only {method} has a model within {_listed(limits)}." for method, limits in alone.items()),
+    )
+
+
+def other_text(
+    rows: Sequence[Mapping[str, Any]], first: str, other: str, names: tuple[str, str], calibrated: Mapping[str, bool]
+) -> tuple[str, ...]:
+    """How much more the models lose on a text of another kind, as sentences; none without a model that is worse.
+
+    Args:
+        rows: one per model, with ``method`` and its perplexity over that of the dense model.
+        first: key of that ratio on the first text.
+        other: key of that ratio on the other text.
+        names: names of both texts.
+        calibrated: whether a method reads a calibration text, by the name of the method.
+
+    Example:
+        >>> rows = [{"method": "auto", "a": 1.1, "b": 1.3}, {"method": "rtn", "a": 1.2, "b": 1.5}]
+        >>> for sentence in other_text(rows, "a", "b", ("wiki.txt", "plays.txt"), {"auto": True, "rtn": False}):
+        ...     print(sentence)
+        The excess of perplexity over dense is larger on plays.txt than on wiki.txt, by factors: auto 3.0; rtn 2.5.
+        rtn reads no calibration text, so its factor is due to the texts alone; what others have more is due to ...
+    """
+    factors: dict[str, list[float]] = {}
+    for row in rows:
+        if row[first] > 1:
+            factors.setdefault(row["method"], []).append((row[other] - 1) / (row[first] - 1))
+    if not any(factor > 1 for values in factors.values() for factor in values):
+        return ()
+    ranges = []
+    for method, values in factors.items():
+        low, high = f"{min(values):.1f}", f"{max(values):.1f}"
+        ranges.append(f"{method} {low}" + (f" to {high}" if high != low else ""))
+    plain = [method for method in factors if not calibrated[method]]
+    return (
+        f"The excess of perplexity over dense is larger on {names[1]} than on {names[0]}, by factors: "
+        f"{'; '.join(ranges)}.",
+        *(
+            [
+                f"{_listed(plain)} reads no calibration text, so its factor is due to the texts alone; what others "
+                "have more is due to their calibration."
+            ]
+            if len(plain) == 1 and len(factors) > 1
+            else []
+        ),
     )
 
 
