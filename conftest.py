@@ -100,6 +100,8 @@ def _name_missing(namespace: dict) -> None:
 
 # The settings of the documentation site import Sphinx, which only `make docs` installs; a former name warns.
 collect_ignore = ["docs/conf.py", "src/mpochain/jobs"]
+if importlib.util.find_spec("vllm") is None:  # it has an environment of its own, see docs/guides/serving.md
+    collect_ignore += [f"src/mpochain/integrations/vllm/{name}.py" for name in ("config", "methods", "products")]
 
 pytest_collect_file = Sybil(
     parsers=[PythonCodeBlockParser(), CodeBlockParser(language="sh", evaluator=_check_command), SkipParser()],
