@@ -131,11 +131,41 @@ def scaled(rank, folder):
             x = inputs_of(layer, (3,))
             layer(x)  # cached before it is sharded
             fully_shard(layer, reshard_after_forward=resharded)
+            _refuse_to_cache(layer)
             results[form, resharded] = [layer(x), layer(x)]
             layer.reshard()
             first_trained(layer).mul_(4)
             results[form, resharded] += [layer(x), layer(x)]
     return results
+
+
+@torch.no_grad()
+def grown(rank, folder):
+    """Ratios of the norms of outputs after and before parameters grow fourfold, again and again.
+
+    The layers are so large that what FSDP gathers lies at the same address in most calls.
+    """
+    ratios = []
+    for layer in (mpo.MPOEmbedding(1024, 256, max_bond=40), mpo.MPOLinear(256, 256, max_bond=64, bias=False)):
+        layer.double().set_execution(cache=True)
+        fully_shard(layer)
+        x = inputs_of(layer, (3,))
+        for _ in range(6):
+            before = layer(x).norm()
+            layer.reshard()
+            first_trained(layer).mul_(4)
+            ratios.append((layer(x).norm() / before).item())
+    return ratios
+
+
+def _refuse_to_cache(layer):
+    def refuse(*_):
+        raise AssertionError("something is computed to be cached")
+
+    for module in layer.modules():
+        module._to_keep = refuse
+        for runner in getattr(module, "_runners", ()):
+            runner._matrices = refuse
 
 
 def saved(rank, folder):
@@ -204,7 +234,7 @@ def resumed(rank, folder):
 
 def everything(rank, folder):
     """The results of all functions above, by name."""
-    return {work.__name__: work(rank, folder) for work in (finetuned, frozen, half, scaled, saved, resumed)}
+    return {work.__name__: work(rank, folder) for work in (finetuned, frozen, half, scaled, grown, saved, resumed)}
 
 
 def _evaluated(model, data):

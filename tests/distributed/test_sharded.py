@@ -66,6 +66,11 @@ def test_nothing_is_cached_of_parameters_that_are_gathered_for_a_call(results):
                 torch.testing.assert_close(outputs[form, resharded], expected, msg=form)
 
 
+def test_outputs_grow_with_the_parameters_though_their_address_and_version_stay(results):
+    for ratios in results["grown"]:
+        assert ratios == pytest.approx([4.0] * 12)
+
+
 @pytest.mark.runs_in("FSDP2", "`mpo.save`: the folder of one process to the byte", "every form but codes; tied heads")
 def test_the_folder_of_a_sharded_model_is_that_of_one_process(results, folder, tmp_path):
     messages = results["saved"]
