@@ -13,8 +13,8 @@ from mpochain.language import LanguageModel, save_language_model
 from mpochain.report.figures import require_matplotlib
 from mpochain.system.files import require_writable
 from mpochain.workflows import Compressed, Recipe, compress_by
-from mpochain.workflows.recipe import Evaluation
 from mpochain.workflows.report_page import write_report
+from mpochain.workflows.sections import Evaluation
 
 __all__ = ["PROMPTS", "Outcome", "command_for", "run"]
 

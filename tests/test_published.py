@@ -19,6 +19,8 @@ ROOT = Path(__file__).parents[1]
 LAYERS = runpy.run_path(str(ROOT / "studies/smollm2/layer_errors.py"))
 KRONECKER = runpy.run_path(str(ROOT / "studies/kronecker/page.py"))
 TESTED = runpy.run_path(str(ROOT / "tests/tested.py"))
+WHERE = runpy.run_path(str(ROOT / "tests/where/page.py"))
+QUANTISED = runpy.run_path(str(ROOT / "studies/smollm2/quantised_cores.py"))
 EMBEDDINGS = runpy.run_path(str(ROOT / "studies/embeddings/page.py"))
 
 
@@ -30,6 +32,8 @@ EMBEDDINGS = runpy.run_path(str(ROOT / "studies/embeddings/page.py"))
         ("layers.md", "studies/smollm2/layers.json", LAYERS["write_page"]),
         ("kronecker.md", "studies/kronecker", KRONECKER["write_page"]),
         ("tested.md", "docs/results", TESTED["write_page"]),
+        ("where.md", "docs/results", WHERE["write_page"]),
+        ("quantised-cores.md", "studies/smollm2/quantised_cores.json", QUANTISED["write_page"]),
         ("embeddings.md", "studies/embeddings", EMBEDDINGS["write_page"]),
         ("frontier-minilm.md", "studies/minilm/frontier", minilm.write_page),
         (

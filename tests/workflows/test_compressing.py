@@ -14,7 +14,7 @@ from mpochain.cli import main
 from mpochain.cli.outcome import outcome
 from mpochain.errors import MPOError, RecipeError
 from mpochain.workflows import Recipe, compress_by, compressing, measured, report_page, timing
-from mpochain.workflows.recipe import Evaluation
+from mpochain.workflows.sections import Evaluation
 
 
 @pytest.fixture(scope="module")

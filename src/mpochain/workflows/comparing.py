@@ -29,7 +29,8 @@ from mpochain.workflows.finetuning import finetune_by
 from mpochain.workflows.former_names import current_record, existing_file, existing_folder
 from mpochain.workflows.inputs import ENOUGH_CALIBRATION, read_inputs
 from mpochain.workflows.json_file import write_json
-from mpochain.workflows.recipe import SEQUENTIAL, Comparison, Recipe
+from mpochain.workflows.recipe import Recipe
+from mpochain.workflows.sections import SEQUENTIAL, Comparison
 from mpochain.workflows.texts import identified
 
 __all__ = ["FINETUNED", "FORMAT", "compare", "comparison_of", "read_run", "read_runs", "run_names"]
@@ -65,7 +66,7 @@ def run_names(recipe: Recipe) -> list[str]:
         RecipeError: the recipe lacks a text for evaluation, for calibration or for runs that are finetuned.
 
     Example:
-        >>> from mpochain.workflows.recipe import Comparison, Evaluation
+        >>> from mpochain.workflows.sections import Comparison, Evaluation
         >>> comparison = Comparison(methods=("svd", "tt_svd"), budgets=(0.5,))
         >>> run_names(Recipe(model="gpt2", evaluation=Evaluation(text=Path("a.txt")), comparison=comparison))
         ['dense', 'svd-0.5', 'tt_svd-0.5']

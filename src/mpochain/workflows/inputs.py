@@ -28,7 +28,8 @@ from mpochain.nn.dense import dense_parameters
 from mpochain.surgery.finding import compressed_layers
 from mpochain.system.progress import Counter, Counters, uncounted
 from mpochain.workflows.checks import require_inputs
-from mpochain.workflows.recipe import Evaluation, Recipe
+from mpochain.workflows.recipe import Recipe
+from mpochain.workflows.sections import Evaluation
 from mpochain.workflows.texts import digest
 
 __all__ = ["ENOUGH_CALIBRATION", "Inputs", "Section", "evaluate", "read_inputs", "read_model"]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import AfterValidator, Field, ValidationError, ValidationInfo, field_validator, model_validator
+from pydantic import Field, ValidationError, ValidationInfo, field_validator, model_validator
 
 from mpochain.compression import Method, Refinement, method_named
 from mpochain.compression.methods import default_method
@@ -14,24 +14,17 @@ from mpochain.train import FinetuneConfig
 from mpochain.validation import parsed, problems, shortened
 from mpochain.workflows.fields import (
     Budget,
-    Count,
-    File,
     MethodName,
     Pattern,
     RecipeSection,
     Source,
     SpeedShare,
-    Window,
     seeded,
 )
+from mpochain.workflows.sections import Calibration, Comparison, Evaluation, Finetuning
 from mpochain.workflows.stage import Group, Stage, UnitsOfTokens
 
 __all__ = [
-    "SEQUENTIAL",
-    "Calibration",
-    "Comparison",
-    "Evaluation",
-    "Finetuning",
     "Group",
     "Recipe",
     "Stage",
@@ -44,114 +37,6 @@ __all__ = [
 
 # Default of a recipe's method, told from a name by identity.
 _BY_BUDGET = "the default of the budget"
-
-# Suffix of a method of a comparison whose later layers correct the errors of earlier ones.
-SEQUENTIAL = "+sequential"
-
-
-class Calibration(RecipeSection):
-    """Calibration text, typical of the model's use.
-
-    Attributes:
-        text: UTF-8 file.
-        window: tokens per window.
-        windows: number of windows, spread evenly over the text. By default 24 or more, until the widest layer has 16
-            tokens per input, as far as the text goes.
-    """
-
-    text: File
-    window: Window = 512
-    windows: Count | None = None
-
-
-class Evaluation(RecipeSection):
-    """Text to measure perplexity on; it must not be used for calibration or finetuning.
-
-    Attributes:
-        text: UTF-8 file.
-        window: tokens per window.
-        windows: number of windows, spread evenly over the text; ``"all"`` for all that fit. By default at most
-            :data:`mpochain.language.text.ENOUGH_WINDOWS`.
-        stride: tokens from the start of one window to the start of the next; at most, and by default, ``window``.
-        also: further texts, of other kinds, to measure perplexity on in the same way; a model that is calibrated on
-            one kind of text may have lost more on others.
-    """
-
-    text: File
-    window: Window = 512
-    windows: Count | Literal["all"] | None = None
-    stride: Count | None = None
-    also: tuple[File, ...] = ()
-
-    @model_validator(mode="after")
-    def _no_gaps(self) -> Self:
-        if self.stride is not None and self.stride > self.window:
-            raise ValueError(f"stride={self.stride} exceeds window={self.window} and would skip tokens; lower it")
-        return self
-
-    @model_validator(mode="after")
-    def _texts_are_told_apart(self) -> Self:
-        names = [text.name for text in self.texts()]
-        if len(set(names)) < len(names):
-            raise ValueError(f"two texts have the same file name, got {', '.join(names)}; rename one")
-        return self
-
-    def texts(self) -> tuple[Path, ...]:
-        """All texts, the main one first; no two have the same file name.
-
-        Example:
-            >>> [text.name for text in Evaluation(text=Path("a/wiki.txt"), also=(Path("b/plays.txt"),)).texts()]
-            ['wiki.txt', 'plays.txt']
-        """
-        return (self.text, *self.also)
-
-
-class Finetuning(RecipeSection):
-    """Text, teacher and training settings for finetuning a compressed model.
-
-    Attributes:
-        text: UTF-8 file.
-        window: tokens per window.
-        windows: number of windows, spread evenly over the text; by default as many as fit.
-        teacher: model to learn from; by default the recipe's dense model. It is read only if a loss in ``training``
-            uses it.
-        training: see :class:`mpochain.train.FinetuneConfig`.
-    """
-
-    text: File
-    window: Window = 512
-    windows: Count | None = None
-    teacher: Source | None = None
-    training: FinetuneConfig = FinetuneConfig()
-
-
-def _compared(name: str) -> str:
-    method_named(name.removesuffix(SEQUENTIAL))  # its error is a ValueError
-    return name
-
-
-_ComparedMethod = Annotated[str, AfterValidator(_compared)]
-
-
-class Comparison(RecipeSection):
-    """Comparison of several compression methods at several budgets.
-
-    Attributes:
-        methods: names of the methods; the suffix ``+sequential`` lets later layers make up for errors of earlier ones.
-        budgets: budgets at which every method runs.
-        finetune: methods whose results are also finetuned.
-    """
-
-    methods: Annotated[tuple[_ComparedMethod, ...], Field(min_length=1)] = ("interpolative", "svd_llm", "svd", "tt_svd")
-    budgets: Annotated[tuple[Budget, ...], Field(min_length=1)] = (0.9, 0.8, 0.6)
-    finetune: tuple[str, ...] = ()
-
-    @model_validator(mode="after")
-    def _finetunes_its_methods(self) -> Self:
-        unknown = [method for method in self.finetune if method not in self.methods]
-        if unknown:
-            raise ValueError(f"finetune: {', '.join(unknown)}: not among methods, which are {', '.join(self.methods)}")
-        return self
 
 
 class Recipe(RecipeSection):
