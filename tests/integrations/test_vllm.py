@@ -249,6 +249,7 @@ def test_tokens_are_those_of_transformers(tmp_path, monkeypatch, name, eager):
     require_equal(folder, served(folder, eager=eager))
 
 
+@pytest.mark.runs_in("vLLM", "Llama, Mistral, Phi-3, Qwen 2 and 3, GPT-2", "low rank")
 @pytest.mark.usefixtures("in_this_process")
 @pytest.mark.parametrize("name", FAMILIES)
 def test_other_families(tmp_path, name):
@@ -270,6 +271,7 @@ def folder(tmp_path):
     return saved(lambda: compressed(llama()), tmp_path)
 
 
+@pytest.mark.refused_in("vLLM", "damaged folders, newer formats, experts")
 @pytest.mark.usefixtures("in_this_process")
 @pytest.mark.parametrize(
     ("fields", "message"),
