@@ -102,6 +102,9 @@ def _name_missing(namespace: dict) -> None:
 collect_ignore = ["docs/conf.py", "src/mpochain/jobs"]
 if importlib.util.find_spec("vllm") is None:  # it has an environment of its own, see docs/guides/serving.md
     collect_ignore += [f"src/mpochain/integrations/vllm/{name}.py" for name in ("config", "methods", "products")]
+if importlib.util.find_spec("triton") is None:
+    # The one module that imports Triton, and a script that compiles it.
+    collect_ignore += ["src/mpochain/execution/kernels/triton_functions.py", "tests/execution/compile_for_gpus.py"]
 
 pytest_collect_file = Sybil(
     parsers=[PythonCodeBlockParser(), CodeBlockParser(language="sh", evaluator=_check_command), SkipParser()],

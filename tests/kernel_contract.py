@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from itertools import product
 
 import torch
@@ -39,11 +39,17 @@ _MACHINES = (
 )
 
 
-def case(spec: ChainSpec, lead: tuple[int, ...], dtype: torch.dtype) -> tuple[Tensor, tuple[Tensor, ...]]:
+def case(
+    spec: ChainSpec, lead: tuple[int, ...], dtype: torch.dtype, device: str = "cpu"
+) -> tuple[Tensor, tuple[Tensor, ...]]:
     """An input and the cores, random, with gradients."""
     generator = torch.Generator().manual_seed(0)
-    cores = tuple(torch.randn(shape, generator=generator, dtype=torch.float64).to(dtype) for shape in spec.core_shapes)
-    x = torch.randn((*lead, spec.in_features), generator=generator, dtype=torch.float64).to(dtype)
+
+    def filled(*shape: int) -> Tensor:
+        return torch.randn(shape, generator=generator, dtype=torch.float64).to(device, dtype)
+
+    cores = tuple(filled(*shape) for shape in spec.core_shapes)
+    x = filled(*lead, spec.in_features)
     return x.requires_grad_(), tuple(core.requires_grad_() for core in cores)
 
 
@@ -52,11 +58,13 @@ def dense(x: Tensor, cores: tuple[Tensor, ...], spec: ChainSpec) -> Tensor:
     return nn.functional.linear(x, MPOChain(cores, spec).to_matrix())
 
 
-def programs(kernel: Kernel, spec: ChainSpec) -> Iterator[tuple[Program, bool]]:
+def programs(
+    kernel: Kernel, spec: ChainSpec, device: str = "cpu", machines: Sequence[Machine] = _MACHINES
+) -> Iterator[tuple[Program, bool]]:
     """All that a kernel offers for a spec, on several machines, each with whether it must be differentiable."""
     offers: dict[tuple[Variant, Machine], bool] = {}
-    for machine, mode, graph in product(_MACHINES, ("training", "inference"), kernel.graphs):
-        conditions = Conditions(_PLANNED_ROWS, mode, "compact", Setting(), machine, graph)
+    for machine, mode, graph in product(machines, ("training", "inference"), kernel.graphs):
+        conditions = Conditions(_PLANNED_ROWS, mode, "compact", Setting(device=device), machine, graph)
         for candidate in candidates(spec, _PLANNED_ROWS):
             if runs(kernel, candidate.schedule, conditions):
                 for variant in kernel.variants(candidate, conditions):
@@ -68,13 +76,13 @@ def programs(kernel: Kernel, spec: ChainSpec) -> Iterator[tuple[Program, bool]]:
         yield Program.of(offer, kernel, machine), differentiable
 
 
-def check_kernel(kernel: Kernel, spec: ChainSpec) -> None:
+def check_kernel(kernel: Kernel, spec: ChainSpec, device: str = "cpu", machines: Sequence[Machine] = _MACHINES) -> None:
     """Values and gradients in float64, empty and strange inputs, bias and sum, bound calls, short types, autocast."""
-    for program, differentiable in programs(kernel, spec):
-        _check_values(program, spec)
-        _check_types(program, spec)
+    for program, differentiable in programs(kernel, spec, device, machines):
+        _check_values(program, spec, device)
+        _check_types(program, spec, device)
         if differentiable:
-            _check_gradients(program, spec)
+            _check_gradients(program, spec, device)
 
 
 def _close(y: Tensor, expected: Tensor) -> None:
@@ -83,10 +91,10 @@ def _close(y: Tensor, expected: Tensor) -> None:
 
 
 @torch.no_grad()
-def _check_values(program: Program, spec: ChainSpec) -> None:
-    bias = torch.randn(spec.out_features, dtype=torch.float64)
+def _check_values(program: Program, spec: ChainSpec, device: str) -> None:
+    bias = torch.randn(spec.out_features, dtype=torch.float64, device=device)
     for rows in (0, 1, 2, 6, 7):
-        x, cores = case(spec, (rows,), torch.float64)
+        x, cores = case(spec, (rows,), torch.float64, device)
         expected = dense(x, cores, spec)
         _close(program(x, cores), expected)
         _close(program(x, cores, bias), expected + bias)
@@ -97,7 +105,7 @@ def _check_values(program: Program, spec: ChainSpec) -> None:
             matrices = program.matrices(cores)
             _close(program.run(x, matrices, bias), expected + bias)
             _check_bound(program, matrices, x, expected, bias)
-    x, cores = case(spec, (4, 6), torch.float64)
+    x, cores = case(spec, (4, 6), torch.float64, device)
     for view in (x[0], x.transpose(0, 1)[:, 1], x[1].flip(0), x[:1, 0].expand(3, -1), x[:, ::2].transpose(0, 1)[0]):
         _close(program(view, cores), dense(view, cores, spec))
 
@@ -113,12 +121,13 @@ def _check_bound(program: Program, matrices: list[Tensor], x: Tensor, expected: 
             _close(y, expected if addend is None else expected + addend)
 
 
-def _check_gradients(program: Program, spec: ChainSpec) -> None:
+def _check_gradients(program: Program, spec: ChainSpec, device: str) -> None:
     for rows in (0, 1, 7):
-        x, cores = case(spec, (rows,), torch.float64)
-        bias = torch.randn(spec.out_features, dtype=torch.float64, requires_grad=True)
+        x, cores = case(spec, (rows,), torch.float64, device)
+        bias = torch.randn(spec.out_features, dtype=torch.float64, device=device, requires_grad=True)
         y, expected = program(x, cores, bias), dense(x, cores, spec) + bias
         weights = torch.randn(expected.shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+        weights = weights.to(device)
         leaves = (x, *cores, bias)
         gradients = torch.autograd.grad((y * weights).sum(), leaves)
         for gradient, reference in zip(gradients, torch.autograd.grad((expected * weights).sum(), leaves), strict=True):
@@ -126,17 +135,17 @@ def _check_gradients(program: Program, spec: ChainSpec) -> None:
 
 
 @torch.no_grad()
-def _check_types(program: Program, spec: ChainSpec) -> None:
+def _check_types(program: Program, spec: ChainSpec, device: str) -> None:
     for dtype, tolerance in ((torch.float32, 1e-4), (torch.bfloat16, 0.1)):
-        x, cores = case(spec, (6,), dtype)
+        x, cores = case(spec, (6,), dtype, device)
         expected = dense(x.double(), tuple(core.double() for core in cores), spec)
         atol = tolerance * expected.abs().max().item()
         y = program(x, cores)
         assert y.dtype == dtype
         torch.testing.assert_close(y.double(), expected, rtol=tolerance, atol=atol)
-    x, cores = case(spec, (6,), torch.float32)
-    with torch.autocast("cpu", dtype=torch.bfloat16):
-        y = program(x, cores, torch.zeros(spec.out_features))
+    x, cores = case(spec, (6,), torch.float32, device)
+    with torch.autocast(device, dtype=torch.bfloat16):
+        y = program(x, cores, torch.zeros(spec.out_features, device=device))
     expected = dense(x, cores, spec)
     assert y.dtype == torch.bfloat16
     torch.testing.assert_close(y.float(), expected, rtol=0.1, atol=0.1 * expected.abs().max().item())

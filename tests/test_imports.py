@@ -208,6 +208,30 @@ def test_a_planted_violation_is_caught(tmp_path, place, line, message):
     assert violations(tmp_path) == [message]
 
 
+def importing_triton(root: Path) -> list[str]:
+    """The files that import Triton, or the module of its functions, when they are imported."""
+    files = []
+    for file in sorted(root.rglob("*.py")):
+        names = [name for node in ast.parse(file.read_text()).body for name in _imported_at_once(node)]
+        if any(name.partition(".")[0] == "triton" or name.endswith(".triton_functions") for name in names):
+            files.append(file.relative_to(root).as_posix())
+    return files
+
+
+def _imported_at_once(node: ast.AST) -> list[str]:
+    if isinstance(node, ast.FunctionDef | ast.ClassDef):
+        return []
+    return _imported(node)
+
+
+def test_triton_is_imported_at_the_first_launch_alone(tmp_path):
+    assert importing_triton(ROOT) == ["execution/kernels/triton_functions.py"]
+    (tmp_path / "a.py").write_text("if True:\n    import triton.language as tl")
+    (tmp_path / "b.py").write_text("def f():\n    import triton")
+    (tmp_path / "c.py").write_text("from mpochain.execution.kernels.triton_functions import chain_sweep")
+    assert importing_triton(tmp_path) == ["a.py", "c.py"]
+
+
 def test_importing_the_package_does_not_import_torch():
     code = (
         "import sys, mpochain, numpy as np\n"

@@ -132,12 +132,16 @@ WAYS = {
 }
 
 
+# Kernels in Triton, whose interpreter takes minutes for all cases; test_triton.py holds them to a part of the contract,
+# and on a GPU to the contract itself.
+ELSEWHERE = {"fused"}
+
 # Every kernel on every spec for which it offers a program.
 KERNEL_CASES = {
     f"{kernel.name}, {name}": (kernel, spec)
     for kernel in KERNELS.values()
     for name, spec in SPECS.items()
-    if any(programs(kernel, spec))
+    if kernel.name not in ELSEWHERE and any(programs(kernel, spec))
 }
 
 
@@ -147,13 +151,14 @@ def test_kernels(kernel, spec):
 
 
 def test_the_cases_reach_every_kernel_and_every_size_of_theirs():
-    assert {kernel.name for kernel, _ in KERNEL_CASES.values()} == set(KERNELS)
+    assert {kernel.name for kernel, _ in KERNEL_CASES.values()} == set(KERNELS) - ELSEWHERE
     offers = [program for kernel, spec in KERNEL_CASES.values() for program, _ in programs(kernel, spec)]
     assert {program.tile for program in offers if program.kernel.name == "tiled"} >= {1, 4, 6}
     assert {program.options["panel"] for program in offers if program.kernel.name == "panels"} >= {1, 2}
     assert any(least < 6 for program in offers for *_, least in program.steps), "no step is batched"
     every = [offer for kernel, spec in KERNEL_CASES.values() for offer in programs(kernel, spec)]
-    assert {program.kernel.name for program, differentiable in every if differentiable} == set(KERNELS) - {"panels"}
+    trained = {program.kernel.name for program, differentiable in every if differentiable}
+    assert trained == set(KERNELS) - {"panels"} - ELSEWHERE
 
 
 def test_every_planned_kernel_has_a_runner():

@@ -240,3 +240,13 @@ def test_its_factors_are_no_targets_of_another_compression():
     assert [layer.name for layer in report.layers] == ["2"]
     with pytest.raises(MPOError, match="its layers are already compressed"):
         mpo.compress(nn.Sequential(model[0]), 0.5, method="svd")
+
+
+def test_tuning_changes_nothing_on_a_cpu():
+    layer, matrix = layer_of(bias=False)
+    layer.set_execution(autotune=True)
+    torch._dynamo.reset()
+    for run in (layer, torch.compile(layer, fullgraph=True, backend="aot_eager")):
+        for lead in BATCHES:
+            x = torch.randn(*lead, 7, dtype=torch.float64)
+            torch.testing.assert_close(run(x), x @ matrix.t(), rtol=1e-9, atol=1e-9)

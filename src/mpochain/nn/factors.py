@@ -24,7 +24,7 @@ def low_rank_factors(layer: nn.Module) -> tuple[Tensor, Tensor] | None:
     """
     if isinstance(layer, InterpolativeLinear):
         weights = layer._weights()
-        return None if weights is None else (layer._left(), weights[0])
+        return None if weights is None else (layer._left(weights[1]), weights[0])
     if isinstance(layer, MPOLinear) and len(layer.specs) == 1:
         spec = layer.spec
         if (spec.out_dims, spec.in_dims) == ((layer.out_features, 1), (1, layer.in_features)):

@@ -12,6 +12,7 @@ from torch.nn import functional as F
 
 from mpochain.decomposition import Interpolation, interpolative_parameters
 from mpochain.errors import ArgumentError, ShapeError, SpecError
+from mpochain.execution.low_rank_choice import LowRankChoice
 from mpochain.execution.tracing import is_traced
 from mpochain.nn.children import float_tensor_of, is_plain, linear_without_values, matrix_of
 from mpochain.nn.entry import MatrixEntry, Size
@@ -74,6 +75,8 @@ class InterpolativeLinear(CompressedLayer):
     rows: nn.Module
     coefficients: nn.Module
     place: Tensor
+    # Chooses the fused product where it was measured to be faster; None without autotuning.
+    _choice: LowRankChoice | None = None
 
     def __init__(
         self,
@@ -236,11 +239,10 @@ class InterpolativeLinear(CompressedLayer):
         """The dense matrix, or its left factor if two products are much less work than one."""
         dense = self.in_features * self.out_features
         product = self.rank * (self.in_features + self.out_features)
-        return self._left() if product <= min(_LOW_RANK * dense, dense - _CALL) else self.weight
+        return self._left(self._matrices()[1]) if product <= min(_LOW_RANK * dense, dense - _CALL) else self.weight
 
-    def _left(self) -> Tensor:
+    def _left(self, coefficients: Tensor) -> Tensor:
         """Left factor ``(out_features, rank)`` of the matrix: identity rows for the stored rows, else coefficients."""
-        _, coefficients = self._matrices()
         identity = torch.eye(self.rank, dtype=coefficients.dtype, device=coefficients.device)
         return torch.cat([identity, coefficients]).index_select(0, self.place)
 
@@ -255,13 +257,21 @@ class InterpolativeLinear(CompressedLayer):
         weights = self._weights()
         if weights is None:
             return self._called(x)
-        rows, coefficients = weights
+        if self._choice is None:
+            return self._by_torch(x, *weights)
+        return self._choice.product(self._by_torch, x, *weights, self.place, self.bias)
+
+    def _by_torch(self, x: Tensor, rows: Tensor, coefficients: Tensor) -> Tensor:
         kept = F.linear(x, rows)
         # For many input rows, multiplying with the identity is faster than permuting the outputs. A traced graph must
         # not depend on the number of rows.
         if is_traced() or x.numel() >= _MANY_ROWS * self.in_features:
-            return F.linear(kept, self._left(), self.bias)
+            return F.linear(kept, self._left(coefficients), self.bias)
         return self._placed(kept, F.linear(kept, coefficients))
+
+    def _set_execution(self, cache: bool, autotune: bool) -> None:
+        super()._set_execution(cache, autotune)
+        self._choice = LowRankChoice() if autotune else None
 
     def _called(self, x: Tensor) -> Tensor:
         """The layer's output by calls of its factors, which may be of any type."""

@@ -224,7 +224,7 @@ class CompressedLayer(nn.Module, ABC):
 
         Args:
             cache: whether calls without gradients share a cached matrix.
-            autotune: whether contraction plans are chosen by measurement; no effect on layers without plans.
+            autotune: whether contraction plans, and fused kernels on a GPU, are chosen by measurement.
             memory: deprecated; ``"fast"`` means ``cache=True``.
 
         Raises:

@@ -11,6 +11,7 @@ table is chosen.
 from mpochain.execution.kernels.autograd import Autograd
 from mpochain.execution.kernels.compiled import Compiled
 from mpochain.execution.kernels.dense import Dense
+from mpochain.execution.kernels.fused import Fused
 from mpochain.execution.kernels.kernel import Kernel
 from mpochain.execution.kernels.panels import Panels
 from mpochain.execution.kernels.portable import Portable
@@ -19,5 +20,5 @@ from mpochain.execution.kernels.tiled import Tiled
 __all__ = ["KERNELS", "Kernel"]
 
 KERNELS: dict[str, Kernel] = {
-    kernel.name: kernel for kernel in (Panels(), Dense(), Autograd(), Tiled(), Compiled(), Portable())
+    kernel.name: kernel for kernel in (Panels(), Dense(), Autograd(), Tiled(), Compiled(), Portable(), Fused())
 }

@@ -18,13 +18,19 @@ from mpochain.execution.kernels.tiled import sweep_backward, sweep_forward
 from mpochain.execution.program import Program, Steps
 from mpochain.planning.kernel_models import TiledModel
 
-__all__ = ["Compiled"]
+__all__ = ["Compiled", "packed", "unpacked"]
 
 # Number of integers per step.
 _SIZES = 5
 
 
-def _unpacked(sizes: Sequence[int]) -> Steps:
+def packed(steps: Steps) -> list[int]:
+    """The sizes of all steps as a list of integers, which is an argument of an operator."""
+    return [size for step in steps for size in step]
+
+
+def unpacked(sizes: Sequence[int]) -> Steps:
+    """The inverse of :func:`packed`."""
     return tuple(
         (sizes[k], sizes[k + 1], sizes[k + 2], sizes[k + 3], sizes[k + 4]) for k in range(0, len(sizes), _SIZES)
     )
@@ -32,7 +38,7 @@ def _unpacked(sizes: Sequence[int]) -> Steps:
 
 @torch.library.custom_op("mpochain::sweep", mutates_args=())
 def _sweep(x: Tensor, matrices: list[Tensor], sizes: list[int], tile: int) -> Tensor:
-    return sweep_forward(x.contiguous(), matrices, _unpacked(sizes), tile)
+    return sweep_forward(x.contiguous(), matrices, unpacked(sizes), tile)
 
 
 @_sweep.register_fake
@@ -44,7 +50,7 @@ def _(x: Tensor, matrices: list[Tensor], sizes: list[int], tile: int) -> Tensor:
 @torch.library.custom_op("mpochain::sweep_backward", mutates_args=())
 def _backward(grad: Tensor, x: Tensor, matrices: list[Tensor], sizes: list[int], tile: int) -> list[Tensor]:
     with without_autocast(x):
-        grad_x, grads = sweep_backward(grad, x.contiguous(), matrices, _unpacked(sizes), tile, needs_x=True)
+        grad_x, grads = sweep_backward(grad, x.contiguous(), matrices, unpacked(sizes), tile, needs_x=True)
     assert grad_x is not None
     return [grad_x, *grads]
 
@@ -80,5 +86,4 @@ class Compiled(TiledModel, Kernel):
         if dtype is not None:
             # Autocast does not cast the arguments of custom operators.
             x, operands = x.to(dtype), [matrix.to(dtype) for matrix in operands]
-        sizes = [size for step in program.steps for size in step]
-        return torch.ops.mpochain.sweep(x, list(operands), sizes, program.tile)
+        return torch.ops.mpochain.sweep(x, list(operands), packed(program.steps), program.tile)
