@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: demo demo-picogpt test fuzz kill architectures where docs bench bench-full study lint format clean
+.PHONY: demo demo-picogpt test fuzz kill architectures where test-triton gpu-check docs bench bench-full study lint format clean
 
 demo: $(VENV)/demo.installed  ## compress a language model from the package index, and compare it with the dense one
 	$(BIN)/python -m demo
@@ -39,6 +39,13 @@ where: $(VENV)/dev.installed  ## run compressed models in tools of others, as fa
 	$(BIN)/python tests/where/page.py
 
 WHERE := tests
+
+test-triton: $(VENV)/triton.installed  ## test the kernels in Triton on a CPU: in its interpreter, and compiled for a GPU
+	TRITON_INTERPRET=1 $(BIN)/python -m pytest tests/execution/test_triton.py
+	$(BIN)/python -m pytest tests/execution/test_gpu_programs.py
+
+gpu-check: $(VENV)/dev.installed  ## test and time the kernels in Triton on an NVIDIA GPU (under 8 minutes); writes docs/results/gpu.json
+	$(BIN)/python benchmarks/gpu_check.py
 
 docs: $(VENV)/docs.installed  ## build the documentation site into docs/_build; every warning is an error
 	$(BIN)/python -m sphinx --nitpicky --fail-on-warning --keep-going --quiet --builder html docs docs/_build
@@ -79,6 +86,10 @@ $(VENV)/demo.installed: pyproject.toml constraints.txt | $(BIN)/python
 $(VENV)/dev.installed: pyproject.toml constraints.txt | $(BIN)/python
 	$(PIP) --editable '.[dev]'
 	@touch $@ $(VENV)/demo.installed
+
+$(VENV)/triton.installed: pyproject.toml constraints.txt | $(BIN)/python
+	$(PIP) --editable '.[dev,triton]'
+	@touch $@ $(VENV)/dev.installed $(VENV)/demo.installed
 
 $(VENV)/docs.installed: pyproject.toml constraints.txt | $(BIN)/python
 	$(PIP) --editable '.[docs]'
