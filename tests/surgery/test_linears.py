@@ -11,6 +11,7 @@ from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 import mpochain as mpo
+from mpochain.decomposition import interpolative, weighted_low_rank
 from mpochain.errors import ArgumentError
 from mpochain.nn import CompressedLayer, LinearChain
 from mpochain.quantization import Scheme
@@ -49,6 +50,49 @@ def test_every_form_is_the_same_function_of_as_many_numbers(name, dtype, toleran
     assert model[0].dtype == dtype
     assert mpo.as_linears(model) == {}, "there is nothing left to change"
     assert isinstance(mpo.to_dense(model)[0], nn.Linear)
+
+
+def rounded(model):
+    """The same model with its matrices rounded to 255 numbers, with a scale for each row."""
+    for module in model.modules():
+        if isinstance(module, nn.Linear):
+            with torch.no_grad():
+                scale = module.weight.abs().amax(1, keepdim=True) / 127
+                module.weight.copy_((module.weight / scale).round() * scale)
+    return model
+
+
+@pytest.mark.parametrize("bias", [True, False])
+def test_balanced_factors_are_the_same_function_and_round_better(bias):
+    torch.manual_seed(0)
+    weight = torch.randn(96, 64, dtype=torch.float64) * torch.logspace(0, -2, 64)
+    low = interpolative(*weighted_low_rank(weight).factors(32))
+    offset = torch.randn(96, dtype=torch.float64) if bias else None
+    layer, x = mpo.InterpolativeLinear.from_interpolation(low, offset), torch.randn(50, 64).double()
+    layer.rows.requires_grad_(False)
+    plain, balanced = nn.Sequential(layer), nn.Sequential(copy.deepcopy(layer)).eval()
+    expected = plain(x)
+    assert list(mpo.as_linears(balanced, balanced=True)) == ["0"]
+    assert isinstance(balanced[0], LinearChain)
+    assert balanced[0].numbers().parameters == layer.numbers().parameters + 32**2
+    assert not balanced[0].training
+    assert all(parameter.requires_grad for parameter in balanced.parameters())
+    torch.testing.assert_close(balanced(x), expected, rtol=1e-4, atol=1e-4)
+    errors = [(rounded(model)(x) - expected).norm() for model in (plain, balanced)]
+    assert errors[1] < 0.7 * errors[0]
+
+
+def test_other_layers_are_made_of_linears_as_without_balance():
+    for name in MADE:
+        one, other = nn.Sequential(layer_named(name)), nn.Sequential(layer_named(name))
+        mpo.as_linears(one)
+        mpo.as_linears(other, balanced=True)
+        x = inputs_of(one[0], (4,))
+        torch.testing.assert_close(other(x), one(x))
+        if KINDS[name] not in ("interpolative", "mpo"):
+            assert {key: value.shape for key, value in one.state_dict().items()} == {
+                key: value.shape for key, value in other.state_dict().items()
+            }
 
 
 @pytest.mark.parametrize("name", CODES)

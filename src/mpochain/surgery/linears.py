@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from mpochain.errors import ArgumentError, MPOError
+from mpochain.nn.factors import balanced_linears
 from mpochain.surgery.finding import compressed_layers, require_module
 from mpochain.surgery.replacement import replace_layers
 from mpochain.surgery.wrappers import require_replaceable_in
@@ -16,7 +17,9 @@ __all__ = ["as_linears"]
 
 
 @torch.inference_mode(False)  # parameters made in inference mode could never be trained
-def as_linears(model: nn.Module, *, ignore: Iterable[str] = (), dequantize: bool = False) -> dict[str, nn.Module]:
+def as_linears(
+    model: nn.Module, *, ignore: Iterable[str] = (), dequantize: bool = False, balanced: bool = False
+) -> dict[str, nn.Module]:
     """Replace compressed linear layers of a model by layers made of ``torch.nn.Linear``, with the same function.
 
     Tools that quantise or adapt a model replace its ``torch.nn.Linear``. Chains of cores hold none, so such tools pass
@@ -30,6 +33,9 @@ def as_linears(model: nn.Module, *, ignore: Iterable[str] = (), dequantize: bool
         ignore: names of layers to leave as they are.
         dequantize: whether layers in codes are dequantised first, which multiplies their size; otherwise they are
             refused.
+        balanced: whether layers of low rank become two factors that share the singular values evenly. Tools that round
+            to nearest then lose a third as much as with the factors of an interpolation (docs/decisions/0073), for
+            ``rank^2`` more numbers in each such layer.
 
     Returns:
         The new layers by name; :func:`mpochain.save` writes them, and :func:`mpochain.to_dense` makes them dense.
@@ -64,7 +70,7 @@ def as_linears(model: nn.Module, *, ignore: Iterable[str] = (), dequantize: bool
     changed: dict[str, nn.Module] = {}
     for name, layer in chosen.items():
         try:
-            new = layer.as_linears(dequantize=dequantize)
+            new = (balanced_linears(layer) if balanced else None) or layer.as_linears(dequantize=dequantize)
         except MPOError as error:
             raise ArgumentError(f"{name}: {error}, or leave it as it is with ignore=[{name!r}]") from error
         if new is not layer:
