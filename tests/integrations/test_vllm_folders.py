@@ -20,7 +20,6 @@ from mpochain.errors import ArgumentError, CheckpointError
 from mpochain.integrations.vllm.folder import SERVED, require_intact, require_servable
 from mpochain.integrations.vllm.shards import MARK, Shards, layer_for
 from mpochain.nn import CompressedLayer
-from mpochain.nn.factors import low_rank_factors
 
 CPU = torch.device("cpu")
 
@@ -43,7 +42,7 @@ def test_the_entry_point_is_declared_and_imports_no_vllm():
 @pytest.mark.parametrize("name", NAMES)
 def test_factors_are_those_of_the_weight(name):
     layer = layer_named(name)
-    factors = low_rank_factors(layer)
+    factors = layer.factors()
     assert (factors is not None) is name.startswith("interpolative")
     if factors is not None:
         left, right = factors
@@ -53,7 +52,7 @@ def test_factors_are_those_of_the_weight(name):
 
 def test_factors_of_a_chain_of_low_rank():
     layer = mpo.MPOLinear(12, 8, spec=mpo.shapes.low_rank(8, 12, 3))
-    left, right = low_rank_factors(layer)
+    left, right = layer.factors()
     assert left.shape == (8, 3)
     torch.testing.assert_close(left @ right, layer.weight)
 

@@ -20,7 +20,7 @@ __all__ = ["agreed", "collected", "done_by_first", "is_first", "position", "trai
 def trains_together(model: nn.Module) -> bool:
     """Whether several processes train a model: it is sharded, or within ``DistributedDataParallel``.
 
-    Processes of one group that train a model each, on their own, are not meant.
+    Processes of one group of which each trains a model of its own do not count.
 
     Example:
         >>> trains_together(nn.Linear(2, 2))
@@ -116,6 +116,6 @@ def _sendable(error: BaseException | None) -> BaseException | None:
         return None
     try:
         pickle.loads(pickle.dumps(error))
-    except Exception:
+    except Exception:  # pickle raises whatever the methods of the error raise
         return MPOError(f"the first process stopped with {type(error).__name__}: {error}")
     return error

@@ -169,6 +169,11 @@ class InterpolativeLinear(CompressedLayer):
         """Whether both factors are ``torch.nn.Linear`` that multiply with their weights and do nothing else."""
         return self._weights() is not None
 
+    def factors(self) -> tuple[Tensor, Tensor] | None:
+        """See :meth:`mpochain.nn.CompressedLayer.factors`; None where a factor does more than multiply."""
+        weights = self._weights()
+        return None if weights is None else (self._left(weights[1]), weights[0])
+
     def indices(self) -> dict[str, Index]:
         """See :meth:`mpochain.nn.CompressedLayer.indices`."""
         return {"place": Index(self.place, self.out_features, permutation=True)}

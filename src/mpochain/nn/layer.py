@@ -31,8 +31,7 @@ class CompressedLayer(nn.Module, ABC):
 
     A subclass defines :attr:`kind`, :attr:`Entry`, :attr:`weight`, :meth:`compact`, :meth:`macs`, :meth:`entry` and
     :meth:`from_entry`. It runs as a linear layer, ``(..., in_features)`` to ``(..., out_features)``; embeddings derive
-    from :class:`mpochain.nn.RowEmbedding`. To save a layer in checkpoints, add its class to
-    :data:`mpochain.nn.LAYERS`.
+    from :class:`mpochain.nn.RowEmbedding`. Checkpoints save the classes in :data:`mpochain.nn.LAYERS`.
 
     Attributes:
         kind: name of the layer in checkpoints.
@@ -122,15 +121,16 @@ class CompressedLayer(nn.Module, ABC):
         return {}
 
     def former_names(self) -> dict[str, str]:
-        """Present names of tensors in the layer's state dict, by the names that they had in earlier versions.
-
-        State dicts and checkpoints with former names still load.
-        """
+        """Present names of tensors in the state dict, by those of earlier versions, under which they still load."""
         return {}
 
     def can_reorder(self) -> bool:
         """Whether ``mpochain.nn.reordering`` can permute the layer's inputs and outputs."""
         return False
+
+    def factors(self) -> tuple[Tensor, Tensor] | None:
+        """``(left, right)`` of shapes ``(out, r)`` and ``(r, in)`` whose product is the weight; None without such."""
+        return None
 
     def require_valid(self, name: str) -> None:
         """Raise an error for values that the layer cannot compute with, such as indices out of range in a file.

@@ -319,6 +319,14 @@ class MPOLinear(CompressedLayer):
         """True: the layer, or one around it, looks features up."""
         return True
 
+    def factors(self) -> tuple[Tensor, Tensor] | None:
+        """See :meth:`mpochain.nn.CompressedLayer.factors`; a chain of dims ``(out, 1) | (1, in)`` has them."""
+        out, in_ = self.shape
+        if len(self.specs) > 1 or (self.spec.out_dims, self.spec.in_dims) != ((out, 1), (1, in_)):
+            return None
+        left, right = self.cores[0]
+        return left.reshape(out, -1), right.reshape(-1, in_)
+
     def as_linears(self, *, dequantize: bool = False) -> nn.Module:  # noqa: ARG002  # see the base class
         """See :meth:`mpochain.nn.CompressedLayer.as_linears`; a :class:`LinearChain` with copies of the cores."""
         layer = LinearChain.from_cores(list(zip(self.specs, self.cores, strict=True)), self.bias)

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from mpochain.errors import ArgumentError, MPOError
-from mpochain.nn.factors import balanced_linears
+from mpochain.nn.balanced import balanced_linears
 from mpochain.surgery.finding import compressed_layers, require_module
 from mpochain.surgery.replacement import replace_layers
 from mpochain.surgery.wrappers import require_replaceable_in

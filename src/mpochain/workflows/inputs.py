@@ -93,16 +93,7 @@ class Inputs:
     def perplexities_of_also(
         self, model: nn.Module, label: str, counters: Counters = uncounted
     ) -> dict[str, Perplexity]:
-        """Measure perplexity on each further text of the evaluation, by file name.
-
-        Args:
-            model: causal language model with the recipe's vocabulary.
-            label: name of the model in logs and progress messages.
-            counters: returns the progress counter for a label.
-
-        Raises:
-            NonFiniteError: the model predicts NaN.
-        """
+        """Measure perplexity on each further text of the evaluation, by file name; see :meth:`perplexity`."""
         results = {}
         for name, tokens in self.also.items():
             assert self.recipe.evaluation is not None  # its texts are among them

@@ -148,7 +148,7 @@ class Fused(Kernel):
         directions = () if sizes is None else (sizes, sizes.transposed())
         return bool(directions) and all(blocks_for(direction, element) is not None for direction in directions)
 
-    def advised(self, schedule: Schedule, conditions: Conditions) -> bool:  # noqa: ARG002
+    def advised(self, schedule: Schedule, conditions: Conditions) -> bool:  # noqa: ARG002  # of the base class
         """False, since its time is not measured on any GPU yet."""
         return False
 

@@ -62,6 +62,7 @@ class MpochainQuantizer(HfQuantizer):
         config.transformers_weights = self.quantization_config.description.tensors
         return config
 
+    # Releases before 5.20 give no model, later ones do.
     def update_weight_conversions(self, weight_conversions: Any, model: Any = None) -> list[Any]:  # noqa: ARG002
         """The tensors have the names of the model's own state dict, now or in an earlier version of this library."""
         from transformers.core_model_loading import WeightRenaming

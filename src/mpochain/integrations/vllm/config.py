@@ -51,6 +51,7 @@ class MpochainConfig(QuantizationConfig):  # type: ignore[misc,unused-ignore]
         """
         return cls(described_layers(config, "config.json: quantization_config"))
 
+    # The revision matters to a hub alone, whose models are not compared.
     def maybe_update_config(self, model_name: str, hf_config: Any = None, revision: str | None = None) -> None:  # noqa: ARG002
         """Check the model before anything is built; vLLM calls it once it has read the configuration.
 

@@ -19,6 +19,7 @@ from mpochain.integrations.vllm.shards import Shards, layer_for
 __all__ = ["CompressedLinearMethod", "CompressedTableMethod"]
 
 
+# Where vLLM is not installed its classes have no types, where it is they have: hence both codes.
 class CompressedLinearMethod(LinearMethodBase):  # type: ignore[misc,unused-ignore]
     """One or more layers that vLLM runs as one linear layer, at least one of them compressed.
 
@@ -74,6 +75,7 @@ class CompressedLinearMethod(LinearMethodBase):  # type: ignore[misc,unused-igno
         layer.bias = None  # the parts add theirs
         del layer.shards, layer.load_weights
 
+    # The parts add their biases.
     def apply(self, layer: Any, x: Tensor, bias: Tensor | None = None) -> Tensor:  # noqa: ARG002
         """``(..., in)`` to ``(..., out)`` of all parts, biases included."""
         output: Tensor = layer.parts(x)

@@ -10,7 +10,6 @@ from torch import Tensor, nn
 from vllm.model_executor.layers.linear import UnquantizedLinearMethod
 
 from mpochain.nn import CompressedLayer
-from mpochain.nn.factors import low_rank_factors
 
 __all__ = ["Parts", "products_of"]
 
@@ -92,7 +91,7 @@ def products_of(layers: Sequence[nn.Module]) -> Parts:
 def _factors(layer: Any) -> tuple[Tensor | None, Tensor, Tensor | None] | None:
     if not isinstance(layer, CompressedLayer):
         return None, layer.weight, layer.bias
-    factors = low_rank_factors(layer)
+    factors = layer.factors()
     if factors is None:
         return None
     left, right = factors
