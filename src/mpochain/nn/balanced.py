@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 
+from mpochain.linalg import qr, svd
 from mpochain.nn.layer import CompressedLayer
 from mpochain.nn.linear_chain import LinearChain
 from mpochain.shapes import low_rank
@@ -37,8 +38,8 @@ def balanced_linears(layer: CompressedLayer) -> LinearChain | None:
     if factors is None:
         return None
     left, right = (factor.double() for factor in factors)
-    (q_left, r_left), (q_right, r_right) = torch.linalg.qr(left), torch.linalg.qr(right.T)
-    U, S, Vh = torch.linalg.svd(r_left @ r_right.T)
+    (q_left, r_left), (q_right, r_right) = qr(left), qr(right.T)
+    U, S, Vh = svd(r_left @ r_right.T)
     root = S.sqrt()
     spec = low_rank(len(left), right.shape[1], len(S))
     trained = any(parameter.requires_grad for name, parameter in layer.named_parameters() if name != "bias")
