@@ -61,15 +61,57 @@ def test_what_fast_execution_keeps_is_never_old(rank):
         layer.set_execution(memory="huge")
 
 
-@pytest.mark.parametrize(("rank", "columns"), [(10, 10), (200, 300)])
-def test_fast_execution_of_a_large_layer(rank, columns):
-    layer = InterpolativeLinear(300, 400, rank).set_execution(cache=True)
+@pytest.mark.parametrize(
+    ("rank", "dtype", "kept"),
+    [
+        (10, torch.float32, (490, 10)),
+        (210, torch.float32, None),
+        (300, torch.float32, (500, 400)),
+        (10, torch.bfloat16, (500, 10)),
+        (300, torch.bfloat16, (500, 400)),
+    ],
+)
+def test_fast_execution_keeps_a_matrix_only_where_it_gains_time(rank, dtype, kept):
+    layer = InterpolativeLinear(400, 500, rank).set_execution(cache=True).to(dtype)
+    torch.nn.init.normal_(layer.coefficients.weight, std=0.1)  # large coefficients lose digits of two bytes
     with torch.no_grad():
-        for _ in range(2):
-            x = torch.randn(3, 300)
-            expected = nn.functional.linear(x, layer.weight, layer.bias)
-            torch.testing.assert_close(layer(x), expected, rtol=1e-4, atol=1e-4)
-    assert layer._to_keep().shape == (400, columns)
+        for rows in (3, 40, 3, 600):
+            x = torch.randn(rows, 400, dtype=dtype)
+            expected = nn.functional.linear(x.float(), layer.weight.float(), layer.bias.float())
+            accuracy = 1e-4 if dtype == torch.float32 else 0.05
+            torch.testing.assert_close(layer(x).float(), expected, rtol=accuracy, atol=accuracy)
+    entry = layer._kept._entry
+    assert (None if entry is None else tuple(entry[2].shape)) == kept
+
+
+@pytest.mark.parametrize("rank", [1, 30, 60])
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("rows", [511, 512, 1025])
+@pytest.mark.parametrize(("dtype", "accuracy"), [(torch.float64, 1e-9), (torch.float32, 1e-3), (torch.bfloat16, 0.1)])
+def test_outputs_written_in_blocks_are_those_of_the_matrix(rank, bias, rows, dtype, accuracy):
+    layer, W = layer_of(70, 60, rank, bias)
+    x = torch.randn(60, rows, dtype=torch.float64).t()  # not contiguous
+    expected = nn.functional.linear(x, W, layer.bias)
+    layer, x = layer.to(dtype), x.to(dtype)
+    with torch.no_grad():
+        found = layer(x)
+    assert found.is_contiguous()
+    assert found.dtype == dtype
+    torch.testing.assert_close(found.double(), expected, rtol=0, atol=accuracy * expected.abs().max().item())
+    # The same numbers where autograd records, and within torch.inference_mode.
+    torch.testing.assert_close(layer(x).detach(), found, rtol=0, atol=accuracy * expected.abs().max().item())
+    with torch.inference_mode():
+        torch.testing.assert_close(layer(x), found, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("rows", [3, 600])
+def test_forward_derivatives_of_many_rows(rows):
+    layer, W = layer_of(40, 30, 8)
+    x, direction = torch.randn(2, rows, 30, dtype=torch.float64)
+    with torch.no_grad(), torch.autograd.forward_ad.dual_level():
+        y = layer(torch.autograd.forward_ad.make_dual(x, direction))
+        tangent = torch.autograd.forward_ad.unpack_dual(y).tangent
+    torch.testing.assert_close(tangent, direction @ W.T)
 
 
 @pytest.mark.parametrize("threads", [1, 2])

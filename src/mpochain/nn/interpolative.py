@@ -13,21 +13,14 @@ from torch.nn import functional as F
 from mpochain.decomposition import Interpolation, interpolative_parameters
 from mpochain.errors import ArgumentError, ShapeError, SpecError
 from mpochain.execution.low_rank_choice import LowRankChoice
-from mpochain.execution.tracing import is_traced
 from mpochain.nn.children import float_tensor_of, is_plain, linear_without_values, matrix_of
 from mpochain.nn.entry import MatrixEntry, Size
 from mpochain.nn.index import Index
 from mpochain.nn.initialization import uniform_bias_
+from mpochain.nn.interpolative_product import Form, form_to_keep, in_places, interpolative_product
 from mpochain.nn.layer import CompressedLayer
-from mpochain.nn.ordering import reordered
 
 __all__ = ["InterpolativeEntry", "InterpolativeLinear"]
-
-# Two products are faster than one dense product if they need at most this share of its multiply-adds, and save at least
-# as many multiply-adds as one more call costs.
-_LOW_RANK, _CALL = 0.75, 1 << 16
-# Number of input rows from which multiplying with the identity is faster than permuting the outputs.
-_MANY_ROWS = 64
 
 
 class InterpolativeEntry(MatrixEntry):
@@ -235,16 +228,23 @@ class InterpolativeLinear(CompressedLayer):
         return float_tensor_of(self)
 
     def _kept_from(self) -> Sequence[Tensor] | None:
-        return self._weights()
+        weights = self._weights()
+        # Nothing is kept where nothing is gained.
+        return None if weights is None or self._form_to_keep(weights[0]) is None else weights
 
     def _kept_buffers(self) -> Sequence[Tensor]:
         return ()  # orders change only together with the cores
 
+    def _form_to_keep(self, rows: Tensor) -> Form | None:
+        return form_to_keep(self.out_features, self.in_features, self.rank, rows.dtype.itemsize, rows.device.type)
+
     def _to_keep(self) -> Tensor:
-        """The dense matrix, or its left factor if two products are much less work than one."""
-        dense = self.in_features * self.out_features
-        product = self.rank * (self.in_features + self.out_features)
-        return self._left(self._matrices()[1]) if product <= min(_LOW_RANK * dense, dense - _CALL) else self.weight
+        """The dense matrix, the left factor, or a copy of the coefficients by columns, as is fastest."""
+        rows, coefficients = self._matrices()
+        form = self._form_to_keep(rows)
+        if form == "coefficients":
+            return coefficients.t().contiguous().t()
+        return self._left(coefficients) if form == "left" else self.weight
 
     def _left(self, coefficients: Tensor) -> Tensor:
         """Left factor ``(out_features, rank)`` of the matrix: identity rows for the stored rows, else coefficients."""
@@ -252,10 +252,13 @@ class InterpolativeLinear(CompressedLayer):
         return torch.cat([identity, coefficients]).index_select(0, self.place)
 
     def _run_kept(self, x: Tensor, kept: Tensor) -> Tensor:
-        if kept.shape[1] != self.in_features:
-            rows: Any = self._modules["rows"]  # plain, since something is kept
-            x = F.linear(x, rows._parameters["weight"])
-        return F.linear(x, kept, self.bias)
+        if kept.shape == (self.out_features, self.in_features):
+            return F.linear(x, kept, self.bias)
+        module: Any = self._modules["rows"]  # plain, since something is kept
+        rows = module._parameters["weight"]
+        if kept.shape[0] == self.out_features:
+            return F.linear(F.linear(x, rows), kept, self.bias)
+        return interpolative_product(x, rows, kept, self.place, self.bias)
 
     def compact(self, x: Tensor) -> Tensor:
         """See :meth:`mpochain.nn.CompressedLayer.compact`."""
@@ -267,12 +270,7 @@ class InterpolativeLinear(CompressedLayer):
         return self._choice.product(self._by_torch, x, *weights, self.place, self.bias)
 
     def _by_torch(self, x: Tensor, rows: Tensor, coefficients: Tensor) -> Tensor:
-        kept = F.linear(x, rows)
-        # For many input rows, multiplying with the identity is faster than permuting the outputs. A traced graph must
-        # not depend on the number of rows.
-        if is_traced() or x.numel() >= _MANY_ROWS * self.in_features:
-            return F.linear(kept, self._left(coefficients), self.bias)
-        return self._placed(kept, F.linear(kept, coefficients))
+        return interpolative_product(x, rows, coefficients, self.place, self.bias)
 
     def _set_execution(self, cache: bool, autotune: bool) -> None:
         super()._set_execution(cache, autotune)
@@ -281,15 +279,9 @@ class InterpolativeLinear(CompressedLayer):
     def _called(self, x: Tensor) -> Tensor:
         """The layer's output by calls of its factors, which may be of any type."""
         kept = self.rows(x)
-        if self.rank == self.out_features:  # quantisers and adapters fail for matrices without rows
-            return self._placed(kept)
-        return self._placed(kept, self.coefficients(kept))
-
-    def _placed(self, *outputs: Tensor) -> Tensor:
-        """Outputs of both factors in their places, and the bias."""
-        y = reordered(outputs[0] if len(outputs) == 1 else torch.cat(outputs, dim=-1), self.place)
-        # Under autocast a bias of a wider dtype would promote the output; nn.Linear does not.
-        return y if self.bias is None else y + self.bias.to(y.dtype)
+        # Quantisers and adapters fail for matrices without rows.
+        outputs = [kept] if self.rank == self.out_features else [kept, self.coefficients(kept)]
+        return in_places(outputs, self.place, self.bias)
 
     def extra_repr(self) -> str:
         """Features, rank and bias, for ``print(layer)``."""
