@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import model_tables
 import result_tables as tables
 from ratios import Record
 from targets import targets
@@ -14,6 +15,7 @@ _TABLES = (
     ("dispatch", "Dispatch: 128x128, χ=4, one row", tables.dispatch),
     ("memory", "Memory of a training step beyond inputs, outputs, parameters and gradients", tables.memory),
     ("lookup", "Look-up of rows of compressed tables, beside nn.Embedding", tables.lookup),
+    ("models", "Whole models", model_tables.models),
 )
 
 

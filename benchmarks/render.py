@@ -8,6 +8,7 @@ import sys
 from collections.abc import Iterable
 from pathlib import Path
 
+import model_tables
 import result_tables as tables
 from cell_tables import cell_tables
 from ratios import OWN, Record, geometric_mean, over_autograd, over_best_peer, ratio
@@ -167,6 +168,18 @@ def summary_page(grid: str, groups: Groups) -> str:
             "## Inference, geometric means by shape",
             "",
             tables.forward_means(forward),
+            "",
+        ]
+    if groups.get("models"):
+        lines += [
+            "## Whole models",
+            "",
+            "Random weights; every linear layer but the head in interpolative form at a share of its parameters, "
+            "outputs in a random order. Prefill and training step read the prompt once (the loss of all its tokens, "
+            "AdamW); a token is one more after the prompt, with a cache of keys and values. Shares are of the dense "
+            "model in the same run; multiply-adds are those of linear layers, with the head for a token.",
+            "",
+            model_tables.models(groups["models"]),
             "",
         ]
     if training:

@@ -218,6 +218,25 @@ def _decomposition(records: list[Record]) -> list[Target]:
     return checked
 
 
+def _models(records: list[Record]) -> list[Target]:
+    record = next((record for record in records if record["cell"] == "SmolLM2-135M, float32"), None)
+    checked = []
+    for kind, label, share, most in (
+        ("prefill", "prefill", 60, 0.75),
+        ("token", "one token", 60, 0.80),
+        ("prefill", "prefill", 80, 0.90),
+        ("token", "one token", 80, 0.92),
+    ):
+        text = f"SmolLM2-135M, float32, at {share} %: {label} at most {most} of dense in fast execution"
+        if record is None:
+            checked.append(_absent(text))
+            continue
+        timings = record["timings"][kind]
+        found = timings[f"{share} %, cached"]["median"] / timings["dense"]["median"]
+        checked.append(Target(text, f"{found:.2f}", found <= most))
+    return checked
+
+
 def targets(groups: Groups) -> list[Target]:
     """All targets, from float32 ratios within one run; missed targets first, those that the grid lacks last."""
     forward, training = (
@@ -232,5 +251,6 @@ def targets(groups: Groups) -> list[Target]:
         *_small_costs(groups),
         *_decomposition(groups.get("decomposition", [])),
         *_lookup(groups.get("lookup", [])),
+        *_models(groups.get("models", [])),
     ]
     return sorted(checked, key=lambda target: {False: 0, True: 1, None: 2}[target.met])
