@@ -15,7 +15,7 @@ import mpochain as mpo
 from mpochain.decomposition import interpolative_parameters
 from mpochain.nn import InterpolativeLinear
 from mpochain.nn.reordering import features_of
-from mpochain.surgery import compressed_layers
+from mpochain.surgery import absorb_orders, compressed_layers
 from mpochain.surgery.replacement import replace_layers
 
 SHARES = (80, 60, 40)
@@ -91,7 +91,7 @@ def rank_for(out: int, in_: int, share: float) -> int:
 
 
 def compressed(model: nn.Module, share: float) -> nn.Module:
-    """A copy of a model with random interpolative layers, whose outputs are in a random order."""
+    """A copy of a model with random interpolative layers; MLPs take over the order of outputs where they can."""
     model = copy.deepcopy(model)
     new = {}
     for layer in layers_of(model):
@@ -101,6 +101,7 @@ def compressed(model: nn.Module, share: float) -> nn.Module:
         new[layer] = InterpolativeLinear(in_, out, rank_for(out, in_, share), bias=with_bias, dtype=first.dtype)
         new[layer].place.copy_(torch.randperm(out))
     replace_layers(model, new)
+    absorb_orders(model)
     return model
 
 

@@ -15,6 +15,7 @@ from torch import nn
 import mpochain as mpo
 from mpochain import InterpolativeLinear, MPOLinear, PermutedLinear
 from mpochain.compression import Kronecker
+from mpochain.nn.shared_rows import shared_rows
 from mpochain.surgery import absorb_orders
 
 FORMS = ["dense", "chain", "interpolative", "rows", "columns", "both"]
@@ -57,7 +58,12 @@ class Plain(nn.Module):
 
 
 def look_ups(model):
-    return sum(len(layer.indices()) for layer in model.modules() if isinstance(layer, PermutedLinear))
+    return sum(
+        len(layer.indices())
+        if isinstance(layer, PermutedLinear)
+        else isinstance(layer, InterpolativeLinear) and layer.place.tolist() != list(range(layer.out_features))
+        for layer in model.modules()
+    )
 
 
 @given(st.lists(st.sampled_from(FORMS), min_size=3, max_size=3), st.booleans(), st.integers(0, 2**16))
@@ -86,6 +92,58 @@ def test_what_is_saved():
     model.c_proj = PermutedLinear(MPOLinear(8, 4, max_bond=2, bias=False), columns=torch.argsort(model.c_fc.place))
     assert absorb_orders(model) == 2
     assert type(model.c_fc) is type(model.c_proj) is MPOLinear
+
+
+def test_a_gated_mlp_of_interpolative_layers_looks_up_nothing_but_its_output():
+    torch.manual_seed(0)
+    generator = torch.Generator().manual_seed(0)
+    model = Gated(("interpolative", "dense", "dense"), generator)
+    for name, rank in (("gate_proj", 3), ("up_proj", 5)):
+        layer = InterpolativeLinear(12, 40, rank, dtype=torch.float64)
+        layer.place.copy_(torch.randperm(40))
+        setattr(model, name, layer)
+    model.down_proj = InterpolativeLinear(40, 4, 2, dtype=torch.float64)
+    model.down_proj.place.copy_(torch.tensor([3, 1, 0, 2]))
+    for cache in (False, True):
+        mpo.set_execution(model, cache=cache)
+        x = torch.randn(600, 12, dtype=torch.float64)
+        with torch.no_grad():
+            expected = model(x)
+            assert absorb_orders(model) == (0 if cache else 2)
+            torch.testing.assert_close(model(x), expected)
+        for layer in (model.gate_proj, model.up_proj):
+            assert torch.equal(layer.place, torch.arange(40))
+            assert layer.coefficients.weight.abs().max() < 10
+    x = torch.randn(3, 12, dtype=torch.float64, requires_grad=True)
+    torch.testing.assert_close(
+        torch.autograd.grad(model(x).sum(), x), torch.autograd.grad(mpo.to_dense(copy.deepcopy(model))(x).sum(), x)
+    )
+
+
+@pytest.mark.parametrize(("dtype", "accuracy"), [(torch.float32, 1e-5), (torch.bfloat16, 0.05)])
+def test_rows_are_shared_in_the_type_of_the_layers(dtype, accuracy):
+    torch.manual_seed(0)
+    layers = [InterpolativeLinear(20, 30, rank, dtype=dtype) for rank in (8, 20)]
+    weights = [layer.weight.float() for layer in layers]
+    shared = shared_rows([*layers, nn.Linear(20, 30)])
+    shared.store()
+    for layer, weight in zip(layers, weights, strict=True):
+        assert layer.dtype == dtype
+        torch.testing.assert_close(layer.weight.float(), weight, rtol=0, atol=accuracy * weight.abs().max().item())
+    assert shared_rows(layers[:1]) is None
+
+
+def test_layers_whose_rows_suit_only_one_of_them_keep_an_order_of_their_own():
+    model = Gated(("interpolative", "interpolative", "dense"), torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        for layer, rows in ((model.gate_proj, [3, 4]), (model.up_proj, [6, 7])):
+            # Only two outputs are not zero, and those are others in each layer.
+            layer.coefficients.weight.zero_()
+            layer.place.copy_(torch.argsort(torch.tensor([*rows, *(k for k in range(8) if k not in rows)])))
+        x = torch.randn(5, 4, dtype=torch.float64)
+        expected = model(x)
+        assert absorb_orders(model) == 1
+        torch.testing.assert_close(model(x), expected)
 
 
 def test_gpt2_is_saved_and_read_as_before(tmp_path):

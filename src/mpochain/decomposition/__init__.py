@@ -17,6 +17,7 @@ from mpochain.decomposition.interpolative import (
     interpolative_parameters,
     interpolative_rank,
 )
+from mpochain.decomposition.joint_pivots import joint_pivots
 from mpochain.decomposition.permutation import PermutedKronecker, permuted_kronecker
 from mpochain.decomposition.projector import WeightedLowRank
 from mpochain.decomposition.randomized import randomized
@@ -63,6 +64,7 @@ __all__ = [
     "interpolative",
     "interpolative_parameters",
     "interpolative_rank",
+    "joint_pivots",
     "left_unfolding",
     "multiplied",
     "orthogonalize",

@@ -13,12 +13,14 @@ from torch.nn import functional as F
 from mpochain.decomposition import Interpolation, interpolative_parameters
 from mpochain.errors import ArgumentError, ShapeError, SpecError
 from mpochain.execution.low_rank_choice import LowRankChoice
+from mpochain.execution.tracing import is_traced
 from mpochain.nn.children import float_tensor_of, is_plain, linear_without_values, matrix_of
 from mpochain.nn.entry import MatrixEntry, Size
 from mpochain.nn.index import Index
 from mpochain.nn.initialization import uniform_bias_
 from mpochain.nn.interpolative_product import Form, form_to_keep, in_places, interpolative_product
 from mpochain.nn.layer import CompressedLayer
+from mpochain.nn.ordering import KnownOrder
 
 __all__ = ["InterpolativeEntry", "InterpolativeLinear"]
 
@@ -97,6 +99,7 @@ class InterpolativeLinear(CompressedLayer):
         )
         # Output j is column place[j] of [x rows^T, x rows^T coefficients^T].
         self.register_buffer("place", torch.arange(out_features, dtype=torch.int32, device=device))
+        self._order = KnownOrder()
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
@@ -258,7 +261,7 @@ class InterpolativeLinear(CompressedLayer):
         rows = module._parameters["weight"]
         if kept.shape[0] == self.out_features:
             return F.linear(F.linear(x, rows), kept, self.bias)
-        return interpolative_product(x, rows, kept, self.place, self.bias)
+        return interpolative_product(x, rows, kept, self._look_up(), self.bias)
 
     def compact(self, x: Tensor) -> Tensor:
         """See :meth:`mpochain.nn.CompressedLayer.compact`."""
@@ -270,7 +273,12 @@ class InterpolativeLinear(CompressedLayer):
         return self._choice.product(self._by_torch, x, *weights, self.place, self.bias)
 
     def _by_torch(self, x: Tensor, rows: Tensor, coefficients: Tensor) -> Tensor:
-        return interpolative_product(x, rows, coefficients, self.place, self.bias)
+        return interpolative_product(x, rows, coefficients, self._look_up(), self.bias)
+
+    def _look_up(self) -> Tensor | None:
+        """The places of the outputs; None if they are computed in order. A graph looks them up in any case."""
+        place = self._buffers["place"]
+        return None if place is not None and not is_traced() and self._order.is_identity(place) else place
 
     def _set_execution(self, cache: bool, autotune: bool) -> None:
         super()._set_execution(cache, autotune)
@@ -281,7 +289,7 @@ class InterpolativeLinear(CompressedLayer):
         kept = self.rows(x)
         # Quantisers and adapters fail for matrices without rows.
         outputs = [kept] if self.rank == self.out_features else [kept, self.coefficients(kept)]
-        return in_places(outputs, self.place, self.bias)
+        return in_places(outputs, self._look_up(), self.bias)
 
     def extra_repr(self) -> str:
         """Features, rank and bias, for ``print(layer)``."""

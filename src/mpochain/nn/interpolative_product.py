@@ -35,7 +35,7 @@ _TWO_FACTORS, _LEAST_SAVED_BY_FACTORS = 0.75, 1 << 16
 
 
 def interpolative_product(
-    x: Tensor, rows: Tensor, coefficients: Tensor, place: Tensor, bias: Tensor | None = None
+    x: Tensor, rows: Tensor, coefficients: Tensor, place: Tensor | None, bias: Tensor | None = None
 ) -> Tensor:
     """``x W^T + bias`` for ``W = [rows; coefficients rows][place]``: ``(..., in)`` to ``(..., out)``; differentiable.
 
@@ -46,7 +46,8 @@ def interpolative_product(
         x: input of any batch shape.
         rows: ``(r, in)``.
         coefficients: ``(out - r, r)``.
-        place: integers ``(out,)``: output ``j`` is column ``place[j]`` of ``[x rows^T, x rows^T coefficients^T]``.
+        place: integers ``(out,)``: output ``j`` is column ``place[j]`` of ``[x rows^T, x rows^T coefficients^T]``;
+            None for the identity.
         bias: ``(out,)``.
 
     Example:
@@ -59,7 +60,8 @@ def interpolative_product(
     # Look-ups in tensors of three axes take longer.
     flat = x.reshape(-1, rows.shape[1])
     kept = F.linear(flat, rows)
-    return in_places([kept, F.linear(kept, coefficients)], place, bias).reshape(*x.shape[:-1], place.shape[0])
+    size_out = rows.shape[0] + coefficients.shape[0]
+    return in_places([kept, F.linear(kept, coefficients)], place, bias).reshape(*x.shape[:-1], size_out)
 
 
 def form_to_keep(out: int, in_: int, rank: int, itemsize: int, device: str) -> Form | None:
@@ -85,7 +87,7 @@ def form_to_keep(out: int, in_: int, rank: int, itemsize: int, device: str) -> F
     return "coefficients" if out - rank >= _TALL * rank and device == "cpu" else None
 
 
-def in_places(outputs: list[Tensor], place: Tensor, bias: Tensor | None) -> Tensor:
+def in_places(outputs: list[Tensor], place: Tensor | None, bias: Tensor | None) -> Tensor:
     """Outputs side by side ``(..., out)``, in their places, and the bias.
 
     Args:
@@ -93,7 +95,9 @@ def in_places(outputs: list[Tensor], place: Tensor, bias: Tensor | None) -> Tens
         place: see :func:`interpolative_product`.
         bias: see :func:`interpolative_product`.
     """
-    y = reordered(outputs[0] if len(outputs) == 1 else torch.cat(outputs, dim=-1), place)
+    y = outputs[0] if len(outputs) == 1 else torch.cat(outputs, dim=-1)
+    if place is not None:
+        y = reordered(y, place)
     # Under autocast a bias of a wider dtype would promote the output; nn.Linear does not.
     return y if bias is None else y + bias.to(y.dtype)
 
@@ -118,25 +122,33 @@ def _by_rows(x: Tensor) -> bool:
     return x.dtype.itemsize == 2 and x.device.type == "cpu"
 
 
-def _into_one(x: Tensor, rows: Tensor, coefficients: Tensor, place: Tensor, bias: Tensor | None) -> Tensor:
+def _into_one(x: Tensor, rows: Tensor, coefficients: Tensor, place: Tensor | None, bias: Tensor | None) -> Tensor:
     """The product, block by block of rows, so that no output is read from memory again for its place."""
     flat = x.reshape(-1, rows.shape[1])
-    y = x.new_empty(len(flat), place.shape[0])
-    fill = _fill_by_rows if _by_rows(x) else _fill
-    for start in range(0, len(flat), _BLOCK):
-        block = slice(start, start + _BLOCK)
-        fill(flat[block], rows, coefficients, place, y[block])
+    y = x.new_empty(flat.shape[0], rows.shape[0] + coefficients.shape[0])
+    if place is None:
+        _multiply(flat, rows, coefficients, y)
+    else:
+        fill = _fill_by_rows if _by_rows(x) else _fill
+        for start in range(0, flat.shape[0], _BLOCK):
+            block = slice(start, start + _BLOCK)
+            fill(flat[block], rows, coefficients, place, y[block])
     if bias is not None:
         y += bias
-    return y.reshape(*x.shape[:-1], place.shape[0])
+    return y.reshape(*x.shape[:-1], y.shape[1])
+
+
+def _multiply(x: Tensor, rows: Tensor, coefficients: Tensor, y: Tensor) -> None:
+    """Write both products into ``y``, side by side."""
+    kept = y[:, : rows.shape[0]]
+    torch.mm(x, rows.t(), out=kept)
+    if coefficients.shape[0]:
+        torch.mm(kept, coefficients.t(), out=y[:, rows.shape[0] :])
 
 
 def _fill(x: Tensor, rows: Tensor, coefficients: Tensor, place: Tensor, y: Tensor) -> None:
     unordered = torch.empty_like(y)
-    kept = unordered[:, : len(rows)]
-    torch.mm(x, rows.t(), out=kept)
-    if len(coefficients):
-        torch.mm(kept, coefficients.t(), out=unordered[:, len(rows) :])
+    _multiply(x, rows, coefficients, unordered)
     torch.index_select(unordered, 1, place, out=y)
 
 

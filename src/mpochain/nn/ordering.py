@@ -8,7 +8,7 @@ from torch import Tensor
 from mpochain.errors import ArgumentError
 from mpochain.nn.index import Index
 
-__all__ = ["permutation_buffer", "reordered"]
+__all__ = ["KnownOrder", "permutation_buffer", "reordered"]
 
 
 def reordered(x: Tensor, order: Tensor) -> Tensor:
@@ -51,3 +51,31 @@ def permutation_buffer(order: Tensor, size: int, name: str) -> Tensor:
         raise ArgumentError(f"{name} must hold each index from 0 to {size - 1} once")
     Index(buffer, size, permutation=True).require_valid(name)
     return buffer
+
+
+class KnownOrder:
+    """Whether an index buffer is the identity, found out again only when the buffer changes.
+
+    Copies and pickles know nothing.
+
+    Example:
+        >>> order, known = torch.arange(3), KnownOrder()
+        >>> known.is_identity(order), known.is_identity(order.flip(0))
+        (True, False)
+    """
+
+    def __init__(self) -> None:
+        self._state: tuple[Tensor, int, bool] | None = None
+
+    def is_identity(self, order: Tensor) -> bool:
+        """Whether the order is ``0, 1, ...``; False for tensors without values or without a counter of changes."""
+        if type(order) is not Tensor or order.is_meta or order.is_inference():
+            return False
+        state = self._state
+        if state is None or state[0] is not order or state[1] != order._version:
+            in_order = torch.equal(order, torch.arange(order.numel(), dtype=order.dtype, device=order.device))
+            state = self._state = order, order._version, in_order
+        return state[2]
+
+    def __reduce__(self) -> tuple[type[KnownOrder], tuple[()]]:
+        return KnownOrder, ()

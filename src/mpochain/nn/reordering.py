@@ -1,8 +1,9 @@
 """Absorption of feature permutations into a layer's weight.
 
-An order ``p`` of features means that the new feature ``j`` is the old feature ``p[j]``. A dense or interpolative layer
-absorbs any order: its stored rows or columns are permuted. A chain cannot, so it becomes a layer that looks features up
-at each call, unless it is permuted already and the two permutations cancel.
+An order ``p`` of features means that the new feature ``j`` is the old feature ``p[j]``. A dense layer absorbs any
+order: its rows or columns are permuted. So does an interpolative one at its inputs; its outputs it looks up, unless the
+order is the one in which they are computed. A chain cannot, so it becomes a layer that looks features up at each call,
+unless it is permuted already and the two permutations cancel.
 """
 
 from __future__ import annotations
@@ -48,6 +49,8 @@ def can_reorder(layer: nn.Module) -> bool:
 
 def has_order(layer: nn.Module) -> bool:
     """True if the layer permutes its inputs or outputs at each call."""
+    if isinstance(layer, InterpolativeLinear):
+        return not _is_identity(layer.place.cpu())
     return isinstance(layer, PermutedLinear)
 
 
@@ -61,7 +64,7 @@ def features_of(layer: Any) -> tuple[int, int]:
 
 def own_output_order(layer: nn.Module) -> Tensor | None:
     """The output order that would make the layer's output look-up unnecessary; None if it has none."""
-    if isinstance(layer, PermutedLinear) and layer.place is not None:
+    if isinstance(layer, PermutedLinear | InterpolativeLinear) and layer.place is not None:
         return torch.argsort(layer.place.cpu())
     return None
 
@@ -75,7 +78,7 @@ def own_input_order(layer: nn.Module) -> Tensor | None:
 
 def output_lookups(layer: nn.Module, order: Tensor) -> int:
     """Number of output look-ups per call, 0 or 1, once the layer's outputs are in ``order``."""
-    if isinstance(layer, PermutedLinear):
+    if isinstance(layer, PermutedLinear | InterpolativeLinear):
         place = _identity(len(order)) if layer.place is None else layer.place.cpu().long()
         return int(not _is_identity(place[order]))
     return int(isinstance(layer, MPOLinear) and not _is_identity(order))

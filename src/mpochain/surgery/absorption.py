@@ -1,12 +1,14 @@
 """Absorption of permutations into neighbouring layers of an MLP, which saves look-ups at each call.
 
 The functions between the layers of an MLP act on every hidden feature separately, so permuting the hidden features in
-all layers alike does not change the MLP's output. The order that needs the fewest look-ups is chosen.
+all layers alike does not change the MLP's output. The order that needs the fewest look-ups is chosen. Interpolative
+layers that write the hidden features together, as in a gated MLP, are made to store the same rows, so that one order
+suits all of them.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -23,6 +25,7 @@ from mpochain.nn.reordering import (
     with_inputs,
     with_outputs,
 )
+from mpochain.nn.shared_rows import shared_rows
 from mpochain.surgery.finding import compressed_layers
 from mpochain.surgery.replacement import replace_layers
 from mpochain.surgery.wrappers import require_replaceable_in
@@ -108,19 +111,23 @@ def _absorb(writers: Sequence[nn.Module], reader: nn.Module, parent: nn.Module) 
     hidden = features_of(reader)[1]
     if {features_of(writer)[0] for writer in writers} != {hidden}:
         return 0
-    candidates = [torch.arange(hidden, device="cpu")]
-    orders = [*map(own_output_order, writers), own_input_order(reader)]
-    candidates += [order for order in orders if order is not None]
 
-    def lookups(order: Tensor) -> int:
-        return sum(output_lookups(writer, order) for writer in writers) + input_lookups(reader, order)
+    def lookups(order: Tensor, placed: Collection[nn.Module] = ()) -> int:
+        written = sum(output_lookups(writer, order) for writer in writers if writer not in placed)
+        return written + input_lookups(reader, order)
 
-    counts = [lookups(order) for order in candidates]
-    best = min(range(len(candidates)), key=counts.__getitem__)
-    if counts[best] == counts[0]:
+    best = torch.arange(hidden, device="cpu")
+    fewest = before = lookups(best)
+    for order in (*map(own_output_order, writers), own_input_order(reader)):
+        if order is not None and lookups(order) < fewest:
+            best, fewest = order, lookups(order)
+    shared = shared_rows(writers)
+    if shared is not None and lookups(shared.order, shared.factors) < fewest:
+        best, fewest = shared.order, lookups(shared.order, shared.factors)
+        shared.store()
+    if fewest == before:
         return 0
-    order = candidates[best]
-    reordered: dict[nn.Module, nn.Module] = {writer: with_outputs(writer, order) for writer in writers}
-    reordered[reader] = with_inputs(reader, order)
+    reordered: dict[nn.Module, nn.Module] = {writer: with_outputs(writer, best) for writer in writers}
+    reordered[reader] = with_inputs(reader, best)
     replace_layers(parent, reordered)
-    return counts[0] - counts[best]
+    return before - fewest
