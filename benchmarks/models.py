@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 import mpochain as mpo
 from mpochain.decomposition import interpolative_parameters
+from mpochain.execution.packed import packed, product
 from mpochain.nn import InterpolativeLinear
 from mpochain.nn.reordering import features_of
 from mpochain.surgery import absorb_orders, compressed_layers
@@ -115,13 +116,34 @@ def in_int8(model: nn.Module) -> nn.Module:
 
 
 def _as_linear(layer: nn.Module) -> nn.Linear:
+    if isinstance(layer, nn.Linear):
+        return layer
     out, in_ = features_of(layer)
-    linear = nn.Linear(in_, out, bias=layer.bias is not None)
+    linear = nn.Linear(in_, out, bias=layer.bias is not None, dtype=layer.weight.dtype)
     with torch.no_grad():
         linear.weight.copy_(layer.weight.t())
         if layer.bias is not None:
             linear.bias.copy_(layer.bias)
     return linear
+
+
+class _Packed(nn.Module):
+    """A linear layer that keeps its matrix in the layout of oneDNN, as layers of the library in fast execution do."""
+
+    def __init__(self, linear: nn.Linear) -> None:
+        super().__init__()
+        self.weight, self.bias = linear.weight, linear.bias
+        self._kept = packed(linear.weight.detach())
+
+    def forward(self, x: Tensor) -> Tensor:
+        return product(x, self._kept, self.bias)
+
+
+def in_packed(model: nn.Module) -> nn.Module:
+    """A copy whose linear layers keep packed matrices, where that is faster."""
+    model = copy.deepcopy(model)
+    replace_layers(model, {layer: _Packed(_as_linear(layer)) for layer in layers_of(model)})
+    return model
 
 
 def macs(model: nn.Module, dense: nn.Module, *, head: bool) -> float:
@@ -135,7 +157,7 @@ def macs(model: nn.Module, dense: nn.Module, *, head: bool) -> float:
 
 def variants(dense: nn.Module, *, compiles: bool) -> dict[str, nn.Module]:
     """All models of one cell by name."""
-    built = {"dense": dense}
+    built = {"dense": dense, "dense, packed": in_packed(dense)}
     if next(dense.parameters()).dtype == torch.float32:
         built["dense, int8"] = in_int8(dense)
     for share in SHARES:

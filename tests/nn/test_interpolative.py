@@ -12,6 +12,7 @@ from torch import nn
 import mpochain as mpo
 from mpochain import InterpolativeLinear, MPOError
 from mpochain.decomposition import interpolative
+from mpochain.nn.interpolative_kept import KeptFactors
 from mpochain.quantization import Scheme
 
 BATCHES = [(1,), (6,), (0,), (), (2, 1, 3), (70,), (2, 40)]
@@ -61,27 +62,57 @@ def test_what_fast_execution_keeps_is_never_old(rank):
         layer.set_execution(memory="huge")
 
 
-@pytest.mark.parametrize(
-    ("rank", "dtype", "kept"),
-    [
-        (10, torch.float32, (490, 10)),
-        (210, torch.float32, None),
-        (300, torch.float32, (500, 400)),
-        (10, torch.bfloat16, (500, 10)),
-        (300, torch.bfloat16, (500, 400)),
-    ],
-)
-def test_fast_execution_keeps_a_matrix_only_where_it_gains_time(rank, dtype, kept):
-    layer = InterpolativeLinear(400, 500, rank).set_execution(cache=True).to(dtype)
+@pytest.mark.parametrize("packs", [True, False])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+@pytest.mark.parametrize("rank", [10, 210, 350, 400])
+@pytest.mark.parametrize("bias", [True, False])
+def test_fast_execution_of_any_number_of_rows(rank, dtype, bias, packs, monkeypatch):
+    monkeypatch.setattr(mpo.execution.packed, "is_faster_than_mkl", lambda: packs)
+    layer = InterpolativeLinear(400, 500, rank, bias=bias)
     torch.nn.init.normal_(layer.coefficients.weight, std=0.1)  # large coefficients lose digits of two bytes
+    layer.place.copy_(torch.randperm(500))
+    layer.to(dtype).set_execution(cache=True)
+    matrix, offset = (None if each is None else each.detach().double() for each in (layer.weight, layer.bias))
+    accuracy = {torch.float64: 1e-9, torch.float32: 1e-4, torch.bfloat16: 0.05}[dtype]
+    for in_order in (False, True):
+        with torch.no_grad():
+            if in_order:
+                order = torch.argsort(layer.place)
+                layer.place.copy_(torch.arange(500))
+                layer.set_execution(cache=True)
+                matrix, offset = matrix[order], None if offset is None else offset[order]
+                if bias:
+                    layer.bias.copy_(offset)
+            for shape in ((1,), (), (3,), (2, 40), (1,), (513,), (2, 3, 200), (0,)):
+                x = torch.randn(*shape, 400, dtype=dtype)
+                found, expected = layer(x), nn.functional.linear(x.double(), matrix, offset)
+                assert found.dtype == dtype
+                torch.testing.assert_close(found.double(), expected, rtol=accuracy, atol=accuracy * 3)
+
+
+def test_fast_execution_keeps_what_gains_time(monkeypatch):
+    monkeypatch.setattr(mpo.execution.packed, "is_faster_than_mkl", lambda: False)
     with torch.no_grad():
-        for rows in (3, 40, 3, 600):
-            x = torch.randn(rows, 400, dtype=dtype)
-            expected = nn.functional.linear(x.float(), layer.weight.float(), layer.bias.float())
-            accuracy = 1e-4 if dtype == torch.float32 else 0.05
-            torch.testing.assert_close(layer(x).float(), expected, rtol=accuracy, atol=accuracy)
-    entry = layer._kept._entry
-    assert (None if entry is None else tuple(entry[2].shape)) == kept
+        for rank, kept in ((10, KeptFactors), (210, type(None)), (300, torch.Tensor)):
+            layer = InterpolativeLinear(400, 500, rank).set_execution(cache=True)
+            layer(torch.ones(400))
+            assert isinstance(layer._kept._entry[2], kept)
+    assert layer._kept._entry[2].shape == (500, 400)
+
+
+def test_fast_execution_under_autocast_and_with_forward_derivatives():
+    layer = InterpolativeLinear(400, 500, 50).set_execution(cache=True)
+    for dtype in (torch.float32, torch.bfloat16):
+        x, direction = torch.randn(2, 3, 400)
+        with torch.no_grad():
+            expected = layer(x).to(dtype)
+            with torch.autocast("cpu", torch.bfloat16, enabled=dtype == torch.bfloat16):
+                torch.testing.assert_close(layer(x), expected, rtol=0.05, atol=0.05)
+                assert layer(x).dtype == dtype
+    with torch.no_grad(), torch.autograd.forward_ad.dual_level():
+        y = layer(torch.autograd.forward_ad.make_dual(x, direction))
+        tangent = torch.autograd.forward_ad.unpack_dual(y).tangent
+    torch.testing.assert_close(tangent, direction @ layer.weight.T, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("rank", [1, 30, 60])

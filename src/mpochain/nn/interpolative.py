@@ -8,17 +8,18 @@ from typing import Any, Literal, Self, cast
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from mpochain.decomposition import Interpolation, interpolative_parameters
 from mpochain.errors import ArgumentError, ShapeError, SpecError
 from mpochain.execution.low_rank_choice import LowRankChoice
+from mpochain.execution.packed import PackedMatrix, packed, product
 from mpochain.execution.tracing import is_traced
 from mpochain.nn.children import float_tensor_of, is_plain, linear_without_values, matrix_of
 from mpochain.nn.entry import MatrixEntry, Size
 from mpochain.nn.index import Index
 from mpochain.nn.initialization import uniform_bias_
-from mpochain.nn.interpolative_product import Form, form_to_keep, in_places, interpolative_product
+from mpochain.nn.interpolative_kept import KeptFactors, keeps_matrix, kept_factors
+from mpochain.nn.interpolative_product import in_places, interpolative_product
 from mpochain.nn.layer import CompressedLayer
 from mpochain.nn.ordering import KnownOrder
 
@@ -231,37 +232,31 @@ class InterpolativeLinear(CompressedLayer):
         return float_tensor_of(self)
 
     def _kept_from(self) -> Sequence[Tensor] | None:
-        weights = self._weights()
-        # Nothing is kept where nothing is gained.
-        return None if weights is None or self._form_to_keep(weights[0]) is None else weights
+        return self._weights()
 
     def _kept_buffers(self) -> Sequence[Tensor]:
         return ()  # orders change only together with the cores
 
-    def _form_to_keep(self, rows: Tensor) -> Form | None:
-        return form_to_keep(self.out_features, self.in_features, self.rank, rows.dtype.itemsize, rows.device.type)
-
-    def _to_keep(self) -> Tensor:
-        """The dense matrix, the left factor, or a copy of the coefficients by columns, as is fastest."""
+    def _to_keep(self) -> Tensor | PackedMatrix | KeptFactors | None:
+        """The dense matrix or copies of the factors, as is faster in calls of few rows; None where nothing is."""
         rows, coefficients = self._matrices()
-        form = self._form_to_keep(rows)
-        if form == "coefficients":
-            return coefficients.t().contiguous().t()
-        return self._left(coefficients) if form == "left" else self.weight
+        if keeps_matrix(self.out_features, self.in_features, self.rank, rows.dtype):
+            return packed(self.weight)
+        return kept_factors(rows, coefficients)
 
     def _left(self, coefficients: Tensor) -> Tensor:
         """Left factor ``(out_features, rank)`` of the matrix: identity rows for the stored rows, else coefficients."""
         identity = torch.eye(self.rank, dtype=coefficients.dtype, device=coefficients.device)
         return torch.cat([identity, coefficients]).index_select(0, self.place)
 
-    def _run_kept(self, x: Tensor, kept: Tensor) -> Tensor:
-        if kept.shape == (self.out_features, self.in_features):
-            return F.linear(x, kept, self.bias)
+    def _run_kept(self, x: Tensor, kept: Tensor | PackedMatrix | KeptFactors) -> Tensor:
+        count = x.numel() // self.in_features
+        if not isinstance(kept, KeptFactors):
+            fast = keeps_matrix(self.out_features, self.in_features, self.rank, kept.dtype, rows=count)
+            return product(x, kept, self.bias) if fast else self.compact(x)
         module: Any = self._modules["rows"]  # plain, since something is kept
-        rows = module._parameters["weight"]
-        if kept.shape[0] == self.out_features:
-            return F.linear(F.linear(x, rows), kept, self.bias)
-        return interpolative_product(x, rows, kept, self._look_up(), self.bias)
+        y = kept.product(x, count, module._parameters["weight"], self._look_up(), self.bias)
+        return self.compact(x) if y is None else y
 
     def compact(self, x: Tensor) -> Tensor:
         """See :meth:`mpochain.nn.CompressedLayer.compact`."""

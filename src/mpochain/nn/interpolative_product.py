@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -10,28 +10,16 @@ from torch.autograd import forward_ad
 from torch.nn import Parameter
 from torch.nn import functional as F
 
-from mpochain.decomposition import interpolative_parameters
 from mpochain.execution.autocast import autocast_dtype
 from mpochain.execution.tracing import is_traced
 from mpochain.nn.ordering import reordered
 
-__all__ = ["Form", "form_to_keep", "in_places", "interpolative_product"]
-
-# What a layer keeps between calls: its dense matrix, its left factor, or its coefficients stored by columns.
-Form = Literal["matrix", "left", "coefficients"]
+__all__ = ["in_places", "interpolative_product", "product_in_blocks"]
 
 # Rows whose outputs are computed and put in their places together, and rows transposed together: a few hundred kB.
 _BLOCK, _TRANSPOSED = 512, 128
 # Rows from which writing into one tensor is faster than concatenating, for types of two bytes and for others.
 _LEAST_ROWS_OF_TWO_BYTES, _LEAST_ROWS = 32, 512
-
-# Multiply-adds per row that the two products must save to be faster than the dense one: calls and look-ups take time.
-_LEAST_SAVED = 1 << 15
-# A matrix with this multiple of its columns as rows is read faster by columns, as long stretches of memory.
-_TALL = 1.5
-# In types of two bytes, whose look-ups take longer, two plain factors are faster than the dense matrix if they need at
-# most this share of its multiply-adds and save at least so many.
-_TWO_FACTORS, _LEAST_SAVED_BY_FACTORS = 0.75, 1 << 16
 
 
 def interpolative_product(
@@ -64,29 +52,6 @@ def interpolative_product(
     return in_places([kept, F.linear(kept, coefficients)], place, bias).reshape(*x.shape[:-1], size_out)
 
 
-def form_to_keep(out: int, in_: int, rank: int, itemsize: int, device: str) -> Form | None:
-    """What to keep for an ``(out, in_)`` matrix of a rank, so that calls take less time; None where nothing does.
-
-    Args:
-        out: number of outputs.
-        in_: number of inputs.
-        rank: number of stored rows.
-        itemsize: bytes of an entry.
-        device: kind of the device.
-
-    Example:
-        >>> form_to_keep(1536, 576, 272, 4, "cpu"), form_to_keep(576, 576, 300, 4, "cpu")
-        ('coefficients', None)
-    """
-    dense = out * in_
-    if itemsize == 2:
-        factors = rank * (out + in_)
-        return "left" if factors <= min(_TWO_FACTORS * dense, dense - _LEAST_SAVED_BY_FACTORS) else "matrix"
-    if dense - interpolative_parameters(out, in_, rank) <= _LEAST_SAVED:
-        return "matrix"
-    return "coefficients" if out - rank >= _TALL * rank and device == "cpu" else None
-
-
 def in_places(outputs: list[Tensor], place: Tensor | None, bias: Tensor | None) -> Tensor:
     """Outputs side by side ``(..., out)``, in their places, and the bias.
 
@@ -100,6 +65,37 @@ def in_places(outputs: list[Tensor], place: Tensor | None, bias: Tensor | None) 
         y = reordered(y, place)
     # Under autocast a bias of a wider dtype would promote the output; nn.Linear does not.
     return y if bias is None else y + bias.to(y.dtype)
+
+
+def product_in_blocks(
+    x: Tensor,
+    rows: Callable[[Tensor], Tensor],
+    coefficients: Callable[[Tensor], Tensor],
+    place: Tensor | None,
+    bias: Tensor | None = None,
+) -> Tensor:
+    """The product with two functions in place of matrices, ``(n, in)`` to ``(n, out)``; without derivatives.
+
+    Args:
+        x: the rows of the input.
+        rows: multiplies with the stored rows, transposed.
+        coefficients: multiplies with the coefficients, transposed.
+        place: see :func:`interpolative_product`.
+        bias: added to the outputs.
+    """
+
+    def outputs(part: Tensor) -> Tensor:
+        kept = rows(part)
+        return in_places([kept, coefficients(kept)], place, bias)
+
+    if x.shape[0] <= _BLOCK:
+        return outputs(x)
+    first = outputs(x[:_BLOCK])
+    y = first.new_empty(x.shape[0], first.shape[1])
+    y[:_BLOCK] = first
+    for start in range(_BLOCK, x.shape[0], _BLOCK):
+        y[start : start + _BLOCK] = outputs(x[start : start + _BLOCK])
+    return y
 
 
 def _may_write(x: Tensor, rows: Tensor, coefficients: Tensor, bias: Tensor | None) -> bool:

@@ -9,12 +9,12 @@ from typing import Any, ClassVar, Self
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from mpochain.distributed import is_managed
 from mpochain.errors import ArgumentError, ShapeError
 from mpochain.execution.autocast import without_autocast
 from mpochain.execution.kept import Kept, buffers_of
+from mpochain.execution.packed import packed, product
 from mpochain.execution.tracing import is_proxy, is_recorded, is_traced, leaf_of_graph
 from mpochain.nn.cache_argument import Memory, requested_cache
 from mpochain.nn.dense import linear_of
@@ -286,11 +286,11 @@ class CompressedLayer(nn.Module, ABC):
 
     def _to_keep(self) -> Any:
         """Compute what to cache: the matrix, or what :meth:`_run_kept` needs in place of it."""
-        return self.weight
+        return packed(self.weight)
 
     def _run_kept(self, x: Tensor, kept: Any) -> Tensor:
         """The layer's output for ``x``, computed with what :meth:`_to_keep` returned."""
-        return F.linear(x, kept, self.bias)
+        return product(x, kept, self.bias)
 
     def _stored(self) -> Tensor:
         """A tensor with the element type and device of the weight."""

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager, nullcontext
+from functools import cache
 from typing import Any
 
 import torch
@@ -22,7 +23,7 @@ from torch.overrides import TorchFunctionMode
 from mpochain.execution.autocast import autocast_dtype
 from mpochain.system.processor import processor
 
-__all__ = ["OneDNNProducts", "fast_products"]
+__all__ = ["OneDNNProducts", "fast_products", "is_faster_than_mkl"]
 
 # With at least these numbers of multiply-adds, rows and outputs, a convolution was faster for all shapes tested, in the
 # forward and the backward pass; from four times the multiply-adds on it was twice as fast. See docs/decisions/0049.
@@ -48,11 +49,16 @@ def fast_products() -> AbstractContextManager[object]:
         >>> with fast_products():
         ...     y = F.linear(torch.ones(2, 3), torch.ones(4, 3))
     """
+    return OneDNNProducts() if is_faster_than_mkl() else nullcontext()
+
+
+@cache
+def is_faster_than_mkl() -> bool:
+    """Whether PyTorch computes float32 products with MKL on a processor for which oneDNN has faster code."""
     # Windows reports "AMD64" for Intel processors too.
     amd = processor().startswith("AMD ") or "AuthenticAMD" in processor()
     mkl_is_slow = torch.backends.mkl.is_available() and amd
-    onednn_is_fast = torch.backends.mkldnn.is_available() and torch.backends.cpu.get_cpu_capability() == "AVX512"
-    return OneDNNProducts() if mkl_is_slow and onednn_is_fast else nullcontext()
+    return mkl_is_slow and torch.backends.mkldnn.is_available() and torch.backends.cpu.get_cpu_capability() == "AVX512"
 
 
 class OneDNNProducts(TorchFunctionMode):

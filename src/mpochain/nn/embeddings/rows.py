@@ -143,6 +143,9 @@ class RowEmbedding(CompressedLayer, ABC):
     def _kept_from(self) -> Sequence[Tensor]:
         return list(self.parameters())
 
+    def _to_keep(self) -> Tensor:
+        return self.weight  # rows of it are looked up
+
     def _run_kept(self, ids: Tensor, kept: Tensor) -> Tensor:
         return F.embedding(ids.long(), kept)
 

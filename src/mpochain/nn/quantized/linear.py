@@ -14,6 +14,7 @@ from torch.utils.checkpoint import checkpoint
 
 from mpochain.errors import ArgumentError, ShapeError
 from mpochain.execution.autocast import autocast_dtype
+from mpochain.execution.packed import PackedMatrix, packed, product
 from mpochain.execution.tracing import is_traced
 from mpochain.nn.dense import dense_parameters
 from mpochain.nn.entry import MatrixEntry
@@ -219,15 +220,15 @@ class QuantizedLinear(QuantizedLayer):
         # The generator over all submodules takes longer than a small product.
         return [value for name, value in self._parameters.items() if name != "bias" and value is not None]
 
-    def _to_keep(self) -> Tensor | Int4Weight:
+    def _to_keep(self) -> Tensor | PackedMatrix | Int4Weight:
         """The dense weight, or its codes in the layout of a kernel that is faster than the dense product."""
         trained = self._coded.latent in self._parameters
         kept = None if trained else Int4Weight.of(self.codes(), self.dtype)
-        return self.weight if kept is None else kept
+        return packed(self.weight) if kept is None else kept
 
-    def _run_kept(self, x: Tensor, kept: Tensor | Int4Weight) -> Tensor:
-        if isinstance(kept, Tensor):
-            return F.linear(x, kept, self.bias)
+    def _run_kept(self, x: Tensor, kept: Tensor | PackedMatrix | Int4Weight) -> Tensor:
+        if not isinstance(kept, Int4Weight):
+            return product(x, kept, self.bias)
         if (autocast_dtype(x) or x.dtype) != torch.bfloat16:
             return self.compact(x)
         y = kept.product(x.to(torch.bfloat16))
