@@ -241,7 +241,8 @@ class InterpolativeLinear(CompressedLayer):
         """The dense matrix or copies of the factors, as is faster in calls of few rows; None where nothing is."""
         rows, coefficients = self._matrices()
         if keeps_matrix(self.out_features, self.in_features, self.rank, rows.dtype):
-            return packed(self.weight)
+            # In a model whose other products of one row are MKL's, a packed one in float32 costs more than it gains.
+            return packed(self.weight) if rows.dtype.itemsize == 2 else self.weight
         return kept_factors(rows, coefficients)
 
     def _left(self, coefficients: Tensor) -> Tensor:
