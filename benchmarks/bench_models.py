@@ -57,7 +57,7 @@ def bench_models(benchmark, name, dtype):
     benchmark.group = f"models: {cell}"
     benchmark.pedantic(calls["prefill"]["dense"], args=(0,), rounds=1)
     trained = {label: model for label, model in models.items() if "," not in label}
-    del models, calls
+    del models, calls, functions, function
     gc.collect()
     steps = {label: training_step(model.train(), tokens) for label, model in trained.items()}
     for step in steps.values():

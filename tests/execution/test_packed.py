@@ -43,6 +43,14 @@ def test_what_is_packed(monkeypatch):
     assert packed(matrix) is matrix
 
 
+def test_autocast_to_the_type_of_the_matrix():
+    matrix, x, offset = torch.randn(6, 5).bfloat16(), torch.randn(3, 5), torch.randn(6)
+    kept = packed(matrix)
+    with torch.autocast("cpu", torch.bfloat16):
+        torch.testing.assert_close(product(x, kept, offset), F.linear(x, matrix, offset), rtol=0.02, atol=0.02)
+        torch.testing.assert_close(product(x.bfloat16(), kept), F.linear(x, matrix), rtol=0.02, atol=0.02)
+
+
 def test_other_types_and_autocast_are_as_with_the_matrix():
     matrix, x, offset = torch.randn(6, 5), torch.randn(3, 5), torch.randn(6)
     kept = packed(matrix)

@@ -100,6 +100,50 @@ def test_fast_execution_keeps_what_gains_time(monkeypatch):
     assert layer._kept._entry[2].shape == (500, 400)
 
 
+@pytest.mark.parametrize("cache", [False, True])
+def test_places_changed_behind_the_back_of_torch(cache):
+    layer, _ = layer_of(20, 10, 4)
+    layer.place.copy_(torch.arange(20))
+    layer.set_execution(cache=cache)
+    x = torch.randn(3, 10, dtype=torch.float64)
+    with torch.no_grad():
+        layer(x)
+        if cache:
+            layer.load_state_dict({"place": torch.randperm(20)}, strict=False)
+        else:
+            layer.place.numpy()[:] = torch.randperm(20).numpy()
+        torch.testing.assert_close(layer(x), nn.functional.linear(x, layer.weight, layer.bias))
+
+
+@pytest.mark.parametrize("rank", [350, 50])
+def test_places_loaded_after_a_call_in_fast_execution(rank):
+    layer = InterpolativeLinear(400, 500, rank).set_execution(cache=True)
+    x = torch.randn(3, 400)
+    with torch.no_grad():
+        layer(x)
+        layer.load_state_dict({"place": torch.randperm(500)}, strict=False)
+        torch.testing.assert_close(layer(x), nn.functional.linear(x, layer.weight, layer.bias), rtol=1e-4, atol=1e-4)
+
+
+def test_recordings_do_not_read_places():
+    from torch.fx.experimental.proxy_tensor import make_fx
+
+    layer, _ = layer_of()
+    x = torch.randn(3, 7, dtype=torch.float64)
+    with torch.no_grad():
+        for mode in ("real", "fake", "symbolic"):
+            graph = make_fx(lambda x: layer(x), tracing_mode=mode, _allow_non_fake_inputs=True)(x)
+            torch.testing.assert_close(graph(x), layer(x))
+
+
+def test_products_of_a_faster_library_are_asked_for_many_rows(monkeypatch):
+    layer, seen = InterpolativeLinear(64, 96, 24), []
+    monkeypatch.setattr(mpo.execution.kernels.onednn, "_pays", lambda *arguments: seen.append(arguments) is not None)
+    with torch.no_grad(), mpo.execution.kernels.onednn.OneDNNProducts():
+        layer(torch.randn(1024, 64))
+    assert len(seen) == 2
+
+
 def test_fast_execution_under_autocast_and_with_forward_derivatives():
     layer = InterpolativeLinear(400, 500, 50).set_execution(cache=True)
     for dtype in (torch.float32, torch.bfloat16):

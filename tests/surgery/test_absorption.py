@@ -133,6 +133,19 @@ def test_rows_are_shared_in_the_type_of_the_layers(dtype, accuracy):
     assert shared_rows(layers[:1]) is None
 
 
+def test_layers_without_values_are_left_alone():
+    model = Plain(("interpolative", "dense"), torch.Generator().manual_seed(0)).to("meta")
+    assert absorb_orders(model) == 0
+
+
+def test_rows_are_not_sought_where_nothing_is_looked_up(monkeypatch):
+    generator = torch.Generator().manual_seed(0)
+    model = Gated(("interpolative",) * 3, generator)
+    assert absorb_orders(model) > 0
+    monkeypatch.setattr(mpo.surgery.absorption, "shared_rows", lambda layers: pytest.fail("sought"))
+    assert absorb_orders(model) == 0
+
+
 def test_layers_whose_rows_suit_only_one_of_them_keep_an_order_of_their_own():
     model = Gated(("interpolative", "interpolative", "dense"), torch.Generator().manual_seed(0))
     with torch.no_grad():

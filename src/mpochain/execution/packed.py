@@ -38,8 +38,11 @@ class PackedMatrix:
 
     def __call__(self, x: Tensor, bias: Tensor | None = None) -> Tensor:
         """``x (..., in)`` to ``(..., out)``, like ``F.linear``."""
+        autocast = autocast_dtype(x)
+        if autocast is not None:
+            x, bias = x.to(autocast), None if bias is None else bias.to(autocast)
         same = x.dtype == self.dtype and (bias is None or bias.dtype == self.dtype)
-        if same and type(x) is Tensor and x.numel() and autocast_dtype(x) is None and forward_ad._current_level < 0:
+        if same and type(x) is Tensor and x.numel() and forward_ad._current_level < 0:
             y: Tensor = torch.ops.mkldnn._linear_pointwise(x, self._numbers, bias, "none", [], "")
             return y
         return F.linear(x, self._numbers.to_dense(), bias)

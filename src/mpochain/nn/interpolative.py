@@ -8,6 +8,7 @@ from typing import Any, Literal, Self, cast
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from mpochain.decomposition import Interpolation, interpolative_parameters
 from mpochain.errors import ArgumentError, ShapeError, SpecError
@@ -18,10 +19,10 @@ from mpochain.nn.children import float_tensor_of, is_plain, linear_without_value
 from mpochain.nn.entry import MatrixEntry, Size
 from mpochain.nn.index import Index
 from mpochain.nn.initialization import uniform_bias_
-from mpochain.nn.interpolative_kept import KeptFactors, keeps_matrix, kept_factors
+from mpochain.nn.interpolative_kept import KeptFactors, keeps_matrix, kept_factors, two_factors_pay
 from mpochain.nn.interpolative_product import in_places, interpolative_product
 from mpochain.nn.layer import CompressedLayer
-from mpochain.nn.ordering import KnownOrder
+from mpochain.nn.ordering import in_order
 
 __all__ = ["InterpolativeEntry", "InterpolativeLinear"]
 
@@ -100,7 +101,6 @@ class InterpolativeLinear(CompressedLayer):
         )
         # Output j is column place[j] of [x rows^T, x rows^T coefficients^T].
         self.register_buffer("place", torch.arange(out_features, dtype=torch.int32, device=device))
-        self._order = KnownOrder()
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
@@ -235,11 +235,15 @@ class InterpolativeLinear(CompressedLayer):
         return self._weights()
 
     def _kept_buffers(self) -> Sequence[Tensor]:
-        return ()  # orders change only together with the cores
+        place = self._buffers["place"]
+        return () if place is None else (place,)
 
     def _to_keep(self) -> Tensor | PackedMatrix | KeptFactors | None:
         """The dense matrix or copies of the factors, as is faster in calls of few rows; None where nothing is."""
         rows, coefficients = self._matrices()
+        if rows.device.type != "cpu":
+            pays = two_factors_pay(self.out_features, self.in_features, self.rank)
+            return self._left(coefficients) if pays else self.weight
         if keeps_matrix(self.out_features, self.in_features, self.rank, rows.dtype):
             # In a model whose other products of one row are MKL's, a packed one in float32 costs more than it gains.
             return packed(self.weight) if rows.dtype.itemsize == 2 else self.weight
@@ -252,11 +256,15 @@ class InterpolativeLinear(CompressedLayer):
 
     def _run_kept(self, x: Tensor, kept: Tensor | PackedMatrix | KeptFactors) -> Tensor:
         count = x.numel() // self.in_features
-        if not isinstance(kept, KeptFactors):
-            fast = keeps_matrix(self.out_features, self.in_features, self.rank, kept.dtype, rows=count)
-            return product(x, kept, self.bias) if fast else self.compact(x)
         module: Any = self._modules["rows"]  # plain, since something is kept
-        y = kept.product(x, count, module._parameters["weight"], self._look_up(), self.bias)
+        rows = module._parameters["weight"]
+        if isinstance(kept, Tensor) and kept.shape[1] != self.in_features:
+            return F.linear(F.linear(x, rows), kept, self.bias)
+        if not isinstance(kept, KeptFactors):
+            sizes = self.out_features, self.in_features, self.rank
+            fast = x.device.type != "cpu" or keeps_matrix(*sizes, kept.dtype, rows=count)
+            return product(x, kept, self.bias) if fast else self.compact(x)
+        y = kept.product(x, count, rows, self._look_up(), self.bias)
         return self.compact(x) if y is None else y
 
     def compact(self, x: Tensor) -> Tensor:
@@ -274,7 +282,7 @@ class InterpolativeLinear(CompressedLayer):
     def _look_up(self) -> Tensor | None:
         """The places of the outputs; None if they are computed in order. A graph looks them up in any case."""
         place = self._buffers["place"]
-        return None if place is not None and not is_traced() and self._order.is_identity(place) else place
+        return None if place is not None and not is_traced() and in_order(place) else place
 
     def _set_execution(self, cache: bool, autotune: bool) -> None:
         super()._set_execution(cache, autotune)

@@ -15,11 +15,14 @@ from mpochain.execution.autocast import autocast_dtype
 from mpochain.execution.packed import PackedMatrix, packed
 from mpochain.nn.interpolative_product import interpolative_product, product_in_blocks
 
-__all__ = ["KeptFactors", "keeps_matrix", "kept_factors"]
+__all__ = ["KeptFactors", "keeps_matrix", "kept_factors", "two_factors_pay"]
 
 # Multiply-adds per row that the two products must save to be faster than the dense one in calls of few rows, in which
 # look-ups and the calls themselves take time; in types of two bytes they take a larger part.
 _LEAST_SAVED, _LEAST_SAVED_OF_TWO_BYTES = 1 << 15, 1 << 19
+# Elsewhere, where look-ups were not measured: the largest share of the dense multiply-adds of two plain factors, and
+# the multiply-adds that one more call costs.
+_TWO_FACTORS, _CALL = 0.75, 1 << 16
 # Rows of an input from which look-ups in types of two bytes take longer than packed products save.
 _MANY_ROWS = 32
 # A matrix with this multiple of its columns as rows is read faster by columns, as long stretches of memory.
@@ -36,6 +39,17 @@ def keeps_matrix(out: int, in_: int, rank: int, dtype: torch.dtype, *, rows: int
     few = dtype.itemsize == 2 and rows < _MANY_ROWS
     saved = out * in_ - interpolative_parameters(out, in_, rank)
     return saved <= (_LEAST_SAVED_OF_TWO_BYTES if few else _LEAST_SAVED)
+
+
+def two_factors_pay(out: int, in_: int, rank: int) -> bool:
+    """Whether two plain factors are taken for faster than the dense matrix, on devices other than the CPU.
+
+    Example:
+        >>> two_factors_pay(1536, 576, 272), two_factors_pay(576, 576, 300)
+        (True, False)
+    """
+    dense, factors = out * in_, rank * (out + in_)
+    return factors <= min(_TWO_FACTORS * dense, dense - _CALL)
 
 
 @dataclass(frozen=True, eq=False)
@@ -77,7 +91,7 @@ def kept_factors(rows: Tensor, coefficients: Tensor) -> KeptFactors | None:
         rows: the stored rows.
         coefficients: the coefficients.
     """
-    if rows.device.type != "cpu" or not coefficients.shape[0]:
+    if not coefficients.shape[0]:
         return None
     first, second = packed(rows.detach()), packed(coefficients.detach())
     pair = (first, second) if isinstance(first, PackedMatrix) and isinstance(second, PackedMatrix) else None

@@ -16,7 +16,7 @@ from mpochain.nn.ordering import reordered
 
 __all__ = ["in_places", "interpolative_product", "product_in_blocks"]
 
-# Rows whose outputs are computed and put in their places together, and rows transposed together: a few hundred kB.
+# Rows whose outputs are computed and put in their places together, and rows transposed together.
 _BLOCK, _TRANSPOSED = 512, 128
 # Rows from which writing into one tensor is faster than concatenating, for types of two bytes and for others.
 _LEAST_ROWS_OF_TWO_BYTES, _LEAST_ROWS = 32, 512
@@ -100,7 +100,8 @@ def product_in_blocks(
 
 def _may_write(x: Tensor, rows: Tensor, coefficients: Tensor, bias: Tensor | None) -> bool:
     """Whether writing into given memory pays and is possible: no derivatives, no graph, plain tensors of one type."""
-    if is_traced():
+    # A mode, such as fast_products(), intercepts F.linear alone.
+    if is_traced() or x.device.type != "cpu" or torch._C._len_torch_function_stack():
         return False
     least = _LEAST_ROWS_OF_TWO_BYTES if _by_rows(x) else _LEAST_ROWS
     if x.numel() < least * rows.shape[1]:

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
+
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import is_in_torch_dispatch_mode
 
 from mpochain.errors import ArgumentError
 from mpochain.nn.index import Index
 
-__all__ = ["KnownOrder", "permutation_buffer", "reordered"]
+__all__ = ["in_order", "permutation_buffer", "reordered"]
 
 
 def reordered(x: Tensor, order: Tensor) -> Tensor:
@@ -53,29 +56,19 @@ def permutation_buffer(order: Tensor, size: int, name: str) -> Tensor:
     return buffer
 
 
-class KnownOrder:
-    """Whether an index buffer is the identity, found out again only when the buffer changes.
-
-    Copies and pickles know nothing.
+def in_order(order: Tensor) -> bool:
+    """Whether an order is ``0, 1, ...``, by its values; False where they cannot be read without waiting for a device.
 
     Example:
-        >>> order, known = torch.arange(3), KnownOrder()
-        >>> known.is_identity(order), known.is_identity(order.flip(0))
+        >>> in_order(torch.arange(3)), in_order(torch.tensor([0, 2, 1]))
         (True, False)
     """
+    if type(order) is not Tensor or order.device.type != "cpu" or is_in_torch_dispatch_mode():
+        return False
+    return torch.equal(order, _numbers(order.shape[0], order.dtype))
 
-    def __init__(self) -> None:
-        self._state: tuple[Tensor, int, bool] | None = None
 
-    def is_identity(self, order: Tensor) -> bool:
-        """Whether the order is ``0, 1, ...``; False for tensors without values or without a counter of changes."""
-        if type(order) is not Tensor or order.is_meta or order.is_inference():
-            return False
-        state = self._state
-        if state is None or state[0] is not order or state[1] != order._version:
-            in_order = torch.equal(order, torch.arange(order.numel(), dtype=order.dtype, device=order.device))
-            state = self._state = order, order._version, in_order
-        return state[2]
-
-    def __reduce__(self) -> tuple[type[KnownOrder], tuple[()]]:
-        return KnownOrder, ()
+@lru_cache(maxsize=64)
+def _numbers(size: int, dtype: torch.dtype) -> Tensor:
+    with torch.inference_mode(False):
+        return torch.arange(size, dtype=dtype, device="cpu")

@@ -50,7 +50,7 @@ def can_reorder(layer: nn.Module) -> bool:
 def has_order(layer: nn.Module) -> bool:
     """True if the layer permutes its inputs or outputs at each call."""
     if isinstance(layer, InterpolativeLinear):
-        return not _is_identity(layer.place.cpu())
+        return not layer.place.is_meta and not _is_identity(layer.place.cpu())
     return isinstance(layer, PermutedLinear)
 
 
@@ -101,7 +101,6 @@ def with_outputs(layer: Any, order: Tensor) -> nn.Module:
         return _permuted(layer, inner, place, columns, bias)
     if isinstance(layer, InterpolativeLinear):
         layer.place.copy_(layer.place[order])
-        layer.set_execution(cache=layer.cache)  # drops the matrix cached for the old order
     else:
         weight, _ = dense_parameters(layer)
         weight.copy_(weight[order].clone())

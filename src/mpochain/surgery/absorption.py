@@ -35,7 +35,7 @@ __all__ = ["absorb_orders"]
 
 @torch.no_grad()
 def absorb_orders(model: nn.Module) -> int:
-    """Reorder the hidden features of each MLP for the fewest look-ups; the output of the model does not change.
+    """Reorder the hidden features of each MLP for the fewest look-ups; the model's output changes by rounding only.
 
     Recognises the MLPs of Hugging Face transformers, see :func:`mpochain.architectures.mlps`: modules with
     ``gate_proj``, ``up_proj`` and ``down_proj``, or ``c_fc`` and ``c_proj``, for example, without other parameters and
@@ -45,7 +45,7 @@ def absorb_orders(model: nn.Module) -> int:
     Args:
         model: changed in place; layers that need no permutation any more become plain :class:`mpochain.MPOLinear`. Some
             parameters are replaced, so create the optimiser afterwards. Hidden features of an MLP may be in another
-            order than in the dense model.
+            order than in the dense model, with which they can no longer be compared one by one, as in distillation.
 
     Returns:
         Number of look-ups, of rows or columns of a layer, saved at each call.
@@ -121,7 +121,7 @@ def _absorb(writers: Sequence[nn.Module], reader: nn.Module, parent: nn.Module) 
     for order in (*map(own_output_order, writers), own_input_order(reader)):
         if order is not None and lookups(order) < fewest:
             best, fewest = order, lookups(order)
-    shared = shared_rows(writers)
+    shared = shared_rows(writers) if fewest else None
     if shared is not None and lookups(shared.order, shared.factors) < fewest:
         best, fewest = shared.order, lookups(shared.order, shared.factors)
         shared.store()

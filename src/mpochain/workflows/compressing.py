@@ -17,7 +17,6 @@ from mpochain.compression.budget import bytes_in_memory
 from mpochain.errors import MPOError, RecipeError
 from mpochain.language import Speed
 from mpochain.report import provenance
-from mpochain.surgery import absorb_orders
 from mpochain.system.folders import replaced_together
 from mpochain.system.memory import freed_memory_returned, peak_resident
 from mpochain.system.progress import Counters, uncounted
@@ -164,8 +163,6 @@ def _compress(
                 checkpoint=state,
                 **arguments,
             )
-            if not dry_run:
-                absorb_orders(model)
     except BaseException:
         if state is not None:
             state.remove_if_empty()

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager, nullcontext
-from functools import cache
 from typing import Any
 
 import torch
@@ -52,7 +51,6 @@ def fast_products() -> AbstractContextManager[object]:
     return OneDNNProducts() if is_faster_than_mkl() else nullcontext()
 
 
-@cache
 def is_faster_than_mkl() -> bool:
     """Whether PyTorch computes float32 products with MKL on a processor for which oneDNN has faster code."""
     # Windows reports "AMD64" for Intel processors too.
