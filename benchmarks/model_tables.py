@@ -30,11 +30,11 @@ def models(records: Iterable[Record]) -> str:
         for variant, timing in timings["prefill"].items():
             row = {"cell": record["cell"], "variant": variant, "prefill": record["prompt"] / timing["median"]}
             for kind in ("prefill", "token", "training"):
-                if variant in timings[kind]:
-                    row[f"{kind} share"] = timings[kind][variant]["median"] / timings[kind]["dense"]["median"]
-            if variant in timings["token"]:
-                row["token"] = 1 / timings["token"][variant]["median"]
+                mine, dense = (timings[kind].get(name, {}).get("median") for name in (variant, "dense"))
+                row[f"{kind} share"] = mine / dense if mine and dense else None
+            token = timings["token"].get(variant)
+            row["token"] = 1 / token["median"] if token else None
             share = record["macs"].get(variant, {})
-            row |= {f"{kind} macs": share.get(kind) for kind in ("prefill", "token")}
+            row |= {f"{kind} macs": share.get(kind) if timings[kind] else None for kind in ("prefill", "token")}
             rows.append(row | {"peak": record["peaks"][variant] / 2**20, "bytes": record["bytes"][variant] / 1e6})
     return markdown(columns, rows)

@@ -17,7 +17,7 @@ from targets import targets
 from mpochain.report.figures import Series, draw
 
 ROOT = Path(__file__).parent.parent
-GROUPS = ("forward", "training", "decomposition", "planning", "dispatch", "memory", "lookup")
+GROUPS = ("forward", "training", "decomposition", "planning", "dispatch", "memory", "lookup", "models")
 DTYPES = ("float32", "bfloat16")
 
 Groups = dict[str, list[Record]]
