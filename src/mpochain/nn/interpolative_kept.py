@@ -20,8 +20,8 @@ __all__ = ["KeptFactors", "keeps_matrix", "kept_factors", "two_factors_pay"]
 # Multiply-adds per row that the two products must save to be faster than the dense one in calls of few rows, in which
 # look-ups and the calls themselves take time; in types of two bytes they take a larger part.
 _LEAST_SAVED, _LEAST_SAVED_OF_TWO_BYTES = 1 << 15, 1 << 19
-# Elsewhere, where look-ups were not measured: the largest share of the dense multiply-adds of two plain factors, and
-# the multiply-adds that one more call costs.
+# On other devices, where look-ups were not measured: the largest share of the dense multiply-adds of two plain
+# factors, and the multiply-adds that one more call costs.
 _TWO_FACTORS, _CALL = 0.75, 1 << 16
 # Rows of an input from which look-ups in types of two bytes take longer than packed products save.
 _MANY_ROWS = 32
@@ -57,8 +57,8 @@ class KeptFactors:
     """Copies of both factors.
 
     Attributes:
-        packed: both, packed; None where this is not faster.
-        by_columns: the coefficients stored by columns, for calls of one row; None where they are as fast.
+        packed: the stored rows ``(r, in)`` and the coefficients ``(out - r, r)``; None where this is not faster.
+        by_columns: the coefficients with their columns contiguous, for calls of one row; None where this is not faster.
     """
 
     packed: tuple[PackedMatrix, PackedMatrix] | None
@@ -88,8 +88,8 @@ def kept_factors(rows: Tensor, coefficients: Tensor) -> KeptFactors | None:
     """What to keep of the factors of a layer; None where nothing makes calls faster.
 
     Args:
-        rows: the stored rows.
-        coefficients: the coefficients.
+        rows: the stored rows ``(r, in)``, on the CPU.
+        coefficients: the coefficients ``(out - r, r)``.
     """
     if not coefficients.shape[0]:
         return None

@@ -115,8 +115,8 @@ def _may_write(x: Tensor, rows: Tensor, coefficients: Tensor, bias: Tensor | Non
 
 
 def _by_rows(x: Tensor) -> bool:
-    # torch looks up columns of two-byte entries one by one, but rows of any type at the speed of memory.
-    return x.dtype.itemsize == 2 and x.device.type == "cpu"
+    # On a CPU torch looks up columns of two-byte entries one by one, but rows of any type at the speed of memory.
+    return x.dtype.itemsize == 2
 
 
 def _into_one(x: Tensor, rows: Tensor, coefficients: Tensor, place: Tensor | None, bias: Tensor | None) -> Tensor:
