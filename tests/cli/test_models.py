@@ -21,6 +21,7 @@ from versions import tensors_of
 
 from mpochain.cli import main
 from mpochain.cli.finetune import finetune
+from mpochain.compression import Refinement
 from mpochain.errors import MPOError, RecipeError
 from mpochain.train import FinetuneConfig
 from mpochain.train.state import read_record
@@ -371,7 +372,8 @@ def examples(tmp_path_factory):
 def test_a_comparison(examples, run, monkeypatch):
     folder = examples
     example = run("recipe", "--example", "compare").stdout
-    (folder / "comparison.yaml").write_text(example.replace("evaluation:", "evaluation:\n  also: [plays.txt]"))
+    with_more = example.replace("evaluation:", "prompts: [the old lighthouse]\nevaluation:\n  also: [plays.txt]")
+    (folder / "comparison.yaml").write_text(with_more)
     names = ["dense", "interpolative-0.8", "svd_llm-0.8", "svd_llm-0.8-finetuned"]
     monkeypatch.setattr(run, "folder", folder)
     arguments = "compare", "comparison.yaml", "--out", "runs"
@@ -392,6 +394,7 @@ def test_a_comparison(examples, run, monkeypatch):
     for name in names:
         assert f"{records[name]['perplexity']['perplexity']:#.4g}" in page
         assert set(records[name]["also"]) == {"plays.txt"}
+        assert f"- {name}: {' '.join(records[name]['texts'][0].split())[:20]}" in page
     for name in names[:3]:
         assert f"{records[name]['also']['plays.txt']['perplexity']:#.4g}" in page
     for name in names[1:3]:
@@ -511,17 +514,77 @@ def test_a_recipe_without_a_comparison_compares_the_default_methods(caplog, tmp_
     assert caplog.messages == ["a comparison does not use method of the recipe; see its section comparison"]
 
 
-def test_a_run_of_a_comparison_may_be_sequential(monkeypatch, tmp_path):
+@pytest.mark.parametrize(
+    ("method", "expected"),
+    [
+        ("svd_llm", ("svd_llm", False, False, ())),
+        ("svd_llm+sequential", ("svd_llm", True, False, ())),
+        ("interpolative+refined", ("interpolative", False, Refinement(epochs=2), ())),
+        ("interpolative+stages+refined", ("interpolative", False, Refinement(epochs=2), (0.9,))),
+    ],
+)
+def test_options_follow_the_method_of_a_comparison(monkeypatch, tmp_path, method, expected):
     from mpochain.workflows import comparing
 
-    recipe = Recipe(model="m", comparison={"methods": ["svd_llm+sequential"], "budgets": [0.5]})
+    recipe = Recipe(
+        model="m",
+        speed=0.5,
+        refine={"epochs": 2},
+        stage_budgets=[0.9],
+        sequential=True,
+        comparison={"methods": [method], "budgets": [0.5]},
+    )
     runs = []
 
     def compress_by(single, **_):
-        runs.append((single.method, single.sequential, single.budget))
+        assert (single.budget, single.speed) == (0.5, None)
+        runs.append((single.method, single.sequential, single.refine, single.stage_budgets))
         raise MPOError("enough")
 
     monkeypatch.setattr(comparing, "compress_by", compress_by)
     with pytest.raises(MPOError, match="enough"):
-        comparing._compressed(recipe, "svd_llm+sequential-0.5", tmp_path)
-    assert runs == [("svd_llm", True, 0.5)]
+        comparing._compressed(recipe, f"{method}-0.5", tmp_path)
+    assert runs == [expected]
+
+
+def test_settings_of_options_belong_to_the_runs_that_use_them(tmp_path):
+    from mpochain.workflows import comparing
+
+    text = {"text": tmp_path / "a.txt"}
+    (tmp_path / "a.txt").write_text("a")
+    methods = ["interpolative", "interpolative+refined", "interpolative+stages"]
+    settings = []
+    for changes in ({}, {"refine": {"epochs": 2}}, {"stage_budgets": [0.8]}):
+        recipe = Recipe(
+            model="m",
+            calibration=text,
+            evaluation=text,
+            comparison={"methods": methods},
+            **({"stage_budgets": [0.9]} | changes),
+        )
+        settings.append([comparing._setting(recipe, f"{method}-0.5") for method in methods])
+    plain, refined, staged = settings
+    assert [a == b for a, b in zip(plain, refined, strict=True)] == [True, False, True]
+    assert [a == b for a, b in zip(plain, staged, strict=True)] == [True, True, False]
+
+
+@pytest.mark.parametrize(
+    ("fields", "words"),
+    [
+        ({"methods": ["svd+quickly"]}, "'quickly' is unknown; after the method may come"),
+        ({"methods": ["svd+refined+refined"]}, "an option is given twice"),
+        ({"methods": ["+refined"]}, "method"),
+    ],
+)
+def test_a_comparison_names_options_that_it_does_not_know(fields, words):
+    with pytest.raises(ValueError, match=re.escape(words)):
+        Recipe(model="m", comparison=fields)
+
+
+def test_a_comparison_in_stages_needs_their_budgets(tmp_path):
+    from mpochain.workflows import comparing
+
+    text = {"text": tmp_path / "a.txt"}
+    recipe = Recipe(model="m", calibration=text, evaluation=text, comparison={"methods": ["interpolative+stages"]})
+    with pytest.raises(RecipeError, match="give them as stage_budgets"):
+        comparing.run_names(recipe)

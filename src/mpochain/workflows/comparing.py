@@ -13,9 +13,9 @@ from typing import Any
 
 import torch
 
-from mpochain.compression import method_named
+from mpochain.compression import Refinement, method_named
 from mpochain.errors import CheckpointError, MPOError, RecipeError
-from mpochain.language import save_language_model
+from mpochain.language import LanguageModel, generate, save_language_model
 from mpochain.language.text import ENOUGH_WINDOWS
 from mpochain.report import provenance
 from mpochain.system.extensions import import_extensions, imported_extensions
@@ -30,7 +30,7 @@ from mpochain.workflows.former_names import current_record, existing_file, exist
 from mpochain.workflows.inputs import ENOUGH_CALIBRATION, read_inputs
 from mpochain.workflows.json_file import write_json
 from mpochain.workflows.recipe import Recipe
-from mpochain.workflows.sections import SEQUENTIAL, Comparison
+from mpochain.workflows.sections import Comparison, method_and_options
 from mpochain.workflows.texts import identified
 
 __all__ = ["FINETUNED", "FORMAT", "compare", "comparison_of", "read_run", "read_runs", "run_names"]
@@ -75,8 +75,11 @@ def run_names(recipe: Recipe) -> list[str]:
     if recipe.evaluation is None:
         raise RecipeError("a comparison needs the section evaluation in its recipe, with a text to measure on")
     for method in comparison.methods:
-        if method_named(method.removesuffix(SEQUENTIAL)).needs != "nothing" and recipe.calibration is None:
+        plain, options = method_and_options(method)
+        if (method_named(plain).needs != "nothing" or options) and recipe.calibration is None:
             raise RecipeError(f"method {method} needs calibration data; name a text in the section calibration")
+        if "stages" in options and not recipe.stage_budgets:
+            raise RecipeError(f"method {method} needs budgets of earlier stages; give them as stage_budgets: [0.9]")
     if comparison.finetune and recipe.finetune is None:
         raise RecipeError("comparison.finetune needs the section finetune with a training text")
     names = ["dense"]
@@ -131,9 +134,11 @@ def compare(recipe: Recipe, out: Path, *, only: Callable[[str], bool] = lambda _
 
 def _log_unused(recipe: Recipe) -> None:
     """Name the fields that a comparison does not use, so that nobody waits for their effect."""
-    unused = {"method", "settings", "sequential", "refine", "speed", "stages", "stage_budgets"} | (
-        {"budget"} if recipe.comparison is not None else set()
-    )
+    options = frozenset[str]().union(*(method_and_options(method)[1] for method in comparison_of(recipe).methods))
+    unused = {"method", "settings", "sequential", "speed", "stages"}
+    unused |= {"budget"} if recipe.comparison is not None else set()
+    unused |= {"refine"} if "refined" not in options else set()
+    unused |= {"stage_budgets"} if "stages" not in options else set()
     for name in sorted(recipe.model_fields_set & unused):
         logger.info("a comparison does not use %s of the recipe; see its section comparison", name)
 
@@ -197,6 +202,11 @@ def _setting(recipe: Recipe, name: str) -> dict[str, Any]:
                 setting[section]["teacher"] = Path(setting[section]["teacher"]).name
     if not name.endswith(FINETUNED):
         setting["finetune"] = None
+    _, options = method_and_options(name.removesuffix(FINETUNED).rpartition("-")[0])
+    if "refined" in options:
+        setting["refine"] = (Refinement() if isinstance(recipe.refine, bool) else recipe.refine).model_dump(mode="json")
+    if "stages" in options:
+        setting["stage_budgets"] = [str(budget) for budget in recipe.stage_budgets]
     return setting
 
 
@@ -222,6 +232,7 @@ def _dense(recipe: Recipe) -> dict[str, Any]:
     return {
         "perplexity": perplexity.as_dict(),
         "also": {name: value.as_dict() for name, value in also.items()},
+        "texts": _texts(recipe, inputs.language),
         "parameters": sum(parameter.numel() for parameter in model.parameters()),
         "seconds": 0.0,
         "peak_bytes": peak_resident(),
@@ -237,6 +248,7 @@ def _finetuned(recipe: Recipe, name: str, out: Path) -> dict[str, Any]:
     return {
         "perplexity": record["perplexity"]["after"],
         "also": {name: both["after"] for name, both in record["perplexity"]["also"].items()},
+        "texts": _texts(recipe, finetuned.language),
         "training": record["training"],
         "seconds": finetuned.result.seconds,
         "peak_bytes": finetuned.peak_bytes,
@@ -245,14 +257,16 @@ def _finetuned(recipe: Recipe, name: str, out: Path) -> dict[str, Any]:
 
 def _compressed(recipe: Recipe, name: str, out: Path) -> dict[str, Any]:
     method, _, label = name.rpartition("-")
+    plain, options = method_and_options(method)
     single = recipe.model_copy(
         update={
-            "method": method.removesuffix(SEQUENTIAL),
+            "method": plain,
             "settings": {},
             "budget": next(budget for budget in comparison_of(recipe).budgets if str(budget) == label),
-            "sequential": method.endswith(SEQUENTIAL),
-            "refine": False,
-            "stage_budgets": (),
+            "speed": None,
+            "sequential": "sequential" in options,
+            "refine": "refined" in options and (recipe.refine or True),
+            "stage_budgets": recipe.stage_budgets if "stages" in options else (),
         }
     )
     compressed = compress_by(single, evaluated="after", timed=True)
@@ -262,6 +276,7 @@ def _compressed(recipe: Recipe, name: str, out: Path) -> dict[str, Any]:
     return {
         "perplexity": compressed.after.as_dict(),
         "also": {name: after.as_dict() for name, (_, after) in compressed.also.items()},
+        "texts": _texts(recipe, compressed.language),
         "parameters": compressed.parameters[1],
         "layers": {
             "parameters_before": report.parameters_before,
@@ -278,3 +293,8 @@ def _compressed(recipe: Recipe, name: str, out: Path) -> dict[str, Any]:
         "seconds": report.seconds,
         "peak_bytes": compressed.peak_bytes,
     }
+
+
+def _texts(recipe: Recipe, language: LanguageModel) -> list[str]:
+    """Texts that a model generates from the recipe's prompts, in their order."""
+    return generate(language.model, language.tokenizer, recipe.prompts) if recipe.prompts else []

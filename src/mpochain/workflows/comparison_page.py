@@ -10,7 +10,7 @@ from mpochain.errors import CheckpointError, OutputError
 from mpochain.report import Column
 from mpochain.report.figures import Series, draw
 from mpochain.report.origin import origin
-from mpochain.report.page import Figure, Heading, Page, Table, Text
+from mpochain.report.page import Block, Figure, Heading, Page, Table, Text
 from mpochain.system.files import require_writable, write_bytes
 from mpochain.workflows.comparing import FINETUNED, read_runs
 from mpochain.workflows.texts import counted_windows
@@ -97,6 +97,7 @@ def write_comparison(out: Path, page: Path) -> list[Path]:
             Heading("Costs"),
             Text((_COSTS_NOTE,)),
             Table(_COSTS, rows),
+            *_texts(records, rows),
             Heading("Provenance"),
             Text(origin([record["provenance"] for record in records.values()])),
         ],
@@ -113,6 +114,21 @@ def _further_columns(records: Mapping[str, _Record]) -> list[Column]:
 
 def _further(record: _Record) -> dict[str, Any]:
     return {f"on {name}": perplexity["perplexity"] for name, perplexity in record.get("also", {}).items()}
+
+
+def _texts(records: Mapping[str, _Record], rows: list[dict[str, Any]]) -> list[Block]:
+    """What each model generates from each prompt, in the order of the table; nothing without prompts."""
+    names = ["dense"]
+    for row in rows:
+        name = f"{row['method']}-{row['budget']}"
+        names += [name, f"{name}{FINETUNED}"]
+    told = [name for name in names if records.get(name, {}).get("texts")]
+    if not told:
+        return []
+    blocks: list[Block] = [Heading("Generated text"), Text(("Greedy decoding, at most 48 tokens.",))]
+    for number, prompt in enumerate(records[told[0]]["setting"]["prompts"]):
+        blocks += [Heading(prompt, 3), Text(tuple(f"{name}: {records[name]['texts'][number]}" for name in told))]
+    return blocks
 
 
 def _setting_lines(records: Mapping[str, _Record]) -> list[str]:

@@ -11,10 +11,10 @@ from mpochain.compression import method_named
 from mpochain.train import FinetuneConfig
 from mpochain.workflows.fields import Budget, Count, File, RecipeSection, Source, Window
 
-__all__ = ["SEQUENTIAL", "Calibration", "Comparison", "Evaluation", "Finetuning"]
+__all__ = ["OPTIONS", "Calibration", "Comparison", "Evaluation", "Finetuning", "method_and_options"]
 
-# Suffix of a method of a comparison whose later layers correct the errors of earlier ones.
-SEQUENTIAL = "+sequential"
+# What may follow the name of a compared method after a plus sign.
+OPTIONS = ("sequential", "stages", "refined")
 
 
 class Calibration(RecipeSection):
@@ -93,8 +93,26 @@ class Finetuning(RecipeSection):
     training: FinetuneConfig = FinetuneConfig()
 
 
+def method_and_options(compared: str) -> tuple[str, frozenset[str]]:
+    """Split the name of a compared method from its options.
+
+    Raises:
+        ValueError: an option is unknown or given twice.
+
+    Example:
+        >>> method_and_options("interpolative+refined")
+        ('interpolative', frozenset({'refined'}))
+    """
+    method, *options = compared.split("+")
+    unknown = [option for option in options if option not in OPTIONS]
+    if unknown or len(set(options)) < len(options):
+        what = f"{unknown[0]!r} is unknown" if unknown else "an option is given twice"
+        raise ValueError(f"{compared}: {what}; after the method may come +{', +'.join(OPTIONS)}, each once")
+    return method, frozenset(options)
+
+
 def _compared(name: str) -> str:
-    method_named(name.removesuffix(SEQUENTIAL))  # its error is a ValueError
+    method_named(method_and_options(name)[0])  # its error is a ValueError
     return name
 
 
@@ -105,7 +123,8 @@ class Comparison(RecipeSection):
     """Comparison of several compression methods at several budgets.
 
     Attributes:
-        methods: names of the methods; the suffix ``+sequential`` lets later layers make up for errors of earlier ones.
+        methods: names of the methods; options may follow, as in ``interpolative+refined``: ``+sequential``, ``+stages``
+            with the recipe's ``stage_budgets``, and ``+refined`` with its ``refine``, or the defaults of it.
         budgets: budgets at which every method runs.
         finetune: methods whose results are also finetuned.
     """
