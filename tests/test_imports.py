@@ -72,6 +72,7 @@ ALLOWED = {
         "system",
         "units",
         "quantization",
+        "execution",
         "nn",
         "surgery",
         "train",

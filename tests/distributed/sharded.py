@@ -165,7 +165,7 @@ def _refuse_to_cache(layer):
     for module in layer.modules():
         module._to_keep = refuse
         for runner in getattr(module, "_runners", ()):
-            runner._matrices = refuse
+            runner._matrices.of = refuse
 
 
 def saved(rank, folder):

@@ -109,7 +109,7 @@ def test_kept_views_follow_their_cores(change):
     with torch.no_grad():
         before = layer(x)
         (runner,) = layer._runners
-        ((_, _, kept),) = runner._kept.values()
+        (kept,) = runner._matrices.all()
         assert [m.data_ptr() for m in kept] == [c.data_ptr() for c in layer.cores[0]][::-1], "views own no memory"
     if change == "optimiser":
         layer(x).square().sum().backward()
@@ -148,13 +148,14 @@ class TestFast:
     def layer(self):
         torch.manual_seed(0)
         layer = MPOLinear(768, 3072, spec=WIDE)
-        assert mpo.set_execution(layer, cache=True) == 1
+        # One plan from the first call on; tests of trials are in test_trials.py.
+        assert mpo.set_execution(layer, cache=True, autotune=False) == 1
         return layer
 
     @staticmethod
     def kept(layer):
         (runner,) = layer._runners
-        return [matrix for *_, matrices in runner._kept.values() for matrix in matrices]
+        return [matrix for matrices in runner._matrices.all() for matrix in matrices]
 
     def test_the_second_call_reuses_the_merged_cores(self):
         layer, x = self.layer(), torch.randn(64, 768)

@@ -64,7 +64,7 @@ class TestCalls:
         with torch.no_grad():
             layer(x)
             expected = layer(x)
-            for _, _, matrices in layer._runners[0]._kept.values():
+            for matrices in layer._runners[0]._matrices.all():
                 for matrix in matrices:
                     matrix.mul_(0)
             changed = layer(x)
@@ -218,7 +218,7 @@ class TestMemory:
         own = {core.untyped_storage().data_ptr() for core in layer.cores[0]}
         storages = {
             matrix.untyped_storage().data_ptr(): matrix.untyped_storage().nbytes()
-            for *_, matrices in layer._runners[0]._kept.values()
+            for matrices in layer._runners[0]._matrices.all()
             for matrix in matrices
         }
         return sum(size for pointer, size in storages.items() if pointer not in own)
@@ -228,8 +228,8 @@ class TestMemory:
         with torch.no_grad():
             for exponent in range(10):
                 layer(torch.randn(2**exponent, 256))
-        schedules = {program.schedule for program, _ in layer._runners[0]._programs.values()}
-        assert any(program.schedule.merges for program, _ in layer._runners[0]._programs.values())
+        schedules = {program.schedule for program, *_ in layer._runners[0]._programs.values()}
+        assert any(program.schedule.merges for program, *_ in layer._runners[0]._programs.values())
         assert self.kept_bytes(layer) <= len(schedules) * 256 * 256 * 4
 
     def test_old_matrices_are_let_go(self):
@@ -238,7 +238,7 @@ class TestMemory:
         with torch.no_grad():
             for rows in range(300, 330):
                 layer(torch.randn(rows, 256))
-                old += [weakref.ref(m) for *_, matrices in layer._runners[0]._kept.values() for m in matrices]
+                old += [weakref.ref(m) for matrices in layer._runners[0]._matrices.all() for m in matrices]
                 layer.core_0_0.mul_(1.01)
             layer(torch.randn(300, 256))
         gc.collect()

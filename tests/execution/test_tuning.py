@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from dataclasses import replace
 
 import pytest
 import torch
@@ -12,9 +13,9 @@ from torch import nn
 
 import mpochain as mpo
 from mpochain import ChainSpec, MPOLinear
-from mpochain.execution import measure_machine, tuned, tuning
+from mpochain.execution import measure_machine, measurement, tuned, tuning
 from mpochain.execution.measurement import interleaved
-from mpochain.planning import Setting
+from mpochain.planning import Machine, Setting
 from mpochain.planning.store import STORE
 
 SPEC = ChainSpec((8, 16), (8, 16), 4)
@@ -134,6 +135,37 @@ def test_constants_are_plausible_and_kept():
     assert 1e8 < machine.gemm_rate < 1e14
     assert 1e7 < machine.bandwidth <= machine.cache_bandwidth
     assert 0 < machine.call_seconds < 1e-2
+    assert 0 < machine.scatter < 100
+
+
+@pytest.mark.parametrize(
+    ("stored", "now", "again", "kept"),
+    [
+        (None, 1.0, (1.0, 0.01), 1.0),  # nothing was measured before
+        ((1.0, 0.01), 1.0, None, 1.0),
+        ((1.0, 0.01), 0.3, None, 1.0),  # other work makes this moment slower
+        ((1.0, 0.01), 1.5, (1.5, 0.01), 1.5),  # other work made that moment slower
+        ((1.0, 0.5), 1.0, (0.9, 0.01), 0.9),
+        ((1.0, 0.5), 1.0, (0.7, 0.9), 1.0),  # both are doubtful
+        ((1.0, 0.5), 1.0, (1.2, 0.9), 1.2),
+    ],
+)
+def test_doubtful_constants_are_measured_again(monkeypatch, stored, now, again, kept):
+    rate = 1e11
+    if stored is not None:
+        STORE.add_machine(HERE, replace(Machine(), gemm_rate=stored[0] * rate, scatter=stored[1], measured=True))
+
+    def measure(setting):
+        assert again is not None, "measured again"
+        machine = replace(Machine(), gemm_rate=again[0] * rate, scatter=again[1], measured=True)
+        STORE.add_machine(setting, machine)
+        return machine
+
+    seconds = 2 * measurement._SIDE**3 / (now * rate)
+    monkeypatch.setattr(measurement, "measure_machine", measure)
+    monkeypatch.setattr(measurement, "_large_products", lambda _, count: [seconds] * count)
+    assert measurement.trusted_machine(HERE).gemm_rate == pytest.approx(kept * rate)
+    assert STORE.machine(HERE).gemm_rate == pytest.approx(kept * rate)
 
 
 class TestLayers:
@@ -171,7 +203,8 @@ class TestLayers:
         assert torch.equal(torch.rand(1), expected), "the caller's random numbers are left alone"
 
     def test_nothing_is_timed_on_meta_or_with_fake_tensors(self, monkeypatch):
-        monkeypatch.setattr(tuning, "interleaved", lambda *a, **k: pytest.fail("timed"))
+        monkeypatch.setattr(tuning, "PlanBench", lambda *a, **k: pytest.fail("timed"))
+        monkeypatch.setattr(tuning, "trusted_machine", lambda *a, **k: pytest.fail("timed"))
         with torch.device("meta"):
             layer = MPOLinear(128, 128, spec=SPEC).set_execution(autotune=True)
             assert layer(torch.empty(3, 128)).shape == (3, 128)

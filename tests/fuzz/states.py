@@ -15,7 +15,7 @@ from torch import nn
 
 from mpochain import ChainSpec, plan
 from mpochain.execution.kernels import KERNELS
-from mpochain.execution.tuning import _recalled
+from mpochain.execution.plan_records import _recalled
 from mpochain.planning import Machine, Setting
 from mpochain.planning.store import Store
 from mpochain.train.config import TrainConfig

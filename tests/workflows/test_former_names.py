@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from mpochain.workflows import read_recipe
-from mpochain.workflows.comparing import read_runs
+from mpochain.workflows.comparison_records import read_runs
 from mpochain.workflows.former_names import current_record, existing_file, existing_folder
 from mpochain.workflows.json_file import read_sealed_json, write_sealed_json
 from mpochain.workflows.recipe import Recipe

@@ -39,8 +39,9 @@ def compare(
     from mpochain.report.figures import require_matplotlib
     from mpochain.workflows import compare as make_runs
     from mpochain.workflows import read_recipe
-    from mpochain.workflows.comparing import read_runs, run_names
+    from mpochain.workflows.comparing import run_names
     from mpochain.workflows.comparison_page import write_comparison
+    from mpochain.workflows.comparison_records import read_runs
 
     require_matplotlib()
     if not page_only:

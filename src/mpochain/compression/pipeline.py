@@ -35,6 +35,7 @@ from mpochain.compression.statistics.passes import (
     require_batches,
 )
 from mpochain.compression.sufficiency import too_few_rows
+from mpochain.execution import predicted_plans
 from mpochain.report import provenance
 from mpochain.surgery.experts import separated_experts
 from mpochain.surgery.finding import require_module
@@ -47,6 +48,7 @@ __all__ = ["compress"]
 _logger = logging.getLogger(__name__)
 
 
+@predicted_plans()
 def compress(
     model: nn.Module,
     budget: float | str | None,

@@ -5,6 +5,16 @@ from mpochain.execution.kernels.onednn import fast_products
 from mpochain.execution.measurement import measure_machine
 from mpochain.execution.program import Program
 from mpochain.execution.runner import ChainRunner
+from mpochain.execution.trials import predicted_plans
 from mpochain.execution.tuning import tuned
 
-__all__ = ["KERNELS", "ChainRunner", "Kernel", "Program", "fast_products", "measure_machine", "tuned"]
+__all__ = [
+    "KERNELS",
+    "ChainRunner",
+    "Kernel",
+    "Program",
+    "fast_products",
+    "measure_machine",
+    "predicted_plans",
+    "tuned",
+]

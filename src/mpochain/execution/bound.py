@@ -15,8 +15,9 @@ import torch
 from torch import Tensor
 
 from mpochain.execution.program import Program
+from mpochain.execution.tracing import is_recorded
 
-__all__ = ["Bound", "bind"]
+__all__ = ["Bound", "bind", "bind_unkept"]
 
 # ``bound(x, parameters)`` returns the layer's output, or None if a core has changed since binding.
 Bound = Callable[[Tensor, Mapping[str, Tensor | None]], Tensor | None]
@@ -63,5 +64,31 @@ def bind(
         if torch.get_num_threads() != threads or (still_valid is not None and not still_valid()):
             return None
         return run(x)
+
+    return bound
+
+
+def bind_unkept(program: Program, shape: torch.Size, names: Sequence[str]) -> Bound | None:
+    """A function for inputs of one shape whose matrices are computed from the cores at every call.
+
+    Nothing has to be watched, since nothing is kept; None for an input without rows.
+
+    Args:
+        program: the program to run.
+        shape: shape of the input, ``(..., in_features)``.
+        names: names of the cores.
+    """
+    out_features, in_features = program.schedule.spec.shape
+    if not math.prod(shape[:-1]):
+        return None
+    is_flat, threads = len(shape) == 2, torch.get_num_threads()
+
+    def bound(x: Tensor, parameters: Mapping[str, Tensor | None]) -> Tensor | None:
+        cores = [core for name in names if (core := parameters.get(name)) is not None]
+        # A parametrised core or bias is no parameter of the layer itself.
+        if len(cores) < len(names) or "bias" not in parameters or torch.get_num_threads() != threads or is_recorded():
+            return None
+        y = program(x if is_flat else x.reshape(-1, in_features), cores, parameters["bias"])
+        return y if is_flat else y.reshape(*shape[:-1], out_features)
 
     return bound

@@ -13,11 +13,16 @@ from torch import Tensor
 from mpochain.planning import Machine, Setting
 from mpochain.planning.store import STORE
 
-__all__ = ["dtype_of", "interleaved", "measure_machine", "setting_of"]
+__all__ = ["dtype_of", "interleaved", "measure_machine", "setting_of", "trusted_machine"]
 
 _ROUND_SECONDS = 1e-3
 _SURE_SECONDS = 0.02
 _LONG_SECONDS = 0.2
+
+# Side of the large product whose rate is measured.
+_SIDE = 1024
+# Constants are doubtful if the rate scattered by more than this when it was measured, or is higher now by more.
+_DOUBTFUL = 0.2
 
 
 def setting_of(dtype: torch.dtype, device: torch.device | str) -> Setting:
@@ -120,8 +125,9 @@ def measure_machine(setting: Setting) -> Machine:
 
         a, b = filled(4, 4), filled(4, 4)
         (call,) = interleaved([lambda: torch.mm(a.view(2, 8).view(4, 4), b)], device)
-        side = 1024
-        rate = 2 * side**3 / product(side, side, side)
+        side = _SIDE
+        large = _large_products(setting)
+        rate = 2 * side**3 / statistics.median(large)
         halves = []
         for narrow in (8, 32):
             for shape in ((side, narrow, side), (side, side, narrow)):
@@ -144,6 +150,42 @@ def measure_machine(setting: Setting) -> Machine:
         call_seconds=call,
         element_bytes=element,
         measured=True,
+        scatter=max(max(large) / min(large) - 1, 1e-6),
     )
     STORE.add_machine(setting, machine)
     return machine
+
+
+def _large_products(setting: Setting, count: int = 7) -> list[float]:
+    """Seconds of each of several large products, after one that is not timed."""
+    generator = torch.Generator(setting.device).manual_seed(0)  # the caller's random numbers are left alone
+    a, b = torch.randn(2, _SIDE, _SIDE, generator=generator, device=setting.device).to(dtype_of(setting))
+    torch.mm(a, b.t())
+    return [_once(lambda: torch.mm(a, b.t()), 1, setting.device) for _ in range(count)]
+
+
+def trusted_machine(setting: Setting) -> Machine:
+    """The stored constants of the machine; measured now if there are none, or if they are doubtful.
+
+    Constants from a moment when the machine had other work are doubtful: their rate scattered, or a large product is
+    clearly faster now. Of two measurements that both scattered, that of the higher rate is stored.
+
+    Args:
+        setting: element type and device; the number of threads is torch's current one.
+
+    Example:
+        >>> trusted_machine(Setting("float32")).measured
+        True
+    """
+    setting = Setting(setting.dtype, setting.device, torch.get_num_threads())
+    stored = STORE.machine(setting)
+    if stored.measured and stored.scatter <= _DOUBTFUL:
+        with torch.no_grad():
+            now = 2 * _SIDE**3 / min(_large_products(setting, 2))
+        if now <= (1 + _DOUBTFUL) * stored.gemm_rate:
+            return stored
+    measured = measure_machine(setting)
+    if stored.measured and measured.scatter > _DOUBTFUL and stored.gemm_rate > measured.gemm_rate:
+        STORE.add_machine(setting, stored)
+        return stored
+    return measured

@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 
 from mpochain.execution.autocast import autocast_dtype
-from mpochain.execution.bound import Bound, bind
+from mpochain.execution.bound import Bound, bind, bind_unkept
 from mpochain.execution.foreign import checked
-from mpochain.execution.kept import STEPS, ParameterState, keepable, same, same_memory, state_of
+from mpochain.execution.kept import STEPS, keepable
+from mpochain.execution.kept_matrices import KeptMatrices
 from mpochain.execution.kernels import KERNELS, Kernel
 from mpochain.execution.measurement import setting_of
 from mpochain.execution.program import Program
 from mpochain.execution.tracing import is_for_other_programs, is_traced
+from mpochain.execution.trials import Trial, may_try, trial_of
 from mpochain.execution.tuning import tuned
-from mpochain.planning import Conditions, ContractionPlan, Graph, Machine, Memory, Mode, Schedule, Setting, plan
+from mpochain.planning import Conditions, ContractionPlan, Graph, Machine, Memory, Mode, Setting, plan
 from mpochain.planning.batches import batch_bucket
 from mpochain.planning.candidates import unmerged
 from mpochain.planning.store import STORE
@@ -56,10 +59,11 @@ class ChainRunner:
         spec: spec of the chain.
         memory: ``"compact"`` stores only the cores; ``"fast"`` caches merged cores, up to the dense matrix, between
             calls without gradients.
-        autotune: whether plans are measured at the first call with a batch size, instead of predicted.
+        autotune: True to measure plans at the first call with a batch size, False to predict them; None lets the first
+            calls without gradients alternate among the best predictions, and settles on the fastest.
     """
 
-    def __init__(self, spec: ChainSpec, memory: Memory = "compact", autotune: bool = False) -> None:
+    def __init__(self, spec: ChainSpec, memory: Memory = "compact", autotune: bool | None = None) -> None:
         self.spec = spec
         self.memory: Memory = memory
         self.autotune = autotune
@@ -69,11 +73,9 @@ class ChainRunner:
         if self.memory == "fast":
             STEPS.watch()
         self._plans: dict[_Key, ContractionPlan] = {}
-        self._programs: dict[_Key, tuple[Program, int]] = {}
-        # Programs with the same schedule and dtype share their matrices; each such pair has a number.
-        self._numbers: dict[tuple[Schedule, torch.dtype], int] = {}
-        self._kept: dict[int, tuple[int, list[ParameterState], list[Tensor]]] = {}
+        self._programs: dict[_Key, tuple[Program, int, Trial | None]] = {}
         self.bound: dict[torch.Size, Bound] = {}
+        self._matrices = KeptMatrices(self.bound.clear)
         self._compact: ChainRunner | None = None
         # Shapes that the kernel does not bind, so that binding is tried only once.
         self._unbindable: set[torch.Size] = set()
@@ -89,14 +91,14 @@ class ChainRunner:
         schedule = unmerged(self.spec, _TRACED_BATCH).schedule
         return Program(schedule, checked(_kernel("portable"), self.spec), _TRACED_BATCH)
 
-    def set_execution(self, memory: Memory, autotune: bool) -> None:
-        """Choose compact or fast execution, and predicted or measured plans; drops plans and cached matrices.
+    def set_execution(self, memory: Memory, autotune: bool | None) -> None:
+        """Choose compact or fast execution, and how plans are found; drops plans and cached matrices.
 
         Raises:
             ArgumentError: ``memory`` is neither ``"compact"`` nor ``"fast"``.
         """
         Conditions(1, "inference", memory, Setting(), Machine())  # validates memory
-        self.memory, self.autotune = memory, bool(autotune)
+        self.memory, self.autotune = memory, None if autotune is None else bool(autotune)
         self._reset()
 
     def plan(
@@ -104,8 +106,8 @@ class ChainRunner:
     ) -> ContractionPlan:
         """The plan for ``rows`` input rows, which the runner follows until :meth:`set_execution` is called again.
 
-        With autotuning it is measured now, unless it was measured before. Predictions use the constants measured on
-        this machine, if there are any.
+        With autotuning it is measured now, unless it was measured before; with ``autotune=None`` the runner leaves it
+        if its calls show a faster one. Predictions use the constants measured on this machine, if there are any.
         """
         exponent = (rows - 1).bit_length() if rows > 1 else 0
         key = exponent, training, dtype, torch.device(device), torch.get_num_threads()
@@ -121,6 +123,9 @@ class ChainRunner:
         setting, batch = setting_of(dtype, device), batch_bucket(rows)
         if self.autotune and _runs_for_real(device):
             return tuned(self.spec, batch, mode=mode, memory=memory, setting=setting)
+        trial = self._trial(rows, training, dtype, device)
+        if trial is not None and trial.settled is not None:
+            return replace(trial.settled, spec=self.spec)
         kernels = tuple(KERNELS.values())
         return plan(
             self.spec,
@@ -131,6 +136,12 @@ class ChainRunner:
             machine=STORE.machine(setting),
             kernels=kernels,
         )
+
+    def _trial(self, rows: int, training: bool, dtype: torch.dtype, device: torch.device | str) -> Trial | None:
+        allowed = self.autotune is None and not training and may_try(torch.device(device).type)
+        if not allowed or not _runs_for_real(device):
+            return None
+        return trial_of(self.spec, batch_bucket(rows), memory=self.memory, setting=setting_of(dtype, device))
 
     def __call__(
         self,
@@ -160,13 +171,55 @@ class ChainRunner:
         if not keeps and self.memory == "fast":
             return self._without_cache()(x, cores, bias, onto, keeps=False)
         training = torch.is_grad_enabled()
-        program, number = self._program(x, training)
+        program, number, trial = self._program(x, training)
         if training:
             y = program(x, cores, bias)
             return y if onto is None else onto + y
-        if not keeps or not keepable(x, cores) or not self._keeps(program):
+        keeps = keeps and keepable(x, cores)
+        if trial is not None:
+            return self._tried(trial, x, cores, bias, onto, keeps)
+        if not keeps or not self._keeps(program):
             return program(x, cores, bias, onto)
-        return program.run(x, self._matrices(program, number, cores), bias, onto)
+        return program.run(x, self._matrices.of(program, number, cores), bias, onto)
+
+    def _tried(
+        self,
+        trial: Trial,
+        x: Tensor,
+        cores: Sequence[Tensor],
+        bias: Tensor | None,
+        onto: Tensor | None,
+        keeps: bool,
+    ) -> Tensor:
+        """A call that a trial may take for one of its plans; the runner leaves the trial once it is settled."""
+        settled = trial.settled
+        if settled is not None or not may_try(x.device.type):
+            self._leave(trial, x)
+            return self(x, cores, bias, onto, keeps=keeps)
+        # Tensors without values, and graphs that are captured, have no times.
+        timed = _runs_for_real(x.device) and not (x.is_cuda and torch.cuda.is_current_stream_capturing())
+        variant = trial.turn(x.shape[0]) if timed else None
+        followed = trial.predicted.chosen if variant is None else variant
+        kernel = checked(_kernel(followed.kernel), self.spec)
+        program = Program.of(followed, kernel, trial.predicted.machine)
+        # Not timed: what is kept between calls is computed once.
+        operands = None
+        if keeps and self._keeps(program):
+            operands = self._matrices.of(program, self._matrices.number(program, autocast_dtype(x) or x.dtype), cores)
+
+        def call() -> Tensor:
+            return program(x, cores, bias, onto) if operands is None else program.run(x, operands, bias, onto)
+
+        return call() if variant is None else trial.timed(variant, x.device, call)
+
+    def _leave(self, trial: Trial, x: Tensor) -> None:
+        """Stay with the settled plan of a trial, or with the predicted one, and drop the matrices of the others."""
+        key = self._key(x, training=False)
+        if trial.settled is not None:
+            self._plans[key] = replace(trial.settled, spec=self.spec)
+        program = _program_of(self._plans[key])
+        self._programs[key] = program, self._matrices.number(program, key[2]), None
+        self._matrices.drop_others({number for _, number, _ in self._programs.values()})
 
     def _without_cache(self) -> ChainRunner:
         """A runner of the same chain with plans for cores that are merged at every call."""
@@ -178,17 +231,24 @@ class ChainRunner:
         """True if the program's matrices are cached between calls: views of the cores always, others if ``"fast"``."""
         return program.only_views or (self.memory == "fast" and not program.kernel.takes_cores)
 
-    def _program(self, x: Tensor, training: bool) -> tuple[Program, int]:
-        rows, device = x.shape[0], x.device
-        dtype = autocast_dtype(x) or x.dtype
+    def _key(self, x: Tensor, training: bool) -> _Key:
+        rows = x.shape[0]
         # The same arithmetic as in batch_bucket, without a call.
-        key = (rows - 1).bit_length() if rows > 1 else 0, training, dtype, device, torch.get_num_threads()
-        numbered = self._programs.get(key)
-        if numbered is None:
+        exponent = (rows - 1).bit_length() if rows > 1 else 0
+        return exponent, training, autocast_dtype(x) or x.dtype, x.device, torch.get_num_threads()
+
+    def _program(self, x: Tensor, training: bool) -> tuple[Program, int, Trial | None]:
+        """The program of a call, the number of its matrices, and the trial that may choose another one."""
+        key = self._key(x, training)
+        entry = self._programs.get(key)
+        if entry is None:
+            rows, dtype, device = x.shape[0], key[2], key[3]
             program = _program_of(self.plan(rows, training=training, dtype=dtype, device=device))
-            number = self._numbers.setdefault((program.schedule, dtype), len(self._numbers))
-            numbered = self._programs[key] = program, number
-        return numbered
+            trial = self._trial(rows, training, dtype, device)
+            if trial is not None and trial.settled is not None:
+                trial = None  # its plan is the one above, unless that was made before
+            entry = self._programs[key] = program, self._matrices.number(program, dtype), trial
+        return entry
 
     def bind(self, x: Tensor, shape: torch.Size, names: Sequence[str], parameters: Mapping[str, Tensor | None]) -> None:
         """Bind calls without gradients for inputs of this shape, if the kernel and the cores allow it.
@@ -205,19 +265,19 @@ class ChainRunner:
         # A parametrised core or bias is recomputed at every call; under autocast matrices have another dtype.
         if len(cores) < len(names) or "bias" not in parameters or autocast_dtype(x) is not None:
             return
-        program, number = self._program(x, training=False)
+        program, number, trial = self._program(x, training=False)
         views, steps = program.only_views, STEPS.count
-        if not keepable(x, cores):
+        if trial is not None or not keepable(x, cores):
             return
-        if not self._keeps(program):
-            self._refuse(shape)
-            return
-        matrices = self._matrices(program, number, cores)
-        if number not in self._kept or self._kept[number][2] is not matrices:
-            return  # the matrices could not be cached
-        watched = [(name, core, None if views else core._version) for name, core in zip(names, cores, strict=True)]
-        bias = parameters["bias"]
-        bound = bind(program, matrices, shape, bias, watched, None if views else lambda: STEPS.count == steps)
+        if self._keeps(program):
+            matrices = self._matrices.of(program, number, cores)
+            if not self._matrices.holds(number, matrices):
+                return
+            watched = [(name, core, None if views else core._version) for name, core in zip(names, cores, strict=True)]
+            bias = parameters["bias"]
+            bound = bind(program, matrices, shape, bias, watched, None if views else lambda: STEPS.count == steps)
+        else:
+            bound = bind_unkept(program, shape, names)
         if bound is None:
             self._refuse(shape)
             return
@@ -229,32 +289,6 @@ class ChainRunner:
         if len(self._unbindable) >= _MOST_BOUND:
             self._unbindable.clear()
         self._unbindable.add(shape)
-
-    def _matrices(self, program: Program, number: int, cores: Sequence[Tensor]) -> list[Tensor]:
-        """The matrices of the sweep, cached between calls and recomputed when a core has changed.
-
-        Views of the cores have no memory of their own, and reflect in-place changes. Other matrices are copies (fast
-        execution only). Changes are detected by the tensor's version, which counts in-place changes
-        (``load_state_dict``, edits), and by the number of steps of all optimisers. A replaced core is another object,
-        and ``.to`` changes its address and dtype.
-        """
-        views = program.only_views
-        if views and not all(core.is_contiguous() for core in cores):
-            return program.matrices(cores)  # copies, which would not reflect the next change
-        if not views and any(core.is_inference() for core in cores):
-            return program.matrices(cores)  # they have no version counter, so a change would not be noticed
-        state = state_of(cores, versions=not views)
-        steps = 0 if views else STEPS.count
-        kept = self._kept.get(number)
-        if kept is not None and kept[0] == steps and same(kept[1], state):
-            return kept[2]
-        matrices = [matrix.detach() if views else matrix.contiguous() for matrix in program.matrices(cores)]
-        if any(not same_memory(old, state) for _, old, _ in self._kept.values()) or kept is not None:
-            # Matrices of the old cores would keep their memory alive, also in other programs and bound calls.
-            self._kept.clear()
-            self.bound.clear()
-        self._kept[number] = steps, state, matrices
-        return matrices
 
     # Copies and pickles contain the settings but no caches: each process makes its own plans.
     def __getstate__(self) -> dict[str, object]:

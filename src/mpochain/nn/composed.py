@@ -62,7 +62,7 @@ class ComposedLinear(CompressedLayer, ABC):
         for part in self._parts():
             part.reset_parameters()
 
-    def _set_execution(self, cache: bool, autotune: bool) -> None:
+    def _set_execution(self, cache: bool, autotune: bool | None) -> None:
         for part in self._parts():
             part.set_execution(cache=cache, autotune=autotune)
         super()._set_execution(cache, autotune)

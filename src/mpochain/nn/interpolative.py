@@ -284,7 +284,7 @@ class InterpolativeLinear(CompressedLayer):
         place = self._buffers["place"]
         return None if place is not None and not is_traced() and in_order(place) else place
 
-    def _set_execution(self, cache: bool, autotune: bool) -> None:
+    def _set_execution(self, cache: bool, autotune: bool | None) -> None:
         super()._set_execution(cache, autotune)
         self._choice = LowRankChoice() if autotune else None
 

@@ -219,12 +219,12 @@ class CompressedLayer(nn.Module, ABC):
         """Learning rate factors by parameter name; see :func:`mpochain.surgery.learning_rate_scales`."""
         return {}
 
-    def set_execution(self, *, cache: bool = False, autotune: bool = False, memory: Memory | None = None) -> Self:
+    def set_execution(self, *, cache: bool = False, autotune: bool | None = None, memory: Memory | None = None) -> Self:
         """Set how the layer runs, see :func:`mpochain.set_execution`, and return the layer.
 
         Args:
             cache: whether calls without gradients share a cached matrix.
-            autotune: whether contraction plans, and fused kernels on a GPU, are chosen by measurement.
+            autotune: whether plans, and fused kernels on a GPU, are measured ahead; None for plans by real calls.
             memory: deprecated; ``"fast"`` means ``cache=True``.
 
         Raises:
@@ -255,7 +255,7 @@ class CompressedLayer(nn.Module, ABC):
         """Features and bias, for ``print(layer)``."""
         return f"{self.in_features} -> {self.out_features}, bias={self.bias is not None}"
 
-    def _set_execution(self, cache: bool, autotune: bool) -> None:  # noqa: ARG002  # used by layers with plans
+    def _set_execution(self, cache: bool, autotune: bool | None) -> None:  # noqa: ARG002  # for plans
         self._kept = Kept() if cache else None
 
     def _require_input(self, x: Tensor) -> None:

@@ -74,6 +74,8 @@ class Machine:
         call_seconds: fixed cost of one product with its reshapes.
         element_bytes: size of one element.
         measured: whether the constants were measured on this machine.
+        scatter: how far apart the times of one large product were when ``gemm_rate`` was measured: (longest - shortest)
+            / shortest. On a machine with other work it is large.
         smallest_tile: smallest number of rows per tile of a sweep.
         largest_tile_bytes: largest size of the states of one tile in any plan, so that a training step needs at most
             64 MiB of its own.
@@ -104,6 +106,7 @@ class Machine:
     call_seconds: float = 8e-6
     element_bytes: int = 4
     measured: bool = False
+    scatter: float = _fitted(1e-3)
     smallest_tile: int = _fitted(16)
     largest_tile_bytes: int = _fitted(1 << 24)
     small_states_bytes: int = _fitted(1 << 19)

@@ -48,7 +48,7 @@ class ContractionPlan:
         chosen: the variant to run.
         considered: all candidates, fastest first, each as the variant of its fastest kernel; a candidate that was timed
             has an entry for every timed variant.
-        dense_measured: measured seconds of the dense layer; None if nothing was timed.
+        dense_measured: measured seconds of the dense layer; None if it was not timed.
     """
 
     spec: ChainSpec
@@ -116,12 +116,12 @@ class ContractionPlan:
         """Measured time of one call, or None if the plan is a prediction."""
         return self.considered[0].measured
 
-    def timed(self, considered: tuple[Considered, ...], dense: float) -> ContractionPlan:
+    def timed(self, considered: tuple[Considered, ...], dense: float | None) -> ContractionPlan:
         """This plan with measured times, choosing the first of ``considered``.
 
         Args:
             considered: variants with their times, starting with the variant to run.
-            dense: measured seconds of the dense layer.
+            dense: measured seconds of the dense layer, if it was timed.
         """
         timed = {entry.variant.candidate for entry in considered}
         rest = tuple(entry for entry in self.considered if entry.variant.candidate not in timed)
@@ -185,8 +185,9 @@ class ContractionPlan:
             f"predicted {_micro(self.predicted_seconds)} (dense {_micro(dense)}, rank {rank} at equal parameters "
             f"{_micro(low_rank)}; machine constants: {constants})",
         ]
-        if self.measured_seconds is not None and self.dense_measured is not None:
-            lines.append(f"measured  {_micro(self.measured_seconds)} (dense {_micro(self.dense_measured)})")
+        if self.measured_seconds is not None:
+            beside = "in real calls" if self.dense_measured is None else f"dense {_micro(self.dense_measured)}"
+            lines.append(f"measured  {_micro(self.measured_seconds)} ({beside})")
         lines.append("considered, predicted" + ("" if self.measured_seconds is None else " and measured"))
         for variant, predicted, measured in self.considered:
             mark = "*" if variant is self.chosen else " "

@@ -81,11 +81,11 @@ class Store:
         self._open()
         return self._plans.get(key)
 
-    def add_decision(self, key: str, record: dict[str, Any]) -> None:
-        """Store a record under ``key``."""
+    def add_decision(self, key: str, record: dict[str, Any], *, warns: bool = True) -> None:
+        """Store a record under ``key``; ``warns`` says whether to warn if the file cannot be written."""
         self._open()
         self._plans[key] = record
-        self._write()
+        self._write(warns)
 
     def _open(self) -> None:
         # This is not on the hot path: layers look up their own programs first.
@@ -107,7 +107,7 @@ class Store:
         self._machines = {**machines, **self._machines}
         self._plans = {**plans, **self._plans}
 
-    def _write(self) -> None:
+    def _write(self, warns: bool = True) -> None:
         path = self.path
         try:
             with locked(path.with_name(f".{path.name}.mpochain-lock"), path, wait=_LONGEST_WAIT):
@@ -120,6 +120,8 @@ class Store:
                 content = {"environment": self._environment, "machines": machines, "plans": self._plans}
                 write_bytes(path, json.dumps(content, indent=1).encode())
         except OutputError as error:
+            if not warns:
+                return
             warnings.warn(f"measurements are used in this process but not stored: {error}", stacklevel=2)
 
 

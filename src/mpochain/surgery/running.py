@@ -12,7 +12,7 @@ __all__ = ["set_execution"]
 
 
 def set_execution(
-    module: nn.Module, *, cache: bool = False, autotune: bool = False, memory: Memory | None = None
+    module: nn.Module, *, cache: bool = False, autotune: bool | None = None, memory: Memory | None = None
 ) -> int:
     """Set how all compressed layers of a model run.
 
@@ -22,10 +22,14 @@ def set_execution(
             gradients, and recomputes them when a core changes (an optimiser step, ``load_state_dict``, an in-place
             edit, ``.to``). Edits that torch does not track are not noticed: through ``tensor.data``,
             ``tensor.detach().numpy()`` or from another process. Call this function again after such an edit.
-        autotune: measure the most promising plans, instead of predicting the fastest, when a layer first meets a batch
-            size (rounded up to a power of two), element type, device or number of threads. That call then takes some
-            tenths of a second; :meth:`mpochain.MPOLinear.precompile` measures ahead. The fastest plan is stored in the
-            user's cache folder for later processes.
+        autotune: how plans of chains are found for a batch size (rounded up to a power of two), element type, device
+            and number of threads. By default the first ten calls without gradients alternate among the plans that are
+            predicted to be the best and are timed, if they take more than some tens of microseconds; then the layer
+            stays with the fastest. All compute the same product, but round differently. False keeps to the prediction,
+            so that equal calls have equal results; so do ``torch.use_deterministic_algorithms`` and processes of
+            ``torch.distributed``. True measures the most promising plans at the first call, with or without gradients,
+            which then takes some tenths of a second; :meth:`mpochain.MPOLinear.precompile` measures ahead. The fastest
+            plan is stored in the user's cache folder for later processes.
         memory: deprecated; ``"fast"`` means ``cache=True``, ``"compact"`` means ``cache=False``.
 
     Returns:

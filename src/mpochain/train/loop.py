@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from mpochain.distributed import done_by_first, trains_together
 from mpochain.errors import NonFiniteError
-from mpochain.execution import fast_products
+from mpochain.execution import fast_products, predicted_plans
 from mpochain.surgery.fingerprint import fingerprint
 from mpochain.system.files import require_writable
 from mpochain.system.interrupts import run_of_steps
@@ -58,6 +58,7 @@ def _target_count(batch: Any) -> int:
 
 @torch.inference_mode(False)
 @torch.enable_grad()
+@predicted_plans()
 def train(
     model: nn.Module,
     sample: Callable[[torch.Generator, int], Batch],

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import multiprocessing
 from collections.abc import Callable
@@ -15,6 +14,7 @@ import torch
 
 from mpochain.compression import Refinement, method_named
 from mpochain.errors import CheckpointError, MPOError, RecipeError
+from mpochain.execution import predicted_plans
 from mpochain.language import LanguageModel, generate, save_language_model
 from mpochain.language.text import ENOUGH_WINDOWS
 from mpochain.report import provenance
@@ -22,29 +22,23 @@ from mpochain.system.extensions import import_extensions, imported_extensions
 from mpochain.system.files import require_writable
 from mpochain.system.locks import locked
 from mpochain.system.memory import peak_resident
-from mpochain.system.reading import read_bytes
 from mpochain.workflows.checks import require_inputs
+from mpochain.workflows.comparison_records import FORMAT, read_run
 from mpochain.workflows.compressing import compress_by
 from mpochain.workflows.finetuning import finetune_by
-from mpochain.workflows.former_names import current_record, existing_file, existing_folder
+from mpochain.workflows.former_names import existing_file, existing_folder
 from mpochain.workflows.inputs import ENOUGH_CALIBRATION, read_inputs
 from mpochain.workflows.json_file import write_json
 from mpochain.workflows.recipe import Recipe
 from mpochain.workflows.sections import Comparison, method_and_options
 from mpochain.workflows.texts import identified
 
-__all__ = ["FINETUNED", "FORMAT", "compare", "comparison_of", "read_run", "read_runs", "run_names"]
-
-# Largest record that is read, in bytes.
-_LONGEST = 256 << 20
+__all__ = ["FINETUNED", "compare", "comparison_of", "run_names"]
 
 logger = logging.getLogger(__name__)
 
-FORMAT = 1
 # Suffix of a run that finetunes the result of another run.
 FINETUNED = "-finetuned"
-
-_FIELDS = {"name", "setting", "perplexity", "provenance", "peak_bytes", "seconds"}
 
 
 def comparison_of(recipe: Recipe) -> Comparison:
@@ -143,31 +137,6 @@ def _log_unused(recipe: Recipe) -> None:
         logger.info("a comparison does not use %s of the recipe; see its section comparison", name)
 
 
-def read_runs(folder: Path) -> dict[str, dict[str, Any]]:
-    """Read the records of all finished runs of a comparison, by run name.
-
-    Raises:
-        CheckpointError: see :func:`read_run`.
-    """
-    records = (read_run(file) for file in sorted(folder.glob("*.json")))
-    return {record["name"]: record for record in records}
-
-
-def read_run(file: Path) -> dict[str, Any]:
-    """Read the record of a run, with former names replaced by current ones.
-
-    Raises:
-        CheckpointError: the record is damaged, or has another format.
-    """
-    try:
-        record = json.loads(read_bytes(file, _LONGEST).decode())
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"{file} is damaged ({error}); remove it and run the comparison again") from error
-    if not isinstance(record, dict) or record.get("format") != FORMAT or not set(record) >= _FIELDS:
-        raise CheckpointError(f"{file} is damaged or has another format; remove it and run the comparison again")
-    return current_record(record)
-
-
 def _setting(recipe: Recipe, name: str) -> dict[str, Any]:
     """Settings that determine a run's result: the recipe without other runs, with texts identified by content."""
     setting = recipe.model_dump(
@@ -210,6 +179,7 @@ def _setting(recipe: Recipe, name: str) -> dict[str, Any]:
     return setting
 
 
+@predicted_plans()
 def _run(recipe: Recipe, name: str, out: Path) -> dict[str, Any]:
     """Execute one run, in its own process."""
     # Provenance is read at the start, because the program's files may change while it runs.

@@ -12,7 +12,8 @@ from mpochain.report.figures import Series, draw
 from mpochain.report.origin import origin
 from mpochain.report.page import Block, Figure, Heading, Page, Table, Text
 from mpochain.system.files import require_writable, write_bytes
-from mpochain.workflows.comparing import FINETUNED, read_runs
+from mpochain.workflows.comparing import FINETUNED
+from mpochain.workflows.comparison_records import read_runs
 from mpochain.workflows.texts import counted_windows
 
 __all__ = ["write_comparison"]

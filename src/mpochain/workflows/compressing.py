@@ -15,6 +15,7 @@ from mpochain.checkpoint.card import write_card
 from mpochain.compression import compress, open_state, require_possible
 from mpochain.compression.budget import bytes_in_memory
 from mpochain.errors import MPOError, RecipeError
+from mpochain.execution import predicted_plans
 from mpochain.language import Speed
 from mpochain.report import provenance
 from mpochain.system.folders import replaced_together
@@ -42,6 +43,7 @@ UNFINISHED = "unfinished"
 Value = TypeVar("Value")
 
 
+@predicted_plans()
 def compress_by(
     recipe: Recipe,
     out: Path | None = None,

@@ -10,6 +10,7 @@ from typing import Any, Literal
 import torch
 
 from mpochain.errors import RecipeError
+from mpochain.execution import predicted_plans
 from mpochain.language import LanguageModel, Perplexity
 from mpochain.report import provenance
 from mpochain.surgery.fingerprint import fingerprint, fingerprint_of_data
@@ -77,6 +78,7 @@ class Finetuned:
         }
 
 
+@predicted_plans()
 def finetune_by(
     recipe: Recipe,
     folder: Path,

@@ -10,6 +10,7 @@ from typing import Any
 from torch import nn
 
 from mpochain.errors import RecipeError
+from mpochain.execution import predicted_plans
 from mpochain.language.text import ENOUGH_WINDOWS
 from mpochain.system.files import require_writable
 from mpochain.system.progress import Counters, uncounted
@@ -25,6 +26,7 @@ __all__ = ["measure_frontier"]
 logger = logging.getLogger(__name__)
 
 
+@predicted_plans()
 def measure_frontier(
     recipe: Recipe,
     out: Path,

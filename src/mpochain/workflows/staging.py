@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from mpochain.errors import MPOError, RecipeError
+from mpochain.execution import predicted_plans
 from mpochain.language import LanguageModel, load_language_model
 from mpochain.report import provenance
 from mpochain.surgery import absorb_orders
@@ -73,6 +74,7 @@ class Distilled:
         }
 
 
+@predicted_plans()
 def distill_by(
     recipe: Recipe,
     out: Path,

@@ -143,7 +143,7 @@ class RowLinear(CompressedLayer):
         """The output features ``ids``."""
         return F.linear(x, self.table.rows(ids))
 
-    def _set_execution(self, cache: bool, autotune: bool) -> None:
+    def _set_execution(self, cache: bool, autotune: bool | None) -> None:
         self.table.set_execution(cache=cache, autotune=autotune)
         super()._set_execution(cache, autotune)
 

@@ -222,7 +222,7 @@ class MPOEmbedding(RowEmbedding):
                 columns *= in_dim
         return most
 
-    def _set_execution(self, cache: bool, autotune: bool) -> None:
+    def _set_execution(self, cache: bool, autotune: bool | None) -> None:
         # A tied head is a layer of its own that shares these cores.
         self.table.set_execution(cache=cache, autotune=autotune)
         super()._set_execution(cache, autotune)

@@ -43,7 +43,7 @@ class QuantizedParts(QuantizedTensors):
     """
 
     kind = "quantized_parts"
-    _autotune = False
+    _autotune: bool | None = None
 
     @staticmethod
     def of(
@@ -108,7 +108,7 @@ class QuantizedParts(QuantizedTensors):
         with torch.inference_mode(False), torch.no_grad():
             return self._filled(copy.deepcopy(self._skeleton[0])).as_linears()
 
-    def _set_execution(self, cache: bool, autotune: bool) -> None:
+    def _set_execution(self, cache: bool, autotune: bool | None) -> None:
         self._autotune = autotune
         self._skeleton[0].set_execution(autotune=autotune)
         super()._set_execution(cache, autotune)
