@@ -44,7 +44,7 @@ def low_rank(chain: MPOChain, weight: Tensor) -> Function:
 
 def predicted(chain: MPOChain, weight: Tensor) -> nn.Module:
     """Compact execution with the cost model's plan, without measurements."""
-    return MPOLinear.from_chains(chain)
+    return MPOLinear.from_chains(chain).set_execution(autotune=False)
 
 
 def _measured(memory: mpo.planning.Memory) -> Maker:

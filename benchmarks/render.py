@@ -9,6 +9,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 import model_tables
+import regret_tables
 import result_tables as tables
 from cell_tables import cell_tables
 from ratios import OWN, Record, geometric_mean, over_autograd, over_best_peer, ratio
@@ -17,7 +18,7 @@ from targets import targets
 from mpochain.report.figures import Series, draw
 
 ROOT = Path(__file__).parent.parent
-GROUPS = ("forward", "training", "decomposition", "planning", "dispatch", "memory", "lookup", "models")
+GROUPS = ("forward", "training", "decomposition", "planning", "dispatch", "memory", "lookup", "models", "regret")
 DTYPES = ("float32", "bfloat16")
 
 Groups = dict[str, list[Record]]
@@ -168,6 +169,18 @@ def summary_page(grid: str, groups: Groups) -> str:
             "## Inference, geometric means by shape",
             "",
             tables.forward_means(forward),
+            "",
+        ]
+    if groups.get("regret"):
+        lines += [
+            "## The default plan",
+            "",
+            "Time of a layer over that of the best of all its plans, float32, 16 rows and more, without constants or "
+            "plans that were measured before: as predicted from shapes alone, and after ten calls, which a layer takes "
+            "for finding the fastest plan. Compact execution has no dense matrix, so that no plan may come near the "
+            "dense layer.",
+            "",
+            regret_tables.regret(groups["regret"]),
             "",
         ]
     if groups.get("models"):

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from ratios import Record, geometric_mean, median, over_autograd, over_best_peer, ratio
+from regret_tables import is_long, over_all, over_plans
 
 # Two runs of the same code may differ by this factor.
 _EQUAL = 1 / 1.05
@@ -237,6 +238,24 @@ def _models(records: list[Record]) -> list[Target]:
     return checked
 
 
+def _regret(records: list[Record]) -> list[Target]:
+    if not records:
+        return [_absent("The default plan after ten calls, over the best of all plans")]
+    mean = geometric_mean(over_plans(record) for record in records)
+    assert mean is not None
+    long = {record["cell"]: record for record in records if is_long(record)}
+    worst = "The default plan after ten calls, at most 1.15 times the best of all plans{}, where that takes over 100 µs"
+    return [
+        Target(
+            "The default plan after ten calls, over the best of all plans: geometric mean at most 1.05",
+            f"{mean:.3f} over {len(records)} cells",
+            mean <= 1.05,
+        ),
+        _at_most(worst.format(""), {name: over_plans(record) for name, record in long.items()}, 1.15, _times),
+        _at_most(worst.format(" and dense"), {name: over_all(record) for name, record in long.items()}, 1.15, _times),
+    ]
+
+
 def targets(groups: Groups) -> list[Target]:
     """All targets, from float32 ratios within one run; missed targets first, those that the grid lacks last."""
     forward, training = (
@@ -252,5 +271,6 @@ def targets(groups: Groups) -> list[Target]:
         *_decomposition(groups.get("decomposition", [])),
         *_lookup(groups.get("lookup", [])),
         *_models(groups.get("models", [])),
+        *_regret(groups.get("regret", [])),
     ]
     return sorted(checked, key=lambda target: {False: 0, True: 1, None: 2}[target.met])
