@@ -21,8 +21,9 @@ import torch.distributed
 from torch import Tensor
 
 from mpochain.execution.kernels import KERNELS, Kernel
-from mpochain.execution.plan_records import measured_before, remember
+from mpochain.execution.plan_records import conditions_of, measured_before, remember
 from mpochain.planning import Considered, ContractionPlan, Memory, Setting, Variant, plan
+from mpochain.planning.kernel_models import kernel_errors, runs
 from mpochain.planning.store import STORE
 from mpochain.spec import ChainSpec
 
@@ -45,8 +46,9 @@ _RIVALS = (2.5, 1.25, 1.25)
 # Timed calls of all plans together.
 _MOST_CALLS = 10
 
-# The predicted plan stays if it takes at most this multiple of the best time, since times of real calls scatter.
-_EQUAL = 1.03
+# The predicted plan stays if it takes at most this multiple of the best time and so many seconds more, since times of
+# real calls scatter, most of all those of short ones.
+_EQUAL, _EQUAL_SECONDS = 1.03, 1.5e-5
 
 # Kind of the records in the user's cache folder.
 _BY = "calls"
@@ -103,12 +105,29 @@ def _trial_of(
     spec: ChainSpec, batch: int, memory: Memory, setting: Setting, kernels: tuple[Kernel, ...], _cache: str
 ) -> Trial | None:
     predicted = plan(spec, batch, memory=memory, setting=setting, machine=STORE.machine(setting), kernels=kernels)
-    best = predicted.predicted_seconds
-    entries = [entry for entry in predicted.considered if entry.predicted <= _HOPELESS * best][:_TRIED]
-    if best < _WORTHWHILE or len(entries) < 2:
+    if predicted.predicted_seconds < _WORTHWHILE:
+        return None
+    entries = _entries(predicted, kernels)
+    if len(entries) < 2:
         return None
     settled = measured_before(predicted, kernels) or measured_before(predicted, kernels, by=_BY)
     return Trial(predicted, entries, settled, lambda timed: remember(timed, kernels, by=_BY, warns=False))
+
+
+def _entries(predicted: ContractionPlan, kernels: tuple[Kernel, ...]) -> list[Considered]:
+    """The variants to try: the best candidates, and the rebuild by every kernel, as one product and in panels."""
+    conditions, most = conditions_of(predicted), _HOPELESS * predicted.predicted_seconds
+    entries = [entry for entry in predicted.considered if entry.predicted <= most][:_TRIED]
+    for variant in [entry.variant for entry in entries if entry.variant.rebuilds]:
+        for kernel in kernels:
+            with kernel_errors(kernel, predicted.spec):
+                if runs(kernel, variant.schedule, conditions):
+                    rivals = kernel.variants(variant.candidate, conditions)
+                    entries += [Considered(rival, kernel.seconds(rival, conditions)) for rival in rivals]
+    # The predicted plan comes first, and is not added again.
+    distinct = {entry.variant: entry for entry in reversed(entries)}
+    first, *others = sorted(distinct.values(), key=lambda entry: (entry.variant != predicted.chosen, entry.predicted))
+    return [first, *(entry for entry in others if entry.predicted <= most)]
 
 
 class Trial:
@@ -225,6 +244,6 @@ class Trial:
         first, fastest = measured[0], ranked[0]
         assert first.measured is not None
         assert fastest.measured is not None
-        if first.measured <= _EQUAL * fastest.measured:
+        if first.measured <= _EQUAL * fastest.measured + _EQUAL_SECONDS:
             ranked = [first, *(entry for entry in ranked if entry is not first)]
         return self.predicted.timed(tuple(ranked), None)
