@@ -79,7 +79,7 @@ def bench_regret(benchmark, cell, memory, tmp_path, monkeypatch):
             "predicted": lambda _: by_prediction(),
             "best": lambda _: by_time(),
         }
-        timings = interleave(functions, **quick)
+        timings = interleave(functions, **(quick or {"rounds": 15, "most_seconds": 0.3}))
     benchmark.group = f"regret: {name}"
     benchmark.extra_info.update(cell=name, timings=timings)
     benchmark.pedantic(functions["default"], args=(0,), rounds=1)

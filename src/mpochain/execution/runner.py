@@ -269,6 +269,7 @@ class ChainRunner:
         views, steps = program.only_views, STEPS.count
         if trial is not None or not keepable(x, cores):
             return
+        bound = None
         if self._keeps(program):
             matrices = self._matrices.of(program, number, cores)
             if not self._matrices.holds(number, matrices):
@@ -276,7 +277,7 @@ class ChainRunner:
             watched = [(name, core, None if views else core._version) for name, core in zip(names, cores, strict=True)]
             bias = parameters["bias"]
             bound = bind(program, matrices, shape, bias, watched, None if views else lambda: STEPS.count == steps)
-        else:
+        if bound is None and (views or not self._keeps(program)):
             bound = bind_unkept(program, shape, names)
         if bound is None:
             self._refuse(shape)
