@@ -62,7 +62,7 @@ ALLOWED = {
         "nn",
         "surgery",
     },
-    "compression": _LAYERS | {"system", "report", "checkpoint"},
+    "compression": _LAYERS | {"system", "report", "checkpoint", "distributed"},
     "language": {"wording", "architectures", "errors", "system", "nn", "surgery", "checkpoint"},
     "workflows": {
         "wording",
@@ -72,6 +72,7 @@ ALLOWED = {
         "system",
         "units",
         "quantization",
+        "distributed",
         "execution",
         "nn",
         "surgery",

@@ -18,12 +18,13 @@ PROCESSES = 2
 _LONGEST = 240  # seconds
 
 
-def run_pair(function, folder):
+def run_pair(function, folder, *, longest=_LONGEST):
     """Call a function of a module of this folder in two processes, and return what each of them returns.
 
     Args:
         function: called as ``function(rank, folder)``.
         folder: an empty folder of this run; the processes meet at a file in it, so that no port is needed.
+        longest: seconds to wait for a process; one that still runs is killed.
     """
     folder.mkdir(parents=True, exist_ok=True)
     tests = Path(__file__).parents[1]
@@ -36,7 +37,7 @@ def run_pair(function, folder):
             for rank in range(PROCESSES)
         ]
         try:
-            codes = [process.wait(timeout=_LONGEST) for process in processes]
+            codes = [_code(process, longest) for process in processes]
         finally:
             for process in processes:
                 process.kill()
@@ -44,6 +45,14 @@ def run_pair(function, folder):
         output.seek(0)
         assert codes == [0] * PROCESSES, output.read()[-8000:]
     return [torch.load(folder / f"result-{rank}", weights_only=False) for rank in range(PROCESSES)]
+
+
+def _code(process, longest):
+    """The exit status of a process; None for one that did not end."""
+    try:
+        return process.wait(timeout=longest)
+    except subprocess.TimeoutExpired:
+        return None
 
 
 def _main(module, name, folder, rank):

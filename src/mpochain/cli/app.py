@@ -28,6 +28,7 @@ from mpochain.cli.frontier import frontier
 from mpochain.cli.inspect import inspect
 from mpochain.cli.methods import CommandWithMethods, methods
 from mpochain.cli.plan import plan
+from mpochain.cli.processes import after_others
 from mpochain.cli.recipe import recipe
 from mpochain.errors import ArgumentError, MPOError, RecipeError, printable
 from mpochain.system.interrupts import interrupts_between_steps
@@ -134,5 +135,5 @@ def _in_options(message: str) -> str:
 
 
 def _fail(message: str, status: int) -> None:
-    print(f"error: {printable(message)}", file=sys.stderr)
+    print(f"error: {printable(after_others(message))}", file=sys.stderr)
     sys.exit(status)

@@ -13,6 +13,7 @@ from typing import Annotated, Any, get_type_hints
 
 import typer
 
+from mpochain.cli.processes import joined
 from mpochain.errors import ArgumentError
 from mpochain.system.extensions import import_extensions
 from mpochain.system.paths import require_path
@@ -70,7 +71,8 @@ def command(function: Callable[..., None]) -> Callable[..., None]:
                 require_path(value)
         import_extensions(imports or (), installed=True)
         try:
-            function(*args, **{name: value for name, value in values.items() if name not in added})
+            with joined(function.__name__, values.get("device")):
+                function(*args, **{name: value for name, value in values.items() if name not in added})
             sys.stdout.flush()
         except BrokenPipeError:
             # The interpreter flushes once more at its end, which would print an error.

@@ -18,6 +18,7 @@ from mpochain.compression.methods import Method
 from mpochain.compression.preparation import Preparation, choices_of, method_errors, reason_to_stay_dense
 from mpochain.compression.records import LayerRecord
 from mpochain.compression.state import CompressionState
+from mpochain.compression.statistics.division import UNDIVIDED, Division
 from mpochain.compression.statistics.moments import Moments
 from mpochain.compression.statistics.store import MomentStore
 from mpochain.compression.target import Target
@@ -46,6 +47,7 @@ class Builder:
         moments: statistics of the layers.
         preparation: choices of the layers, fitted without correction.
         state: keeps the built layers, and has those of an interrupted run; None to keep none.
+        division: processes that build layers of their own.
 
     Attributes:
         records: record of each layer built so far, by name.
@@ -61,7 +63,9 @@ class Builder:
         moments: MomentStore,
         preparation: Preparation,
         state: CompressionState | None = None,
+        division: Division = UNDIVIDED,
     ) -> None:
+        self.division = division
         self._method, self._targets, self._chosen = method, targets, chosen
         self._moments, self._preparation, self._state = moments, preparation, state
         self.records: dict[str, LayerRecord] = {}
@@ -73,6 +77,18 @@ class Builder:
         if self.restore(name):
             return self.built.get(self._targets[name].module)
         return self.keep(name, *self.proposal(name))
+
+    def exchange(self, name: str) -> None:
+        """Take the replacement that the owner of a layer has built; every process calls this in the same order."""
+        target, owner = self._targets[name], self.division.owner(name)
+        own: tuple[Any, LayerRecord] | None = None
+        if self.division.owns(name):
+            layer = self.built.get(target.module)
+            own = (None if layer is None else layer.to("cpu"), self.records[name])
+        received = self.division.team.sent(own, owner)
+        assert received is not None
+        layer, self.records[name] = received
+        self._put(target, None if layer is None else layer.to(target.weight.device))
 
     def has_statistics(self, name: str) -> bool:
         """Whether data and gradients reached a layer."""
@@ -222,13 +238,18 @@ class Builder:
 
 
 def build_all(names: Collection[str], builder: Builder) -> None:
-    """Build the layers of these names, without inserting them into the model."""
-    last, left = time.monotonic(), TimeLeft(len(names))
-    for number, name in enumerate(names, 1):
-        builder(name)
-        if time.monotonic() - last > _INTERVAL:
-            last = time.monotonic()
-            _logger.info("layers built: %s", left.after(number))
+    """Build the layers of these names, each in the process that owns it, without inserting them into the model."""
+    team, own = builder.division.team, builder.division.own(names)
+    last, left = time.monotonic(), TimeLeft(len(own))
+    with team.together():
+        for number, name in enumerate(own, 1):
+            builder(name)
+            if time.monotonic() - last > _INTERVAL:
+                last = time.monotonic()
+                _logger.info("layers built: %s", left.after(number))
+    if not team.is_alone:
+        for name in names:
+            builder.exchange(name)
 
 
 def build_at_once(

@@ -16,6 +16,7 @@ from mpochain.compression.reached import require_reached
 from mpochain.compression.selection import Opened
 from mpochain.compression.state import CompressionState
 from mpochain.compression.statistics.default_loss import DefaultLoss
+from mpochain.compression.statistics.division import UNDIVIDED, Division
 from mpochain.compression.statistics.passes import gather_every, kept_on_disk, memory_for_statistics
 from mpochain.compression.statistics.store import MomentStore
 from mpochain.compression.target import Target
@@ -36,6 +37,7 @@ class Setup:
         batches: calibration batches.
         loss: loss whose gradients weight the outputs.
         groups: layers of each pass over the data.
+        division: processes that share the work.
     """
 
     model: nn.Module
@@ -45,11 +47,13 @@ class Setup:
     batches: Iterable[Any]
     loss: Callable[[Any], Tensor] | DefaultLoss
     groups: Sequence[Mapping[str, Target]]
+    division: Division = UNDIVIDED
 
     def store(self, state: CompressionState | None) -> MomentStore:
         """Storage for the moments of all layers, a context manager."""
         on_disk = kept_on_disk(self.model, self.groups, self.method)
-        return MomentStore(on_disk=on_disk, folder=None if state is None else state.moments)
+        folder = None if state is None else state.moments
+        return MomentStore(on_disk=on_disk, folder=folder, division=self.division)
 
     def choose(
         self,
@@ -69,22 +73,34 @@ class Setup:
         Returns:
             Fits of the layers, and the choices with other results, ready for JSON.
         """
-        targets = self.selected.targets
-        if state is None or not state.has_layers(targets):
+        targets, team = self.selected.targets, self.division.team
+        if not team.from_first(state is not None and state.has_layers(targets)):
             with with_layers(self.model, standing):
                 gather_every(
-                    self.model, self.groups, self.batches, self.method, moments, loss=self.loss, standing=standing
+                    self.model,
+                    self.groups,
+                    self.batches,
+                    self.method,
+                    moments,
+                    loss=self.loss,
+                    standing=standing,
+                    division=self.division,
                 )
             require_reached(self.model, targets, moments.unreached, self.patterns)
-        preparation = Preparation(self.method, targets, moments, memory_for_statistics(self.model))
-        choice = None if state is None else state.choices()
+        preparation = Preparation(
+            self.method, targets, moments, memory_for_statistics(self.model), division=self.division
+        )
+        choice = team.from_first(None if state is None else state.choices())
         if choice is None:
             error = None if limit.budget is None else error_budget(limit.budget)
-            choice = {
-                **allocated(self.method, targets, preparation, limit, error),
-                "loss": moments.loss,
-                "unreached": list(moments.unreached),
-            }
-            if state is not None:
+            # The curves are alike in all processes, but the last digits of a search need not be.
+            choice = team.from_first(
+                {
+                    **allocated(self.method, targets, preparation, limit, error),
+                    "loss": moments.loss,
+                    "unreached": list(moments.unreached),
+                }
+            )
+            if state is not None and team.is_first:
                 state.keep_choices(choice)
         return preparation, choice

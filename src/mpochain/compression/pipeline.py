@@ -12,14 +12,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mpochain.compression.blocks.refinement import refine_blocks, require_data_to_refine
+from mpochain.compression.blocks.refinement import require_data_to_refine
 from mpochain.compression.blocks.refinement_settings import Refinement, settings_of
 from mpochain.compression.blocks.sequential import build_in_sequence, require_sequence
 from mpochain.compression.budget import bytes_in_memory
 from mpochain.compression.building import Builder, build_at_once
 from mpochain.compression.checks import checked, untouched_modules
+from mpochain.compression.finishing import finished
 from mpochain.compression.former_log import logged_to
-from mpochain.compression.held_out import compared
 from mpochain.compression.history import leave_marks
 from mpochain.compression.layer_choices import Setup
 from mpochain.compression.methods import Method, method_of
@@ -28,6 +28,7 @@ from mpochain.compression.selection import as_patterns
 from mpochain.compression.stages import compressed_in_stages
 from mpochain.compression.state import CompressionState, open_state
 from mpochain.compression.statistics.default_loss import DefaultLoss
+from mpochain.compression.statistics.division import divided
 from mpochain.compression.statistics.passes import (
     batches_for,
     memory_for_statistics,
@@ -35,6 +36,8 @@ from mpochain.compression.statistics.passes import (
     require_batches,
 )
 from mpochain.compression.sufficiency import too_few_rows
+from mpochain.compression.together import in_turn, require_alike
+from mpochain.distributed import team_of_group
 from mpochain.execution import predicted_plans
 from mpochain.report import provenance
 from mpochain.surgery.experts import separated_experts
@@ -151,11 +154,30 @@ def compress(
     """
     began = time.perf_counter()
     require_module(model)
+    team = team_of_group()
+    require_alike(
+        team,
+        model,
+        calibration,
+        held_out,
+        budget=budget,
+        targets=None if targets is None else as_patterns(targets, "targets"),
+        ignore=as_patterns(ignore, "ignore"),
+        method=method,
+        sequential=sequential,
+        refine=refine,
+        speed=speed,
+        stages=stages,
+        dry_run=dry_run,
+        seed=seed,
+        loss=loss is None,
+        checkpoint=checkpoint is None,
+    )
     # Layers built in inference mode could never be trained.
     with (
         logged_to(log),
         torch.inference_mode(False),
-        _alone(None if dry_run else checkpoint),
+        _alone(None if dry_run or not team.is_first else checkpoint),
         without_wrappers(model, editing=True) as model,
         separated_experts(model) as fused,
     ):
@@ -166,6 +188,7 @@ def compress(
             model, budget, way, targets, ignore, sequential=sequential, refine=refine, speed=speed, stages=stages
         )
         opened, limit = selected.targets, limits[-1]
+        division = divided(opened, team)
         limit.warn_if_loose()
         batches = batches_for(calibration, way)
         refinement = None if dry_run else settings_of(refine)
@@ -174,12 +197,12 @@ def compress(
             aside = require_batches(held_out, "held_out")
         if refinement is not None:
             require_data_to_refine(model, opened, calibration, aside)
-        divided = require_sequence(model, opened, calibration or (), aside) if sequential else None
-        state = None
-        if isinstance(checkpoint, CompressionState):
-            state = checkpoint
-        elif checkpoint is not None and not dry_run:
-            state = open_state(
+        sequence = require_sequence(model, opened, calibration or (), aside) if sequential else None
+
+        def opened_state() -> CompressionState | None:
+            if isinstance(checkpoint, CompressionState) or checkpoint is None or dry_run:
+                return checkpoint if isinstance(checkpoint, CompressionState) else None
+            return open_state(
                 checkpoint,
                 model,
                 budget,
@@ -194,24 +217,26 @@ def compress(
                 loss=loss,
                 seed=seed,
             )
+
+        state = in_turn(team, opened_state)
         parameters = sum(parameter.numel() for parameter in model.parameters())
         size = bytes_in_memory(model)
         untouched = untouched_modules(model, opened, parameters)
         weighting = DefaultLoss(model, seed) if loss is None else loss
-        setup = Setup(model, way, selected, targets, batches, weighting, list(parts(model, opened, way)))
+        setup = Setup(model, way, selected, targets, batches, weighting, list(parts(model, opened, way)), division)
         standing: Mapping[nn.Module, nn.Module] = {}
-        if len(limits) > 1 and (state is None or not state.has_layers(opened)):
+        if len(limits) > 1 and not team.from_first(state is not None and state.has_layers(opened)):
             standing = compressed_in_stages(setup, limits[:-1], state)
         with setup.store(state) as moments:
             preparation, choice = setup.choose(limit, moments, state, standing)
             standing = {}  # frees the layers of the last stage
-            builder = Builder(way, opened, choice["chosen"], moments, preparation, state)
+            builder = Builder(way, opened, choice["chosen"], moments, preparation, state, division)
             _logger.info("building %s, from %s on", counted(len(opened), "layer"), next(iter(opened)))
-            if divided is not None:
+            if sequence is not None:
                 build_in_sequence(
                     model,
                     opened,
-                    divided,
+                    sequence,
                     builder,
                     limit,
                     loss=weighting if way.needs == "gradients" else None,
@@ -220,20 +245,17 @@ def compress(
                 )
             else:
                 build_at_once(model, opened, selected.heads, builder, limit, dry_run=dry_run)
-        refined = None
-        if refinement is not None:
-            room = memory_for_statistics(model)
-            refined = refine_blocks(
-                model,
-                builder.built,
-                calibration or (),
-                aside,
-                refinement,
-                loss=weighting,
-                seed=seed,
-                room=room,
-                state=state,
-            )
+        refined_blocks, difference = finished(
+            model,
+            builder.built,
+            calibration or (),
+            None if dry_run else aside,
+            refinement,
+            loss=weighting,
+            seed=seed,
+            state=state,
+            team=team,
+        )
         shortage = too_few_rows(builder.records.values())
         if shortage is not None:
             _logger.warning("%s", shortage)
@@ -254,12 +276,8 @@ def compress(
             model_bytes=size,
             loss=choice["loss"] or None,
             shared=tuple((selected.left_out | (fused if targets is None and way.linear else {})).items()),
-            held_out=None
-            if aside is None or dry_run
-            else compared(
-                model, builder.built, calibration or (), aside, originals=None if refined is None else refined.originals
-            ),
-            refined=() if refined is None else tuple(refined.blocks),
+            held_out=difference,
+            refined=refined_blocks,
         )
         if not dry_run:
             leave_marks(model, report)

@@ -22,6 +22,7 @@ from mpochain.compression.allocation import (
 from mpochain.compression.choices import Choices
 from mpochain.compression.limit import Limit
 from mpochain.compression.methods import Method
+from mpochain.compression.statistics.division import UNDIVIDED, Division
 from mpochain.compression.statistics.moments import Moments
 from mpochain.compression.statistics.store import MomentStore
 from mpochain.compression.target import Target
@@ -89,27 +90,46 @@ class Preparation:
         moments: statistics of all layers.
         room: bytes for fits and moments in memory, see
             :func:`mpochain.compression.statistics.passes.memory_for_statistics`.
+        division: processes that fit layers of their own.
 
     Attributes:
         without_choice: layers that cannot become smaller, with the reason; filled by :meth:`curves`.
     """
 
-    def __init__(self, method: Method, targets: Mapping[str, Target], moments: MomentStore, room: int) -> None:
-        self._method, self._targets, self._moments = method, targets, moments
+    def __init__(
+        self,
+        method: Method,
+        targets: Mapping[str, Target],
+        moments: MomentStore,
+        room: int,
+        *,
+        division: Division = UNDIVIDED,
+    ) -> None:
+        self._method, self._targets, self._moments, self._division = method, targets, moments, division
         self._room = room - moments.bytes_in_memory
         self._held: dict[str, Choices] = {}
         self.without_choice: dict[str, str] = {}
 
     def curves(self) -> dict[str, Curve]:
-        """Costs and errors of the choices of every layer.
+        """Costs and errors of the choices of every layer; each process fits its own.
 
         Raises:
             FactorizationError: a fit failed; the message names the layer.
         """
-        curves = {}
         _logger.info("fitting %s", counted(len(self._targets), "layer"))
-        last, left = time.monotonic(), TimeLeft(len(self._targets))
-        for number, (name, target) in enumerate(self._targets.items()):
+        with self._division.team.together():
+            own = self._own_curves()
+        every: dict[str, Curve] = {}
+        for curves, without_choice in self._division.team.gathered((own, self.without_choice)):
+            every |= curves
+            self.without_choice = self.without_choice | without_choice
+        return {name: every[name] for name in self._targets}
+
+    def _own_curves(self) -> dict[str, Curve]:
+        curves = {}
+        targets = {name: self._targets[name] for name in self._division.own(self._targets)}
+        last, left = time.monotonic(), TimeLeft(len(targets))
+        for number, (name, target) in enumerate(targets.items()):
             if time.monotonic() - last > _INTERVAL:
                 last = time.monotonic()
                 _logger.info("layers fitted: %s", left.after(number))

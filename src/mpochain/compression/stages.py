@@ -98,7 +98,7 @@ def compressed_in_stages(
         of_stage = None if state is None else state.stage(number)
         with setup.store(of_stage) as moments:
             preparation, choice = setup.choose(limit, moments, of_stage, standing)
-            builder = Builder(setup.method, targets, choice["chosen"], moments, preparation, of_stage)
+            builder = Builder(setup.method, targets, choice["chosen"], moments, preparation, of_stage, setup.division)
             build_all(targets, builder)
             builder.verify(limit)
         builder.tie(setup.selected.heads)

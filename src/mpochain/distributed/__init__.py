@@ -11,8 +11,11 @@ from mpochain.distributed.sharding import (
     reshard,
     whole_on_first,
 )
+from mpochain.distributed.team import ALONE, Team, team_of_group
 
 __all__ = [
+    "ALONE",
+    "Team",
     "agreed",
     "collected",
     "done_by_first",
@@ -25,6 +28,7 @@ __all__ = [
     "is_sharded",
     "position",
     "reshard",
+    "team_of_group",
     "trains_together",
     "whole_on_first",
 ]

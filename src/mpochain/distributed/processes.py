@@ -14,7 +14,7 @@ from torch.nn.parallel import DistributedDataParallel
 from mpochain.distributed.sharding import is_sharded
 from mpochain.errors import MPOError
 
-__all__ = ["agreed", "collected", "done_by_first", "is_first", "position", "trains_together"]
+__all__ = ["agreed", "collected", "done_by_first", "is_first", "position", "sendable", "trains_together"]
 
 
 def trains_together(model: nn.Module) -> bool:
@@ -77,7 +77,7 @@ def agreed(error: BaseException | None) -> None:
         BaseException: the error of the first process; an :class:`mpochain.errors.MPOError` with its text if it cannot
             be sent.
     """
-    sent: list[BaseException | None] = [_sendable(error) if is_first() else None]
+    sent: list[BaseException | None] = [sendable(error) if is_first() else None]
     dist.broadcast_object_list(sent, src=0)
     if sent[0] is not None and not is_first():
         raise sent[0]
@@ -111,11 +111,17 @@ def done_by_first(*, together: bool) -> Iterator[bool]:
         agreed(error)
 
 
-def _sendable(error: BaseException | None) -> BaseException | None:
+def sendable(error: BaseException | None) -> BaseException | None:
+    """An error as it can be pickled for other processes; with its text alone if it cannot.
+
+    Example:
+        >>> sendable(ValueError("no"))
+        ValueError('no')
+    """
     if error is None:
         return None
     try:
         pickle.loads(pickle.dumps(error))
     except Exception:  # pickle raises whatever the methods of the error raise
-        return MPOError(f"the first process stopped with {type(error).__name__}: {error}")
+        return MPOError(f"another process stopped with {type(error).__name__}: {error}")
     return error

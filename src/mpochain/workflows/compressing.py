@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal, TypeVar
@@ -14,6 +15,7 @@ from torch import nn
 from mpochain.checkpoint.card import write_card
 from mpochain.compression import compress, open_state, require_possible
 from mpochain.compression.budget import bytes_in_memory
+from mpochain.distributed import team_of_group
 from mpochain.errors import MPOError, RecipeError
 from mpochain.execution import predicted_plans
 from mpochain.language import Speed
@@ -91,20 +93,68 @@ def compress_by(
             f"{what} needs calibration data; name a text typical of the model's use in the section "
             "calibration (on the command line --calibration)"
         )
-    if dry_run or out is None:
-        return _compress(recipe, None, dry_run=dry_run, evaluated=evaluated, timed=timed, command="", counters=counters)
-    _require_other_folder(recipe, out)
-    with result_folder(out, overwrite=overwrite, unfinished=(UNFINISHED,)):
+    folder = None if dry_run else out
+    team = team_of_group()
+    with ExitStack() as held:
+        if folder is not None:
+            with team.together():
+                if team.is_first:
+                    _require_other_folder(recipe, folder)
+                    held.enter_context(result_folder(folder, overwrite=overwrite, unfinished=(UNFINISHED,)))
+        if not team.is_first:
+            return _followed(recipe, folder, dry_run=dry_run)
         return _compress(
             recipe,
-            out,
-            dry_run=False,
+            folder,
+            dry_run=dry_run,
             evaluated=evaluated,
             timed=timed,
-            command=command,
+            command=command if folder is not None else "",
             overwrite=overwrite,
             counters=counters,
         )
+
+
+def _followed(recipe: Recipe, out: Path | None, *, dry_run: bool) -> Compressed:
+    """The compression in a process that shares the work of the first one, which measures and writes the result."""
+    with team_of_group().together():
+        inputs = read_inputs(recipe, "calibration")
+    model = inputs.language.model
+    parameters, size = _parameters(model), bytes_in_memory(model)
+    report = compress(
+        model,
+        recipe.budget,
+        calibration=inputs.calibration,
+        held_out=inputs.held_out or None,
+        dry_run=dry_run,
+        checkpoint=None if out is None else out / UNFINISHED,
+        **_arguments(recipe),
+    )
+    return Compressed(
+        language=inputs.language,
+        report=report,
+        parameters=(parameters, _parameters(model)),
+        before=None,
+        after=None,
+        speed=None,
+        peak_bytes=peak_resident(),
+        model_bytes=(size, bytes_in_memory(model)),
+        windows=None,
+    )
+
+
+def _arguments(recipe: Recipe) -> dict[str, Any]:
+    """Arguments of a compression besides the model, the budget and the data."""
+    return {
+        "targets": recipe.targets,
+        "ignore": recipe.ignore,
+        "method": recipe.chosen_method(),
+        "sequential": recipe.sequential,
+        "refine": recipe.refine,
+        "speed": recipe.speed,
+        "stages": recipe.stage_budgets,
+        "seed": recipe.seed,
+    }
 
 
 def _compress(
@@ -118,43 +168,34 @@ def _compress(
     counters: Counters,
     overwrite: bool = False,
 ) -> Compressed:
-    method = recipe.chosen_method()
-    sections: list[Section] = ["calibration"] if dry_run else ["calibration", "evaluation"]
-    inputs = read_inputs(recipe, *sections)
-    model = inputs.language.model
-    warn_of_growth(recipe.model, model)
-    arguments: dict[str, Any] = {
-        "targets": recipe.targets,
-        "ignore": recipe.ignore,
-        "method": method,
-        "sequential": recipe.sequential,
-        "refine": recipe.refine,
-        "speed": recipe.speed,
-        "stages": recipe.stage_budgets,
-        "seed": recipe.seed,
-    }
+    arguments = _arguments(recipe)
     possible = {name: value for name, value in arguments.items() if name != "seed"}
-    require_possible(model, recipe.budget, **possible)  # before the evaluation of the dense model
+    sections: list[Section] = ["calibration"] if dry_run else ["calibration", "evaluation"]
     unfinished = None if out is None else out / UNFINISHED
     state = None
-    if unfinished is not None:
-        # Another run is refused here, before the evaluation of the dense model.
-        state = open_state(
-            unfinished,
-            model,
-            recipe.budget,
-            calibration=inputs.calibration,
-            replace_other=overwrite,
-            **arguments,
-        )
     try:
-        measurements = Measurements(unfinished)
-        dense = Measured(inputs, measurements, "dense", counters)
-        before = dense.perplexity(model) if evaluated == "both" else None
-        also_before = dense.perplexities_of_also(model) if evaluated == "both" else {}
-        asked = () if dry_run or evaluated == "after" else recipe.prompts
-        dense_texts = dense.texts(model, asked)
-        parameters, size = _parameters(model), bytes_in_memory(model)
+        with team_of_group().together():
+            inputs = read_inputs(recipe, *sections)
+            model = inputs.language.model
+            warn_of_growth(recipe.model, model)
+            require_possible(model, recipe.budget, **possible)  # before the evaluation of the dense model
+            if unfinished is not None:
+                # Another run is refused here, before the evaluation of the dense model.
+                state = open_state(
+                    unfinished,
+                    model,
+                    recipe.budget,
+                    calibration=inputs.calibration,
+                    replace_other=overwrite,
+                    **arguments,
+                )
+            measurements = Measurements(unfinished)
+            dense = Measured(inputs, measurements, "dense", counters)
+            before = dense.perplexity(model) if evaluated == "both" else None
+            also_before = dense.perplexities_of_also(model) if evaluated == "both" else {}
+            asked = () if dry_run or evaluated == "after" else recipe.prompts
+            dense_texts = dense.texts(model, asked)
+            parameters, size = _parameters(model), bytes_in_memory(model)
         with freed_memory_returned():
             report = compress(
                 model,

@@ -26,6 +26,11 @@ class CountedWindows:
     def __getitem__(self, index: int) -> Tensor:
         return self._windows[index]
 
+    @property
+    def uncounted(self) -> list[Tensor]:
+        """The windows themselves, to read without a pass that is reported."""
+        return self._windows
+
     def __iter__(self) -> Iterator[Tensor]:
         self._passes += 1
         count = self._counters(f"calibration, pass {self._passes}")

@@ -12,10 +12,13 @@ import torch
 from torch import Tensor, nn
 
 from mpochain.compression.statistics.default_loss import DefaultLoss
+from mpochain.compression.statistics.division import UNDIVIDED, Division
 from mpochain.compression.statistics.moments import Moments, frozen, run_batch
 from mpochain.compression.statistics.recompute import InputsChangedError, Recomputation
+from mpochain.compression.statistics.shared_sums import add_up
 from mpochain.compression.statistics.square_sum import Slabs, compact, unit_rows
 from mpochain.compression.statistics.sums import InputMoments, Sums, observed, tokens_counted
+from mpochain.distributed import Team
 from mpochain.errors import ArgumentError, NonFiniteError
 from mpochain.nn import SeparateExperts
 from mpochain.surgery.calls import without_cache
@@ -54,6 +57,7 @@ def collect(
     inputs: Collection[str] = (),
     outputs: Collection[str] = (),
     standing: Mapping[nn.Module, nn.Module] | None = None,
+    division: Division = UNDIVIDED,
 ) -> Collected:
     """Run a model over calibration batches and collect the second moments of its layers.
 
@@ -68,6 +72,8 @@ def collect(
             the outputs are the larger side.
         standing: what stands in the model for some of the layers, such as a compressed layer. The moments are those of
             the dense weights on the inputs and gradients in the model as it is.
+        division: processes that share the batches, of which all give the same ones, and each gets the moments of its
+            own layers.
 
     Raises:
         ArgumentError: there are no batches, a batch has another type, all positions are masked, or the loss is no
@@ -81,20 +87,32 @@ def collect(
         )
     seen = {name: (standing or {}).get(layer, layer) for name, layer in layers.items()}
 
-    def summed(*, recomputing: bool) -> dict[str, Sums]:
-        slabs = Slabs()
+    team = division.team
+
+    def summed(*, recomputing: bool) -> dict[str, Sums] | None:
+        """The sums; None if a block changed its inputs, in any process."""
+        slabs, read, changed = Slabs(), (0, 0), False
         sums = {name: Sums(name, layer, name in inputs, name in outputs, slabs) for name, layer in layers.items()}
-        _pass(model, seen, sums, batches, loss, recomputing=recomputing)
+        with team.together():
+            try:
+                read = _pass(model, seen, sums, batches, loss, recomputing=recomputing, team=team)
+            except InputsChangedError:
+                changed = True
+        told = team.gathered((changed, read))
+        if any(changed for changed, _ in told):
+            return None
+        _require_counted(sum(count for _, (count, _) in told), sum(masked for _, (_, masked) in told))
+        add_up(sums, division)
         return sums
 
     with torch.inference_mode(False):
-        try:
-            sums = summed(recomputing=loss is not None)
-        except InputsChangedError:
+        sums = summed(recomputing=loss is not None)
+        if sums is None:
             if isinstance(loss, DefaultLoss):
                 loss.restart()
             sums = summed(recomputing=False)
-        return _collected(sums, gradients=loss is not None)
+        assert sums is not None
+        return _collected(sums, gradients=loss is not None, division=division)
 
 
 def _pass(
@@ -105,8 +123,13 @@ def _pass(
     loss: _Loss | DefaultLoss | None,
     *,
     recomputing: bool,
-) -> None:
-    """Run the model over all batches and add what its layers read to their sums."""
+    team: Team,
+) -> tuple[int, int]:
+    """Run the model over the batches of this process and add what its layers read to their sums.
+
+    Returns:
+        The number of batches read, and of those among them that are masked entirely.
+    """
     latest, again = InputMoments(), Recomputation()
     count = masked = 0
     masks = Masks(model, {})
@@ -121,9 +144,18 @@ def _pass(
             stack.enter_context(tokens_counted(name, mixture, members, again, lambda: masks))
         for name, layer in layers.items():
             stack.enter_context(observed(layer, sums[name], latest, again, lambda: masks, loss is not None))
-        for count, batch in enumerate(batches, 1):
+        for number, batch in enumerate(batches, 1):
+            is_own = team.works_on(number)
+            if not is_own and not (isinstance(loss, DefaultLoss) and not loss.is_decided):
+                continue
             arguments = arguments_of(model, batch)
             masks = Masks(model, arguments)
+            if not is_own:
+                if not masks.empty:
+                    with again.uncounted():
+                        _decide(loss, model, batch, arguments, masks)
+                continue
+            count += 1
             if masks.empty:
                 masked += 1
                 continue
@@ -132,15 +164,20 @@ def _pass(
                     run_batch(model, batch)
                 else:
                     try:
-                        _backward(loss, model, batch, arguments, masks, count)
+                        _backward(loss, model, batch, arguments, masks, number)
                     except NonFiniteError:
                         # Name the first layer with NaN in its input rather than report the output.
                         for layer_sums in sums.values():
-                            layer_sums.require_finite(count)
+                            layer_sums.require_finite(number)
                         raise
             latest.clear()
             for layer_sums in sums.values():
-                layer_sums.require_finite(count)
+                layer_sums.require_finite(number)
+    return count, masked
+
+
+def _require_counted(count: int, masked: int) -> None:
+    """Refuse data without any position that counts, and tell of batches without one."""
     if not count:
         raise ArgumentError("calibration needs at least one batch")
     if masked == count:
@@ -162,12 +199,22 @@ def _mixtures(model: nn.Module, sums: Mapping[str, Sums]) -> Iterator[tuple[str,
             yield name, module, members[name]
 
 
+def _decide(
+    loss: _Loss | DefaultLoss | None, model: nn.Module, batch: Any, arguments: Mapping[str, Any], masks: Masks
+) -> None:
+    """Let the first batch decide what the outputs mean, though another process works on it."""
+    assert isinstance(loss, DefaultLoss)
+    loss.expect(arguments, masks)
+    with torch.no_grad():
+        loss.decide(run_batch(model, batch))
+
+
 def _backward(
     loss: _Loss | DefaultLoss, model: nn.Module, batch: Any, arguments: Mapping[str, Any], masks: Masks, number: int
 ) -> None:
     """Run a batch and take the gradients of its loss."""
     if isinstance(loss, DefaultLoss):
-        loss.expect(arguments, masks)
+        loss.expect(arguments, masks, number)
     # The output is not bound to a name, so its logits are freed before the backward pass.
     value: object = loss(run_batch(model, batch))
     if not isinstance(value, Tensor) or value.numel() != 1:
@@ -182,13 +229,16 @@ def _backward(
         value.backward()
 
 
-def _collected(sums: Mapping[str, Sums], *, gradients: bool) -> Collected:
+def _collected(sums: Mapping[str, Sums], *, gradients: bool, division: Division) -> Collected:
+    """The moments of the layers of this process, and the layers that nothing reached in any process."""
     result = Collected()
     owners: dict[int, Tensor] = {}
     for name, layer_sums in sums.items():
         reason = _unreached(layer_sums, gradients=gradients)
         if reason is not None:
             result.unreached[name] = reason
+            continue
+        if not division.owns(name):
             continue
         inputs = None
         if layer_sums.keeps_inputs:
@@ -204,7 +254,7 @@ def _unreached(layer_sums: Sums, *, gradients: bool) -> str | None:
     """Why a layer has no statistics; None if it has."""
     if not layer_sums.rows:
         return "no calibration batch reached it"
-    if gradients and layer_sums.gradient_sum.is_empty:
+    if gradients and not layer_sums.has_gradients:
         return "no gradient of the loss reached it"
     if gradients and not layer_sums.gradient_power:
         return "the gradient of the loss is zero there"

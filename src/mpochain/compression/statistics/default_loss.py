@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
@@ -53,9 +53,30 @@ class DefaultLoss:
         self._scales: dict[str, float] = {}
         self.expect({}, Masks(self._model, {}))
 
-    def expect(self, arguments: Mapping[str, Any], masks: Masks) -> None:
-        """Note the arguments and masks of the batch whose output comes next."""
+    def expect(self, arguments: Mapping[str, Any], masks: Masks, number: int | None = None) -> None:
+        """Note the arguments and masks of the batch whose output comes next.
+
+        Args:
+            arguments: arguments of the model.
+            masks: masks among them.
+            number: number of the batch in its pass, from which its targets are sampled, so that they do not depend on
+                the batches before it; None to go on with the numbers of these.
+        """
         self._arguments, self._masks = arguments, masks
+        if number is not None:
+            self._generator.manual_seed(hash((self._seed, number)) % (1 << 63))
+
+    @property
+    def is_decided(self) -> bool:
+        """Whether a batch has decided what the outputs mean."""
+        return bool(self._meanings)
+
+    def decide(self, output: Any) -> None:
+        """Decide what the outputs mean by those of a batch that another process works on."""
+        parts = model_outputs(self._model, output, self._arguments)
+        for part in parts:
+            self._decided(part)
+        self._describe(parts)
 
     def __call__(self, output: Any) -> Tensor:
         """Compute the loss, summed over all rows that are not masked.
@@ -66,27 +87,38 @@ class DefaultLoss:
         """
         parts = model_outputs(self._model, output, self._arguments)
         terms = [self._term(part) for part in parts]
-        if not self.description:
-            self.description = "; ".join(self._described(part) for part in parts)
+        self._describe(parts)
         return torch.stack([term.float() for term in terms]).sum()
 
-    def _term(self, part: ModelOutput) -> Tensor:
+    def _kept(self, part: ModelOutput, meaning: Meaning) -> Tensor | None:
+        next_token = meaning == "classes" and _predicts_next(self._model)
+        return self._masks.predictions(part.values.shape, next_token=next_token)
+
+    def _decided(self, part: ModelOutput) -> Meaning:
+        """What an output means; the scale of one of numbers is decided too."""
         meaning = self._meanings.setdefault(part.name, part.meaning)
+        if meaning in ("values", "either") and part.name not in self._scales:
+            rows, kept = part.values.detach().double().reshape(-1, part.values.shape[-1]), self._kept(part, meaning)
+            self._scales[part.name] = _scale(rows if kept is None else rows[kept.to(rows.device)], meaning)
+        return meaning
+
+    def _term(self, part: ModelOutput) -> Tensor:
+        meaning = self._decided(part)
         if meaning == "loss":
             return part.values
-        values = part.values
-        kept = self._masks.predictions(values.shape, next_token=meaning == "classes" and _predicts_next(self._model))
+        values, kept = part.values, self._kept(part, meaning)
         if meaning == "classes":
             return sampled_classes(values, kept, self._generator)
         if meaning == "probabilities":
             return sampled_classes(values.clamp_min(torch.finfo(values.dtype).tiny).log(), kept, self._generator)
         if meaning == "labels":
             return sampled_labels(values, kept, self._generator)
-        if part.name not in self._scales:
-            rows = values.detach().double().reshape(-1, values.shape[-1])
-            self._scales[part.name] = _scale(rows if kept is None else rows[kept.to(rows.device)], meaning)
         squared = sampled_values(values, kept, self._scales[part.name], self._generator)
         return squared + sampled_classes(values, kept, self._generator) if meaning == "either" else squared
+
+    def _describe(self, parts: Iterable[ModelOutput]) -> None:
+        if not self.description:
+            self.description = "; ".join(self._described(part) for part in parts)
 
     def _described(self, part: ModelOutput) -> str:
         size = part.values.shape[-1] if part.values.ndim else 1

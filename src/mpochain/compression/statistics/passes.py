@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from mpochain.compression.statistics.collection import Collected, NothingCountedError, collect
 from mpochain.compression.statistics.default_loss import DefaultLoss
+from mpochain.compression.statistics.division import UNDIVIDED, Division
 from mpochain.compression.statistics.moments import moment_bytes
 from mpochain.compression.statistics.store import MomentStore
 from mpochain.compression.target import Target
@@ -188,6 +189,7 @@ def gather_every(
     *,
     loss: Callable[[Any], Tensor] | DefaultLoss,
     standing: Mapping[nn.Module, nn.Module] | None = None,
+    division: Division = UNDIVIDED,
 ) -> None:
     """Read the data once for each group of layers whose moments the store does not hold yet.
 
@@ -200,11 +202,14 @@ def gather_every(
         loss: see :func:`mpochain.compression.compress`.
         standing: what stands in the model for some of the layers, see
             :func:`mpochain.compression.statistics.collection.collect`.
+        division: processes that share the data, and the layers whose moments they keep.
     """
     for number, group in enumerate(groups, 1):
         if not store.resume(group):
             part = (number, len(groups))
-            gather_moments(model, group, batches, method, store, loss=loss, part=part, standing=standing)
+            gather_moments(
+                model, group, batches, method, store, loss=loss, part=part, standing=standing, division=division
+            )
             store.finish(group)
 
 
@@ -218,6 +223,7 @@ def gather_moments(
     loss: Callable[[Any], Tensor] | DefaultLoss,
     part: tuple[int, int] = (1, 1),
     standing: Mapping[nn.Module, nn.Module] | None = None,
+    division: Division = UNDIVIDED,
 ) -> None:
     """Read the data once and store the moments that a method needs, if any.
 
@@ -230,6 +236,7 @@ def gather_moments(
         loss: see :func:`mpochain.compression.compress`.
         part: number of this pass over the data and of all passes, for the log.
         standing: see :func:`gather_every`.
+        division: see :func:`gather_every`.
     """
     if method.needs == "nothing":
         return
@@ -243,7 +250,14 @@ def gather_moments(
 
     def collected(data: Iterable[Any]) -> Collected:
         return collect(
-            model, modules, data, loss=loss if weighted else None, inputs=inputs, outputs=outputs, standing=standing
+            model,
+            modules,
+            data,
+            loss=loss if weighted else None,
+            inputs=inputs,
+            outputs=outputs,
+            standing=standing,
+            division=division,
         )
 
     aside, rest = Collected(), batches

@@ -32,7 +32,8 @@ class Recomputation:
         return self._depth > 0
 
     @contextmanager
-    def _second(self) -> Iterator[None]:
+    def uncounted(self) -> Iterator[None]:
+        """Context in which inputs are not counted, as if a block were recomputed."""
         # A block within a block is recomputed while the outer one is.
         self._depth += 1
         try:
@@ -41,7 +42,7 @@ class Recomputation:
             self._depth -= 1
 
     def _contexts(self) -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
-        return nullcontext(), self._second()
+        return nullcontext(), self.uncounted()
 
     def _run(self, forward: Callable[..., Any], *arguments: Any, **named: Any) -> Any:
         # A second run would add its keys to the cache again.

@@ -99,6 +99,16 @@ class SquareSum:
         total, factor = self._prepared(product.shape[0], product.shape[1], product, exponent)
         total.add_(product, alpha=factor)
 
+    def doubled(self, size: int, device: torch.device) -> Tensor:
+        """The sum ``(size, size)`` in float64, zeros if nothing was added."""
+        if self._total is None:
+            return torch.zeros(size, size, dtype=torch.float64, device=device)
+        return times_power_of_two(self._total.double(), self._exponent)
+
+    def become(self, total: Tensor | None) -> None:
+        """Go on from another sum; None for nothing."""
+        self._total, self._exponent = total, 0
+
     def mean(self, rows: int) -> Tensor:
         """The sum divided by a number of rows, see :func:`compact`."""
         assert self._total is not None

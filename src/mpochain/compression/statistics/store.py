@@ -11,6 +11,7 @@ from typing import Any
 from torch import Tensor
 
 from mpochain.compression.state_files import part_name, part_of, read_part, read_sealed, write_part, write_sealed
+from mpochain.compression.statistics.division import UNDIVIDED, Division
 from mpochain.compression.statistics.moments import Moments
 from mpochain.errors import CheckpointError, OutputError
 from mpochain.system.temporary import TemporaryFolder
@@ -28,6 +29,7 @@ class MomentStore:
             pass over the calibration data.
         folder: keep the moments here, so that a later call can go on from them. None for the folder for temporary
             files (``TMPDIR``), and only if ``on_disk``.
+        division: processes that keep the moments of their own layers, all in the same folder.
 
     Attributes:
         unreached: names of the layers without moments, with the reason.
@@ -41,7 +43,8 @@ class MomentStore:
         (9, None)
     """
 
-    def __init__(self, *, on_disk: bool, folder: Path | None = None) -> None:
+    def __init__(self, *, on_disk: bool, folder: Path | None = None, division: Division = UNDIVIDED) -> None:
+        self._division = division
         self._temporary = TemporaryFolder() if on_disk and folder is None else None
         self._kept = folder is not None
         self._folder = folder if self._temporary is None else self._temporary.path
@@ -88,12 +91,19 @@ class MomentStore:
     def resume(self, names: Iterable[str]) -> bool:
         """Go on from the moments that an earlier call kept of a pass over these layers; False if there are none."""
         names = list(names)
+        with self._division.team.together():
+            resumed = self._resumed(names)
+        # What one process cannot read, all collect again.
+        return all(self._division.team.gathered(resumed))
+
+    def _resumed(self, names: list[str]) -> bool:
         index = read_sealed(self._index(names)) if self._folder is not None and self._kept else None
         if index is None or index.get("layers") != names:
             return False
         shared: dict[str, Tensor] = {}
         held: dict[str, Moments] = {}
-        for name in index["stored"]:
+        own = self._division.own(index["stored"])
+        for name in own:
             moments = self._read(name, shared)
             if moments is None:
                 return False
@@ -102,7 +112,7 @@ class MomentStore:
             else:
                 shared.clear()
         self._held.update(held)
-        self._names.update(index["stored"])
+        self._names.update(own)
         self.unreached |= index["unreached"]
         self.loss = index["loss"]
         return True
@@ -111,7 +121,10 @@ class MomentStore:
         """Record that the pass over these layers is finished, for :meth:`resume`."""
         if self._folder is not None and self._kept:
             names = list(names)
-            stored = [name for name in names if name in self._names]
+            everywhere = frozenset[str]().union(*self._division.team.gathered(frozenset(self._names)))
+            if not self._division.team.is_first:
+                return
+            stored = [name for name in names if name in everywhere]
             unreached = {name: self.unreached[name] for name in names if name in self.unreached}
             index = {"layers": names, "stored": stored, "unreached": unreached, "loss": self.loss}
             write_sealed(self._index(names), index)

@@ -88,6 +88,7 @@ class Sums:
     Attributes:
         rows: number of rows summed.
         tokens: for an expert of a mixture, the number of rows that the mixture read; 0 for other layers.
+        has_gradients: whether gradients were summed.
         history: identifies the inputs summed; layers that read the same inputs in the same order have the same.
     """
 
@@ -99,6 +100,7 @@ class Sums:
         self.keeps_outputs = outputs or self.is_wide
         self.rows = self.tokens = 0
         self.history = 0
+        self.has_gradients = False
         self.input_sum, self.output_sum, self.gradient_sum = SquareSum(slabs), SquareSum(slabs), SquareSum(slabs)
         self.input_power = self.gradient_power = 0.0
         self._finite = {"inputs": True, "gradients": True}
@@ -126,6 +128,7 @@ class Sums:
         """Add the gradients ``(..., out)`` with respect to the outputs of one call."""
         rows = gradient.detach().reshape(-1, gradient.shape[-1])
         rows = rows if kept is None else rows[kept]
+        self.has_gradients = True
         _add_products(self.gradient_sum, rows, None if self.keeps_outputs else self.weight)
         self.gradient_power += self._power(rows, "gradients")
 

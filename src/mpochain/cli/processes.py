@@ -1,0 +1,97 @@
+"""Commands that several processes run together, as ``torchrun`` starts them."""
+
+from __future__ import annotations
+
+import logging
+import os
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext, redirect_stdout
+from datetime import timedelta
+from pathlib import Path
+
+from mpochain.errors import ArgumentError, RecipeError
+from mpochain.system.progress import hide_progress
+
+__all__ = ["after_others", "joined", "rank"]
+
+# Commands that share their work; others would do it once in every process.
+_TOGETHER = {"compress"}
+
+# Seconds that a process waits for others before it gives up: the first one may evaluate a model meanwhile.
+_LONGEST_WAIT = 1800.0
+
+# Seconds that a process other than the first waits with its error. What all of them find wrong the first one tells, and
+# torchrun ends the others then.
+_GRACE = 3.0
+
+
+def rank() -> int:
+    """The number of this process among those that torchrun started; 0 without it."""
+    number = os.environ.get("RANK", "0")
+    return int(number) if number.isdecimal() else 0
+
+
+@contextmanager
+def joined(command: str, device: str | None = None) -> Iterator[None]:
+    """Join the processes that torchrun started, if there are several; all but the first are silent.
+
+    Args:
+        command: name of the command.
+        device: where models are put, as the user named it.
+
+    Raises:
+        RecipeError: the command is for a single process.
+        ArgumentError: the environment of torchrun is incomplete.
+    """
+    size = os.environ.get("WORLD_SIZE", "1")
+    if size == "1" or "RANK" not in os.environ:
+        yield
+        return
+    if command not in _TOGETHER:
+        raise RecipeError(
+            f"this command ({command}) runs in one process, and torchrun started {size}; run it without torchrun"
+        )
+    import torch
+    import torch.distributed as dist
+
+    on_gpu = device is not None and device.startswith("cuda") and torch.cuda.is_available()
+    if on_gpu:
+        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
+    try:
+        dist.init_process_group("cpu:gloo,cuda:nccl" if on_gpu else "gloo", timeout=timedelta(seconds=_LONGEST_WAIT))
+    except (ValueError, RuntimeError) as error:
+        raise ArgumentError(f"the {size} processes of torchrun do not find each other: {error}") from error
+    with _silence() if dist.get_rank() else nullcontext():
+        try:
+            yield
+        finally:
+            dist.destroy_process_group()
+
+
+@contextmanager
+def _silence() -> Iterator[None]:
+    """Print nothing but errors: the first process tells what all of them do."""
+    logger = logging.getLogger("mpochain")
+    before = logger.level
+    logger.setLevel(logging.ERROR)
+    hide_progress()
+    with Path(os.devnull).open("w") as nowhere, redirect_stdout(nowhere):
+        try:
+            yield
+        finally:
+            logger.setLevel(before)
+
+
+def after_others(message: str) -> str:
+    """The error message of this process, once the first one has had time to tell the same.
+
+    Example:
+        >>> after_others("no such file")
+        'no such file'
+    """
+    number = rank()
+    if not number:
+        return message
+    time.sleep(_GRACE)
+    return f"process {number}: {message}"

@@ -1,0 +1,155 @@
+"""What each of two processes does to compress one model together; see test_compressing.py."""
+
+from __future__ import annotations
+
+import os
+import signal
+
+import torch
+import transformers
+
+import mpochain as mpo
+from mpochain.compression import state
+from mpochain.compression.statistics.collection import collect
+from mpochain.compression.statistics.division import UNDIVIDED, Division
+from mpochain.distributed import team_of_group
+from mpochain.errors import MPOError
+
+VOCABULARY = 60
+
+# Method, budget and further arguments of each compression.
+WAYS = {
+    "interpolative": {"method": "interpolative", "budget": 0.7},
+    "svd_llm": {"method": "svd_llm", "budget": 0.7},
+    "svd": {"method": "svd", "budget": 0.7},
+    "auto": {"method": "auto", "budget": "5 bits"},
+    "gptq": {"method": "gptq", "budget": "5 bits"},
+    "stages": {"method": "interpolative", "budget": 0.6, "stages": [0.8]},
+    "refined": {"method": "interpolative", "budget": 0.6, "refine": {"epochs": 1}},
+    "error": {"method": "interpolative", "budget": "20% error"},
+    "preview": {"method": "interpolative", "budget": 0.7, "dry_run": True},
+}
+
+
+def network(dtype=torch.float32):
+    """A random language model of two blocks."""
+    config = transformers.LlamaConfig(
+        vocab_size=VOCABULARY,
+        hidden_size=24,
+        intermediate_size=40,
+        num_hidden_layers=2,
+        num_attention_heads=3,
+        num_key_value_heads=1,
+        max_position_embeddings=64,
+        initializer_range=0.3,
+    )
+    torch.manual_seed(0)
+    return transformers.LlamaForCausalLM(config).eval().to(dtype)
+
+
+def data(count=9):
+    """Batches of different lengths, an uneven number of them."""
+    generator = torch.Generator().manual_seed(1)
+    return [torch.randint(VOCABULARY, (2, 20 + 4 * number), generator=generator) for number in range(count)]
+
+
+def compressed(way, **changes):
+    """A model compressed in one of the ways, with its report and its logits."""
+    model = network()
+    arguments = {**WAYS[way], **changes}
+    if isinstance(arguments.get("refine"), dict):
+        arguments["refine"] = mpo.compression.Refinement(**arguments["refine"])
+    budget = arguments.pop("budget")
+    report = mpo.compress(model, budget, calibration=data(), held_out=data(2), **arguments)
+    with torch.no_grad():
+        logits = model(data(1)[0]).logits
+    return {
+        "logits": logits,
+        "layers": [(layer.name, layer.form, layer.bytes_after) for layer in report.layers],
+        "errors": [layer.output_error or 0.0 for layer in report.layers],
+        "report": (report.method, report.loss, report.held_out, len(report.refined)),
+        "tensors": dict(model.state_dict().items()),
+    }
+
+
+def each_way(rank, folder):
+    return {way: compressed(way) for way in WAYS}
+
+
+def moments(rank, folder):
+    """Moments of all layers, of two processes and of this one alone, in the process that owns them."""
+    model = network(torch.float64)
+    layers = {name: module for name, module in model.named_modules() if isinstance(module, torch.nn.Linear)}
+    loss = mpo.compression.statistics.default_loss.DefaultLoss(model, 0)
+    team = team_of_group()
+    division = Division(team, {name: number % 2 for number, name in enumerate(layers)})
+    together = collect(model, layers, data(), loss=loss, inputs=set(layers), outputs=set(layers), division=division)
+    loss.restart()
+    alone = collect(model, layers, data(), loss=loss, inputs=set(layers), outputs=set(layers), division=UNDIVIDED)
+    assert list(together.moments) == [name for name in layers if division.owns(name)]
+    return {
+        name: [[moments.rows, moments.input_power, *moments.tensors()] for moments in (own, alone.moments[name])]
+        for name, own in together.moments.items()
+    }
+
+
+def refusals(rank, folder):
+    """The errors of calls that differ, or cannot be shared."""
+    found = {}
+
+    def refused(name, **changes):
+        arguments = {"calibration": data(), "method": "interpolative", "seed": 0, "budget": 0.7} | changes
+        model, budget = arguments.pop("model", None) or network(), arguments.pop("budget")
+        before = {key: value.clone() for key, value in model.state_dict().items()}
+        try:
+            mpo.compress(model, budget, **arguments)
+        except MPOError as error:
+            found[name] = f"{type(error).__name__}: {error}"
+        assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items()), name
+
+    other = network()
+    if rank:
+        other.model.layers[0].mlp.up_proj.weight.data[0, 0] += 1
+    refused("weights", model=other)
+    refused("data", calibration=data(9 - rank))
+    refused("budget", budget=0.8 if rank else 0.7)
+    refused("method", method="svd_llm" if rank else "interpolative")
+    refused("sequential", sequential=True)
+    refused("layers", targets=["model.layers.0.mlp.up_proj"])
+    refused("no data", calibration=None)
+    # What goes wrong in one process alone.
+    broken = data()
+    broken[1] = torch.full((2, 4), VOCABULARY + 5)
+    refused("one batch", calibration=broken)
+    return found
+
+
+def everything(rank, folder):
+    """The results of all functions above, by name."""
+    return {work.__name__: work(rank, folder) for work in (moments, each_way, refusals)}
+
+
+def interrupted(rank, folder):
+    """A compression in which the second process is killed once it has built two layers."""
+    kept = state.CompressionState.keep_layer
+    built = []
+
+    def keep_layer(self, name, layer, record):
+        kept(self, name, layer, record)
+        built.append(name)
+        if rank == 1 and len(built) == 2:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    state.CompressionState.keep_layer = keep_layer
+    return compressed("interpolative", checkpoint=folder / "state")
+
+
+def resumed(rank, folder):
+    """The same compression, gone on with; what was collected is not collected again."""
+    from mpochain.compression.statistics import collection
+
+    def refuse(*arguments, **named):
+        raise AssertionError("the data are read again")
+
+    collection._pass = refuse
+    return compressed("interpolative", checkpoint=folder.parent / "killed" / "state")
