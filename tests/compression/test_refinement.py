@@ -103,8 +103,9 @@ class TestTransformer:
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
 def test_other_types(dtype):
     model = llama().to(dtype)
-    report = mpo.compress(model, 0.6, calibration=windows(12), held_out=windows(2, seed=2), refine=FAST)
-    assert all(block.after < block.before for block in report.refined)
+    report = mpo.compress(model, 0.6, calibration=windows(5), held_out=windows(2, seed=2), refine=FAST)
+    assert all(block.after <= block.before for block in report.refined)
+    assert report.refined[-1].after < 0.99 * report.refined[-1].before
     assert {parameter.dtype for parameter in model.parameters()} == {dtype}
     assert model(windows(1)[0]).logits.isfinite().all()
 
