@@ -2,8 +2,15 @@
 
 from __future__ import annotations
 
+import json
+import os
+import subprocess
+import sys
+
 import pytest
 import torch
+from texts import prose
+from tiny import write_model
 
 from mpochain.compression.statistics.division import divided
 from mpochain.distributed import Team
@@ -91,3 +98,52 @@ def test_layers_are_dealt_by_the_time_of_their_fits():
     assert divided(targets, Team(0, 1)).own(targets) == list(targets)
     with pytest.raises(ArgumentError, match="start at most 3"):
         divided(targets, Team(0, 4))
+
+
+def torchrun(folder, *arguments, processes=2):
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", str(processes), "-m", "mpochain"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    return subprocess.run(
+        [*command, *arguments], cwd=folder, env=environment, capture_output=True, text=True, timeout=300
+    )
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("files")
+    write_model(folder / "dense")
+    (folder / "valid.txt").write_text(prose(6000, seed=1))
+    (folder / "test.txt").write_text(prose(3000, seed=2))
+    return folder
+
+
+def test_torchrun_writes_the_folder_that_one_process_writes(files):
+    arguments = ["compress", "dense", "--budget", "0.7", "--calibration", "valid.txt", "--window", "32"]
+    arguments += ["--calibration-windows", "9", "--evaluate", "test.txt", "--no-time"]
+    done = torchrun(files, *arguments, "--out", "together")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("layers with") == 1, "one process prints"
+    single = [sys.executable, "-m", "mpochain", *arguments, "--out", "alone"]
+    subprocess.run(single, cwd=files, check=True, capture_output=True)
+    together, alone = (json.loads((files / name / "report.json").read_text()) for name in ("together", "alone"))
+    assert [layer["form"] for layer in together["compression"]["layers"]] == [
+        layer["form"] for layer in alone["compression"]["layers"]
+    ]
+    perplexities = [report["perplexity"]["after"]["perplexity"] for report in (together, alone)]
+    assert perplexities[0] == pytest.approx(perplexities[1], rel=1e-5)
+    assert sorted(place.name for place in (files / "together").iterdir() if place.suffix != ".safetensors") == sorted(
+        place.name for place in (files / "alone").iterdir() if place.suffix != ".safetensors"
+    )
+    again = torchrun(files, *arguments, "--out", "together")
+    assert [line for line in again.stderr.splitlines() if line.startswith(("error", "process"))] == [
+        "error: together holds a finished model, which would be overwritten; name another folder, or add --overwrite"
+    ]
+
+
+def test_a_command_for_one_process_says_so(files):
+    done = torchrun(files, "inspect", "dense")
+    assert done.returncode != 0
+    lines = [line for line in done.stderr.splitlines() if line.startswith(("error", "process"))]
+    assert lines == [
+        "error: this command (inspect) runs in one process, and torchrun started 2; run it without torchrun"
+    ]
