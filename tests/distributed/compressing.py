@@ -27,24 +27,39 @@ WAYS = {
     "stages": {"method": "interpolative", "budget": 0.6, "stages": [0.8]},
     "refined": {"method": "interpolative", "budget": 0.6, "refine": {"epochs": 1}},
     "error": {"method": "interpolative", "budget": "20% error"},
+    "experts": {"method": "interpolative", "budget": 0.7, "ignore": ["re:.*self_attn.*"]},
     "preview": {"method": "interpolative", "budget": 0.7, "dry_run": True},
+}
+
+
+SIZES = {
+    "vocab_size": VOCABULARY,
+    "hidden_size": 24,
+    "intermediate_size": 40,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 3,
+    "num_key_value_heads": 1,
+    "max_position_embeddings": 64,
+    "initializer_range": 0.3,
 }
 
 
 def network(dtype=torch.float32):
     """A random language model of two blocks."""
-    config = transformers.LlamaConfig(
-        vocab_size=VOCABULARY,
-        hidden_size=24,
-        intermediate_size=40,
-        num_hidden_layers=2,
-        num_attention_heads=3,
-        num_key_value_heads=1,
-        max_position_embeddings=64,
-        initializer_range=0.3,
-    )
     torch.manual_seed(0)
-    return transformers.LlamaForCausalLM(config).eval().to(dtype)
+    return transformers.LlamaForCausalLM(transformers.LlamaConfig(**SIZES)).eval().to(dtype)
+
+
+def mixture():
+    """A random mixture of experts, of which not every batch reaches every one."""
+    torch.manual_seed(0)
+    config = transformers.MixtralConfig(**SIZES, num_local_experts=6, num_experts_per_tok=1)
+    model = transformers.MixtralForCausalLM(config).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.ndim == 3:
+                parameter.normal_(0, 0.3)
+    return model
 
 
 def data(count=9):
@@ -55,7 +70,7 @@ def data(count=9):
 
 def compressed(way, **changes):
     """A model compressed in one of the ways, with its report and its logits."""
-    model = network()
+    model = mixture() if way == "experts" else network()
     arguments = {**WAYS[way], **changes}
     if isinstance(arguments.get("refine"), dict):
         arguments["refine"] = mpo.compression.Refinement(**arguments["refine"])

@@ -47,6 +47,15 @@ def run_pair(function, folder, *, longest=_LONGEST):
     return [torch.load(folder / f"result-{rank}", weights_only=False) for rank in range(PROCESSES)]
 
 
+def torchrun(folder, *arguments, processes=PROCESSES):
+    """Run a command of mpochain in the processes of torchrun, in a folder."""
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", str(processes), "-m", "mpochain"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    return subprocess.run(
+        [*command, *arguments], cwd=folder, env=environment, capture_output=True, text=True, timeout=300
+    )
+
+
 def _code(process, longest):
     """The exit status of a process; None for one that did not end."""
     try:

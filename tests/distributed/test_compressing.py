@@ -3,20 +3,17 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
 
 import pytest
 import torch
-from texts import prose
-from tiny import write_model
 
 from mpochain.compression.statistics.division import divided
 from mpochain.distributed import Team
 from mpochain.errors import ArgumentError
 from tests.distributed import compressing
-from tests.distributed.pairs import run_pair
+from tests.distributed.pairs import run_pair, torchrun
 
 pytestmark = pytest.mark.skipif(not torch.distributed.is_gloo_available(), reason="torch was built without gloo")
 
@@ -98,23 +95,6 @@ def test_layers_are_dealt_by_the_time_of_their_fits():
     assert divided(targets, Team(0, 1)).own(targets) == list(targets)
     with pytest.raises(ArgumentError, match="start at most 3"):
         divided(targets, Team(0, 4))
-
-
-def torchrun(folder, *arguments, processes=2):
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", str(processes), "-m", "mpochain"]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    return subprocess.run(
-        [*command, *arguments], cwd=folder, env=environment, capture_output=True, text=True, timeout=300
-    )
-
-
-@pytest.fixture(scope="module")
-def files(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("files")
-    write_model(folder / "dense")
-    (folder / "valid.txt").write_text(prose(6000, seed=1))
-    (folder / "test.txt").write_text(prose(3000, seed=2))
-    return folder
 
 
 def test_torchrun_writes_the_folder_that_one_process_writes(files):

@@ -16,7 +16,7 @@ from mpochain.system.progress import hide_progress
 __all__ = ["after_others", "joined", "rank"]
 
 # Commands that share their work; others would do it once in every process.
-_TOGETHER = {"compress"}
+_TOGETHER = {"compress", "finetune"}
 
 # Seconds that a process waits for others before it gives up: the first one may evaluate a model meanwhile.
 _LONGEST_WAIT = 1800.0

@@ -34,7 +34,7 @@ def finished(
 ) -> tuple[tuple[RefinedBlock, ...], HeldOut | None]:
     """Refine the blocks, and compare the model with the dense one on batches that were set aside.
 
-    Of several processes the first one does both; the others get what it refined.
+    Of several processes the first one refines, and compares what it refined; otherwise they share the comparison.
 
     Args:
         model: the compressed model.
@@ -50,19 +50,18 @@ def finished(
     Returns:
         The record of each refined block, and the difference to the dense model.
     """
+    if refinement is None:
+        return (), None if aside is None else compared(model, built, calibration, aside, team=team)
     blocks: tuple[RefinedBlock, ...] = ()
     difference = None
     with team.together():
         if team.is_first:
-            originals = None
-            if refinement is not None:
-                room = memory_for_statistics(model)
-                refined = refine_blocks(
-                    model, built, calibration, aside, refinement, loss=loss, seed=seed, room=room, state=state
-                )
-                blocks, originals = tuple(refined.blocks), refined.originals
+            room = memory_for_statistics(model)
+            refined = refine_blocks(
+                model, built, calibration, aside, refinement, loss=loss, seed=seed, room=room, state=state
+            )
+            blocks = tuple(refined.blocks)
             if aside is not None:
-                difference = compared(model, built, calibration, aside, originals=originals)
-    if refinement is not None:
-        team.copied([*model.parameters(), *model.buffers()])
+                difference = compared(model, built, calibration, aside, originals=refined.originals)
+    team.copied([*model.parameters(), *model.buffers()])
     return team.from_first((blocks, difference))

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from mpochain.compression.statistics.moments import frozen, run_batch
 from mpochain.compression.statistics.outputs import ModelOutput, model_outputs
 from mpochain.compression.sufficiency import HeldOut
+from mpochain.distributed import ALONE, Team
 from mpochain.surgery.calls import without_cache
 from mpochain.surgery.masks import Masks, arguments_of
 from mpochain.surgery.replacement import replace_layers, with_values
@@ -30,6 +31,7 @@ def compared(
     held_out: Iterable[Any],
     *,
     originals: Mapping[nn.Parameter, Tensor] | None = None,
+    team: Team = ALONE,
 ) -> HeldOut | None:
     """Compare the outputs of a compressed model with those of the dense one.
 
@@ -41,14 +43,18 @@ def compared(
         calibration: batches of the calibration data, of which as many are compared as were set aside.
         held_out: batches that were set aside.
         originals: values of further parameters in the dense model, such as norms, which the compressed one changed.
+        team: processes that share the batches; all of them must call this.
 
     Returns:
         Both differences; None without a row that counts.
     """
     aside = list(held_out)
-    with torch.inference_mode(False), torch.no_grad(), frozen(model), without_cache(model):
-        own = _difference(model, built, originals or {}, _first(calibration, len(aside)))
-        other = _difference(model, built, originals or {}, aside)
+    sums: list[_Difference] = []
+    with team.together(), torch.inference_mode(False), torch.no_grad(), frozen(model), without_cache(model):
+        for batches in (_first(calibration, len(aside)), aside):
+            shared = [batch for number, batch in enumerate(batches, 1) if team.works_on(number)]
+            sums.append(_difference(model, built, originals or {}, shared))
+    own, other = (_together(each) for each in zip(*team.gathered(sums), strict=True))
     if not own.rows or not other.rows:
         return None
     return HeldOut(other.measure, own.value, other.value, other.rows)
@@ -91,6 +97,19 @@ class _Difference:
         for old, new in zip(before.split(_ROWS), after.split(_ROWS), strict=True):
             log_p, log_q = old.float().log_softmax(-1), new.float().log_softmax(-1)
             self.lost += float((log_p.exp() * (log_p - log_q)).sum())
+
+
+def _together(parts: Iterable[_Difference]) -> _Difference:
+    """The sums over the rows of all parts."""
+    result = _Difference()
+    for part in parts:
+        result.measure, result.relative = result.measure or part.measure, result.relative or part.relative
+        result.lost, result.power, result.rows = (
+            result.lost + part.lost,
+            result.power + part.power,
+            result.rows + part.rows,
+        )
+    return result
 
 
 def _difference(

@@ -11,6 +11,7 @@ from typing import Any, Self
 import torch
 from torch import Tensor, nn
 
+from mpochain.distributed import Team
 from mpochain.errors import ArgumentError, DTypeError
 
 __all__ = ["TrainingData", "batch_list", "tensors_of"]
@@ -77,6 +78,19 @@ class TrainingData(ABC):
                 order = torch.randperm(len(self), generator=generator, device="cpu")
             positions.append(order[position])
         return self.select(torch.stack(positions))
+
+    def shared(self, team: Team, count: int) -> Iterator[tuple[Self, float]]:
+        """Yield the examples of this process in at most ``count`` parts, see :meth:`split`.
+
+        The shares are such that the mean over the processes is that of all examples.
+
+        Args:
+            team: the processes that share these examples.
+            count: number of parts.
+        """
+        own = self.select(torch.arange(len(self), device="cpu").tensor_split(team.size)[team.rank])
+        for part, _ in own.split(min(count, len(own))):
+            yield part, team.size * part.targets / self.targets
 
     def split(self, count: int) -> Iterator[tuple[Self, float]]:
         """Yield ``count`` equal parts, each with its share of the targets."""

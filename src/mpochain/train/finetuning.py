@@ -9,14 +9,16 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 
-from mpochain.distributed import collected, reshard, trains_together
+from mpochain.distributed import ALONE, collected, reshard, team_of_group, trains_together
 from mpochain.errors import ArgumentError, MPOError, ShapeError
 from mpochain.surgery import learning_rate_scales
 from mpochain.surgery.causality import require_causal
 from mpochain.surgery.finding import require_module
 from mpochain.surgery.fingerprint import fingerprint
 from mpochain.surgery.half_precision import in_float32
+from mpochain.surgery.wrappers import unwrapped
 from mpochain.train.config import FinetuneConfig
 from mpochain.train.data import TrainingData
 from mpochain.train.examples import Examples, predicts_next_tokens
@@ -27,7 +29,8 @@ from mpochain.train.precision import with_products_of
 from mpochain.train.prediction_loss import require_equal_predictions, require_labels
 from mpochain.train.preparation import prepared
 from mpochain.train.record import TrainResult
-from mpochain.train.teacher import Teacher, TeacherCache, autocast, outputs_of
+from mpochain.train.sharing import require_alike
+from mpochain.train.teacher import Teacher, TeacherCache, autocast, called, outputs_of
 from mpochain.train.trainable import require_trainable
 from mpochain.train.windows import Windows
 
@@ -45,6 +48,7 @@ def finetune(
     evaluate: Callable[[], dict[str, float]] | None = None,
     checkpoint: Path | str | None = None,
     teacher_cache: Path | str | None = None,
+    share: bool = False,
     label: str = "finetune",
 ) -> TrainResult:
     """Finetune a compressed model in place, on data, on the predictions of its dense teacher, or both.
@@ -60,7 +64,8 @@ def finetune(
 
     Several processes can train a model that is sharded (``fully_shard``) or within ``DistributedDataParallel``: each
     calls this with batches of its own, of which every step takes ``batch_size`` in each process. Losses are those of
-    the process, and the first process writes the checkpoint.
+    the process, and the first process writes the checkpoint. With ``share=True`` all of them give the same model and
+    batches, and the result is that of one process.
 
     Training modes, ``requires_grad``, ``use_cache`` and gradient checkpointing of both models are restored afterwards.
 
@@ -81,6 +86,10 @@ def finetune(
         teacher_cache: folder for the teacher's logits, so that the teacher runs once per window, in this run and in
             others with the same teacher and batches; takes two bytes per position and vocabulary entry. Excludes
             ``hidden`` and ``attention``, which need the teacher at every step.
+        share: whether the processes of the default group share every batch: all call this with the same model, batches
+            and configuration, ``batch_size`` counts the windows of all of them, and losses and the checkpoint are those
+            of one process, so that any number of processes can go on from it. A model that is not sharded is trained
+            within ``DistributedDataParallel``. No effect without a process group.
         label: name of the run in progress messages.
 
     Returns:
@@ -122,13 +131,15 @@ def finetune(
     if teacher_cache is not None:
         _check_cache(teacher is not None, config)
     data = _data(batches, model, config)
+    team = team_of_group() if share else ALONE
+    require_alike(team, model, teacher, data, config)
     device = next(model.parameters()).device
 
     source = Teacher(teacher, config)
 
     def loss(model: nn.Module, part: TrainingData) -> Tensor:
         with autocast(device, config):
-            target, outputs = source.outputs(part), outputs_of(model, part, config)
+            target, outputs = source.outputs(part), called(model, part, config, unwrapped(model))[1]
         return finetuning_loss(outputs, target, part, config)
 
     def evaluation() -> dict[str, float]:
@@ -137,7 +148,7 @@ def finetune(
 
     identity: dict[str, Any] = {}
     if checkpoint is not None:
-        hashes = collected(data.sha256(), together=trains_together(model))
+        hashes = collected(data.sha256(), together=team.is_alone and trains_together(model))
         identity = {"data": hashes if len(hashes) > 1 else hashes[0]}
         identity["teacher"] = fingerprint(teacher) if teacher is not None else None
     with in_float32(model), prepared(model, teacher, config):
@@ -152,17 +163,24 @@ def finetune(
             identity["teacher_cache"] = True  # the cache rounds logits to float16
             cache = TeacherCache(Path(teacher_cache), data, vocabulary, source_identity)
             source = Teacher(teacher, config, cache)
+        trained = model
+        if not (team.is_alone or trains_together(model)):
+            # Buffers are codes and positions, which are alike and stay.
+            trained = DistributedDataParallel(model, broadcast_buffers=False)
         return train(
-            model,
+            trained,
             lambda _generator, step: data.batch(step, config.batch_size, config.seed).to(device),
             loss,
             config,
-            parts=lambda batch: batch.split(config.accumulate),
+            parts=lambda batch: (
+                batch.split(config.accumulate) if team.is_alone else batch.shared(team, config.accumulate)
+            ),
             tokens=lambda batch: batch.targets,
-            scales=learning_rate_scales(model) if config.core_rates else None,
+            scales=learning_rate_scales(unwrapped(model)) if config.core_rates else None,
             evaluate=evaluation,
             checkpoint=Path(checkpoint) if checkpoint is not None else None,
             identity=identity,
+            shared=not team.is_alone,
             label=label,
         )
 

@@ -13,10 +13,11 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor, nn
 
-from mpochain.distributed import done_by_first, trains_together
+from mpochain.distributed import collected, done_by_first, trains_together
 from mpochain.errors import NonFiniteError
 from mpochain.execution import fast_products, predicted_plans
 from mpochain.surgery.fingerprint import fingerprint
+from mpochain.surgery.wrappers import unwrapped
 from mpochain.system.files import require_writable
 from mpochain.system.interrupts import run_of_steps
 from mpochain.system.locks import locked
@@ -71,6 +72,7 @@ def train(
     evaluate: Callable[[], dict[str, float]] | None = None,
     checkpoint: Path | None = None,
     identity: Mapping[str, Any] | None = None,
+    shared: bool = False,
     label: str = "training",
 ) -> TrainResult:
     """Train ``model`` in place, with the fastest float32 matrix products of the machine.
@@ -92,6 +94,8 @@ def train(
             processes train the model, the first of them writes it, and all of them read it.
         identity: further properties that identify the run, such as the hash of its data (JSON); a checkpoint with
             another identity is refused.
+        shared: whether several processes share every batch: ``sample`` draws the same in all of them, ``parts`` returns
+            those of the process, and the result is the same in all of them.
         label: name of the run in progress messages.
 
     Returns:
@@ -110,8 +114,10 @@ def train(
             once, in the middle of a step: the last checkpoint is intact, but the parameters of ``model`` may be partly
             updated. The same call with the checkpoint resumes and overwrites them.
     """
+    # Names and hashes are those of the model inside DistributedDataParallel.
+    inner = unwrapped(model)
     optimizer = torch.optim.AdamW(
-        scaled_groups(model, scales or {}, config.weight_decay),
+        scaled_groups(inner, scales or {}, config.weight_decay),
         lr=config.learning_rate,
         betas=config.betas,
         fused=True,
@@ -122,24 +128,25 @@ def train(
     if scales is not None:
         setting["scales"] = dict(sorted(scales.items()))
     start, together = "", trains_together(model)
+    apart = together and not shared  # each process has a result of its own
 
     def resume(checkpoint: Path) -> TrainResult:
         nonlocal start
-        start = weights = fingerprint(model)
+        start = weights = fingerprint(inner)
         result = TrainResult()
         if checkpoint.exists():
             record, tensors = read_state(checkpoint)
-            result = earlier_result(checkpoint, record, setting, together=together)
-            start = _interrupted.get(model, {}).get(checkpoint.resolve(), weights)
-            renamed = restore_state(checkpoint, tensors, model, optimizer, generator, start=(record["start"], start))
+            result = earlier_result(checkpoint, record, setting, together=apart)
+            start = _interrupted.get(inner, {}).get(checkpoint.resolve(), weights)
+            renamed = restore_state(checkpoint, tensors, inner, optimizer, generator, start=(record["start"], start))
             start = (None if renamed else record["start"]) or start
-        _interrupted.setdefault(model, {})[checkpoint.resolve()] = start
+        _interrupted.setdefault(inner, {})[checkpoint.resolve()] = start
         return result
 
     def write_checkpoint() -> None:
         if checkpoint is not None:
-            record = record_of(setting, start, result, together=together)
-            save_state(checkpoint, model, optimizer, generator, record)
+            record = record_of(setting, start, result, together=apart)
+            save_state(checkpoint, inner, optimizer, generator, record, together=together)
 
     def append_evaluation() -> None:
         metrics = evaluate() if evaluate is not None else {}
@@ -172,6 +179,11 @@ def train(
                         scaled.backward()
                         value += scaled.item()
                         del scaled  # frees its graph before the next one is built
+                told = False
+                if shared:
+                    # All stop after the same step, if one of them was interrupted.
+                    values = collected((value, interrupted()), together=together)
+                    value, told = sum(each for each, _ in values) / len(values), any(stop for _, stop in values)
                 norm = torch.nn.utils.clip_grad_norm_(trained, config.clip_norm).item()
                 if not (math.isfinite(value) and math.isfinite(norm)):
                     raise NonFiniteError(
@@ -189,7 +201,7 @@ def train(
                 last = result.steps == config.steps
                 if last or (config.evaluate_every and result.steps % config.evaluate_every == 0):
                     append_evaluation()
-                stop = interrupted()
+                stop = told if shared else interrupted()
                 if last or stop or result.steps % config.checkpoint_every == 0:
                     write_checkpoint()
                 if stop:
@@ -199,7 +211,7 @@ def train(
             if progress is not None:
                 progress.__exit__(None, None, None)
     if checkpoint is not None:
-        del _interrupted[model][checkpoint.resolve()]
+        del _interrupted[inner][checkpoint.resolve()]
     return result
 
 

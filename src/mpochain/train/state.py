@@ -41,12 +41,26 @@ def _model_tensors(model: nn.Module) -> dict[str, Tensor]:
 
 
 def save_state(
-    path: Path, model: nn.Module, optimizer: torch.optim.Optimizer, generator: torch.Generator, record: dict[str, Any]
+    path: Path,
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    generator: torch.Generator,
+    record: dict[str, Any],
+    *,
+    together: bool = False,
 ) -> None:
     """Write parameters, optimiser moments, the generator of the batches and ``record`` (JSON) to ``path``.
 
     Of a model that several processes train, the first one writes the file that a single process would write; all of
     them must call this.
+
+    Args:
+        path: the file.
+        model: the model, without wrappers.
+        optimizer: optimiser of its parameters.
+        generator: generator of the batches.
+        record: record of the run.
+        together: whether several processes train the model, which shards show but copies of the model do not.
 
     Raises:
         OutputError: the file cannot be written; an older file stays intact.
@@ -57,7 +71,7 @@ def save_state(
         # Frozen parameters have no moments.
         for key, value in optimizer.state.get(parameter, {}).items():
             tensors[f"optimizer.{key}.{name}"] = value
-    with done_by_first(together=trains_together(model)) as writes:
+    with done_by_first(together=together or trains_together(model)) as writes:
         unsharded = {name: value.contiguous() for name, value in gathered(tensors, keeps=writes).items()}
         if writes:
             unsharded["generator"] = generator.get_state()
@@ -144,8 +158,8 @@ def restore_state(
     Raises:
         CheckpointError: the file belongs to another model.
     """
-    tensors, renamed = _by_present_names(tensors, model)
     model_tensors = _model_tensors(model)
+    tensors, renamed = _by_present_names(_unwrapped_names(tensors, model_tensors), model)
     expected = {name: (tuple(value.shape), value.dtype) for name, value in model_tensors.items()}
     moments: dict[str, tuple[nn.Parameter, str]] = {}
     for name, parameter in model.named_parameters():
@@ -194,6 +208,14 @@ def restore_state(
             optimizer.state[parameter][key] = moment
     generator.set_state(tensors["generator"])
     return renamed
+
+
+def _unwrapped_names(tensors: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+    """Tensors by the names in the model, in a state that was written with those in ``DistributedDataParallel``."""
+    own = [name for name in tensors if name.startswith("model.")]
+    if not own or not all(name.startswith("model.module.") for name in own) or own[0] in expected:
+        return tensors
+    return {name.replace("module.", "", 1) if name != "generator" else name: value for name, value in tensors.items()}
 
 
 def _by_present_names(tensors: Mapping[str, Tensor], model: nn.Module) -> tuple[dict[str, Tensor], bool]:

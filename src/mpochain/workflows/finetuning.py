@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from torch import nn
 
+from mpochain.distributed import team_of_group
 from mpochain.errors import RecipeError
 from mpochain.execution import predicted_plans
 from mpochain.language import LanguageModel, Perplexity
@@ -115,8 +118,43 @@ def finetune_by(
     if folder.resolve() == out.resolve():
         raise RecipeError(f"{out} is the folder of the compressed model; name another folder")
     teacher_source = _teacher_source(recipe, folder)
-    with result_folder(out, overwrite=overwrite, unfinished=(existing_file(out, _STATE).name, _BEGUN)):
+    team = team_of_group()
+    with ExitStack() as held:
+        with team.together():
+            if team.is_first:
+                unfinished = existing_file(out, _STATE).name, _BEGUN
+                held.enter_context(result_folder(out, overwrite=overwrite, unfinished=unfinished))
+        if not team.is_first:
+            return _followed(recipe, folder, out, teacher_source)
         return _finetune(recipe, folder, out, teacher_source, evaluated=evaluated, command=command, counters=counters)
+
+
+def _followed(recipe: Recipe, folder: Path, out: Path, teacher_source: str | None) -> Finetuned:
+    """The training in a process that shares every batch with the first one, which measures and writes the result."""
+    assert recipe.finetune is not None
+    with team_of_group().together():
+        inputs = read_inputs(recipe, "finetune", model=folder, teacher=teacher_source)
+        teacher = _teacher(recipe, teacher_source)
+    assert inputs.training is not None
+    result = finetune(
+        inputs.language.model,
+        inputs.training,
+        config=recipe.finetune.training,
+        teacher=teacher,
+        checkpoint=existing_file(out, _STATE),
+        share=True,
+    )
+    source = provenance(threads=torch.get_num_threads(), commit=True)
+    return Finetuned(inputs.language, result, None, None, {}, peak_resident(), source)
+
+
+def _teacher(recipe: Recipe, source: str | None) -> nn.Module | None:
+    if source is None:
+        return None
+    assert recipe.finetune is not None
+    # Autocast rounds the teacher's products in any case; weights in that dtype need no cast at every step.
+    dtype = recipe.finetune.training.autocast or recipe.dtype
+    return read_model(source, dtype=dtype, device=recipe.device, role="the teacher").model
 
 
 def _finetune(
@@ -130,26 +168,23 @@ def _finetune(
     counters: Counters,
 ) -> Finetuned:
     assert recipe.finetune is not None
-    inputs = read_inputs(recipe, "finetune", "evaluation", model=folder, teacher=teacher_source)
-    model, windows = inputs.language.model, inputs.training
-    assert windows is not None  # because the recipe has a section finetune
-    teacher = None
-    if teacher_source is not None:
-        # Autocast rounds the teacher's products in any case; weights in that dtype need no cast at every step.
-        dtype = recipe.finetune.training.autocast or recipe.dtype
-        teacher = read_model(teacher_source, dtype=dtype, device=recipe.device, role="the teacher").model
-    state = existing_file(out, _STATE)
-    begun = Begun(out / _BEGUN, _identity(inputs))
-    if evaluated == "both" and not state.exists():
-        perplexity = inputs.perplexity(model, "compressed", counters)
-        also = inputs.perplexities_of_also(model, "compressed", counters)
-        begun.keep(
-            {
-                "before": None if perplexity is None else asdict(perplexity),
-                "also": {name: asdict(value) for name, value in also.items()},
-            }
-        )
-    result = finetune(model, windows, config=recipe.finetune.training, teacher=teacher, checkpoint=state)
+    with team_of_group().together():
+        inputs = read_inputs(recipe, "finetune", "evaluation", model=folder, teacher=teacher_source)
+        model, windows = inputs.language.model, inputs.training
+        assert windows is not None  # because the recipe has a section finetune
+        teacher = _teacher(recipe, teacher_source)
+        state = existing_file(out, _STATE)
+        begun = Begun(out / _BEGUN, _identity(inputs))
+        if evaluated == "both" and not state.exists():
+            perplexity = inputs.perplexity(model, "compressed", counters)
+            also = inputs.perplexities_of_also(model, "compressed", counters)
+            begun.keep(
+                {
+                    "before": None if perplexity is None else asdict(perplexity),
+                    "also": {name: asdict(value) for name, value in also.items()},
+                }
+            )
+    result = finetune(model, windows, config=recipe.finetune.training, teacher=teacher, checkpoint=state, share=True)
     del teacher  # free its memory before evaluation and saving
     peak = peak_resident()
     after = inputs.perplexity(model, "finetuned", counters)
