@@ -1,6 +1,6 @@
 """Tokens per second of a finetuning by one and by several processes of one thread each, which share every batch.
 
-From the root of a checkout, with a compressed model, its dense teacher and a text (ten minutes for SmolLM2 on two cores):
+From the root of a checkout, with a compressed model, its dense teacher and a text (ten minutes for SmolLM2):
 
     python studies/scaling/finetuning.py small smollm2 wikitext-2-valid.txt --processes 2 --processes 1
     python studies/scaling/page.py

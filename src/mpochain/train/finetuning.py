@@ -9,7 +9,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.parallel import DistributedDataParallel
 
 from mpochain.distributed import ALONE, collected, reshard, team_of_group, trains_together
 from mpochain.errors import ArgumentError, MPOError, ShapeError
@@ -29,7 +28,7 @@ from mpochain.train.precision import with_products_of
 from mpochain.train.prediction_loss import require_equal_predictions, require_labels
 from mpochain.train.preparation import prepared
 from mpochain.train.record import TrainResult
-from mpochain.train.sharing import require_alike
+from mpochain.train.sharing import require_alike, with_mean_gradients
 from mpochain.train.teacher import Teacher, TeacherCache, autocast, called, outputs_of
 from mpochain.train.trainable import require_trainable
 from mpochain.train.windows import Windows
@@ -165,8 +164,7 @@ def finetune(
             source = Teacher(teacher, config, cache)
         trained = model
         if not (team.is_alone or trains_together(model)):
-            # Buffers are codes and positions, which are alike and stay.
-            trained = DistributedDataParallel(model, broadcast_buffers=False)
+            trained = with_mean_gradients(model)
         return train(
             trained,
             lambda _generator, step: data.batch(step, config.batch_size, config.seed).to(device),

@@ -1,8 +1,12 @@
-"""What processes that share every batch of a training check before."""
+"""Processes that share every batch of a training: what they check before, and how their gradients meet."""
 
 from __future__ import annotations
 
+import inspect
+from typing import Any
+
 from torch import nn
+from torch.nn.parallel import DistributedDataParallel
 
 from mpochain.distributed import Team
 from mpochain.errors import ArgumentError
@@ -10,7 +14,7 @@ from mpochain.surgery.fingerprint import fingerprint
 from mpochain.train.config import FinetuneConfig
 from mpochain.train.data import TrainingData
 
-__all__ = ["require_alike"]
+__all__ = ["require_alike", "with_mean_gradients"]
 
 
 def require_alike(
@@ -44,3 +48,13 @@ def require_alike(
             f"{team.size} processes cannot share a batch of {config.batch_size}; give a batch_size of {team.size} or "
             "more, or start fewer processes"
         )
+
+
+def with_mean_gradients(model: nn.Module) -> nn.Module:
+    """The model within ``DistributedDataParallel``, so that gradients are means over the processes.
+
+    Buffers are codes and positions, which are alike in all processes and stay, so they are not sent with every call.
+    """
+    current = "forward_sync_buffers" in inspect.signature(DistributedDataParallel).parameters
+    options: dict[str, Any] = {"forward_sync_buffers" if current else "broadcast_buffers": False}
+    return DistributedDataParallel(model, **options)
