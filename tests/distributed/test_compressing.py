@@ -97,6 +97,9 @@ def test_layers_are_dealt_by_the_time_of_their_fits():
         divided(targets, Team(0, 4))
 
 
+@pytest.mark.runs_in(
+    "torchrun", "`mpochain compress` in two processes equals one process", "every method with data or without"
+)
 def test_torchrun_writes_the_folder_that_one_process_writes(files):
     arguments = ["compress", "dense", "--budget", "0.7", "--calibration", "valid.txt", "--window", "32"]
     arguments += ["--calibration-windows", "9", "--evaluate", "test.txt", "--no-time"]
@@ -120,6 +123,7 @@ def test_torchrun_writes_the_folder_that_one_process_writes(files):
     ]
 
 
+@pytest.mark.refused_in("torchrun", "commands other than `compress` and `finetune`")
 def test_a_command_for_one_process_says_so(files):
     done = torchrun(files, "inspect", "dense")
     assert done.returncode != 0

@@ -72,6 +72,7 @@ def test_what_cannot_be_shared_is_refused_in_all_processes(results, name, words)
         assert found[name].startswith(words)
 
 
+@pytest.mark.runs_in("torchrun", "`mpochain finetune` in two processes equals one process", "every form but codes")
 def test_torchrun_finetunes(files):
     (files / "recipe.yaml").write_text(
         "model: dense\nbudget: 0.7\nmethod: svd\nevaluation: {text: test.txt, window: 32}\n"

@@ -89,6 +89,22 @@ def test_narrower_types(layer, dtype, tolerance):
     torch.testing.assert_close(y.double(), expected, rtol=tolerance, atol=tolerance * expected.abs().max().item())
 
 
+def test_a_conversion_there_and_back_drops_what_is_cached(layer):
+    """It may leave tensors at their addresses with their versions, as this change of numbers does."""
+    layer.set_execution(cache=True, autotune=False)
+    x = inputs_of(layer, (6,))
+    with torch.no_grad():
+        for _ in range(3):
+            before = layer(x)
+        for tensor in [*layer.parameters(), *layer.buffers()]:
+            if tensor.is_floating_point():
+                tensor.data.mul_(2)
+        layer.to("cpu")
+        after = layer(x)
+    assert not torch.allclose(after, before)
+    torch.testing.assert_close(after, dense_output(layer, x), rtol=1e-4, atol=1e-4)
+
+
 @pytest.mark.parametrize("cache", [False, True])
 def test_autocast_gives_the_type_of_the_dense_form(layer, cache):
     layer = layer.float().set_execution(cache=cache)

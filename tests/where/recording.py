@@ -25,6 +25,7 @@ _PACKAGES = {
     "AOTInductor": "torch",
     "FSDP2": "torch",
     "DDP": "torch",
+    "torchrun": "torch",
     "NVIDIA GPU": "torch",
     "ONNX Runtime": "onnxruntime",
     "PEFT": "peft",

@@ -54,7 +54,7 @@ def compared(
         for batches in (_first(calibration, len(aside)), aside):
             shared = [batch for number, batch in enumerate(batches, 1) if team.works_on(number)]
             sums.append(_difference(model, built, originals or {}, shared))
-    own, other = (_together(each) for each in zip(*team.gathered(sums), strict=True))
+    own, other = (_together(parts) for parts in zip(*team.gathered(sums), strict=True))
     if not own.rows or not other.rows:
         return None
     return HeldOut(other.measure, own.value, other.value, other.rows)

@@ -17,6 +17,7 @@ from mpochain.execution.kept import Kept, buffers_of
 from mpochain.execution.packed import packed, product
 from mpochain.execution.tracing import is_proxy, is_recorded, is_traced, leaf_of_graph
 from mpochain.nn.cache_argument import Memory, requested_cache
+from mpochain.nn.conversion import Caching
 from mpochain.nn.dense import linear_of
 from mpochain.nn.dense_form import DenseForm, in_the_state_of
 from mpochain.nn.entry import LayerEntry
@@ -26,7 +27,7 @@ from mpochain.nn.numbers import Numbers, stored_bytes
 __all__ = ["CompressedLayer"]
 
 
-class CompressedLayer(nn.Module, ABC):
+class CompressedLayer(Caching, ABC):
     """Base class of layers that replace a dense layer and store its weight ``(out_features, in_features)`` compressed.
 
     A subclass defines :attr:`kind`, :attr:`Entry`, :attr:`weight`, :meth:`compact`, :meth:`macs`, :meth:`entry` and
@@ -50,10 +51,6 @@ class CompressedLayer(nn.Module, ABC):
     bias: Tensor | None
     # The dense layer that this one replaced; None for a layer that replaced none.
     _dense_form: DenseForm | None = None
-
-    def __init__(self) -> None:
-        super().__init__()
-        self._kept: Kept | None = None
 
     @property
     @abstractmethod

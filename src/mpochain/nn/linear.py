@@ -338,6 +338,11 @@ class MPOLinear(CompressedLayer):
         # The generator over all submodules takes longer than a small product.
         return [core for name, core in self._parameters.items() if name != "bias" and core is not None]
 
+    def _forget(self) -> None:
+        super()._forget()
+        for runner in self._runners:
+            runner.set_execution(runner.memory, runner.autotune)
+
     def _set_execution(self, cache: bool, autotune: bool | None) -> None:
         # The runners cache the merged cores, since these depend on the plans.
         for runner in self._runners:

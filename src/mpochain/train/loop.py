@@ -183,7 +183,7 @@ def train(
                 if shared:
                     # All stop after the same step, if one of them was interrupted.
                     values = collected((value, interrupted()), together=together)
-                    value, told = sum(each for each, _ in values) / len(values), any(stop for _, stop in values)
+                    value, told = sum(own for own, _ in values) / len(values), any(stop for _, stop in values)
                 norm = torch.nn.utils.clip_grad_norm_(trained, config.clip_norm).item()
                 if not (math.isfinite(value) and math.isfinite(norm)):
                     raise NonFiniteError(

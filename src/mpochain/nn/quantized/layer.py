@@ -118,8 +118,7 @@ class QuantizedLayer(CompressedLayer, ABC):
         def converted(tensor: Tensor) -> Tensor:
             return _of_its_type(fn, tensor) if id(tensor) in kept else fn(tensor)
 
-        applied: Self = super()._apply(converted, recurse)  # type: ignore[no-untyped-call]
-        return applied
+        return super()._apply(converted, recurse)
 
 
 def _of_its_type(fn: Callable[[Tensor], Tensor], tensor: Tensor) -> Tensor:
