@@ -75,7 +75,7 @@ def compressed(way, **changes):
     if isinstance(arguments.get("refine"), dict):
         arguments["refine"] = mpo.compression.Refinement(**arguments["refine"])
     budget = arguments.pop("budget")
-    report = mpo.compress(model, budget, calibration=data(), held_out=data(2), **arguments)
+    report = mpo.compress(model, budget, calibration=data(), held_out=data(2), share=True, **arguments)
     with torch.no_grad():
         logits = model(data(1)[0]).logits
     return {
@@ -88,7 +88,34 @@ def compressed(way, **changes):
 
 
 def each_way(rank, folder):
-    return {way: compressed(way) for way in WAYS}
+    """Stages with a checkpoint, of which each stage has a folder of its own."""
+    return {way: compressed(way, **({"checkpoint": folder / way} if way == "stages" else {})) for way in WAYS}
+
+
+class Beside(torch.nn.Module):
+    """Two layers that read the same inputs, of which the loss uses the second alone."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.first, self.aside, self.used = (torch.nn.Linear(6, size) for size in (6, 12, 12))
+
+    def forward(self, x):
+        hidden = self.first(x).relu()
+        return self.used(hidden) + self.aside(hidden).detach()
+
+
+def beside(rank, folder):
+    """Moments of the inputs of a layer whose inputs another one reads first, which no gradient reaches."""
+    model = Beside()
+    layers = dict(model.named_children())
+    data = [torch.randn(5, 6, generator=torch.Generator().manual_seed(number)) for number in range(4)]
+    found = []
+    for division in (Division(team_of_group(), dict.fromkeys(layers, 0)), UNDIVIDED):
+        collected = collect(model, layers, data, loss=lambda y: y.square().sum(), inputs=set(layers), division=division)
+        assert list(collected.unreached) == ["aside"]
+        found.append(collected.moments["used"].inputs if "used" in collected.moments else None)
+    return found
 
 
 def moments(rank, folder):
@@ -117,7 +144,7 @@ def refusals(rank, folder):
         model, budget = arguments.pop("model", None) or network(), arguments.pop("budget")
         before = {key: value.clone() for key, value in model.state_dict().items()}
         try:
-            mpo.compress(model, budget, **arguments)
+            mpo.compress(model, budget, share=True, **arguments)
         except MPOError as error:
             found[name] = f"{type(error).__name__}: {error}"
         assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items()), name
@@ -141,7 +168,7 @@ def refusals(rank, folder):
 
 def everything(rank, folder):
     """The results of all functions above, by name."""
-    return {work.__name__: work(rank, folder) for work in (moments, each_way, refusals)}
+    return {work.__name__: work(rank, folder) for work in (moments, beside, each_way, refusals)}
 
 
 def interrupted(rank, folder):

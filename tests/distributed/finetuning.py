@@ -20,6 +20,8 @@ WAYS = {
     "labels": {"distillation": 0.0, "trainable": "all"},
     "named": {"trainable": ["re:model.layers.1.*"]},
     "hidden": {"hidden": 1.0, "hidden_layers": ["model.layers.0"]},
+    "uneven": {"batch_size": 3, "accumulate": 3},
+    "idle": {"trainable": "all"},
 }
 
 
@@ -43,6 +45,11 @@ def windows():
 def finetuned(way, checkpoint=None, **changes):
     """Losses and tensors of a model finetuned in one of the ways."""
     model, teacher = models()
+    if way == "idle":
+        # Takes part in no step, as an expert that no token chooses.
+        model.aside = torch.nn.Linear(3, 3, dtype=torch.float64)
+        torch.nn.init.ones_(model.aside.weight)
+        torch.nn.init.ones_(model.aside.bias)
     config = FinetuneConfig(**{**CONFIG, **WAYS[way], **changes})
     teacher = teacher if config.asks_teacher else None
     result = mpo.finetune(model, windows(), config=config, teacher=teacher, checkpoint=checkpoint, share=True)

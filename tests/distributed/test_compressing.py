@@ -51,6 +51,12 @@ def test_moments_are_those_of_one_process_in_their_owners(results):
             assert torch.dist(one.double(), other.double()) <= 1e-6 * other.double().norm(), name
 
 
+def test_inputs_are_shared_though_no_gradient_reaches_their_first_reader(results):
+    (together, alone), (nothing, _) = results["beside"]
+    assert nothing is None, "the first process owns all layers"
+    torch.testing.assert_close(together, alone)
+
+
 @pytest.mark.parametrize(
     ("name", "words"),
     [

@@ -6,6 +6,8 @@ import copy
 import pickle
 import threading
 import warnings
+from contextlib import nullcontext
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -286,7 +288,8 @@ def test_calls_of_an_accelerator_are_timed_by_events(monkeypatch):
         def __init__(self, enable_timing):
             assert enable_timing
 
-        def record(self):
+        def record(self, stream):
+            assert stream == "the stream of cuda"
             self.at = next(clock)
 
         def query(self):
@@ -295,7 +298,9 @@ def test_calls_of_an_accelerator_are_timed_by_events(monkeypatch):
         def elapsed_time(self, other):
             return 1e3 * (other.at - self.at)
 
-    module = type("module", (), {"Event": Event})
+    module = SimpleNamespace(
+        Event=Event, device=lambda _: nullcontext(), current_stream=lambda device: f"the stream of {device}"
+    )
     monkeypatch.setattr(torch, "get_device_module", lambda _: module)
     trial, result = Trial(plan(SPEC, ROWS), entries(2)), torch.zeros(1)
     rounds = 0

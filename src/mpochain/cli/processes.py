@@ -18,8 +18,9 @@ __all__ = ["after_others", "joined", "rank"]
 # Commands that share their work; others would do it once in every process.
 _TOGETHER = {"compress", "finetune"}
 
-# Seconds that a process waits for others before it gives up: the first one may evaluate a model meanwhile.
-_LONGEST_WAIT = 1800.0
+# A process waits so long for others: the first one may evaluate a model or refine its blocks meanwhile. torchrun itself
+# notices at once if one dies.
+_LONGEST_WAIT = timedelta(days=1)
 
 # Seconds that a process other than the first waits with its error. What all of them find wrong the first one tells, and
 # torchrun ends the others then.
@@ -55,11 +56,14 @@ def joined(command: str, device: str | None = None) -> Iterator[None]:
     import torch
     import torch.distributed as dist
 
-    on_gpu = device is not None and device.startswith("cuda") and torch.cuda.is_available()
+    if device is not None and ":" in device:
+        raise RecipeError(f"{size} processes cannot share --device {device}; give --device {device.partition(':')[0]}")
+    # Whatever the options or a recipe say of the device: "cuda" is the GPU of the process then.
+    on_gpu = torch.cuda.is_available()
     if on_gpu:
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
     try:
-        dist.init_process_group("cpu:gloo,cuda:nccl" if on_gpu else "gloo", timeout=timedelta(seconds=_LONGEST_WAIT))
+        dist.init_process_group("cpu:gloo,cuda:nccl" if on_gpu else "gloo", timeout=_LONGEST_WAIT)
     except (ValueError, RuntimeError) as error:
         raise ArgumentError(f"the {size} processes of torchrun do not find each other: {error}") from error
     with _silence() if dist.get_rank() else nullcontext():

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +37,7 @@ from mpochain.compression.statistics.passes import (
 )
 from mpochain.compression.sufficiency import too_few_rows
 from mpochain.compression.together import in_turn, require_alike
-from mpochain.distributed import team_of_group
+from mpochain.distributed import ALONE, Team, team_of_group
 from mpochain.execution import predicted_plans
 from mpochain.report import provenance
 from mpochain.surgery.experts import separated_experts
@@ -69,6 +69,7 @@ def compress(
     dry_run: bool = False,
     seed: int = 0,
     checkpoint: Path | str | CompressionState | None = None,
+    share: bool = False,
     log: Callable[[str], None] | None = None,
 ) -> CompressionReport:
     """Compress the linear layers of a model in place to fit a budget.
@@ -131,6 +132,9 @@ def compress(
             large as the model. After an interruption, the same call goes on from it, with the same result to the bit.
             Remove the folder when the compressed model is saved. Not used by a dry run. Or the state that
             :func:`mpochain.compression.open_state` returns for the same arguments.
+        share: whether the processes of the default group of ``torch.distributed`` share the work: all of them call this
+            with the same model, data and arguments, and all get the compressed model. No effect without a group, and
+            not possible with ``sequential``. See the guide "Scaling out".
         log: deprecated, removed in the next release; called with each message. Configure the logger ``"mpochain"``.
 
     Returns:
@@ -154,7 +158,7 @@ def compress(
     """
     began = time.perf_counter()
     require_module(model)
-    team = team_of_group()
+    team = team_of_group() if share else ALONE
     require_alike(
         team,
         model,
@@ -177,7 +181,7 @@ def compress(
     with (
         logged_to(log),
         torch.inference_mode(False),
-        _alone(None if dry_run or not team.is_first else checkpoint),
+        _alone(None if dry_run else checkpoint, team),
         without_wrappers(model, editing=True) as model,
         separated_experts(model) as fused,
     ):
@@ -284,8 +288,11 @@ def compress(
         return report
 
 
-def _alone(checkpoint: Path | str | CompressionState | None) -> AbstractContextManager[Any]:
-    """Be the only process that writes to a checkpoint; who opened the state already sees to that."""
-    if checkpoint is None or isinstance(checkpoint, CompressionState):
-        return nullcontext()
-    return folder_lock(Path(checkpoint))
+@contextmanager
+def _alone(checkpoint: Path | str | CompressionState | None, team: Team) -> Iterator[None]:
+    """Be the only run that writes to a checkpoint; who opened the state already sees to that."""
+    with ExitStack() as held:
+        with team.together():
+            if team.is_first and checkpoint is not None and not isinstance(checkpoint, CompressionState):
+                held.enter_context(folder_lock(Path(checkpoint)))
+        yield

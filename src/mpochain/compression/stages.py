@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 
 from torch import nn
 
@@ -13,6 +14,7 @@ from mpochain.compression.layer_choices import Setup
 from mpochain.compression.limit import Limit
 from mpochain.compression.methods import Method
 from mpochain.compression.state import CompressionState
+from mpochain.compression.together import in_turn
 from mpochain.errors import ArgumentError
 
 __all__ = ["compressed_in_stages", "stage_limits"]
@@ -95,7 +97,7 @@ def compressed_in_stages(
     targets = setup.selected.targets
     for number, limit in enumerate(limits, 1):
         _logger.info("stage %d of %d: %s", number, len(limits) + 1, limit.budget)
-        of_stage = None if state is None else state.stage(number)
+        of_stage = in_turn(setup.division.team, partial(_stage, state, number))
         with setup.store(of_stage) as moments:
             preparation, choice = setup.choose(limit, moments, of_stage, standing)
             builder = Builder(setup.method, targets, choice["chosen"], moments, preparation, of_stage, setup.division)
@@ -104,6 +106,10 @@ def compressed_in_stages(
         builder.tie(setup.selected.heads)
         standing = builder.built
     return standing
+
+
+def _stage(state: CompressionState | None, number: int) -> CompressionState | None:
+    return None if state is None else state.stage(number)
 
 
 def _size(limit: Limit) -> float:

@@ -45,8 +45,8 @@ def require_alike(
     team.alike(described)
     if arguments["sequential"]:
         raise ArgumentError(
-            "sequential=True corrects block after block, which several processes cannot share; leave it out, or call "
-            "compress() in one process"
+            "sequential=True corrects block after block, which several processes cannot share; leave out one of them, "
+            "sequential= or share="
         )
 
 

@@ -101,6 +101,11 @@ class ChainRunner:
         self.memory, self.autotune = memory, None if autotune is None else bool(autotune)
         self._reset()
 
+    def forget(self) -> None:
+        """Drop cached matrices and bound calls; plans stay."""
+        self._matrices.drop_others(())
+        self.bound.clear()
+
     def plan(
         self, rows: int, *, training: bool, dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu"
     ) -> ContractionPlan:
@@ -183,13 +188,7 @@ class ChainRunner:
         return program.run(x, self._matrices.of(program, number, cores), bias, onto)
 
     def _tried(
-        self,
-        trial: Trial,
-        x: Tensor,
-        cores: Sequence[Tensor],
-        bias: Tensor | None,
-        onto: Tensor | None,
-        keeps: bool,
+        self, trial: Trial, x: Tensor, cores: Sequence[Tensor], bias: Tensor | None, onto: Tensor | None, keeps: bool
     ) -> Tensor:
         """A call that a trial may take for one of its plans; the runner leaves the trial once it is settled."""
         settled = trial.settled

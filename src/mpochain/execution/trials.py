@@ -216,11 +216,15 @@ class Trial:
                 self.add(variant, time.perf_counter() - began)
                 return result
             module = torch.get_device_module(device)
-            first, last = module.Event(enable_timing=True), module.Event(enable_timing=True)
-            first.record()
-            result = call()
-            last.record()
-            self._running.append((variant, first, last))
+            # Not those of the current device, which may be another one.
+            stream = module.current_stream(device)
+            with module.device(device):
+                first, last = module.Event(enable_timing=True), module.Event(enable_timing=True)
+                first.record(stream)
+                result = call()
+                last.record(stream)
+            with self._lock:
+                self._running.append((variant, first, last))
             return result
         except BaseException:
             with self._lock:

@@ -341,7 +341,7 @@ class MPOLinear(CompressedLayer):
     def _forget(self) -> None:
         super()._forget()
         for runner in self._runners:
-            runner.set_execution(runner.memory, runner.autotune)
+            runner.forget()
 
     def _set_execution(self, cache: bool, autotune: bool | None) -> None:
         # The runners cache the merged cores, since these depend on the plans.

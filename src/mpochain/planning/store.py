@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import threading
 import warnings
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -50,6 +51,8 @@ class Store:
         self._environment: dict[str, Any] = {}
         self._machines: dict[str, Any] = {}
         self._plans: dict[str, Any] = {}
+        # Layers are called by several threads.
+        self._lock = threading.RLock()
 
     @property
     def path(self) -> Path:
@@ -60,6 +63,10 @@ class Store:
 
     def machine(self, setting: Setting) -> Machine:
         """The measured constants for a setting, or the defaults."""
+        with self._lock:
+            return self._machine(setting)
+
+    def _machine(self, setting: Setting) -> Machine:
         self._open()
         machine = self._machines.get(str(setting))
         if machine is not None and not isinstance(machine, Machine):
@@ -72,20 +79,23 @@ class Store:
 
     def add_machine(self, setting: Setting, machine: Machine) -> None:
         """Store the constants for a setting."""
-        self._open()
-        self._machines[str(setting)] = machine
-        self._write()
+        with self._lock:
+            self._open()
+            self._machines[str(setting)] = machine
+            self._write()
 
     def decision(self, key: str) -> Any:
         """The record stored under ``key``, or None; callers must validate it, since the file is not trusted."""
-        self._open()
-        return self._plans.get(key)
+        with self._lock:
+            self._open()
+            return self._plans.get(key)
 
     def add_decision(self, key: str, record: dict[str, Any], *, warns: bool = True) -> None:
-        """Store a record under ``key``; ``warns`` says whether to warn if the file cannot be written."""
-        self._open()
-        self._plans[key] = record
-        self._write(warns)
+        """Store a record under ``key``; without ``warns``, a file that cannot be written is no matter."""
+        with self._lock:
+            self._open()
+            self._plans[key] = record
+            self._write(warns)
 
     def _open(self) -> None:
         # This is not on the hot path: layers look up their own programs first.
@@ -110,7 +120,7 @@ class Store:
     def _write(self, warns: bool = True) -> None:
         path = self.path
         try:
-            with locked(path.with_name(f".{path.name}.mpochain-lock"), path, wait=_LONGEST_WAIT):
+            with locked(path.with_name(f".{path.name}.mpochain-lock"), path, wait=_LONGEST_WAIT if warns else 0.0):
                 self._reread()
                 machines = {
                     key: machine.as_dict() if isinstance(machine, Machine) else machine

@@ -27,9 +27,10 @@ def set_execution(
             predicted to be the best and are timed, if they take more than some tens of microseconds; then the layer
             stays with the fastest. All compute the same product, but round differently. False keeps to the prediction,
             so that equal calls have equal results; so do ``torch.use_deterministic_algorithms`` and processes of
-            ``torch.distributed``. True measures the most promising plans at the first call, with or without gradients,
-            which then takes some tenths of a second; :meth:`mpochain.MPOLinear.precompile` measures ahead. The fastest
-            plan is stored in the user's cache folder for later processes.
+            ``torch.distributed``, for layers that have not settled. True measures the most promising plans at the first
+            call, with or without gradients, which then takes some tenths of a second;
+            :meth:`mpochain.MPOLinear.precompile` measures ahead. The fastest plan is stored in the user's cache folder
+            for later processes.
         memory: deprecated; ``"fast"`` means ``cache=True``, ``"compact"`` means ``cache=False``.
 
     Returns:

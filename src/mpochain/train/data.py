@@ -82,14 +82,16 @@ class TrainingData(ABC):
     def shared(self, team: Team, count: int) -> Iterator[tuple[Self, float]]:
         """Yield the examples of this process in at most ``count`` parts, see :meth:`split`.
 
-        The shares are such that the mean over the processes is that of all examples.
+        The shares are such that the mean over the processes is that of all examples. All processes get as many parts,
+        since they meet after each.
 
         Args:
             team: the processes that share these examples.
             count: number of parts.
         """
-        own = self.select(torch.arange(len(self), device="cpu").tensor_split(team.size)[team.rank])
-        for part, _ in own.split(min(count, len(own))):
+        own = torch.arange(len(self), device="cpu").tensor_split(team.size)[team.rank]
+        for positions in own.tensor_split(min(count, len(self) // team.size)):
+            part = self.select(positions)
             yield part, team.size * part.targets / self.targets
 
     def split(self, count: int) -> Iterator[tuple[Self, float]]:

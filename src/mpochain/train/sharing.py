@@ -57,4 +57,5 @@ def with_mean_gradients(model: nn.Module) -> nn.Module:
     """
     current = "forward_sync_buffers" in inspect.signature(DistributedDataParallel).parameters
     options: dict[str, Any] = {"forward_sync_buffers" if current else "broadcast_buffers": False}
-    return DistributedDataParallel(model, **options)
+    # An expert, or a head, need not take part in every step.
+    return DistributedDataParallel(model, find_unused_parameters=True, **options)

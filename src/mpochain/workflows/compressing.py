@@ -128,6 +128,7 @@ def _followed(recipe: Recipe, out: Path | None, *, dry_run: bool) -> Compressed:
         held_out=inputs.held_out or None,
         dry_run=dry_run,
         checkpoint=None if out is None else out / UNFINISHED,
+        share=True,
         **_arguments(recipe),
     )
     return Compressed(
@@ -204,6 +205,7 @@ def _compress(
                 held_out=inputs.held_out or None,
                 dry_run=dry_run,
                 checkpoint=state,
+                share=True,
                 **arguments,
             )
     except BaseException:

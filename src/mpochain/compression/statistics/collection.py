@@ -234,18 +234,17 @@ def _collected(sums: Mapping[str, Sums], *, gradients: bool, division: Division)
     result = Collected()
     owners: dict[int, Tensor] = {}
     for name, layer_sums in sums.items():
+        # Layers that read the same inputs share the moments of the first of them, which no gradient need have reached.
+        has_own = layer_sums.keeps_inputs and division.owns(name) and not layer_sums.input_sum.is_empty
+        if has_own and layer_sums.history not in owners:
+            owners[layer_sums.history] = layer_sums.input_sum.mean(layer_sums.rows)
         reason = _unreached(layer_sums, gradients=gradients)
         if reason is not None:
             result.unreached[name] = reason
             continue
         if not division.owns(name):
             continue
-        inputs = None
-        if layer_sums.keeps_inputs:
-            # Layers that read the same inputs share the moments of one of them.
-            inputs = owners.get(layer_sums.history)
-            if inputs is None:
-                inputs = owners[layer_sums.history] = layer_sums.input_sum.mean(layer_sums.rows)
+        inputs = owners[layer_sums.history] if layer_sums.keeps_inputs else None
         result.moments[name] = _moments(layer_sums, inputs)
     return result
 
