@@ -54,6 +54,10 @@ def _check_command(example) -> None:
             options = [_BENCHMARK if word == "benchmarks" else word for word in words[1:]]
             environment |= {"MPOCHAIN_BENCH_GRID": "tiny"}
             _output(sys.executable, "-m", "pytest", "--quiet", "-c", f"{_ROOT}/pyproject.toml", *options, **environment)
+        elif words[0] == "torchrun":
+            _, _, command = (part.split() for part in line.partition(" -m mpochain "))
+            missing = [word for word in command if word.startswith("--") and word not in _help(command[0])]
+            assert not missing, f"{line!r}: no option {missing}"
         else:
             command = words[:2] if words[0] == "mpochain" else words[1:4]
             if words[0] != "mpochain" and words[:2] != ["python", "-m"]:

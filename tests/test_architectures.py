@@ -421,8 +421,8 @@ class TestCachesOfPartsAreSwitchedOff:
 
     def test_a_block_within_a_block_counts_once(self):
         again = Recomputation()
-        with again._second():
-            with again._second():
+        with again.uncounted():
+            with again.uncounted():
                 assert again.active
             assert again.active
         assert not again.active

@@ -89,8 +89,8 @@ def test_a_training_with_former_names_goes_on(tmp_path, monkeypatch):
     states = []
     write = loop.save_state
 
-    def kept(path, *arguments):
-        write(path, *arguments)
+    def kept(path, *arguments, **named):
+        write(path, *arguments, **named)
         states.append((read_record(path), load_file(path)))
 
     def trained(state):
