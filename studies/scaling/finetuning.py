@@ -29,8 +29,8 @@ def measured(model: str, teacher: str, text: Path, steps: int, processes: int) -
     """Finetune for some steps of four windows, and return the tokens per second and the losses."""
     training = {"steps": steps, "batch_size": 4, "learning_rate": 6e-5}
     with tempfile.TemporaryDirectory() as folder:
-        recipe = {"model": str(Path(teacher).resolve())}
-        recipe |= {"finetune": {"text": str(text.resolve()), "training": training}}  # type: ignore[dict-item]
+        section = {"text": str(text.resolve()), "training": training}
+        recipe = {"model": str(Path(teacher).resolve()), "finetune": section}
         Path(folder, "recipe.yaml").write_text(json.dumps(recipe))  # JSON is YAML
         command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", str(processes), "-m", "mpochain"]
         command += ["finetune", model, "--recipe", f"{folder}/recipe.yaml", "--out", f"{folder}/out", "--quiet"]

@@ -1,4 +1,4 @@
-"""A small model with texts, as files."""
+"""A small model with texts, as files, for processes that torchrun starts."""
 
 from __future__ import annotations
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from mpochain.errors import ArgumentError, RecipeError
 from mpochain.system.progress import hide_progress
 
-__all__ = ["after_others", "joined", "rank"]
+__all__ = ["after_others", "joined"]
 
 # Commands that share their work; others would do it once in every process.
 _TOGETHER = {"compress", "finetune"}
@@ -27,7 +27,7 @@ _LONGEST_WAIT = timedelta(days=1)
 _GRACE = 3.0
 
 
-def rank() -> int:
+def _rank() -> int:
     """The number of this process among those that torchrun started; 0 without it."""
     number = os.environ.get("RANK", "0")
     return int(number) if number.isdecimal() else 0
@@ -94,7 +94,7 @@ def after_others(message: str) -> str:
         >>> after_others("no such file")
         'no such file'
     """
-    number = rank()
+    number = _rank()
     if not number:
         return message
     time.sleep(_GRACE)

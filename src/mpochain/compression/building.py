@@ -238,7 +238,7 @@ class Builder:
 
 
 def build_all(names: Collection[str], builder: Builder) -> None:
-    """Build the layers of these names, each in the process that owns it, without inserting them into the model."""
+    """Build the named layers, each in its owner, and exchange them, without inserting them into the model."""
     team, own = builder.division.team, builder.division.own(names)
     last, left = time.monotonic(), TimeLeft(len(own))
     with team.together():

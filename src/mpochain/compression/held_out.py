@@ -104,11 +104,9 @@ def _together(parts: Iterable[_Difference]) -> _Difference:
     result = _Difference()
     for part in parts:
         result.measure, result.relative = result.measure or part.measure, result.relative or part.relative
-        result.lost, result.power, result.rows = (
-            result.lost + part.lost,
-            result.power + part.power,
-            result.rows + part.rows,
-        )
+        result.lost += part.lost
+        result.power += part.power
+        result.rows += part.rows
     return result
 
 

@@ -28,5 +28,6 @@ class Caching(nn.Module):
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         self._forget()
+        # torch gives this method no types.
         applied: Self = super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         return applied

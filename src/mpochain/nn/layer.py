@@ -252,7 +252,7 @@ class CompressedLayer(Caching, ABC):
         """Features and bias, for ``print(layer)``."""
         return f"{self.in_features} -> {self.out_features}, bias={self.bias is not None}"
 
-    def _set_execution(self, cache: bool, autotune: bool | None) -> None:  # noqa: ARG002  # for plans
+    def _set_execution(self, cache: bool, autotune: bool | None) -> None:  # noqa: ARG002  # layers with plans use it
         self._kept = Kept() if cache else None
 
     def _require_input(self, x: Tensor) -> None:

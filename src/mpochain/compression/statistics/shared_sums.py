@@ -31,14 +31,14 @@ class _Described:
 
 
 def add_up(sums: Mapping[str, Sums], division: Division) -> None:
-    """Add the sums of all processes up in float64, each in the process that owns the layer.
+    """Add up the sums of all processes in float64, in the owner of each layer.
 
     Counts and powers are known to all processes afterwards, sums of products to the owner alone. Layers that read the
     same inputs in every process share one sum.
 
     Args:
         sums: sums of every layer over the data of this process; changed in place.
-        division: the processes, and the layers of of_process.
+        division: the processes, and the layers of each.
     """
     team = division.team
     if team.is_alone:
@@ -59,14 +59,12 @@ def add_up(sums: Mapping[str, Sums], division: Division) -> None:
     for name, own in sums.items():
         owner = division.owner(name)
         told = [process[name] for process in of_all]
-        own.rows, own.tokens = (
-            sum(of_process.rows for of_process in told),
-            sum(of_process.tokens for of_process in told),
-        )
-        own.input_power = sum(of_process.powers[0] for of_process in told)
-        own.gradient_power = sum(of_process.powers[1] for of_process in told)
-        own.has_gradients = any(of_process.filled[2] for of_process in told)
-        key = (str(owner), *(of_process.leader for of_process in told))
+        own.rows = sum(report.rows for report in told)
+        own.tokens = sum(report.tokens for report in told)
+        own.input_power = sum(report.powers[0] for report in told)
+        own.gradient_power = sum(report.powers[1] for report in told)
+        own.has_gradients = any(report.filled[2] for report in told)
+        key = (str(owner), *(report.leader for report in told))
         own.history = hash(key)
         out, in_ = own.weight.shape
         for place, (total, size) in enumerate(
@@ -76,7 +74,7 @@ def add_up(sums: Mapping[str, Sums], division: Division) -> None:
                 (own.gradient_sum, out if own.keeps_outputs else in_),
             )
         ):
-            if not any(of_process.filled[place] for of_process in told):
+            if not any(report.filled[place] for report in told):
                 continue
             if place == 0:
                 if key in inputs:
