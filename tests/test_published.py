@@ -21,6 +21,7 @@ KRONECKER = runpy.run_path(str(ROOT / "studies/kronecker/page.py"))
 TESTED = runpy.run_path(str(ROOT / "tests/tested.py"))
 WHERE = runpy.run_path(str(ROOT / "tests/where/page.py"))
 QUANTISED = runpy.run_path(str(ROOT / "studies/smollm2/quantised_cores.py"))
+LOADING = runpy.run_path(str(ROOT / "studies/loading/page.py"))
 SCALING = runpy.run_path(str(ROOT / "studies/scaling/page.py"))
 EMBEDDINGS = runpy.run_path(str(ROOT / "studies/embeddings/page.py"))
 
@@ -35,6 +36,7 @@ EMBEDDINGS = runpy.run_path(str(ROOT / "studies/embeddings/page.py"))
         ("tested.md", "docs/results", TESTED["write_page"]),
         ("where.md", "docs/results", WHERE["write_page"]),
         ("quantised-cores.md", "studies/smollm2/quantised_cores.json", QUANTISED["write_page"]),
+        ("loading.md", "studies/loading", LOADING["write_page"]),
         ("scaling.md", "studies/scaling", SCALING["write_page"]),
         ("embeddings.md", "studies/embeddings", EMBEDDINGS["write_page"]),
         ("frontier-minilm.md", "studies/minilm/frontier", minilm.write_page),
