@@ -11,6 +11,7 @@ from torch import nn
 
 from mpochain import compress
 from mpochain.compression import building
+from mpochain.compression.state_files import read_part, write_part
 from mpochain.compression.statistics import passes as statistics_passes
 from mpochain.errors import CheckpointError
 
@@ -131,3 +132,29 @@ def test_a_damaged_state_is_no_start(tmp_path, model, data):
     file.write_text(file.read_text().replace("0.5", "0.7"))
     with pytest.raises(CheckpointError, match=r"run\.json is damaged; remove"):
         compress(model, 0.5, calibration=data, checkpoint=tmp_path)
+
+
+def test_parts_are_mapped_each_by_itself(tmp_path):
+    tensors = {
+        "codes": torch.randint(255, (5, 3), dtype=torch.uint8),
+        "scales": torch.randn(3, 1).half(),
+        "index": torch.arange(4),
+        "rows": torch.randn(2, 3).bfloat16(),
+        "none": torch.empty(0, 4),
+        "flag": torch.tensor(True),
+    }
+    file = write_part(tmp_path, "layer", tensors, {"rows": 3})
+    before = file.read_bytes()
+    read = read_part(file, mapped=True)
+    assert read is not None
+    mapped, values = read
+    assert values == {"rows": 3}
+    for name, value in tensors.items():
+        assert torch.equal(mapped[name], value)
+        assert mapped[name].dtype == value.dtype
+    torch.save(mapped, tmp_path / "saved")
+    assert (tmp_path / "saved").stat().st_size < 5000
+    mapped["rows"].zero_()
+    assert file.read_bytes() == before
+    file.write_bytes(before[:-1] + b"x")
+    assert read_part(file, mapped=True) is None

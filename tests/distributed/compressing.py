@@ -12,6 +12,7 @@ import mpochain as mpo
 from mpochain.compression import state
 from mpochain.compression.statistics.collection import collect
 from mpochain.compression.statistics.division import UNDIVIDED, Division
+from mpochain.compression.streaming import hidden_files
 from mpochain.distributed import team_of_group
 from mpochain.errors import MPOError
 
@@ -29,6 +30,8 @@ WAYS = {
     "error": {"method": "interpolative", "budget": "20% error"},
     "experts": {"method": "interpolative", "budget": 0.7, "ignore": ["re:.*self_attn.*"]},
     "preview": {"method": "interpolative", "budget": 0.7, "dry_run": True},
+    "streamed": {"method": "interpolative", "budget": 0.7, "stream": True},
+    "streamed bits": {"method": "auto", "budget": "5 bits", "stream": True},
 }
 
 
@@ -88,8 +91,9 @@ def compressed(way, **changes):
 
 
 def each_way(rank, folder):
-    """Stages with a checkpoint, of which each stage has a folder of its own."""
-    return {way: compressed(way, **({"checkpoint": folder / way} if way == "stages" else {})) for way in WAYS}
+    """Stages and one stream with a checkpoint: each stage has a folder of its own, and a stream may have none."""
+    kept = ("stages", "streamed")
+    return {way: compressed(way, **({"checkpoint": folder / way} if way in kept else {})) for way in WAYS}
 
 
 class Beside(torch.nn.Module):
@@ -184,6 +188,31 @@ def interrupted(rank, folder):
 
     state.CompressionState.keep_layer = keep_layer
     return compressed("interpolative", checkpoint=folder / "state")
+
+
+def stream_interrupted(rank, folder):
+    """A streamed compression in which the second process is killed at a batch of the first block's gradients."""
+    write = hidden_files.HiddenFiles.write
+
+    def killed(self, kind, level, number, tensor):
+        write(self, kind, level, number, tensor)
+        if rank == 1 and (kind, level) == ("gradients", 0):
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    hidden_files.HiddenFiles.write = killed
+    return compressed("streamed", checkpoint=folder / "state")
+
+
+def stream_resumed(rank, folder):
+    """The same compression, gone on with at the block that it was at."""
+    write = hidden_files.HiddenFiles.write
+
+    def checked(self, kind, level, number, tensor):
+        assert (kind, level) == ("gradients", 0), "a finished block runs again"
+        write(self, kind, level, number, tensor)
+
+    hidden_files.HiddenFiles.write = checked
+    return compressed("streamed", checkpoint=folder.parent / "killed" / "state")
 
 
 def resumed(rank, folder):

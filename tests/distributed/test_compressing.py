@@ -89,6 +89,15 @@ def test_a_killed_process_costs_what_was_not_finished(tmp_path):
         assert (result["logits"] - alone["logits"]).abs().max() <= 1e-5 * alone["logits"].abs().max()
 
 
+def test_a_process_killed_while_blocks_stream_costs_the_block_that_it_was_at(tmp_path):
+    with pytest.raises(AssertionError):
+        run_pair(compressing.stream_interrupted, tmp_path / "killed", longest=20)
+    alone = compressing.compressed("streamed")
+    for result in run_pair(compressing.stream_resumed, tmp_path / "resumed"):
+        assert result["layers"] == alone["layers"]
+        assert (result["logits"] - alone["logits"]).abs().max() <= 1e-5 * alone["logits"].abs().max()
+
+
 def test_layers_are_dealt_by_the_time_of_their_fits():
     class Target:
         def __init__(self, *shape):

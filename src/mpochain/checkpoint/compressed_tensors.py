@@ -12,7 +12,8 @@ from torch import Tensor, nn
 
 from mpochain.checkpoint.configuration import CONFIG
 from mpochain.checkpoint.hugging_face import HuggingFaceModel, described
-from mpochain.checkpoint.saving import distinct_tensors, without_shared_memory, written_by_first
+from mpochain.checkpoint.saving import distinct_tensors, written_by_first
+from mpochain.checkpoint.tensor_files import without_shared_memory
 from mpochain.errors import ArgumentError, OutputError
 from mpochain.nn import QuantizedLinear
 from mpochain.nn.dense import is_transposed

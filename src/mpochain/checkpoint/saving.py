@@ -8,23 +8,22 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from mpochain.checkpoint.card import write_card
 from mpochain.checkpoint.configuration import CONFIG, GENERATION, INDEX, METHOD, TENSORS, VERSION, is_checkpoint
 from mpochain.checkpoint.described import dtype_of, entries_of, quantization_of, separated, write_configuration
 from mpochain.checkpoint.hugging_face import described
+from mpochain.checkpoint.tensor_files import write_tensors
 from mpochain.distributed import done_by_first, is_first, is_sharded, whole_on_first
 from mpochain.errors import OutputError
 from mpochain.surgery.finding import require_module
-from mpochain.surgery.tying import address_of, ties_of
+from mpochain.surgery.tying import ties_of
 from mpochain.surgery.wrappers import without_wrappers
 from mpochain.system.faults import output_errors
 from mpochain.system.files import require_writable, write_bytes
 from mpochain.system.folders import replaced_together
 from mpochain.system.paths import as_path, require_path
-from mpochain.system.reading import sha256_of
 
 __all__ = [
     "distinct_tensors",
@@ -32,13 +31,12 @@ __all__ = [
     "require_no_other_model",
     "require_replaceable",
     "save",
-    "without_shared_memory",
     "write_checkpoint",
     "written_by_first",
 ]
 
 
-def save(model: nn.Module, folder: Path | str) -> Path:
+def save(model: nn.Module, folder: Path | str, *, largest_file: int | None = None) -> Path:
     """Save a model with its compressed layers to a folder, and replace an older checkpoint there.
 
     Args:
@@ -47,6 +45,7 @@ def save(model: nn.Module, folder: Path | str) -> Path:
             parts, the plain model is saved. A model that is sharded over processes (``fully_shard``) is written by the
             first of them with its tensors in one piece: all processes must call this.
         folder: created if needed.
+        largest_file: bytes of the tensors in one file, to write several with an index; None for one file.
 
     Returns:
         The folder.
@@ -71,7 +70,7 @@ def save(model: nn.Module, folder: Path | str) -> Path:
             layers = entries_of(plain)
             require_no_other_model(folder)
             with replaced_together(folder, outdated=is_outdated) as new:
-                _write(plain, layers, new, folder)
+                _write(plain, layers, new, folder, largest_file)
     return folder
 
 
@@ -97,13 +96,14 @@ def written_by_first(model: nn.Module) -> Iterator[bool]:
         yield writes
 
 
-def write_checkpoint(model: nn.Module, new: Path, folder: Path) -> None:
+def write_checkpoint(model: nn.Module, new: Path, folder: Path, *, largest_file: int | None = None) -> None:
     """Write a model to an empty folder that ``replaced_together`` gave.
 
     Args:
         model: the model.
         new: that folder.
         folder: folder that the files will be in.
+        largest_file: see :func:`save`.
 
     Raises:
         ArgumentError: a compressed layer that :func:`mpochain.load` could not load.
@@ -111,7 +111,7 @@ def write_checkpoint(model: nn.Module, new: Path, folder: Path) -> None:
     """
     require_module(model)
     with without_wrappers(model) as plain:
-        _write(plain, entries_of(plain), new, folder)
+        _write(plain, entries_of(plain), new, folder, largest_file)
 
 
 def is_outdated(name: str) -> bool:
@@ -119,18 +119,16 @@ def is_outdated(name: str) -> bool:
     return TENSORS.fullmatch(name) is not None or name in (GENERATION, INDEX)
 
 
-def _write(model: nn.Module, layers: dict[str, Any], new: Path, folder: Path) -> None:
+def _write(model: nn.Module, layers: dict[str, Any], new: Path, folder: Path, largest_file: int | None) -> None:
     hugging_face = described(model)
     tensors, tied = distinct_tensors(model)
     buffers = _unlisted_buffers(model) if hugging_face is None else {}
-    partial = new / "model.safetensors"
     with output_errors(folder):
-        save_file(without_shared_memory(tensors | buffers), partial)
-        sha256 = sha256_of(partial)
-        name = f"model-{sha256[:16]}.safetensors"
-        partial.rename(new / name)
+        name, sha256 = write_tensors(tensors | buffers, new, largest_file)
+    sharded = name.endswith(".json")
     if hugging_face is not None:
-        description = quantization_of(model, layers, tied, sha256, arguments=hugging_face.get("arguments"))
+        arguments = hugging_face.get("arguments")
+        description = quantization_of(model, layers, tied, sha256, arguments=arguments, sharded=sharded)
         write_configuration(new, hugging_face["config"], hugging_face["name"], dtype_of(model), description)
         if hugging_face["generation"] is not None:
             write_bytes(new / GENERATION, (json.dumps(hugging_face["generation"], indent=1) + "\n").encode())
@@ -176,20 +174,6 @@ def distinct_tensors(model: nn.Module) -> tuple[dict[str, Tensor], dict[str, str
     """All distinct tensors by their first name, and a map from the other names of tied tensors to the first."""
     tied = ties_of(model)
     return {name: value for name, value in model.state_dict().items() if name not in tied}, tied
-
-
-def without_shared_memory(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The same tensors without shared memory, which a file cannot hold: parts of a larger tensor are copied."""
-    seen: set[int] = set()
-    apart = {}
-    for name, value in tensors.items():
-        value = value.contiguous()
-        if address_of(value) is not None:
-            place = value.untyped_storage().data_ptr()
-            value = value.clone() if place in seen else value
-            seen.add(place)
-        apart[name] = value
-    return apart
 
 
 def _unlisted_buffers(model: nn.Module) -> dict[str, Tensor]:

@@ -37,6 +37,7 @@ __all__ = [
     "Source",
     "SpeedShare",
     "Stages",
+    "Stream",
     "Targets",
     "Window",
     "command_line",
@@ -88,6 +89,13 @@ Sequential = Annotated[
     typer.Option(
         help="Let layers that write the hidden states make up for their drift from the dense model's, where held-out "
         "windows show that it helps; by default off. Takes minutes."
+    ),
+]
+Stream = Annotated[
+    bool | None,
+    typer.Option(
+        help="Hold one block of the model at a time in memory, for a model larger than memory; hidden states and built "
+        "layers are files in the folder of --out. By default off."
     ),
 ]
 Stages = Annotated[

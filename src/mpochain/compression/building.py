@@ -80,6 +80,9 @@ class Builder:
 
     def exchange(self, name: str) -> None:
         """Take the replacement that the owner of a layer has built; every process calls this in the same order."""
+        mapped = self._state is not None and self._state.mapped
+        if mapped and all(self.division.team.gathered(self.restore(name))):
+            return
         target, owner = self._targets[name], self.division.owner(name)
         own: tuple[Any, LayerRecord] | None = None
         if self.division.owns(name):
@@ -109,6 +112,8 @@ class Builder:
         self.records[name] = record
         if self._state is not None:
             self._state.keep_layer(name, layer, record)
+            if self._state.mapped and self.restore(name):  # so that it takes no memory
+                return self.built.get(self._targets[name].module)
         return self._put(self._targets[name], layer)
 
     def proposal(self, name: str) -> tuple[CompressedLayer | None, LayerRecord]:

@@ -19,6 +19,8 @@ from mpochain.compression.statistics.default_loss import DefaultLoss
 from mpochain.compression.statistics.division import UNDIVIDED, Division
 from mpochain.compression.statistics.passes import gather_every, kept_on_disk, memory_for_statistics
 from mpochain.compression.statistics.store import MomentStore
+from mpochain.compression.streaming.blocks_in_turn import BlocksInTurn
+from mpochain.compression.streaming.gathering import gather_in_turn
 from mpochain.compression.target import Target
 from mpochain.surgery.replacement import with_layers
 
@@ -38,6 +40,7 @@ class Setup:
         loss: loss whose gradients weight the outputs.
         groups: layers of each pass over the data.
         division: processes that share the work.
+        turn: the model with its blocks run one at a time; None to run it as it is.
     """
 
     model: nn.Module
@@ -48,10 +51,16 @@ class Setup:
     loss: Callable[[Any], Tensor] | DefaultLoss
     groups: Sequence[Mapping[str, Target]]
     division: Division = UNDIVIDED
+    turn: BlocksInTurn | None = None
+
+    @property
+    def room(self) -> int:
+        """Bytes for fits of layers, beside what a pass over the data takes."""
+        return memory_for_statistics(self.model) if self.turn is None else self.turn.largest_block
 
     def store(self, state: CompressionState | None) -> MomentStore:
         """Storage for the moments of all layers, a context manager."""
-        on_disk = kept_on_disk(self.model, self.groups, self.method)
+        on_disk = self.turn is not None or kept_on_disk(self.model, self.groups, self.method)
         folder = None if state is None else state.moments
         return MomentStore(on_disk=on_disk, folder=folder, division=self.division)
 
@@ -75,21 +84,12 @@ class Setup:
         """
         targets, team = self.selected.targets, self.division.team
         if not team.from_first(state is not None and state.has_layers(targets)):
-            with with_layers(self.model, standing):
-                gather_every(
-                    self.model,
-                    self.groups,
-                    self.batches,
-                    self.method,
-                    moments,
-                    loss=self.loss,
-                    standing=standing,
-                    division=self.division,
-                )
+            if self.turn is not None:
+                gather_in_turn(self.turn, targets, self.method, moments, loss=self.loss, division=self.division)
+            else:
+                self._gather(moments, standing)
             require_reached(self.model, targets, moments.unreached, self.patterns)
-        preparation = Preparation(
-            self.method, targets, moments, memory_for_statistics(self.model), division=self.division
-        )
+        preparation = Preparation(self.method, targets, moments, self.room, division=self.division)
         choice = team.from_first(None if state is None else state.choices())
         if choice is None:
             error = None if limit.budget is None else error_budget(limit.budget)
@@ -104,3 +104,16 @@ class Setup:
             if state is not None and team.is_first:
                 state.keep_choices(choice)
         return preparation, choice
+
+    def _gather(self, moments: MomentStore, standing: Mapping[nn.Module, nn.Module]) -> None:
+        with with_layers(self.model, standing):
+            gather_every(
+                self.model,
+                self.groups,
+                self.batches,
+                self.method,
+                moments,
+                loss=self.loss,
+                standing=standing,
+                division=self.division,
+            )

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -35,15 +35,15 @@ from mpochain.compression.statistics.passes import (
     parts,
     require_batches,
 )
+from mpochain.compression.streaming.opening import require_streamable, streamed
 from mpochain.compression.sufficiency import too_few_rows
-from mpochain.compression.together import in_turn, require_alike
-from mpochain.distributed import ALONE, Team, team_of_group
+from mpochain.compression.together import alone_with, in_turn, require_alike
+from mpochain.distributed import ALONE, team_of_group
 from mpochain.execution import predicted_plans
 from mpochain.report import provenance
 from mpochain.surgery.experts import separated_experts
 from mpochain.surgery.finding import require_module
 from mpochain.surgery.wrappers import without_wrappers
-from mpochain.system.folders import folder_lock
 from mpochain.wording import counted
 
 __all__ = ["compress"]
@@ -70,6 +70,7 @@ def compress(
     seed: int = 0,
     checkpoint: Path | str | CompressionState | None = None,
     share: bool = False,
+    stream: bool = False,
     log: Callable[[str], None] | None = None,
 ) -> CompressionReport:
     """Compress the linear layers of a model in place to fit a budget.
@@ -135,6 +136,10 @@ def compress(
         share: whether the processes of the default group of ``torch.distributed`` share the work: all of them call this
             with the same model, data and arguments, and all get the compressed model. No effect without a group, and
             not possible with ``sequential``. See the guide "Scaling out".
+        stream: run one block of the model at a time over all batches, for a model larger than memory whose weights are
+            mapped files, as ``from_pretrained`` reads them. Hidden states between blocks and built layers are files in
+            ``checkpoint``, which then is needed to go on after an interruption alone. The choices are those without
+            ``stream``. Not possible with ``sequential``, ``refine`` and ``stages``. See the guide "Scaling out".
         log: deprecated, removed in the next release; called with each message. Configure the logger ``"mpochain"``.
 
     Returns:
@@ -174,6 +179,7 @@ def compress(
         stages=stages,
         dry_run=dry_run,
         seed=seed,
+        stream=stream,
         loss=loss is None,
         checkpoint=checkpoint is None,
     )
@@ -181,9 +187,10 @@ def compress(
     with (
         logged_to(log),
         torch.inference_mode(False),
-        _alone(None if dry_run else checkpoint, team),
+        alone_with(None if dry_run else checkpoint, team),
         without_wrappers(model, editing=True) as model,
         separated_experts(model) as fused,
+        ExitStack() as held,
     ):
         way = method_of(method, budget)
         targets = None if targets is None else as_patterns(targets, "targets")
@@ -192,6 +199,8 @@ def compress(
             model, budget, way, targets, ignore, sequential=sequential, refine=refine, speed=speed, stages=stages
         )
         opened, limit = selected.targets, limits[-1]
+        if stream:
+            require_streamable(sequential=sequential, refine=bool(refine), stages=bool(stages))
         division = divided(opened, team)
         limit.warn_if_loose()
         batches = batches_for(calibration, way)
@@ -227,7 +236,9 @@ def compress(
         size = bytes_in_memory(model)
         untouched = untouched_modules(model, opened, parameters)
         weighting = DefaultLoss(model, seed) if loss is None else loss
-        setup = Setup(model, way, selected, targets, batches, weighting, list(parts(model, opened, way)), division)
+        groups = list(parts(model, opened, way))
+        turn, state = held.enter_context(streamed(model, opened, batches, state, team, stream=stream))
+        setup = Setup(model, way, selected, targets, batches, weighting, groups, division, turn)
         standing: Mapping[nn.Module, nn.Module] = {}
         if len(limits) > 1 and not team.from_first(state is not None and state.has_layers(opened)):
             standing = compressed_in_stages(setup, limits[:-1], state)
@@ -286,13 +297,3 @@ def compress(
         if not dry_run:
             leave_marks(model, report)
         return report
-
-
-@contextmanager
-def _alone(checkpoint: Path | str | CompressionState | None, team: Team) -> Iterator[None]:
-    """Be the only run that writes to a checkpoint; who opened the state already sees to that."""
-    with ExitStack() as held:
-        with team.together():
-            if team.is_first and checkpoint is not None and not isinstance(checkpoint, CompressionState):
-                held.enter_context(folder_lock(Path(checkpoint)))
-        yield

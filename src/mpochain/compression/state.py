@@ -50,12 +50,16 @@ class CompressionState:
         replace_other: remove the state of another run, or a damaged one, instead of refusing it. A state without any
             finished part is always replaced.
 
+    Attributes:
+        mapped: whether built layers stay in their files, which are read where the layers are used; False at first.
+
     Raises:
         CheckpointError: the folder holds the state of another run, or a damaged one. The message names the difference.
         OutputError: the folder is not writable.
     """
 
     def __init__(self, folder: Path, identity: Mapping[str, Any], *, replace_other: bool = False) -> None:
+        self.mapped = False
         self.folder, self._identity = require_writable(folder), dict(identity)
         self._began, self._earlier = time.monotonic(), 0.0
         file = folder / _RUN
@@ -119,7 +123,7 @@ class CompressionState:
     def layer(self, target: Target) -> tuple[CompressedLayer | None, LayerRecord] | None:
         """The built replacement of a layer, None if it stays dense, and its record; None if it is not built yet."""
         file = part_of(self.folder / _LAYERS, target.name)
-        part = None if file is None else read_part(file)
+        part = None if file is None else read_part(file, mapped=self.mapped)
         if part is None:
             return None
         tensors, values = part

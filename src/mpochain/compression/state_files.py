@@ -8,13 +8,16 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import safetensors
 import safetensors.torch
+import torch
 from torch import Tensor
 
+from mpochain.checkpoint.elements import DTYPES
 from mpochain.errors import OutputError
 from mpochain.system.files import write_bytes
-from mpochain.system.reading import read_bytes
+from mpochain.system.reading import read_bytes, sha256_of
 
 __all__ = ["part_name", "part_of", "read_part", "read_sealed", "write_part", "write_sealed"]
 
@@ -77,8 +80,12 @@ def part_of(folder: Path, key: str) -> Path | None:
     return next(folder.glob(f"{part_name(key)}-*.safetensors"), None)
 
 
-def read_part(file: Path) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
+def read_part(file: Path, *, mapped: bool = False) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
     """Read a file of :func:`write_part`; None if it is missing or damaged.
+
+    Args:
+        file: the file.
+        mapped: whether the tensors stay in the file, and are read where they are used.
 
     Example:
         >>> import torch
@@ -89,6 +96,8 @@ def read_part(file: Path) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
         ({'x': tensor([1., 1.])}, {'rows': 3})
     """
     try:
+        if mapped:
+            return _mapped(file)
         data = read_bytes(file, _LONGEST)
         if sha256(data).hexdigest()[:16] != file.stem.rpartition("-")[2]:
             return None
@@ -96,6 +105,29 @@ def read_part(file: Path) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
         return safetensors.torch.load(data), json.loads(header["__metadata__"][_VALUES])
     except (OSError, ValueError, KeyError, TypeError, safetensors.SafetensorError):
         return None
+
+
+def _mapped(file: Path) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
+    """A part whose tensors are mapped one by one.
+
+    Those that safetensors maps share the memory of the whole file, as different types, which ``torch.save`` refuses.
+    """
+    if sha256_of(file)[:16] != file.stem.rpartition("-")[2]:
+        return None
+    with file.open("rb") as opened:
+        length = int.from_bytes(opened.read(8), "little")
+        header = json.loads(opened.read(length))
+    values = json.loads(header.pop("__metadata__")[_VALUES])
+    tensors = {}
+    for name, entry in header.items():
+        dtype, shape, (start, end) = DTYPES[entry["dtype"]], entry["shape"], entry["data_offsets"]
+        if start == end:
+            tensors[name] = torch.empty(shape, dtype=dtype)
+            continue
+        # Copied where it is written to, so that the file never changes.
+        pages = np.memmap(file, np.uint8, "c", 8 + length + start, (end - start,))
+        tensors[name] = torch.from_numpy(pages).view(dtype).reshape(shape)
+    return tensors, values
 
 
 def part_name(key: str) -> str:

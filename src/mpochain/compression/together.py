@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
 from typing import Any, TypeVar
 
 import torch.distributed as dist
 from torch import nn
 
 from mpochain.compression.methods import method_of
+from mpochain.compression.state import CompressionState
 from mpochain.compression.statistics.passes import require_batches
 from mpochain.distributed import Team
 from mpochain.errors import ArgumentError
 from mpochain.surgery.fingerprint import fingerprint, fingerprint_of_data
+from mpochain.system.folders import folder_lock
 
-__all__ = ["in_turn", "require_alike"]
+__all__ = ["alone_with", "in_turn", "require_alike"]
 
 Value = TypeVar("Value")
 
@@ -69,3 +73,13 @@ def in_turn(team: Team, work: Callable[[], Value]) -> Value | None:
             if team.is_first is first:
                 result = work()
     return result
+
+
+@contextmanager
+def alone_with(checkpoint: Path | str | CompressionState | None, team: Team) -> Iterator[None]:
+    """Be the only run that writes to a checkpoint; who opened the state already sees to that."""
+    with ExitStack() as held:
+        with team.together():
+            if team.is_first and checkpoint is not None and not isinstance(checkpoint, CompressionState):
+                held.enter_context(folder_lock(Path(checkpoint)))
+        yield

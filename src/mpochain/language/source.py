@@ -133,6 +133,7 @@ def save_language_model(
     *,
     records: Callable[[Path], object] = lambda _: None,
     outdated: Callable[[str], bool] = lambda _: False,
+    largest_file: int | None = None,
 ) -> Path:
     """Write a compressed model and its tokenizer into a folder, and replace an older model there.
 
@@ -143,6 +144,7 @@ def save_language_model(
         folder: created if needed.
         records: called with an empty folder whose files are to be part of this step, such as a report.
         outdated: whether a file or subfolder of this name is removed in this step, unless a new one replaces it.
+        largest_file: see :func:`mpochain.save`.
 
     Returns:
         The folder.
@@ -157,7 +159,7 @@ def save_language_model(
         if language.companions:
             (new / _COMPANIONS).mkdir()
             write_companions(language.companions, new / _COMPANIONS)
-        write_checkpoint(language.model, new, folder)
+        write_checkpoint(language.model, new, folder, largest_file=largest_file)
         records(new)
     return folder
 

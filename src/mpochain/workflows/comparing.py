@@ -129,7 +129,7 @@ def compare(recipe: Recipe, out: Path, *, only: Callable[[str], bool] = lambda _
 def _log_unused(recipe: Recipe) -> None:
     """Name the fields that a comparison does not use, so that nobody waits for their effect."""
     options = frozenset[str]().union(*(method_and_options(method)[1] for method in comparison_of(recipe).methods))
-    unused = {"method", "settings", "sequential", "speed", "stages"}
+    unused = {"method", "settings", "sequential", "stream", "speed", "stages"}
     unused |= {"budget"} if recipe.comparison is not None else set()
     unused |= {"refine"} if "refined" not in options else set()
     unused |= {"stage_budgets"} if "stages" not in options else set()
@@ -149,6 +149,7 @@ def _setting(recipe: Recipe, name: str) -> dict[str, Any]:
             "settings",
             "sequential",
             "refine",
+            "stream",
             "speed",
             "stage_budgets",
         },

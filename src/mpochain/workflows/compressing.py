@@ -32,7 +32,7 @@ from mpochain.workflows.model_card import tell_of_compression
 from mpochain.workflows.recipe import Recipe
 from mpochain.workflows.report_page import write_report
 from mpochain.workflows.result_folder import result_folder, save_result
-from mpochain.workflows.sizes import bytes_of_weights, warn_of_growth
+from mpochain.workflows.sizes import STREAMED_FILE, bytes_of_weights, little_memory, warn_of_growth
 from mpochain.workflows.timing import time_models
 
 __all__ = ["UNFINISHED", "compress_by"]
@@ -41,7 +41,6 @@ logger = logging.getLogger(__name__)
 
 # Subfolder of the output with the state of an unfinished run.
 UNFINISHED = "unfinished"
-
 Value = TypeVar("Value")
 
 
@@ -95,7 +94,7 @@ def compress_by(
         )
     folder = None if dry_run else out
     team = team_of_group()
-    with ExitStack() as held:
+    with little_memory(recipe), ExitStack() as held:
         if folder is not None:
             with team.together():
                 if team.is_first:
@@ -129,6 +128,7 @@ def _followed(recipe: Recipe, out: Path | None, *, dry_run: bool) -> Compressed:
         dry_run=dry_run,
         checkpoint=None if out is None else out / UNFINISHED,
         share=True,
+        stream=recipe.stream,
         **_arguments(recipe),
     )
     return Compressed(
@@ -206,6 +206,7 @@ def _compress(
                 dry_run=dry_run,
                 checkpoint=state,
                 share=True,
+                stream=recipe.stream,
                 **arguments,
             )
     except BaseException:
@@ -235,7 +236,8 @@ def _compress(
             write_report(new, replace(compressed_result, file_bytes=sizes), command, settings)
 
         tell_of_compression(model, result, recipe, command)
-        save_result(inputs.language, out, first_report, keep=(UNFINISHED,))
+        largest = STREAMED_FILE if recipe.stream else None
+        save_result(inputs.language, out, first_report, keep=(UNFINISHED,), largest_file=largest)
         result = replace(result, file_bytes=(before_bytes, bytes_of_weights(out)))
         logger.info("the compressed model is saved in %s; what follows adds figures to its report", out)
     failures: dict[str, Exception] = {}
@@ -252,7 +254,11 @@ def _compress(
     after = attempt("perplexity", lambda: compressed.perplexity(model))
     also = attempt("perplexity on further texts", lambda: compressed.perplexities_of_also(model)) or {}
     texts = attempt("generated text", lambda: compressed.texts(model, asked)) or []
-    speed = attempt("speed", lambda: _speed(recipe, model, counters)) if timed else None
+    speed = None
+    if timed and recipe.stream:
+        logger.info("no speed: with stream, the weights are read from the disk when they are used")
+    elif timed:
+        speed = attempt("speed", lambda: _speed(recipe, model, counters))
     result = replace(
         result,
         after=after,

@@ -58,6 +58,8 @@ class Recipe(RecipeSection):
             statistics in the model of the stage before. See ``stages`` of :func:`mpochain.compress`.
         refine: whether blocks are trained on the dense blocks' outputs after the compression; or the fields of
             :class:`mpochain.compression.Refinement`.
+        stream: whether one block of the model at a time is in memory, for a model larger than memory, see ``stream`` of
+            :func:`mpochain.compress`.
         targets: layers to compress, by name, ``re:`` pattern or class; by default all linear layers.
         ignore: layers to leave out.
         seed: seed of random numbers.
@@ -79,6 +81,7 @@ class Recipe(RecipeSection):
     sequential: bool = False
     stage_budgets: tuple[Budget, ...] = ()
     refine: bool | Refinement = False
+    stream: bool = False
     targets: tuple[Pattern, ...] | None = None
     ignore: tuple[Pattern, ...] = ()
     seed: Annotated[int, Field(ge=0, lt=1 << 63, strict=True)] = 0
@@ -119,6 +122,21 @@ class Recipe(RecipeSection):
         if "method" in info.data:
             method_named(info.data["method"], settings)  # its error is a ValueError
         return settings
+
+    @model_validator(mode="after")
+    def _stream_fits(self) -> Self:
+        if not self.stream:
+            return self
+        wanted = {"dtype": "auto", "device": "cpu"}
+        others = [f"{name} {value!r}" for name, wish in wanted.items() if (value := getattr(self, name)) != wish]
+        others += [name for name in ("sequential", "refine", "stage_budgets") if getattr(self, name)]
+        others += ["a .gguf file"] if self.model.endswith(".gguf") else []
+        if others:
+            raise ValueError(
+                "stream leaves the weights in their files and reads one block at a time, so it cannot be combined with "
+                f"{', '.join(others)}; leave out one of them"
+            )
+        return self
 
     @model_validator(mode="after")
     def _stages_fit(self) -> Self:

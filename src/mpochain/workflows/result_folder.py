@@ -62,7 +62,12 @@ def result_folder(out: Path, *, overwrite: bool = False, unfinished: tuple[str, 
 
 
 def save_result(
-    language: LanguageModel, out: Path, records: Callable[[Path], object], *, keep: tuple[str, ...] = ()
+    language: LanguageModel,
+    out: Path,
+    records: Callable[[Path], object],
+    *,
+    keep: tuple[str, ...] = (),
+    largest_file: int | None = None,
 ) -> None:
     """Write a model, its tokenizer and its records, and remove those of an older result, all in one step.
 
@@ -71,8 +76,10 @@ def save_result(
         out: the folder.
         records: writes the records to an empty folder.
         keep: names of the state of a run that still adds to its result.
+        largest_file: see :func:`mpochain.save`.
 
     Raises:
         OutputError: the folder cannot be written; it is then as it was.
     """
-    save_language_model(language, out, records=records, outdated=(_RECORDS - set(keep)).__contains__)
+    outdated = (_RECORDS - set(keep)).__contains__
+    save_language_model(language, out, records=records, outdated=outdated, largest_file=largest_file)

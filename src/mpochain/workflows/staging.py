@@ -38,7 +38,7 @@ _WORK = "stages"
 
 # Recipe fields for single compressions and comparisons, which stages do not use.
 _UNUSED = {
-    *("budget", "method", "settings", "sequential", "refine", "speed", "stage_budgets", "targets", "ignore"),
+    *("budget", "method", "settings", "sequential", "refine", "stream", "speed", "stage_budgets", "targets", "ignore"),
     "comparison",
 }
 

@@ -60,8 +60,17 @@ class BlockCall:
         return [leaf._version for leaf in leaves if isinstance(leaf, Tensor) and not leaf.is_inference()]
 
 
+class _EveryBlockCalledError(Exception):
+    """Nothing after the call of the last block is of interest."""
+
+
 def block_calls(
-    model: nn.Module, blocks: Sequence[nn.Module], batch: Any, *, option: str = "sequential=True"
+    model: nn.Module,
+    blocks: Sequence[nn.Module],
+    batch: Any,
+    *,
+    option: str = "sequential=True",
+    until_called: bool = False,
 ) -> list[BlockCall]:
     """Run a model on a batch and return the arguments of the call of each block.
 
@@ -70,6 +79,7 @@ def block_calls(
         blocks: blocks of the model in the order of their calls.
         batch: see :func:`mpochain.compression.statistics.moments.run_batch`.
         option: option of :func:`mpochain.compress` that needs the calls, for messages.
+        until_called: whether to stop where the last block is called, which then does not run.
 
     Returns:
         One call per block; none for a batch that is masked entirely.
@@ -109,6 +119,8 @@ def block_calls(
         hidden = arguments[0] if calls else arguments[0].clone()
         rest, named = tree.tree_map(copied, (arguments[1:], named))
         calls.append(BlockCall(hidden[:0] if calls else hidden, rest, named, masks, option))
+        if until_called and len(calls) == len(blocks):
+            raise _EveryBlockCalledError
 
     def after(_: nn.Module, __: Any, output: Any) -> None:
         outputs[:] = [output[0] if isinstance(output, tuple) else output]
@@ -118,6 +130,8 @@ def block_calls(
         hooks += [block.register_forward_pre_hook(before, with_kwargs=True), block.register_forward_hook(after)]
     try:
         run_batch(model, batch)
+    except _EveryBlockCalledError:
+        pass
     finally:
         for hook in hooks:
             hook.remove()

@@ -5,18 +5,18 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import ExitStack
-from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from mpochain.compression.statistics.collected import Collected, collected
 from mpochain.compression.statistics.default_loss import DefaultLoss
 from mpochain.compression.statistics.division import UNDIVIDED, Division
-from mpochain.compression.statistics.moments import Moments, frozen, run_batch
+from mpochain.compression.statistics.moments import frozen, run_batch
 from mpochain.compression.statistics.recompute import InputsChangedError, Recomputation
 from mpochain.compression.statistics.shared_sums import add_up
-from mpochain.compression.statistics.square_sum import Slabs, compact, unit_rows
+from mpochain.compression.statistics.square_sum import Slabs
 from mpochain.compression.statistics.sums import InputMoments, Sums, observed, tokens_counted
 from mpochain.distributed import Team
 from mpochain.errors import ArgumentError, NonFiniteError
@@ -24,28 +24,16 @@ from mpochain.nn import SeparateExperts
 from mpochain.surgery.calls import without_cache
 from mpochain.surgery.masks import Masks, arguments_of
 
-__all__ = ["Collected", "NothingCountedError", "collect"]
+__all__ = ["NothingCountedError", "collect"]
 
 _logger = logging.getLogger(__name__)
 
 _Loss = Callable[[Any], Tensor]
+_Run = Callable[[nn.Module, Any], Any]
 
 
 class NothingCountedError(ArgumentError):
     """The masks of all batches leave no position."""
-
-
-@dataclass(frozen=True, eq=False)
-class Collected:
-    """Moments of the layers that data and gradients reached, and the reasons why others have none.
-
-    Attributes:
-        moments: moments by layer name.
-        unreached: reason by layer name, as text that completes "the layer has no statistics, because ...".
-    """
-
-    moments: dict[str, Moments] = field(default_factory=dict)
-    unreached: dict[str, str] = field(default_factory=dict)
 
 
 def collect(
@@ -58,6 +46,8 @@ def collect(
     outputs: Collection[str] = (),
     standing: Mapping[nn.Module, nn.Module] | None = None,
     division: Division = UNDIVIDED,
+    run: _Run = run_batch,
+    in_parts: bool = False,
 ) -> Collected:
     """Run a model over calibration batches and collect the second moments of its layers.
 
@@ -74,6 +64,8 @@ def collect(
             the dense weights on the inputs and gradients in the model as it is.
         division: processes that share the batches, of which all give the same ones, and each gets the moments of its
             own layers.
+        run: what is done with each batch, which gives the output that the loss reads.
+        in_parts: whether ``run`` computes a part of the model at a time, whose activations fit into memory.
 
     Raises:
         ArgumentError: there are no batches, a batch has another type, all positions are masked, or the loss is no
@@ -95,7 +87,7 @@ def collect(
         sums = {name: Sums(name, layer, name in inputs, name in outputs, slabs) for name, layer in layers.items()}
         with team.together():
             try:
-                read = _pass(model, seen, sums, batches, loss, recomputing=recomputing, team=team)
+                read = _pass(model, seen, sums, batches, loss, run, recomputing=recomputing, team=team)
             except InputsChangedError:
                 changed = True
         told = team.gathered((changed, read))
@@ -106,13 +98,13 @@ def collect(
         return sums
 
     with torch.inference_mode(False):
-        sums = summed(recomputing=loss is not None)
+        sums = summed(recomputing=loss is not None and not in_parts)
         if sums is None:
             if isinstance(loss, DefaultLoss):
                 loss.restart()
             sums = summed(recomputing=False)
         assert sums is not None
-        return _collected(sums, gradients=loss is not None, division=division)
+        return collected(sums, gradients=loss is not None, division=division)
 
 
 def _pass(
@@ -121,6 +113,7 @@ def _pass(
     sums: Mapping[str, Sums],
     batches: Iterable[Any],
     loss: _Loss | DefaultLoss | None,
+    run: _Run,
     *,
     recomputing: bool,
     team: Team,
@@ -153,7 +146,7 @@ def _pass(
             if not is_own:
                 if not masks.empty:
                     with again.uncounted():
-                        _decide(loss, model, batch, arguments, masks)
+                        _decide(loss, run, model, batch, arguments, masks)
                 continue
             count += 1
             if masks.empty:
@@ -161,10 +154,10 @@ def _pass(
                 continue
             with torch.set_grad_enabled(loss is not None):
                 if loss is None:
-                    run_batch(model, batch)
+                    run(model, batch)
                 else:
                     try:
-                        _backward(loss, model, batch, arguments, masks, number)
+                        _backward(loss, run, model, batch, arguments, masks, number)
                     except NonFiniteError:
                         # Name the first layer with NaN in its input rather than report the output.
                         for layer_sums in sums.values():
@@ -200,23 +193,34 @@ def _mixtures(model: nn.Module, sums: Mapping[str, Sums]) -> Iterator[tuple[str,
 
 
 def _decide(
-    loss: _Loss | DefaultLoss | None, model: nn.Module, batch: Any, arguments: Mapping[str, Any], masks: Masks
+    loss: _Loss | DefaultLoss | None,
+    run: _Run,
+    model: nn.Module,
+    batch: Any,
+    arguments: Mapping[str, Any],
+    masks: Masks,
 ) -> None:
     """Let the first batch decide what the outputs mean, though another process works on it."""
     assert isinstance(loss, DefaultLoss)
     loss.expect(arguments, masks)
     with torch.no_grad():
-        loss.decide(run_batch(model, batch))
+        loss.decide(run(model, batch))
 
 
 def _backward(
-    loss: _Loss | DefaultLoss, model: nn.Module, batch: Any, arguments: Mapping[str, Any], masks: Masks, number: int
+    loss: _Loss | DefaultLoss,
+    run: _Run,
+    model: nn.Module,
+    batch: Any,
+    arguments: Mapping[str, Any],
+    masks: Masks,
+    number: int,
 ) -> None:
     """Run a batch and take the gradients of its loss."""
     if isinstance(loss, DefaultLoss):
         loss.expect(arguments, masks, number)
     # The output is not bound to a name, so its logits are freed before the backward pass.
-    value: object = loss(run_batch(model, batch))
+    value: object = loss(run(model, batch))
     if not isinstance(value, Tensor) or value.numel() != 1:
         shape = f"a tensor of shape {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
         raise ArgumentError(f"loss= must return a scalar tensor, summed over tokens, got {shape}")
@@ -227,69 +231,3 @@ def _backward(
         )
     if value.requires_grad:
         value.backward()
-
-
-def _collected(sums: Mapping[str, Sums], *, gradients: bool, division: Division) -> Collected:
-    """The moments of the layers of this process, and the layers that nothing reached in any process."""
-    result = Collected()
-    owners: dict[int, Tensor] = {}
-    for name, layer_sums in sums.items():
-        # Layers that read the same inputs share the moments of the first of them, which no gradient need have reached.
-        has_own = layer_sums.keeps_inputs and division.owns(name) and not layer_sums.input_sum.is_empty
-        if has_own and layer_sums.history not in owners:
-            owners[layer_sums.history] = layer_sums.input_sum.mean(layer_sums.rows)
-        reason = _unreached(layer_sums, gradients=gradients)
-        if reason is not None:
-            result.unreached[name] = reason
-            continue
-        if not division.owns(name):
-            continue
-        inputs = owners[layer_sums.history] if layer_sums.keeps_inputs else None
-        result.moments[name] = _moments(layer_sums, inputs)
-    return result
-
-
-def _unreached(layer_sums: Sums, *, gradients: bool) -> str | None:
-    """Why a layer has no statistics; None if it has."""
-    if not layer_sums.rows:
-        return "no calibration batch reached it"
-    if gradients and not layer_sums.has_gradients:
-        return "no gradient of the loss reached it"
-    if gradients and not layer_sums.gradient_power:
-        return "the gradient of the loss is zero there"
-    return None
-
-
-def _moments(layer_sums: Sums, inputs: Tensor | None) -> Moments:
-    rows, gradients, output_gradients = layer_sums.rows, None, None
-    # Errors of experts are per token of the mixture, so that they compare with those of layers that read all tokens.
-    tokens = layer_sums.tokens or rows
-    if not layer_sums.is_wide:
-        assert inputs is not None
-        activations = inputs
-    elif inputs is not None:
-        activations = _transformed(layer_sums.weight, inputs)
-    else:
-        activations = layer_sums.output_sum.mean(rows)
-    if not layer_sums.gradient_sum.is_empty:
-        gradients = layer_sums.gradient_sum.mean(tokens)
-        if layer_sums.keeps_outputs:
-            output_gradients = gradients
-            if not layer_sums.is_wide:
-                gradients = _transformed(layer_sums.weight.T, output_gradients)
-    return Moments(
-        activations,
-        gradients,
-        layer_sums.input_power / rows,
-        layer_sums.gradient_power / tokens if gradients is not None else None,
-        rows,
-        inputs,
-        output_gradients,
-    )
-
-
-def _transformed(factor: Tensor, moments: Tensor) -> Tensor:
-    """``F M F^T``, the moments of ``F x`` from those of ``x``."""
-    unit_factor, exponent = unit_rows(factor)
-    unit, more = unit_rows(moments)
-    return compact(unit_factor @ unit @ unit_factor.T, 2 * exponent + more)

@@ -11,10 +11,11 @@ from typing import Any, Protocol
 
 from torch import Tensor, nn
 
-from mpochain.compression.statistics.collection import Collected, NothingCountedError, collect
+from mpochain.compression.statistics.collected import Collected
+from mpochain.compression.statistics.collection import NothingCountedError, collect
 from mpochain.compression.statistics.default_loss import DefaultLoss
 from mpochain.compression.statistics.division import UNDIVIDED, Division
-from mpochain.compression.statistics.moments import moment_bytes
+from mpochain.compression.statistics.moments import moment_bytes, run_batch
 from mpochain.compression.statistics.store import MomentStore
 from mpochain.compression.target import Target
 from mpochain.errors import ArgumentError
@@ -101,16 +102,20 @@ def require_batches(batches: Iterable[Any], argument: str) -> Iterable[Any]:
 
 
 class _Logged:
-    """Batches that log how many of them were read, with the time left, every ``_INTERVAL`` seconds."""
+    """Batches that log how many of them were read, with the time left, every ``_INTERVAL`` seconds.
+
+    Attributes:
+        uncounted: the batches themselves, to read without a log.
+    """
 
     def __init__(self, batches: Iterable[Any]) -> None:
-        self.batches = batches
+        self.uncounted = batches
         self._count = length_hint(batches) or None
 
     def __iter__(self) -> Iterator[Any]:
         left = TimeLeft(self._count)
         last, number = time.monotonic(), 0
-        for number, batch in enumerate(self.batches, 1):
+        for number, batch in enumerate(self.uncounted, 1):
             yield batch
             if time.monotonic() - last > _INTERVAL:
                 last = time.monotonic()
@@ -123,7 +128,7 @@ def _divisible(batches: Iterable[Any]) -> bool:
 
     A data loader may shuffle, and give in one pass to the fit what it gives to others in the next.
     """
-    source = batches.batches if isinstance(batches, _Logged) else batches
+    source = batches.uncounted if isinstance(batches, _Logged) else batches
     return hasattr(source, "__getitem__") and length_hint(source) >= _LEAST_BATCHES
 
 
@@ -224,6 +229,8 @@ def gather_moments(
     part: tuple[int, int] = (1, 1),
     standing: Mapping[nn.Module, nn.Module] | None = None,
     division: Division = UNDIVIDED,
+    run: Callable[[nn.Module, Any], Any] = run_batch,
+    in_parts: bool = False,
 ) -> None:
     """Read the data once and store the moments that a method needs, if any.
 
@@ -237,11 +244,15 @@ def gather_moments(
         part: number of this pass over the data and of all passes, for the log.
         standing: see :func:`gather_every`.
         division: see :func:`gather_every`.
+        run: see :func:`mpochain.compression.statistics.collection.collect`.
+        in_parts: see there.
     """
     if method.needs == "nothing":
         return
     which = f", pass {part[0]} of {part[1]} over the data" if part[1] > 1 else ""
-    _logger.info("%s of %s, from %s on%s", method.needs, counted(len(targets), "layer"), next(iter(targets)), which)
+    first = next(iter(targets), None)
+    if first is not None and not in_parts:
+        _logger.info("%s of %s, from %s on%s", method.needs, counted(len(targets), "layer"), first, which)
     if isinstance(loss, DefaultLoss):
         loss.restart()
     modules = {name: target.module for name, target in targets.items()}
@@ -258,6 +269,8 @@ def gather_moments(
             outputs=outputs,
             standing=standing,
             division=division,
+            run=run,
+            in_parts=in_parts,
         )
 
     aside, rest = Collected(), batches

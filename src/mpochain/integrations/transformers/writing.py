@@ -19,7 +19,8 @@ from mpochain.checkpoint.card import write_card
 from mpochain.checkpoint.configuration import CONFIG, INDEX, TENSORS
 from mpochain.checkpoint.described import entries_of, quantization_of, write_configuration
 from mpochain.checkpoint.hugging_face import constructor_arguments
-from mpochain.checkpoint.saving import distinct_tensors, is_outdated, without_shared_memory, written_by_first
+from mpochain.checkpoint.saving import distinct_tensors, is_outdated, written_by_first
+from mpochain.checkpoint.tensor_files import index_bytes, tensors_name, without_shared_memory, write_index
 from mpochain.errors import ArgumentError
 from mpochain.surgery.finding import compressed_layers
 from mpochain.surgery.tying import ties_of
@@ -110,7 +111,7 @@ def write_pretrained(
             description = quantization_of(plain, layers, tied, sha256, arguments=arguments, sharded=index is not None)
             write_configuration(new, config, config["architectures"][0], None, description)
             if _OF_TRAINER.fullmatch(folder.name):
-                write_bytes(new / INDEX, _index_bytes(index or {name: _tensors_name(sha256) for name in tensors}))
+                write_bytes(new / INDEX, index_bytes(index or {name: tensors_name(sha256) for name in tensors}))
             write_card(plain, new, folder)
     if push_to_hub:
         model.push_to_hub(named.pop("repo_id", folder.name), token=token, max_shard_size=max_shard_size, **named)
@@ -137,28 +138,16 @@ def _named_by_hash(folder: Path) -> tuple[str, dict[str, str] | None]:
     """
     if not (folder / INDEX).exists():
         sha256 = sha256_of(folder / _SINGLE)
-        (folder / _SINGLE).rename(folder / _tensors_name(sha256))
+        (folder / _SINGLE).rename(folder / tensors_name(sha256))
         return sha256, None
     files: dict[str, str] = json.loads((folder / INDEX).read_bytes())["weight_map"]
     hashes = {file: sha256_of(folder / file) for file in sorted(set(files.values()))}
     for file, sha256 in hashes.items():
-        (folder / file).rename(folder / _tensors_name(sha256))
-    index = {name: _tensors_name(hashes[file]) for name, file in files.items()}
+        (folder / file).rename(folder / tensors_name(sha256))
+    index = {name: tensors_name(hashes[file]) for name, file in files.items()}
     (folder / INDEX).unlink()
-    written = folder / "index"
-    stated = {_tensors_name(sha256): sha256 for sha256 in hashes.values()}
-    write_bytes(written, _index_bytes(index, {"sha256": stated}))
-    sha256 = sha256_of(written)
-    written.rename(folder / f"{_tensors_name(sha256)}.index.json")
+    _, sha256 = write_index(folder, index, {tensors_name(sha256): sha256 for sha256 in hashes.values()})
     return sha256, index
-
-
-def _tensors_name(sha256: str) -> str:
-    return f"model-{sha256[:16]}.safetensors"
-
-
-def _index_bytes(files: Mapping[str, str], metadata: Mapping[str, Any] | None = None) -> bytes:
-    return (json.dumps({"metadata": dict(metadata or {}), "weight_map": dict(files)}, indent=1) + "\n").encode()
 
 
 @contextmanager
