@@ -10,7 +10,7 @@ from contextlib import contextmanager, nullcontext, redirect_stdout
 from datetime import timedelta
 from pathlib import Path
 
-from mpochain.errors import ArgumentError, RecipeError
+from mpochain.errors import ArgumentError, MPOError, RecipeError
 from mpochain.system.progress import hide_progress
 
 __all__ = ["after_others", "joined"]
@@ -25,6 +25,23 @@ _LONGEST_WAIT = timedelta(days=1)
 # Seconds that a process other than the first waits with its error. What all of them find wrong the first one tells, and
 # torchrun ends the others then.
 _GRACE = 3.0
+
+
+# In errors of connections.
+_OF_GLOO = "gloo/transport"
+
+
+def _join(backend: str) -> None:
+    """Join the group that the environment of torchrun describes."""
+    import torch.distributed as dist
+    from torch.distributed.distributed_c10d import PrefixStore
+    from torch.distributed.rendezvous import rendezvous
+
+    store, rank, size = next(rendezvous("env://", timeout=_LONGEST_WAIT))
+    # torchrun keeps its store when it starts processes again, with the addresses of those that have ended.
+    attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+    store = PrefixStore(f"attempt {attempt}", store)
+    dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=_LONGEST_WAIT)
 
 
 def _rank() -> int:
@@ -63,12 +80,18 @@ def joined(command: str, device: str | None = None) -> Iterator[None]:
     if on_gpu:
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
     try:
-        dist.init_process_group("cpu:gloo,cuda:nccl" if on_gpu else "gloo", timeout=_LONGEST_WAIT)
+        _join("cpu:gloo,cuda:nccl" if on_gpu else "gloo")
     except (ValueError, RuntimeError) as error:
         raise ArgumentError(f"the {size} processes of torchrun do not find each other: {error}") from error
     with _silence() if dist.get_rank() else nullcontext():
         try:
             yield
+        except RuntimeError as error:
+            if not isinstance(error, dist.DistBackendError) and _OF_GLOO not in str(error):
+                raise
+            raise MPOError(
+                "another of the processes has ended; what is finished is kept, and the same command goes on from it"
+            ) from error
         finally:
             dist.destroy_process_group()
 
