@@ -14,6 +14,7 @@ import torch
 
 from mpochain import MPOLinear, set_execution
 from mpochain.execution import predicted_plans, trials
+from mpochain.execution.measurement import setting_of
 from mpochain.execution.trials import Trial, may_try
 from mpochain.planning import plan
 from mpochain.planning.store import STORE
@@ -180,13 +181,45 @@ def test_nothing_is_tried_where_equal_calls_must_be_equal(timed, monkeypatch, wa
 
 
 @torch.no_grad()
-def test_a_trial_ends_with_the_prediction_where_equal_calls_must_be_equal_from_now_on(timed):
+def test_a_trial_waits_where_equal_calls_must_be_equal(timed):
     layer, x = new_layer(), torch.randn(ROWS, SPEC.in_features)
     layer(x)
     with predicted_plans():
         a, b = layer(x), layer(x)
     assert len(timed) == 1
     assert torch.equal(a, b)
+    layer(x)
+    assert len(timed) == 2
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("cache", [False, True])
+def test_a_settled_layer_follows_the_prediction_where_a_new_process_would(timed, cache):
+    x = torch.randn(ROWS, SPEC.in_features)
+    with predicted_plans():
+        expected = new_layer(cache=cache)(x)
+    layer = new_layer(cache=cache)
+    while (
+        layer(x) is not None
+        and trials.trial_of(
+            SPEC, ROWS, memory="fast" if cache else "compact", setting=setting_of(x.dtype, x.device)
+        ).settled
+        is None
+    ):
+        pass
+    for _ in range(3):  # bound to the shape by now
+        own = layer(x)
+    settled = layer.plan(ROWS, training=False)[0]
+    with predicted_plans(), predicted_plans():
+        assert torch.equal(layer(x), expected)
+        assert torch.equal(layer(x), expected), "bound calls follow it too"
+        assert cache or layer.plan(ROWS, training=False)[0].chosen != settled.chosen
+    assert torch.equal(layer(x), own)
+    assert layer.plan(ROWS, training=False)[0].chosen == settled.chosen
+    calls = len(timed)
+    layer(x)
+    assert len(timed) == calls, "nothing is tried again"
+    assert not cache or len(layer._runners[0]._matrices.all()) <= 1
 
 
 @torch.no_grad()

@@ -8,13 +8,13 @@ import torch
 from torch import Tensor
 
 from mpochain.errors import ExtensionError
-from mpochain.execution.kernels.kernel import Kernel
+from mpochain.execution.kernels import KERNELS, Kernel
 from mpochain.execution.program import Program
 from mpochain.planning import Candidate, Conditions, Schedule, Variant
 from mpochain.spec import ChainSpec
 from mpochain.system.extensions import errors_named
 
-__all__ = ["checked"]
+__all__ = ["checked", "kernel_named"]
 
 
 def checked(kernel: Kernel, spec: ChainSpec) -> Kernel:
@@ -26,6 +26,11 @@ def checked(kernel: Kernel, spec: ChainSpec) -> Kernel:
     """
     own = type(kernel).__module__.partition(".")[0] == __name__.partition(".")[0]
     return kernel if own else _Checked(kernel, spec)
+
+
+def kernel_named(name: str, spec: ChainSpec) -> Kernel:
+    """The kernel of a name, under whatever key it is in the table, as :func:`checked` returns it."""
+    return checked(next(kernel for kernel in KERNELS.values() if kernel.name == name), spec)
 
 
 class _Checked(Kernel):

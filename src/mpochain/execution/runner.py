@@ -10,14 +10,14 @@ from torch import Tensor
 
 from mpochain.execution.autocast import autocast_dtype
 from mpochain.execution.bound import Bound, bind, bind_unkept
-from mpochain.execution.foreign import checked
+from mpochain.execution.foreign import kernel_named
 from mpochain.execution.kept import STEPS, keepable
 from mpochain.execution.kept_matrices import KeptMatrices
-from mpochain.execution.kernels import KERNELS, Kernel
+from mpochain.execution.kernels import KERNELS
 from mpochain.execution.measurement import setting_of
 from mpochain.execution.program import Program
 from mpochain.execution.tracing import is_for_other_programs, is_traced
-from mpochain.execution.trials import Trial, may_try, trial_of
+from mpochain.execution.trials import BINDING, Trial, may_try, only_predicted, trial_of
 from mpochain.execution.tuning import tuned
 from mpochain.planning import Conditions, ContractionPlan, Graph, Machine, Memory, Mode, Setting, plan
 from mpochain.planning.batches import batch_bucket
@@ -33,8 +33,9 @@ _TRACED_BATCH = 256
 # Largest number of bound input shapes; beyond it all are dropped, so that memory stays bounded over ever new lengths.
 _MOST_BOUND = 64
 
-# Key of a program: exponent of the batch bucket, whether gradients are recorded, dtype, device and threads.
-_Key = tuple[int, bool, torch.dtype, torch.device, int]
+# Key of a program: exponent of the batch bucket, whether gradients are recorded, dtype, device, threads, and whether it
+# is the predicted one in any case.
+_Key = tuple[int, bool, torch.dtype, torch.device, int, bool]
 
 
 def _runs_for_real(device: torch.device | str) -> bool:
@@ -43,13 +44,8 @@ def _runs_for_real(device: torch.device | str) -> bool:
     return type(probe) is Tensor and not probe.is_meta
 
 
-def _kernel(name: str) -> Kernel:
-    """The kernel of a name, under whatever key it is in the table."""
-    return next(kernel for kernel in KERNELS.values() if kernel.name == name)
-
-
 def _program_of(chosen: ContractionPlan) -> Program:
-    return Program.of(chosen.chosen, checked(_kernel(chosen.kernel), chosen.spec), chosen.machine)
+    return Program.of(chosen.chosen, kernel_named(chosen.kernel, chosen.spec), chosen.machine)
 
 
 class ChainRunner:
@@ -70,6 +66,7 @@ class ChainRunner:
         self._reset()
 
     def _reset(self) -> None:
+        BINDING.add(self)
         if self.memory == "fast":
             STEPS.watch()
         self._plans: dict[_Key, ContractionPlan] = {}
@@ -89,7 +86,7 @@ class ChainRunner:
     def _swept(self) -> Program:
         """The program of the fewest multiply-adds that merges no cores."""
         schedule = unmerged(self.spec, _TRACED_BATCH).schedule
-        return Program(schedule, checked(_kernel("portable"), self.spec), _TRACED_BATCH)
+        return Program(schedule, kernel_named("portable", self.spec), _TRACED_BATCH)
 
     def set_execution(self, memory: Memory, autotune: bool | None) -> None:
         """Choose compact or fast execution, and how plans are found; drops plans and cached matrices.
@@ -106,6 +103,12 @@ class ChainRunner:
         self._matrices.drop_others(())
         self.bound.clear()
 
+    def unbind(self) -> None:
+        """Drop bound calls, and matrices of plans that do not count now; plans stay."""
+        self.bound.clear()
+        valid = only_predicted()
+        self._matrices.drop_others({number for key, (_, number, _) in self._programs.items() if key[-1] is valid})
+
     def plan(
         self, rows: int, *, training: bool, dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu"
     ) -> ContractionPlan:
@@ -115,7 +118,7 @@ class ChainRunner:
         if its calls show a faster one. Predictions use the constants measured on this machine, if there are any.
         """
         exponent = (rows - 1).bit_length() if rows > 1 else 0
-        key = exponent, training, dtype, torch.device(device), torch.get_num_threads()
+        key = exponent, training, dtype, torch.device(device), torch.get_num_threads(), only_predicted()
         plan = self._plans.get(key)
         if plan is None:
             plan = self._plans[key] = self._new_plan(rows, training, dtype, device)
@@ -132,15 +135,8 @@ class ChainRunner:
         if trial is not None and trial.settled is not None:
             return replace(trial.settled, spec=self.spec)
         kernels = tuple(KERNELS.values())
-        return plan(
-            self.spec,
-            batch,
-            mode=mode,
-            memory=memory,
-            setting=setting,
-            machine=STORE.machine(setting),
-            kernels=kernels,
-        )
+        machine = STORE.machine(setting)
+        return plan(self.spec, batch, mode=mode, memory=memory, setting=setting, machine=machine, kernels=kernels)
 
     def _trial(self, rows: int, training: bool, dtype: torch.dtype, device: torch.device | str) -> Trial | None:
         allowed = self.autotune is None and not training and may_try(torch.device(device).type)
@@ -199,7 +195,7 @@ class ChainRunner:
         timed = _runs_for_real(x.device) and not (x.is_cuda and torch.cuda.is_current_stream_capturing())
         variant = trial.turn(x.shape[0]) if timed else None
         followed = trial.predicted.chosen if variant is None else variant
-        kernel = checked(_kernel(followed.kernel), self.spec)
+        kernel = kernel_named(followed.kernel, self.spec)
         program = Program.of(followed, kernel, trial.predicted.machine)
         # Not timed: what is kept between calls is computed once.
         operands = None
@@ -234,14 +230,15 @@ class ChainRunner:
         rows = x.shape[0]
         # The same arithmetic as in batch_bucket, without a call.
         exponent = (rows - 1).bit_length() if rows > 1 else 0
-        return exponent, training, autocast_dtype(x) or x.dtype, x.device, torch.get_num_threads()
+        dtype = autocast_dtype(x) or x.dtype
+        return exponent, training, dtype, x.device, torch.get_num_threads(), only_predicted()
 
     def _program(self, x: Tensor, training: bool) -> tuple[Program, int, Trial | None]:
         """The program of a call, the number of its matrices, and the trial that may choose another one."""
         key = self._key(x, training)
         entry = self._programs.get(key)
         if entry is None:
-            rows, dtype, device = x.shape[0], key[2], key[3]
+            rows, (_, _, dtype, device, _, _) = x.shape[0], key
             program = _program_of(self.plan(rows, training=training, dtype=dtype, device=device))
             trial = self._trial(rows, training, dtype, device)
             if trial is not None and trial.settled is not None:

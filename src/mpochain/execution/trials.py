@@ -14,7 +14,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from functools import lru_cache
-from typing import Any
+from typing import Any, Protocol
+from weakref import WeakSet
 
 import torch
 import torch.distributed
@@ -27,7 +28,7 @@ from mpochain.planning.kernel_models import kernel_errors, runs
 from mpochain.planning.store import STORE
 from mpochain.spec import ChainSpec
 
-__all__ = ["Trial", "may_try", "predicted_plans", "trial_of"]
+__all__ = ["BINDING", "Trial", "may_try", "only_predicted", "predicted_plans", "trial_of"]
 
 # Plans that are tried. In the grid of the benchmarks the best one is nearly always among the first three predictions.
 _TRIED = 4
@@ -56,20 +57,45 @@ _BY = "calls"
 _ONLY_PREDICTED: ContextVar[bool] = ContextVar("mpochain_only_predicted_plans", default=False)
 
 
+class _Binding(Protocol):
+    def unbind(self) -> None: ...
+
+
+BINDING: WeakSet[_Binding] = WeakSet()
+"""What has bound calls to plans, and drops them where :func:`predicted_plans` begins or ends."""
+
+
 @contextmanager
 def predicted_plans() -> Iterator[None]:
     """Within this context, plans are predicted, and equal calls have equal results: for runs that can be resumed.
+
+    A layer that has settled on another plan follows the predicted one within it, and returns to its own afterwards.
 
     Example:
         >>> with predicted_plans():
         ...     may_try("cpu")
         False
     """
+    if _ONLY_PREDICTED.get():
+        yield
+        return
     token = _ONLY_PREDICTED.set(True)
     try:
+        _unbind()
         yield
     finally:
         _ONLY_PREDICTED.reset(token)
+        _unbind()
+
+
+def _unbind() -> None:
+    for binding in list(BINDING):
+        binding.unbind()
+
+
+def only_predicted() -> bool:
+    """Whether this code runs within :func:`predicted_plans`."""
+    return _ONLY_PREDICTED.get()
 
 
 def may_try(device: str) -> bool:
