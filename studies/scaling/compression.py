@@ -3,6 +3,7 @@
 From the root of a checkout, with a model of transformers and a text (half an hour for SmolLM2 on two cores):
 
     python studies/scaling/compression.py smollm2 wikitext-2-valid.txt --processes 1 --processes 2
+    python studies/scaling/compression.py smollm2 wikitext-2-valid.txt --processes 1 --stream
     python studies/scaling/page.py
 """
 
@@ -23,15 +24,18 @@ from mpochain.system.files import write_bytes
 from mpochain.workflows.texts import identified
 
 RECORD = Path(__file__).with_suffix(".json")
+STREAMED = RECORD.with_name("streamed.json")
 
 
-def measured(model: str, text: Path, windows: int, budget: float, processes: int) -> dict[str, Any]:
+def measured(
+    model: str, text: Path, windows: int, budget: float, processes: int, *, stream: bool = False
+) -> dict[str, Any]:
     """Compress once, and return the seconds of the compression itself, without reading and writing the model."""
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     with tempfile.TemporaryDirectory() as folder:
         command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", str(processes), "-m", "mpochain"]
         command += ["compress", model, "--budget", str(budget), "--calibration", str(text), "--no-time", "--quiet"]
-        command += ["--calibration-windows", str(windows), "--out", f"{folder}/out"]
+        command += ["--calibration-windows", str(windows), "--out", f"{folder}/out", *(["--stream"] if stream else [])]
         subprocess.run(command, env=environment, check=True)
         report = json.loads(Path(folder, "out", "report.json").read_text(encoding="utf-8"))
     layers = report["compression"]["layers"]
@@ -49,12 +53,13 @@ def main(
     processes: Annotated[list[int], typer.Option()],
     windows: int = 8,
     budget: float = 0.8,
+    stream: Annotated[bool, typer.Option("--stream")] = False,
 ) -> None:
     """Measure, and write the record."""
-    runs = [measured(model, text, windows, budget, number) for number in processes]
+    runs = [measured(model, text, windows, budget, number, stream=stream) for number in processes]
     setting = {"model": Path(model).name, "text": identified(text), "windows": windows, "budget": budget}
     record = {"setting": setting, "runs": runs, "provenance": provenance(threads=1, commit=True)}
-    write_bytes(RECORD, json.dumps(record, indent=1).encode())
+    write_bytes(STREAMED if stream else RECORD, json.dumps(record, indent=1).encode())
 
 
 if __name__ == "__main__":

@@ -21,6 +21,19 @@ _COMPRESSION = (
     Column("peak", "peak of the first process, GiB", ".2f"),
     Column("same", "same choices as one"),
 )
+_STREAMED = (
+    Column("way", "model"),
+    Column("processes", "processes of one thread"),
+    Column("seconds", "seconds", ",.0f"),
+    Column("peak", "peak of the first process, GiB", ".2f"),
+    Column("same", "same choices as in memory"),
+)
+_STREAMING = (
+    Column("processes", "processes"),
+    Column("before", "files before, GB", ".2f"),
+    Column("after", "files after, GB", ".2f"),
+    Column("peak", "peak memory, GB", ".2f"),
+)
 _FINETUNING = (
     Column("processes", "processes of one thread"),
     Column("rate", "tokens per second", ",.0f"),
@@ -49,6 +62,59 @@ def _compression(content: dict[str, Any]) -> list[Block]:
         for run in runs
     ]
     return [Heading("Compression"), Text((text,)), Table(_COMPRESSION, rows), Text(origin([content["provenance"]]))]
+
+
+def _streamed(content: dict[str, Any], compression: dict[str, Any]) -> list[Block]:
+    setting = content["setting"]
+    whole = next(run for run in compression["runs"] if run["processes"] == 1)
+    if setting != compression["setting"]:
+        raise ValueError("the streamed compression has other settings than the plain one")
+    text = (
+        f"{setting['model']} as above, in memory and with one block at a time (`python studies/scaling/compression.py "
+        "--stream`)."
+    )
+    rows = [
+        {
+            "way": way,
+            "processes": run["processes"],
+            "seconds": run["seconds"],
+            "peak": run["peak_bytes"] / 2**30,
+            "same": f"{sum(map(str.__eq__, run['forms'], whole['forms']))} of {len(run['forms'])}",
+        }
+        for way, runs in (("in memory", [whole]), ("streamed", content["runs"]))
+        for run in runs
+    ]
+    return [
+        Heading("One block at a time"),
+        Text((text,)),
+        Table(_STREAMED, rows),
+        Text(origin([content["provenance"]])),
+    ]
+
+
+def _streaming(content: dict[str, Any]) -> list[Block]:
+    setting = content["setting"]
+    text = (
+        f"A random Llama of {setting['layers']} blocks ({setting['hidden']} wide), "
+        f"{setting['model_bytes'] / 1e9:.1f} GB of float32 in files, to {setting['budget']:.0%}, gradients included, "
+        f"{setting['windows']} windows of {setting['window']} of {setting['text']} "
+        "(`python studies/scaling/streaming.py`). The peak is that of all processes together, libraries included."
+    )
+    rows = [
+        {
+            "processes": run["processes"],
+            "before": setting["model_bytes"] / 1e9,
+            "after": run["bytes_after"] / 1e9,
+            "peak": run["peak_bytes"] / 1e9,
+        }
+        for run in content["runs"]
+    ]
+    return [
+        Heading("Larger than memory"),
+        Text((text,)),
+        Table(_STREAMING, rows),
+        Text(origin([content["provenance"]])),
+    ]
 
 
 def _finetuning(content: dict[str, Any]) -> list[Block]:
@@ -82,10 +148,17 @@ def write_page(folder: Path = HERE, page: Path = PAGE) -> None:
             )
         )
     ]
-    for name, part in (("compression", _compression), ("finetuning", _finetuning)):
-        record = folder / f"{name}.json"
-        if record.exists():
-            blocks += part(json.loads(record.read_text(encoding="utf-8")))
+    names = ("compression", "streamed", "streaming", "finetuning")
+    records = {
+        name: json.loads((folder / f"{name}.json").read_text(encoding="utf-8"))
+        for name in names
+        if (folder / f"{name}.json").exists()
+    }
+    for name, record in records.items():
+        if name == "streamed":
+            blocks += _streamed(record, records["compression"])
+        else:
+            blocks += {"compression": _compression, "streaming": _streaming, "finetuning": _finetuning}[name](record)
     write_bytes(page, Page("Scaling out", blocks).markdown(page.parent).encode())
 
 

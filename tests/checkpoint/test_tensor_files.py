@@ -11,7 +11,7 @@ from torch import nn
 
 import mpochain as mpo
 from mpochain.checkpoint.tensor_files import without_shared_memory, write_tensors
-from mpochain.errors import CheckpointError
+from mpochain.errors import ArgumentError, CheckpointError
 
 
 def test_parts_of_one_memory_are_copied_only_where_they_overlap():
@@ -54,6 +54,8 @@ def test_a_model_in_several_files_is_loaded_and_damage_is_told(tmp_path):
     assert all(map(torch.equal, loaded.state_dict().values(), model.state_dict().values()))
     mpo.save(model, folder)
     assert len(list(folder.glob("model-*"))) == 1, "the former files are gone"
+    with pytest.raises(ArgumentError, match="largest_file must be a number of bytes, at least 1, or None, got 0"):
+        mpo.save(model, folder, largest_file=0)
     mpo.save(model, folder, largest_file=1000)
     damaged = min(folder.glob("model-*.safetensors"))
     damaged.write_bytes(damaged.read_bytes()[:-1] + b"x")

@@ -16,7 +16,7 @@ from mpochain.checkpoint.described import dtype_of, entries_of, quantization_of,
 from mpochain.checkpoint.hugging_face import described
 from mpochain.checkpoint.tensor_files import write_tensors
 from mpochain.distributed import done_by_first, is_first, is_sharded, whole_on_first
-from mpochain.errors import OutputError
+from mpochain.errors import ArgumentError, OutputError
 from mpochain.surgery.finding import require_module
 from mpochain.surgery.tying import ties_of
 from mpochain.surgery.wrappers import without_wrappers
@@ -52,8 +52,8 @@ def save(model: nn.Module, folder: Path | str, *, largest_file: int | None = Non
 
     Raises:
         OutputError: the folder cannot be written, or holds another model, such as the dense one.
-        ArgumentError: a compressed layer that :func:`mpochain.load` could not load, or a tensor or extra state that a
-            checkpoint cannot hold; the message says what to do.
+        ArgumentError: ``largest_file`` is not positive, or there is a compressed layer that :func:`mpochain.load` could
+            not load, or a tensor or extra state that a checkpoint cannot hold; the message says what to do.
 
     Example:
         >>> from mpochain.nn import MPOLinear
@@ -64,6 +64,8 @@ def save(model: nn.Module, folder: Path | str, *, largest_file: int | None = Non
         ['.json', '.safetensors']
     """
     require_module(model)
+    if largest_file is not None and largest_file < 1:
+        raise ArgumentError(f"largest_file must be a number of bytes, at least 1, or None, got {largest_file}")
     folder = as_path(folder, "folder")
     with without_wrappers(model) as plain, written_by_first(plain) as writes:
         if writes:

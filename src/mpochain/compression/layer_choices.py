@@ -19,8 +19,8 @@ from mpochain.compression.statistics.default_loss import DefaultLoss
 from mpochain.compression.statistics.division import UNDIVIDED, Division
 from mpochain.compression.statistics.passes import gather_every, kept_on_disk, memory_for_statistics
 from mpochain.compression.statistics.store import MomentStore
-from mpochain.compression.streaming.blocks_in_turn import BlocksInTurn
 from mpochain.compression.streaming.gathering import gather_in_turn
+from mpochain.compression.streaming.opening import Streaming
 from mpochain.compression.target import Target
 from mpochain.surgery.replacement import with_layers
 
@@ -40,7 +40,7 @@ class Setup:
         loss: loss whose gradients weight the outputs.
         groups: layers of each pass over the data.
         division: processes that share the work.
-        turn: the model with its blocks run one at a time; None to run it as it is.
+        streaming: the model with its blocks run one at a time; None to run it as it is.
     """
 
     model: nn.Module
@@ -51,16 +51,16 @@ class Setup:
     loss: Callable[[Any], Tensor] | DefaultLoss
     groups: Sequence[Mapping[str, Target]]
     division: Division = UNDIVIDED
-    turn: BlocksInTurn | None = None
+    streaming: Streaming | None = None
 
     @property
     def room(self) -> int:
         """Bytes for fits of layers, beside what a pass over the data takes."""
-        return memory_for_statistics(self.model) if self.turn is None else self.turn.largest_block
+        return memory_for_statistics(self.model) if self.streaming is None else self.streaming.room
 
     def store(self, state: CompressionState | None) -> MomentStore:
         """Storage for the moments of all layers, a context manager."""
-        on_disk = self.turn is not None or kept_on_disk(self.model, self.groups, self.method)
+        on_disk = self.streaming is not None or kept_on_disk(self.model, self.groups, self.method)
         folder = None if state is None else state.moments
         return MomentStore(on_disk=on_disk, folder=folder, division=self.division)
 
@@ -84,9 +84,10 @@ class Setup:
         """
         targets, team = self.selected.targets, self.division.team
         if not team.from_first(state is not None and state.has_layers(targets)):
-            if self.turn is not None:
-                gather_in_turn(self.turn, targets, self.method, moments, loss=self.loss, division=self.division)
-            else:
+            turn = None if self.streaming is None else self.streaming.turn
+            if turn is not None:
+                gather_in_turn(turn, targets, self.method, moments, loss=self.loss, division=self.division)
+            elif self.streaming is None:
                 self._gather(moments, standing)
             require_reached(self.model, targets, moments.unreached, self.patterns)
         preparation = Preparation(self.method, targets, moments, self.room, division=self.division)

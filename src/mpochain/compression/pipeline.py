@@ -35,7 +35,7 @@ from mpochain.compression.statistics.passes import (
     parts,
     require_batches,
 )
-from mpochain.compression.streaming.opening import require_streamable, streamed
+from mpochain.compression.streaming.opening import little_memory, require_streamable, streamed
 from mpochain.compression.sufficiency import too_few_rows
 from mpochain.compression.together import alone_with, in_turn, require_alike
 from mpochain.distributed import ALONE, team_of_group
@@ -191,6 +191,7 @@ def compress(
         without_wrappers(model, editing=True) as model,
         separated_experts(model) as fused,
         ExitStack() as held,
+        little_memory(model, stream=stream) as places,
     ):
         way = method_of(method, budget)
         targets = None if targets is None else as_patterns(targets, "targets")
@@ -237,8 +238,8 @@ def compress(
         untouched = untouched_modules(model, opened, parameters)
         weighting = DefaultLoss(model, seed) if loss is None else loss
         groups = list(parts(model, opened, way))
-        turn, state = held.enter_context(streamed(model, opened, batches, state, team, stream=stream))
-        setup = Setup(model, way, selected, targets, batches, weighting, groups, division, turn)
+        streaming, state = held.enter_context(streamed(model, opened, batches, way, state, team, places, stream=stream))
+        setup = Setup(model, way, selected, targets, batches, weighting, groups, division, streaming)
         standing: Mapping[nn.Module, nn.Module] = {}
         if len(limits) > 1 and not team.from_first(state is not None and state.has_layers(opened)):
             standing = compressed_in_stages(setup, limits[:-1], state)

@@ -8,7 +8,6 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import safetensors
 import safetensors.torch
 import torch
@@ -95,9 +94,9 @@ def read_part(file: Path, *, mapped: bool = False) -> tuple[dict[str, Tensor], d
         ...     read_part(file)
         ({'x': tensor([1., 1.])}, {'rows': 3})
     """
+    if mapped:
+        return _mapped(file)
     try:
-        if mapped:
-            return _mapped(file)
         data = read_bytes(file, _LONGEST)
         if sha256(data).hexdigest()[:16] != file.stem.rpartition("-")[2]:
             return None
@@ -112,21 +111,22 @@ def _mapped(file: Path) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
 
     Those that safetensors maps share the memory of the whole file, as different types, which ``torch.save`` refuses.
     """
-    if sha256_of(file)[:16] != file.stem.rpartition("-")[2]:
+    if not file.exists() or sha256_of(file)[:16] != file.stem.rpartition("-")[2]:
         return None
     with file.open("rb") as opened:
         length = int.from_bytes(opened.read(8), "little")
         header = json.loads(opened.read(length))
     values = json.loads(header.pop("__metadata__")[_VALUES])
+    # Private, so that a tensor that is written to is copied and the file never changes; no descriptor stays open.
+    storage = torch.UntypedStorage.from_file(str(file), False, file.stat().st_size)
     tensors = {}
     for name, entry in header.items():
         dtype, shape, (start, end) = DTYPES[entry["dtype"]], entry["shape"], entry["data_offsets"]
         if start == end:
             tensors[name] = torch.empty(shape, dtype=dtype)
             continue
-        # Copied where it is written to, so that the file never changes.
-        pages = np.memmap(file, np.uint8, "c", 8 + length + start, (end - start,))
-        tensors[name] = torch.from_numpy(pages).view(dtype).reshape(shape)
+        own = storage[8 + length + start : 8 + length + end]
+        tensors[name] = torch.empty(0, dtype=dtype).set_(own).reshape(shape)
     return tensors, values
 
 

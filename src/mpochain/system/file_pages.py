@@ -5,63 +5,78 @@ from __future__ import annotations
 import ctypes
 import re
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-__all__ = ["file_pages_limited", "release_file_pages"]
+__all__ = ["file_pages_limited", "mapped_files", "release_file_pages"]
 
 # MADV_DONTNEED of Linux: the pages of a mapping leave this process, and those of an unchanged file are read again.
 _DONTNEED = 4
-_SUFFIX = ".safetensors"
-_HEADER = re.compile(r"([0-9a-f]+)-([0-9a-f]+) \S+ \S+ \S+ (\d+) +(/.*)")
+_HEADER = re.compile(r"([0-9a-f]+)-([0-9a-f]+) \S+ \S+ \S+ \d+ +(/.*)")
 # Seconds between two looks at the memory of the process.
 _INTERVAL = 0.01
+# Limits of the contexts that are entered; the last one holds.
+_LIMITS: list[object] = []
 
 
-def release_file_pages() -> int:
-    """Let go of the pages of mapped safetensors files that were read, without touching any tensor's numbers.
+def mapped_files(addresses: Collection[int]) -> set[Path]:
+    """The files that are mapped at these addresses; none elsewhere than on Linux.
 
-    A mapping of which a page was changed is left alone, since its file does not hold the change. Elsewhere than on
-    Linux nothing is done; there the system takes such pages back by itself when memory is short.
+    Example:
+        >>> mapped_files([])
+        set()
+    """
+    files = set()
+    for start, end, file, _ in _mappings() if addresses else ():
+        if any(start <= address < end for address in addresses):
+            files.add(Path(file))
+    return files
+
+
+def release_file_pages(places: Iterable[Path]) -> int:
+    """Let go of the pages of mapped files that were read, without touching anything in them.
+
+    A mapping of which a page was changed is left alone, since its file does not hold the change; no other thread may
+    change one meanwhile. Elsewhere than on Linux nothing is done; there the system takes such pages back by itself
+    when memory is short.
+
+    Args:
+        places: the files, or folders of files.
 
     Returns:
         Number of bytes in the mappings that were released.
 
     Example:
-        >>> release_file_pages() >= 0
-        True
+        >>> release_file_pages([Path("/nowhere")])
+        0
     """
-    try:
-        lines = Path("/proc/self/smaps").read_text(encoding="utf-8", errors="replace").splitlines()
-        madvise = ctypes.CDLL(None).madvise
-    except (OSError, AttributeError):
-        return 0
-    madvise.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
+    wanted = {str(place.resolve()) for place in places}
     released = 0
-    span: tuple[int, int] | None = None
-    for line in lines:
-        header = _HEADER.match(line)
-        if header is not None:
-            start, end = int(header[1], 16), int(header[2], 16)
-            span = (start, end - start) if header[4].removesuffix(" (deleted)").endswith(_SUFFIX) else None
-        elif span is not None and line.startswith("Anonymous:"):
-            if line.split()[1] == "0" and madvise(*span, _DONTNEED) == 0:
-                released += span[1]
-            span = None
+    for start, end, file, changed in _mappings():
+        path = file.removesuffix(" (deleted)")
+        held = path in wanted or any(str(parent) in wanted for parent in Path(path).parents)
+        if held and not changed and _dropped(start, end - start):
+            released += end - start
     return released
 
 
 @contextmanager
-def file_pages_limited(size: int) -> Iterator[None]:
+def file_pages_limited(size: int, places: Callable[[], Iterable[Path]]) -> Iterator[None]:
     """Keep at most about ``size`` bytes of mapped files in memory within this context, see :func:`release_file_pages`.
 
+    Of contexts within one another, the innermost holds.
+
+    Args:
+        size: bytes beyond those of the mapped files in memory at the start.
+        places: gives the files, or folders of files, that are released.
+
     Example:
-        >>> with file_pages_limited(1 << 30):
+        >>> with file_pages_limited(1 << 30, lambda: [Path("/nowhere")]):
         ...     pass
     """
-    ended = threading.Event()
-    release_file_pages()
+    ended, own = threading.Event(), object()
+    release_file_pages(places())
     before = _of_files()  # libraries are mapped files as well
     if before is None:
         yield
@@ -69,9 +84,10 @@ def file_pages_limited(size: int) -> Iterator[None]:
 
     def watch(limit: int) -> None:
         while not ended.wait(_INTERVAL):
-            if (_of_files() or 0) > limit:
-                release_file_pages()
+            if _LIMITS[-1] is own and (_of_files() or 0) > limit:
+                release_file_pages(places())
 
+    _LIMITS.append(own)
     watcher = threading.Thread(target=watch, args=(before + size,), daemon=True)
     watcher.start()
     try:
@@ -79,6 +95,35 @@ def file_pages_limited(size: int) -> Iterator[None]:
     finally:
         ended.set()
         watcher.join()
+        _LIMITS.remove(own)
+
+
+def _mappings() -> Iterator[tuple[int, int, str, bool]]:
+    """Start, end and file of each mapping, and whether a page of it was changed."""
+    try:
+        lines = Path("/proc/self/smaps").read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        return
+    header, own = None, 0
+    for line in lines:
+        found_header = _HEADER.match(line)
+        if found_header is not None:
+            header, own = found_header, 0
+        elif header is not None and line.startswith(("Anonymous:", "Swap:")):
+            # Changed pages that are swapped out count as well. "Swap:" comes after "Anonymous:".
+            own += int(line.split()[1])
+            if line.startswith("Swap:"):
+                yield int(header[1], 16), int(header[2], 16), header[3], own > 0
+                header = None
+
+
+def _dropped(start: int, size: int) -> bool:
+    try:
+        madvise = ctypes.CDLL(None).madvise
+    except (OSError, AttributeError):
+        return False
+    madvise.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
+    return bool(madvise(start, size, _DONTNEED) == 0)
 
 
 def _of_files() -> int | None:

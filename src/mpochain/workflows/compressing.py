@@ -94,7 +94,7 @@ def compress_by(
         )
     folder = None if dry_run else out
     team = team_of_group()
-    with little_memory(recipe), ExitStack() as held:
+    with little_memory(recipe, folder), ExitStack() as held:
         if folder is not None:
             with team.together():
                 if team.is_first:

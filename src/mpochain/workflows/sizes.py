@@ -57,6 +57,11 @@ def warn_of_growth(source: str, model: nn.Module) -> None:
     )
 
 
-def little_memory(recipe: Recipe) -> AbstractContextManager[None]:
+def little_memory(recipe: Recipe, out: Path | None) -> AbstractContextManager[None]:
     """Context in which a streamed model takes little memory while it is read, evaluated and written."""
-    return file_pages_limited(_PAGES) if recipe.stream else nullcontext()
+    if not recipe.stream:
+        return nullcontext()
+    # Files of a model on the hub are links to others.
+    source = Path(recipe.model)
+    places = [*(file.resolve() for file in source.glob("*.safetensors")), *([] if out is None else [out])]
+    return file_pages_limited(_PAGES, lambda: places)

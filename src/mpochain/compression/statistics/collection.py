@@ -14,6 +14,7 @@ from mpochain.compression.statistics.collected import Collected, collected
 from mpochain.compression.statistics.default_loss import DefaultLoss
 from mpochain.compression.statistics.division import UNDIVIDED, Division
 from mpochain.compression.statistics.moments import frozen, run_batch
+from mpochain.compression.statistics.pull import Pull
 from mpochain.compression.statistics.recompute import InputsChangedError, Recomputation
 from mpochain.compression.statistics.shared_sums import add_up
 from mpochain.compression.statistics.square_sum import Slabs
@@ -28,7 +29,7 @@ __all__ = ["NothingCountedError", "collect"]
 
 _logger = logging.getLogger(__name__)
 
-_Loss = Callable[[Any], Tensor]
+_Loss = Callable[[Any], Tensor] | Pull
 _Run = Callable[[nn.Module, Any], Any]
 
 
@@ -56,7 +57,8 @@ def collect(
         layers: dense layers of the model, by name.
         batches: see :func:`mpochain.compression.statistics.moments.run_batch`.
         loss: function from the model's output to a scalar summed over tokens, or a
-            :class:`mpochain.compression.statistics.default_loss.DefaultLoss`; None to collect no gradients.
+            :class:`mpochain.compression.statistics.default_loss.DefaultLoss`, or a
+            :class:`mpochain.compression.statistics.pull.Pull`; None to collect no gradients.
         inputs: names of the layers whose moments of the inputs are collected even if the inputs are the larger side.
         outputs: names of the layers whose moments of the gradients with respect to the outputs are collected even if
             the outputs are the larger side.
@@ -219,6 +221,9 @@ def _backward(
     """Run a batch and take the gradients of its loss."""
     if isinstance(loss, DefaultLoss):
         loss.expect(arguments, masks, number)
+    if isinstance(loss, Pull):
+        loss.backward(run(model, batch))
+        return
     # The output is not bound to a name, so its logits are freed before the backward pass.
     value: object = loss(run(model, batch))
     if not isinstance(value, Tensor) or value.numel() != 1:

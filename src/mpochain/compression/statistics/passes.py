@@ -16,6 +16,7 @@ from mpochain.compression.statistics.collection import NothingCountedError, coll
 from mpochain.compression.statistics.default_loss import DefaultLoss
 from mpochain.compression.statistics.division import UNDIVIDED, Division
 from mpochain.compression.statistics.moments import moment_bytes, run_batch
+from mpochain.compression.statistics.pull import Pull
 from mpochain.compression.statistics.store import MomentStore
 from mpochain.compression.target import Target
 from mpochain.errors import ArgumentError
@@ -225,7 +226,7 @@ def gather_moments(
     method: _Needing,
     store: MomentStore,
     *,
-    loss: Callable[[Any], Tensor] | DefaultLoss,
+    loss: Callable[[Any], Tensor] | DefaultLoss | Pull | None,
     part: tuple[int, int] = (1, 1),
     standing: Mapping[nn.Module, nn.Module] | None = None,
     division: Division = UNDIVIDED,
@@ -240,7 +241,7 @@ def gather_moments(
         batches: see :func:`mpochain.compression.statistics.moments.run_batch`.
         method: method that needs the moments.
         store: receives the moments, the reasons why layers have none, and the description of the loss.
-        loss: see :func:`mpochain.compression.compress`.
+        loss: see :func:`mpochain.compression.statistics.collection.collect`.
         part: number of this pass over the data and of all passes, for the log.
         standing: see :func:`gather_every`.
         division: see :func:`gather_every`.

@@ -6,12 +6,12 @@ import functools
 import inspect
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils import _pytree as tree
 
 from mpochain.compression.blocks.calls import BlockCall, block_calls
 from mpochain.compression.blocks.stacks import largest_stack, stacks
@@ -20,9 +20,10 @@ from mpochain.compression.streaming.hidden_files import HiddenFiles
 from mpochain.compression.target import Target
 from mpochain.errors import ArgumentError
 
-__all__ = ["BlocksInTurn"]
+__all__ = ["OPTION", "BlocksInTurn"]
 
-_OPTION = "stream=True"
+OPTION = "stream=True"
+"""The option of :func:`mpochain.compress`, for messages."""
 
 
 class BlocksInTurn:
@@ -44,7 +45,7 @@ class BlocksInTurn:
         number: number of the batch that was read last, from 1.
 
     Raises:
-        ArgumentError: the blocks are not in one stack, or batches do not come in one order.
+        ArgumentError: the blocks are not in one stack, two share a layer, or batches do not come in one order.
 
     Example:
         >>> from tempfile import TemporaryDirectory
@@ -61,16 +62,19 @@ class BlocksInTurn:
     def __init__(self, model: nn.Module, targets: Mapping[str, Target], batches: Iterable[Any], folder: Path) -> None:
         modules = [target.module for target in targets.values()]
         held = stacks(model, modules)
-        stack = largest_stack(model, modules, _OPTION)
+        stack = largest_stack(model, modules, OPTION)
         if len(held) > 1:
             raise ArgumentError(
-                f"{_OPTION} needs all blocks in one row, but layers are in {' and '.join(one.name for one in held)}; "
+                f"{OPTION} needs all blocks in one row, but layers are in {' and '.join(one.name for one in held)}; "
                 "leave out stream, or the layers of all but one by ignore="
             )
+        if isinstance(stack.container, nn.ModuleList):
+            # Those without layers to compress stream as well.
+            stack = replace(stack, first=0, last=len(stack.container))
         source = getattr(batches, "uncounted", batches)
-        if not hasattr(source, "__getitem__"):
+        if not hasattr(source, "__getitem__") or not hasattr(source, "__len__"):
             raise ArgumentError(
-                f"{_OPTION} reads batches in one order several times, got {type(source).__name__}; give a list"
+                f"{OPTION} reads batches in one order several times, got {type(source).__name__}; give a list"
             )
         self.model = model
         self.batches: Any = source
@@ -78,7 +82,13 @@ class BlocksInTurn:
         self.names = [stack.name_of(number) for number in range(len(self.blocks))]
         self.files = HiddenFiles(folder)
         self.number = 0
-        self._others: tuple[Any, ...] | None = None  # what blocks return beside their states; None if nothing
+        # What each block returns beside its states; None for nothing.
+        self._others: list[tuple[None, ...] | None] = [None] * len(self.blocks)
+        self._owners: dict[nn.Module, int] = {}
+        for number, block in enumerate(self.blocks):
+            for module in block.modules():
+                if self._owners.setdefault(module, number) != number and module in modules:
+                    raise ArgumentError(f"{OPTION} needs blocks of their own layers, but two share one; leave it out")
 
     def __len__(self) -> int:
         return len(self.batches)
@@ -92,67 +102,51 @@ class BlocksInTurn:
             yield batch
 
     @property
-    def largest_block(self) -> int:
-        """Bytes of the parameters of the largest block."""
-        return max(sum(one.numel() * one.element_size() for one in block.parameters()) for block in self.blocks)
+    def device(self) -> torch.device:
+        """Where the model lies."""
+        return next((parameter.device for parameter in self.model.parameters()), torch.device("cpu"))
 
     def groups(self, targets: Mapping[str, Target]) -> list[dict[str, Target]]:
         """The layers within each block, and last those outside of all blocks."""
-        owners = {module: number for number, block in enumerate(self.blocks) for module in block.modules()}
         parts: list[dict[str, Target]] = [{} for _ in range(len(self.blocks) + 1)]
         for name, target in targets.items():
-            parts[owners.get(target.module, -1)][name] = target
+            parts[self._owners.get(target.module, -1)][name] = target
         return parts
 
     def first_states(self, batch: Any) -> Tensor | None:
         """The hidden states that the first block reads; None for a batch that is masked entirely."""
-        calls = block_calls(self.model, self.blocks[:1], batch, option=_OPTION, until_called=True)
+        calls = block_calls(self.model, self.blocks[:1], batch, option=OPTION, until_called=True)
         return calls[0].hidden if calls else None
 
     def call(self, number: int, batch: Any) -> BlockCall:
         """The call of a block in the model, by its number from 0, without the hidden states that it reads."""
         with self._passing_on(None):
             blocks = self.blocks[: number + 1]
-            return block_calls(self.model, blocks, batch, option=_OPTION, until_called=True)[number]
+            return block_calls(self.model, blocks, batch, option=OPTION, until_called=True)[number]
 
     def output(self, batch: Any, states: Tensor) -> Any:
         """The output of the model for the hidden states after the last block."""
-        with self._passing_on(states):
+        # Not a leaf, since the model may change it in place.
+        with self._passing_on(states.clone()):
             return run_batch(self.model, batch)
 
-    def learn_outputs(self, batch: Any, states: Tensor) -> None:
-        """Learn from a call of the first block what blocks return beside their hidden states.
+    def run_whole(self, batch: Any) -> WholeRun:
+        """Run the model as it is on a batch, and learn what its blocks return.
 
         Raises:
-            ArgumentError: tensors, which other blocks may read.
+            ArgumentError: blocks hand on more than hidden states, or states change between two of them.
         """
-        (call,) = block_calls(self.model, self.blocks[:1], batch, option=_OPTION, until_called=True)
-        with torch.no_grad():
-            output: Any = self.blocks[0](states.clone(), *call.arguments, **call.named)
-        self._others = output[1:] if isinstance(output, tuple) else None
-        if any(isinstance(leaf, Tensor) for leaf in tree.tree_leaves(self._others)):
-            raise ArgumentError(
-                f"{_OPTION} needs blocks that give hidden states alone, but {type(self.blocks[0]).__name__} gives "
-                "further tensors; leave it out"
-            )
-
-    def called_before(self, batch: Any, modules: Sequence[nn.Module]) -> set[nn.Module]:
-        """Those of the modules that the model calls before its first block."""
-        called: set[nn.Module] = set()
-        hooks = [module.register_forward_pre_hook(lambda module, _: called.add(module)) for module in modules]
-        try:
-            with torch.no_grad():
-                self.first_states(batch)
-        finally:
-            for hook in hooks:
-                hook.remove()
-        return called
+        run = WholeRun(self)
+        with torch.no_grad(), run.observed():
+            run.calls = block_calls(self.model, self.blocks, batch, option=OPTION)
+        self._others = run.others
+        return run
 
     @contextmanager
     def _passing_on(self, states: Tensor | None) -> Iterator[None]:
         """Let blocks return the hidden states that they read; the last one ``states``, unless that is None."""
 
-        def passing(block: nn.Module) -> Any:
+        def passing(block: nn.Module, others: tuple[None, ...] | None) -> Any:
             first = next(iter(inspect.signature(block.forward).parameters))
 
             @functools.wraps(block.forward)
@@ -160,13 +154,13 @@ class BlocksInTurn:
                 hidden = arguments[0] if arguments else named[first]
                 if states is not None and block is self.blocks[-1]:
                     hidden = states
-                return hidden if self._others is None else (hidden, *self._others)
+                return hidden if others is None else (hidden, *others)
 
             return forward
 
         before = {block: vars(block).get("forward") for block in self.blocks}
-        for block in self.blocks:
-            object.__setattr__(block, "forward", passing(block))
+        for block, others in zip(self.blocks, self._others, strict=True):
+            object.__setattr__(block, "forward", passing(block, others))
         try:
             yield
         finally:
@@ -175,3 +169,75 @@ class BlocksInTurn:
                     object.__delattr__(block, "forward")
                 else:
                     object.__setattr__(block, "forward", own)
+
+
+class WholeRun:
+    """What happens when a model runs as it is on one batch.
+
+    Attributes:
+        calls: call of each block.
+        others: what each block returns beside its states.
+        output: output of the model.
+        last: hidden states after the last block.
+        places: where each module is called: -1 before the blocks, the number of the block, or the number of blocks.
+    """
+
+    def __init__(self, turn: BlocksInTurn) -> None:
+        self._turn = turn
+        self.calls: list[BlockCall] = []
+        self.others: list[tuple[None, ...] | None] = []
+        self.output: Any = None
+        self.last: Tensor | None = None
+        self.places: dict[nn.Module, set[int]] = {}
+        self._present = -1
+        self._version = 0
+
+    @contextmanager
+    def observed(self) -> Iterator[None]:
+        """Context in which calls are noted."""
+        model, blocks = self._turn.model, self._turn.blocks
+        hooks = [model.register_forward_hook(self._note_output)]
+        for module in model.modules():
+            hooks.append(module.register_forward_pre_hook(self._note_place))
+        for block in blocks:
+            hooks.append(block.register_forward_pre_hook(self._note_call, with_kwargs=True))
+            hooks.append(block.register_forward_hook(self._note_states))
+        try:
+            yield
+        finally:
+            for hook in hooks:
+                hook.remove()
+
+    def _note_place(self, module: nn.Module, _: Any) -> None:
+        self.places.setdefault(module, set()).add(self._present)
+
+    def _note_call(self, _: nn.Module, __: Any, ___: Any) -> None:
+        self._present = len(self.others)
+        if self.last is not None and self.last._version != self._version:
+            raise ArgumentError(
+                f"{OPTION} needs blocks that read what the block before gives, but the model changes the hidden states "
+                f"in front of block {self._present} in place; leave it out"
+            )
+
+    def _note_states(self, block: nn.Module, _: Any, output: Any) -> None:
+        self.last = output[0] if isinstance(output, tuple) else output
+        others = output[1:] if isinstance(output, tuple) else None
+        if others is not None and any(value is not None for value in others):
+            raise ArgumentError(
+                f"{OPTION} needs blocks that give hidden states alone, but {type(block).__name__} gives more; leave "
+                "it out"
+            )
+        self.others.append(others)
+        self._version = self.last._version if isinstance(self.last, Tensor) else 0
+        if len(self.others) == len(self._turn.blocks):
+            self._present = len(self.others)
+            # The model may change it in place from here on.
+            self.last = self.last.clone() if isinstance(self.last, Tensor) else self.last
+
+    def _note_output(self, _: nn.Module, __: Any, output: Any) -> None:
+        self.output = output
+
+
+def called_more_than_once(run: WholeRun, modules: Sequence[nn.Module]) -> list[nn.Module]:
+    """Those of the modules that the model calls in several of its parts."""
+    return [module for module in modules if len(run.places.get(module, ())) > 1]

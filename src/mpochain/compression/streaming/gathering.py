@@ -15,10 +15,13 @@ from mpochain.compression.statistics.default_loss import DefaultLoss
 from mpochain.compression.statistics.division import Division
 from mpochain.compression.statistics.moments import frozen, moment_bytes
 from mpochain.compression.statistics.passes import gather_moments, sides_needed
+from mpochain.compression.statistics.pull import Pull
 from mpochain.compression.statistics.store import MomentStore
+from mpochain.compression.streaming.agreement import layers_before, require_agreement
 from mpochain.compression.streaming.blocks_in_turn import BlocksInTurn
-from mpochain.compression.streaming.hidden_files import Kind
+from mpochain.compression.streaming.hidden_files import Kind, StatesMissingError
 from mpochain.compression.target import Target
+from mpochain.compression.together import in_turn
 from mpochain.errors import ArgumentError
 from mpochain.surgery.calls import without_cache
 from mpochain.system.progress import TimeLeft
@@ -55,20 +58,19 @@ def gather_in_turn(
         division: processes that share the batches; their files are in the same folder.
 
     Raises:
-        ArgumentError: all batches are masked entirely, or blocks give more than hidden states.
+        ArgumentError: all batches are masked entirely, or the model reads more than the states between its blocks.
         OutputError: the files of the hidden states do not fit on the disk.
-        CheckpointError: a file of an interrupted run is damaged.
+        CheckpointError: files are damaged while they are used.
     """
-    if method.needs == "nothing":
-        return
-    work = _Gathering(turn, targets, method, store, division)
     with torch.inference_mode(False), frozen(turn.model), without_cache(turn.model):
-        work.read_first_states()
-        if method.needs == "gradients":
-            work.run_forward()
-            work.run_backward(loss)
-        else:
-            work.run_forward_collecting()
+        try:
+            _Gathering(turn, targets, method, store, division).run(loss)
+        except StatesMissingError as error:
+            _logger.warning("%s; the blocks run again from the first one", error)
+            in_turn(division.team, turn.files.clear)
+            if isinstance(loss, DefaultLoss):
+                loss.restart()
+            _Gathering(turn, targets, method, store, division).run(loss)
 
 
 class _Gathering:
@@ -86,7 +88,16 @@ class _Gathering:
         self._count = len(self._blocks)
         self._numbers: list[int] = []  # of the batches that are not masked entirely
         self._reached: list[int] = []  # of those whose gradients this process wrote since the last level was finished
-        self._before: set[nn.Module] = set()  # layers outside of the blocks that run before them
+        self._before: dict[str, Target] = {}  # layers outside of the blocks that run before them
+
+    def run(self, loss: Callable[[Any], Tensor] | DefaultLoss) -> None:
+        """Collect what is missing."""
+        self.read_first_states()
+        if self._method.needs == "gradients":
+            self.run_forward()
+            self.run_backward(loss)
+        else:
+            self.run_forward_collecting()
 
     def read_first_states(self) -> None:
         """Write the hidden states that the first block reads, after the check that all files fit on the disk."""
@@ -97,22 +108,22 @@ class _Gathering:
                 states = turn.first_states(batch)
                 if states is None:
                     continue
-                if not size:
-                    turn.learn_outputs(batch, states)
-                    size = states.numel() * states.element_size()
-                    if team.is_first and not self._files.is_finished("states", 0):
-                        self._require_space(size)
-                    self._before = turn.called_before(batch, [target.module for target in self._outside.values()])
+                if not self._numbers:
+                    self._before = layers_before(require_agreement(turn, batch, self._targets), self._outside)
+                size += states.nbytes
                 self._numbers.append(turn.number)
                 if team.works_on(turn.number) and not self._files.is_finished("states", 0):
                     self._files.write("states", 0, turn.number, states)
         if not self._numbers:
             raise ArgumentError(f"the masks of all {len(turn)} calibration batches leave no position; give others")
+        with team.together():
+            if team.is_first and not self._files.is_finished("states", 1):
+                self._require_space(size)
         self._finish("states", 0)
 
     def _require_space(self, states: int) -> None:
         # States in front of every block, or of two at a time, and gradients of two.
-        levels = self._count + 3 if self._method.needs == "gradients" else 2
+        levels = self._count + 2 if self._method.needs == "gradients" else 1
         inputs, outputs = sides_needed(self._targets, self._method)
         modules = {name: target.module for name, target in self._targets.items()}
         sets = 2 if self._method.sets_aside else 1
@@ -121,7 +132,7 @@ class _Gathering:
         )
         layers = sum(target.bytes for target in self._targets.values())
         self._files.require_space(
-            levels * len(self._turn) * states + moments + layers,
+            levels * states + moments + layers,
             f"hidden states in front of {counted(self._count, 'block')}, moments and layers",
         )
 
@@ -140,8 +151,7 @@ class _Gathering:
     def run_forward_collecting(self) -> None:
         """Collect moments without gradients along the way."""
         left = TimeLeft(self._count)
-        before = {name: target for name, target in self._outside.items() if target.module in self._before}
-        self._gather(before, lambda _, batch: self._turn.first_states(batch), None)
+        self._gather(self._before, lambda _, batch: self._turn.first_states(batch), None)
         for number, group in enumerate(self._blocks):
             if self._files.is_finished("states", number + 1) and self._resumed(group):
                 continue
@@ -149,14 +159,13 @@ class _Gathering:
             self._finish("states", number + 1)
             self._files.remove("states", number)
             _logger.info("blocks run: %s", left.after(number + 1))
-        self._gather(self._others(before), self._output, None)
+        self._gather(self._others(), self._output, None)
 
     def run_backward(self, loss: Callable[[Any], Tensor] | DefaultLoss) -> None:
         """Collect the moments of what follows the blocks, of each block from the last on, and of what is before."""
         left, files, last = TimeLeft(self._count), self._files, self._count
-        before = {name: target for name, target in self._outside.items() if target.module in self._before}
-        if not (files.is_finished("gradients", last) and self._resumed(self._others(before))):
-            self._gather(self._others(before), self._output_with_gradients, loss)
+        if not (files.is_finished("gradients", last) and self._resumed(self._others())):
+            self._gather(self._others(), self._output_with_gradients, loss)
             self._finish("gradients", last, loss=self._store.loss)
         self._store.loss = files.noted("gradients", last)["loss"]
         for number in reversed(range(self._count)):
@@ -167,13 +176,13 @@ class _Gathering:
                 _logger.info("%s of blocks: %s", self._method.needs, left.after(self._count - number))
             files.remove("gradients", number + 1)
             files.remove("states", number + 1)
-        if not self._resumed(before):
-            self._gather(before, self._first_with_gradients, self._pull(0))
+        if not self._resumed(self._before):
+            self._gather(self._before, self._first_with_gradients, self._pull(0))
         files.remove("gradients", 0)
         files.remove("states", 0)
 
-    def _others(self, before: Mapping[str, Target]) -> dict[str, Target]:
-        return {name: target for name, target in self._outside.items() if name not in before}
+    def _others(self) -> dict[str, Target]:
+        return {name: target for name, target in self._outside.items() if name not in self._before}
 
     def _resumed(self, group: Mapping[str, Target]) -> bool:
         return not group or self._store.resume(group)
@@ -202,7 +211,7 @@ class _Gathering:
     def _forward(self, number: int) -> _Run:
         def run(_: nn.Module, batch: Any) -> Tensor:
             turn = self._turn
-            states = self._files.read("states", number, turn.number)
+            states = self._states(number)
             after = turn.call(number, batch).run(turn.blocks[number], states)
             self._files.write("states", number + 1, turn.number, after)
             return after
@@ -218,7 +227,7 @@ class _Gathering:
         return run
 
     def _output(self, _: nn.Module, batch: Any) -> Any:
-        return self._turn.output(batch, self._files.read("states", self._count, self._turn.number))
+        return self._turn.output(batch, self._states(self._count))
 
     def _output_with_gradients(self, _: nn.Module, batch: Any) -> Any:
         return self._turn.output(batch, self._states_with_gradients(self._count))
@@ -234,21 +243,22 @@ class _Gathering:
             self._files.write("gradients", level, number, gradient)
             self._reached.append(number)
 
-        states = self._files.read("states", level, number).requires_grad_()
+        states = self._states(level).requires_grad_()
         states.register_hook(keep)
         return states
 
-    def _pull(self, level: int) -> Callable[[Any], Tensor]:
-        """A loss with the gradients of the true one with respect to the states of a level."""
+    def _states(self, level: int) -> Tensor:
+        return self._files.read("states", level, self._turn.number).to(self._turn.device)
+
+    def _pull(self, level: int) -> Pull:
+        """The gradients of the loss with respect to the states of a level, in place of a loss."""
         reached = set(self._files.noted("gradients", level)["batches"])
 
-        def loss(states: Tensor) -> Tensor:
-            if self._turn.number not in reached:
-                return states.new_zeros(())
-            gradients = self._files.read("gradients", level, self._turn.number)
-            return (states.float() * gradients.to(states.device).float()).sum()
+        def gradients() -> Tensor | None:
+            number = self._turn.number
+            return self._files.read("gradients", level, number) if number in reached else None
 
-        return loss
+        return Pull(gradients)
 
     def _finish(self, kind: Kind, level: int, **values: Any) -> None:
         team = self._division.team

@@ -12,9 +12,13 @@ from mpochain.compression.state_files import part_of, read_part, read_sealed, wr
 from mpochain.errors import CheckpointError, OutputError
 from mpochain.system.sizes import megabytes
 
-__all__ = ["HiddenFiles", "Kind"]
+__all__ = ["HiddenFiles", "Kind", "StatesMissingError"]
 
 Kind = Literal["states", "gradients"]
+
+
+class StatesMissingError(CheckpointError):
+    """States or gradients that an interrupted run should have left."""
 
 
 class HiddenFiles:
@@ -56,12 +60,12 @@ class HiddenFiles:
         """The states or gradients of one batch.
 
         Raises:
-            CheckpointError: the file is missing or damaged.
+            StatesMissingError: the file is missing or damaged.
         """
         file = part_of(self._place(kind, level), str(number))
         part = None if file is None else read_part(file)
         if part is None:
-            raise CheckpointError(
+            raise StatesMissingError(
                 f"the {kind} of batch {number} in front of block {level} in {self._folder} are missing or damaged; "
                 "remove the folder of the unfinished run to start again"
             )
@@ -79,16 +83,20 @@ class HiddenFiles:
         """What was noted of a finished level.
 
         Raises:
-            CheckpointError: it is not finished, or the note is damaged.
+            StatesMissingError: it is not finished, or the note is damaged.
         """
         values = read_sealed(self._marker(kind, level))
         if values is None:
-            raise CheckpointError(f"{self._marker(kind, level)} is damaged; remove the folder of the unfinished run")
+            raise StatesMissingError(f"{self._marker(kind, level)} is damaged; remove the folder of the unfinished run")
         return values
 
     def remove(self, kind: Kind, level: int) -> None:
         """Remove the tensors of a level, which stays finished."""
         shutil.rmtree(self._place(kind, level), ignore_errors=True)
+
+    def clear(self) -> None:
+        """Remove everything, to start again."""
+        shutil.rmtree(self._folder, ignore_errors=True)
 
     def require_space(self, needed: int, what: str) -> None:
         """Refuse work whose files do not fit on the disk.
