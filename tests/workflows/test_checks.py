@@ -12,10 +12,11 @@ import pytest
 from texts import prose
 from tiny import write_model
 
+from mpochain.distributed import Team
 from mpochain.errors import ArgumentError, MissingDependencyError, RecipeError
 from mpochain.language import load_language_model, lookup, perplexity, read_tokens
 from mpochain.language.lookup import source_problem
-from mpochain.workflows import compress_by, finetune_by, read_recipe
+from mpochain.workflows import Recipe, checks, compress_by, finetune_by, read_recipe
 from mpochain.workflows.checks import require_found
 
 
@@ -163,3 +164,26 @@ def test_the_tokenizer_of_another_model_is_named(folder, tmp_path):
     language = load_language_model(tmp_path / "other")
     with pytest.raises(ArgumentError, match="its tokenizer is that of another model"):
         perplexity(language.model, read_tokens(folder / "valid.txt", language.tokenizer), window=16)
+
+
+def test_processes_do_not_share_one_gpu(monkeypatch):
+    monkeypatch.setattr(checks, "team_of_group", lambda: Team(1, 4))
+    with pytest.raises(
+        RecipeError, match="device: 4 processes cannot share cuda:1; give cuda, the one of each process"
+    ):
+        checks.require_inputs(Recipe(model="./dense", device="cuda:1"), [])
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"dtype": "bfloat16"}, "dtype 'bfloat16'"),
+        ({"device": "cuda"}, "device 'cuda'"),
+        ({"refine": True, "sequential": True}, "sequential, refine"),
+        ({"stage_budgets": [0.9]}, "stage_budgets"),
+        ({"model": "./small.gguf"}, "a .gguf file"),
+    ],
+)
+def test_what_a_stream_cannot_do_is_known_from_the_recipe(changes, words):
+    with pytest.raises(ValueError, match=f"stream leaves the weights .* combined with {words}; leave out"):
+        Recipe(**{"model": "./dense", "stream": True, **changes})

@@ -1,6 +1,6 @@
 """Models that several processes train together: shards of parameters, and what one process does for all."""
 
-from mpochain.distributed.processes import agreed, collected, done_by_first, is_first, position, trains_together
+from mpochain.distributed.processes import agreed, done_by_first, is_first, trains_together
 from mpochain.distributed.sharding import (
     filled,
     full,
@@ -17,7 +17,6 @@ __all__ = [
     "ALONE",
     "Team",
     "agreed",
-    "collected",
     "done_by_first",
     "filled",
     "full",
@@ -26,7 +25,6 @@ __all__ = [
     "is_managed",
     "is_shard",
     "is_sharded",
-    "position",
     "reshard",
     "team_of_group",
     "trains_together",

@@ -5,7 +5,6 @@ from __future__ import annotations
 import pickle
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
 
 import torch.distributed as dist
 from torch import nn
@@ -14,7 +13,7 @@ from torch.nn.parallel import DistributedDataParallel
 from mpochain.distributed.sharding import is_sharded
 from mpochain.errors import MPOError
 
-__all__ = ["agreed", "collected", "done_by_first", "is_first", "position", "sendable", "trains_together"]
+__all__ = ["agreed", "done_by_first", "is_first", "sendable", "trains_together"]
 
 
 def trains_together(model: nn.Module) -> bool:
@@ -37,34 +36,6 @@ def is_first() -> bool:
         True
     """
     return not (dist.is_available() and dist.is_initialized()) or dist.get_rank() == 0
-
-
-def position(*, together: bool) -> int:
-    """The number of this process among those that train a model; 0 if it is the only one.
-
-    Example:
-        >>> position(together=False)
-        0
-    """
-    return dist.get_rank() if together else 0
-
-
-def collected(value: Any, *, together: bool) -> list[Any]:
-    """The values of all processes that train a model, in their order; every process must call it.
-
-    Args:
-        value: the value of this process; it is pickled.
-        together: whether there are other processes.
-
-    Example:
-        >>> collected("data", together=False)
-        ['data']
-    """
-    if not together:
-        return [value]
-    values: list[Any] = [None] * dist.get_world_size()
-    dist.all_gather_object(values, value)
-    return values
 
 
 def agreed(error: BaseException | None) -> None:

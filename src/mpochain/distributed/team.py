@@ -151,14 +151,17 @@ class Team:
 ALONE = Team(0, 1)
 
 
-def team_of_group() -> Team:
+def team_of_group(*, together: bool = True) -> Team:
     """The processes of the default group; :data:`ALONE` without one.
+
+    Args:
+        together: False for :data:`ALONE` although there may be a group, whose processes work by themselves.
 
     Example:
         >>> team_of_group()
         Team(rank=0, size=1)
     """
-    if not (dist.is_available() and dist.is_initialized()):
+    if not (together and dist.is_available() and dist.is_initialized()):
         return ALONE
     return Team(dist.get_rank(), dist.get_world_size())
 

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mpochain.distributed import ALONE, collected, reshard, team_of_group, trains_together
+from mpochain.distributed import ALONE, reshard, team_of_group, trains_together
 from mpochain.errors import ArgumentError, MPOError, ShapeError
 from mpochain.surgery import learning_rate_scales
 from mpochain.surgery.causality import require_causal
@@ -147,7 +147,7 @@ def finetune(
 
     identity: dict[str, Any] = {}
     if checkpoint is not None:
-        hashes = collected(data.sha256(), together=team.is_alone and trains_together(model))
+        hashes = team_of_group(together=team.is_alone and trains_together(model)).gathered(data.sha256())
         identity = {"data": hashes if len(hashes) > 1 else hashes[0]}
         identity["teacher"] = fingerprint(teacher) if teacher is not None else None
     with in_float32(model), prepared(model, teacher, config):

@@ -13,7 +13,7 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor, nn
 
-from mpochain.distributed import collected, done_by_first, trains_together
+from mpochain.distributed import done_by_first, team_of_group, trains_together
 from mpochain.errors import NonFiniteError
 from mpochain.execution import fast_products, predicted_plans
 from mpochain.surgery.fingerprint import fingerprint
@@ -128,6 +128,7 @@ def train(
     if scales is not None:
         setting["scales"] = dict(sorted(scales.items()))
     start, together = "", trains_together(model)
+    team = team_of_group(together=together)
     apart = together and not shared  # each process has a result of its own
 
     def resume(checkpoint: Path) -> TrainResult:
@@ -182,7 +183,7 @@ def train(
                 told = False
                 if shared:
                     # All stop after the same step, if one of them was interrupted.
-                    values = collected((value, interrupted()), together=together)
+                    values = team.gathered((value, interrupted()))
                     value, told = sum(own for own, _ in values) / len(values), any(stop for _, stop in values)
                 norm = torch.nn.utils.clip_grad_norm_(trained, config.clip_norm).item()
                 if not (math.isfinite(value) and math.isfinite(norm)):

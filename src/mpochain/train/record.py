@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from pydantic import TypeAdapter, ValidationError
 
-from mpochain.distributed import collected, position
+from mpochain.distributed import team_of_group
 from mpochain.errors import CheckpointError
 
 __all__ = ["CurvePoint", "TrainResult", "earlier_result", "record_of"]
@@ -72,7 +72,7 @@ def record_of(setting: Mapping[str, Any], start: str, result: TrainResult, *, to
         result: result of this process so far.
         together: whether several processes train the model; all of them must call this.
     """
-    first, *others = collected(asdict(result), together=together)
+    first, *others = team_of_group(together=together).gathered(asdict(result))
     record = {"setting": dict(setting), "start": start, "versions": _versions(), "result": first}
     return record | ({"others": others} if others else {})
 
@@ -115,7 +115,7 @@ def earlier_result(checkpoint: Path, record: dict[str, Any], setting: dict[str, 
         )
     try:
         results = [record["result"], *record.get("others", ())]
-        result = _RESULT.validate_python(results[position(together=together)])
+        result = _RESULT.validate_python(results[team_of_group(together=together).rank])
         if not (0 <= result.steps == len(result.losses) and result.tokens >= 0 and result.seconds >= 0):
             raise ValueError(f"{result.steps} steps with {len(result.losses)} losses, {result.tokens} tokens")
         return result

@@ -10,6 +10,7 @@ from torch import nn
 
 from mpochain.checkpoint import is_checkpoint
 from mpochain.compression import select
+from mpochain.distributed import team_of_group
 from mpochain.errors import MissingDependencyError, MPOError, RecipeError
 from mpochain.language import require_window
 from mpochain.language.lookup import missing_package, sketch, source_problem
@@ -33,12 +34,19 @@ def require_inputs(
 
     Raises:
         RecipeError: a model, text or layer does not exist, the evaluation text is also used for calibration or
-            finetuning, a window is longer than the model's context, or the recipe's model is already compressed.
+            finetuning, a window is longer than the model's context, the recipe's model is already compressed, or its
+            device is one of several processes.
         MissingDependencyError: only an optional package is missing.
     """
     texts = {f"{name}.text": getattr(recipe, name).text for name in sections if getattr(recipe, name) is not None}
     if "evaluation" in sections and recipe.evaluation is not None:
         texts |= {f"evaluation.also[{number}]": text for number, text in enumerate(recipe.evaluation.also)}
+    processes = team_of_group().size
+    if processes > 1 and ":" in recipe.device:
+        raise RecipeError(
+            f"device: {processes} processes cannot share {recipe.device}; give {recipe.device.partition(':')[0]}, the "
+            "one of each process"
+        )
     models = {"model": recipe.model if model is None else model}
     if teacher is not None:
         models["teacher"] = teacher
