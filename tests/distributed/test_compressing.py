@@ -138,7 +138,7 @@ def test_torchrun_writes_the_folder_that_one_process_writes(files):
     ]
 
 
-@pytest.mark.refused_in("torchrun", "commands other than `compress` and `finetune`")
+@pytest.mark.refused_in("torchrun", "commands other than `compress`, `finetune` and `distill`")
 def test_a_command_for_one_process_says_so(files):
     done = torchrun(files, "inspect", "dense")
     assert done.returncode != 0

@@ -16,7 +16,7 @@ from mpochain.system.progress import hide_progress
 __all__ = ["after_others", "joined"]
 
 # Commands that share their work; others would do it once in every process.
-_TOGETHER = {"compress", "finetune"}
+_TOGETHER = {"compress", "distill", "finetune"}
 
 # A process waits so long for others: the first one may evaluate a model or refine its blocks meanwhile. torchrun itself
 # notices at once if one dies.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from mpochain.distributed import team_of_group
 from mpochain.errors import MPOError, RecipeError
 from mpochain.execution import predicted_plans
 from mpochain.language import LanguageModel, load_language_model
@@ -21,6 +23,7 @@ from mpochain.surgery.fingerprint import fingerprint
 from mpochain.system.progress import Counters, uncounted
 from mpochain.train import TrainResult, finetune
 from mpochain.train.finetuning import rehearse
+from mpochain.workflows.distilled import Distilled
 from mpochain.workflows.groups import compress_stage, require_groups
 from mpochain.workflows.inputs import Inputs, read_inputs, read_model
 from mpochain.workflows.json_file import write_json
@@ -46,34 +49,6 @@ _UNUSED = {
 _PARTS = ("layers", "before", "training", "after")
 
 
-@dataclass(frozen=True)
-class Distilled:
-    """Model compressed in stages, with the results of each stage.
-
-    Attributes:
-        language: compressed model.
-        parameters: number of the model's parameters before and after.
-        dense: perplexity of the dense model, ready for JSON; None without an evaluation.
-        stages: results of each stage, ready for JSON.
-        provenance: versions, machine, threads, commit.
-    """
-
-    language: LanguageModel
-    parameters: tuple[int, int]
-    dense: dict[str, Any] | None
-    stages: tuple[dict[str, Any], ...]
-    provenance: dict[str, Any]
-
-    def as_dict(self) -> dict[str, Any]:
-        """Everything but the model, as a dictionary for JSON."""
-        return {
-            "parameters": {"before": self.parameters[0], "after": self.parameters[1]},
-            "dense": self.dense,
-            "stages": list(self.stages),
-            "provenance": self.provenance,
-        }
-
-
 @predicted_plans()
 def distill_by(
     recipe: Recipe,
@@ -90,6 +65,8 @@ def distill_by(
 
     All stages are checked before the first one starts. The teacher is the dense model, or the one named in the section
     ``finetune``; it never changes and is not written.
+
+    Of several processes the first one compresses, evaluates and writes, and all share every batch of a training.
 
     Args:
         recipe: recipe with stages and the section ``finetune``.
@@ -109,25 +86,55 @@ def distill_by(
         MPOError: a step fails.
     """
     _require_stages(recipe, out)
-    with result_folder(out, overwrite=overwrite, unfinished=(_WORK,)):
+    team = team_of_group()
+    if teacher_cache is not None and not team.is_alone:
+        raise RecipeError(f"{team.size} processes cannot share a cache of the teacher's logits; leave it out")
+    with ExitStack() as held:
+        with team.together():
+            if team.is_first:
+                held.enter_context(result_folder(out, overwrite=overwrite, unfinished=(_WORK,)))
+        if not team.is_first:
+            return _followed(recipe, out)
         return _distill(recipe, out, teacher_cache=teacher_cache, command=command, counters=counters)
 
 
-def _distill(recipe: Recipe, out: Path, *, teacher_cache: Path | None, command: str, counters: Counters) -> Distilled:
-    work = StagedWork(out / _WORK, recipe)
-    teacher = None if recipe.finetune is None else recipe.finetune.teacher
-    inputs = read_inputs(recipe, "calibration", "evaluation", "finetune", teacher=teacher)
-    dense = inputs.language.model
-    _require_possible(inputs, cached=teacher_cache is not None)
-    teacher_model = _teacher(recipe, dense)
-    work.require({"weights of the model": fingerprint(dense), "weights of the teacher": fingerprint(teacher_model)})
-    distillation = _Distillation(inputs, teacher_model, teacher_cache, work, counters)
-    work.remember("dense", partial(distillation.perplexity, dense, "dense"))
-    # The student is loaded separately, because the teacher must not change.
-    language = load_language_model(work.latest() or recipe.model, dtype=recipe.dtype, device=recipe.device)
+def _followed(recipe: Recipe, out: Path) -> Distilled:
+    """The distillation in a process that shares the trainings of the first one, which does everything else."""
+    team = team_of_group()
+    with team.together():
+        inputs = read_inputs(recipe, "finetune", teacher=_teacher_source(recipe))
+        teacher = _teacher(recipe, inputs.language.model)
+    language = inputs.language
     for stage in recipe.stages:
-        if not work.has(stage.name, "learnt"):
-            distillation.run(stage, language)
+        with team.together():
+            pass  # the first one compresses
+        folder = team.from_first("")
+        if not folder:
+            continue  # finished before
+        with team.together():
+            language = load_language_model(folder, dtype=recipe.dtype, device=recipe.device)
+        _train(stage, language.model, inputs, teacher, out / _WORK, None)
+        with team.together():
+            pass  # the first one evaluates and saves
+    parameters, dense, stages, source = team.from_first(_results(None))
+    return Distilled(language, parameters, dense, stages, source)
+
+
+def _distill(recipe: Recipe, out: Path, *, teacher_cache: Path | None, command: str, counters: Counters) -> Distilled:
+    team = team_of_group()
+    with team.together():
+        work = StagedWork(out / _WORK, recipe)
+        inputs = read_inputs(recipe, "calibration", "evaluation", "finetune", teacher=_teacher_source(recipe))
+        dense = inputs.language.model
+        _require_possible(inputs, cached=teacher_cache is not None)
+        teacher_model = _teacher(recipe, dense)
+        work.require({"weights of the model": fingerprint(dense), "weights of the teacher": fingerprint(teacher_model)})
+        distillation = _Distillation(inputs, teacher_model, teacher_cache, work, counters)
+        work.remember("dense", partial(distillation.perplexity, dense, "dense"))
+        # The student is loaded separately, because the teacher must not change.
+        language = load_language_model(work.latest() or recipe.model, dtype=recipe.dtype, device=recipe.device)
+    for stage in recipe.stages:
+        distillation.run(stage, language)
     # Absorbed last, because absorbing changes the order of hidden features, which must match the teacher's.
     absorbed = absorb_orders(language.model)
     if absorbed:
@@ -145,7 +152,30 @@ def _distill(recipe: Recipe, out: Path, *, teacher_cache: Path | None, command: 
     settings = recipe.model_dump(mode="json", exclude_none=True)
     record = {"format": 1, "command": command, "recipe": settings, **result.as_dict()}
     save_result(language, out, lambda new: write_json(new / RECORD, record))
+    team.from_first(_results(result))
     return result
+
+
+def _results(result: Distilled | None) -> Any:
+    """All but the model, for other processes."""
+    return None if result is None else (result.parameters, result.dense, result.stages, result.provenance)
+
+
+def _train(
+    stage: Stage, model: nn.Module, inputs: Inputs, teacher: nn.Module, folder: Path, teacher_cache: Path | None
+) -> TrainResult:
+    """Finetune the model of a stage, in all processes."""
+    config = inputs.recipe.training_of(stage)
+    return finetune(
+        model,
+        _windows(inputs),
+        config=config,
+        teacher=teacher if config.asks_teacher else None,
+        checkpoint=folder / f"{stage.name}.state",
+        teacher_cache=teacher_cache if config.asks_teacher else None,
+        share=True,
+        label=stage.name,
+    )
 
 
 @dataclass(frozen=True)
@@ -160,28 +190,31 @@ class _Distillation:
 
     def run(self, stage: Stage, language: LanguageModel) -> None:
         """Compress the layers of a stage and finetune the model, resuming an interrupted run."""
-        recipe, work, model = self.inputs.recipe, self.work, language.model
-        work.begin(stage)
+        recipe, work, model, team = self.inputs.recipe, self.work, language.model, team_of_group()
+        finished = work.has(stage.name, "learnt")
+        with team.together():
+            if not finished:
+                work.begin(stage)
+                self._make_smaller(stage, language)
+        folder = team.from_first("" if finished else str(work.latest()))
+        if not folder:
+            return
+        with team.together():
+            pass  # the others read the model
+        logger.info("stage %s: %d steps", stage.name, recipe.training_of(stage).steps)
+        result = _train(stage, model, self.inputs, self.teacher, work.folder, self.teacher_cache)
+        with team.together():
+            work.remember(f"{stage.name}: training", partial(_training_record, result))
+            work.remember(f"{stage.name}: after", partial(self.perplexity, model, f"{stage.name}, finetuned"))
+            work.save(language, stage.name, "learnt")
+
+    def _make_smaller(self, stage: Stage, language: LanguageModel) -> None:
+        work, seed, calibration = self.work, self.inputs.recipe.seed, self.inputs.calibration
         if not work.has(stage.name, "smaller"):
-            layers = compress_stage(
-                stage, model, tokenizer=language.tokenizer, calibration=self.inputs.calibration, seed=recipe.seed
-            )
+            tokenizer = language.tokenizer
+            layers = compress_stage(stage, language.model, tokenizer=tokenizer, calibration=calibration, seed=seed)
             work.save(language, stage.name, "smaller", {f"{stage.name}: layers": layers})
-        work.remember(f"{stage.name}: before", partial(self.perplexity, model, f"{stage.name}, compressed"))
-        config = recipe.training_of(stage)
-        logger.info("stage %s: %d steps", stage.name, config.steps)
-        result = finetune(
-            model,
-            _windows(self.inputs),
-            config=config,
-            teacher=self.teacher if config.asks_teacher else None,
-            checkpoint=work.folder / f"{stage.name}.state",
-            teacher_cache=self.teacher_cache if config.asks_teacher else None,
-            label=stage.name,
-        )
-        work.remember(f"{stage.name}: training", partial(_training_record, result))
-        work.remember(f"{stage.name}: after", partial(self.perplexity, model, f"{stage.name}, finetuned"))
-        work.save(language, stage.name, "learnt")
+        work.remember(f"{stage.name}: before", partial(self.perplexity, language.model, f"{stage.name}, compressed"))
 
     def perplexity(self, model: nn.Module, label: str) -> dict[str, Any] | None:
         """Measure perplexity on the evaluation text, ready for JSON; None without one."""
@@ -227,10 +260,14 @@ def _require_possible(inputs: Inputs, *, cached: bool) -> None:
             raise RecipeError(f"stage {stage.name}: {error}") from error
 
 
+def _teacher_source(recipe: Recipe) -> str | None:
+    return None if recipe.finetune is None else recipe.finetune.teacher
+
+
 @torch.no_grad()
 def _teacher(recipe: Recipe, dense: nn.Module) -> nn.Module:
     """Return the teacher: the dense model, or another model with the same vocabulary."""
-    source = None if recipe.finetune is None else recipe.finetune.teacher
+    source = _teacher_source(recipe)
     if source is None or source == recipe.model:
         return dense
     teacher = read_model(source, dtype=recipe.dtype, device=recipe.device, role="the teacher").model
