@@ -86,6 +86,8 @@ def file_pages_limited(size: int, places: Callable[[], Iterable[Path]]) -> Itera
         while not ended.wait(_INTERVAL):
             if _LIMITS[-1] is own and (_of_files() or 0) > limit:
                 release_file_pages(places())
+                # What is left is not to be released, such as libraries that were imported since.
+                limit = (_of_files() or 0) + size
 
     _LIMITS.append(own)
     watcher = threading.Thread(target=watch, args=(before + size,), daemon=True)
