@@ -29,8 +29,8 @@ def write_tensors(tensors: Mapping[str, Tensor], folder: Path, largest: int | No
         Name and hash of the file, or of the index of several files.
 
     Raises:
-        OSError: a file cannot be written.
-        SafetensorError: see above.
+        OSError: a file of tensors cannot be written, or a SafetensorError of the library that writes it.
+        OutputError: the index cannot be written.
 
     Example:
         >>> import torch
@@ -65,6 +65,9 @@ def write_index(folder: Path, files: Mapping[str, str], hashes: Mapping[str, str
 
     Returns:
         Name and hash of the index.
+
+    Raises:
+        OutputError: the index cannot be written.
     """
     written = folder / "index"
     write_bytes(written, index_bytes(files, {"sha256": dict(hashes)}))

@@ -17,7 +17,7 @@ from mpochain.execution.kernels import KERNELS
 from mpochain.execution.measurement import setting_of
 from mpochain.execution.program import Program
 from mpochain.execution.tracing import is_for_other_programs, is_traced
-from mpochain.execution.trials import BINDING, Trial, may_try, only_predicted, trial_of
+from mpochain.execution.trials import Trial, may_try, only_predicted, trial_of, unbind_with_plans
 from mpochain.execution.tuning import tuned
 from mpochain.planning import Conditions, ContractionPlan, Graph, Machine, Memory, Mode, Setting, plan
 from mpochain.planning.batches import batch_bucket
@@ -66,7 +66,7 @@ class ChainRunner:
         self._reset()
 
     def _reset(self) -> None:
-        BINDING.add(self)
+        unbind_with_plans(self)
         if self.memory == "fast":
             STEPS.watch()
         self._plans: dict[_Key, ContractionPlan] = {}
@@ -107,7 +107,8 @@ class ChainRunner:
         """Drop bound calls, and matrices of plans that do not count now; plans stay."""
         self.bound.clear()
         valid = only_predicted()
-        self._matrices.drop_others({number for key, (_, number, _) in self._programs.items() if key[-1] is valid})
+        programs = list(self._programs.items())  # another thread may add one
+        self._matrices.drop_others({number for key, (_, number, _) in programs if key[-1] is valid})
 
     def plan(
         self, rows: int, *, training: bool, dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu"

@@ -28,7 +28,7 @@ from mpochain.planning.kernel_models import kernel_errors, runs
 from mpochain.planning.store import STORE
 from mpochain.spec import ChainSpec
 
-__all__ = ["BINDING", "Trial", "may_try", "only_predicted", "predicted_plans", "trial_of"]
+__all__ = ["Trial", "may_try", "only_predicted", "predicted_plans", "trial_of", "unbind_with_plans"]
 
 # Plans that are tried. In the grid of the benchmarks the best one is nearly always among the first three predictions.
 _TRIED = 4
@@ -61,8 +61,8 @@ class _Binding(Protocol):
     def unbind(self) -> None: ...
 
 
-BINDING: WeakSet[_Binding] = WeakSet()
-"""What has bound calls to plans, and drops them where :func:`predicted_plans` begins or ends."""
+_BINDING: WeakSet[_Binding] = WeakSet()
+_BINDING_LOCK = threading.Lock()  # layers may be built in other threads meanwhile
 
 
 @contextmanager
@@ -88,8 +88,16 @@ def predicted_plans() -> Iterator[None]:
         _unbind()
 
 
+def unbind_with_plans(binding: _Binding) -> None:
+    """Have ``binding``, which binds calls to plans, drop them where :func:`predicted_plans` begins or ends."""
+    with _BINDING_LOCK:
+        _BINDING.add(binding)
+
+
 def _unbind() -> None:
-    for binding in list(BINDING):
+    with _BINDING_LOCK:
+        bindings = list(_BINDING)
+    for binding in bindings:
         binding.unbind()
 
 

@@ -32,7 +32,8 @@ from mpochain.workflows.model_card import tell_of_compression
 from mpochain.workflows.recipe import Recipe
 from mpochain.workflows.report_page import write_report
 from mpochain.workflows.result_folder import result_folder, save_result
-from mpochain.workflows.sizes import STREAMED_FILE, bytes_of_weights, little_memory, warn_of_growth
+from mpochain.workflows.sizes import bytes_of_weights, warn_of_growth
+from mpochain.workflows.streaming import largest_file, memory_of
 from mpochain.workflows.timing import time_models
 
 __all__ = ["UNFINISHED", "compress_by"]
@@ -94,7 +95,7 @@ def compress_by(
         )
     folder = None if dry_run else out
     team = team_of_group()
-    with little_memory(recipe, folder), ExitStack() as held:
+    with memory_of(recipe, folder), ExitStack() as held:
         if folder is not None:
             with team.together():
                 if team.is_first:
@@ -236,8 +237,7 @@ def _compress(
             write_report(new, replace(compressed_result, file_bytes=sizes), command, settings)
 
         tell_of_compression(model, result, recipe, command)
-        largest = STREAMED_FILE if recipe.stream else None
-        save_result(inputs.language, out, first_report, keep=(UNFINISHED,), largest_file=largest)
+        save_result(inputs.language, out, first_report, keep=(UNFINISHED,), largest_file=largest_file(recipe))
         result = replace(result, file_bytes=(before_bytes, bytes_of_weights(out)))
         logger.info("the compressed model is saved in %s; what follows adds figures to its report", out)
     failures: dict[str, Exception] = {}

@@ -3,27 +3,19 @@
 from __future__ import annotations
 
 import logging
-from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
 from torch import nn
 
 from mpochain.compression.budget import bytes_in_memory
-from mpochain.system.file_pages import file_pages_limited
 from mpochain.system.sizes import megabytes
-from mpochain.workflows.recipe import Recipe
 
-__all__ = ["STREAMED_FILE", "bytes_of_weights", "little_memory", "warn_of_growth"]
+__all__ = ["bytes_of_weights", "warn_of_growth"]
 
 logger = logging.getLogger(__name__)
 
 # A model that takes this many times the size of its file is worth a warning.
 _GROWTH = 1.5
-# Bytes of the files of a streamed model that may be in memory.
-_PAGES = 256 << 20
-
-STREAMED_FILE = 512 << 20
-"""Bytes of the tensors in one file of a streamed model, which are in memory while it is written."""
 
 
 def bytes_of_weights(source: str | Path) -> int | None:
@@ -55,13 +47,3 @@ def warn_of_growth(source: str, model: nn.Module) -> None:
         names,
         advice,
     )
-
-
-def little_memory(recipe: Recipe, out: Path | None) -> AbstractContextManager[None]:
-    """Context in which a streamed model takes little memory while it is read, evaluated and written."""
-    if not recipe.stream:
-        return nullcontext()
-    # Files of a model on the hub are links to others.
-    source = Path(recipe.model)
-    places = [*(file.resolve() for file in source.glob("*.safetensors")), *([] if out is None else [out])]
-    return file_pages_limited(_PAGES, lambda: places)

@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from mpochain.compression.statistics.collected import Collected, collected
 from mpochain.compression.statistics.default_loss import DefaultLoss
 from mpochain.compression.statistics.division import UNDIVIDED, Division
+from mpochain.compression.statistics.given_gradients import GivenGradients
 from mpochain.compression.statistics.moments import frozen, run_batch
-from mpochain.compression.statistics.pull import Pull
 from mpochain.compression.statistics.recompute import InputsChangedError, Recomputation
 from mpochain.compression.statistics.shared_sums import add_up
 from mpochain.compression.statistics.square_sum import Slabs
@@ -29,7 +29,7 @@ __all__ = ["NothingCountedError", "collect"]
 
 _logger = logging.getLogger(__name__)
 
-_Loss = Callable[[Any], Tensor] | Pull
+_Loss = Callable[[Any], Tensor] | GivenGradients
 _Run = Callable[[nn.Module, Any], Any]
 
 
@@ -58,7 +58,7 @@ def collect(
         batches: see :func:`mpochain.compression.statistics.moments.run_batch`.
         loss: function from the model's output to a scalar summed over tokens, or a
             :class:`mpochain.compression.statistics.default_loss.DefaultLoss`, or a
-            :class:`mpochain.compression.statistics.pull.Pull`; None to collect no gradients.
+            :class:`mpochain.compression.statistics.given_gradients.GivenGradients`; None to collect no gradients.
         inputs: names of the layers whose moments of the inputs are collected even if the inputs are the larger side.
         outputs: names of the layers whose moments of the gradients with respect to the outputs are collected even if
             the outputs are the larger side.
@@ -221,7 +221,7 @@ def _backward(
     """Run a batch and take the gradients of its loss."""
     if isinstance(loss, DefaultLoss):
         loss.expect(arguments, masks, number)
-    if isinstance(loss, Pull):
+    if isinstance(loss, GivenGradients):
         loss.backward(run(model, batch))
         return
     # The output is not bound to a name, so its logits are freed before the backward pass.

@@ -15,8 +15,8 @@ from mpochain.compression.statistics.collected import Collected
 from mpochain.compression.statistics.collection import NothingCountedError, collect
 from mpochain.compression.statistics.default_loss import DefaultLoss
 from mpochain.compression.statistics.division import UNDIVIDED, Division
+from mpochain.compression.statistics.given_gradients import GivenGradients
 from mpochain.compression.statistics.moments import moment_bytes, run_batch
-from mpochain.compression.statistics.pull import Pull
 from mpochain.compression.statistics.store import MomentStore
 from mpochain.compression.target import Target
 from mpochain.errors import ArgumentError
@@ -226,7 +226,7 @@ def gather_moments(
     method: _Needing,
     store: MomentStore,
     *,
-    loss: Callable[[Any], Tensor] | DefaultLoss | Pull | None,
+    loss: Callable[[Any], Tensor] | DefaultLoss | GivenGradients | None,
     part: tuple[int, int] = (1, 1),
     standing: Mapping[nn.Module, nn.Module] | None = None,
     division: Division = UNDIVIDED,

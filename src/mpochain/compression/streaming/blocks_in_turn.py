@@ -20,7 +20,7 @@ from mpochain.compression.streaming.hidden_files import HiddenFiles
 from mpochain.compression.target import Target
 from mpochain.errors import ArgumentError
 
-__all__ = ["OPTION", "BlocksInTurn"]
+__all__ = ["OPTION", "BlocksInTurn", "WholeRun", "called_more_than_once"]
 
 OPTION = "stream=True"
 """The option of :func:`mpochain.compress`, for messages."""

@@ -13,9 +13,9 @@ from torch import Tensor, nn
 from mpochain.compression.methods import Method
 from mpochain.compression.statistics.default_loss import DefaultLoss
 from mpochain.compression.statistics.division import Division
+from mpochain.compression.statistics.given_gradients import GivenGradients
 from mpochain.compression.statistics.moments import frozen, moment_bytes
 from mpochain.compression.statistics.passes import gather_moments, sides_needed
-from mpochain.compression.statistics.pull import Pull
 from mpochain.compression.statistics.store import MomentStore
 from mpochain.compression.streaming.agreement import layers_before, require_agreement
 from mpochain.compression.streaming.blocks_in_turn import BlocksInTurn
@@ -171,13 +171,13 @@ class _Gathering:
         for number in reversed(range(self._count)):
             group = self._blocks[number]
             if not (files.is_finished("gradients", number) and self._resumed(group)):
-                self._gather(group, self._backward(number), self._pull(number + 1))
+                self._gather(group, self._backward(number), self._gradients_at(number + 1))
                 self._finish("gradients", number)
                 _logger.info("%s of blocks: %s", self._method.needs, left.after(self._count - number))
             files.remove("gradients", number + 1)
             files.remove("states", number + 1)
         if not self._resumed(self._before):
-            self._gather(self._before, self._first_with_gradients, self._pull(0))
+            self._gather(self._before, self._first_with_gradients, self._gradients_at(0))
         files.remove("gradients", 0)
         files.remove("states", 0)
 
@@ -250,7 +250,7 @@ class _Gathering:
     def _states(self, level: int) -> Tensor:
         return self._files.read("states", level, self._turn.number).to(self._turn.device)
 
-    def _pull(self, level: int) -> Pull:
+    def _gradients_at(self, level: int) -> GivenGradients:
         """The gradients of the loss with respect to the states of a level, in place of a loss."""
         reached = set(self._files.noted("gradients", level)["batches"])
 
@@ -258,7 +258,7 @@ class _Gathering:
             number = self._turn.number
             return self._files.read("gradients", level, number) if number in reached else None
 
-        return Pull(gradients)
+        return GivenGradients(gradients)
 
     def _finish(self, kind: Kind, level: int, **values: Any) -> None:
         team = self._division.team

@@ -6,10 +6,10 @@ from collections.abc import Callable
 
 from torch import Tensor
 
-__all__ = ["Pull"]
+__all__ = ["GivenGradients"]
 
 
-class Pull:
+class GivenGradients:
     """Starts the backward pass of a part of a model from the gradients with respect to its output.
 
     Args:
@@ -18,7 +18,7 @@ class Pull:
     Example:
         >>> import torch
         >>> x = torch.ones(2, requires_grad=True)
-        >>> Pull(lambda: torch.tensor([1.0, 3.0])).backward(2 * x)
+        >>> GivenGradients(lambda: torch.tensor([1.0, 3.0])).backward(2 * x)
         >>> x.grad
         tensor([2., 6.])
     """
