@@ -28,7 +28,7 @@ def mapped_files(addresses: Collection[int]) -> set[Path]:
         set()
     """
     files = set()
-    for start, end, file, _ in _mappings() if addresses else ():
+    for start, end, file, _, _ in _mappings() if addresses else ():
         if any(start <= address < end for address in addresses):
             files.add(Path(file))
     return files
@@ -45,7 +45,7 @@ def release_file_pages(places: Iterable[Path]) -> int:
         places: the files, or folders of files.
 
     Returns:
-        Number of bytes in the mappings that were released.
+        Number of bytes that were in memory and released.
 
     Example:
         >>> release_file_pages([Path("/nowhere")])
@@ -53,11 +53,11 @@ def release_file_pages(places: Iterable[Path]) -> int:
     """
     wanted = {str(place.resolve()) for place in places}
     released = 0
-    for start, end, file, changed in _mappings():
+    for start, end, file, resident, changed in _mappings():
         path = file.removesuffix(" (deleted)")
         held = path in wanted or any(str(parent) in wanted for parent in Path(path).parents)
         if held and not changed and _dropped(start, end - start):
-            released += end - start
+            released += resident
     return released
 
 
@@ -84,10 +84,11 @@ def file_pages_limited(size: int, places: Callable[[], Iterable[Path]]) -> Itera
 
     def watch(limit: int) -> None:
         while not ended.wait(_INTERVAL):
-            if _LIMITS[-1] is own and (_of_files() or 0) > limit:
-                release_file_pages(places())
-                # What is left is not to be released, such as libraries that were imported since.
-                limit = (_of_files() or 0) + size
+            held = _of_files() or 0
+            if _LIMITS[-1] is own and held > limit:
+                # What is not released counts no more, such as libraries that were imported since. It is not measured
+                # afterwards, when other threads may have read pages again.
+                limit = held - release_file_pages(places()) + size
 
     _LIMITS.append(own)
     watcher = threading.Thread(target=watch, args=(before + size,), daemon=True)
@@ -100,22 +101,24 @@ def file_pages_limited(size: int, places: Callable[[], Iterable[Path]]) -> Itera
         _LIMITS.remove(own)
 
 
-def _mappings() -> Iterator[tuple[int, int, str, bool]]:
-    """Start, end and file of each mapping, and whether a page of it was changed."""
+def _mappings() -> Iterator[tuple[int, int, str, int, bool]]:
+    """Start, end and file of each mapping, its bytes in memory, and whether a page of it was changed."""
     try:
         lines = Path("/proc/self/smaps").read_text(encoding="utf-8", errors="replace").splitlines()
     except OSError:
         return
-    header, own = None, 0
+    header, own, resident = None, 0, 0
     for line in lines:
         found_header = _HEADER.match(line)
         if found_header is not None:
-            header, own = found_header, 0
+            header, own, resident = found_header, 0, 0
+        elif header is not None and line.startswith("Rss:"):
+            resident = int(line.split()[1]) << 10
         elif header is not None and line.startswith(("Anonymous:", "Swap:")):
             # Changed pages that are swapped out count as well. "Swap:" comes after "Anonymous:".
             own += int(line.split()[1])
             if line.startswith("Swap:"):
-                yield int(header[1], 16), int(header[2], 16), header[3], own > 0
+                yield int(header[1], 16), int(header[2], 16), header[3], resident, own > 0
                 header = None
 
 
