@@ -1,20 +1,21 @@
 """Peak memory and time of a streamed compression of a random Llama of any size, whose weights are written first.
 
-From the root of a checkout, with a text and 20 GB of free disk (half an hour for 8.6 GB on two cores):
+From the root of a checkout, with a text and 20 GB of free disk (an hour or two for 8.6 GB on two cores):
 
-    python studies/scaling/streaming.py wikitext-2-valid.txt --layers 160
+    python studies/scaling/streaming.py wikitext-2-valid.txt --scratch scratch
     python studies/scaling/page.py
 
-The weights are written block by block, so that no step needs the memory of the whole model.
+The weights are written block by block, so that no step needs the memory of the whole model. An interrupted run goes on
+where it was: what was measured so far lies in the scratch folder, beside the weights and the unfinished compression.
 """
 
 from __future__ import annotations
 
 import contextlib
 import json
+import shutil
 import subprocess
 import sys
-import tempfile
 import time
 from pathlib import Path
 from typing import Annotated, Any
@@ -65,28 +66,41 @@ def write_model(folder: Path, config: LlamaConfig) -> int:
     return size
 
 
-def measured(command: list[str]) -> tuple[float, int]:
-    """Run a command; return its seconds and the peak memory of all its processes together, in bytes."""
-    began, peak = time.perf_counter(), 0
+def measured(command: list[str], kept: Path) -> dict[str, Any]:
+    """Run a command; return its seconds and the peak memory of all its processes together, in bytes.
+
+    Both are kept in a file, to which further runs of an interrupted command add.
+    """
+    before = json.loads(kept.read_text()) if kept.exists() else {"seconds": 0.0, "peak_bytes": 0, "starts": 0}
+    peak, began, written = before["peak_bytes"], time.perf_counter(), 0.0
     running = subprocess.Popen(command)
-    while running.poll() is None:
+    while True:
+        ended = running.poll() is not None
         with contextlib.suppress(psutil.Error):  # a process has just ended
             first = psutil.Process(running.pid)
             every = [first, *first.children(recursive=True)]
             peak = max(peak, sum(process.memory_info().rss for process in every))
+        seconds = time.perf_counter() - began
+        values = {"seconds": before["seconds"] + seconds, "peak_bytes": peak, "starts": before["starts"] + 1}
+        if ended or seconds > written + 10:
+            write_bytes(kept, json.dumps(values).encode())
+            written = seconds
+        if ended:
+            break
         time.sleep(0.05)
     if running.returncode:
         raise SystemExit(running.returncode)
-    return time.perf_counter() - began, peak
+    return values
 
 
 def main(
     text: Path,
+    scratch: Annotated[Path, typer.Option()],
     processes: Annotated[list[int] | None, typer.Option()] = None,
-    hidden: int = 1024,
-    inner: int = 2816,
-    layers: int = 160,
-    windows: int = 8,
+    hidden: int = 512,
+    inner: int = 1408,
+    layers: int = 672,
+    windows: int = 6,
     window: int = 256,
     budget: float = 0.8,
 ) -> None:
@@ -101,27 +115,25 @@ def main(
         max_position_embeddings=2 * window,
         tie_word_embeddings=False,
     )
+    dense = scratch / "dense"
+    if not dense.exists():
+        unfinished = scratch / "unfinished-dense"
+        shutil.rmtree(unfinished, ignore_errors=True)
+        write_model(unfinished, config)
+        unfinished.rename(dense)
+    size = json.loads((dense / "model.safetensors.index.json").read_text())["metadata"]["total_size"]
     runs: list[dict[str, Any]] = []
-    with tempfile.TemporaryDirectory() as scratch:
-        size = write_model(Path(scratch, "dense"), config)
-        for number in processes or [1]:
-            out = Path(scratch, f"out-{number}")
-            command = [sys.executable, "-m"]
-            command += ["torch.distributed.run", "--nproc-per-node", str(number), "-m"] if number > 1 else []
-            command += ["mpochain", "compress", f"{scratch}/dense", "--stream", "--budget", str(budget), "--quiet"]
-            command += ["--calibration", str(text), "--calibration-windows", str(windows), "--window", str(window)]
-            seconds, peak = measured([*command, "--out", str(out)])
-            report = json.loads((out / "report.json").read_text(encoding="utf-8"))
-            after = sum(file.stat().st_size for file in out.glob("*.safetensors"))
-            runs.append(
-                {
-                    "processes": number,
-                    "seconds": seconds,
-                    "compression_seconds": report["compression"]["seconds"],
-                    "peak_bytes": peak,
-                    "bytes_after": after,
-                }
-            )
+    for number in processes or [1]:
+        out = scratch / f"out-{number}"
+        command = [sys.executable, "-m"]
+        command += ["torch.distributed.run", "--nproc-per-node", str(number), "-m"] if number > 1 else []
+        command += ["mpochain", "compress", str(dense), "--stream", "--budget", str(budget)]
+        command += ["--calibration", str(text), "--calibration-windows", str(windows), "--window", str(window)]
+        values = measured([*command, "--out", str(out)], scratch / f"measured-{number}.json")
+        report = json.loads((out / "report.json").read_text(encoding="utf-8"))
+        after = sum(file.stat().st_size for file in out.glob("*.safetensors"))
+        seconds = report["compression"]["seconds"]
+        runs.append({"processes": number, **values, "compression_seconds": seconds, "bytes_after": after})
     setting = {
         "hidden": hidden,
         "inner": inner,
