@@ -63,7 +63,7 @@ ALLOWED = {
         "surgery",
     },
     "compression": _LAYERS | {"system", "report", "checkpoint", "distributed"},
-    "language": {"wording", "architectures", "errors", "system", "nn", "surgery", "checkpoint"},
+    "language": {"wording", "architectures", "errors", "system", "distributed", "nn", "surgery", "checkpoint"},
     "workflows": {
         "wording",
         "architectures",

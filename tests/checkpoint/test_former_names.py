@@ -14,7 +14,7 @@ from mpochain.checkpoint import contents
 from mpochain.quantization import Scheme
 from mpochain.system.reading import sha256_of
 from mpochain.train import loop
-from mpochain.train.state import checksum, read_record
+from mpochain.train.stored import checksum, read_record
 
 
 def formerly(name):

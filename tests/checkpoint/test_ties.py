@@ -15,7 +15,7 @@ from mpochain.compression.sharing import shared_modules
 from mpochain.errors import ArgumentError
 from mpochain.surgery.tying import address_of, ties_of, view_of
 from mpochain.train import TrainConfig, train
-from mpochain.train.state import checksum, read_state
+from mpochain.train.stored import checksum, read_state
 
 
 class Wrapped(torch.Tensor):
@@ -124,7 +124,8 @@ def test_a_training_state_has_a_tied_tensor_once_and_resumes_where_it_was_writte
 
     with pytest.raises(InterruptedError):
         run(2)
-    record, tensors = read_state(tmp_path / "state-2")
+    record, stored = read_state(tmp_path / "state-2")
+    tensors = dict(stored.tensors)
     names = {name for name in tensors if name.startswith("model.")}
     assert names == {"model.first.weight", "model.first.bias", "model.second.bias", "model.empty"}
     tensors["model.other"] = torch.empty(0)

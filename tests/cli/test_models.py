@@ -24,7 +24,7 @@ from mpochain.cli.finetune import finetune
 from mpochain.compression import Refinement
 from mpochain.errors import MPOError, RecipeError
 from mpochain.train import FinetuneConfig
-from mpochain.train.state import read_record
+from mpochain.train.stored import read_record
 from mpochain.workflows import Recipe, example_recipes
 
 

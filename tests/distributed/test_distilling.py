@@ -36,9 +36,11 @@ def recipe(files):
 
 
 @pytest.mark.runs_in("torchrun", "`mpochain distill` in two processes equals one process", "low rank")
-def test_two_processes_distil_what_one_does(files, recipe, tmp_path):
+@pytest.mark.runs_in("torchrun", "`mpochain distill --shard` equals one process", "low rank")
+@pytest.mark.parametrize("options", [(), ("--shard",)])
+def test_two_processes_distil_what_one_does(files, recipe, tmp_path, options):
     command = ["distill", str(recipe), "--out"]
-    done = torchrun(files, *command, str(tmp_path / "together"))
+    done = torchrun(files, *command, str(tmp_path / "together"), *options)
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("parameters of") == 1, "one process prints"
     alone = [sys.executable, "-m", "mpochain", *command, str(tmp_path / "alone")]

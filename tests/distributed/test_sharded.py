@@ -10,7 +10,7 @@ from layers import first_trained, inputs_of, layer_named
 from safetensors.torch import load_file
 
 import mpochain as mpo
-from mpochain.train.state import read_state
+from mpochain.train.stored import read_state
 from tests.distributed import sharded
 from tests.distributed.pairs import run_pair
 
@@ -119,8 +119,12 @@ def test_finetuning_in_two_sessions_is_exact(results, folder):
             assert all(torch.equal(value, same_tensors[name]) for name, value in tensors.items())
             assert "belongs to a run with data=" in message
     assert pair[0]["fsdp"][0][0] != pair[1]["fsdp"][0][0], "every process keeps its own losses"
-    _, tensors = read_state(folder / "fsdp-complete")
+    _, stored = read_state(folder / "fsdp-complete")
+    tensors = stored.tensors
     for name, value in sharded.Network("chain").named_parameters():
         assert tensors[f"model.{name}"].shape == tensors[f"optimizer.exp_avg.{name}"].shape == value.shape
-    assert sorted(name.replace("module.", "") for name in read_state(folder / "ddp-complete")[1]) == sorted(tensors)
-    assert load_file(folder / "fsdp-complete").keys() == tensors.keys()
+    assert load_file(folder / "ddp-complete").keys() == tensors.keys()
+    # Only the shards that the state names are left, one file for each process.
+    (shards,) = folder.glob("fsdp-complete.shards-*")
+    assert shards == stored.shards
+    assert len(list(shards.iterdir())) == 2

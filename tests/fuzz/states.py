@@ -20,7 +20,7 @@ from mpochain.planning import Machine, Setting
 from mpochain.planning.store import Store
 from mpochain.train.config import TrainConfig
 from mpochain.train.loop import train
-from mpochain.train.state import checksum
+from mpochain.train.stored import checksum
 
 _HERE = Setting("float32", threads=2)
 

@@ -19,7 +19,7 @@ from mpochain.errors import ArgumentError, SpecError
 from mpochain.surgery.calls import logits_of
 from mpochain.train import FinetuneConfig, finetune, parameter_groups
 from mpochain.train.losses import IGNORED, distillation_loss, next_tokens
-from mpochain.train.state import read_record
+from mpochain.train.stored import read_record
 
 V, LENGTH = 23, 12
 CONFIG = FinetuneConfig(steps=6, batch_size=4, warmup_steps=2, learning_rate=1e-2, checkpoint_every=1)

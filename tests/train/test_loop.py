@@ -17,7 +17,7 @@ from mpochain import MPOError, MPOLinear
 from mpochain.system.interrupts import interrupts_between_steps
 from mpochain.train import TrainConfig, train
 from mpochain.train.config import learning_rate
-from mpochain.train.state import checksum, read_record
+from mpochain.train.stored import checksum, read_record
 
 CONFIG = TrainConfig(steps=12, batch_size=4, warmup_steps=3, evaluate_every=5, checkpoint_every=2)
 

@@ -17,6 +17,7 @@ from mpochain.cli.options import (
     Json,
     Overwrite,
     Seed,
+    Shard,
     Window,
     command_line,
     count_or_all,
@@ -58,6 +59,7 @@ def distill(
     all_at_once: Annotated[
         bool, typer.Option("--at-once", help="Merge all stages into one with the sum of their steps, as a baseline.")
     ] = False,
+    shard: Shard = None,
     dtype: Dtype = None,
     device: Device = None,
     seed: Seed = None,
@@ -83,7 +85,7 @@ def distill(
             "dtype": dtype,
             "device": device,
             "seed": seed,
-            "finetune": {"text": None if text is None else str(text), "windows": windows},
+            "finetune": {"text": None if text is None else str(text), "windows": windows, "shard": shard},
             "evaluation": {
                 "text": None if evaluate is None else str(evaluate),
                 "windows": count_or_all(evaluate_windows),

@@ -19,6 +19,7 @@ from mpochain.cli.options import (
     Overwrite,
     RecipeFile,
     Seed,
+    Shard,
     Window,
     command_line,
     count_or_all,
@@ -68,6 +69,7 @@ def finetune(
     gradient_checkpointing: Annotated[
         bool | None, typer.Option(help="Recompute activations in the backward pass, to save memory.")
     ] = None,
+    shard: Shard = None,
     seed: Seed = None,
     evaluate: EvaluationText = None,
     evaluate_windows: EvaluationWindows = None,
@@ -97,6 +99,7 @@ def finetune(
                 "text": None if text is None else str(text),
                 "windows": windows,
                 "teacher": teacher,
+                "shard": shard,
                 "training": {
                     "steps": steps,
                     "warmup_steps": warmup_steps,

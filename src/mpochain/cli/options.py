@@ -34,6 +34,7 @@ __all__ = [
     "Seed",
     "Sequential",
     "Setting",
+    "Shard",
     "Source",
     "SpeedShare",
     "Stages",
@@ -158,6 +159,14 @@ Device = Annotated[
     ),
 ]
 Seed = Annotated[int | None, typer.Option(help="Seed of random numbers; by default 0.", min=0)]
+Shard = Annotated[
+    bool | None,
+    typer.Option(
+        "--shard/--no-shard",
+        help="Spread parameters over the processes of torchrun (FSDP2), rather than copy them to all.",
+        show_default=False,
+    ),
+]
 Overwrite = Annotated[
     bool,
     typer.Option(

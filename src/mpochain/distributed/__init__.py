@@ -1,5 +1,6 @@
 """Models that several processes train together: shards of parameters, and what one process does for all."""
 
+from mpochain.distributed.blocks import shard_blocks
 from mpochain.distributed.processes import agreed, done_by_first, is_first, trains_together
 from mpochain.distributed.sharding import (
     filled,
@@ -8,8 +9,10 @@ from mpochain.distributed.sharding import (
     is_managed,
     is_shard,
     is_sharded,
+    local_part,
     reshard,
     whole_on_first,
+    without_gradients,
 )
 from mpochain.distributed.team import ALONE, Team, team_of_group
 
@@ -25,8 +28,11 @@ __all__ = [
     "is_managed",
     "is_shard",
     "is_sharded",
+    "local_part",
     "reshard",
+    "shard_blocks",
     "team_of_group",
     "trains_together",
     "whole_on_first",
+    "without_gradients",
 ]

@@ -4,13 +4,24 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 
-__all__ = ["filled", "full", "gathered", "is_managed", "is_shard", "is_sharded", "reshard", "whole_on_first"]
+__all__ = [
+    "filled",
+    "full",
+    "gathered",
+    "is_managed",
+    "is_shard",
+    "is_sharded",
+    "local_part",
+    "reshard",
+    "whole_on_first",
+    "without_gradients",
+]
 
 Key = TypeVar("Key")
 
@@ -112,6 +123,33 @@ def filled(like: Tensor, numbers: Tensor) -> Tensor:
     numbers = numbers.to(shard.device, shard.dtype)
     # Without a source each process takes its part of the numbers that it has.
     return distribute_tensor(numbers, shard.device_mesh, shard.placements, src_data_rank=None)
+
+
+def local_part(tensor: Tensor) -> Tensor:
+    """The part of a tensor that this process holds; the tensor itself if it is not sharded.
+
+    Example:
+        >>> local_part(torch.ones(2))
+        tensor([1., 1.])
+    """
+    if not is_shard(tensor):
+        return tensor
+    shard: Any = tensor.detach()
+    part: Tensor = shard.to_local()
+    return part
+
+
+def without_gradients(model: nn.Module) -> AbstractContextManager[object]:
+    """A context that computes no gradients: ``torch.inference_mode``, or ``torch.no_grad`` for a sharded model.
+
+    FSDP2 writes what it gathers to tensors that it made before, which inference mode does not allow.
+
+    Example:
+        >>> with without_gradients(nn.Linear(2, 2)):
+        ...     torch.is_inference_mode_enabled()
+        True
+    """
+    return torch.no_grad() if is_sharded(model) else torch.inference_mode()
 
 
 @contextmanager

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from mpochain.architectures import context_length, family_of
+from mpochain.distributed import without_gradients
 from mpochain.errors import ArgumentError, NonFiniteError
 from mpochain.surgery.calls import logits_of
 
@@ -73,7 +74,8 @@ def generate(
     model.eval()
     try:
         for number, start in enumerate(starts, 1):
-            generated = _continue(model, start.to(device), tokens, end)
+            with without_gradients(model):
+                generated = _continue(model, start.to(device), tokens, end)
             texts.append(str(tokenizer.decode(generated, skip_special_tokens=True)).strip())
             if progress is not None:
                 progress(number, len(starts))
@@ -82,7 +84,6 @@ def generate(
     return texts
 
 
-@torch.inference_mode()
 def _continue(model: nn.Module, start: Tensor, count: int, end: set[int]) -> list[int]:
     """Generate up to ``count`` tokens after ``start (1, n)``, stopping at any token in ``end``."""
     # Models without a key-value cache read the whole text again for each token.

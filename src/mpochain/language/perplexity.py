@@ -8,10 +8,10 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from mpochain.distributed import without_gradients
 from mpochain.errors import ArgumentError, CorpusError, NonFiniteError
 from mpochain.language.text import require_vocabulary, require_window, starts
 from mpochain.surgery.calls import logits_of
@@ -103,7 +103,7 @@ def perplexity(
     total, predicted = 0.0, 0
     model.eval()
     try:
-        with torch.inference_mode():
+        with without_gradients(model):
             require_causal(model, tokens[positions[0] : positions[0] + window].to(device))
             for number, start in enumerate(positions, 1):
                 text = tokens[start : start + window].to(device)

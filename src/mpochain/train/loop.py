@@ -25,7 +25,8 @@ from mpochain.system.progress import TrainingProgress
 from mpochain.train.config import TrainConfig, learning_rate
 from mpochain.train.groups import scaled_groups
 from mpochain.train.record import CurvePoint, TrainResult, earlier_result, record_of
-from mpochain.train.state import read_state, restore_state, save_state
+from mpochain.train.state import restore_state, save_state
+from mpochain.train.stored import read_state
 
 __all__ = ["train"]
 
@@ -91,7 +92,8 @@ def train(
         evaluate: called every ``config.evaluate_every`` steps and after the last; its time does not count as training.
         checkpoint: file with the state of the run. If it exists, the run resumes from it, bit for bit on the same
             machine with the same number of threads and version of torch. One run at a time may use it. If several
-            processes train the model, the first of them writes it, and all of them read it.
+            processes train the model, the first of them writes it, and all of them read it; of a sharded model each
+            writes its shards to a folder beside it.
         identity: further properties that identify the run, such as the hash of its data (JSON); a checkpoint with
             another identity is refused.
         shared: whether several processes share every batch: ``sample`` draws the same in all of them, ``parts`` returns
@@ -136,10 +138,10 @@ def train(
         start = weights = fingerprint(inner)
         result = TrainResult()
         if checkpoint.exists():
-            record, tensors = read_state(checkpoint)
+            record, stored = read_state(checkpoint, together=together)
             result = earlier_result(checkpoint, record, setting, together=apart)
             start = _interrupted.get(inner, {}).get(checkpoint.resolve(), weights)
-            renamed = restore_state(checkpoint, tensors, inner, optimizer, generator, start=(record["start"], start))
+            renamed = restore_state(checkpoint, stored, inner, optimizer, generator, start=(record["start"], start))
             start = (None if renamed else record["start"]) or start
         _interrupted.setdefault(inner, {})[checkpoint.resolve()] = start
         return result

@@ -1,34 +1,28 @@
-"""Training state in one safetensors file, to resume bit for bit: parameters, optimiser, generator and record.
+"""Training state, to resume bit for bit: parameters, optimiser, generator and record.
 
-The file contains no pickle. It is written under another name and renamed, so a kill at any moment leaves either the old
-file or the new one. It states the SHA-256 of its content, so damage is noticed.
+It is one safetensors file, without a pickle. It is written under another name and renamed, so a kill at any moment
+leaves either the old state or the new one. The tensors of a sharded model lie beside it, in a folder with a file for
+each process, and the first file names that folder and the SHA-256 of its files.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-import safetensors
 import torch
-from safetensors.torch import save
 from torch import Tensor, nn
 
-from mpochain.distributed import done_by_first, filled, full, gathered, reshard, trains_together
+from mpochain.distributed import done_by_first, is_sharded, local_part, reshard, team_of_group, trains_together
 from mpochain.errors import CheckpointError
 from mpochain.nn.former_names import former_names_in
-from mpochain.surgery.fingerprint import fingerprint_of_data
 from mpochain.surgery.tying import ties_of
-from mpochain.system.files import write_bytes
-from mpochain.system.reading import open_regular
+from mpochain.train.shards import remove_shards, shard_folders, write_shards
+from mpochain.train.stored import StoredTensors, shards_of, write_file
 
-__all__ = ["checksum", "read_record", "read_state", "restore_state", "save_state"]
-
-_FORMAT = {"format": "mpochain-training", "version": "2"}
-# States of version 1 have no SHA-256, and do not tell from which weights their run started.
-_VERSIONS = ("1", _FORMAT["version"])
+__all__ = ["remove_state", "restore_state", "save_state"]
 
 # State that AdamW keeps for each parameter.
 _MOMENTS = ("step", "exp_avg", "exp_avg_sq")
@@ -51,8 +45,8 @@ def save_state(
 ) -> None:
     """Write parameters, optimiser moments, the generator of the batches and ``record`` (JSON) to ``path``.
 
-    Of a model that several processes train, the first one writes the file that a single process would write; all of
-    them must call this.
+    Of a model that several processes train, the first one writes the file that a single process would write; of a
+    sharded one each process writes its shards. All of them must call this.
 
     Args:
         path: the file.
@@ -71,67 +65,36 @@ def save_state(
         # Frozen parameters have no moments.
         for key, value in optimizer.state.get(parameter, {}).items():
             tensors[f"optimizer.{key}.{name}"] = value
+    tensors["generator"] = generator.get_state()
+    text = json.dumps(record)
+    if is_sharded(model):
+        folders = shard_folders(path)
+        folder = folders[int(team_of_group().from_first(shards_of(path)) == folders[0])]
+        hashes = write_shards(folder, tensors)
+        with done_by_first(together=True) as writes:
+            if writes:
+                write_file(path, {}, text, {"shards": folder.name, "files": json.dumps(hashes)})
+                remove_shards(path, keep=folder)
+        return
     with done_by_first(together=together or trains_together(model)) as writes:
-        unsharded = {name: value.contiguous() for name, value in gathered(tensors, keeps=writes).items()}
         if writes:
-            unsharded["generator"] = generator.get_state()
-            text = json.dumps(record)
-            write_bytes(path, save(unsharded, metadata=_FORMAT | {"record": text, "sha256": checksum(unsharded, text)}))
+            write_file(path, {name: value.contiguous() for name, value in tensors.items()}, text)
+            remove_shards(path)
 
 
-def checksum(tensors: Mapping[str, Tensor], record: str) -> str:
-    """SHA-256 of a state file's content: tensors with their names, shapes and dtypes, and the record as JSON."""
-    return fingerprint_of_data([[[name, tensors[name]] for name in sorted(tensors)], record])
+def remove_state(path: Path) -> None:
+    """Remove a state, with its shards, if there is one.
 
-
-def read_record(path: Path) -> dict[str, Any]:
-    """Read the JSON record of a state file, without its tensors.
-
-    Raises:
-        CheckpointError: the file is not a readable training state.
+    Example:
+        >>> remove_state(Path("nowhere.state"))
     """
-    try:
-        open_regular(path).close()  # safetensors would wait for a pipe
-        with safetensors.safe_open(path, framework="pt") as file:
-            metadata = file.metadata() or {}
-        kind, number = metadata.get("format"), metadata.get("version")
-        if kind != _FORMAT["format"] or number not in _VERSIONS:
-            raise CheckpointError(
-                f"{path} is not a training state of version {' or '.join(_VERSIONS)}: its format is {kind!r} and its "
-                f"version {number!r}; finish that run with the release that began it, or remove the file to start again"
-            )
-        record = json.loads(metadata["record"])
-    except (safetensors.SafetensorError, OSError, KeyError, ValueError) as error:
-        raise _unreadable(path, error) from error
-    if not isinstance(record, dict):
-        raise CheckpointError(f"{path}: the record is not a JSON object; remove the file to start again")
-    return {"start": None, "versions": None, **record} if number == "1" else record
-
-
-def read_state(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """Read a state file: its record and its tensors.
-
-    Raises:
-        CheckpointError: the file is damaged, or not a training state.
-    """
-    record = read_record(path)
-    try:
-        with safetensors.safe_open(path, framework="pt") as file:
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  # no dictionary
-            metadata = file.metadata()
-        intact = metadata["version"] == "1" or checksum(tensors, metadata["record"]) == metadata.get("sha256")
-    except (safetensors.SafetensorError, OSError) as error:
-        raise _unreadable(path, error) from error
-    if not intact:
-        raise CheckpointError(
-            f"{path} is damaged: its content does not have the SHA-256 that it states; remove it to start again"
-        )
-    return record, tensors
+    path.unlink(missing_ok=True)
+    remove_shards(path)
 
 
 def restore_state(
     path: Path,
-    tensors: Mapping[str, Tensor],
+    stored: StoredTensors,
     model: nn.Module,
     optimizer: torch.optim.Optimizer,
     generator: torch.Generator,
@@ -145,7 +108,7 @@ def restore_state(
 
     Args:
         path: the file, for messages.
-        tensors: its tensors, see :func:`read_state`.
+        stored: its tensors, see :func:`mpochain.train.stored.read_state`.
         model: the model that the run was started with, or one that has been trained up to this state.
         optimizer: a new optimiser of the model's parameters.
         generator: the generator of the batches.
@@ -159,75 +122,66 @@ def restore_state(
         CheckpointError: the file belongs to another model.
     """
     model_tensors = _model_tensors(model)
-    tensors, renamed = _by_present_names(_unwrapped_names(tensors, model_tensors), model)
-    expected = {name: (tuple(value.shape), value.dtype) for name, value in model_tensors.items()}
+    places, renamed = _by_present_names(_unwrapped_names(stored.names, model_tensors), model)
+    likes: dict[str, Tensor] = dict(model_tensors)
     moments: dict[str, tuple[nn.Parameter, str]] = {}
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
             for key in _MOMENTS:
                 moments[f"optimizer.{key}.{name}"] = parameter, key
-                counter = key == "step"
-                shape, dtype = ((), torch.float32) if counter else (tuple(parameter.shape), parameter.dtype)
-                expected[f"optimizer.{key}.{name}"] = shape, dtype
-    state = generator.get_state()
-    expected["generator"] = tuple(state.shape), state.dtype
+                likes[f"optimizer.{key}.{name}"] = torch.empty(()) if key == "step" else parameter
+    likes["generator"] = generator.get_state()
+    described = {name: stored.described(place) for name, place in places.items()}
     # Earlier versions wrote a tied tensor without elements under all of its names.
-    tensors = {name: value for name, value in tensors.items() if name in expected or value.numel()}
-    names = set(tensors)
-    if names != set(expected):
+    names = {name for name, value in described.items() if name in likes or value.numel()}
+    if names != set(likes):
         raise CheckpointError(
-            f"{path} belongs to another model: missing {sorted(set(expected) - names)[:3]}, "
-            f"unexpected {sorted(names - set(expected))[:3]}; use the model of that run, or remove the file to "
+            f"{path} belongs to another model: missing {sorted(set(likes) - names)[:3]}, "
+            f"unexpected {sorted(names - set(likes))[:3]}; use the model of that run, or remove the file to "
             "start again"
         )
-    for name, (shape, dtype) in expected.items():
-        tensor = tensors[name]
-        if (tuple(tensor.shape), tensor.dtype) != (shape, dtype):
+    for name, like in likes.items():
+        tensor = described[name]
+        if (tensor.shape, tensor.dtype) != (like.shape, like.dtype):
             raise CheckpointError(
-                f"{path}: {name} is {tuple(tensor.shape)} {tensor.dtype}, expected {shape} {dtype}; use the model "
-                "of that run, or remove the file to start again"
+                f"{path}: {name} is {tuple(tensor.shape)} {tensor.dtype}, expected {tuple(like.shape)} {like.dtype}; "
+                "use the model of that run, or remove the file to start again"
             )
+    values = stored.numbers({name: (places[name], like) for name, like in likes.items()}, together=is_sharded(model))
     # Who goes on with a model that has been trained up to this state does not give another one.
     # The hash depends on names.
-    if (
-        not renamed
-        and start[0] not in (None, start[1])
-        and not all(torch.equal(full(value).cpu(), tensors[name]) for name, value in model_tensors.items())
-    ):
-        raise CheckpointError(
-            f"{path} belongs to a run that started from other weights: their hash was {start[0]}, and that of the "
-            f"model given now is {start[1]}; use the model of that run, name another file or folder, or remove this "
-            "file to start again"
-        )
+    if not renamed and start[0] not in (None, start[1]):
+        same = all(torch.equal(local_part(own), local_part(values[name])) for name, own in model_tensors.items())
+        if not all(team_of_group(together=is_sharded(model)).gathered(same)):
+            raise CheckpointError(
+                f"{path} belongs to a run that started from other weights: their hash was {start[0]}, and that of the "
+                f"model given now is {start[1]}; use the model of that run, name another file or folder, or remove "
+                "this file to start again"
+            )
     with torch.no_grad():
-        for name, value in model_tensors.items():
-            value.copy_(filled(value, tensors[name]))
+        for name, own in model_tensors.items():
+            own.copy_(values[name])
         for name, (parameter, key) in moments.items():
-            # Fused optimisers require the memory layout of the parameter.
-            moment = tensors[name] if key == "step" else filled(parameter, tensors[name])
-            optimizer.state[parameter][key] = moment
-    generator.set_state(tensors["generator"])
+            optimizer.state[parameter][key] = values[name]
+    generator.set_state(values["generator"])
     return renamed
 
 
-def _unwrapped_names(tensors: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
-    """Tensors by the names in the model, in a state that was written with those in ``DistributedDataParallel``."""
-    own = [name for name in tensors if name.startswith("model.")]
+def _unwrapped_names(stored: Iterable[str], expected: Mapping[str, Tensor]) -> dict[str, str]:
+    """Stored names by those in the model, for a state that was written with those in ``DistributedDataParallel``."""
+    names = list(stored)
+    own = [name for name in names if name.startswith("model.")]
     if not own or not all(name.startswith("model.module.") for name in own) or own[0] in expected:
-        return tensors
-    return {name.replace("module.", "", 1) if name != "generator" else name: value for name, value in tensors.items()}
+        return {name: name for name in names}
+    return {name.replace("module.", "", 1) if name != "generator" else name: name for name in names}
 
 
-def _by_present_names(tensors: Mapping[str, Tensor], model: nn.Module) -> tuple[dict[str, Tensor], bool]:
-    """Tensors of a state by the names that the model has now, and whether an earlier version gave them others."""
+def _by_present_names(places: Mapping[str, str], model: nn.Module) -> tuple[dict[str, str], bool]:
+    """Stored names by those that the model has now, and whether an earlier version gave it others."""
     present = {
         f"{kind}.{former}": f"{kind}.{name}"
         for former, name in former_names_in(model).items()
         for kind in ("model", *(f"optimizer.{key}" for key in _MOMENTS))
-        if f"model.{former}" in tensors
+        if f"model.{former}" in places
     }
-    return {present.get(name, name): value for name, value in tensors.items()}, bool(present)
-
-
-def _unreadable(path: Path, error: Exception) -> CheckpointError:
-    return CheckpointError(f"{path} cannot be read as a training state ({error}); remove it to start again")
+    return {present.get(name, name): place for name, place in places.items()}, bool(present)

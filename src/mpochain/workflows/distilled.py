@@ -6,8 +6,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from mpochain.language import LanguageModel
+from mpochain.train import TrainResult
 
-__all__ = ["Distilled"]
+__all__ = ["Distilled", "training_record"]
 
 
 @dataclass(frozen=True)
@@ -36,3 +37,13 @@ class Distilled:
             "stages": list(self.stages),
             "provenance": self.provenance,
         }
+
+
+def training_record(result: TrainResult) -> dict[str, Any]:
+    """The result of the training of a stage, ready for JSON."""
+    return {
+        "steps": result.steps,
+        "tokens": result.tokens,
+        "seconds": result.seconds,
+        "losses": [round(loss, 5) for loss in result.losses],
+    }

@@ -11,7 +11,7 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
-from mpochain.distributed import team_of_group
+from mpochain.distributed import shard_blocks, team_of_group, whole_on_first
 from mpochain.errors import RecipeError
 from mpochain.execution import predicted_plans
 from mpochain.language import LanguageModel, Perplexity
@@ -22,11 +22,12 @@ from mpochain.system.progress import Counters, uncounted
 from mpochain.train import TrainResult, finetune
 from mpochain.workflows.begun import Begun
 from mpochain.workflows.former_names import existing_file
-from mpochain.workflows.inputs import Inputs, read_inputs, read_model
+from mpochain.workflows.inputs import Inputs, Section, read_inputs, read_model
 from mpochain.workflows.json_file import write_json
 from mpochain.workflows.model_card import tell_of_finetuning
 from mpochain.workflows.recipe import Recipe
 from mpochain.workflows.result_folder import result_folder, save_result
+from mpochain.workflows.sharding import require_several, shard_for_training
 
 __all__ = ["RECORD", "Finetuned", "finetune_by"]
 
@@ -107,7 +108,7 @@ def finetune_by(
 
     Raises:
         RecipeError: the section ``finetune`` is missing, the evaluation text is also used for calibration or
-            finetuning, or both models have the same folder.
+            finetuning, both models have the same folder, or the model cannot be sharded.
         CheckpointError: a model cannot be read, or the state belongs to another run.
         OutputError: ``out`` holds a finished model or cannot be written, or another process writes to it.
         KeyboardInterrupt: after Ctrl-C; the state is saved.
@@ -117,6 +118,7 @@ def finetune_by(
         raise RecipeError("the text to finetune on is missing; name one that is not used for evaluation")
     if folder.resolve() == out.resolve():
         raise RecipeError(f"{out} is the folder of the compressed model; name another folder")
+    require_several(recipe)
     teacher_source = _teacher_source(recipe, folder)
     team = team_of_group()
     with ExitStack() as held:
@@ -124,28 +126,7 @@ def finetune_by(
             if team.is_first:
                 unfinished = existing_file(out, _STATE).name, _BEGUN
                 held.enter_context(result_folder(out, overwrite=overwrite, unfinished=unfinished))
-        if not team.is_first:
-            return _followed(recipe, folder, out, teacher_source)
         return _finetune(recipe, folder, out, teacher_source, evaluated=evaluated, command=command, counters=counters)
-
-
-def _followed(recipe: Recipe, folder: Path, out: Path, teacher_source: str | None) -> Finetuned:
-    """The training in a process that shares every batch with the first one, which measures and writes the result."""
-    assert recipe.finetune is not None
-    with team_of_group().together():
-        inputs = read_inputs(recipe, "finetune", model=folder, teacher=teacher_source)
-        teacher = _teacher(recipe, teacher_source)
-    assert inputs.training is not None
-    result = finetune(
-        inputs.language.model,
-        inputs.training,
-        config=recipe.finetune.training,
-        teacher=teacher,
-        checkpoint=existing_file(out, _STATE),
-        share=True,
-    )
-    source = provenance(threads=torch.get_num_threads(), commit=True)
-    return Finetuned(inputs.language, result, None, None, {}, peak_resident(), source)
 
 
 def _teacher(recipe: Recipe, source: str | None) -> nn.Module | None:
@@ -168,43 +149,65 @@ def _finetune(
     counters: Counters,
 ) -> Finetuned:
     assert recipe.finetune is not None
-    with team_of_group().together():
-        inputs = read_inputs(recipe, "finetune", "evaluation", model=folder, teacher=teacher_source)
+    team, shards = team_of_group(), recipe.finetune.shard
+    # Of several processes the first one measures and writes. A sharded model computes in all of them together.
+    measures = team.is_first or shards
+    with team.together():
+        sections: tuple[Section, ...] = ("finetune", "evaluation") if measures else ("finetune",)
+        inputs = read_inputs(recipe, *sections, model=folder, teacher=teacher_source)
         model, windows = inputs.language.model, inputs.training
         assert windows is not None  # because the recipe has a section finetune
         teacher = _teacher(recipe, teacher_source)
         state = existing_file(out, _STATE)
-        begun = Begun(out / _BEGUN, _identity(inputs))
-        if evaluated == "both" and not state.exists():
-            perplexity = inputs.perplexity(model, "compressed", counters)
-            also = inputs.perplexities_of_also(model, "compressed", counters)
-            begun.keep(
-                {
-                    "before": None if perplexity is None else asdict(perplexity),
-                    "also": {name: asdict(value) for name, value in also.items()},
-                }
-            )
+        begun = Begun(out / _BEGUN, _identity(inputs)) if team.is_first else None
+        compared = evaluated == "both" and not state.exists()
+        if begun is not None and compared and not shards:
+            begun.keep(_measured(inputs, counters))
+    if shards:
+        shard_for_training(model)
+        if teacher is not None:
+            shard_blocks(teacher)
+        if team.from_first(compared):
+            measured = _measured(inputs, counters)
+            if begun is not None:
+                begun.keep(measured)
     result = finetune(model, windows, config=recipe.finetune.training, teacher=teacher, checkpoint=state, share=True)
     del teacher  # free its memory before evaluation and saving
     peak = peak_resident()
-    after = inputs.perplexity(model, "finetuned", counters)
-    also_after = inputs.perplexities_of_also(model, "finetuned", counters)
-    before = begun.kept.get("before")
-    also_before = {name: Perplexity(**fields) for name, fields in begun.kept.get("also", {}).items()}
+    after = inputs.perplexity(model, "finetuned", counters) if measures else None
+    also_after = inputs.perplexities_of_also(model, "finetuned", counters) if measures else {}
+    before = begun.kept.get("before") if begun is not None else None
+    also_before = begun.kept.get("also", {}) if begun is not None else {}
     finetuned = Finetuned(
         inputs.language,
         result,
         None if before is None else Perplexity(**before),
         after,
-        {name: (also_before.get(name), value) for name, value in also_after.items()},
+        {
+            name: (Perplexity(**also_before[name]) if name in also_before else None, value)
+            for name, value in also_after.items()
+        },
         peak,
         provenance(threads=torch.get_num_threads(), commit=True),
     )
-    settings = recipe.model_dump(mode="json", exclude_none=True)
-    record = {"format": 1, "command": command, "recipe": settings, **finetuned.as_dict()}
-    tell_of_finetuning(model, recipe, command, finetuned.before, after, finetuned.also)
-    save_result(inputs.language, out, lambda new: write_json(new / RECORD, record))
+    with whole_on_first(model, is_first=team.is_first):
+        if team.is_first:
+            settings = recipe.model_dump(mode="json", exclude_none=True)
+            record = {"format": 1, "command": command, "recipe": settings, **finetuned.as_dict()}
+            tell_of_finetuning(model, recipe, command, finetuned.before, after, finetuned.also)
+            save_result(inputs.language, out, lambda new: write_json(new / RECORD, record))
     return finetuned
+
+
+def _measured(inputs: Inputs, counters: Counters) -> dict[str, Any]:
+    """Perplexities of the compressed model, ready for JSON."""
+    model = inputs.language.model
+    perplexity = inputs.perplexity(model, "compressed", counters)
+    also = inputs.perplexities_of_also(model, "compressed", counters)
+    return {
+        "before": None if perplexity is None else asdict(perplexity),
+        "also": {name: asdict(value) for name, value in also.items()},
+    }
 
 
 def _identity(inputs: Inputs) -> dict[str, Any]:

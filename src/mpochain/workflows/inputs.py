@@ -73,6 +73,11 @@ class Inputs:
     also: Mapping[str, Tensor] = field(default_factory=dict)
     training: Tensor | None = None
 
+    @property
+    def shards(self) -> bool:
+        """Whether models are sharded over processes while they are trained."""
+        return self.recipe.finetune is not None and self.recipe.finetune.shard
+
     def perplexity(self, model: nn.Module, label: str, counters: Counters = uncounted) -> Perplexity | None:
         """Measure perplexity on the evaluation text; None without one.
 

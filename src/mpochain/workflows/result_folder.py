@@ -10,6 +10,7 @@ from mpochain.checkpoint import is_checkpoint, require_replaceable
 from mpochain.errors import OutputError
 from mpochain.language import LanguageModel, save_language_model
 from mpochain.system.folders import folder_lock, settle
+from mpochain.train.shards import shard_folders
 from mpochain.workflows.former_names import FILES
 
 __all__ = ["result_folder", "save_result"]
@@ -21,6 +22,7 @@ _RECORDS = {
     "report.html",
     "finetune.json",
     "finetune.state",
+    *(folder.name for state in ("finetune.state", FILES["finetune.state"]) for folder in shard_folders(Path(state))),
     "finetune.begun.json",
     "distillation.json",
     "stages",

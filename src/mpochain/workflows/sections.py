@@ -83,6 +83,8 @@ class Finetuning(RecipeSection):
         windows: number of windows, spread evenly over the text; by default as many as fit.
         teacher: model to learn from; by default the recipe's dense model. It is read only if a loss in ``training``
             uses it.
+        shard: whether the processes of torchrun hold a part of the parameters each (FSDP2), the teacher's among them,
+            rather than all of them.
         training: see :class:`mpochain.train.FinetuneConfig`.
     """
 
@@ -90,6 +92,7 @@ class Finetuning(RecipeSection):
     window: Window = 512
     windows: Count | None = None
     teacher: Source | None = None
+    shard: bool = False
     training: FinetuneConfig = FinetuneConfig()
 
 

@@ -14,6 +14,7 @@ from mpochain.errors import CheckpointError
 from mpochain.language import LanguageModel, save_language_model
 from mpochain.system.files import require_writable
 from mpochain.train import FinetuneConfig
+from mpochain.train.state import remove_state
 from mpochain.workflows.former_names import current_record
 from mpochain.workflows.json_file import read_sealed_json, write_sealed_json
 from mpochain.workflows.recipe import Recipe
@@ -90,16 +91,30 @@ class StagedWork:
         return self._state["found"][key]
 
     def save(self, language: LanguageModel, stage: str, step: str, results: Mapping[str, Any] | None = None) -> None:
-        """Save the model and results after a step, and remove the previous model and its training state.
+        """Save the model and results after a step; see :meth:`write` and :meth:`finish`."""
+        self.write(language, stage, step)
+        self.finish(stage, step, results)
+
+    def write(self, language: LanguageModel, stage: str, step: str) -> Path:
+        """Save the model after a step, which is not finished yet, and return its folder.
 
         Args:
             language: the model after the step.
             stage: name of the stage.
             step: ``"smaller"`` after compression of the layers, ``"learnt"`` after finetuning.
+        """
+        save_language_model(language, self.folder / f"{stage}.{step}")
+        return self.folder / f"{stage}.{step}"
+
+    def finish(self, stage: str, step: str, results: Mapping[str, Any] | None = None) -> None:
+        """Record that a step is finished whose model was saved, and remove the model before and its training state.
+
+        Args:
+            stage: name of the stage.
+            step: see :meth:`write`.
             results: results by key.
         """
         before, name = self._state["at"], f"{stage}.{step}"
-        save_language_model(language, self.folder / name)
         self._state["at"] = name
         self._state["found"].update(results or {})
         self._state["reached"].append(name)
@@ -107,7 +122,7 @@ class StagedWork:
         if before is not None:
             shutil.rmtree(self.folder / before)
         if step == "learnt":
-            (self.folder / f"{stage}.state").unlink(missing_ok=True)
+            remove_state(self.folder / f"{stage}.state")
 
     def has(self, stage: str, step: str) -> bool:
         """Whether a step of a stage is finished; see :meth:`save` for the steps."""
@@ -124,7 +139,8 @@ class StagedWork:
 def _source(recipe: Recipe) -> dict[str, Any]:
     """Inputs that all stages depend on."""
     source = recipe.model_dump(mode="json", include={"model", "dtype", "seed", "calibration", "evaluation", "finetune"})
-    source["finetune"].pop("training")
+    for settings in ("training", "shard"):  # of a stage, and of where it is computed
+        source["finetune"].pop(settings)
     for section in (recipe.finetune, recipe.calibration, recipe.evaluation):
         if section is not None and section.text.exists():
             source[f"sha256 of {section.text.name}"] = sha256(section.text.read_bytes()).hexdigest()

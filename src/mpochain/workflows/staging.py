@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mpochain.distributed import team_of_group
+from mpochain.distributed import shard_blocks, team_of_group, whole_on_first
 from mpochain.errors import MPOError, RecipeError
 from mpochain.execution import predicted_plans
 from mpochain.language import LanguageModel, load_language_model
@@ -23,12 +23,13 @@ from mpochain.surgery.fingerprint import fingerprint
 from mpochain.system.progress import Counters, uncounted
 from mpochain.train import TrainResult, finetune
 from mpochain.train.finetuning import rehearse
-from mpochain.workflows.distilled import Distilled
+from mpochain.workflows.distilled import Distilled, training_record
 from mpochain.workflows.groups import compress_stage, require_groups
 from mpochain.workflows.inputs import Inputs, read_inputs, read_model
 from mpochain.workflows.json_file import write_json
 from mpochain.workflows.recipe import Recipe, Stage
 from mpochain.workflows.result_folder import result_folder, save_result
+from mpochain.workflows.sharding import require_several, shard_for_training
 from mpochain.workflows.staged_work import StagedWork
 
 __all__ = ["RECORD", "Distilled", "distill_by"]
@@ -86,6 +87,7 @@ def distill_by(
         MPOError: a step fails.
     """
     _require_stages(recipe, out)
+    require_several(recipe)
     team = team_of_group()
     if teacher_cache is not None and not team.is_alone:
         raise RecipeError(f"{team.size} processes cannot share a cache of the teacher's logits; leave it out")
@@ -105,6 +107,8 @@ def _followed(recipe: Recipe, out: Path) -> Distilled:
         inputs = read_inputs(recipe, "finetune", teacher=_teacher_source(recipe))
         teacher = _teacher(recipe, inputs.language.model)
     language = inputs.language
+    if inputs.shards:
+        shard_blocks(teacher)
     for stage in recipe.stages:
         with team.together():
             pass  # the first one compresses
@@ -114,8 +118,10 @@ def _followed(recipe: Recipe, out: Path) -> Distilled:
         with team.together():
             language = load_language_model(folder, dtype=recipe.dtype, device=recipe.device)
         _train(stage, language.model, inputs, teacher, out / _WORK, None)
+        with whole_on_first(language.model, is_first=False), team.together():
+            pass  # the first one saves
         with team.together():
-            pass  # the first one evaluates and saves
+            pass  # the first one evaluates
     parameters, dense, stages, source = team.from_first(_results(None))
     return Distilled(language, parameters, dense, stages, source)
 
@@ -133,8 +139,10 @@ def _distill(recipe: Recipe, out: Path, *, teacher_cache: Path | None, command: 
         work.remember("dense", partial(distillation.perplexity, dense, "dense"))
         # The student is loaded separately, because the teacher must not change.
         language = load_language_model(work.latest() or recipe.model, dtype=recipe.dtype, device=recipe.device)
+    if inputs.shards:
+        shard_blocks(teacher_model)
     for stage in recipe.stages:
-        distillation.run(stage, language)
+        language = distillation.run(stage, language)
     # Absorbed last, because absorbing changes the order of hidden features, which must match the teacher's.
     absorbed = absorb_orders(language.model)
     if absorbed:
@@ -165,6 +173,8 @@ def _train(
     stage: Stage, model: nn.Module, inputs: Inputs, teacher: nn.Module, folder: Path, teacher_cache: Path | None
 ) -> TrainResult:
     """Finetune the model of a stage, in all processes."""
+    if inputs.shards:
+        shard_for_training(model)
     config = inputs.recipe.training_of(stage)
     return finetune(
         model,
@@ -188,8 +198,8 @@ class _Distillation:
     work: StagedWork
     counters: Counters
 
-    def run(self, stage: Stage, language: LanguageModel) -> None:
-        """Compress the layers of a stage and finetune the model, resuming an interrupted run."""
+    def run(self, stage: Stage, language: LanguageModel) -> LanguageModel:
+        """Compress the layers of a stage and finetune the model, resuming an interrupted run; return the result."""
         recipe, work, model, team = self.inputs.recipe, self.work, language.model, team_of_group()
         finished = work.has(stage.name, "learnt")
         with team.together():
@@ -198,15 +208,20 @@ class _Distillation:
                 self._make_smaller(stage, language)
         folder = team.from_first("" if finished else str(work.latest()))
         if not folder:
-            return
+            return language
         with team.together():
             pass  # the others read the model
         logger.info("stage %s: %d steps", stage.name, recipe.training_of(stage).steps)
         result = _train(stage, model, self.inputs, self.teacher, work.folder, self.teacher_cache)
+        with whole_on_first(model, is_first=True), team.together():
+            written = work.write(language, stage.name, "learnt")
+        if self.inputs.shards:  # what was sharded once is called in all processes
+            language = load_language_model(str(written), dtype=recipe.dtype, device=recipe.device)
         with team.together():
-            work.remember(f"{stage.name}: training", partial(_training_record, result))
-            work.remember(f"{stage.name}: after", partial(self.perplexity, model, f"{stage.name}, finetuned"))
-            work.save(language, stage.name, "learnt")
+            work.remember(f"{stage.name}: training", partial(training_record, result))
+            work.remember(f"{stage.name}: after", partial(self.perplexity, language.model, f"{stage.name}, finetuned"))
+            work.finish(stage.name, "learnt")
+        return language
 
     def _make_smaller(self, stage: Stage, language: LanguageModel) -> None:
         work, seed, calibration = self.work, self.inputs.recipe.seed, self.inputs.calibration
@@ -220,15 +235,6 @@ class _Distillation:
         """Measure perplexity on the evaluation text, ready for JSON; None without one."""
         result = self.inputs.perplexity(model, label, self.counters)
         return None if result is None else result.as_dict()
-
-
-def _training_record(result: TrainResult) -> dict[str, Any]:
-    return {
-        "steps": result.steps,
-        "tokens": result.tokens,
-        "seconds": result.seconds,
-        "losses": [round(loss, 5) for loss in result.losses],
-    }
 
 
 def _require_stages(recipe: Recipe, out: Path) -> None:
