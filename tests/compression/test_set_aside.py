@@ -12,7 +12,7 @@ from torch.utils.data import DataLoader
 import mpochain as mpo
 from mpochain.compression import Auto, Interpolative, Target, collect_moments
 from mpochain.compression.methods.rounding_metric import RoundingMetric
-from mpochain.compression.statistics import passes
+from mpochain.compression.statistics import damping, passes
 from mpochain.compression.statistics.damping import best_damped_fit
 from mpochain.compression.statistics.loss_metric import LossMetric
 from mpochain.compression.statistics.projections import fit, losses
@@ -155,3 +155,41 @@ def test_an_interrupted_run_goes_on_with_what_was_set_aside(net, batches, tmp_pa
         assert store.resume(targets)
         equal(store.get("0"), expected)
         assert store.get("0").held_out.rows == 12
+
+
+@pytest.mark.parametrize("on_disk", [False, True])
+def test_a_second_fit_takes_the_damping_of_the_first(net, batches, monkeypatch, on_disk):
+    """A layer whose fit is not kept until it is built is fitted again, with the same result to the bit."""
+    offered = []
+    fits = damping.damped_fits
+
+    def counted(weight, moments, dampings):
+        offered.append(len(dampings))
+        return fits(weight, moments, dampings)
+
+    monkeypatch.setattr(damping, "damped_fits", counted)
+    with MomentStore(on_disk=on_disk) as store:
+        targets = {"0": Target.open("0", net[0])}
+        passes.gather_every(net, [targets], batches, Interpolative(), store, loss=loss)
+        first, again = (best_damped_fit(net[0].weight, store.get("0")) for _ in range(2))
+    assert offered == [4]
+    assert first[0] == again[0]
+    assert all(torch.equal(getattr(first[1], side), getattr(again[1], side)) for side in ("left", "right"))
+
+
+def test_layers_that_stay_dense_are_not_fitted_again(net, batches, monkeypatch):
+    prepared = []
+    prepare = Interpolative.prepare
+
+    def counted(self, target, moments):
+        prepared.append(target.name)
+        return prepare(self, target, moments)
+
+    monkeypatch.setattr(Interpolative, "prepare", counted)
+    monkeypatch.setattr(passes, "_SHARE", 0.0)
+    monkeypatch.setattr(passes, "_LEAST_BYTES", 1)
+    model = copy.deepcopy(net)
+    report = mpo.compress(model, 0.95, calibration=batches, loss=loss, method=Interpolative())
+    dense = [record.name for record in report.layers if record.form == "dense"]
+    assert len(dense) == 1
+    assert sorted(prepared) == sorted(["0", "2", *({"0", "2"} - set(dense))])

@@ -119,7 +119,11 @@ class Builder:
     def proposal(self, name: str) -> tuple[CompressedLayer | None, LayerRecord]:
         """Build the replacement of a dense layer, None if it stays dense, and its record."""
         reason = self._moments.unreached.get(name)
-        choices = None if reason is not None else self._preparation.take(name)
+        choices = None
+        if self._preparation.release_if_dense(name, self._chosen[name]):
+            reason = reason or self._preparation.without_choice.get(name)
+        elif reason is None:
+            choices = self._preparation.take(name)
         return self._built(self._targets[name], self._moments.get(name), choices, reason)
 
     def moments_of(self, name: str) -> Moments:

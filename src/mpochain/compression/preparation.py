@@ -108,6 +108,7 @@ class Preparation:
         self._method, self._targets, self._moments, self._division = method, targets, moments, division
         self._room = room - moments.bytes_in_memory
         self._held: dict[str, Choices] = {}
+        self._choices: dict[str, int] = {}
         self.without_choice: dict[str, str] = {}
 
     def curves(self) -> dict[str, Curve]:
@@ -141,6 +142,7 @@ class Preparation:
             choices = choices_of(self._method, target, moments)
             with method_errors(self._method, name):
                 curves[name] = choices.curve()  # computes errors that the method has put off
+            self._choices[name] = len(choices)
             reason = reason_to_stay_dense(choices, target, self._method)
             if reason is not None:
                 self.without_choice[name] = reason
@@ -163,6 +165,13 @@ class Preparation:
                 f"method {self._method.name!r} cannot make any of the {counted(len(targets), 'layer')} smaller "
                 f"({name}: {reasons[name]}); choose another method or other layers"
             )
+
+    def release_if_dense(self, name: str, choice: int) -> bool:
+        """Release the choices of a layer that was fitted here if it stays dense, the last one; whether it does."""
+        if choice + 1 != self._choices.get(name):
+            return False
+        self._held.pop(name, None)
+        return True
 
     def take(self, name: str) -> Choices:
         """Return the choices of a layer, fitting again if needed, and release them from this object."""

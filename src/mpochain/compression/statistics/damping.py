@@ -20,12 +20,17 @@ DAMPING = 0.1
 
 _OFFERED = (0.03, 0.1, 0.3, 1.0)
 
+# Of the damping in Moments.chosen.
+_NAME = "damping"
+
 # Low rank is judged at these shares of all ranks.
 _SHARES = (0.2, 0.4, 0.6, 0.8)
 
 
 def best_damped_fit(weight: Tensor, moments: Moments | None) -> tuple[float, Projections]:
     """The damping whose low-rank approximations lose least on the data that were set aside, and these approximations.
+
+    The damping is noted in the moments, and a second call takes it from there.
 
     Args:
         weight: ``(out, in)``.
@@ -41,10 +46,16 @@ def best_damped_fit(weight: Tensor, moments: Moments | None) -> tuple[float, Pro
     if moments is None or moments.held_out is None or moments.gradients is None:
         return DAMPING, fit(weight, moments, damping=DAMPING)
 
+    known = moments.chosen.get(_NAME)
+    if known is not None:
+        return known, fit(weight, moments, damping=known)
+
     def loss(projections: Projections) -> float:
         lost = losses(projections, weight, moments.judging)
         ranks = [round(share * (len(lost) - 1)) for share in _SHARES]
         return float(np.log(np.maximum(lost[ranks], 1e-300)).mean())
 
     fits = zip(_OFFERED, damped_fits(weight, moments, _OFFERED), strict=True)
-    return min(fits, key=lambda offered: loss(offered[1]))
+    damping, projections = min(fits, key=lambda offered: loss(offered[1]))
+    moments.chosen[_NAME] = damping
+    return damping, projections

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 import torch
@@ -48,6 +48,7 @@ class Moments:
             not requested. The same tensor as ``gradients`` if ``out <= in``.
         held_out: the same moments of other data, which were set aside from these, see :attr:`Method.sets_aside
             <mpochain.compression.Method>`; None if none were.
+        chosen: what a fit to these moments chose by trial, by name, so that a second fit need not try again.
     """
 
     activations: Tensor
@@ -58,6 +59,7 @@ class Moments:
     inputs: Tensor | None = None
     output_gradients: Tensor | None = None
     held_out: Moments | None = None
+    chosen: dict[str, float] = field(default_factory=dict)
 
     @property
     def judging(self) -> Moments:
@@ -77,7 +79,7 @@ class Moments:
 
     def tensors(self) -> Iterator[Tensor]:
         """All tensors, those of the moments set aside included; one may come twice."""
-        yield from (value for field in fields(self) if isinstance(value := getattr(self, field.name), Tensor))
+        yield from (value for entry in fields(self) if isinstance(value := getattr(self, entry.name), Tensor))
         if self.held_out is not None:
             yield from self.held_out.tensors()
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -18,7 +18,8 @@ from mpochain.system.temporary import TemporaryFolder
 
 __all__ = ["MomentStore"]
 
-_ASIDE = "held_out"  # the field that holds moments itself
+# The field that holds moments itself, and the one that is not written.
+_ASIDE, _CHOSEN = "held_out", "chosen"
 
 
 class MomentStore:
@@ -51,6 +52,7 @@ class MomentStore:
         self.on_disk = on_disk
         self._held: dict[str, Moments] = {}
         self._names: set[str] = set()  # of the layers whose moments are in files
+        self._chosen: dict[str, dict[str, float]] = {}
         self.unreached: dict[str, str] = {}
         self.loss = ""
 
@@ -140,7 +142,7 @@ class MomentStore:
         moments = self._read(name, {})
         if moments is None:
             raise CheckpointError(f"the moments of {name} in {self._folder} are damaged; remove the folder")
-        return moments
+        return replace(moments, chosen=self._chosen.setdefault(name, moments.chosen))
 
     def _index(self, names: list[str]) -> Path:
         assert self._folder is not None
@@ -187,7 +189,9 @@ class MomentStore:
 
 def _fields(moments: Moments) -> dict[str, Any]:
     """All fields by name; those of the moments set aside have their name before their own."""
-    values = {field.name: getattr(moments, field.name) for field in fields(moments) if field.name != _ASIDE}
+    values = {
+        field.name: getattr(moments, field.name) for field in fields(moments) if field.name not in (_ASIDE, _CHOSEN)
+    }
     if moments.held_out is not None:
         values |= {f"{_ASIDE}.{name}": value for name, value in _fields(moments.held_out).items()}
     return values
