@@ -2,8 +2,8 @@
 
 From the root of a checkout, with a model of transformers and a text (half an hour for SmolLM2 on two cores):
 
-    python studies/scaling/compression.py smollm2 wikitext-2-valid.txt --processes 1 --processes 2
-    python studies/scaling/compression.py smollm2 wikitext-2-valid.txt --processes 1 --stream
+    python -m studies.scaling.compression smollm2 wikitext-2-valid.txt --processes 1 --processes 2
+    python -m studies.scaling.compression smollm2 wikitext-2-valid.txt --processes 1 --stream
     python studies/scaling/page.py
 """
 
@@ -22,6 +22,7 @@ import typer
 from mpochain.report import provenance
 from mpochain.system.files import write_bytes
 from mpochain.workflows.texts import identified
+from studies.scaling.predicted import predicted
 
 RECORD = Path(__file__).with_suffix(".json")
 STREAMED = RECORD.with_name("streamed.json")
@@ -38,11 +39,15 @@ def measured(
         command += ["--calibration-windows", str(windows), "--out", f"{folder}/out", *(["--stream"] if stream else [])]
         subprocess.run(command, env=environment, check=True)
         report = json.loads(Path(folder, "out", "report.json").read_text(encoding="utf-8"))
+    options = ["--budget", str(budget), "--calibration-windows", str(windows), *(["--stream"] if stream else [])]
+    phases = predicted(model, processes, *options)
     layers = report["compression"]["layers"]
     return {
         "processes": processes,
         "seconds": report["compression"]["seconds"],
         "peak_bytes": report["peak_bytes"],
+        "predicted_seconds": sum(phase["seconds"] for phase in phases),
+        "predicted_peak_bytes": max(phase["peak_bytes"] for phase in phases),
         "forms": [layer["form"] for layer in layers],
     }
 

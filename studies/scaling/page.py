@@ -17,8 +17,10 @@ PAGE = HERE.parents[1] / "docs" / "results" / "scaling.md"
 _COMPRESSION = (
     Column("processes", "processes of one thread"),
     Column("seconds", "seconds", ",.0f"),
+    Column("predicted", "predicted seconds", ",.0f"),
     Column("gain", "times as fast as one", ".2f"),
     Column("peak", "peak of the first process, GiB", ".2f"),
+    Column("predicted_peak", "predicted peak, GiB", ".2f"),
     Column("same", "same choices as one"),
 )
 _STREAMED = (
@@ -36,9 +38,12 @@ _STREAMING = (
 )
 _FINETUNING = (
     Column("processes", "processes of one thread"),
+    Column("way", "parameters"),
     Column("rate", "tokens per second", ",.0f"),
+    Column("predicted", "predicted", ",.0f"),
     Column("gain", "times as fast as one", ".2f"),
     Column("peak", "peak of the first process, GiB", ".2f"),
+    Column("predicted_peak", "predicted peak, GiB", ".2f"),
     Column("difference", "largest difference of a loss from one process", ".1e"),
 )
 
@@ -49,12 +54,15 @@ def _compression(content: dict[str, Any]) -> list[Block]:
     text = (
         f"{setting['model']} to {setting['budget']:.0%} of the parameters of its linear layers, low rank in "
         f"interpolative form, {setting['windows']} windows of 512 of {setting['text']}: statistics, fits and layers, "
-        "without reading, evaluating and writing the model (`python studies/scaling/compression.py`)."
+        "without reading, evaluating and writing the model (`python -m studies.scaling.compression`). Predictions are "
+        "those of `mpochain plan-run`."
     )
     rows = [
         {
             "processes": run["processes"],
             "seconds": run["seconds"],
+            "predicted": run["predicted_seconds"],
+            "predicted_peak": run["predicted_peak_bytes"] / 2**30,
             "gain": alone["seconds"] / run["seconds"],
             "peak": run["peak_bytes"] / 2**30,
             "same": "yes" if run["forms"] == alone["forms"] else "no",
@@ -70,7 +78,7 @@ def _streamed(content: dict[str, Any], compression: dict[str, Any]) -> list[Bloc
     if setting != compression["setting"]:
         raise ValueError("the streamed compression has other settings than the plain one")
     text = (
-        f"{setting['model']} as above, in memory and with one block at a time (`python studies/scaling/compression.py "
+        f"{setting['model']} as above, in memory and with one block at a time (`python -m studies.scaling.compression "
         "--stream`)."
     )
     rows = [
@@ -122,12 +130,16 @@ def _finetuning(content: dict[str, Any]) -> list[Block]:
     (alone,) = (run for run in runs if run["processes"] == 1)
     text = (
         f"{setting['model']}, taught by {setting['teacher']}: {setting['steps']} steps of 4 windows of 512 of "
-        f"{setting['text']}, which the processes share (`python studies/scaling/finetuning.py`)."
+        f"{setting['text']}, which the processes share (`python -m studies.scaling.finetuning`). "
+        "Predictions are those of `mpochain plan-run`."
     )
     rows = [
         {
             "processes": run["processes"],
+            "way": "sharded" if run["sharded"] else "copied",
             "rate": run["tokens_per_second"],
+            "predicted": run["predicted_tokens_per_second"],
+            "predicted_peak": run["predicted_peak_bytes"] / 2**30,
             "gain": run["tokens_per_second"] / alone["tokens_per_second"],
             "peak": run["peak_bytes"] / 2**30,
             "difference": max(abs(a - b) for a, b in zip(run["losses"], alone["losses"], strict=True)),

@@ -28,6 +28,7 @@ from mpochain.cli.frontier import frontier
 from mpochain.cli.inspect import inspect
 from mpochain.cli.methods import CommandWithMethods, methods
 from mpochain.cli.plan import plan
+from mpochain.cli.plan_run import plan_run
 from mpochain.cli.processes import after_others
 from mpochain.cli.recipe import recipe
 from mpochain.errors import ArgumentError, MPOError, RecipeError, printable
@@ -72,6 +73,7 @@ app.command()(command(inspect))
 app.command()(command(convert))
 app.command()(command(export))
 app.command()(command(recipe))
+app.command("plan-run")(command(plan_run))
 # All arguments, including --help, are passed to compress.
 app.command(
     hidden=True,

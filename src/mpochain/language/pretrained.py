@@ -13,12 +13,27 @@ from pathlib import Path
 from typing import Any
 
 import safetensors
+import torch
 
 from mpochain.checkpoint.hugging_face import require_own_implementations
-from mpochain.errors import CheckpointError
+from mpochain.errors import ArgumentError, CheckpointError, MissingDependencyError
 from mpochain.system.reading import file_within, read_bytes
 
-__all__ = ["HUB_NAME", "is_hub_name", "read_dense", "read_tokenizer", "require_complete", "require_readable"]
+__all__ = [
+    "DTYPES",
+    "HUB_NAME",
+    "imported_transformers",
+    "is_hub_name",
+    "read_configuration",
+    "read_dense",
+    "read_tokenizer",
+    "require_complete",
+    "require_dtype",
+    "require_readable",
+]
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+"""Element types that a language model can be read in, by name."""
 
 # A name on the hub: organisation and model.
 HUB_NAME = re.compile(r"[A-Za-z0-9_][\w.-]*/[A-Za-z0-9_][\w.-]*")
@@ -32,6 +47,29 @@ _TOKENIZER_FILES = (
     "vocab.txt",
     "tekken.json",
 )
+
+
+def imported_transformers() -> Any:
+    """The package transformers.
+
+    Raises:
+        MissingDependencyError: it is not installed.
+    """
+    try:
+        import transformers
+    except ImportError as error:
+        raise MissingDependencyError("language models need transformers; install mpochain[hf]") from error
+    return transformers
+
+
+def require_dtype(dtype: str) -> None:
+    """Refuse an element type that a language model cannot be read in.
+
+    Raises:
+        ArgumentError: it is neither "auto" nor one of :data:`DTYPES`.
+    """
+    if dtype != "auto" and dtype not in DTYPES:
+        raise ArgumentError(f"dtype must be auto or one of {', '.join(DTYPES)}, got {dtype!r}")
 
 
 def is_hub_name(source: str | Path) -> bool:
@@ -119,6 +157,22 @@ def _require_language_model(source: str | Path, model: Any, missing: list[str]) 
             f"{source} has no weights of {missing[0]} ({len(missing)} such tensors), so the predictions of a "
             f"{type(model).__name__} would be random; give a causal language model"
         )
+
+
+def read_configuration(transformers: Any, source: str | Path) -> Any:
+    """Read the configuration of a model of transformers, from a folder or the hub, without its weights.
+
+    Raises:
+        CheckpointError: there is none, or it names an implementation to download or a model that is not known.
+    """
+    local = not is_hub_name(source)
+    if local:
+        _require_configuration(Path(source))
+    name = str(Path(source).resolve()) if local else str(source)
+    try:
+        return transformers.AutoConfig.from_pretrained(name, trust_remote_code=False, local_files_only=local)
+    except (OSError, ValueError, KeyError) as error:
+        raise CheckpointError(f"{source} has no configuration that transformers knows: {error}") from error
 
 
 def read_tokenizer(transformers: Any, source: str | Path, **options: Any) -> Any:

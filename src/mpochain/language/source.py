@@ -14,16 +14,31 @@ import torch
 from torch import nn
 
 from mpochain.checkpoint import device_named, is_checkpoint, is_outdated, load, require_no_other_model, write_checkpoint
-from mpochain.errors import ArgumentError, CheckpointError, MissingDependencyError, OutputError
+from mpochain.errors import CheckpointError, OutputError
 from mpochain.language.companions import read_companions, write_companions
-from mpochain.language.pretrained import is_hub_name, read_dense, read_tokenizer, require_complete, require_readable
+from mpochain.language.pretrained import (
+    DTYPES,
+    imported_transformers,
+    is_hub_name,
+    read_dense,
+    read_tokenizer,
+    require_complete,
+    require_dtype,
+    require_readable,
+)
 from mpochain.surgery import to_dense
 from mpochain.system.files import require_writable
 from mpochain.system.folders import folder_lock, read_unchanged, replaced_together
 from mpochain.system.paths import as_path, require_path
 from mpochain.wording import kind_of
 
-__all__ = ["LanguageModel", "load_language_model", "require_no_model", "save_dense", "save_language_model"]
+__all__ = [
+    "LanguageModel",
+    "load_language_model",
+    "require_no_model",
+    "save_dense",
+    "save_language_model",
+]
 
 # What transformers and safetensors raise for a folder that holds no model, or a damaged one.
 _UNREADABLE = (
@@ -31,7 +46,6 @@ _UNREADABLE = (
     pickle.UnpicklingError,
     safetensors.SafetensorError,
 )
-_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 _TOKENIZER, _COMPANIONS = "tokenizer", "files"
 # Folders of transformers and of this library both use this name.
 _CONFIG = "config.json"
@@ -80,8 +94,7 @@ def load_language_model(source: str | Path, *, dtype: str = "auto", device: str 
         ArgumentError: the dtype is unknown, or the device is not there.
         MissingDependencyError: transformers is not installed.
     """
-    if dtype != "auto" and dtype not in _DTYPES:
-        raise ArgumentError(f"dtype must be auto or one of {', '.join(_DTYPES)}, got {dtype!r}")
+    require_dtype(dtype)
     place = device_named(device)
     path = as_path(source, "source")
     language = read_unchanged(path, lambda: _load(source, dtype)) if path.is_dir() else _load(source, dtype)
@@ -90,7 +103,7 @@ def load_language_model(source: str | Path, *, dtype: str = "auto", device: str 
 
 
 def _load(source: str | Path, dtype: str) -> LanguageModel:
-    transformers = _transformers()
+    transformers = imported_transformers()
     path = Path(source)
     if not path.exists() and (path.suffix == ".gguf" or not is_hub_name(source)):
         raise CheckpointError(
@@ -109,7 +122,7 @@ def _load(source: str | Path, dtype: str) -> LanguageModel:
             require_readable(stored, links=False, nested=apart)
             require_readable(path / _COMPANIONS, links=False)
             model = load(path)
-            model = model if dtype == "auto" else model.to(_DTYPES[dtype])
+            model = model if dtype == "auto" else model.to(DTYPES[dtype])
             tokenizer = read_tokenizer(transformers, stored)
         else:
             model = read_dense(transformers, source, dtype=dtype)
@@ -230,7 +243,7 @@ def _is_of_dense_model(name: str) -> bool:
 
 
 def _dequantised(transformers: Any, path: Path, dtype: str) -> nn.Module:
-    loaded = read_dense(transformers, path.parent, gguf_file=path.name, dtype=_DTYPES.get(dtype, torch.float32))
+    loaded = read_dense(transformers, path.parent, gguf_file=path.name, dtype=DTYPES.get(dtype, torch.float32))
     config = loaded.config
     # The weights are dequantised, so a saved configuration must not call them quantised.
     if hasattr(config, "quantization_config"):
@@ -245,11 +258,3 @@ def _dequantised(transformers: Any, path: Path, dtype: str) -> nn.Module:
         setattr(model.get_submodule(owner), attribute, buffers[name])
     model.tie_weights()
     return model
-
-
-def _transformers() -> Any:
-    try:
-        import transformers
-    except ImportError as error:
-        raise MissingDependencyError("language models need transformers; install mpochain[hf]") from error
-    return transformers

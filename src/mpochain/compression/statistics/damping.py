@@ -13,12 +13,15 @@ from torch import Tensor
 from mpochain.compression.statistics.moments import Moments
 from mpochain.compression.statistics.projections import Projections, damped_fits, fit, losses
 
-__all__ = ["DAMPING", "best_damped_fit"]
+__all__ = ["DAMPING", "TRIED", "best_damped_fit"]
 
 DAMPING = 0.1
 """Share that is added where no data were set aside."""
 
 _OFFERED = (0.03, 0.1, 0.3, 1.0)
+
+TRIED = len(_OFFERED)
+"""How many dampings are tried where data were set aside."""
 
 # Of the damping in Moments.chosen.
 _NAME = "damping"

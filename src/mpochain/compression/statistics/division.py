@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
+from mpochain.compression.statistics.damping import TRIED
+from mpochain.compression.statistics.work import build_work, fit_work
 from mpochain.compression.target import Target
 from mpochain.distributed import ALONE, Team
 from mpochain.errors import ArgumentError
 
-__all__ = ["UNDIVIDED", "Division", "divided"]
+__all__ = ["UNDIVIDED", "Division", "dealt_by_module", "divided"]
 
 
 @dataclass(frozen=True)
@@ -51,15 +53,32 @@ def divided(targets: Mapping[str, Target], team: Team) -> Division:
     """
     if team.is_alone:
         return UNDIVIDED
-    costs: dict[str, float] = {}
-    for name, target in targets.items():
-        out, in_ = target.shape
+    costs = {name: fit_work(target.shape, TRIED) + build_work(target.shape) for name, target in targets.items()}
+    return Division(team, dealt_by_module(costs, team))
+
+
+def dealt_by_module(costs: Mapping[str, float], team: Team) -> dict[str, int]:
+    """The process of each layer, so that all have about as much to do and the layers of a module stay together.
+
+    Args:
+        costs: cost of each layer, by its name in the model.
+        team: the processes.
+
+    Raises:
+        ArgumentError: there are more processes than modules with layers to deal.
+
+    Example:
+        >>> dealt_by_module({"0.up": 1.0, "0.down": 1.0, "1.up": 1.5}, Team(0, 2))
+        {'0.up': 0, '0.down': 0, '1.up': 1}
+    """
+    modules: dict[str, float] = {}
+    for name, cost in costs.items():
         module = name.rpartition(".")[0]
-        costs[module] = costs.get(module, 0.0) + float(out) * in_ * min(out, in_)
-    if len(costs) < team.size:
+        modules[module] = modules.get(module, 0.0) + cost
+    if len(modules) < team.size:
         raise ArgumentError(
-            f"{team.size} processes cannot share the {len(targets)} layers of {len(costs)} modules; start at most "
-            f"{len(costs)} processes"
+            f"{team.size} processes cannot share the {len(costs)} layers of {len(modules)} modules; start at most "
+            f"{len(modules)} processes"
         )
-    owners = team.dealt(costs)
-    return Division(team, {name: owners[name.rpartition(".")[0]] for name in targets})
+    owners = team.dealt(modules)
+    return {name: owners[name.rpartition(".")[0]] for name in costs}

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.utils import _pytree as tree
 
 from mpochain.errors import ArgumentError, MPOError
-from mpochain.nn.dense import dense_parameters
+from mpochain.nn.dense import dense_shape
 from mpochain.surgery.wrappers import uncompiled
 
 __all__ = ["Moments", "copied", "frozen", "moment_bytes", "run_batch"]
@@ -97,7 +97,8 @@ def moment_bytes(
     """
     total = 0
     for name, layer in layers.items():
-        shape = dense_parameters(layer)[0].shape
+        shape = dense_shape(layer)
+        assert shape is not None
         # The moments of the outputs follow from those of the inputs, so only one of them is stored.
         total += (shape[1] if name in inputs else min(shape)) ** 2
         if gradients:

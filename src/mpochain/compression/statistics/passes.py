@@ -17,6 +17,7 @@ from mpochain.compression.statistics.default_loss import DefaultLoss
 from mpochain.compression.statistics.division import UNDIVIDED, Division
 from mpochain.compression.statistics.given_gradients import GivenGradients
 from mpochain.compression.statistics.moments import moment_bytes, run_batch
+from mpochain.compression.statistics.set_aside import Part, sets_aside
 from mpochain.compression.statistics.store import MomentStore
 from mpochain.compression.target import Target
 from mpochain.errors import ArgumentError
@@ -44,9 +45,6 @@ _SHARE, _LEAST_BYTES = 0.4, 1 << 27
 # Share of the parameters in float32 for methods that also need the gradients of all outputs: 2.4 times the parameters
 # for a transformer, which at the share above would take seven passes.
 _SHARE_OF_BOTH_SIDES = 1.25
-
-# Of methods that set data aside, one of so many batches is; of fewer batches in all than the second number, none.
-_ONE_OF, _LEAST_BATCHES = 4, 8
 
 # Seconds between two progress messages of a pass.
 _INTERVAL = 20.0
@@ -130,19 +128,7 @@ def _divisible(batches: Iterable[Any]) -> bool:
     A data loader may shuffle, and give in one pass to the fit what it gives to others in the next.
     """
     source = batches.uncounted if isinstance(batches, _Logged) else batches
-    return hasattr(source, "__getitem__") and length_hint(source) >= _LEAST_BATCHES
-
-
-class _Some:
-    """The batches that are set aside, or the others."""
-
-    def __init__(self, batches: Iterable[Any], *, aside: bool) -> None:
-        self._batches, self._aside = batches, aside
-
-    def __iter__(self) -> Iterator[Any]:
-        for number, batch in enumerate(self._batches, 1):
-            if (number % _ONE_OF == 0) == self._aside:
-                yield batch
+    return hasattr(source, "__getitem__") and sets_aside(length_hint(source))
 
 
 def memory_for_statistics(model: nn.Module) -> int:
@@ -278,7 +264,7 @@ def gather_moments(
     if method.sets_aside and _divisible(batches):
         # After one another, so that there is one set of sums in memory at a time.
         try:
-            aside, rest = collected(_Some(batches, aside=True)), _Some(batches, aside=False)
+            aside, rest = collected(Part(batches, aside=True)), Part(batches, aside=False)
         except NothingCountedError:
             _logger.warning("the masks leave no position of the batches to set aside, so none are")
     own = collected(rest)
