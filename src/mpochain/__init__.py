@@ -39,7 +39,7 @@ if TYPE_CHECKING:
         workflows,
     )
     from mpochain.checkpoint import load, save
-    from mpochain.compression import compress
+    from mpochain.compression import compress, cut, score
     from mpochain.execution import fast_products
     from mpochain.integrations.export import export
     from mpochain.nn import (
@@ -78,6 +78,7 @@ __all__ = [
     "TokenTrainEmbedding",
     "as_linears",
     "compress",
+    "cut",
     "decompose",
     "decompose_terms",
     "errors",
@@ -87,6 +88,7 @@ __all__ = [
     "load",
     "plan",
     "save",
+    "score",
     "set_execution",
     "shapes",
     "to_dense",
@@ -107,11 +109,13 @@ _LAZY_NAMES = {
     "TokenTrainEmbedding": "nn",
     "as_linears": "surgery",
     "compress": "compression",
+    "cut": "compression",
     "export": "integrations.export",
     "fast_products": "execution",
     "finetune": "train",
     "load": "checkpoint",
     "save": "checkpoint",
+    "score": "compression",
     "set_execution": "surgery",
     "to_dense": "surgery",
 }

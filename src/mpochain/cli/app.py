@@ -20,6 +20,7 @@ from mpochain.cli.command import command
 from mpochain.cli.compare import compare
 from mpochain.cli.compress import compress
 from mpochain.cli.convert import convert
+from mpochain.cli.cut import cut
 from mpochain.cli.distill import distill
 from mpochain.cli.evaluate import evaluate
 from mpochain.cli.export import export
@@ -63,6 +64,7 @@ def _options(
 
 
 app.command(cls=CommandWithMethods)(command(compress))
+app.command()(command(cut))
 app.command()(command(methods))
 app.command()(command(finetune))
 app.command()(command(distill))

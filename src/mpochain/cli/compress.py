@@ -49,7 +49,7 @@ from mpochain.system.progress import counting
 if TYPE_CHECKING:
     from mpochain.workflows import Recipe
 
-__all__ = ["compress"]
+__all__ = ["compress", "compress_and_tell"]
 
 logger = logging.getLogger(__name__)
 
@@ -87,6 +87,12 @@ def compress(
     verbose: Annotated[
         bool, typer.Option("--verbose", "-v", help="Show a row for every layer, and details in the log.")
     ] = False,
+    any_size: Annotated[
+        bool,
+        typer.Option(
+            "--any-size", help="Fit every layer for all sizes and write the fits beside the model, for mpochain cut."
+        ),
+    ] = False,
     overwrite: Overwrite = False,
     as_json: Json = False,
 ) -> None:
@@ -95,8 +101,7 @@ def compress(
     The model is written as soon as it is compressed; it is evaluated and timed afterwards. After Ctrl-C or a kill, the
     same command resumes.
     """
-    from mpochain.workflows import compress_by, read_recipe
-    from mpochain.workflows.compressing import UNFINISHED
+    from mpochain.workflows import read_recipe
 
     settings = read_recipe(
         recipe,
@@ -128,6 +133,30 @@ def compress(
         },
         window=window,
     )
+    if any_size:
+        _fit(settings, out, dry_run=dry_run, overwrite=overwrite, as_json=as_json)
+        return
+    compress_and_tell(
+        settings, out, timed=timed, dry_run=dry_run, verbose=verbose, overwrite=overwrite, as_json=as_json
+    )
+    if settings.finetune is not None and recipe is not None and not dry_run and not as_json:
+        logger.info("to finetune it by the recipe: mpochain finetune %s --recipe %s --out FOLDER", out, recipe)
+
+
+def compress_and_tell(
+    settings: Recipe,
+    out: Path | None,
+    *,
+    timed: bool,
+    dry_run: bool,
+    verbose: bool,
+    overwrite: bool,
+    as_json: bool,
+) -> None:
+    """Compress by a recipe, or preview it, and print the outcome."""
+    from mpochain.workflows import compress_by
+    from mpochain.workflows.compressing import UNFINISHED
+
     if dry_run:
         _preview(settings, as_json, verbose)
         return
@@ -153,8 +182,26 @@ def compress(
     print()
     for file in (out, out / "report.json", out / "report.html"):
         print(file)
-    if settings.finetune is not None and recipe is not None:
-        logger.info("to finetune it by the recipe: mpochain finetune %s --recipe %s --out FOLDER", out, recipe)
+
+
+def _fit(settings: Recipe, out: Path | None, *, dry_run: bool, overwrite: bool, as_json: bool) -> None:
+    """Write the fits of all layers beside the dense model."""
+    from mpochain.errors import RecipeError
+    from mpochain.system.sizes import megabytes
+    from mpochain.workflows.any_size import fit_by
+
+    if dry_run:
+        raise RecipeError("--any-size writes fits, and --dry-run nothing; give one of them")
+    if out is None:
+        raise RecipeError("the folder for the model and its fits is missing; give --out FOLDER")
+    with quiet_transformers(), counting() as counters:
+        fitted = fit_by(settings, out, overwrite=overwrite, counters=counters)
+    if as_json:
+        print_json(fitted.as_dict())
+        return
+    print(f"{fitted.layers} layers fitted for every size, in {megabytes(fitted.bytes)}")
+    print(out)
+    logger.info("to make a model of any size of it: mpochain cut %s --budget 0.7 --out FOLDER", out)
 
 
 def _preview(settings: Recipe, as_json: bool, verbose: bool) -> None:

@@ -1,6 +1,7 @@
 """Compression of models: methods, targets, calibration statistics, budgets and reports."""
 
 from mpochain.compression.allocation import Curve, allocate
+from mpochain.compression.any_size import cut, score
 from mpochain.compression.at_budgets import compressed_to_each
 from mpochain.compression.blocks.refined_blocks import RefinedBlock
 from mpochain.compression.blocks.refinement_settings import Refinement
@@ -66,8 +67,10 @@ __all__ = [
     "collect_moments",
     "compress",
     "compressed_to_each",
+    "cut",
     "method_named",
     "open_state",
     "require_possible",
+    "score",
     "select",
 ]

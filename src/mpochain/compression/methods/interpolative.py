@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
+from numpy.typing import NDArray
 
 from mpochain.compression.choices import Built, Choices
 from mpochain.compression.costs import Costs
-from mpochain.compression.methods.method import Method
+from mpochain.compression.methods.method import Method, Needs
 from mpochain.compression.statistics.damping import best_damped_fit
 from mpochain.compression.statistics.moments import Moments
-from mpochain.compression.statistics.projections import losses
+from mpochain.compression.statistics.projections import Errors, Projections, losses
 from mpochain.compression.target import Target
 from mpochain.decomposition import Interpolation, interpolative
 from mpochain.nn import InterpolativeLinear
 
-__all__ = ["Interpolative", "index_bytes", "smallest_low_rank"]
+__all__ = ["Interpolative", "choices_of_projections", "index_bytes", "smallest_low_rank"]
 
 
 class Interpolative(Method):
@@ -32,7 +35,7 @@ class Interpolative(Method):
         ('interpolative', True)
     """
 
-    needs = "gradients"
+    needs: Needs = "gradients"
     sets_aside = True
 
     def smallest(self, target: Target) -> int:
@@ -41,11 +44,6 @@ class Interpolative(Method):
 
     def prepare(self, target: Target, moments: Moments | None) -> Choices:
         """See :class:`~mpochain.compression.methods.method.Method`."""
-        out, in_ = target.shape
-        ranks = np.arange(1, min(out, in_), dtype=np.int64)
-        parameters = ranks * (out + in_ - ranks)
-        costs = Costs.of(target, parameters, parameters, index_bytes=index_bytes(target))
-        costs = costs[: int(np.searchsorted(costs.elements, target.parameters))]  # smaller than the matrix
         _, projections = best_damped_fit(target.weight, moments)
         judging = None if moments is None else moments.judging
         # To second order, the loss grows by half the squared weighted error; on data set aside without any damping.
@@ -53,24 +51,53 @@ class Interpolative(Method):
         if judging is not moments:
             increases = losses(projections, target.weight, judging)
 
-        def build(choice: int) -> Built:
-            rank = choice + 1
-            short = interpolative(*projections.factors(target.weight, rank))
-            rows, coefficients = (part.to(target.weight.dtype) for part in (short.rows, short.coefficients))
-            layer = InterpolativeLinear.from_interpolation(
-                Interpolation(rows, coefficients, short.permutation), target.bias
-            )
-            return Built(layer, None if judging is None else projections.errors_of(target.weight, judging, rank))
+        def errors(rank: int) -> Errors | None:
+            return None if judging is None else projections.errors_of(target.weight, judging, rank)
 
-        return Choices.of(
-            target,
-            costs,
-            increases[1 : len(costs) + 1],
-            build,
-            unit="nats per token" if moments is not None else "half the squared norm of the weight",
-            zero_error=float(increases[0]),
-            held_bytes=projections.bytes,
+        unit = "nats per token" if moments is not None else "half the squared norm of the weight"
+        return choices_of_projections(target, projections, increases, errors, unit)
+
+
+def choices_of_projections(
+    target: Target,
+    projections: Projections,
+    increases: NDArray[np.float64],
+    errors: Callable[[int], Errors | None],
+    unit: str,
+) -> Choices:
+    """Choices of all ranks whose interpolative form is smaller than the weight.
+
+    Args:
+        target: the dense layer.
+        projections: its low-rank approximations.
+        increases: error of every rank from 0 on.
+        errors: errors of a rank, for the record of the layer.
+        unit: unit of ``increases``.
+    """
+    out, in_ = target.shape
+    ranks = np.arange(1, min(out, in_), dtype=np.int64)
+    parameters = ranks * (out + in_ - ranks)
+    costs = Costs.of(target, parameters, parameters, index_bytes=index_bytes(target))
+    costs = costs[: int(np.searchsorted(costs.elements, target.parameters))]  # smaller than the matrix
+
+    def build(choice: int) -> Built:
+        rank = choice + 1
+        short = interpolative(*projections.factors(target.weight, rank))
+        rows, coefficients = (part.to(target.weight.dtype) for part in (short.rows, short.coefficients))
+        layer = InterpolativeLinear.from_interpolation(
+            Interpolation(rows, coefficients, short.permutation), target.bias
         )
+        return Built(layer, errors(rank))
+
+    return Choices.of(
+        target,
+        costs,
+        increases[1 : len(costs) + 1],
+        build,
+        unit=unit,
+        zero_error=float(increases[0]),
+        held_bytes=projections.bytes,
+    )
 
 
 def index_bytes(target: Target) -> int:

@@ -115,14 +115,35 @@ def losses(projections: Projections, weight: Tensor, moments: Moments | None) ->
     if moments is None or moments.gradients is None:
         return projections.errors / 2
     metric, moments64 = moments.gradients.double(), moments.activations.double()
-    if not _is_wide(weight):
-        metric, moments64 = moments64, metric
+    return _squares(projections, *((metric, moments64) if _is_wide(weight) else (moments64, metric))) / 2
+
+
+def output_errors(projections: Projections, weight: Tensor, moments: Moments) -> NDArray[np.float64]:
+    """Relative error of the outputs at every rank from 0 on; ``(k + 1,)``.
+
+    Args:
+        projections: of :func:`fit`.
+        weight: ``W``, ``(out, in)``, the matrix that was fitted.
+        moments: its moments.
+    """
+    activations = moments.activations.double()
+    if _is_wide(weight):
+        metric, moments64 = torch.eye(len(activations), dtype=torch.float64, device=activations.device), activations
+    else:
+        weight64 = weight.detach().double()
+        metric, moments64 = activations, weight64.T @ weight64
+    squares = _squares(projections, metric, moments64)
+    return np.sqrt(squares / max(float((metric * moments64).sum()), 1e-300))
+
+
+def _squares(projections: Projections, metric: Tensor, moments64: Tensor) -> NDArray[np.float64]:
+    """``tr((I - P)^T metric (I - P) moments)`` for the projection ``P`` of every rank from 0 on."""
     left, right = projections.left, projections.right
     linear = ((right @ moments64 @ metric) * left.T).sum(1).cumsum(0)
     quadratic = ((left.T @ metric @ left) * (right @ moments64 @ right.T)).cumsum(0).cumsum(1).diagonal()
     total = (metric * moments64).sum()
     kept = torch.cat([torch.zeros(1, dtype=linear.dtype, device=linear.device), quadratic - 2 * linear])
-    return np.maximum(np.asarray((total + kept).cpu()), 0.0) / 2
+    return np.maximum(np.asarray((total + kept).cpu()), 0.0)
 
 
 def fit(weight: Tensor, moments: Moments | None, *, damping: float | None = None) -> Projections:
