@@ -15,6 +15,7 @@ from torch import nn
 
 import mpochain as mpo
 from mpochain import MPOError
+from mpochain.compression import Chains
 from mpochain.errors import ArgumentError, SpecError
 from mpochain.surgery.calls import logits_of
 from mpochain.train import FinetuneConfig, finetune, parameter_groups
@@ -214,6 +215,40 @@ class TestWhatIsTrained:
         assert len(cores) > 2
         assert changed == cores - {frozen} | {name for name, value in before.items() if value.ndim == 1}
         assert {name: parameter.requires_grad for name, parameter in model.named_parameters()} == required
+
+    @pytest.mark.parametrize("linears", [False, True])
+    def test_light_tuning_leaves_the_central_core_of_every_chain(self, dense, linears):
+        model = copy.deepcopy(dense)
+        dims = {"re:.*c_attn": (4, 4, 3), "re:.*c_fc": (4, 4, 4)}
+        specs = {name: mpo.ChainSpec(out, (2, 4, 2), 4) for name, out in dims.items()}
+        mpo.compress(model, None, method=Chains(specs=specs), targets=list(specs))
+        if linears:
+            mpo.as_linears(model)
+        before = copy.deepcopy(model)
+        finetune(model, windows(), config=CONFIG.model_copy(update={"trainable": "auxiliary"}))
+        changed = {
+            name
+            for name, value in model.named_parameters()
+            if not torch.equal(value, before.get_parameter(name)) and value.ndim > 1
+        }
+        central = set()
+        for name, layer in model.named_modules():
+            if isinstance(layer, mpo.nn.CompressedLayer):
+                central |= {f"{name}.{core}" for core in layer.central_cores()}
+        cores = {
+            f"{name}.{own}"
+            for name, layer in model.named_modules()
+            if isinstance(layer, mpo.nn.CompressedLayer)
+            for own, value in layer.named_parameters()
+            if value.ndim > 1
+        }
+        assert len(central) == 4
+        assert changed == cores - central
+        assert min(before.get_parameter(name).numel() for name in central) == 4**4
+
+    def test_light_tuning_needs_chains(self, small):
+        with pytest.raises(ArgumentError, match="the model has no chain of two sites or more; compress it with a meth"):
+            finetune(copy.deepcopy(small), windows(), config=CONFIG.model_copy(update={"trainable": "auxiliary"}))
 
     def test_nothing_to_train(self, dense, small):
         with pytest.raises(ArgumentError, match="leaves no parameter to train"):

@@ -49,8 +49,7 @@ class CompressedLayer(Caching, ABC):
     in_features: int
     out_features: int
     bias: Tensor | None
-    # The dense layer that this one replaced; None for a layer that replaced none.
-    _dense_form: DenseForm | None = None
+    _dense_form: DenseForm | None = None  # of the dense layer that this one replaced
 
     @property
     @abstractmethod
@@ -215,6 +214,10 @@ class CompressedLayer(Caching, ABC):
     def learning_rate_scales(self) -> dict[str, float]:
         """Learning rate factors by parameter name; see :func:`mpochain.surgery.learning_rate_scales`."""
         return {}
+
+    def central_cores(self) -> tuple[str, ...]:
+        """Names of the largest core of each chain of two sites or more; none in a layer without chains."""
+        return ()
 
     def set_execution(self, *, cache: bool = False, autotune: bool | None = None, memory: Memory | None = None) -> Self:
         """Set how the layer runs, see :func:`mpochain.set_execution`, and return the layer.

@@ -16,6 +16,7 @@ from mpochain.errors import ArgumentError, DTypeError, ShapeError, SpecError
 from mpochain.execution import ChainRunner
 from mpochain.execution.tracing import is_proxy, is_recorded, is_traced, leaf_of_graph
 from mpochain.factorization import decompose, decompose_terms
+from mpochain.nn.central import central
 from mpochain.nn.dense import dense_parameters
 from mpochain.nn.entry import MOST_TERMS, LayerEntry, SpecEntry
 from mpochain.nn.initialization import normal_, uniform_bias_
@@ -298,6 +299,14 @@ class MPOLinear(CompressedLayer):
             for names, cores in zip(self.core_names, self.cores, strict=True)
             for name, core in zip(names, cores, strict=True)
         }
+
+    def central_cores(self) -> tuple[str, ...]:
+        """See :meth:`mpochain.nn.CompressedLayer.central_cores`."""
+        return tuple(
+            central([(name, core.numel()) for name, core in zip(names, cores, strict=True)])
+            for names, cores in zip(self.core_names, self.cores, strict=True)
+            if len(names) > 1
+        )
 
     def macs(self) -> int:
         """Multiply-adds per input row of a sweep site by site, without folding."""

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from mpochain.errors import ArgumentError, ShapeError
+from mpochain.nn.central import central
 from mpochain.nn.children import evaluated, float_tensor_of, is_plain, linear_without_values
 from mpochain.nn.entry import MOST_TERMS, LayerEntry, SpecEntry
 from mpochain.nn.index import Index
@@ -218,6 +219,14 @@ class LinearChain(CompressedLayer):
             for k, site in enumerate(sites)
             if is_plain(site)
         }
+
+    def central_cores(self) -> tuple[str, ...]:
+        """See :meth:`mpochain.nn.CompressedLayer.central_cores`; none if a site was replaced."""
+        return tuple(
+            central([(f"terms.{number}.{k}.weight", site.weight.numel()) for k, site in enumerate(sites)])
+            for number, sites in enumerate(self._sites())
+            if len(sites) > 1 and all(map(is_plain, sites))
+        )
 
     def macs(self) -> int:
         """Multiply-adds per input row of a sweep from the last site to the first."""

@@ -189,8 +189,8 @@ def rehearse(model: nn.Module, batches: Any, *, config: FinetuneConfig, cached: 
     Args:
         model: the dense model that is to be compressed; it does not change.
         batches: see :func:`finetune`.
-        config: see :func:`finetune`. With ``trainable="compressed"`` all parameters are checked, because the
-            compressed layers are not known yet.
+        config: see :func:`finetune`. With ``trainable="compressed"`` or ``"auxiliary"`` all parameters are
+            checked, because the compressed layers are not known yet.
         cached: whether the teacher's logits will be cached.
 
     Raises:
@@ -202,7 +202,7 @@ def rehearse(model: nn.Module, batches: Any, *, config: FinetuneConfig, cached: 
         >>> model = nn.Sequential(nn.Embedding(11, 8), nn.Linear(8, 11))
         >>> rehearse(model, torch.arange(44).view(4, 11) % 11, config=FinetuneConfig(batch_size=4))
     """
-    if config.trainable == "compressed":
+    if config.trainable in ("compressed", "auxiliary"):
         config = config.model_copy(update={"trainable": "all"})
     if cached:
         _check_cache(config.asks_teacher, config)

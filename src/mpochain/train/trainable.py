@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from mpochain.errors import ArgumentError, DTypeError
+from mpochain.nn import CompressedLayer
 from mpochain.surgery.finding import compressed_layers
 from mpochain.surgery.half_precision import HALF_DTYPES
 from mpochain.train.config import FinetuneConfig
@@ -20,7 +21,8 @@ def trainable_parameters(model: nn.Module, config: FinetuneConfig) -> dict[str, 
     """Return the parameters to train by name; those with ``requires_grad=False`` are left out.
 
     Raises:
-        ArgumentError: a name in ``trainable`` matches nothing, or it is ``"compressed"`` and no layer is compressed.
+        ArgumentError: a name in ``trainable`` matches nothing, it is ``"compressed"`` and no layer is compressed, or it
+            is ``"auxiliary"`` and no layer is a chain.
 
     Example:
         >>> model = nn.Sequential(nn.Linear(3, 2), nn.Linear(2, 2, bias=False).requires_grad_(False))
@@ -36,10 +38,31 @@ def trainable_parameters(model: nn.Module, config: FinetuneConfig) -> dict[str, 
                 'trainable="compressed", but the model has no compressed layer; call mpochain.compress first'
             )
         chosen = {name: value for name, value in chosen.items() if id(value) in compressed or value.ndim <= 1}
+    elif config.trainable == "auxiliary":
+        auxiliary = _auxiliary_cores(model)
+        chosen = {name: value for name, value in chosen.items() if id(value) in auxiliary or value.ndim <= 1}
     elif config.trainable != "all":
         named = [_named(model, pattern) for pattern in config.trainable]
         chosen = {name: value for name, value in chosen.items() if any(id(value) in group for group in named)}
     return chosen
+
+
+def _auxiliary_cores(model: nn.Module) -> set[int]:
+    """Ids of the cores of all chains beside the central ones."""
+    cores: set[int] = set()
+    central: set[int] = set()
+    for layer in (module for module in model.modules() if isinstance(module, CompressedLayer)):
+        names = layer.central_cores()
+        if names:
+            parameters = dict(layer.named_parameters(remove_duplicate=False))
+            central |= {id(parameters[name]) for name in names}
+            cores |= {id(value) for value in parameters.values()}
+    if not cores:
+        raise ArgumentError(
+            'trainable="auxiliary" freezes the central core of every chain, and the model has no chain of two sites or '
+            "more; compress it with a method that makes chains, such as tt_svd or search, or name what to train"
+        )
+    return cores - central
 
 
 def _named(model: nn.Module, pattern: str) -> set[int]:
