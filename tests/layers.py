@@ -15,7 +15,7 @@ from mpochain import (
     TokenTrainEmbedding,
     shapes,
 )
-from mpochain.nn import LinearChain, QuantizedEmbedding, QuantizedLinear, QuantizedParts, RowLinear
+from mpochain.nn import BlockTrainLinear, LinearChain, QuantizedEmbedding, QuantizedLinear, QuantizedParts, RowLinear
 from mpochain.quantization import Scheme
 
 UNITS = torch.tensor([[0, 1], [0, 2], [3, 1], [2, 2], [1, 3], [3, 3], [0, 0], [1, 1], [2, 0]])
@@ -42,6 +42,8 @@ _LAYERS = {
     "linears, two terms": lambda: LinearChain([ChainSpec((2, 4), (3, 4), 2), shapes.low_rank(8, 12, 1)]),
     "interpolative": lambda: InterpolativeLinear(12, 8, 3),
     "interpolative, full rank": lambda: InterpolativeLinear(5, 8, 5, bias=False),
+    "block train": lambda: BlockTrainLinear(12, 8, 2, in_dims=(3, 4), out_dims=(2, 4)),
+    "block train, Monarch": lambda: BlockTrainLinear(9, 8, bias=False),
     "sum": lambda: SumLinear([InterpolativeLinear(12, 8, 2, bias=False), MPOLinear(12, 8, max_bond=2)]),
     "sum with linears": lambda: _LAYERS["sum"]().as_linears(),
     "sum without bias": lambda: SumLinear([MPOLinear(12, 8, max_bond=1, bias=False) for _ in range(2)]),

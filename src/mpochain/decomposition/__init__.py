@@ -6,6 +6,7 @@ bond, whose sum is the exact squared error of the chain.
 """
 
 from mpochain.decomposition.algorithms import SPLITS, Algorithm, automatic, decomposed_by
+from mpochain.decomposition.block_train import Tiles, refitted_tiles, tiles_of
 from mpochain.decomposition.calibrated import Calibration, calibrated
 from mpochain.decomposition.contraction import contracted, direct_product, direct_sum, swept
 from mpochain.decomposition.gram import gram
@@ -44,6 +45,7 @@ __all__ = [
     "Interpolation",
     "KroneckerFactors",
     "PermutedKronecker",
+    "Tiles",
     "WeightedLowRank",
     "automatic",
     "calibrated",
@@ -74,6 +76,7 @@ __all__ = [
     "random_like",
     "randomized",
     "reduced",
+    "refitted_tiles",
     "retained_rank",
     "right_unfolding",
     "round_cores",
@@ -81,6 +84,7 @@ __all__ = [
     "split_off",
     "split_spec",
     "swept",
+    "tiles_of",
     "tt_svd",
     "weighted_low_rank",
     "zero_cores",

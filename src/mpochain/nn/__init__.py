@@ -1,5 +1,6 @@
 """Compressed linear layers and embeddings, one form per file."""
 
+from mpochain.nn.block_train import BlockTrainLinear
 from mpochain.nn.embeddings import (
     EntangledEmbedding,
     MPOEmbedding,
@@ -24,6 +25,7 @@ from mpochain.nn.sum import SumLinear
 
 __all__ = [
     "LAYERS",
+    "BlockTrainLinear",
     "CodedTensor",
     "CompressedLayer",
     "EntangledEmbedding",
@@ -53,6 +55,7 @@ __all__ = [
 _LAYERS: tuple[type[CompressedLayer], ...] = (
     MPOLinear,
     InterpolativeLinear,
+    BlockTrainLinear,
     LinearChain,
     SumLinear,
     PermutedLinear,

@@ -2,6 +2,7 @@
 
 from mpochain.compression.methods.auto import Auto
 from mpochain.compression.methods.balanced import Balanced
+from mpochain.compression.methods.block_train import BlockTrain
 from mpochain.compression.methods.chains import Chains
 from mpochain.compression.methods.entangled import Entangled
 from mpochain.compression.methods.gptq import Gptq
@@ -18,6 +19,7 @@ __all__ = [
     "METHODS",
     "Auto",
     "Balanced",
+    "BlockTrain",
     "Chains",
     "Entangled",
     "Gptq",

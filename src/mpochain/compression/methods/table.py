@@ -10,6 +10,7 @@ from typing import Any
 from mpochain.compression.budget import bits_budget, size_budget
 from mpochain.compression.methods.auto import Auto
 from mpochain.compression.methods.balanced import Balanced
+from mpochain.compression.methods.block_train import BlockTrain
 from mpochain.compression.methods.entangled import Entangled
 from mpochain.compression.methods.gptq import Gptq
 from mpochain.compression.methods.interpolative import Interpolative
@@ -34,6 +35,8 @@ METHODS: dict[str, Method] = {
     "svd_llm": LowRank(weighted=True),
     "svd": LowRank(weighted=False),
     "tt_svd": Balanced(),
+    "block_train": BlockTrain(),
+    "monarch": BlockTrain(calibrated=False),
     "kronecker": Kronecker(),
     "permuted_kronecker": Kronecker(permuted=True),
     "calibrated_kronecker": Kronecker(calibrated=True),
