@@ -39,6 +39,8 @@ ALLOWED = {
     "nn": _VALUES | {"wording", "quantization", "validation", "architectures", "planning", "execution", "distributed"},
     "surgery": {"wording", "architectures", "errors", "planning", "distributed", "nn", "spec"},
     "train": {
+        "spec",
+        "shapes",
         "wording",
         "architectures",
         "errors",

@@ -15,7 +15,7 @@ from mpochain.checkpoint.configuration import CONFIG, METHOD, VERSION
 from mpochain.checkpoint.elements import require_storable
 from mpochain.checkpoint.overlaps import require_no_overlaps
 from mpochain.errors import ArgumentError
-from mpochain.nn import LAYERS, CompressedLayer, SeparateExperts
+from mpochain.nn import LAYERS, AdaptedLinear, CompressedLayer, SeparateExperts
 from mpochain.surgery.finding import compressed_layers
 from mpochain.system.files import write_bytes
 from mpochain.wording import kind_of
@@ -98,6 +98,12 @@ def entries_of(model: nn.Module) -> dict[str, Any]:
     Raises:
         ArgumentError: a layer that :func:`mpochain.load` could not load, or a tensor that no file holds.
     """
+    adapted = next((name for name, module in model.named_modules() if isinstance(module, AdaptedLinear)), None)
+    if adapted is not None:
+        raise ArgumentError(
+            f"{adapted} has adapters, which are no part of a checkpoint; merge them first "
+            "(mpochain.train.merge_adapters), or save them alone (mpochain.train.save_adapter)"
+        )
     require_storable(model)
     require_no_overlaps(model)
     return {name: _entry(layer, name) for name, layer in compressed_layers(model).items()}

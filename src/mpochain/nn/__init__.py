@@ -1,5 +1,6 @@
 """Compressed linear layers and embeddings, one form per file."""
 
+from mpochain.nn.adapted import AdaptedLinear
 from mpochain.nn.block_train import BlockTrainLinear
 from mpochain.nn.embeddings import (
     EntangledEmbedding,
@@ -25,6 +26,7 @@ from mpochain.nn.sum import SumLinear
 
 __all__ = [
     "LAYERS",
+    "AdaptedLinear",
     "BlockTrainLinear",
     "CodedTensor",
     "CompressedLayer",

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import re
-from difflib import get_close_matches
-
 import torch
 from torch import nn
 
@@ -13,6 +10,7 @@ from mpochain.nn import CompressedLayer
 from mpochain.surgery.finding import compressed_layers
 from mpochain.surgery.half_precision import HALF_DTYPES
 from mpochain.train.config import FinetuneConfig
+from mpochain.train.patterns import matching
 
 __all__ = ["require_trainable", "trainable_parameters"]
 
@@ -68,15 +66,7 @@ def _auxiliary_cores(model: nn.Module) -> set[int]:
 def _named(model: nn.Module, pattern: str) -> set[int]:
     """Return the ids of the parameters that match a pattern or are inside a module that matches it."""
     names = [*dict(model.named_modules()), *(name for name, _ in model.named_parameters(remove_duplicate=False))]
-    names = [name for name in names if name]
-    try:
-        matches = re.compile(pattern.removeprefix("re:")).fullmatch if pattern.startswith("re:") else pattern.__eq__
-    except re.error as error:
-        raise ArgumentError(f"trainable: {pattern!r} is not a regular expression: {error}") from error
-    matched = [name for name in names if matches(name)]
-    if not matched:
-        similar = ", ".join(get_close_matches(pattern.removeprefix("re:"), names, cutoff=0.3)) or "none"
-        raise ArgumentError(f"trainable: {pattern!r} matches no module or parameter; similar names: {similar}")
+    matched = matching(names, pattern, "trainable", "module or parameter")
     return {
         id(parameter)
         for key, parameter in model.named_parameters(remove_duplicate=False)
