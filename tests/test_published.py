@@ -23,6 +23,7 @@ WHERE = runpy.run_path(str(ROOT / "tests/where/page.py"))
 QUANTISED = runpy.run_path(str(ROOT / "studies/smollm2/quantised_cores.py"))
 LOADING = runpy.run_path(str(ROOT / "studies/loading/page.py"))
 SCALING = runpy.run_path(str(ROOT / "studies/scaling/page.py"))
+FAMILY = runpy.run_path(str(ROOT / "studies/family/page.py"))
 EMBEDDINGS = runpy.run_path(str(ROOT / "studies/embeddings/page.py"))
 
 
@@ -38,6 +39,7 @@ EMBEDDINGS = runpy.run_path(str(ROOT / "studies/embeddings/page.py"))
         ("quantised-cores.md", "studies/smollm2/quantised_cores.json", QUANTISED["write_page"]),
         ("loading.md", "studies/loading", LOADING["write_page"]),
         ("scaling.md", "studies/scaling", SCALING["write_page"]),
+        ("family.md", "studies/family", FAMILY["write_page"]),
         ("embeddings.md", "studies/embeddings", EMBEDDINGS["write_page"]),
         ("frontier-minilm.md", "studies/minilm/frontier", minilm.write_page),
         (
