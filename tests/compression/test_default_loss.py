@@ -150,11 +150,11 @@ class Parts(nn.Module):
 def test_layers_that_nothing_reaches_stay_dense_within_the_budget(method, caplog):
     model, x = Parts(), rows()
     needs = METHODS[method].needs
-    report = mpo.compress(model, 0.75, calibration=[x], method=method)
+    report = mpo.compress(model, 0.8, calibration=[x], method=method)
     unreached = {"nothing": [], "inputs": ["spare"], "gradients": ["side", "spare"]}[needs]
     assert [layer.name for layer in report.layers if layer.reason] == unreached
     assert all(isinstance(model.get_submodule(name), nn.Linear) for name in unreached)
-    assert report.bytes_after <= 0.75 * report.bytes_before
+    assert report.bytes_after <= 0.8 * report.bytes_before
     assert report.layers[0].form != "dense"
     if needs != "nothing":
         assert "stays dense: spare: no calibration batch reached it" in report.table()

@@ -140,7 +140,7 @@ def test_sections_made_in_python_raise_the_same(tmp_path):
         FinetuneConfig(steps=0, trainabel="all")
     with pytest.raises(ArgumentError, match="FinetuneConfig cannot be changed, got a new value for 'steps'"):
         FinetuneConfig().steps = 3
-    with pytest.raises(ArgumentError, match="trainable: Input should be 'all' or 'compressed', or a list"):
+    with pytest.raises(ArgumentError, match="trainable: Input should be 'all', 'compressed' or 'auxiliary', or a list"):
         FinetuneConfig.model_validate({"trainable": 5})
 
 

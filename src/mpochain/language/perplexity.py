@@ -82,6 +82,7 @@ def perplexity(
         NonFiniteError: the model predicts NaN.
 
     Example:
+        >>> import torch
         >>> class Uniform(nn.Module):
         ...     def forward(self, tokens):
         ...         return torch.zeros(*tokens.shape, 8)

@@ -74,7 +74,7 @@ def read_sizes(source: str | Path, window: int, dtype: str = "auto") -> ModelSiz
 
     build, stored = empty_language_model(source, dtype=dtype)
     with torch.device("meta"):
-        model: Any = build()
+        model: Any = build().to(stored)
     with FakeTensorMode() as mode:  # a call needs values of masks, which the meta device does not have
         called: Any = build()
     require_window(model, window)
