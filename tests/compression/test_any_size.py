@@ -112,13 +112,15 @@ def test_a_budget_out_of_reach_and_missing_data(net, fits, tmp_path):
     assert not (tmp_path / "none").exists()
 
 
-def test_fits_are_replaced_and_nothing_else_is(net, batches, fits, tmp_path):
-    other = tmp_path / "notes"
-    other.mkdir()
-    (other / "thesis.txt").write_text("years of work")
-    with pytest.raises(OutputError, match="holds something else than fits"):
-        mpo.score(net, other, calibration=batches, loss=loss)
-    assert (other / "thesis.txt").exists()
+@pytest.mark.parametrize("name", ["thesis.txt", "config.json", "model.safetensors", "tokenizer.json"])
+def test_folders_with_other_files_are_refused(net, batches, tmp_path, name):
+    (tmp_path / name).write_text("years of work")
+    with pytest.raises(OutputError, match=f"holds something else than fits, such as {name}; name a new or empty"):
+        mpo.score(net, tmp_path, calibration=batches, loss=loss)
+    assert (tmp_path / name).read_text() == "years of work"
+
+
+def test_fits_are_replaced(net, batches, fits, tmp_path):
     again = mpo.score(net, tmp_path / "fits", calibration=batches, loss=loss)
     names = sorted(file.name for file in again.iterdir())
     mpo.score(net, again, calibration=batches, loss=loss)

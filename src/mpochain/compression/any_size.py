@@ -8,12 +8,10 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from mpochain.compression.methods.any_size import AnySize, Keeping, finish_fits
+from mpochain.compression.methods.any_size import AnySize, Keeping, finish_fits, is_of_fits, require_place_for_fits
 from mpochain.compression.pipeline import compress
 from mpochain.compression.records import CompressionReport
 from mpochain.compression.statistics.passes import require_batches
-from mpochain.errors import OutputError
-from mpochain.system.faults import output_errors
 from mpochain.system.folders import replaced_together
 from mpochain.system.paths import as_path
 
@@ -39,7 +37,7 @@ def score(
 
     Args:
         model: not changed.
-        folder: an empty folder for the fits, or one of earlier fits, which are replaced.
+        folder: a new or empty folder for the fits, or one of earlier fits, which are replaced.
         calibration: see :func:`mpochain.compress`.
         targets: see :func:`mpochain.compress`.
         ignore: see :func:`mpochain.compress`.
@@ -65,10 +63,8 @@ def score(
     """
     place = as_path(folder, "folder")
     batches = require_batches(calibration, "calibration")
-    with output_errors(place):
-        if place.is_dir() and any(file.suffix not in (".json", ".safetensors", ".lock") for file in place.iterdir()):
-            raise OutputError(f"{place} holds something else than fits; name another folder")
-    with replaced_together(place, outdated=lambda _: True) as new:
+    require_place_for_fits(place)
+    with replaced_together(place, outdated=is_of_fits) as new:
         way = Keeping(folder=new)
         report = compress(
             model,
@@ -81,7 +77,7 @@ def score(
             seed=seed,
             dry_run=True,
         )
-        finish_fits(new, way.fitted, {"loss": report.loss, "provenance": report.provenance})
+        finish_fits(new, list(way.fitted), {"loss": report.loss, "provenance": report.provenance})
     return place
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -11,20 +12,23 @@ import torch
 from pydantic import Field
 
 from mpochain.compression.choices import Choices
-from mpochain.compression.methods.interpolative import Interpolative, choices_of_projections
+from mpochain.compression.methods.interpolative import Interpolative, choices_of_projections, judged_fit
 from mpochain.compression.methods.method import MethodSettings, Needs
 from mpochain.compression.state_files import part_of, read_part, read_sealed, write_part, write_sealed
-from mpochain.compression.statistics.damping import best_damped_fit
 from mpochain.compression.statistics.moments import Moments
-from mpochain.compression.statistics.projections import Errors, Projections, losses, output_errors
+from mpochain.compression.statistics.projections import Errors, Projections, relative_output_errors
 from mpochain.compression.target import Target
-from mpochain.errors import ArgumentError, CheckpointError
+from mpochain.errors import ArgumentError, CheckpointError, OutputError
 from mpochain.surgery.fingerprint import fingerprint_of_data
+from mpochain.system.commit import is_internal
+from mpochain.system.faults import output_errors
 
-__all__ = ["AnySize", "Keeping", "finish_fits"]
+__all__ = ["AnySize", "Keeping", "finish_fits", "is_of_fits", "require_place_for_fits"]
 
 _INDEX = "fits.json"
 _VERSION = 1
+# Names that write_part gives.
+_PART = re.compile(r"[0-9a-f]{16}-[0-9a-f]{16}\.safetensors")
 _UNIT = "nats per token"
 
 
@@ -40,15 +44,13 @@ class Keeping(Interpolative):
 
     def __init__(self, **values: Any) -> None:
         super().__init__(**values)
-        self.fitted: list[str] = []
+        self.fitted: dict[str, None] = {}  # names, in order
 
     def prepare(self, target: Target, moments: Moments | None) -> Choices:
         """Fit a layer, and write the fit at every rank with its errors."""
         assert moments is not None
-        _, projections = best_damped_fit(target.weight, moments)
-        judging = moments.judging
-        increases = projections.errors / 2 if judging is moments else losses(projections, target.weight, judging)
-        outputs = output_errors(projections, target.weight, judging)
+        projections, increases = judged_fit(target.weight, moments)
+        outputs = relative_output_errors(projections, target.weight, moments.judging)
         tensors = {
             # Half of the memory of float64, and as exact as the layers that are built.
             "left": projections.left.float(),
@@ -56,9 +58,32 @@ class Keeping(Interpolative):
             "increases": torch.from_numpy(increases),
             "outputs": torch.from_numpy(outputs),
         }
-        self.fitted.append(target.name)
+        self.fitted[target.name] = None
         write_part(self.settings.folder, target.name, tensors, {"weight": fingerprint_of_data([target.weight])})
         return choices_of_projections(target, projections, increases, lambda _: None, _UNIT)
+
+
+def is_of_fits(name: str) -> bool:
+    """Whether a file in a folder of fits is one of them, by its name.
+
+    Example:
+        >>> is_of_fits("fits.json"), is_of_fits("4b227777d4dd1fc6-4cf078b0db6f7305.safetensors"), is_of_fits("a.json")
+        (True, True, False)
+    """
+    return name == _INDEX or _PART.fullmatch(name) is not None
+
+
+def require_place_for_fits(folder: Path) -> None:
+    """Refuse a folder with other files than fits, before any work.
+
+    Raises:
+        OutputError: it holds one; the message names it.
+    """
+    with output_errors(folder):
+        names = [file.name for file in folder.iterdir()] if folder.is_dir() else []
+    other = next((name for name in sorted(names) if not is_of_fits(name) and not is_internal(name)), None)
+    if other is not None:
+        raise OutputError(f"{folder} holds something else than fits, such as {other}; name a new or empty folder")
 
 
 def finish_fits(folder: Path, names: list[str], described: Mapping[str, Any]) -> None:
@@ -84,8 +109,8 @@ class AnySize(Interpolative):
     needs: Needs = "nothing"
     sets_aside = False
 
-    def check(self, targets: Mapping[str, Target], budget: float | str | None) -> None:  # noqa: ARG002
-        """Refuse layers that were not fitted, or that have another weight now.
+    def check(self, targets: Mapping[str, Target], budget: float | str | None) -> None:  # noqa: ARG002  # of the protocol
+        """Refuse layers that were not fitted, before any fit is read.
 
         Raises:
             CheckpointError: there are no finished fits in the folder, or they are of another version.

@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 import numpy as np
 from numpy.typing import NDArray
+from torch import Tensor
 
 from mpochain.compression.choices import Built, Choices
 from mpochain.compression.costs import Costs
@@ -17,7 +18,7 @@ from mpochain.compression.target import Target
 from mpochain.decomposition import Interpolation, interpolative
 from mpochain.nn import InterpolativeLinear
 
-__all__ = ["Interpolative", "choices_of_projections", "index_bytes", "smallest_low_rank"]
+__all__ = ["Interpolative", "choices_of_projections", "index_bytes", "judged_fit", "smallest_low_rank"]
 
 
 class Interpolative(Method):
@@ -44,18 +45,31 @@ class Interpolative(Method):
 
     def prepare(self, target: Target, moments: Moments | None) -> Choices:
         """See :class:`~mpochain.compression.methods.method.Method`."""
-        _, projections = best_damped_fit(target.weight, moments)
-        judging = None if moments is None else moments.judging
-        # To second order, the loss grows by half the squared weighted error; on data set aside without any damping.
-        increases = projections.errors / 2
-        if judging is not moments:
-            increases = losses(projections, target.weight, judging)
+        projections, increases = judged_fit(target.weight, moments)
 
         def errors(rank: int) -> Errors | None:
-            return None if judging is None else projections.errors_of(target.weight, judging, rank)
+            return None if moments is None else projections.errors_of(target.weight, moments.judging, rank)
 
         unit = "nats per token" if moments is not None else "half the squared norm of the weight"
         return choices_of_projections(target, projections, increases, errors, unit)
+
+
+def judged_fit(weight: Tensor, moments: Moments | None) -> tuple[Projections, NDArray[np.float64]]:
+    """Low-rank approximations of a weight at all ranks, and the error of every rank from 0 on.
+
+    Args:
+        weight: ``(out, in)``.
+        moments: moments of the layer; None for the plain SVD of the weight.
+
+    Returns:
+        The approximations, and ``(k + 1,)``: the predicted increase of the loss in nats per token, on data that were
+        set aside if there are; without moments half the squared norm of the error.
+    """
+    _, projections = best_damped_fit(weight, moments)
+    if moments is None or moments.judging is moments:
+        # To second order, the loss grows by half the squared weighted error.
+        return projections, projections.errors / 2
+    return projections, losses(projections, weight, moments.judging)  # without any damping
 
 
 def choices_of_projections(

@@ -118,7 +118,7 @@ def losses(projections: Projections, weight: Tensor, moments: Moments | None) ->
     return _squares(projections, *((metric, moments64) if _is_wide(weight) else (moments64, metric))) / 2
 
 
-def output_errors(projections: Projections, weight: Tensor, moments: Moments) -> NDArray[np.float64]:
+def relative_output_errors(projections: Projections, weight: Tensor, moments: Moments) -> NDArray[np.float64]:
     """Relative error of the outputs at every rank from 0 on; ``(k + 1,)``.
 
     Args:
