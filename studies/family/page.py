@@ -40,7 +40,8 @@ def _forms(content: dict[str, Any]) -> list[Block]:
         f"{setting['model']}, trained on {setting['corpus']}: all linear layers, with {setting['windows']} windows of "
         f"{setting['window']} tokens of calibration and no training afterwards "
         "(`python -m studies.family.compression`). Every method gets the same share of the parameters; methods that "
-        f"have no choice so close keep less. Dense: loss {dense['loss']:.3f}, accuracy {dense['accuracy']:.1%}."
+        "have no choice so close keep less. Multiply-adds of chains are those of a sweep site by site. "
+        f"Dense: loss {dense['loss']:.3f}, accuracy {dense['accuracy']:.1%}."
     )
     rows = [
         {

@@ -35,6 +35,7 @@ _STREAMING = (
     Column("before", "files before, GB", ".2f"),
     Column("after", "files after, GB", ".2f"),
     Column("peak", "peak memory, GB", ".2f"),
+    Column("starts", "starts"),
 )
 _FINETUNING = (
     Column("processes", "processes of one thread"),
@@ -106,7 +107,8 @@ def _streaming(content: dict[str, Any]) -> list[Block]:
         f"A random Llama of {setting['layers']} blocks ({setting['hidden']} wide), "
         f"{setting['model_bytes'] / 1e9:.1f} GB of float32 in files, to {setting['budget']:.0%}, gradients included, "
         f"{setting['windows']} windows of {setting['window']} of {setting['text']} "
-        "(`python studies/scaling/streaming.py`). The peak is that of all processes together, libraries included."
+        "(`python studies/scaling/streaming.py`). The peak is that of all processes together, libraries included, over "
+        "all starts of a run that was interrupted; the commit is that of the last start."
     )
     rows = [
         {
@@ -114,6 +116,7 @@ def _streaming(content: dict[str, Any]) -> list[Block]:
             "before": setting["model_bytes"] / 1e9,
             "after": run["bytes_after"] / 1e9,
             "peak": run["peak_bytes"] / 1e9,
+            "starts": run["starts"],
         }
         for run in content["runs"]
     ]

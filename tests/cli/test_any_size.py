@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import json
-import sys
 
 import pytest
 from texts import prose
 from tiny import write_model
-
-from mpochain.cli import main
 
 
 @pytest.fixture(scope="module")
@@ -19,20 +16,6 @@ def folder(tmp_path_factory):
     (folder / "valid.txt").write_text(prose(6000, seed=1))
     (folder / "test.txt").write_text(prose(3000, seed=2))
     return folder
-
-
-@pytest.fixture
-def run(folder, monkeypatch, capsys):
-    def call(*arguments, code=0):
-        monkeypatch.chdir(folder)
-        monkeypatch.setattr(sys, "argv", ["mpochain", *map(str, arguments)])
-        with pytest.raises(SystemExit) as ended:
-            main()
-        captured = capsys.readouterr()
-        assert (ended.value.code or 0) == code, captured.err
-        return captured
-
-    return call
 
 
 def test_a_model_that_is_cut_is_that_of_compress(run, folder):

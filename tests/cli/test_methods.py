@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import json
 import re
-import sys
 
 import pytest
 from tiny import write_model
 
-from mpochain.cli import main
 from mpochain.compression import METHODS
 
 
@@ -18,20 +16,6 @@ def folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("methods")
     write_model(folder / "dense")
     return folder
-
-
-@pytest.fixture
-def run(folder, monkeypatch, capsys):
-    def call(*arguments, code=0):
-        monkeypatch.chdir(folder)
-        monkeypatch.setattr(sys, "argv", ["mpochain", *map(str, arguments)])
-        with pytest.raises(SystemExit) as exit_:
-            main()
-        captured = capsys.readouterr()
-        assert (exit_.value.code or 0) == code, captured.err
-        return captured
-
-    return call
 
 
 def test_help_names_every_method(run):

@@ -13,6 +13,7 @@ from mpochain.cli.options import (
     CalibrationText,
     CalibrationWindows,
     Device,
+    DryRun,
     Dtype,
     EvaluationText,
     EvaluationWindows,
@@ -32,9 +33,11 @@ from mpochain.cli.options import (
     Stages,
     Stream,
     Targets,
+    Timed,
+    Verbose,
     Window,
     command_line,
-    count_or_all,
+    evaluation_section,
     print_json,
     quiet_transformers,
     settings_of,
@@ -78,15 +81,9 @@ def compress(
     evaluate_windows: EvaluationWindows = None,
     also: FurtherTexts = None,
     prompt: Prompts = None,
-    timed: Annotated[
-        bool, typer.Option("--time/--no-time", " /--no-speed", help="Time the dense and the compressed model.")
-    ] = True,
-    dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Only print the predicted result for each layer; write nothing.")
-    ] = False,
-    verbose: Annotated[
-        bool, typer.Option("--verbose", "-v", help="Show a row for every layer, and details in the log.")
-    ] = False,
+    timed: Timed = True,
+    dry_run: DryRun = False,
+    verbose: Verbose = False,
     any_size: Annotated[
         bool,
         typer.Option(
@@ -125,11 +122,7 @@ def compress(
                 "text": None if calibration is None else str(calibration),
                 "windows": calibration_windows,
             },
-            "evaluation": {
-                "text": None if evaluate is None else str(evaluate),
-                "windows": count_or_all(evaluate_windows),
-                "also": tuple(map(str, also)) if also else None,
-            },
+            "evaluation": evaluation_section(evaluate, evaluate_windows, also),
         },
         window=window,
     )

@@ -11,6 +11,7 @@ from mpochain.cli.compress import compress_and_tell
 from mpochain.cli.options import (
     Budget,
     Device,
+    DryRun,
     EvaluationText,
     EvaluationWindows,
     FurtherTexts,
@@ -20,8 +21,10 @@ from mpochain.cli.options import (
     Prompts,
     SpeedShare,
     Targets,
+    Timed,
+    Verbose,
     Window,
-    count_or_all,
+    evaluation_section,
     share_or_size,
 )
 
@@ -41,15 +44,9 @@ def cut(
     evaluate_windows: EvaluationWindows = None,
     also: FurtherTexts = None,
     prompt: Prompts = None,
-    timed: Annotated[
-        bool, typer.Option("--time/--no-time", " /--no-speed", help="Time the dense and the compressed model.")
-    ] = True,
-    dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Only print the predicted result for each layer; write nothing.")
-    ] = False,
-    verbose: Annotated[
-        bool, typer.Option("--verbose", "-v", help="Show a row for every layer, and details in the log.")
-    ] = False,
+    timed: Timed = True,
+    dry_run: DryRun = False,
+    verbose: Verbose = False,
     overwrite: Overwrite = False,
     as_json: Json = False,
 ) -> None:
@@ -69,11 +66,7 @@ def cut(
             "ignore": tuple(ignore) if ignore else None,
             "prompts": tuple(prompt) if prompt else None,
             "device": device,
-            "evaluation": {
-                "text": None if evaluate is None else str(evaluate),
-                "windows": count_or_all(evaluate_windows),
-                "also": tuple(map(str, also)) if also else None,
-            },
+            "evaluation": evaluation_section(evaluate, evaluate_windows, also),
         },
         window=window,
     )

@@ -20,7 +20,7 @@ from mpochain.cli.options import (
     Shard,
     Window,
     command_line,
-    count_or_all,
+    evaluation_section,
     print_json,
     quiet_transformers,
 )
@@ -86,10 +86,7 @@ def distill(
             "device": device,
             "seed": seed,
             "finetune": {"text": None if text is None else str(text), "windows": windows, "shard": shard},
-            "evaluation": {
-                "text": None if evaluate is None else str(evaluate),
-                "windows": count_or_all(evaluate_windows),
-            },
+            "evaluation": evaluation_section(evaluate, evaluate_windows),
         },
         window=window,
     )

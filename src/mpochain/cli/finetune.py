@@ -22,7 +22,7 @@ from mpochain.cli.options import (
     Shard,
     Window,
     command_line,
-    count_or_all,
+    evaluation_section,
     print_json,
     quiet_transformers,
 )
@@ -113,11 +113,7 @@ def finetune(
                     "seed": seed,
                 },
             },
-            "evaluation": {
-                "text": None if evaluate is None else str(evaluate),
-                "windows": count_or_all(evaluate_windows),
-                "also": tuple(map(str, also)) if also else None,
-            },
+            "evaluation": evaluation_section(evaluate, evaluate_windows, also),
         },
         window=window,
     )

@@ -23,7 +23,7 @@ from mpochain.cli.options import (
     Source,
     Targets,
     Window,
-    count_or_all,
+    evaluation_section,
     print_json,
     quiet_transformers,
 )
@@ -100,11 +100,7 @@ def frontier(
                     "text": None if calibration is None else str(calibration),
                     "windows": calibration_windows,
                 },
-                "evaluation": {
-                    "text": None if evaluate is None else str(evaluate),
-                    "windows": count_or_all(evaluate_windows),
-                    "also": tuple(map(str, also)) if also else None,
-                },
+                "evaluation": evaluation_section(evaluate, evaluate_windows, also),
             },
             window=window,
         )

@@ -21,6 +21,7 @@ __all__ = [
     "CalibrationText",
     "CalibrationWindows",
     "Device",
+    "DryRun",
     "Dtype",
     "EvaluationText",
     "EvaluationWindows",
@@ -40,9 +41,12 @@ __all__ = [
     "Stages",
     "Stream",
     "Targets",
+    "Timed",
+    "Verbose",
     "Window",
     "command_line",
     "count_or_all",
+    "evaluation_section",
     "print_json",
     "quiet_transformers",
     "settings_of",
@@ -138,6 +142,11 @@ Prompts = Annotated[
     list[str] | None,
     typer.Option("--prompt", help="Text that both models continue, or answer if they are chat models; repeatable."),
 ]
+Timed = Annotated[
+    bool, typer.Option("--time/--no-time", " /--no-speed", help="Time the dense and the compressed model.")
+]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Only print the predicted result per layer; write nothing.")]
+Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="Show a row for every layer, and details in the log.")]
 Window = Annotated[int | None, typer.Option(help="Tokens per window, for every text; by default 512.")]
 Targets = Annotated[
     list[str] | None,
@@ -174,6 +183,20 @@ Overwrite = Annotated[
     ),
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")]
+
+
+def evaluation_section(text: Path | None, windows: str | None, also: list[Path] | None = None) -> dict[str, Any]:
+    """The section ``evaluation`` of a recipe from the options of a command; an option that is not given is None.
+
+    Example:
+        >>> evaluation_section(Path("test.txt"), "all", None)
+        {'text': 'test.txt', 'windows': 'all', 'also': None}
+    """
+    return {
+        "text": None if text is None else str(text),
+        "windows": count_or_all(windows),
+        "also": tuple(map(str, also)) if also else None,
+    }
 
 
 def share_or_size(budget: str | None) -> float | str | None:

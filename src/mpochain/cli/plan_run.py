@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 from typing import Annotated, Any
 
 import typer
@@ -14,7 +13,6 @@ __all__ = ["plan_run"]
 
 # FLOPs per second of one GPU in float32 products, if the user names no rate: no GPU was measured.
 _GPU_RATE = 4e13
-_UNITS = {"kb": 1e3, "mb": 1e6, "gb": 1e9, "tb": 1e12, "kib": 2**10, "mib": 2**20, "gib": 2**30, "tib": 2**40}
 
 
 def plan_run(
@@ -30,7 +28,9 @@ def plan_run(
         float | None,
         typer.Option(help="TFLOP/s of large float32 products in a process; measured here for CPUs, 40 for a GPU."),
     ] = None,
-    calibration_windows: Annotated[int, typer.Option(help="Calibration windows.", min=1)] = 128,
+    calibration_windows: Annotated[
+        int | None, typer.Option(help="Calibration windows; by default those of compress, of a long text.", min=1)
+    ] = None,
     window: Annotated[int, typer.Option(help="Tokens per window.", min=2)] = 512,
     steps: Annotated[int, typer.Option(help="Steps of a finetuning; 0 for none.", min=0)] = 0,
     batch_size: Annotated[int, typer.Option(help="Windows per step, of all processes.", min=1)] = 4,
@@ -45,6 +45,7 @@ def plan_run(
     from mpochain.errors import ArgumentError
     from mpochain.report import Column, text
     from mpochain.system.memory import peak_resident
+    from mpochain.workflows.inputs import enough_windows
     from mpochain.workflows.model_sizes import read_sizes
     from mpochain.workflows.run_plan import Load, Resources, planned
 
@@ -56,7 +57,8 @@ def plan_run(
     measured = tflops is None and gpus is None
     rate = tflops * 1e12 if tflops is not None else _GPU_RATE if gpus is not None else _rate(threads, processes or 1)
     sizes = read_sizes(model, window, dtype or "auto")
-    load = Load(budget, calibration_windows, steps, batch_size, stream, shard)
+    windows = calibration_windows or enough_windows([target.module for target in sizes.layers.values()], window)
+    load = Load(budget, windows, steps, batch_size, stream, shard)
     resources = Resources(gpus or processes or 1, rate, 0 if gpus else peak_resident() or 0)
     phases = [phase.as_dict() for phase in planned(sizes, load, resources)]
     for phase in phases:
@@ -81,7 +83,10 @@ def plan_run(
     ]
     what = f"{gpus} GPUs" if gpus else f"{resources.processes} processes of {threads} threads"
     source = "measured here" if measured else "given" if tflops is not None else "assumed; no GPU was measured"
-    print(f"{sizes.parameters:,} parameters on {what}, each with {rate / 1e12:.3g} TFLOP/s ({source}); per process:")
+    print(
+        f"{sizes.parameters:,} parameters, {windows} calibration windows, on {what}, each with {rate / 1e12:.3g} "
+        f"TFLOP/s ({source}); per process:"
+    )
     print()
     print(text(columns, rows))
     if limit is None:
@@ -91,7 +96,9 @@ def plan_run(
     if not over:
         print(f"fits into {memory} per process")
         return
-    advice = [option for option, used in (("--stream", stream), ("--shard", shard)) if not used]
+    trained = phases[-1]["name"] if steps else None
+    helpful = {"--stream": not stream and set(over) != {trained}, "--shard": not shard and trained in over}
+    advice = [option for option, helps in helpful.items() if helps]
     print(f"does not fit into {memory} per process: {', '.join(over)}{'; try ' if advice else ''}{' or '.join(advice)}")
 
 
@@ -111,18 +118,19 @@ def _rate(threads: int, processes: int) -> float:
         torch.set_num_threads(before)
 
 
-def _bytes(memory: str) -> float:
+def _bytes(memory: str) -> int:
     """A size such as 80GB in bytes.
 
     Raises:
         ArgumentError: it is none.
     """
+    from mpochain.compression.budget import size_budget
     from mpochain.errors import ArgumentError
 
-    match = re.fullmatch(r"([0-9]+(?:\.[0-9]+)?) ?([kmgt]i?b)", memory.strip().lower())
-    if match is None:
+    size = size_budget(memory)
+    if size is None or size.of_layers:
         raise ArgumentError(f"--memory must be a size such as 80GB or 64GiB, got {memory!r}")
-    return float(match[1]) * _UNITS[match[2]]
+    return size.bytes
 
 
 def _time(seconds: float) -> str:

@@ -108,7 +108,7 @@ class Preparation:
         self._method, self._targets, self._moments, self._division = method, targets, moments, division
         self._room = room - moments.bytes_in_memory
         self._held: dict[str, Choices] = {}
-        self._choices: dict[str, int] = {}
+        self._counts: dict[str, int] = {}
         self.without_choice: dict[str, str] = {}
 
     def curves(self) -> dict[str, Curve]:
@@ -142,7 +142,7 @@ class Preparation:
             choices = choices_of(self._method, target, moments)
             with method_errors(self._method, name):
                 curves[name] = choices.curve()  # computes errors that the method has put off
-            self._choices[name] = len(choices)
+            self._counts[name] = len(choices)
             reason = reason_to_stay_dense(choices, target, self._method)
             if reason is not None:
                 self.without_choice[name] = reason
@@ -168,7 +168,7 @@ class Preparation:
 
     def release_if_dense(self, name: str, choice: int) -> bool:
         """Release the choices of a layer that was fitted here if it stays dense, the last one; whether it does."""
-        if choice + 1 != self._choices.get(name):
+        if choice + 1 != self._counts.get(name):
             return False
         self._held.pop(name, None)
         return True

@@ -14,12 +14,12 @@ __all__ = ["AdaptedLinear"]
 
 
 class AdaptedLinear(nn.Module):
-    """``y = base(x) + delta(x)``: a dense layer that stays as it is, and a chain that is trained.
+    """``y = base(x) + delta(x)``: a dense layer, and a chain beside it: ``(..., in) -> (..., out)``.
 
     The last core of the chain is zero at the start, so that the layer computes what its base does.
 
     Args:
-        base: a ``torch.nn.Linear`` or Hugging Face ``Conv1D``; its parameters no longer require gradients.
+        base: a ``torch.nn.Linear`` or Hugging Face ``Conv1D``; freeze its parameters to train the chain alone.
         spec: spec of the chain, of the shape ``(out, in)`` of the base.
 
     Attributes:
@@ -33,7 +33,7 @@ class AdaptedLinear(nn.Module):
     Example:
         >>> layer = AdaptedLinear(nn.Linear(12, 8), ChainSpec((2, 4), (3, 4), 2))
         >>> x = torch.ones(3, 12)
-        >>> torch.equal(layer(x), layer.base(x)), sum(p.numel() for p in layer.parameters() if p.requires_grad)
+        >>> torch.equal(layer(x), layer.base(x)), sum(p.numel() for p in layer.delta.parameters())
         (True, 44)
     """
 
@@ -42,7 +42,7 @@ class AdaptedLinear(nn.Module):
         weight, _ = dense_parameters(base)
         if spec.shape != tuple(weight.shape):
             raise ShapeError(f"the spec is one of a {spec.shape} matrix, and the layer has {tuple(weight.shape)}")
-        self.base = base.requires_grad_(False)
+        self.base = base
         out, in_ = spec.shape
         self.delta = MPOLinear(in_, out, spec=spec, bias=False, dtype=weight.dtype, device=weight.device)
         self.reset_parameters()

@@ -59,12 +59,11 @@ def adapt(
     if adapted_layers(model):
         raise ArgumentError("the model has adapters already; merge them first (merge_adapters), or train these")
     dense = _dense_layers(model)
-    own = dict(specs or {})
-    chosen = dict.fromkeys(own) if targets is None and own else {}
-    for pattern in targets if targets is not None else ([] if own else dense):
-        chosen |= dict.fromkeys(matching(dense, pattern, "targets", "dense linear layer"))
-    for name in own:
-        chosen |= dict.fromkeys(matching(dense, name, "specs", "dense linear layer"))
+    own = specs or {}
+    default = () if own else dense
+    names = [matching(dense, pattern, "targets", "dense linear layer") for pattern in targets or default]
+    names += [matching(dense, name, "specs", "dense linear layer") for name in own]
+    chosen = dict.fromkeys(name for matched in names for name in matched)
     if not chosen:
         raise ArgumentError(f"{type(model).__name__} has no dense linear layer to adapt")
     layers = {name: AdaptedLinear(dense[name], own.get(name) or _spec(dense[name], bond, sites)) for name in chosen}

@@ -78,9 +78,9 @@ class FinetuneConfig(TrainConfig):
         core_rates: scale the learning rates of cores by their fan-in, see
             :func:`mpochain.surgery.learning_rate_scales`.
         trainable: ``"all"``; ``"compressed"`` for the parameters of compressed layers and all vectors, such as biases
-            and norm weights, while embeddings and dense layers stay frozen; ``"auxiliary"`` for the cores of chains
-            beside the largest of each, and all vectors, which is light tuning (MPOP, arXiv 2106.02205); or names of
-            parameters or modules, or ``re:`` patterns, to train only these.
+            and norm weights, while embeddings and dense layers stay frozen; ``"auxiliary"`` for all cores of a chain
+            but its largest, and all vectors, which is light tuning (MPOP, arXiv 2106.02205); or names of parameters
+            or modules, or ``re:`` patterns, to train only these.
 
     Raises:
         ArgumentError: a value is out of range, a name is unknown, or two values contradict each other; the message

@@ -65,7 +65,7 @@ def write_shards(folder: Path, tensors: Mapping[str, Tensor]) -> dict[str, str]:
 
 
 def verify_shards(folder: Path, hashes: Mapping[str, str], *, together: bool) -> None:
-    """Compare files with their hashes, each in one of the processes.
+    """Compare the SHA-256 of files with those that a state names; the processes share the files.
 
     Args:
         folder: the folder.
@@ -85,11 +85,13 @@ def verify_shards(folder: Path, hashes: Mapping[str, str], *, together: bool) ->
 def shapes_of_shards(folder: Path) -> dict[str, Tensor]:
     """The tensors in a folder of shards, on the meta device, by name."""
     from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader
+    from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 
     described = HuggingFaceStorageReader(str(folder)).read_metadata().state_dict_metadata
     return {
-        name: torch.empty(tensor.size, dtype=tensor.properties.dtype, device="meta")  # type: ignore[union-attr]  # no bytes
-        for name, tensor in described.items()
+        name: torch.empty(value.size, dtype=value.properties.dtype, device="meta")
+        for name, value in described.items()
+        if isinstance(value, TensorStorageMetadata)
     }
 
 

@@ -122,7 +122,7 @@ def restore_state(
         CheckpointError: the file belongs to another model.
     """
     model_tensors = _model_tensors(model)
-    places, renamed = _by_present_names(_unwrapped_names(stored.names, model_tensors), model)
+    places, renamed = _by_present_names(_unwrapped_names(stored.tensors, model_tensors), model)
     likes: dict[str, Tensor] = dict(model_tensors)
     moments: dict[str, tuple[nn.Parameter, str]] = {}
     for name, parameter in model.named_parameters():
@@ -131,7 +131,7 @@ def restore_state(
                 moments[f"optimizer.{key}.{name}"] = parameter, key
                 likes[f"optimizer.{key}.{name}"] = torch.empty(()) if key == "step" else parameter
     likes["generator"] = generator.get_state()
-    described = {name: stored.described(place) for name, place in places.items()}
+    described = {name: stored.tensors[place] for name, place in places.items()}
     # Earlier versions wrote a tied tensor without elements under all of its names.
     names = {name for name, value in described.items() if name in likes or value.numel()}
     if names != set(likes):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -39,15 +39,6 @@ class StoredTensors:
 
     tensors: Mapping[str, Tensor]
     shards: Path | None = None
-
-    @property
-    def names(self) -> Iterable[str]:
-        """Names of all tensors."""
-        return self.tensors.keys()
-
-    def described(self, name: str) -> Tensor:
-        """A tensor of the shape and type of the stored one."""
-        return self.tensors[name]
 
     def numbers(self, wanted: Mapping[str, tuple[str, Tensor]], *, together: bool) -> dict[str, Tensor]:
         """Stored tensors with the layout and device of others.

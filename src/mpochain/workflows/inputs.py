@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -24,7 +24,7 @@ from mpochain.language import (
     windows,
 )
 from mpochain.language.text import counted, require_vocabulary, spare_windows, starts
-from mpochain.nn.dense import dense_parameters
+from mpochain.nn.dense import dense_shape
 from mpochain.surgery.finding import compressed_layers
 from mpochain.system.progress import Counter, Counters, uncounted
 from mpochain.workflows.checks import require_inputs
@@ -32,7 +32,7 @@ from mpochain.workflows.recipe import Recipe
 from mpochain.workflows.sections import Evaluation
 from mpochain.workflows.texts import digest
 
-__all__ = ["ENOUGH_CALIBRATION", "Inputs", "Section", "evaluate", "read_inputs", "read_model"]
+__all__ = ["ENOUGH_CALIBRATION", "Inputs", "Section", "enough_windows", "evaluate", "read_inputs", "read_model"]
 
 logger = logging.getLogger(__name__)
 
@@ -204,9 +204,23 @@ def _require_windows(evaluation: Evaluation, text: Path, tokens: Tensor) -> None
 def _enough(model: nn.Module, total: int, window: int, spare: int) -> int:
     """Windows of a calibration text of ``total`` tokens that are used by default; some are left to be held out."""
     every = len(starts(total, window, None))
-    widest = max((dense_parameters(layer)[0].shape[1] for layer in dense_layers(model).values()), default=0)
-    wanted = max(_LEAST_WINDOWS, math.ceil(_ROWS_PER_INPUT * widest / window))
+    wanted = enough_windows(dense_layers(model).values(), window)
     return max(1, min(wanted, every - spare if every > 2 * spare else every))
+
+
+def enough_windows(layers: Iterable[nn.Module], window: int) -> int:
+    """Calibration windows that are used by default, of a text that is long enough.
+
+    Args:
+        layers: dense linear layers.
+        window: tokens of a window.
+
+    Example:
+        >>> enough_windows([nn.Linear(1536, 576)], 512)
+        48
+    """
+    widest = max((shape[1] for layer in layers if (shape := dense_shape(layer)) is not None), default=0)
+    return max(_LEAST_WINDOWS, math.ceil(_ROWS_PER_INPUT * widest / window))
 
 
 def read_model(

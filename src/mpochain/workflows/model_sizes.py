@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from mpochain.architectures import head_counts
+from mpochain.compression.blocks.stacks import largest_stack
 from mpochain.compression.selection import dense_layers
 from mpochain.compression.target import Target
 from mpochain.errors import ShapeError
@@ -38,6 +39,7 @@ class ModelSizes:
         hidden: width of the hidden states.
         window: tokens of the call.
         flops: FLOPs of the call, forward alone.
+        element_bytes: bytes of a parameter in the type of its file.
         saved_bytes: what autograd saves of the call, in float32.
         logits_bytes: the logits, in float32.
     """
@@ -52,6 +54,7 @@ class ModelSizes:
     hidden: int
     window: int
     flops: float
+    element_bytes: int
     saved_bytes: int
     logits_bytes: int
 
@@ -66,8 +69,8 @@ def read_sizes(source: str | Path, window: int, dtype: str = "auto") -> ModelSiz
 
     Raises:
         CheckpointError: there is no configuration, or it describes no causal language model.
-        ShapeError: it has no blocks, or no linear layers.
-        ArgumentError: the dtype is unknown, or the window is longer than the model's context.
+        ShapeError: it has no linear layers.
+        ArgumentError: it has no blocks, the dtype is unknown, or the window is longer than the model's context.
     """
     from torch._subclasses.fake_tensor import FakeTensorMode
     from torch.utils.flop_counter import FlopCounterMode
@@ -81,7 +84,7 @@ def read_sizes(source: str | Path, window: int, dtype: str = "auto") -> ModelSiz
     layers = dense_layers(model)
     if not layers:
         raise ShapeError(f"{type(model).__name__} has no linear layers to compress")
-    blocks = _blocks(model)
+    blocks = largest_stack(model, set(layers.values()), "a plan of a run").blocks
     with mode, without_cache(called):
         tokens = torch.zeros(1, window, dtype=torch.long)
         with _saved(called.train()) as saved:
@@ -103,6 +106,7 @@ def read_sizes(source: str | Path, window: int, dtype: str = "auto") -> ModelSiz
         hidden,
         window,
         counter.get_total_flops() + attention,
+        stored.itemsize,
         sum(tensor.untyped_storage().nbytes() for tensor in saved.values()),
         4 * logits.numel(),
     )
@@ -112,15 +116,6 @@ def _target(name: str, module: nn.Module) -> Target:
     shape = dense_shape(module)
     assert shape is not None
     return Target(name, module, torch.empty(shape, device="meta"), None)
-
-
-def _blocks(model: nn.Module) -> list[nn.Module]:
-    """The items of the longest ``nn.ModuleList``."""
-    lists = [module for module in model.modules() if isinstance(module, nn.ModuleList)]
-    if not lists:
-        raise ShapeError(f"{type(model).__name__} has no blocks in an nn.ModuleList, so its memory cannot be predicted")
-    largest = max(lists, key=lambda item: sum(parameter.numel() for parameter in item.parameters()))
-    return list(largest)
 
 
 @contextmanager

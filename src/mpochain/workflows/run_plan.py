@@ -144,8 +144,10 @@ def _compression(sizes: ModelSizes, load: Load, resources: Resources) -> list[Ph
     on_disk = kept_on_disk(sizes.model, groups, method)
     states = sizes.window * sizes.hidden * _FLOAT32
     block = sizes.saved_bytes // sizes.blocks
+    # Of hidden states in front of every block, one block and the logits.
     head = _LOGITS_OF_CALIBRATION * sizes.logits_bytes
     room = memory_for_statistics(sizes.model)
+    kept = int(load.budget * sizes.layer_parameters) * sizes.element_bytes
     if load.stream:
         per_block = sum(moments) // sizes.blocks * (1 + aside)
         resident = sizes.block_bytes * 2
@@ -155,11 +157,10 @@ def _compression(sizes: ModelSizes, load: Load, resources: Resources) -> list[Ph
         collected = max(moments) * (1 + aside if not on_disk else 1)
         peaks = (
             resident + collected + states * sizes.blocks + block + head,
-            resident + room + (0 if on_disk else collected) + int(load.budget * sizes.layer_parameters) * _FLOAT32,
+            resident + room + (0 if on_disk else collected) + kept,
         )
     others = (team.size - 1) / team.size
     total = sum(moments) // _FLOAT32 * _FLOAT64 * (1 + aside)
-    kept = int(load.budget * sizes.layer_parameters) * _FLOAT32
     fitting = sum(work[name] + built[name] for name in own) / resources.rate
     return [
         Phase(
