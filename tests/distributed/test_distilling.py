@@ -35,9 +35,17 @@ def recipe(files):
     return files / "distill.yaml"
 
 
-@pytest.mark.runs_in("torchrun", "`mpochain distill` in two processes equals one process", "low rank")
-@pytest.mark.runs_in("torchrun", "`mpochain distill --shard` equals one process", "low rank")
-@pytest.mark.parametrize("options", [(), ("--shard",)])
+def runs(what):
+    return pytest.mark.runs_in("torchrun", what, "low rank")
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        pytest.param((), marks=runs("`mpochain distill` in two processes equals one process")),
+        pytest.param(("--shard",), marks=runs("`mpochain distill --shard` equals one process")),
+    ],
+)
 def test_two_processes_distil_what_one_does(files, recipe, tmp_path, options):
     command = ["distill", str(recipe), "--out"]
     done = torchrun(files, *command, str(tmp_path / "together"), *options)

@@ -51,7 +51,7 @@ def test_shared_batches_give_the_model_of_one_process(results, way):
         agree(result[way], alone)
 
 
-@pytest.mark.runs_in("FSDP2", "`mpochain.distributed.shard_blocks`, teachers included", "chain; low rank")
+@pytest.mark.runs_in("FSDP2", "`mpochain.distributed.shard_blocks`, teachers included", "low rank")
 @pytest.mark.parametrize("way", [way for way in finetuning.WAYS if way != "idle"])
 def test_sharded_models_that_share_batches_give_the_model_of_one_process(results, way):
     for result in results["in_shards"]:
